@@ -1,0 +1,321 @@
+"""The configuration: typed sections, the only home of defaults.
+
+Sections and keys are MindSpeed-RL's where the thing exists here; new keys take the field's usual names. Each field is
+followed by its meaning, unit and range. `rl.config.load` composes YAML into `Config`, `rl.config.validate` checks what
+one field alone cannot.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any
+
+
+class Device(StrEnum):
+    """Where models run."""
+
+    AUTO = "auto"
+    CPU = "cpu"
+    CUDA = "cuda"
+
+
+class LrDecayStyle(StrEnum):
+    """Learning-rate schedules of Megatron-Core."""
+
+    CONSTANT = "constant"
+    LINEAR = "linear"
+    COSINE = "cosine"
+
+
+class TruncateSide(StrEnum):
+    """The part of a tool result that is kept."""
+
+    LEFT = "left"
+    RIGHT = "right"
+    MIDDLE = "middle"
+
+
+class KlPenalty(StrEnum):
+    """Estimators of the divergence from the reference (http://joschu.net/blog/kl-approx.html)."""
+
+    K1 = "k1"
+    K2 = "k2"
+    K3 = "k3"
+    LOW_VAR_KL = "low_var_kl"
+
+
+@dataclass
+class ModelConfig:
+    """Architecture facts, from configs/model/*.yaml: for `validate` where the model folder is not at hand.
+
+    A folder's own config.json is what training uses; where both are there they must agree.
+    """
+
+    model_type: str = ""
+    """Family: llama, qwen2 or qwen3."""
+    num_hidden_layers: int = 0
+    hidden_size: int = 0
+    intermediate_size: int = 0
+    num_attention_heads: int = 0
+    num_key_value_heads: int = 0
+    vocab_size: int = 0
+    tie_word_embeddings: bool = False
+    max_position_embeddings: int = 0
+    """Longest context the model was trained for, tokens."""
+
+
+@dataclass
+class MegatronTraining:
+    """The run as a whole."""
+
+    tokenizer_name_or_path: str | None = None
+    """Tokenizer folder; by default `actor_config.load`."""
+    data_path: str = ""
+    """Training prompts: a parquet or jsonl file that `rl preprocess` wrote; for `rl sft` the demonstrations."""
+    test_data_path: str | None = None
+    """Held-out prompts of the same form, for evaluation."""
+    global_batch_size: int = 32
+    """Prompts of one step (demonstrations, for `rl sft`), at least 1."""
+    train_iters: int = 100
+    """Steps of the run, at least 0."""
+    total_epochs: int | None = None
+    """Passes over the prompts; where given, the run ends at the earlier of this and `train_iters`."""
+    seq_length: int | None = None
+    """Longest sample in tokens; by default `generate_config.max_model_len`."""
+    save_interval: int = 100
+    """Steps between checkpoints, at least 1; the last step always saves."""
+    test_freq: int = 0
+    """Steps between evaluations; 0 evaluates only where `test_before_train` and `test_after_train` say so."""
+    test_before_train: bool = True
+    """Evaluate before the first step, where `test_data_path` is given."""
+    test_after_train: bool = True
+    """Evaluate after the last step, where `test_data_path` is given."""
+    bf16: bool = True
+    """Compute in bfloat16 with float32 main parameters; false computes in float32."""
+    use_distributed_optimizer: bool = True
+    """Shard main parameters and Adam's moments over the data-parallel ranks."""
+    sequence_parallel: bool = False
+    """Split activations over the tensor-parallel ranks between layers; needs tensor parallelism above 1."""
+    seed: int = 1234
+    """Of data order, sampling and initialization."""
+    output_dir: str = "runs"
+    """Where run directories are made."""
+    run_name: str | None = None
+    """Name of the run directory; by default the config's name and the time. An existing one is never overwritten."""
+    resume: str | None = None
+    """A run directory to go on from (its newest checkpoint), or one checkpoint folder."""
+    device: Device = Device.AUTO
+    """auto takes CUDA where there is one."""
+    dataset_additional_keys: list[str] = field(default_factory=list)
+    """Extra columns a row must have."""
+
+
+@dataclass
+class ActorConfig:
+    """The policy, its parallel layout and its optimizer."""
+
+    load: str = ""
+    """Hugging Face model folder: config.json, safetensors (sharded or not), tokenizer."""
+    tensor_model_parallel_size: int = 1
+    """Ranks that share each layer; must divide the attention heads and the key-value heads."""
+    pipeline_model_parallel_size: int = 1
+    """Ranks that share the layers; must divide their number."""
+    recompute_granularity: str = "none"
+    """`full` recomputes each layer's activations in the backward pass, `none` keeps them."""
+    lr: float = 1e-6
+    """Peak learning rate, above 0."""
+    min_lr: float = 0.0
+    """Learning rate at the end of the decay."""
+    lr_decay_style: LrDecayStyle = LrDecayStyle.CONSTANT
+    lr_warmup_fraction: float = 0.0
+    """Share of `train_iters` with linearly rising learning rate, 0 to 1."""
+    weight_decay: float = 0.01
+    """Decoupled, not applied to norms and biases."""
+    clip_grad: float = 1.0
+    """Largest global gradient norm; 0 does not clip."""
+    adam_beta1: float = 0.9
+    adam_beta2: float = 0.95
+    adam_eps: float = 1e-8
+
+
+@dataclass
+class ResourceConfig:
+    """Devices of one role."""
+
+    num_devices: int = 1
+    """Accelerators, or on CPU processes."""
+    num_cpus: int | None = None
+    """Cores of one process on CPU; by default all of the machine's."""
+
+
+@dataclass
+class RLConfig:
+    """The algorithm, the agent loop and the rewards."""
+
+    # Sampling and batch
+    n_samples_per_prompt: int = 8
+    """Trajectories of a group; at least 2 for group_norm."""
+    mini_batch_size: int | None = None
+    """Prompts of one optimizer step; by default `global_batch_size` (on-policy: one optimizer step per step)."""
+    epochs: int = 1
+    """Passes over a batch, at least 1."""
+    max_prompt_length: int = 2048
+    """Tokens; longer prompts are dropped and counted."""
+    max_packing_token_size: int = 4096
+    """Tokens of one micro-batch; samples are packed without padding up to it. A longer sample stands alone."""
+    # Advantages and loss
+    adv_estimator: str = "group_norm"
+    """Name in `rl.algorithms.advantages.ADVANTAGES`."""
+    norm_adv_by_std: bool = True
+    """Divide by the group's standard deviation; false is Dr. GRPO's (arXiv:2503.20783)."""
+    policy_loss: str = "clip"
+    """Name in `rl.algorithms.losses.LOSSES`."""
+    clip_ratio: float = 0.2
+    """Both sides of the clip range, unless `clip_higher_enable`."""
+    clip_higher_enable: bool = False
+    """Use `clip_ratio_low` and `clip_ratio_high` (DAPO, arXiv:2503.14476)."""
+    clip_ratio_low: float = 0.2
+    clip_ratio_high: float = 0.28
+    token_level_loss: bool = True
+    """true: mean over all tokens of the mini-batch; false: mean over trajectories of each one's token mean."""
+    entropy_coeff: float = 0.0
+    """Weight of the entropy bonus."""
+    init_kl_coef: float = 0.0
+    """Weight of the KL term in the loss; 0 builds no reference."""
+    kl_penalty: KlPenalty = KlPenalty.LOW_VAR_KL
+    """low_var_kl is k3."""
+    # Dynamic sampling and length shaping (DAPO)
+    filter_groups_enable: bool = False
+    """Refill the batch until `global_batch_size` groups have differing scores."""
+    filter_groups_metric: str = "score"
+    """`score` or a reward's name: what must differ within a group."""
+    filter_groups_max_batches: int = 10
+    """Times `global_batch_size` prompts to try at most for one batch; 0 or less: no limit."""
+    overlong_buffer_enable: bool = False
+    """Punish responses near `rollout_max_tokens` linearly (DAPO, section 3.4)."""
+    rollout_max_tokens: int = 2048
+    """Tokens of the response from which the punishment is full."""
+    overlong_buffer: int = 0
+    """Tokens before `rollout_max_tokens` where it begins."""
+    overlong_buffer_penalty_factor: float = 1.0
+    # Rewards
+    verifier_function: list[str] = field(default_factory=lambda: ["base_acc"])
+    """Rewards: registered names, `package.module:function` or `path/file.py:function`."""
+    verifier_weight: list[float] = field(default_factory=lambda: [1.0])
+    """A weight for each."""
+    verifier_kwargs: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """Keyword arguments by reward name."""
+    verifier_timeout: float = 30.0
+    """Deadline of one reward call, seconds."""
+    verifier_parallel: int = 1
+    """Reward workers, at least 1."""
+    # Multi-turn
+    multi_turn_enable: bool = False
+    async_engine: bool = True
+    """Multi-turn needs it; the only engine here."""
+    tool_config_path: str | None = None
+    """Tool YAML; relative to the working directory."""
+    max_tool_calls: int = 1
+    """Executed tool calls in a trajectory; then one final turn to answer."""
+    max_parallel_calls: int = 1
+    """Calls executed of one turn, all at once; further ones get an error result and are not counted."""
+    max_total_response_length: int = 2048
+    """Tokens of all turns and tool results."""
+    max_tool_response_length: int = 256
+    """Tokens of one tool result."""
+    tool_response_truncate_side: TruncateSide = TruncateSide.MIDDLE
+    """The part that is kept."""
+    tool_parser_format: str = "hermes"
+    """Name in `rl.tools.parsers.PARSERS`."""
+    final_answer_reserve: int = 0
+    """Tokens kept back from earlier turns for the last answer."""
+    prompt_type: str = "empty"
+    """Template in `rl.data.templates.TEMPLATES`; `empty` is the tokenizer's own."""
+    trajectory_timeout: float = 600.0
+    """Deadline of one trajectory, seconds."""
+    max_tool_unavailable_share: float = 0.5
+    """Share of a step's trajectories that may end in `tool_unavailable` before the run fails."""
+    # Placement
+    use_integrated_worker: bool = True
+    """Actor and rollout on the same devices, taking turns; false: apart."""
+    actor_resource: ResourceConfig = field(default_factory=ResourceConfig)
+    """Devices of the actor (and the reference)."""
+    rollout_resource: ResourceConfig = field(default_factory=ResourceConfig)
+    """Devices of the rollout; with `use_integrated_worker` those of the actor."""
+    ray_address: str | None = None
+    """Address of a running Ray cluster; by default one is started on this machine for the run."""
+    # Trackers
+    use_tensorboard: bool = True
+    use_wandb: bool = False
+    wandb_project: str = ""
+    wandb_exp_name: str = ""
+
+
+@dataclass
+class SamplingConfig:
+    """How training rollouts are sampled."""
+
+    temperature: float = 1.0
+    """Above 0."""
+    top_p: float = 1.0
+    top_k: int = -1
+    min_p: float = 0.0
+    """top_p 1, top_k -1 and min_p 0 are required in training: log-probs must be of the distribution sampled from."""
+    max_tokens: int = 1024
+    """New tokens of one turn."""
+    logprobs: int = 1
+    detokenize: bool = False
+
+
+@dataclass
+class EvalSamplingConfig:
+    """How held-out prompts are sampled."""
+
+    temperature: float = 0.0
+    """0 is greedy."""
+    top_p: float = 1.0
+    top_k: int = -1
+    num_samples: int = 1
+    """Trajectories of a prompt; the k of mean@k."""
+
+
+@dataclass
+class GenerateConfig:
+    """The vLLM engines."""
+
+    infer_tensor_parallel_size: int = 1
+    """Devices of one engine."""
+    max_model_len: int = 4096
+    """Tokens of prompt and response."""
+    max_num_seqs: int = 256
+    """Requests in one forward pass."""
+    max_num_batched_tokens: int = 8192
+    """Tokens in one forward pass."""
+    dtype: str = "bfloat16"
+    """bfloat16 or float32."""
+    gpu_memory_utilization: float = 0.5
+    """Share of an accelerator's memory; not used on CPU."""
+    kv_cache_memory_gb: float = 2.0
+    """GiB of key-value cache of one engine on CPU; not used on CUDA."""
+    enforce_eager: bool = True
+    """No graph compilation."""
+    enable_prefix_caching: bool = True
+    trust_remote_code: bool = False
+    offload_train_param: bool = False
+    """Move the actor's parameters to the host while engines on the same accelerators generate."""
+    offload_train_optimizer: bool = False
+    offload_train_grad: bool = False
+    sampling_config: SamplingConfig = field(default_factory=SamplingConfig)
+    eval_sampling_config: EvalSamplingConfig = field(default_factory=EvalSamplingConfig)
+
+
+@dataclass
+class Config:
+    """Everything a run needs."""
+
+    model: ModelConfig = field(default_factory=ModelConfig)
+    megatron_training: MegatronTraining = field(default_factory=MegatronTraining)
+    actor_config: ActorConfig = field(default_factory=ActorConfig)
+    rl_config: RLConfig = field(default_factory=RLConfig)
+    generate_config: GenerateConfig = field(default_factory=GenerateConfig)

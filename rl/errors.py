@@ -1,0 +1,63 @@
+"""The exceptions a user can meet. Each message reads `where: what is wrong, got what. What to do.`"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from difflib import get_close_matches
+
+
+class TurnwiseError(Exception):
+    """Base of every error that is the user's or the environment's, not a bug; shown without a traceback."""
+
+
+class ConfigError(TurnwiseError):
+    """A configuration key is unknown, of the wrong type, out of range, or contradicts another."""
+
+
+class DataError(TurnwiseError):
+    """A dataset file is missing, empty or malformed."""
+
+
+class ModelError(TurnwiseError):
+    """A model or tokenizer folder is missing, corrupt, or of an unsupported family."""
+
+
+class ToolError(TurnwiseError):
+    """A tool cannot be built from its YAML entry."""
+
+
+class ServiceError(TurnwiseError):
+    """A service (sandbox, retriever) cannot start or does not answer."""
+
+
+class RewardError(TurnwiseError):
+    """A reward function cannot be found or returned something that is not a score."""
+
+
+class WeightSyncError(TurnwiseError):
+    """Published weights did not arrive as they were sent."""
+
+
+class RolloutError(TurnwiseError):
+    """Rollouts cannot go on: an engine died, or a service failed for too many trajectories."""
+
+
+class CheckpointError(TurnwiseError):
+    """A checkpoint is missing, incomplete, or does not fit this configuration."""
+
+
+def unknown_name(where: str, name: str, choices: Iterable[str]) -> str:
+    """Say that a name is not known, suggest the nearest one, and list the choices.
+
+    Args:
+        where: The key or file that holds the name, for example `rl_config.adv_estimator`.
+        name: What was given.
+        choices: What may be given.
+
+    Returns:
+        The message for a `ConfigError` or a sibling of it.
+    """
+    known = sorted(choices)
+    near = get_close_matches(name, known, n=1, cutoff=0.6)
+    hint = f" Did you mean '{near[0]}'?" if near else ""
+    return f"{where}: unknown name '{name}'.{hint} Known: {', '.join(known)}."

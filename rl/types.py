@@ -1,0 +1,336 @@
+"""The records that pass between rooms, in the order the data flows: prompt, turn, trajectory, group, sample, batch.
+
+Two alignments are used, and only two:
+
+* *token-aligned* (`TokenSequence`, `Sample`): index t belongs to token t. `logprobs[t]` is the log-probability of
+  token t given the tokens before it; `loss_mask[0]` is always 0, because nothing predicts the first token.
+* *prediction-aligned* (`MicroBatch`): index t belongs to the prediction made *at* token t, so `target_ids[t]` is the
+  next token and `loss_mask[t]`, `advantages[t]`, `*_logprobs[t]` belong to that target. `rl.data.packing` shifts.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any
+
+import torch
+from torch import Tensor
+
+Message = dict[str, Any]
+"""One chat message in OpenAI's form: `role`, `content`, and for an assistant optionally `tool_calls`."""
+
+
+class StopReason(StrEnum):
+    """Why a trajectory ended. Every trajectory has one."""
+
+    FINISHED = "finished"
+    """The model ended a turn that calls no tool."""
+    LENGTH = "length"
+    """The token budget ended in the middle of a turn."""
+    TOOL_LIMIT = "tool_limit"
+    """The model called a tool again in the final turn it was given to answer."""
+    TOOL_STOP = "tool_stop"
+    """A tool ended the trajectory."""
+    TOOL_UNAVAILABLE = "tool_unavailable"
+    """A tool's service did not answer, after retries."""
+    DEADLINE = "deadline"
+    """The trajectory's own deadline passed."""
+    ENGINE_FAILED = "engine_failed"
+    """The engine died and the trajectory could not be run elsewhere."""
+
+
+class ToolStatus(StrEnum):
+    """How one tool call went."""
+
+    OK = "ok"
+    ERROR = "error"
+    """The tool ran and failed: it raised, or the code exited with an error."""
+    PARSE_ERROR = "parse_error"
+    UNKNOWN_TOOL = "unknown_tool"
+    INVALID_ARGUMENTS = "invalid_arguments"
+    OVER_LIMIT = "over_limit"
+    """More calls than `max_parallel_calls` in the turn, or than `max_tool_calls` in the trajectory; not executed."""
+    TIMEOUT = "timeout"
+    UNAVAILABLE = "unavailable"
+    """The tool's service failed, after retries: the infrastructure's fault, not the model's."""
+
+
+@dataclass(slots=True, frozen=True)
+class Prompt:
+    """One dataset row."""
+
+    id: str
+    """Unique and stable over runs: data file stem and row number."""
+    messages: list[Message]
+    ground_truth: str
+    data_source: str
+    extra: dict[str, Any] = field(default_factory=dict)
+    """The remaining columns of the row, for rewards."""
+
+
+@dataclass(slots=True, frozen=True)
+class ToolCall:
+    """One call parsed from a turn, or the error that stands in its place."""
+
+    name: str
+    arguments: dict[str, Any]
+    raw: str = ""
+    """The text as generated, without the tags around it."""
+    error: str | None = None
+    """Set when the call could not be parsed; `name` and `arguments` are then empty or partial."""
+
+
+@dataclass(slots=True)
+class ToolResult:
+    """The answer to one call, as the model sees it, and what it took."""
+
+    name: str
+    text: str
+    status: ToolStatus
+    is_truncated: bool = False
+    queue_s: float = 0.0
+    run_s: float = 0.0
+    reward: float | None = None
+    """A reward for the turn that made the call."""
+    stop: bool = False
+    """The tool ends the trajectory."""
+    metrics: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass(slots=True, frozen=True)
+class Span:
+    """Tokens [start, end) of a `TokenSequence`, all sampled under one `policy_version`."""
+
+    start: int
+    end: int
+    policy_version: int
+
+
+@dataclass(slots=True)
+class TokenSequence:
+    """Token ids with the mask of what was sampled. Grows only by `append_sampled` and `append_context`.
+
+    Example: prompt [1, 5, 9], the model samples [7, 2], the tool answers [1, 6], the model samples [8]:
+
+        token_ids  1 5 9 7 2 1 6 8
+        loss_mask  0 0 0 1 1 0 0 1
+    """
+
+    token_ids: list[int]
+    loss_mask: list[int] = field(default_factory=list)
+    logprobs: list[float] = field(default_factory=list)
+    """Log-probs of the engine for sampled tokens, 0.0 elsewhere."""
+    spans: list[Span] = field(default_factory=list)
+    prompt_length: int = 0
+
+    def __post_init__(self) -> None:
+        if not self.loss_mask:
+            self.prompt_length = len(self.token_ids)
+            self.loss_mask = [0] * self.prompt_length
+            self.logprobs = [0.0] * self.prompt_length
+
+    def append_sampled(self, token_ids: list[int], logprobs: list[float], policy_version: int) -> None:
+        """Append tokens the engine sampled, exactly as sampled (mask 1)."""
+        assert len(token_ids) == len(logprobs), "one log-prob for each sampled token"
+        if not token_ids:
+            return
+        start = len(self.token_ids)
+        self.token_ids.extend(token_ids)
+        self.loss_mask.extend([1] * len(token_ids))
+        self.logprobs.extend(logprobs)
+        self.spans.append(Span(start, start + len(token_ids), policy_version))
+
+    def append_context(self, token_ids: list[int]) -> None:
+        """Append tokens nobody sampled: tool results, headers, a forced closing token (mask 0)."""
+        self.token_ids.extend(token_ids)
+        self.loss_mask.extend([0] * len(token_ids))
+        self.logprobs.extend([0.0] * len(token_ids))
+
+    @property
+    def response_length(self) -> int:
+        """Tokens after the prompt, sampled or not."""
+        return len(self.token_ids) - self.prompt_length
+
+    @property
+    def num_sampled(self) -> int:
+        """Tokens the model sampled."""
+        return sum(self.loss_mask)
+
+
+@dataclass(slots=True)
+class Turn:
+    """One generation and the tool results that answer it."""
+
+    text: str
+    """The generated text, special tokens included, decoded only for parsing, rewards and display."""
+    num_tokens: int
+    calls: list[ToolCall] = field(default_factory=list)
+    results: list[ToolResult] = field(default_factory=list)
+    generate_s: float = 0.0
+    tool_s: float = 0.0
+
+
+@dataclass(slots=True)
+class Trajectory:
+    """One prompt's turns up to a `StopReason`, its tokens, and after scoring its rewards."""
+
+    prompt: Prompt
+    sample_index: int
+    sequences: list[TokenSequence]
+    """One, or several where the chat template rewrote history."""
+    turns: list[Turn]
+    stop_reason: StopReason
+    score: float | None = None
+    """The weighted sum of the rewards; None when a reward failed, and the trajectory is then masked out."""
+    rewards: dict[str, float] = field(default_factory=dict)
+    """The score of each reward function under its name, and `<name>/<metric>` for the extra metrics it returned."""
+    reward_error: str | None = None
+    wall_s: float = 0.0
+
+    @property
+    def id(self) -> str:
+        """`<prompt id>/<sample index>`."""
+        return f"{self.prompt.id}/{self.sample_index}"
+
+    @property
+    def num_sampled(self) -> int:
+        """Tokens the model sampled, over all sequences."""
+        return sum(s.num_sampled for s in self.sequences)
+
+    @property
+    def response_length(self) -> int:
+        """Tokens after the prompt, sampled or not, over all sequences."""
+        return sum(s.response_length for s in self.sequences)
+
+    @property
+    def num_tool_calls(self) -> int:
+        """Calls of all turns, executed or not."""
+        return sum(len(t.calls) for t in self.turns)
+
+    @property
+    def response_text(self) -> str:
+        """Text of the last turn: where a verifier looks for the answer."""
+        return self.turns[-1].text if self.turns else ""
+
+
+@dataclass(slots=True)
+class Group:
+    """The `n_samples_per_prompt` trajectories of one prompt."""
+
+    prompt: Prompt
+    trajectories: list[Trajectory]
+
+
+@dataclass(slots=True)
+class Sample:
+    """One training row, token-aligned. L is its length."""
+
+    trajectory_id: str
+    group_id: str
+    token_ids: Tensor
+    """[L] int64."""
+    loss_mask: Tensor
+    """[L] float32, 1 on sampled tokens."""
+    advantages: Tensor
+    """[L] float32, 0 where `loss_mask` is 0."""
+    rollout_logprobs: Tensor
+    """[L] float32, 0 where `loss_mask` is 0."""
+
+
+@dataclass(slots=True)
+class MicroBatch:
+    """Samples packed one behind the other without padding, prediction-aligned. T tokens, S sequences."""
+
+    token_ids: Tensor
+    """[T] int64."""
+    target_ids: Tensor
+    """[T] int64, the next token of the same sequence; 0 at the last position of each."""
+    position_ids: Tensor
+    """[T] int64, from 0 in each sequence."""
+    cu_seqlens: Tensor
+    """[S + 1] int32, sequence boundaries, from 0 to T."""
+    loss_mask: Tensor
+    """[T] float32, 1 where `target_ids` was sampled by the model."""
+    loss_weights: Tensor
+    """[T] float32. The loss is sum(loss_weights * per-token loss) over micro-batches and ranks, no further division:
+    the denominator of the whole mini-batch is already in here (see `rl.algorithms.aggregation`)."""
+    advantages: Tensor
+    """[T] float32."""
+    rollout_logprobs: Tensor
+    """[T] float32."""
+    old_logprobs: Tensor | None = None
+    """[T] float32. None: the current ones are the old ones (one optimizer step per batch)."""
+    ref_logprobs: Tensor | None = None
+    """[T] float32. None: no KL term."""
+
+    @property
+    def num_tokens(self) -> int:
+        """T, padding of the packing included."""
+        return int(self.token_ids.numel())
+
+    def to(self, device: torch.device) -> MicroBatch:
+        """Copy every tensor to a device."""
+        moved = {name: getattr(self, name) for name in self.__slots__}
+        return MicroBatch(**{k: v.to(device, non_blocking=True) if v is not None else None for k, v in moved.items()})
+
+
+@dataclass(slots=True)
+class MiniBatch:
+    """What one optimizer step consumes."""
+
+    micro_batches: list[list[MicroBatch]]
+    """[data-parallel rank][i]; the same number on every rank, filled up with zero-weight ones."""
+    num_loss_tokens: int
+    num_trajectories: int
+
+
+@dataclass(slots=True)
+class Batch:
+    """What one step of the run consumes: a mini-batch for each optimizer step."""
+
+    mini_batches: list[MiniBatch]
+
+
+@dataclass(slots=True, frozen=True)
+class Sampling:
+    """Sampling parameters of one generation request."""
+
+    temperature: float
+    max_tokens: int
+    top_p: float = 1.0
+    top_k: int = -1
+    min_p: float = 0.0
+    stop: tuple[str, ...] = ()
+    seed: int | None = None
+
+
+class FinishReason(StrEnum):
+    """Why the engine ended a generation."""
+
+    STOP = "stop"
+    """An end-of-turn token or a stop string was sampled; it is the last of `token_ids`."""
+    LENGTH = "length"
+    ABORT = "abort"
+    """A weight publish interrupted it; resubmit prompt + partial ids."""
+
+
+@dataclass(slots=True, frozen=True)
+class Generation:
+    """What the engine sampled for one request."""
+
+    token_ids: list[int]
+    logprobs: list[float]
+    """Of the distribution sampled from (temperature applied)."""
+    finish_reason: FinishReason
+    policy_version: int
+
+
+@dataclass(slots=True, frozen=True)
+class WeightUpdate:
+    """A published set of weights: safetensors files in shared memory, tensors under their Hugging Face names."""
+
+    version: int
+    paths: tuple[str, ...]
+    checksum: str | None = None
+    """Of all tensors in order of name (see `rl.weight_sync.plan`); None when not to be verified."""
