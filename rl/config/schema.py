@@ -59,6 +59,8 @@ class ModelConfig:
     intermediate_size: int = 0
     num_attention_heads: int = 0
     num_key_value_heads: int = 0
+    head_dim: int | None = None
+    """Size of one head; by default `hidden_size` / `num_attention_heads`."""
     vocab_size: int = 0
     tie_word_embeddings: bool = False
     max_position_embeddings: int = 0
@@ -319,3 +321,27 @@ class Config:
     actor_config: ActorConfig = field(default_factory=ActorConfig)
     rl_config: RLConfig = field(default_factory=RLConfig)
     generate_config: GenerateConfig = field(default_factory=GenerateConfig)
+
+
+@dataclass
+class DatasetConfig:
+    """One dataset to bring into rows of messages, ground truth and data source (configs/datasets/*.yaml)."""
+
+    input: str = ""
+    """A jsonl, json or parquet file, or a folder of them."""
+    output_prefix: str = ""
+    """Path of the file to write, without `.parquet`."""
+    map_keys: dict[str, str] = field(default_factory=lambda: {"prompt": "prompt", "response": "response"})
+    """Column for each part: `prompt` (text or messages), `query` (appended to it), `response` (the ground truth; dots
+    reach into records, as in `reward_model.ground_truth`), `system` and `data_source`; an empty name leaves it out."""
+    data_source: str = ""
+    """Source of rows that have no column for it; by default the stem of the input."""
+    dataset_additional_keys: list[str] = field(default_factory=list)
+    """Further columns to keep, for rewards."""
+    prompt_type: str = "empty"
+    """Template in `rl.data.templates.TEMPLATES` that the rows are meant for. It is rendered at run time, from
+    `rl_config.prompt_type`; here it is only recorded with the rows."""
+    seed: int = 1234
+    """Of the shuffle before the split."""
+    test_size: int = 0
+    """Rows to hold out into `<output_prefix>_test.parquet`; 0 splits nothing and keeps the order."""
