@@ -1,0 +1,123 @@
+"""The driver's side of the actor: its ranks and the reference's, called together."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from rl.cluster.health import get_all
+from rl.config.schema import Config
+from rl.types import Batch, MicroBatch, MiniBatch, WeightUpdate
+from rl.weight_sync.plan import join_checksums
+
+_UPDATE_TIMEOUT_S = 3600.0
+_PUBLISH_TIMEOUT_S = 600.0
+
+
+class ActorGroup:
+    """All ranks of the actor and, where a KL term needs one, of the reference.
+
+    Args:
+        actors: Handles in order of rank.
+        references: Handles in order of rank, or none.
+        config: The run's configuration.
+        shard_directory: Folder in shared memory for published weights.
+        offload: Move the training state to the host between updates (engines share the accelerators).
+    """
+
+    def __init__(
+        self, actors: list[Any], references: list[Any], config: Config, shard_directory: Path, *, offload: bool = False
+    ) -> None:
+        self.actors, self.references, self.config = actors, references, config
+        self.shard_directory, self.offload = shard_directory, offload
+        actor = config.actor_config
+        self.model_parallel = actor.tensor_model_parallel_size * actor.pipeline_model_parallel_size
+        self.num_publishes = 0
+
+    @property
+    def num_data_parallel(self) -> int:
+        """Ranks that train on different samples."""
+        return len(self.actors) // self.model_parallel
+
+    def add_logprobs(self, batch: Batch) -> Batch:
+        """Fill in the reference's log-probs, and the old ones where an optimizer step comes between.
+
+        With one optimizer step for the batch the old log-probs are the current ones, and the update takes those.
+        """
+        if self.offload:
+            self._call(self.actors, "onload", what="the actor's return to the accelerator")
+        if len(batch.mini_batches) > 1:
+            self._fill(self.actors, batch, "old_logprobs")
+        if self.references:
+            self._fill(self.references, batch, "ref_logprobs")
+        return batch
+
+    def update(self, batch: Batch) -> dict[str, float]:
+        """One optimizer step for each mini-batch; metrics averaged over them."""
+        totals: dict[str, list[float]] = {}
+        for mini_batch in batch.mini_batches:
+            refs = [w.update.remote(self._share(mini_batch, rank)) for rank, w in enumerate(self.actors)]
+            for name, value in get_all(refs, what="the actor's update", timeout_s=_UPDATE_TIMEOUT_S)[0].items():
+                totals.setdefault(name, []).append(value)
+        return {name: _combine(name)(values) for name, values in totals.items()}
+
+    def publish(self, version: int) -> WeightUpdate:
+        """Write the weights to shared memory, with a checksum the first time."""
+        with_checksum = self.num_publishes == 0
+        self.num_publishes += 1
+        refs = [w.publish.remote(self.shard_directory, version, with_checksum) for w in self.actors]
+        shards = [s for s in get_all(refs, what="publishing the weights", timeout_s=_PUBLISH_TIMEOUT_S) if s]
+        if self.offload:
+            self._call(self.actors, "offload", what="the actor's move to the host")
+        checksum = join_checksums(s.checksum for s in shards) if with_checksum else None
+        return WeightUpdate(version=version, paths=tuple(str(s.path) for s in shards), checksum=checksum)
+
+    def save_checkpoint(self, directory: Path) -> None:
+        """Write Hugging Face weights and the optimizer's state."""
+        self._call(self.actors, "save_checkpoint", directory, what="writing the checkpoint")
+
+    def load_checkpoint(self, directory: Path) -> None:
+        """Restore a checkpoint into the actor; the reference stays what `actor_config.load` is."""
+        self._call(self.actors, "load_checkpoint", directory, what="reading the checkpoint")
+
+    def _call(self, workers: list[Any], method: str, *args: Any, what: str) -> list[Any]:
+        refs = [getattr(w, method).remote(*args) for w in workers]
+        return get_all(refs, what=what, timeout_s=_UPDATE_TIMEOUT_S)
+
+    def _share(self, mini_batch: MiniBatch, rank: int) -> list[MicroBatch]:
+        return mini_batch.micro_batches[self._data_parallel_rank(rank)]
+
+    def _data_parallel_rank(self, rank: int) -> int:
+        """Megatron's rank order is tp-cp-ep-dp-pp: tensor-parallel ranks are neighbours, pipeline stages farthest."""
+        tp = self.config.actor_config.tensor_model_parallel_size
+        return rank // tp % self.num_data_parallel
+
+    def _fill(self, workers: list[Any], batch: Batch, field: str) -> None:
+        """Compute log-probs of all micro-batches in one call for each rank and store them under `field`."""
+        refs = [
+            w.compute_logprobs.remote([m for mini in batch.mini_batches for m in self._share(mini, rank)])
+            for rank, w in enumerate(workers)
+        ]
+        results: list[list[Tensor]] = get_all(refs, what=f"computing {field}", timeout_s=_UPDATE_TIMEOUT_S)
+        for dp_rank, rank in self._one_rank_of_each_share(len(workers)):
+            values = iter(results[rank])
+            for mini in batch.mini_batches:
+                for micro in mini.micro_batches[dp_rank]:
+                    setattr(micro, field, next(values))
+
+    def _one_rank_of_each_share(self, num_ranks: int) -> list[tuple[int, int]]:
+        first: dict[int, int] = {}
+        for rank in range(num_ranks):
+            first.setdefault(self._data_parallel_rank(rank), rank)
+        return sorted(first.items())
+
+
+def _combine(name: str) -> Callable[[list[float]], float]:
+    """How a metric's values of several optimizer steps become one."""
+    if name.endswith("_max"):
+        return max
+    return lambda values: sum(values) / len(values)
+

@@ -1,0 +1,81 @@
+"""Waiting for remote work: always with a deadline, saying what is waited for, failing with the worker's own error."""
+
+from __future__ import annotations
+
+import logging
+import time
+from typing import Any
+
+import ray
+from ray.exceptions import RayActorError, RayTaskError
+
+from rl.errors import RolloutError, TurnwiseError
+
+logger = logging.getLogger(__name__)
+
+
+class WorkerDiedError(RolloutError):
+    """The process of a worker ended."""
+
+
+_REMINDER_S = 30.0
+"""Seconds between two lines that say what is waited for."""
+
+
+def get_all(refs: list[ray.ObjectRef], *, what: str, timeout_s: float) -> list[Any]:
+    """Fetch the results of calls that belong together, in order.
+
+    Fails as soon as one of them fails: with tensor parallelism the others would wait for it for ever.
+
+    Args:
+        refs: Calls under way.
+        what: What they do, for the log and the error: "the actor's update".
+        timeout_s: Deadline for all of them, seconds.
+
+    Returns:
+        Their results, in the order of `refs`.
+
+    Raises:
+        TurnwiseError: The worker's own, when it raised one.
+        RolloutError: A worker died, or the deadline passed.
+    """
+    start, reminded, pending = time.monotonic(), time.monotonic(), list(refs)
+    while pending:
+        done, pending = ray.wait(pending, num_returns=1, timeout=1.0)
+        for ref in done:
+            result(ref, what=what)
+        now = time.monotonic()
+        if pending and now - start > timeout_s:
+            raise RolloutError(
+                f"{what}: {len(pending)} of {len(refs)} workers have not answered within {timeout_s:.0f} s. "
+                "Look at the end of the run directory's log for the last thing they did."
+            )
+        if pending and now - reminded > _REMINDER_S:
+            reminded = now
+            logger.info("waiting for %s: %d of %d workers, %.0f s", what, len(pending), len(refs), now - start)
+    return [ray.get(ref) for ref in refs]
+
+
+def result(ref: ray.ObjectRef, *, what: str) -> Any:
+    """Fetch the result of a call that has ended.
+
+    Raises:
+        TurnwiseError: The worker's own, when it raised one.
+        WorkerDiedError: The worker's process ended.
+    """
+    try:
+        return ray.get(ref)
+    except RayTaskError as error:
+        if isinstance(error.cause, TurnwiseError):
+            raise error.cause from None
+        raise
+    except RayActorError as error:
+        raise WorkerDiedError(
+            f"{what}: the worker process died ({_reason(error)}). Look at the run directory's logs."
+        ) from None
+
+
+def _reason(error: RayActorError) -> str:
+    """Ray's message is many lines; the last of them tells the cause of death."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[-1] if lines else "no reason given"

@@ -1,0 +1,94 @@
+"""Which process runs where: a pure function of the configuration and the machine."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from rl.config.schema import Config
+from rl.errors import ConfigError
+
+
+@dataclass(slots=True, frozen=True)
+class Process:
+    """One worker process."""
+
+    role: str
+    """actor, reference, rollout or reward."""
+    index: int
+    """Rank of an actor or reference, replica of a rollout, number of a reward worker."""
+    cores: tuple[int, ...] = ()
+    """Cores its threads may use, on CPU."""
+    devices: tuple[int, ...] = ()
+    """Accelerators it sees, as indices into the placement's devices."""
+
+
+@dataclass(slots=True, frozen=True)
+class Placement:
+    """All worker processes of a run, and how many accelerators to reserve for them (0 on CPU)."""
+
+    actors: tuple[Process, ...]
+    references: tuple[Process, ...]
+    rollouts: tuple[Process, ...]
+    rewards: tuple[Process, ...]
+    num_devices: int
+
+
+def place(config: Config, *, cores: tuple[int, ...], on_cuda: bool, with_reference: bool) -> Placement:
+    """Lay out the workers.
+
+    On CUDA each actor rank has one device. Colocated engines take the actor's devices in order,
+    `infer_tensor_parallel_size` each; apart, they take the `rollout_resource.num_devices` that follow the actor's.
+    On CPU the actor's ranks split the cores, and `rollout_resource.num_devices` engines split them too: the phases
+    take turns, so every phase has the whole machine.
+
+    Args:
+        config: The run's configuration.
+        cores: Cores of the machine, for processes on CPU.
+        on_cuda: Models run on accelerators.
+        with_reference: A KL term needs the reference; it shares the actor's devices.
+
+    Returns:
+        The placement.
+
+    Raises:
+        ConfigError: Devices cannot be divided among the engines.
+    """
+    rl, generate = config.rl_config, config.generate_config
+    world_size = rl.actor_resource.num_devices
+    tp = generate.infer_tensor_parallel_size
+    rewards = tuple(Process("reward", i) for i in range(rl.verifier_parallel))
+    if not on_cuda:
+        actor_cores = _split(cores, world_size, rl.actor_resource.num_cpus)
+        engine_cores = _split(cores, rl.rollout_resource.num_devices, rl.rollout_resource.num_cpus)
+        return Placement(
+            actors=tuple(Process("actor", i, cores=c) for i, c in enumerate(actor_cores)),
+            references=tuple(Process("reference", i, cores=c) for i, c in enumerate(actor_cores) if with_reference),
+            rollouts=tuple(Process("rollout", i, cores=c) for i, c in enumerate(engine_cores)),
+            rewards=rewards,
+            num_devices=0,
+        )
+    colocated = rl.use_integrated_worker
+    num_rollout_devices = world_size if colocated else rl.rollout_resource.num_devices
+    if num_rollout_devices % tp:
+        where = "rl_config.actor_resource" if colocated else "rl_config.rollout_resource"
+        raise ConfigError(
+            f"{where}.num_devices: {num_rollout_devices} devices cannot be shared by engines of "
+            f"generate_config.infer_tensor_parallel_size {tp}. Make the one a multiple of the other."
+        )
+    first = 0 if colocated else world_size
+    starts = range(first, first + num_rollout_devices, tp)
+    return Placement(
+        actors=tuple(Process("actor", i, devices=(i,)) for i in range(world_size)),
+        references=tuple(Process("reference", i, devices=(i,)) for i in range(world_size) if with_reference),
+        rollouts=tuple(
+            Process("rollout", i, devices=tuple(range(start, start + tp))) for i, start in enumerate(starts)
+        ),
+        rewards=rewards,
+        num_devices=world_size if colocated else world_size + num_rollout_devices,
+    )
+
+
+def _split(cores: tuple[int, ...], num_processes: int, num_cpus: int | None) -> list[tuple[int, ...]]:
+    """Give each process its own cores, or where there are fewer cores than processes, share them in turn."""
+    share = min(num_cpus or len(cores), max(1, len(cores) // num_processes))
+    return [tuple(cores[(i * share + k) % len(cores)] for k in range(share)) for i in range(num_processes)]

@@ -1,0 +1,152 @@
+"""The Ray actors: thin shells around `Actor`, `VllmEngine` with its agent loops, and `RewardSet`."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import ray
+from torch import Tensor
+
+from rl.config.schema import Config
+from rl.inference.engine import VllmEngine
+from rl.observability.log import setup_logging
+from rl.rewards.registry import load_rewards
+from rl.rollout.agent_loop import AgentLoop
+from rl.rollout.dialog import load_dialog
+from rl.rollout.group import run_group
+from rl.training.actor import Actor
+from rl.types import Group, MicroBatch, Prompt, Sampling, Trajectory, WeightUpdate
+from rl.weight_sync.shared_memory import publish_shard
+
+
+@ray.remote
+class ActorWorker:
+    """One rank of the actor or of the reference."""
+
+    def __init__(self, config: Config, *, log_file: Path, **placement: Any) -> None:
+        _log_to(log_file)
+        self.config, self.placement = config, placement
+
+    def start(self) -> None:
+        """Join the process group and load the model."""
+        self.actor = Actor(self.config, **self.placement)
+
+    def compute_logprobs(self, micro_batches: list[MicroBatch]) -> list[Tensor]:
+        """See `rl.interfaces.Actor`."""
+        return self.actor.compute_logprobs(micro_batches)
+
+    def update(self, mini_batch: list[MicroBatch]) -> dict[str, float]:
+        """See `rl.interfaces.Actor`."""
+        return self.actor.update(mini_batch)
+
+    def publish(self, directory: Path, version: int, with_checksum: bool) -> Any:
+        """Write this rank's share of the weights to shared memory."""
+        return publish_shard(self.actor, directory, version, with_checksum=with_checksum)
+
+    def save_checkpoint(self, directory: Path) -> None:
+        """See `rl.interfaces.Actor`."""
+        self.actor.save_checkpoint(directory)
+
+    def load_checkpoint(self, directory: Path) -> None:
+        """See `rl.interfaces.Actor`."""
+        self.actor.load_checkpoint(directory)
+
+    def offload(self) -> None:
+        """Move parameters, gradients and optimizer state to the host."""
+        self.actor.offload()
+
+    def onload(self) -> None:
+        """Undo `offload`."""
+        self.actor.onload()
+
+    def shutdown(self) -> None:
+        """Leave the process group."""
+        self.actor.shutdown()
+
+
+@ray.remote
+class RewardWorker:
+    """Scores trajectories."""
+
+    def __init__(self, config: Config, *, log_file: Path) -> None:
+        _log_to(log_file)
+        self.config = config
+
+    def start(self) -> None:
+        """Look the reward functions up."""
+        rl = self.config.rl_config
+        self.rewards = load_rewards(rl.verifier_function, rl.verifier_weight, rl.verifier_kwargs, rl.verifier_timeout)
+
+    async def score(self, trajectory: Trajectory) -> Trajectory:
+        """Return the trajectory with its scores."""
+        await self.rewards.score(trajectory)
+        return trajectory
+
+
+@ray.remote
+class RolloutWorker:
+    """An engine and the agent loops that share it."""
+
+    def __init__(
+        self,
+        config: Config,
+        *,
+        log_file: Path,
+        replica: int,
+        model_folder: Path,
+        rewards: list[Any],
+        tool_overrides: dict[str, dict],
+    ) -> None:
+        _log_to(log_file)
+        self.config, self.replica, self.model_folder = config, replica, model_folder
+        self.rewards, self.tool_overrides = rewards, tool_overrides
+        self.num_scored = 0
+
+    async def start(self) -> None:
+        """Check the chat template against the parser and start the engine."""
+        dialog = load_dialog(self.config, tool_overrides=self.tool_overrides)
+        self.toolbox = dialog.toolbox
+        self.engine = await VllmEngine.create(
+            self.config, model_folder=self.model_folder, replica=self.replica, seed=self.config.megatron_training.seed
+        )
+        self.loop = AgentLoop(self.engine, dialog.renderer, dialog.toolbox, dialog.parser, self.config)
+
+    async def run_group(self, prompt: Prompt, num_samples: int, sampling: Sampling) -> Group:
+        """See `rl.rollout.group.run_group`."""
+        return await run_group(self.loop, prompt, num_samples, sampling, self._score)
+
+    async def _score(self, trajectory: Trajectory) -> None:
+        worker = self.rewards[self.num_scored % len(self.rewards)]
+        self.num_scored += 1
+        scored = await worker.score.remote(trajectory)
+        trajectory.score, trajectory.rewards = scored.score, scored.rewards
+        trajectory.reward_error = scored.reward_error
+
+    async def update_weights(self, update: WeightUpdate) -> None:
+        """See `rl.interfaces.Engine`."""
+        await self.engine.update_weights(update)
+
+    async def sleep(self) -> None:
+        """See `rl.interfaces.Engine`."""
+        await self.engine.sleep()
+
+    async def wake_up(self) -> None:
+        """See `rl.interfaces.Engine`."""
+        await self.engine.wake_up()
+
+    async def shutdown(self) -> None:
+        """End the engine and close the tools."""
+        await self.engine.shutdown()
+        if self.toolbox is not None:
+            await self.toolbox.close()
+
+
+def _log_to(log_file: Path) -> None:
+    """Send everything this process and its children print to a file, under the levels of the run."""
+    log_file.parent.mkdir(parents=True, exist_ok=True)
+    with log_file.open("a") as stream:
+        os.dup2(stream.fileno(), 1)
+        os.dup2(stream.fileno(), 2)
+    setup_logging()

@@ -1,0 +1,52 @@
+"""Demonstrations for the cold start: whole conversations, trained on what the assistant says in them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from rl.data.prompts import load_prompts
+from rl.data.renderer import Renderer
+from rl.errors import DataError
+from rl.types import Sample
+
+
+def load_demonstrations(path: Path, renderer: Renderer, max_length: int) -> list[Sample]:
+    """Read conversations and render them to training rows.
+
+    A row's `messages` hold the assistant's turns with `tool_calls`, and the `tool` messages that answer them.
+
+    Args:
+        path: Parquet or jsonl file of the form that `rl preprocess` writes.
+        renderer: The one the rollouts use, so that the model learns the form it will meet.
+        max_length: Longest row in tokens; a longer one is an error, since cutting it would hide its answer.
+
+    Returns:
+        Samples whose mask is 1 on the assistant's tokens, the end of each of its turns included.
+
+    Raises:
+        DataError: A file or row is malformed, too long, or has nothing to learn from.
+    """
+    samples = []
+    for row, prompt in enumerate(load_prompts(path)):
+        token_ids, mask = renderer.render_demonstration(prompt.messages)
+        if len(token_ids) > max_length:
+            raise DataError(
+                f"{path}: row {row} has {len(token_ids)} tokens, more than megatron_training.seq_length {max_length}. "
+                "Shorten it or raise the limit."
+            )
+        if not any(mask):
+            raise DataError(f"{path}: row {row} has no assistant message, so there is nothing to learn from it.")
+        loss_mask = torch.tensor(mask, dtype=torch.float32)
+        samples.append(
+            Sample(
+                trajectory_id=prompt.id,
+                group_id=prompt.id,
+                token_ids=torch.tensor(token_ids),
+                loss_mask=loss_mask,
+                advantages=loss_mask.clone(),
+                rollout_logprobs=torch.zeros(len(token_ids)),
+            )
+        )
+    return samples

@@ -1,0 +1,58 @@
+"""Evaluation: held-out prompts through the same agent loop, greedily unless told otherwise."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from rl.cluster.launch import launch
+from rl.cluster.rollouts import RolloutGroup
+from rl.config.schema import Config
+from rl.data.prompts import load_prompts
+from rl.observability.run import Run
+from rl.preflight import preflight
+from rl.types import Group, Prompt, Sampling
+
+
+def main(config: Config, name: str, model: Path) -> None:
+    """Evaluate a model folder on `megatron_training.test_data_path` and write the figures to a run directory.
+
+    Args:
+        config: As composed from YAML and the command line.
+        name: The configuration's name, for the run directory.
+        model: Hugging Face folder or checkpoint to evaluate.
+
+    Raises:
+        TurnwiseError: Anything a user can mend.
+    """
+    preflight(config)
+    held_out = load_prompts(Path(config.megatron_training.test_data_path or ""))
+    with (
+        Run.open(config, name) as run,
+        launch(
+            config,
+            log_directory=run.directory.logs,
+            prompts=held_out,
+            loss=None,
+            model_folder=model,
+            on_group=run.progress.groups,
+        ) as cluster,
+    ):
+        assert cluster.rollouts is not None, "the evaluation asked for engines"
+        run.log_evaluation(0, evaluate(config, cluster.rollouts, held_out))
+
+
+def evaluate(config: Config, rollouts: RolloutGroup, prompts: list[Prompt]) -> list[Group]:
+    """Run every held-out prompt with `generate_config.eval_sampling_config`.
+
+    Returns:
+        A scored group for each prompt, in their order; empty without prompts.
+    """
+    sampling = config.generate_config.eval_sampling_config
+    settings = Sampling(
+        temperature=sampling.temperature,
+        max_tokens=config.generate_config.sampling_config.max_tokens,
+        top_p=sampling.top_p,
+        top_k=sampling.top_k,
+        seed=config.megatron_training.seed,
+    )
+    return rollouts.evaluate(prompts, settings, sampling.num_samples)

@@ -1,0 +1,47 @@
+"""What a conversation needs besides an engine: the renderer, the tools and the parser, built from the configuration."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from rl.config.schema import Config
+from rl.data.renderer import Renderer, load_tokenizer
+from rl.tools.parsers import PARSERS, Parser
+from rl.tools.registry import Toolbox, load_toolbox
+
+
+@dataclass(slots=True)
+class Dialog:
+    """The parts an agent loop is made of."""
+
+    renderer: Renderer
+    toolbox: Toolbox | None
+    """None without `multi_turn_enable`: every trajectory is one turn."""
+    parser: Parser
+
+
+def load_dialog(config: Config, *, tool_overrides: dict[str, dict] | None = None) -> Dialog:
+    """Build renderer, tools and parser, and prove that they agree.
+
+    Args:
+        config: The run's configuration.
+        tool_overrides: Configuration of a tool, by its name, that the run knows better than the tool YAML: the
+            address of an embedded service.
+
+    Returns:
+        The parts, self-tested.
+
+    Raises:
+        ModelError: The tokenizer folder is missing, or the chat template and the parser disagree.
+        ToolError: The tool YAML is wrong.
+    """
+    rl = config.rl_config
+    tokenizer = load_tokenizer(Path(config.megatron_training.tokenizer_name_or_path or config.actor_config.load))
+    toolbox = None
+    if rl.multi_turn_enable and rl.tool_config_path:
+        toolbox = load_toolbox(Path(rl.tool_config_path), overrides=tool_overrides)
+    parser = PARSERS[rl.tool_parser_format]
+    renderer = Renderer(tokenizer, rl.prompt_type, toolbox.schemas if toolbox else [])
+    renderer.self_test(parser)
+    return Dialog(renderer, toolbox, parser)

@@ -1,0 +1,48 @@
+"""The cold start: supervised training on demonstrations, with the actor and the checkpoints of `rl.train`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from rl.cluster.launch import launch
+from rl.config.schema import Config
+from rl.data.demonstrations import load_demonstrations
+from rl.data.packing import pack_samples, packing_layout
+from rl.data.prompts import PromptCursor
+from rl.observability.run import Run
+from rl.preflight import preflight_sft
+from rl.rollout.dialog import load_dialog
+
+
+def main(config: Config, name: str) -> None:
+    """Train on the assistant's tokens of `megatron_training.data_path`.
+
+    Args:
+        config: As composed from YAML and the command line.
+        name: The configuration's name, for the run directory.
+
+    Raises:
+        TurnwiseError: Anything a user can mend.
+    """
+    preflight_sft(config)
+    training = config.megatron_training
+    samples = load_demonstrations(Path(training.data_path), load_dialog(config).renderer, sequence_length(config))
+    cursor = PromptCursor(len(samples), training.seed)
+    with (
+        Run.open(config, name, num_rows=len(samples)) as run,
+        launch(config, log_directory=run.directory.logs, loss="sft") as cluster,
+    ):
+        actor = cluster.actor
+        assert actor is not None, "the cold start asked for an actor"
+        layout = packing_layout(config, num_data_parallel=actor.num_data_parallel)
+        start_step = run.resume(actor, cursor)
+        for step in range(start_step, run.num_steps):
+            with run.step(step) as metrics:
+                rows = [samples[i] for i in cursor.take(training.global_batch_size)]
+                batch = pack_samples(rows, layout)
+                with metrics.time("update_actor"):
+                    metrics.update(actor.update(batch))
+                metrics["perf/total_num_tokens"] = float(sum(len(row.token_ids) for row in rows))
+                if run.is_save_due(step):
+                    with metrics.time("save_checkpoint"):
+                        run.save(step + 1, actor, cursor)

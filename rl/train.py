@@ -1,0 +1,72 @@
+"""The page: sample, learn, publish."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from rl.cluster.actors import ActorGroup
+from rl.cluster.launch import launch
+from rl.cluster.rollouts import RolloutGroup
+from rl.config.schema import Config
+from rl.data.packing import pack_samples, packing_layout
+from rl.data.prompts import load_prompts
+from rl.evaluate import evaluate
+from rl.observability.run import Run
+from rl.preflight import preflight
+from rl.rollout.samples import make_samples
+
+
+def main(config: Config, name: str) -> None:
+    """Train from a configuration, in a run directory of its own.
+
+    Args:
+        config: As composed from YAML and the command line.
+        name: The configuration's name, for the run directory.
+
+    Raises:
+        TurnwiseError: Anything a user can mend.
+    """
+    prompts = preflight(config)
+    with (
+        Run.open(config, name) as run,
+        launch(config, log_directory=run.directory.logs, prompts=prompts, on_group=run.progress.groups) as cluster,
+    ):
+        assert cluster.actor is not None and cluster.rollouts is not None, "training asked for both"
+        train(config, run, cluster.actor, cluster.rollouts)
+
+
+def train(config: Config, run: Run, actor: ActorGroup, rollouts: RolloutGroup) -> None:
+    """Run the steps that are left; a resumed run goes on where its checkpoint was taken."""
+    training = config.megatron_training
+    layout = packing_layout(config, num_data_parallel=actor.num_data_parallel)
+    held_out = load_prompts(Path(training.test_data_path)) if training.test_data_path else []
+    start_step = run.resume(actor, rollouts)
+    publish_weights(actor, rollouts, version=start_step)
+    if training.test_before_train:
+        run.log_evaluation(start_step, evaluate(config, rollouts, held_out))
+
+    for step in range(start_step, run.num_steps):
+        with run.step(step) as metrics:
+            with metrics.time("gen"):
+                groups = rollouts.take(training.global_batch_size)
+            with metrics.time("adv"):
+                samples = make_samples(groups, config, metrics)
+            if samples:  # else nothing to learn from: no optimizer step, no publish
+                with metrics.time("old_log_prob"):
+                    batch = actor.add_logprobs(pack_samples(samples, layout))
+                with metrics.time("update_actor"):
+                    metrics.update(actor.update(batch))
+                with metrics.time("update_weights"):
+                    publish_weights(actor, rollouts, version=step + 1)
+            metrics.record(groups)
+            if run.is_test_due(step):
+                with metrics.time("testing"):
+                    run.log_evaluation(step + 1, evaluate(config, rollouts, held_out))
+            if run.is_save_due(step):
+                with metrics.time("save_checkpoint"):
+                    run.save(step + 1, actor, rollouts)
+
+
+def publish_weights(actor: ActorGroup, rollouts: RolloutGroup, version: int) -> None:
+    """Give every engine the actor's weights; what they sample from now on carries `version`."""
+    rollouts.update_weights(actor.publish(version))
