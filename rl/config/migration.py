@@ -1,0 +1,217 @@
+"""Keys of MindSpeed-RL that Turnwise does not have: what becomes of each.
+
+A key that changes nothing here is answered with a warning. A key whose setting cannot be honoured, so that ignoring it
+would change results, is an error. docs/migrating.md shows the same table.
+
+Source: the configuration of MindSpeed-RL (2026-04).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(slots=True, frozen=True)
+class Migration:
+    """What happens to one foreign key."""
+
+    advice: str
+    """What to do, or why nothing needs to be done; sentences."""
+    accepted: tuple[Any, ...] | None = None
+    """Values that mean what happens here anyway; None: every value. Any other value is an error."""
+
+    def accepts(self, value: Any) -> bool:
+        """Whether the run may go on with this value of the key."""
+        return self.accepted is None or value in self.accepted
+
+
+_KERNELS = "Kernels are chosen by the device. Remove it."
+_PACKING = "Samples are packed up to rl_config.max_packing_token_size tokens, whatever the batch. Remove it."
+_DISPATCH = "Every rank gets its share of the batch directly. Remove it."
+_CHECKPOINT = "A run starts from actor_config.load and goes on with megatron_training.resume. Remove it."
+_CRITIC = "There is no critic. Remove it."
+_ASCEND = "It belongs to Ascend NPUs. Remove it."
+_SCHEDULE = "The driver has one order of work, and it is repeatable. Remove it."
+_TRACKER = "Trackers are TensorBoard (use_tensorboard) and W&B (use_wandb). Remove it."
+_MULTIMODAL = "Models take text only. Remove it."
+_EXPERTS = "Mixture-of-experts models are not supported. Remove it."
+_PLACEMENT = "The reference lives with the actor, rewards on the host's cores. Remove it."
+
+_MEGATRON: dict[str, Migration] = {
+    **dict.fromkeys(
+        (
+            "use_fused_rmsnorm",
+            "use_mcore_models",
+            "use_flash_attn",
+            "no_masked_softmax_fusion",
+            "attention_softmax_in_fp32",
+            "no_gradient_accumulation_fusion",
+            "use_fused_swiglu",
+            "use_fused_rotary_pos_emb",
+        ),
+        Migration(_KERNELS),
+    ),
+    **dict.fromkeys(
+        ("attention_dropout", "hidden_dropout"),
+        Migration("Dropout would make log-probs differ between passes, so it is 0. Set 0 or remove it.", (0, 0.0)),
+    ),
+    "model": Migration("The architecture is read from actor_config.load. Name configs/model/* in `defaults` instead."),
+    "stage": Migration(
+        "GRPO and DAPO differ in rl_config (clip_higher_enable, token_level_loss, filter_groups_enable). Remove it.",
+        ("ray_grpo", "ray_dapo"),
+    ),
+    "tokenizer_type": Migration("The tokenizer is always a Hugging Face folder. Remove it."),
+    "init_method_std": Migration("Weights come from actor_config.load. Remove it."),
+    "distributed_backend": Migration("It is NCCL on CUDA and gloo on CPU. Remove it."),
+    "no_shared_storage": Migration("Data files are read by the driver only. Remove it."),
+    "split": Migration("Held-out prompts are a file of their own, test_data_path. Remove it."),
+    "no_shuffle": Migration("Prompts are shuffled anew in each epoch, by megatron_training.seed. Remove it."),
+    "full_shuffle_instruction_dataset": Migration("Prompts are shuffled in each epoch. Remove it."),
+}
+
+_ACTOR: dict[str, Migration] = {
+    "micro_batch_size": Migration(_PACKING),
+    **dict.fromkeys(
+        ("finetune", "no_load_optim", "no_load_rng", "no_save_optim", "no_save_rng"), Migration(_CHECKPOINT)
+    ),
+    "save": Migration("Checkpoints go into the run directory, below megatron_training.output_dir. Remove it."),
+}
+
+_RL: dict[str, Migration] = {
+    **dict.fromkeys(
+        (
+            "actor_forward_micro_batch_size",
+            "ref_forward_micro_batch_size",
+            "use_remove_padding",
+            "use_dp_batch_balance",
+            "use_dynamic_bsz",
+            "ref_max_packing_token_size",
+            "actor_max_packing_token_size",
+            "update_max_packing_token_size",
+            "dynamic_max_batch_size",
+            "ref_dynamic_max_batch_size",
+            "actor_dynamic_max_batch_size",
+            "update_dynamic_max_batch_size",
+        ),
+        Migration(_PACKING),
+    ),
+    **dict.fromkeys(
+        (
+            "actor_rollout_dispatch_size",
+            "actor_logprob_dispatch_size",
+            "ref_dispatch_size",
+            "reward_dispatch_size",
+            "dynamic_sampling_dispatch_size",
+            "adv_dispatch_size",
+            "actor_update_dispatch_size",
+            "kl_dispatch_size",
+            "data_strategy",
+            "transfer_queue_data_shard_num",
+            "transfer_queue_data_shard_port_base",
+            "zmq_communication",
+        ),
+        Migration(_DISPATCH),
+    ),
+    **dict.fromkeys(
+        ("guarantee_order", "blocking", "num_samples_per_step", "log_max_throughput", "require_max_age_all_finished"),
+        Migration(_SCHEDULE),
+    ),
+    **dict.fromkeys(("hccl_buffersize", "runtime_env_path"), Migration(_ASCEND)),
+    **dict.fromkeys(
+        ("num_cpus_for_local_task", "num_cpus_for_placement_group"),
+        Migration("Cores of a worker are rl_config.actor_resource.num_cpus. Remove it."),
+    ),
+    **dict.fromkeys(
+        ("cliprange_value", "critic_update_dispatch_size", "critic_value_dispatch_size"), Migration(_CRITIC)
+    ),
+    "critic_resource": Migration(_CRITIC, (None,)),
+    **dict.fromkeys(("reference_resource", "reward_resource"), Migration(_PLACEMENT)),
+    **dict.fromkeys(("beta", "lam", "kl_horizon", "kl_target"), Migration("No estimator here reads it. Remove it.")),
+    "gamma": Migration("Rewards of a trajectory are not discounted. Set 1.0 or remove it.", (1, 1.0)),
+    "advantage_whiten": Migration("group_norm centres advantages within each group. Remove it."),
+    "kl_ctrl_type": Migration("The KL weight is fixed, rl_config.init_kl_coef. Set fixed or remove it.", ("fixed",)),
+    "use_kl_in_reward": Migration("KL is a term of the loss (rl_config.init_kl_coef). Set false.", (False,)),
+    "shuffle_mini_batch": Migration("Mini-batches keep the order of the batch. Set false.", (False,)),
+    "rule_reward": Migration("Rewards are functions (rl_config.verifier_function). Set true.", (True,)),
+    "filter_groups_train_batch_size": Migration(
+        "A batch is refilled to megatron_training.global_batch_size. Remove it."
+    ),
+    "partial_rollout_max_split": Migration("A trajectory ends in the step that began it. Set 1.", (1,)),
+    "integrated_mode_config": Migration("The reference always loads actor_config.load, when resuming too. Remove it."),
+    "use_swanlab": Migration(_TRACKER, (False,)),
+    **dict.fromkeys(("swanlab_mode", "swanlab_project", "swanlab_exp_name", "swanlab_save_dir"), Migration(_TRACKER)),
+    "wandb_save_dir": Migration("W&B's files go into the run directory. Remove it."),
+    "share_backbone": Migration("LoRA is not supported. Set false.", (False,)),
+    "tp_split_expert": Migration(_EXPERTS),
+    **dict.fromkeys(
+        ("is_multimodal", "reuse_image_embeds", "colocate_actor_and_vit"), Migration(_MULTIMODAL, (False,))
+    ),
+    "vit_resource": Migration(_MULTIMODAL, (None,)),
+    **dict.fromkeys(("vit_forward_micro_batch_size", "actor_image_embeds_dispatch_size"), Migration(_MULTIMODAL)),
+    **{
+        f"{role}_resource.num_npus": Migration(f"Here it is rl_config.{role}_resource.num_devices.", ())
+        for role in ("actor", "rollout")
+    },
+}
+
+_GENERATE: dict[str, Migration] = {
+    "data_parallel_size": Migration("The number of engines follows from the devices of rollout_resource. Remove it."),
+    "tokenizer_name_or_path": Migration("The engine uses megatron_training.tokenizer_name_or_path. Remove it."),
+    "infer_pipeline_parallel_size": Migration("An engine is split by infer_tensor_parallel_size only. Set 1.", (1,)),
+    "infer_expert_parallel_size": Migration(_EXPERTS, (1,)),
+    "enable_expert_parallel": Migration(_EXPERTS, (False,)),
+    **dict.fromkeys(("expert_map_path", "eplb_token_collects", "eplb_token_save_path"), Migration(_EXPERTS)),
+    **dict.fromkeys(("limit_mm_image_per_prompt", "limit_mm_video_per_prompt"), Migration(_MULTIMODAL)),
+    **dict.fromkeys(("torchair_graph", "ascend_scheduler_config_enabled"), Migration(_ASCEND)),
+    "num_scheduler_steps": Migration("vLLM has no such setting any more. Remove it."),
+    "sampling_config.seed": Migration("Seeds of requests follow from megatron_training.seed. Remove it.", (None,)),
+}
+
+MIGRATION: dict[str, Migration] = {
+    **{f"megatron_training.{key}": entry for key, entry in _MEGATRON.items()},
+    **{f"actor_config.{key}": entry for key, entry in _ACTOR.items()},
+    **{f"rl_config.{key}": entry for key, entry in _RL.items()},
+    **{f"generate_config.{key}": entry for key, entry in _GENERATE.items()},
+    "ref_config": Migration("The reference is the actor's start, actor_config.load. Remove the section."),
+    "reward_config": Migration("Rewards are functions (rl_config.verifier_function). Remove the section.", ()),
+    "critic_config": Migration(_CRITIC, ()),
+}
+"""By dotted path in `rl.config.schema.Config`."""
+
+_WRITTEN = "Rows are stored as messages and rendered when the run starts. Remove it."
+
+DATASET_MIGRATION: dict[str, Migration] = {
+    **dict.fromkeys(
+        (
+            "handler_name",
+            "tokenizer_type",
+            "tokenizer_name_or_path",
+            "tokenizer_not_use_fast",
+            "vocab_file",
+            "merge_file",
+            "append_eod",
+            "prompt_type_path",
+            "pack",
+            "neat_pack",
+            "dataset_impl",
+            "make_vocab_size_divisible_by",
+            "pad_vocab_size_to",
+            "placeholder_token",
+            "reward_tokens",
+            "json_keys",
+            "split_sentences",
+            "keep_newlines",
+            "seq_length",
+            "merge_group_keys",
+        ),
+        Migration(_WRITTEN),
+    ),
+    **dict.fromkeys(
+        ("workers", "n_subs", "log_interval", "streaming", "overwrite_cache", "cache_dir", "script_data_dir"),
+        Migration("Files are read in one pass without a cache. Remove it."),
+    ),
+    "interleave_probs": Migration("One dataset is one file; join files beforehand.", (None,)),
+    "enable_thinking": Migration("It is a matter of the template, rl_config.prompt_type. Remove it.", (False,)),
+}
+"""By key in `rl.config.schema.DatasetConfig`."""
