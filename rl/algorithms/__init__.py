@@ -1,0 +1,1 @@
+"""The algorithms: pure functions on tensors, looked up by name where the configuration chooses."""

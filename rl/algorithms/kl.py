@@ -1,0 +1,43 @@
+"""Estimators of the divergence KL(policy || reference) from the log-probs of sampled tokens, fit to be a loss term.
+
+In value k1 and k3 are unbiased, and k2 nearly so. As a loss term the gradient matters as well: that of k1 is a score
+function whose expectation is 0, so it pulls towards nothing. `kl_estimate` therefore gives k1 the gradient of k2, which
+is the gradient of the divergence when sampling is on-policy. k3 keeps its own gradient, as GRPO has it.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from rl.config.schema import KlPenalty
+
+MAX_LOG_RATIO = 20.0
+
+
+def kl_estimate(logprobs: Tensor, ref_logprobs: Tensor, kind: KlPenalty) -> Tensor:
+    """Estimate KL(policy || reference) at each sampled token.
+
+    With d = logprobs - ref_logprobs:  k1 = d,  k2 = d² / 2,  k3 = exp(-d) - 1 + d  (`low_var_kl` is k3, with d bounded
+    to ±20 so that the exponential cannot overflow). Gradient with respect to logprobs: d for k1 (see the module) and
+    k2, 1 - exp(-d) for k3.
+
+    Args:
+        logprobs: [T] float32, of the current policy.
+        ref_logprobs: [T] float32, of the reference, without gradient.
+        kind: The estimator.
+
+    Returns:
+        [T] float32; k2 and k3 are never negative.
+
+    Source: http://joschu.net/blog/kl-approx.html; the gradients: Tang and Munos, arXiv:2506.09477.
+    """
+    difference = logprobs - ref_logprobs
+    if kind in (KlPenalty.K3, KlPenalty.LOW_VAR_KL):
+        bounded = difference.clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO)
+        return torch.expm1(-bounded) + bounded
+    half_square = difference.square() / 2
+    if kind == KlPenalty.K2:
+        return half_square
+    assert kind == KlPenalty.K1, f"an estimator was added to KlPenalty without a formula here: {kind}"
+    return difference.detach() + (half_square - half_square.detach())

@@ -1,0 +1,161 @@
+"""From samples to what the optimizer steps consume: shifted, weighted, packed without padding, balanced over ranks."""
+
+from __future__ import annotations
+
+import heapq
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from rl.algorithms.aggregation import token_loss_weights
+from rl.types import Batch, MicroBatch, MiniBatch, Sample
+
+
+@dataclass(slots=True, frozen=True)
+class PackingLayout:
+    """How a step's samples are cut into mini-batches, ranks and micro-batches."""
+
+    num_data_parallel: int
+    """Ranks that get different micro-batches, at least 1."""
+    max_tokens: int
+    """Tokens of one micro-batch; a longer sample stands alone."""
+    mini_batch_prompts: int
+    """Groups of one optimizer step, at least 1; the last mini-batch may have fewer."""
+    epochs: int = 1
+    """Passes over the mini-batches, at least 1."""
+    token_level_loss: bool = True
+    """See `rl.algorithms.aggregation.token_loss_weights`."""
+    pad_to_multiple: int = 1
+    """A micro-batch's length is a multiple of this: the tensor-parallel size, with sequence parallelism."""
+    num_micro_batches_multiple: int = 1
+    """A rank's number of micro-batches is a multiple of this: the pipeline size, with virtual pipeline stages."""
+
+
+def pack_samples(samples: list[Sample], layout: PackingLayout) -> Batch:
+    """Cut samples into mini-batches of whole groups, and these into micro-batches.
+
+    Groups keep the order in which they first appear. Samples without loss tokens are left out, and so is a mini-batch
+    that has no others. Within a mini-batch the longest sample goes first, each into the emptiest micro-batch, with the
+    smallest number of micro-batches that respects `max_tokens`; the result is the same on every call.
+
+    The epochs hold the same micro-batch objects, so log-probs filled in once are there in each.
+
+    Example: samples of 5, 4, 3 and 2 tokens, 2 ranks, at most 7 tokens: rank 0 gets [5, 2], rank 1 gets [4, 3].
+
+    Args:
+        samples: Token-aligned rows, of at least 2 tokens where they have loss tokens.
+        layout: The sizes.
+
+    Returns:
+        Prediction-aligned micro-batches; every rank has the same number, filled up with zero-weight ones.
+    """
+    groups: dict[str, list[Sample]] = {}
+    for sample in samples:
+        groups.setdefault(sample.group_id, []).append(sample)
+    in_order = list(groups.values())
+    mini_batches = []
+    for start in range(0, len(in_order), layout.mini_batch_prompts):
+        members = [s for group in in_order[start : start + layout.mini_batch_prompts] for s in group]
+        members = [s for s in members if bool(s.loss_mask[1:].any())]
+        if members:
+            mini_batches.append(_pack_mini_batch(members, layout))
+    return Batch(mini_batches=mini_batches * layout.epochs)
+
+
+def balance(
+    lengths: list[int], *, num_ranks: int, max_tokens: int, num_bins_multiple: int = 1
+) -> list[list[list[int]]]:
+    """Distribute rows over ranks and bins, longest first into the emptiest bin.
+
+    Args:
+        lengths: Tokens of each row.
+        num_ranks: Ranks.
+        max_tokens: Tokens of one bin, unless a single row is longer.
+        num_bins_multiple: The number of bins of a rank is a multiple of this.
+
+    Returns:
+        [rank][bin][i] indices of rows; each rank has the same number of bins, some may be empty.
+    """
+    order = sorted(range(len(lengths)), key=lambda row: (-lengths[row], row))
+    num_bins = num_ranks * num_bins_multiple
+    while True:
+        bins = _fill(lengths, order, num_bins)
+        totals = [sum(lengths[row] for row in content) for content in bins]
+        if all(total <= max_tokens or len(b) == 1 for total, b in zip(totals, bins, strict=True)):
+            break
+        num_bins += num_ranks * num_bins_multiple
+    ranked = sorted(range(num_bins), key=lambda i: (-totals[i], i))
+    ranks: list[list[list[int]]] = [[] for _ in range(num_ranks)]
+    for position, index in enumerate(ranked):
+        lap, place = divmod(position, num_ranks)
+        # Back and forth, so that no rank always gets the fuller one.
+        ranks[place if lap % 2 == 0 else num_ranks - 1 - place].append(bins[index])
+    return ranks
+
+
+def _fill(lengths: list[int], order: list[int], num_bins: int) -> list[list[int]]:
+    bins: list[list[int]] = [[] for _ in range(num_bins)]
+    emptiest = [(0, index) for index in range(num_bins)]
+    for row in order:
+        total, index = heapq.heappop(emptiest)
+        bins[index].append(row)
+        heapq.heappush(emptiest, (total + lengths[row], index))
+    return bins
+
+
+def _pack_mini_batch(samples: list[Sample], layout: PackingLayout) -> MiniBatch:
+    weights, num_trajectories = _weigh(samples, token_level=layout.token_level_loss)
+    multiple = layout.pad_to_multiple
+    ranks = balance(
+        [len(s.token_ids) for s in samples],
+        num_ranks=layout.num_data_parallel,
+        max_tokens=max(layout.max_tokens // multiple, 1) * multiple,
+        num_bins_multiple=layout.num_micro_batches_multiple,
+    )
+    return MiniBatch(
+        micro_batches=[
+            [_pack_micro_batch([samples[i] for i in rows], [weights[i] for i in rows], multiple) for rows in bins]
+            for bins in ranks
+        ],
+        num_loss_tokens=sum(int(s.loss_mask[1:].sum()) for s in samples),
+        num_trajectories=num_trajectories,
+    )
+
+
+def _weigh(samples: list[Sample], *, token_level: bool) -> tuple[list[Tensor], int]:
+    """Token-aligned loss weights of each sample, and the number of trajectories that have loss tokens."""
+    numbers = {trajectory: i for i, trajectory in enumerate(dict.fromkeys(s.trajectory_id for s in samples))}
+    lengths = [len(s.token_ids) for s in samples]
+    ids = torch.tensor([numbers[s.trajectory_id] for s in samples]).repeat_interleave(torch.tensor(lengths))
+    weights = token_loss_weights(torch.cat([s.loss_mask for s in samples]), ids, token_level=token_level)
+    return list(weights.split(lengths)), len(numbers)
+
+
+def _pack_micro_batch(samples: list[Sample], weights: list[Tensor], pad_to_multiple: int) -> MicroBatch:
+    """Concatenate, shift to the prediction, and append the padding as a zero-weight sequence of its own."""
+    lengths = [len(s.token_ids) for s in samples]
+    # At least one token: an empty micro-batch must still run on its rank.
+    padded = max(-(-sum(lengths) // pad_to_multiple), 1) * pad_to_multiple
+    padding = padded - sum(lengths)
+    if padding:
+        lengths.append(padding)
+    return MicroBatch(
+        token_ids=_join([s.token_ids for s in samples], padding, torch.int64),
+        target_ids=_join([_shift(s.token_ids) for s in samples], padding, torch.int64),
+        position_ids=torch.cat([torch.arange(n) for n in lengths]),
+        cu_seqlens=torch.tensor([0, *lengths]).cumsum(0).to(torch.int32),
+        loss_mask=_join([_shift(s.loss_mask) for s in samples], padding, torch.float32),
+        loss_weights=_join([_shift(w) for w in weights], padding, torch.float32),
+        advantages=_join([_shift(s.advantages) for s in samples], padding, torch.float32),
+        rollout_logprobs=_join([_shift(s.rollout_logprobs) for s in samples], padding, torch.float32),
+    )
+
+
+def _shift(values: Tensor) -> Tensor:
+    """Token-aligned to prediction-aligned: position t gets the value of token t + 1, the last one 0."""
+    return torch.cat([values[1:], values.new_zeros(1)])
+
+
+def _join(parts: list[Tensor], padding: int, dtype: torch.dtype) -> Tensor:
+    return torch.cat([*parts, torch.zeros(padding, dtype=dtype)]).to(dtype)
