@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from rl.algorithms.aggregation import token_loss_weights
+from rl.config.schema import Config
 from rl.types import Batch, MicroBatch, MiniBatch, Sample
 
 
@@ -30,6 +31,27 @@ class PackingLayout:
     """A micro-batch's length is a multiple of this: the tensor-parallel size, with sequence parallelism."""
     num_micro_batches_multiple: int = 1
     """A rank's number of micro-batches is a multiple of this: the pipeline size, with virtual pipeline stages."""
+
+
+def packing_layout(config: Config, *, num_data_parallel: int) -> PackingLayout:
+    """Read the sizes off the configuration.
+
+    Args:
+        config: The run's configuration.
+        num_data_parallel: Ranks that train on different samples.
+
+    Returns:
+        The layout of every step of the run.
+    """
+    rl, training = config.rl_config, config.megatron_training
+    return PackingLayout(
+        num_data_parallel=num_data_parallel,
+        max_tokens=rl.max_packing_token_size,
+        mini_batch_prompts=rl.mini_batch_size or training.global_batch_size,
+        epochs=rl.epochs,
+        token_level_loss=rl.token_level_loss,
+        pad_to_multiple=config.actor_config.tensor_model_parallel_size if training.sequence_parallel else 1,
+    )
 
 
 def pack_samples(samples: list[Sample], layout: PackingLayout) -> Batch:
