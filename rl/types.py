@@ -12,10 +12,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
-from torch import Tensor
+if TYPE_CHECKING:  # the sandbox, rewards and tools start without loading torch
+    import torch
+    from torch import Tensor
 
 Message = dict[str, Any]
 """One chat message in OpenAI's form: `role`, `content`, and for an assistant optionally `tool_calls`."""

@@ -1,0 +1,156 @@
+"""ReTool's code interpreter: sends code to a sandbox with SandboxFusion's wire format (arXiv:2504.11536)."""
+
+from __future__ import annotations
+
+import signal
+from dataclasses import dataclass
+from typing import Any
+
+import aiohttp
+
+from rl.errors import ToolError
+from rl.tools.base import ServiceUnavailableError, Tool, ToolConfig, ToolOutput
+from rl.tools.repl import show_last_expression, strip_display
+from rl.types import ToolStatus
+
+_NO_OUTPUT = "(the code ran and printed nothing)"
+_TRANSPORT_GRACE_S = 2.0
+_MAX_STDERR_CHARACTERS = 4000
+
+
+@dataclass
+class ReToolConfig(ToolConfig):
+    """Settings of `ReTool`."""
+
+    sandbox_fusion_url: str = "embedded"
+    """Address of `POST /run_code`; `embedded` is replaced by the sandbox that the trainer starts."""
+    default_language: str = "python"
+    memory_limit_mb: int = 1024
+    """Memory of one program, MiB."""
+
+
+class ReTool(Tool):
+    """Runs the code of a call as the model wrote it; for Python the value of a last expression is shown."""
+
+    config_class = ReToolConfig
+
+    def __init__(self, config: ToolConfig, schema: dict[str, Any]) -> None:
+        super().__init__(config, schema)
+        self._http: aiohttp.ClientSession | None = None
+
+    @property
+    def run_limit_s(self) -> float | None:
+        """None: the sandbox limits the run to `default_timeout`, behind a queue of its own."""
+        return None
+
+    async def execute(self, state: Any, arguments: dict[str, Any]) -> ToolOutput:
+        """Run `arguments["code"]`.
+
+        Args:
+            state: Unused; each call is a program of its own.
+            arguments: `code`, and optionally `language`.
+
+        Returns:
+            What the program printed; on an error also the end of stderr.
+
+        Raises:
+            ServiceUnavailableError: No connection, a 5xx answer, or an answer that is not SandboxFusion's.
+        """
+        code, language = arguments["code"], arguments.get("language", self.config.default_language)
+        body = {
+            "code": show_last_expression(code) if language == "python" else code,
+            "language": language,
+            "compile_timeout": self.config.default_timeout,
+            "run_timeout": self.config.default_timeout,
+            "memory_limit_MB": self.config.memory_limit_mb,
+        }
+        answer = await self._post(body)
+        if isinstance(answer, str):
+            return ToolOutput(f"Error: {answer}", ToolStatus.ERROR)
+        run = answer.get("run_result") or answer.get("compile_result")
+        if answer.get("status") == "SandboxError" or not isinstance(run, dict):
+            raise ServiceUnavailableError(
+                f"{self.config.sandbox_fusion_url}: {answer.get('message') or 'SandboxError'}"
+            )
+        return _describe(run, self.config.default_timeout)
+
+    async def _post(self, body: dict[str, Any]) -> dict[str, Any] | str:
+        """Send one program. Returns the answer, or the text of a refusal (4xx)."""
+        url = self._url()
+        limit = aiohttp.ClientTimeout(
+            total=self.config.queue_timeout + self.config.default_timeout + _TRANSPORT_GRACE_S
+        )
+        if self._http is None:
+            self._http = aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0), timeout=limit)
+        try:
+            async with self._http.post(url, json=body) as response:
+                if response.status >= 500:
+                    raise ServiceUnavailableError(f"{url}: HTTP {response.status}: {(await response.text())[:200]}")
+                if response.status >= 400:
+                    return (await response.text())[:500]
+                answer = await response.json()
+        except (aiohttp.ClientError, TimeoutError, ValueError) as error:
+            raise ServiceUnavailableError(f"{url}: {type(error).__name__}: {error}") from error
+        if not isinstance(answer, dict):
+            raise ServiceUnavailableError(f"{url}: the answer is not a JSON object")
+        return answer
+
+    def _url(self) -> str:
+        url: str = self.config.sandbox_fusion_url
+        if url == "embedded":
+            raise ServiceUnavailableError("sandbox_fusion_url is 'embedded', and no sandbox was started for it")
+        return url
+
+    async def check(self) -> None:
+        """Run a program that prints a number; nothing for `embedded`, which starts with the run.
+
+        Raises:
+            ToolError: The sandbox does not answer, or not as it should.
+        """
+        if self.config.sandbox_fusion_url == "embedded":
+            return
+        advice = "Start it with `python -m rl sandbox`, or set sandbox_fusion_url: embedded"
+        try:
+            output = await self.execute(None, {"code": "print(6 * 7)", "language": "python"})
+        except ServiceUnavailableError as error:
+            raise ToolError(
+                f"{self.name}.sandbox_fusion_url: the sandbox does not answer, {error}. {advice}."
+            ) from error
+        finally:
+            await self.close()
+        if output.text != "42":
+            raise ToolError(f"{self.name}.sandbox_fusion_url: print(6 * 7) gave {output.text!r}, not 42. {advice}.")
+
+    async def close(self) -> None:
+        """Close the connections."""
+        if self._http is not None:
+            await self._http.close()
+            self._http = None
+
+
+def _describe(run: dict[str, Any], timeout: float) -> ToolOutput:
+    """What the model reads about a program that ran."""
+    stdout = strip_display(str(run.get("stdout") or "")).rstrip("\n")
+    stderr = strip_display(str(run.get("stderr") or "")).strip("\n")[-_MAX_STDERR_CHARACTERS:]
+    return_code = run.get("return_code")
+    metrics = {"execution_s": float(run.get("execution_time") or 0.0)}
+    if run.get("status") == "TimeLimitExceeded":
+        text = _join(stdout, f"Error: the code timed out after {timeout:g} s.")
+        return ToolOutput(text, ToolStatus.TIMEOUT, metrics=metrics)
+    if run.get("status") == "Error" or return_code not in (0, None):
+        text = _join(stdout, stderr, _ending(return_code, has_text=bool(stderr)))
+        return ToolOutput(text, ToolStatus.ERROR, metrics=metrics)
+    return ToolOutput(stdout or _NO_OUTPUT, metrics=metrics)
+
+
+def _ending(return_code: Any, *, has_text: bool) -> str:
+    """How the program ended, where its stderr does not say it."""
+    if isinstance(return_code, int) and return_code < 0:
+        known = {int(s) for s in signal.Signals}
+        name = f" ({signal.Signals(-return_code).name})" if -return_code in known else ""
+        return f"Error: the program was killed by signal {-return_code}{name}."
+    return "" if has_text else f"Error: the program exited with code {return_code}."
+
+
+def _join(*parts: str) -> str:
+    return "\n".join(part for part in parts if part)
