@@ -1,0 +1,93 @@
+"""Prompt templates by name: how messages and tool schemas become text before the tokenizer sees it.
+
+A template is applied when a prompt is rendered, never at preprocessing, so that one data file serves every model.
+`empty` is the tokenizer's own chat template. The others are ChatML with Qwen's tools block, for tokenizers whose own
+template knows no tools; the tool schemas come from the tool YAML and stand nowhere else.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+_CHATML_WITH_TOOLS = r"""
+{%- set first_is_system = messages and messages[0].role == 'system' %}
+{%- if tools or first_is_system %}
+    {{- '<|im_start|>system\n' }}
+    {%- if first_is_system %}
+        {{- messages[0].content }}
+    {%- endif %}
+    {%- if tools %}
+        {{- '\n\n# Tools\n\nYou may call one or more functions to assist with the user query.\n\n' }}
+        {{- 'You are provided with function signatures within <tools></tools> XML tags:\n<tools>' }}
+        {%- for tool in tools %}
+            {{- '\n' + (tool | tojson) }}
+        {%- endfor %}
+        {{- '\n</tools>\n\nFor each function call, return a json object with function name and arguments ' }}
+        {{- 'within <tool_call></tool_call> XML tags:\n<tool_call>\n' }}
+        {{- '{"name": <function-name>, "arguments": <args-json-object>}\n</tool_call>' }}
+    {%- endif %}
+    {{- '<|im_end|>\n' }}
+{%- endif %}
+{%- for message in messages %}
+    {%- if message.role == 'assistant' %}
+        {{- '<|im_start|>assistant\n' }}
+        {%- if message.content %}
+            {{- message.content }}
+        {%- endif %}
+        {%- for call in message.tool_calls or [] %}
+            {%- if message.content or not loop.first %}
+                {{- '\n' }}
+            {%- endif %}
+            {%- set function = call.function or call %}
+            {{- '<tool_call>\n{"name": ' + (function.name | tojson) + ', "arguments": ' }}
+            {{- function.arguments if function.arguments is string else function.arguments | tojson }}
+            {{- '}\n</tool_call>' }}
+        {%- endfor %}
+        {{- '<|im_end|>\n' }}
+    {%- elif message.role == 'tool' %}
+        {%- if loop.first or loop.previtem.role != 'tool' %}
+            {{- '<|im_start|>user' }}
+        {%- endif %}
+        {{- '\n<tool_response>\n' + message.content + '\n</tool_response>' }}
+        {%- if loop.last or loop.nextitem.role != 'tool' %}
+            {{- '<|im_end|>\n' }}
+        {%- endif %}
+    {%- elif not (loop.first and first_is_system) %}
+        {{- '<|im_start|>' + message.role + '\n' + message.content + '<|im_end|>\n' }}
+    {%- endif %}
+{%- endfor %}
+{%- if add_generation_prompt %}
+    {{- '<|im_start|>assistant\n' }}
+{%- endif %}
+""".strip()
+
+
+@dataclass(slots=True, frozen=True)
+class PromptTemplate:
+    """How the messages of a prompt are completed and rendered."""
+
+    chat_template: str | None
+    """Jinja source as transformers' `apply_chat_template` takes it; None: the tokenizer's own."""
+    default_system: str | None = None
+    """System message of a prompt that has none; None adds none."""
+    user_suffix: str = ""
+    """Appended to each user message, inside its turn."""
+
+
+_SYSTEM = "You are a helpful assistant."
+_BOXED = "\nThe answer format must be: \\boxed{The final answer goes here.}"
+
+TEMPLATES: dict[str, PromptTemplate] = {
+    "empty": PromptTemplate(None),
+    "qwen": PromptTemplate(_CHATML_WITH_TOOLS, _SYSTEM),
+    "qwen_retool": PromptTemplate(_CHATML_WITH_TOOLS, _SYSTEM, _BOXED),
+    "qwen_search_tool": PromptTemplate(_CHATML_WITH_TOOLS, _SYSTEM, _BOXED),
+}
+"""Names a `prompt_type` may have.
+
+The two tool templates ask for a boxed answer inside the user turn (MindSpeed-RL's, under the same names, put the
+sentence behind the turn's end token). They differ from `qwen` in nothing else: the tools come from the tool YAML.
+
+Source: the text format of Qwen2.5's chat template (Qwen/Qwen2.5-7B-Instruct, tokenizer_config.json), which Qwen
+models and the hermes tool-call format expect word for word.
+"""
