@@ -1,0 +1,148 @@
+"""The project's core attention: causal, grouped-query, over packed sequences, with rotary positions.
+
+Rotary embedding happens here and not in Megatron, because Megatron's restarts at each sequence boundary and ignores
+position ids: here cosine and sine are gathered by position once for each micro-batch, [T, D].
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
+
+import torch
+from megatron.core.packed_seq_params import PackedSeqParams
+from megatron.core.transformer.transformer_config import TransformerConfig
+from torch import Tensor, nn
+from torch.nn import functional
+
+
+@dataclass
+class PackedSequences(PackedSeqParams):
+    """What attention needs to know of a micro-batch; travels through Megatron as its `packed_seq_params`."""
+
+    lengths: tuple[int, ...] = ()
+    """Tokens of each sequence; they add up to T."""
+    cos: Tensor | None = None
+    """[T, 1, D], of each token's position, in the model's dtype."""
+    sin: Tensor | None = None
+    """[T, 1, D]."""
+
+
+def pack_sequences(cu_seqlens: Tensor, cos: Tensor, sin: Tensor) -> PackedSequences:
+    """Describe a micro-batch to the attention of every layer.
+
+    Args:
+        cu_seqlens: [S + 1] int32, sequence boundaries, from 0 to T.
+        cos: [T, D] of each token's position.
+        sin: [T, D].
+    """
+    boundaries = cu_seqlens.tolist()
+    lengths = tuple(end - start for start, end in pairwise(boundaries))
+    return PackedSequences(
+        qkv_format="thd",
+        cu_seqlens_q=cu_seqlens,
+        cu_seqlens_kv=cu_seqlens,
+        max_seqlen_q=max(lengths),
+        max_seqlen_kv=max(lengths),
+        lengths=lengths,
+        cos=cos.unsqueeze(1),
+        sin=sin.unsqueeze(1),
+    )
+
+
+class PackedAttention(nn.Module):
+    """Core attention for Megatron's layer spec; holds no parameters."""
+
+    def __init__(self, config: TransformerConfig, layer_number: int, **ignored: Any) -> None:
+        super().__init__()
+        assert config.context_parallel_size == 1, "context parallelism is not supported"
+        assert config.attention_dropout == 0.0, "attention dropout must be 0"
+
+    def forward(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        attention_mask: Tensor | None,
+        *,
+        attn_mask_type: Any = None,
+        attention_bias: Tensor | None = None,
+        packed_seq_params: PackedSequences,
+    ) -> Tensor:
+        """Attend within each sequence.
+
+        Args:
+            query: [T, heads of this rank, D], before the rotary embedding.
+            key: [T, key-value heads of this rank, D].
+            value: [T, key-value heads of this rank, D].
+            attention_mask: Not used; the mask is causal within each sequence.
+            attn_mask_type: Not used.
+            attention_bias: Not used.
+            packed_seq_params: Of the micro-batch.
+
+        Returns:
+            [T, heads of this rank x D].
+        """
+        packed = packed_seq_params
+        assert packed.cos is not None and packed.sin is not None, "made by pack_sequences"
+        query = rotate(query, packed.cos, packed.sin)
+        key = rotate(key, packed.cos, packed.sin)
+        context = _attend_cuda(query, key, value, packed) if query.is_cuda else _attend_cpu(query, key, value, packed)
+        return context.flatten(1)
+
+
+def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Apply the rotary embedding: x * cos + [-x2, x1] * sin with x = [x1, x2] split in the middle of D.
+
+    Args:
+        x: [T, heads, D].
+        cos: [T, 1, D].
+        sin: [T, 1, D].
+
+    Source: RoFormer, arXiv:2104.09864, in the half-split order of Hugging Face checkpoints.
+    """
+    first, second = x.chunk(2, dim=-1)
+    return x * cos + torch.cat((-second, first), dim=-1) * sin
+
+
+def _attend_cuda(query: Tensor, key: Tensor, value: Tensor, packed: PackedSequences) -> Tensor:
+    from torch.nn.attention.varlen import varlen_attn  # needs a CUDA build
+
+    if query.dtype == torch.float32:  # flash attention has no float32 kernel
+        return _attend_cpu(query, key, value, packed)
+    return varlen_attn(
+        query,
+        key,
+        value,
+        packed.cu_seqlens_q,
+        packed.cu_seqlens_kv,
+        packed.max_seqlen_q,
+        packed.max_seqlen_kv,
+        window_size=(-1, 0),
+        enable_gqa=key.shape[1] != query.shape[1],
+    )
+
+
+def _attend_cpu(query: Tensor, key: Tensor, value: Tensor, packed: PackedSequences) -> Tensor:
+    """One call for each sequence, or one for all where the lengths are equal."""
+    lengths = packed.lengths
+    if len(set(lengths)) == 1:
+        batch = (len(lengths), lengths[0])
+        context = _causal(*(x.unflatten(0, batch) for x in (query, key, value)))
+        return context.flatten(0, 1)
+    # `split` and not slices: the backward of a slice fills a zero tensor of the whole length.
+    parts = zip(*(x.split(lengths) for x in (query, key, value)), strict=True)
+    return torch.cat([_causal(q[None], k[None], v[None])[0] for q, k, v in parts])
+
+
+def _causal(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    """[B, L, heads, D] in and out."""
+    context = functional.scaled_dot_product_attention(
+        query.transpose(1, 2),
+        key.transpose(1, 2),
+        value.transpose(1, 2),
+        is_causal=True,
+        enable_gqa=key.shape[2] != query.shape[2],
+    )
+    return context.transpose(1, 2)

@@ -1,0 +1,196 @@
+"""Log-probs and entropy from hidden states, without holding the logits: the head's matrix product, the softmax and
+their gradients run over a chunk of tokens at a time, each tensor-parallel rank on its part of the vocabulary.
+
+With z = hidden @ weight^T / temperature and p = softmax(z), for a target y:
+
+    logprob = z_y - log sum_j exp(z_j)          d logprob / d z_j = [j = y] - p_j
+    entropy = log sum_j exp(z_j) - sum_j p_j z_j    d entropy / d z_j = -p_j (log p_j + entropy)
+
+Products are in the weights' dtype, everything after them in float32. The backward pass computes the logits again.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from megatron.core.tensor_parallel import (
+    copy_to_tensor_model_parallel_region,
+    gather_from_sequence_parallel_region,
+)
+from torch import Tensor
+from torch.distributed import ProcessGroup
+
+from rl.training.parallel import ParallelState
+
+_PRODUCT_BYTES = 256 << 20
+"""Of one chunk's logits in the weights' dtype: large, because the weights are read anew for each chunk."""
+_SOFTMAX_BYTES = {"cpu": 8 << 20, "cuda": 256 << 20}
+"""Of one block's logits in float32, by device: on the CPU they should stay in the cache."""
+
+
+@dataclass(slots=True, frozen=True)
+class HeadOutput:
+    """What the head computes for each position."""
+
+    logprobs: Tensor
+    """[T] float32, of the targets; 0 where masked."""
+    entropy: Tensor
+    """[T] float32, of the predicted distribution; 0 where masked."""
+
+
+def logprobs_and_entropy(
+    hidden: Tensor,
+    weight: Tensor,
+    target_ids: Tensor,
+    *,
+    temperature: float,
+    vocab_size: int,
+    parallel: ParallelState,
+    sequence_parallel: bool = False,
+    mask: Tensor | None = None,
+) -> HeadOutput:
+    """Log-prob of each target and entropy of each prediction, differentiable in `hidden` and `weight`.
+
+    Args:
+        hidden: [T, H] or [T, 1, H], as the last model chunk returned it.
+        weight: [padded V / tensor-parallel size, H], this rank's rows of the head.
+        target_ids: [T] int64.
+        temperature: Divides the logits, above 0.
+        vocab_size: V without padding; rows beyond it take no part.
+        parallel: This rank's place.
+        sequence_parallel: `hidden` is this rank's part of the tokens.
+        mask: [T], nonzero where the result is wanted; other positions cost nothing. None: everywhere.
+
+    Returns:
+        The same on every tensor-parallel rank.
+    """
+    hidden = hidden.flatten(0, -2)
+    if sequence_parallel:
+        hidden = gather_from_sequence_parallel_region(hidden, tensor_parallel_output_grad=True)
+    elif parallel.tp_size > 1:
+        hidden = copy_to_tensor_model_parallel_region(hidden)
+    wanted = None if mask is None or bool(mask.all()) else mask.nonzero().squeeze(1)
+    if wanted is not None:
+        hidden, target_ids = hidden.index_select(0, wanted), target_ids.index_select(0, wanted)
+    shard = _VocabShard.of(weight, vocab_size, parallel)
+    logprobs, entropy = _Head.apply(hidden, weight, target_ids, 1.0 / temperature, shard)
+    if wanted is not None:
+        zeros = logprobs.new_zeros(mask.shape[0])  # type: ignore[union-attr]
+        logprobs, entropy = zeros.index_copy(0, wanted, logprobs), zeros.index_copy(0, wanted, entropy)
+    return HeadOutput(logprobs, entropy)
+
+
+@dataclass(slots=True, frozen=True)
+class _VocabShard:
+    """This rank's part of the vocabulary: ids [start, start + size)."""
+
+    start: int
+    size: int
+    group: ProcessGroup | None
+
+    @staticmethod
+    def of(weight: Tensor, vocab_size: int, parallel: ParallelState) -> _VocabShard:
+        rows = weight.shape[0]
+        start = min(parallel.tp_rank * rows, vocab_size)
+        group = parallel.tp_group if parallel.tp_size > 1 else None
+        return _VocabShard(start, min(rows, vocab_size - start), group)
+
+    def reduce(self, tensor: Tensor, op: Any = dist.ReduceOp.SUM) -> Tensor:
+        if self.group is not None:
+            dist.all_reduce(tensor, op=op, group=self.group)
+        return tensor
+
+    def local(self, target_ids: Tensor) -> tuple[Tensor, Tensor]:
+        """Row of each target here (0 where it is elsewhere), and whether it is here."""
+        rows = target_ids - self.start
+        is_here = (rows >= 0) & (rows < self.size)
+        return rows.where(is_here, 0), is_here
+
+
+class _Head(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, hidden: Tensor, weight: Tensor, target_ids: Tensor, scale: float, shard: _VocabShard
+    ) -> tuple[Tensor, Tensor]:
+        rows = weight[: shard.size]
+        num_tokens = hidden.shape[0]
+        stats = hidden.new_empty((4, num_tokens), dtype=torch.float32)  # max, sum of exp, sum of exp x z, z of target
+        local_targets, is_here = shard.local(target_ids)
+        for start, end in _blocks(num_tokens, _tokens_per(_PRODUCT_BYTES, rows, rows.element_size())):
+            logits = hidden[start:end] @ rows.t()
+            for first, last in _blocks(end - start, _softmax_tokens(rows)):
+                _softmax_stats(
+                    logits[first:last],
+                    scale,
+                    local_targets[start + first : start + last],
+                    stats[:, start + first : start + last],
+                )
+        logprobs, entropy, log_normalizer = _combine(stats, is_here, shard)
+        ctx.save_for_backward(hidden, weight, target_ids, log_normalizer, entropy)
+        ctx.scale, ctx.shard = scale, shard
+        return logprobs, entropy
+
+    @staticmethod
+    def backward(ctx: Any, grad_logprobs: Tensor, grad_entropy: Tensor) -> tuple[Tensor, Tensor, None, None, None]:  # type: ignore[override]
+        hidden, weight, target_ids, log_normalizer, entropy = ctx.saved_tensors
+        scale, shard = ctx.scale, ctx.shard
+        rows = weight[: shard.size]
+        num_tokens = hidden.shape[0]
+        local_targets, is_here = shard.local(target_ids)
+        grad_target = (grad_logprobs * is_here).unsqueeze(1)
+        grad_hidden = torch.empty_like(hidden)
+        grad_weight = torch.zeros_like(weight)
+        for start, end in _blocks(num_tokens, _tokens_per(_PRODUCT_BYTES, rows, rows.element_size())):
+            logits = hidden[start:end] @ rows.t()
+            for first, last in _blocks(end - start, _softmax_tokens(rows)):
+                part = slice(start + first, start + last)
+                log_p = logits[first:last].float().mul_(scale).sub_(log_normalizer[part].unsqueeze(1))
+                # p_j (g_logprob + g_entropy (log p_j + entropy)), then minus at the target
+                factor = (log_p + entropy[part].unsqueeze(1)).mul_(grad_entropy[part].unsqueeze(1))
+                factor.add_(grad_logprobs[part].unsqueeze(1))
+                gradient = (
+                    log_p.exp_().mul_(factor).scatter_add_(1, local_targets[part].unsqueeze(1), -grad_target[part])
+                )
+                logits[first:last] = gradient.mul_(-scale)
+            torch.mm(logits, rows, out=grad_hidden[start:end])
+            grad_weight[: shard.size].addmm_(logits.t(), hidden[start:end])
+        return grad_hidden, grad_weight, None, None, None
+
+
+def _softmax_stats(logits: Tensor, scale: float, targets: Tensor, out: Tensor) -> None:
+    """Fill [4, t] from logits [t, V]: max, sum of exp(z - max), sum of exp(z - max) (z - max), z of the target."""
+    scaled = logits.float().mul_(scale)
+    torch.gather(scaled, 1, targets.unsqueeze(1), out=out[3].unsqueeze(1))
+    out[0] = scaled.amax(1)
+    scaled.sub_(out[0].unsqueeze(1))
+    exponentials = scaled.exp()
+    out[1] = exponentials.sum(1)
+    out[2] = scaled.mul_(exponentials).sum(1)
+
+
+def _combine(stats: Tensor, is_here: Tensor, shard: _VocabShard) -> tuple[Tensor, Tensor, Tensor]:
+    """Log-prob, entropy and log of the normalizer, each [T], from the statistics of all shards."""
+    local_max, total, weighted, target = stats.unbind(0)
+    top = shard.reduce(local_max.clone(), dist.ReduceOp.MAX)
+    shift = local_max - top
+    rescale = shift.exp()
+    weighted = (weighted + shift * total) * rescale
+    sums = shard.reduce(torch.stack((total * rescale, weighted, target * is_here)))
+    log_total = sums[0].log()
+    log_normalizer = top + log_total
+    return sums[2] - log_normalizer, log_total - sums[1] / sums[0], log_normalizer
+
+
+def _tokens_per(num_bytes: int, rows: Tensor, element_size: int) -> int:
+    return max(1, num_bytes // (max(1, rows.shape[0]) * element_size))
+
+
+def _softmax_tokens(rows: Tensor) -> int:
+    return _tokens_per(_SOFTMAX_BYTES[rows.device.type], rows, 4)
+
+
+def _blocks(total: int, size: int) -> list[tuple[int, int]]:
+    return [(start, min(start + size, total)) for start in range(0, total, size)]
