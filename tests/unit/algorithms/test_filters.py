@@ -1,0 +1,37 @@
+from rl.algorithms.filters import drop_uninformative_groups
+from rl.types import Group, Prompt, StopReason, Trajectory
+
+
+def group(name: str, scores: list[float | None], accuracies: list[float] | None = None) -> Group:
+    prompt = Prompt(id=name, messages=[], ground_truth="", data_source="")
+    trajectories = [
+        Trajectory(prompt, i, sequences=[], turns=[], stop_reason=StopReason.FINISHED, score=score)
+        for i, score in enumerate(scores)
+    ]
+    for trajectory, accuracy in zip(trajectories, accuracies or [], strict=False):
+        trajectory.rewards["acc"] = accuracy
+    return Group(prompt, trajectories)
+
+
+def test_drop_uninformative_groups_keeps_those_whose_scores_differ():
+    groups = [group("a", [1.0, 0.0]), group("b", [1.0, 1.0]), group("c", [0.0, 0.0, 0.5])]
+    kept, num_dropped = drop_uninformative_groups(groups)
+    assert [g.prompt.id for g in kept] == ["a", "c"]
+    assert num_dropped == 1
+
+
+def test_drop_uninformative_groups_ignores_failed_rewards():
+    groups = [group("a", [None, 0.0, 0.0]), group("b", [None, 0.0, 1.0]), group("c", [None, None]), group("d", [1.0])]
+    kept, num_dropped = drop_uninformative_groups(groups)
+    assert [g.prompt.id for g in kept] == ["b"]
+    assert num_dropped == 3
+
+
+def test_drop_uninformative_groups_compares_a_named_reward():
+    groups = [group("a", [0.9, 0.1], [1.0, 1.0]), group("b", [0.5, 0.5], [1.0, 0.0])]
+    kept, _ = drop_uninformative_groups(groups, metric="acc")
+    assert [g.prompt.id for g in kept] == ["b"]
+
+
+def test_drop_uninformative_groups_of_nothing_is_nothing():
+    assert drop_uninformative_groups([]) == ([], 0)

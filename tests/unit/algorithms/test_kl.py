@@ -1,0 +1,59 @@
+import pytest
+import torch
+
+from rl.algorithms.kl import kl_estimate
+from rl.config.schema import KlPenalty
+
+KINDS = list(KlPenalty)
+
+
+def value_and_slope(difference: float, kind: KlPenalty) -> tuple[float, float]:
+    logprobs = torch.tensor([-1.0 + difference], dtype=torch.float64, requires_grad=True)
+    kl = kl_estimate(logprobs, torch.tensor([-1.0], dtype=torch.float64), kind)
+    kl.sum().backward()
+    return float(kl.detach()), float(logprobs.grad)
+
+
+# exp(-0.5) = 0.6065307, exp(0.5) = 1.6487213
+@pytest.mark.parametrize(
+    ("kind", "difference", "value", "slope"),
+    [
+        (KlPenalty.K1, 0.5, 0.5, 0.5),
+        (KlPenalty.K1, -0.5, -0.5, -0.5),
+        (KlPenalty.K2, 0.5, 0.125, 0.5),
+        (KlPenalty.K2, -0.5, 0.125, -0.5),
+        (KlPenalty.K3, 0.5, 0.1065307, 0.3934693),
+        (KlPenalty.K3, -0.5, 0.1487213, -0.6487213),
+        (KlPenalty.LOW_VAR_KL, -0.5, 0.1487213, -0.6487213),
+    ],
+)
+def test_kl_estimate_worked_example(kind: KlPenalty, difference: float, value: float, slope: float):
+    assert value_and_slope(difference, kind) == pytest.approx((value, slope), abs=1e-6)
+
+
+@pytest.mark.parametrize("kind", [KlPenalty.K1, KlPenalty.K3])
+def test_kl_estimate_in_expectation_is_the_divergence(kind: KlPenalty):
+    policy, reference = torch.tensor([0.7, 0.2, 0.1]), torch.tensor([0.4, 0.4, 0.2])
+    exact = (policy * (policy / reference).log()).sum()
+    estimate = (policy * kl_estimate(policy.log(), reference.log(), kind)).sum()
+    torch.testing.assert_close(estimate, exact)
+
+
+@pytest.mark.parametrize("kind", [KlPenalty.K1, KlPenalty.K2])
+def test_kl_estimate_gradient_in_expectation_is_that_of_the_divergence(kind: KlPenalty):
+    logits = torch.tensor([1.0, 0.0, -0.5], requires_grad=True)
+    reference = torch.tensor([0.4, 0.4, 0.2]).log()
+    logprobs = logits.log_softmax(0)
+    (exact,) = torch.autograd.grad((logprobs.exp() * (logprobs - reference)).sum(), logits)
+    logprobs = logits.log_softmax(0)
+    (actual,) = torch.autograd.grad((logprobs.exp().detach() * kl_estimate(logprobs, reference, kind)).sum(), logits)
+    torch.testing.assert_close(actual, exact)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_kl_estimate_of_equal_policies_is_zero_with_zero_gradient(kind: KlPenalty):
+    assert value_and_slope(0.0, kind) == (0.0, 0.0)
+
+
+def test_kl_estimate_stays_finite_far_from_the_reference():
+    assert kl_estimate(torch.tensor([-2000.0]), torch.tensor([0.0]), KlPenalty.K3).isfinite().all()
