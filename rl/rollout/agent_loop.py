@@ -1,0 +1,327 @@
+"""One trajectory: generate, call tools, append their results, until a `StopReason`.
+
+Token-in, token-out: what the engine sampled is appended as sampled (mask 1), what the template puts between two
+generations is appended as context (mask 0), and nothing is ever encoded again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import itertools
+import logging
+import math
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import Protocol
+
+from rl.config.schema import Config
+from rl.data.renderer import Renderer
+from rl.errors import RolloutError
+from rl.interfaces import Engine
+from rl.tools.parsers import Parser
+from rl.tools.truncate import truncate_tokens
+from rl.types import (
+    FinishReason,
+    Message,
+    Prompt,
+    Sampling,
+    StopReason,
+    TokenSequence,
+    ToolCall,
+    ToolResult,
+    ToolStatus,
+    Trajectory,
+    Turn,
+)
+
+logger = logging.getLogger(__name__)
+
+_CLOSE_TIMEOUT_S = 30.0
+"""Seconds that releasing a trajectory's tools may take."""
+
+
+class Session(Protocol):
+    """The tool use of one trajectory (`rl.tools.execution.ToolSession`)."""
+
+    async def execute(self, call: ToolCall) -> ToolResult:
+        """Run one call; what went wrong is in the result's status."""
+        ...
+
+    async def close(self) -> None:
+        """Release the tools."""
+        ...
+
+
+class Toolbox(Protocol):
+    """Where tool sessions come from (`rl.tools.registry.Toolbox`)."""
+
+    def open_session(self, trajectory_id: str) -> Session:
+        """Begin the tool use of one trajectory."""
+        ...
+
+
+@dataclass(slots=True)
+class _State:
+    """A trajectory in the making."""
+
+    prompt: Prompt
+    sample_index: int
+    sampling: Sampling
+    session: Session | None
+    sequences: list[TokenSequence]
+    limit: int
+    """Tokens the context may reach: prompt and everything after it."""
+    turns: list[Turn] = field(default_factory=list)
+    messages: list[Message] = field(default_factory=list)
+    """The turns as messages; kept up only where the template rewrites history."""
+    num_calls: int = 0
+    """Calls given to tools so far."""
+    is_last_word: bool = False
+    """The final turn has been opened."""
+
+    @property
+    def id(self) -> str:
+        return f"{self.prompt.id}/{self.sample_index}"
+
+    @property
+    def sequence(self) -> TokenSequence:
+        return self.sequences[-1]
+
+    @property
+    def room(self) -> int:
+        return self.limit - len(self.sequence.token_ids)
+
+
+class AgentLoop:
+    """Runs trajectories, any number at once.
+
+    Args:
+        engine: Samples tokens.
+        renderer: Of the engine's tokenizer.
+        toolbox: The tools; None for trajectories of one turn.
+        parser: Reads tool calls out of a turn.
+        config: The run's configuration.
+    """
+
+    def __init__(
+        self, engine: Engine, renderer: Renderer, toolbox: Toolbox | None, parser: Parser, config: Config
+    ) -> None:
+        self._engine = engine
+        self._renderer = renderer
+        self._toolbox = toolbox
+        self._parser = parser
+        self._rl = config.rl_config
+        self._max_model_len = config.generate_config.max_model_len
+        self._seed = config.megatron_training.seed
+
+    async def run(self, prompt: Prompt, sample_index: int, sampling: Sampling) -> Trajectory:
+        """Run one trajectory to its end. A dead engine, a deadline or a broken service is its `StopReason`.
+
+        With prompt length p, the context of a trajectory may reach
+        L = min(max_model_len, p + max_total_response_length)
+        tokens; a turn may sample min(L - tokens so far - final_answer_reserve, max_tokens) of them, the final turn
+        min(L - tokens so far, max_tokens). Without `multi_turn_enable` L is max_model_len. A turn is the final one when
+        `max_tool_calls` calls have been given to tools (malformed ones count: so turns are bounded), when no more than
+        the reserve is left, or when the turn before ran into the reserve and was closed by force.
+
+        Args:
+            prompt: The dataset row.
+            sample_index: Number of the trajectory in its group.
+            sampling: `max_tokens` bounds one turn; `seed`, or the run's where it is None, is the base from which each
+                request's seed is derived.
+
+        Returns:
+            The trajectory, not yet scored.
+        """
+        start = time.monotonic()
+        token_ids = self._renderer.render_prompt(prompt.messages)
+        limit = self._max_model_len
+        if self._rl.multi_turn_enable:
+            limit = min(limit, len(token_ids) + self._rl.max_total_response_length)
+        session = self._toolbox.open_session(f"{prompt.id}/{sample_index}") if self._toolbox else None
+        state = _State(prompt, sample_index, sampling, session, [TokenSequence(token_ids)], limit)
+        state.messages = list(prompt.messages)
+        try:
+            stop_reason = await self._run_in_time(state)
+        finally:
+            if session is not None:
+                await _close(session, state.id)
+        return Trajectory(
+            prompt=prompt,
+            sample_index=sample_index,
+            sequences=state.sequences,
+            turns=state.turns,
+            stop_reason=stop_reason,
+            wall_s=time.monotonic() - start,
+        )
+
+    async def _run_in_time(self, state: _State) -> StopReason:
+        deadline = asyncio.timeout(self._rl.trajectory_timeout)
+        try:
+            async with deadline:
+                return await self._run_turns(state)
+        except TimeoutError:
+            if not deadline.expired():
+                raise
+            logger.warning("%s: ended after %g s, at its deadline.", state.id, self._rl.trajectory_timeout)
+            return StopReason.DEADLINE
+        except RolloutError as error:
+            logger.warning("%s: %s", state.id, error)
+            return StopReason.ENGINE_FAILED
+
+    async def _run_turns(self, state: _State) -> StopReason:
+        while state.room > 0:
+            has_calls_left = state.session is not None and state.num_calls < self._rl.max_tool_calls
+            is_final = state.is_last_word or not has_calls_left or state.room <= self._rl.final_answer_reserve
+            finish = await self._generate(state, state.room - (0 if is_final else self._rl.final_answer_reserve))
+            turn = state.turns[-1]
+            turn.calls = self._parse(state, turn, finish)
+            if is_final and turn.calls:
+                return StopReason.TOOL_LIMIT
+            if turn.calls:
+                stop_reason = await self._answer_calls(state, turn)
+                if stop_reason is not None:
+                    return stop_reason
+            elif finish is not FinishReason.LENGTH:
+                return StopReason.FINISHED
+            elif is_final or not self._force_last_word(state):
+                return StopReason.LENGTH
+        return StopReason.LENGTH
+
+    async def _generate(self, state: _State, budget: int) -> FinishReason:
+        """Sample one turn of at most `budget` tokens, in as many spans as weight publishes cut it into."""
+        start = time.monotonic()
+        turn = Turn(text="", num_tokens=0)
+        state.turns.append(turn)
+        first = len(state.sequence.token_ids)
+        budget = min(budget, state.sampling.max_tokens)
+        stop = state.sampling.stop + (self._parser.stop if state.session is not None else ())
+        base_seed = self._seed if state.sampling.seed is None else state.sampling.seed
+        for span in itertools.count():
+            seed = request_seed(base_seed, state.prompt.id, state.sample_index, len(state.turns) - 1, span)
+            generation = await self._engine.generate(
+                list(state.sequence.token_ids),
+                replace(state.sampling, max_tokens=budget - turn.num_tokens, stop=stop, seed=seed),
+                session_id=state.id,
+            )
+            state.sequence.append_sampled(generation.token_ids, generation.logprobs, generation.policy_version)
+            turn.num_tokens += len(generation.token_ids)
+            turn.text = self._renderer.decode(state.sequence.token_ids[first:])
+            turn.generate_s = time.monotonic() - start
+            if generation.finish_reason is not FinishReason.ABORT:
+                return generation.finish_reason
+            if turn.num_tokens >= budget:
+                break
+            await asyncio.sleep(0)  # an engine that aborts again at once must not starve the other trajectories
+        return FinishReason.LENGTH
+
+    def _parse(self, state: _State, turn: Turn, finish: FinishReason) -> list[ToolCall]:
+        """The calls of a turn; one that the end of the budget cut off is no mistake of the model, and no call."""
+        if state.session is None:
+            return []
+        calls = self._parser.parse(turn.text)
+        return [call for call in calls if call.error is None] if finish is FinishReason.LENGTH else calls
+
+    async def _answer_calls(self, state: _State, turn: Turn) -> StopReason | None:
+        """Run the calls of a turn and append their results; a reason to stop, or None to go on."""
+        assert state.session is not None, "calls are parsed only where there are tools"
+        start = time.monotonic()
+        num_slots = min(self._rl.max_parallel_calls, self._rl.max_tool_calls - state.num_calls)
+        accepted = turn.calls[:num_slots]
+        state.num_calls += len(accepted)
+        turn.results = list(await asyncio.gather(*(state.session.execute(call) for call in accepted)))
+        turn.results += [self._over_limit(call) for call in turn.calls[num_slots:]]
+        turn.tool_s = time.monotonic() - start
+        texts = [result.text.encode("utf-8", "replace").decode("utf-8") for result in turn.results]
+        self._set_texts(turn, texts, self._rl.max_tool_response_length)
+        if any(result.status is ToolStatus.UNAVAILABLE for result in turn.results):
+            return StopReason.TOOL_UNAVAILABLE
+        if any(result.stop for result in turn.results):
+            return StopReason.TOOL_STOP
+        return None if self._append_results(state, turn, texts) else StopReason.LENGTH
+
+    def _over_limit(self, call: ToolCall) -> ToolResult:
+        text = (
+            f"Error: not executed, because at most {self._rl.max_parallel_calls} calls are allowed in one turn and "
+            f"{self._rl.max_tool_calls} in all."
+        )
+        return ToolResult(call.name, text, ToolStatus.OVER_LIMIT)
+
+    def _set_texts(self, turn: Turn, texts: Sequence[str], max_tokens: int) -> None:
+        for result, text in zip(turn.results, texts, strict=True):
+            result.text, result.is_truncated = truncate_tokens(
+                text, self._renderer.tokenizer, max_tokens, self._rl.tool_response_truncate_side
+            )
+
+    def _append_results(self, state: _State, turn: Turn, texts: Sequence[str]) -> bool:
+        """Append the tool turn, its results cut so that the final answer keeps its reserve.
+
+        What the template adds around the results may use up the reserve; false where not even one token would be left.
+        """
+        cap = self._rl.max_tool_response_length
+        while True:
+            context = self._next_context(state, turn)
+            excess = len(context) - (state.limit - max(self._rl.final_answer_reserve, 1))
+            if excess <= 0 or cap == 0:
+                break
+            cap = max(cap - math.ceil(excess / len(texts)), 0)
+            self._set_texts(turn, texts, cap)
+        if len(context) >= state.limit:
+            return False
+        num_kept = len(state.sequence.token_ids)
+        if context[:num_kept] == state.sequence.token_ids:
+            state.sequence.append_context(context[num_kept:])
+        else:
+            state.sequences.append(TokenSequence(context))
+        state.messages += self._as_messages(turn)
+        return True
+
+    def _next_context(self, state: _State, turn: Turn) -> list[int]:
+        """The whole context of the next turn."""
+        if self._renderer.rewrites_history:
+            return self._renderer.render_prompt(state.messages + self._as_messages(turn))
+        texts = [result.text for result in turn.results]
+        return state.sequence.token_ids + self._renderer.render_tool_results(texts, closed=self._is_closed(state))
+
+    def _as_messages(self, turn: Turn) -> list[Message]:
+        said = {"role": "assistant", "content": self._renderer.strip_end_of_turn(turn.text)}
+        return [said, *({"role": "tool", "content": result.text} for result in turn.results)]
+
+    def _is_closed(self, state: _State) -> bool:
+        return state.sequence.token_ids[-1:] == self._renderer.close_turn_ids
+
+    def _force_last_word(self, state: _State) -> bool:
+        """Close a turn that ran into the reserve and open the final one; false where nothing was kept back for it."""
+        header = self._renderer.render_header(closed=self._is_closed(state))
+        if self._rl.final_answer_reserve == 0 or len(header) >= state.room:
+            return False
+        state.sequence.append_context(header)
+        state.is_last_word = True
+        return True
+
+
+def request_seed(base: int, prompt_id: str, sample_index: int, turn: int, span: int) -> int:
+    """Seed of one engine request: a hash of what names it, the same in every process and for every batch size.
+
+    Args:
+        base: The run's seed.
+        prompt_id: Of the dataset row.
+        sample_index: Number of the trajectory in its group.
+        turn: From 0.
+        span: From 0; counts the times a weight publish interrupted the turn.
+
+    Returns:
+        An integer of 32 bits.
+    """
+    name = f"{base}/{prompt_id}/{sample_index}/{turn}/{span}"
+    return int.from_bytes(hashlib.blake2b(name.encode(), digest_size=4).digest(), "big")
+
+
+async def _close(session: Session, trajectory_id: str) -> None:
+    try:
+        async with asyncio.timeout(_CLOSE_TIMEOUT_S):
+            await session.close()
+    except TimeoutError:
+        logger.warning("%s: its tools were not released within %g s.", trajectory_id, _CLOSE_TIMEOUT_S)

@@ -1,0 +1,37 @@
+"""One group: the trajectories of a prompt, run at once and each scored as soon as it ends."""
+
+from __future__ import annotations
+
+import asyncio
+
+from rl.interfaces import Score
+from rl.rollout.agent_loop import AgentLoop
+from rl.types import Group, Prompt, Sampling, StopReason, Trajectory
+
+INFRASTRUCTURE_FAILURES = frozenset({StopReason.DEADLINE, StopReason.ENGINE_FAILED, StopReason.TOOL_UNAVAILABLE})
+"""Ends that say nothing about the model. Such a trajectory is not scored, and so masked out of the training."""
+
+
+async def run_group(loop: AgentLoop, prompt: Prompt, num_samples: int, sampling: Sampling, score: Score) -> Group:
+    """Run a prompt's trajectories concurrently.
+
+    Args:
+        loop: Runs one trajectory.
+        prompt: The dataset row.
+        num_samples: Trajectories, at least 1.
+        sampling: Of every request.
+        score: Called for each trajectory when it ends, unless it ended in `INFRASTRUCTURE_FAILURES`.
+
+    Returns:
+        The group, trajectories in order of `sample_index`.
+    """
+    async with asyncio.TaskGroup() as tasks:
+        running = [tasks.create_task(_run_scored(loop, prompt, i, sampling, score)) for i in range(num_samples)]
+    return Group(prompt, [task.result() for task in running])
+
+
+async def _run_scored(loop: AgentLoop, prompt: Prompt, index: int, sampling: Sampling, score: Score) -> Trajectory:
+    trajectory = await loop.run(prompt, index, sampling)
+    if trajectory.stop_reason not in INFRASTRUCTURE_FAILURES:
+        await score(trajectory)
+    return trajectory
