@@ -1,0 +1,127 @@
+"""The arithmetic of a run before it starts: how prompts become optimizer steps, and the bytes on each device."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from rl.config.model_facts import count_parameters, head_size
+from rl.config.schema import Config, ModelConfig
+
+GIB = 1024**3
+
+
+@dataclass(slots=True, frozen=True)
+class BatchArithmetic:
+    """From prompts to optimizer steps, for one step of the run."""
+
+    num_prompts: int
+    num_trajectories: int
+    num_mini_batches: int
+    """Of one pass over the batch."""
+    num_optimizer_steps: int
+    trajectories_per_mini_batch: int
+    """Of the largest one."""
+    data_parallel_size: int
+    tokens_per_trajectory: int
+    """The longest possible, prompt included."""
+    micro_batches_per_rank: int
+    """Of one mini-batch, were every trajectory as long as can be."""
+
+
+@dataclass(slots=True, frozen=True)
+class MemoryEstimate:
+    """Bytes on one device, to about a fifth."""
+
+    num_parameters: int
+    parameter_bytes: int
+    gradient_bytes: int
+    optimizer_bytes: int
+    """Main parameters and both Adam moments, float32."""
+    activation_bytes: int
+    """Of one micro-batch of `max_packing_token_size` tokens."""
+    reference_bytes: int
+    engine_parameter_bytes: int
+    cache_bytes_per_token: int
+    """Keys and values of one token, on one device of an engine."""
+
+    @property
+    def actor_bytes(self) -> int:
+        """Everything the actor holds at the peak of an update, the reference included."""
+        parts = (self.parameter_bytes, self.gradient_bytes, self.optimizer_bytes, self.activation_bytes)
+        return sum(parts) + self.reference_bytes
+
+
+def data_parallel_size(config: Config) -> int:
+    """Replicas of the actor: devices over tensor- and pipeline-parallel ranks; 0 where they do not fit."""
+    actor = config.actor_config
+    ranks = actor.tensor_model_parallel_size * actor.pipeline_model_parallel_size
+    return config.rl_config.actor_resource.num_devices // max(1, ranks)
+
+
+def longest_sample(config: Config) -> int:
+    """Tokens of the longest trajectory, prompt included."""
+    rl = config.rl_config
+    longest = min(rl.max_prompt_length + rl.max_total_response_length, config.generate_config.max_model_len)
+    return min(longest, config.megatron_training.seq_length or longest)
+
+
+def batch_arithmetic(config: Config) -> BatchArithmetic:
+    """Follow one step's prompts to optimizer steps."""
+    rl, num_prompts = config.rl_config, config.megatron_training.global_batch_size
+    mini = min(rl.mini_batch_size or num_prompts, num_prompts)
+    replicas = max(1, data_parallel_size(config))
+    longest = longest_sample(config)
+    samples_per_micro = max(1, rl.max_packing_token_size // longest)
+    per_mini = mini * rl.n_samples_per_prompt
+    num_mini = math.ceil(num_prompts / mini)
+    return BatchArithmetic(
+        num_prompts=num_prompts,
+        num_trajectories=num_prompts * rl.n_samples_per_prompt,
+        num_mini_batches=num_mini,
+        num_optimizer_steps=num_mini * rl.epochs,
+        trajectories_per_mini_batch=per_mini,
+        data_parallel_size=replicas,
+        tokens_per_trajectory=longest,
+        micro_batches_per_rank=math.ceil(math.ceil(per_mini / replicas) / samples_per_micro),
+    )
+
+
+def memory_estimate(config: Config, facts: ModelConfig) -> MemoryEstimate:
+    """Estimate the bytes on one device.
+
+    Activations of a layer, per token: its input and both normed inputs, query, key, value, attention output, and gate,
+    up and product of the MLP, in the compute dtype; full recomputation keeps the inputs and one layer's rest. The
+    logits of a chunk are left out.
+    """
+    actor, training = config.actor_config, config.megatron_training
+    tp, pp = max(1, actor.tensor_model_parallel_size), max(1, actor.pipeline_model_parallel_size)
+    width = 2 if training.bf16 else 4
+    engine_width = 4 if config.generate_config.dtype == "float32" else 2
+    total = count_parameters(facts)
+    local = math.ceil(total / (tp * pp))
+    shards = max(1, data_parallel_size(config)) if training.use_distributed_optimizer else 1
+    engine_tp = max(1, config.generate_config.infer_tensor_parallel_size)
+    kv_heads = math.ceil(facts.num_key_value_heads / engine_tp)
+    return MemoryEstimate(
+        num_parameters=total,
+        parameter_bytes=local * width,
+        gradient_bytes=local * 4,
+        optimizer_bytes=local * (12 if training.bf16 else 8) // shards,
+        activation_bytes=_activation_bytes(config, facts, width),
+        reference_bytes=local * width if config.rl_config.init_kl_coef > 0 else 0,
+        engine_parameter_bytes=total * engine_width // engine_tp,
+        cache_bytes_per_token=2 * facts.num_hidden_layers * kv_heads * head_size(facts) * engine_width,
+    )
+
+
+def _activation_bytes(config: Config, facts: ModelConfig, width: int) -> int:
+    actor = config.actor_config
+    tp, pp = max(1, actor.tensor_model_parallel_size), max(1, actor.pipeline_model_parallel_size)
+    tokens = max(config.rl_config.max_packing_token_size, longest_sample(config))
+    layers = math.ceil(facts.num_hidden_layers / pp)
+    split_input = facts.hidden_size / (tp if config.megatron_training.sequence_parallel else 1)
+    heads = 2 * (facts.num_attention_heads + facts.num_key_value_heads) * head_size(facts)
+    inside = 4 * split_input + (heads + 4 * facts.intermediate_size) / tp
+    kept = 1 if actor.recompute_granularity == "full" else layers
+    return int(tokens * width * (layers * 2 * split_input + kept * inside))

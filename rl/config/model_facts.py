@@ -1,0 +1,89 @@
+"""Facts of the model's architecture: from its folder where that is at hand, else from the `model` section."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from rl.config.build import field_types
+from rl.config.problems import Problem, error, note
+from rl.config.schema import Config, ModelConfig
+from rl.errors import ModelError
+
+_SIZES = ("num_hidden_layers", "hidden_size", "intermediate_size", "num_attention_heads", "vocab_size")
+
+
+def find_model_facts(config: Config) -> tuple[ModelConfig | None, list[Problem]]:
+    """Find the architecture of `actor_config.load`.
+
+    Returns:
+        The facts, or None where neither the folder nor the section has them; and a problem where the folder cannot be
+        read, where both disagree (an error: one of them is not the model that is meant), or where there is neither.
+    """
+    section = config.model
+    folder = Path(config.actor_config.load)
+    has_section = all(getattr(section, name) > 0 for name in _SIZES)
+    if not config.actor_config.load:
+        return None, [error("actor_config.load: must name a model folder, got nothing. Set a Hugging Face folder.")]
+    if not folder.is_dir():
+        where = f"actor_config.load: no folder '{folder}' on this machine"
+        if has_section:
+            return _filled(section), [note(f"{where}; its architecture is taken from the `model` section.")]
+        return None, [note(f"{where}, and no `model` section. Add `model: NAME` of configs/model to `defaults`.")]
+    try:
+        facts = read_model_facts(folder)
+    except ModelError as failure:
+        return None, [error(f"actor_config.load: {failure}")]
+    return facts, _disagreements(config, section, facts)
+
+
+def read_model_facts(folder: Path) -> ModelConfig:
+    """Read config.json of a Hugging Face folder.
+
+    Raises:
+        ModelError: The file is missing, no JSON, or lacks a size.
+    """
+    path = folder / "config.json"
+    try:
+        values: Any = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as failure:
+        raise ModelError(f"{path}: no such file. Give a Hugging Face model folder.") from failure
+    except (OSError, ValueError) as failure:
+        raise ModelError(f"{path}: cannot be read, got {failure}. Fetch the model again.") from failure
+    if not isinstance(values, dict):
+        raise ModelError(f"{path}: must hold one JSON object, got {type(values).__name__}. Fetch the model again.")
+    for name in _SIZES:
+        if not isinstance(values.get(name), int):
+            raise ModelError(f"{path}: '{name}' must be an integer, got {values.get(name)!r}. Is it a language model?")
+    known = {name: values[name] for name in field_types(ModelConfig) if values.get(name) is not None}
+    return _filled(ModelConfig(**known))
+
+
+def head_size(facts: ModelConfig) -> int:
+    """Size of one attention head."""
+    return facts.head_dim or facts.hidden_size // facts.num_attention_heads
+
+
+def count_parameters(facts: ModelConfig) -> int:
+    """Parameters of a dense decoder with gated MLP and RMS norms; biases and q/k norms left out (under 0.1 %)."""
+    heads = (2 * facts.num_attention_heads + 2 * facts.num_key_value_heads) * head_size(facts)
+    layer = facts.hidden_size * (heads + 3 * facts.intermediate_size + 2)
+    embeddings = facts.vocab_size * facts.hidden_size * (1 if facts.tie_word_embeddings else 2)
+    return facts.num_hidden_layers * layer + embeddings + facts.hidden_size
+
+
+def _filled(facts: ModelConfig) -> ModelConfig:
+    """Without a number of key-value heads, every head has its own."""
+    return replace(facts, num_key_value_heads=facts.num_key_value_heads or facts.num_attention_heads)
+
+
+def _disagreements(config: Config, section: ModelConfig, facts: ModelConfig) -> list[Problem]:
+    problems = []
+    for name in (*_SIZES, "num_key_value_heads", "model_type", "tie_word_embeddings"):
+        said, found = getattr(section, name), getattr(facts, name)
+        if section.hidden_size and said and said != found:
+            text = f"model.{name}: config.json in {config.actor_config.load} says {found}, got {said}. "
+            problems.append(error(text + "Choose the `model` of that folder, or leave the group out."))
+    return problems

@@ -1,0 +1,107 @@
+"""Keys that were given but do nothing in this combination: no silent no-ops."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from rl.config.problems import Problem, warning
+from rl.config.ranges import value_at
+from rl.config.schema import Config, Device, LrDecayStyle
+
+
+@dataclass(slots=True, frozen=True)
+class Condition:
+    """Keys that count only under a condition."""
+
+    keys: tuple[str, ...]
+    is_met: bool
+    reason: str
+    """Why they do nothing where it is not met, and what to set."""
+
+
+def no_effect_problems(config: Config, given: frozenset[str]) -> Iterator[Problem]:
+    """Warn of each key that was given another value than its default, and is not read in this combination.
+
+    Args:
+        config: The configuration.
+        given: Dotted paths that YAML or an override set.
+    """
+    defaults = Config()
+    for condition in _conditions(config):
+        if condition.is_met:
+            continue
+        for key in condition.keys:
+            value = value_at(config, key)
+            if key in given and value != value_at(defaults, key):
+                yield warning(f"{key}: has no effect, got {value}, because {condition.reason}")
+
+
+def _conditions(config: Config) -> tuple[Condition, ...]:
+    rl, training, actor = config.rl_config, config.megatron_training, config.actor_config
+    return (
+        Condition(
+            ("rl_config.clip_ratio",), not rl.clip_higher_enable, "clip_higher_enable is true. Set clip_ratio_low."
+        ),
+        Condition(
+            ("rl_config.clip_ratio_low", "rl_config.clip_ratio_high"),
+            rl.clip_higher_enable,
+            "clip_higher_enable is false. Set that, or clip_ratio.",
+        ),
+        Condition(("rl_config.kl_penalty",), rl.init_kl_coef > 0, "init_kl_coef is 0. Set that above 0."),
+        Condition(
+            ("rl_config.filter_groups_metric", "rl_config.filter_groups_max_batches"),
+            rl.filter_groups_enable,
+            "filter_groups_enable is false. Set that.",
+        ),
+        Condition(
+            (
+                "rl_config.overlong_buffer",
+                "rl_config.overlong_buffer_penalty_factor",
+                "rl_config.rollout_max_tokens",
+            ),
+            rl.overlong_buffer_enable,
+            "overlong_buffer_enable is false. Set that.",
+        ),
+        Condition(
+            (
+                "rl_config.tool_config_path",
+                "rl_config.max_tool_calls",
+                "rl_config.max_parallel_calls",
+                "rl_config.max_tool_response_length",
+                "rl_config.tool_response_truncate_side",
+                "rl_config.tool_parser_format",
+                "rl_config.final_answer_reserve",
+            ),
+            rl.multi_turn_enable,
+            "multi_turn_enable is false. Set that.",
+        ),
+        Condition(("rl_config.async_engine",), False, "engines are always asynchronous. Remove it."),
+        Condition(
+            ("rl_config.wandb_project", "rl_config.wandb_exp_name"), rl.use_wandb, "use_wandb is false. Set that."
+        ),
+        Condition(
+            ("rl_config.rollout_resource.num_devices",),
+            training.device is not Device.CUDA or not rl.use_integrated_worker,
+            "use_integrated_worker gives engines the devices of actor_resource. Set that to false.",
+        ),
+        Condition(
+            (
+                "generate_config.offload_train_param",
+                "generate_config.offload_train_optimizer",
+                "generate_config.offload_train_grad",
+            ),
+            rl.use_integrated_worker,
+            "actor and engines have devices of their own. Remove it.",
+        ),
+        Condition(
+            ("actor_config.min_lr",),
+            actor.lr_decay_style is not LrDecayStyle.CONSTANT,
+            "lr_decay_style is constant. Set linear or cosine.",
+        ),
+        Condition(
+            ("megatron_training.sequence_parallel",),
+            actor.tensor_model_parallel_size > 1,
+            "tensor_model_parallel_size is 1. Remove it.",
+        ),
+    )

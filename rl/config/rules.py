@@ -1,0 +1,198 @@
+"""Rules between fields: parallel sizes, lengths, sampling, the algorithm, multi-turn."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from rl.config.estimates import GIB, memory_estimate
+from rl.config.problems import Problem, error, warning
+from rl.config.schema import Config, Device, ModelConfig
+
+
+def parallel_problems(config: Config, facts: ModelConfig | None) -> Iterator[Problem]:
+    """Parallel sizes against devices and against the architecture, where that is known."""
+    actor, rl, generate = config.actor_config, config.rl_config, config.generate_config
+    tp, pp, devices = (
+        actor.tensor_model_parallel_size,
+        actor.pipeline_model_parallel_size,
+        rl.actor_resource.num_devices,
+    )
+    if devices % (tp * pp):
+        yield error(
+            f"rl_config.actor_resource.num_devices: must be a multiple of tensor ({tp}) times pipeline ({pp}) parallel "
+            f"size, got {devices}. Set {max(1, devices // (tp * pp)) * tp * pp}, or change the parallel sizes."
+        )
+    if facts is None:
+        return
+    heads, kv_heads, layers = facts.num_attention_heads, facts.num_key_value_heads, facts.num_hidden_layers
+    fitting = [size for size in range(1, heads + 1) if heads % size == 0 and kv_heads % size == 0]
+    if tp not in fitting:
+        yield error(
+            f"actor_config.tensor_model_parallel_size: must divide {heads} attention heads and {kv_heads} key-value "
+            f"heads, got {tp}. Set one of {', '.join(map(str, fitting))}."
+        )
+    if layers % pp:
+        sizes = [str(size) for size in range(1, layers + 1) if layers % size == 0]
+        yield error(
+            f"actor_config.pipeline_model_parallel_size: must divide {layers} layers, got {pp}. "
+            f"Set one of {', '.join(sizes)}."
+        )
+    engine_tp = generate.infer_tensor_parallel_size
+    if heads % engine_tp or (kv_heads % engine_tp and engine_tp % kv_heads):
+        yield error(
+            f"generate_config.infer_tensor_parallel_size: must divide {heads} attention heads, got {engine_tp}. "
+            f"Set one of {', '.join(map(str, fitting))}."
+        )
+
+
+def length_problems(config: Config, facts: ModelConfig | None) -> Iterator[Problem]:
+    """Token lengths against each other and against what the engine and the model hold."""
+    rl, generate, training = config.rl_config, config.generate_config, config.megatron_training
+    longest, limit = rl.max_prompt_length + rl.max_total_response_length, generate.max_model_len
+    if longest > limit:
+        yield error(
+            f"generate_config.max_model_len: must hold rl_config.max_prompt_length ({rl.max_prompt_length}) plus "
+            f"max_total_response_length ({rl.max_total_response_length}), got {limit}. Set {longest}, or lower those."
+        )
+    if training.seq_length is not None and not longest <= training.seq_length <= limit:
+        yield error(
+            f"megatron_training.seq_length: must be from {longest} (prompt and response) to {limit} "
+            f"(generate_config.max_model_len), got {training.seq_length}. Leave it out to take max_model_len."
+        )
+    total = rl.max_total_response_length
+    if generate.sampling_config.max_tokens > total:
+        yield error(
+            f"generate_config.sampling_config.max_tokens: one turn must fit into rl_config.max_total_response_length, "
+            f"{total}, got {generate.sampling_config.max_tokens}. Set at most {total}."
+        )
+    inside = ["final_answer_reserve"] + ["max_tool_response_length"] * rl.multi_turn_enable
+    for name in inside:
+        if getattr(rl, name) >= total:
+            yield error(
+                f"rl_config.{name}: must be under max_total_response_length, {total}, got {getattr(rl, name)}. Lower it."
+            )
+    if facts is None:
+        return
+    if 0 < facts.max_position_embeddings < limit:
+        yield error(
+            f"generate_config.max_model_len: the model was trained for {facts.max_position_embeddings} tokens, got "
+            f"{limit}. Lower it."
+        )
+    cache = generate.kv_cache_memory_gb * GIB
+    per_token = memory_estimate(config, facts).cache_bytes_per_token
+    if training.device is not Device.CUDA and cache < per_token * limit:
+        make = error if training.device is Device.CPU else warning
+        yield make(
+            f"generate_config.kv_cache_memory_gb: on CPU one sequence of max_model_len {limit} needs "
+            f"{per_token * limit / GIB:.2f} GiB, got {generate.kv_cache_memory_gb:g}. Raise it, or lower max_model_len."
+        )
+
+
+def sampling_problems(config: Config) -> Iterator[Problem]:
+    """Training rollouts must be samples of the very distribution whose log-probs are trained on."""
+    generate = config.generate_config
+    sampling, where = generate.sampling_config, "generate_config.sampling_config"
+    for name, required in (("top_p", 1.0), ("top_k", -1), ("min_p", 0.0)):
+        if (value := getattr(sampling, name)) != required:
+            yield error(
+                f"{where}.{name}: must be {required:g} in training, got {value:g}: cut tails would make the log-probs "
+                "those of another distribution. Remove it; generate_config.eval_sampling_config may cut them."
+            )
+    if generate.max_num_batched_tokens < generate.max_num_seqs:
+        yield error(
+            f"generate_config.max_num_batched_tokens: must be at least max_num_seqs ({generate.max_num_seqs}), got "
+            f"{generate.max_num_batched_tokens}. Raise it, or lower max_num_seqs."
+        )
+    if (generate.dtype == "bfloat16") != config.megatron_training.bf16:
+        yield warning(
+            f"generate_config.dtype: engines compute in {generate.dtype} while megatron_training.bf16 is "
+            f"{str(config.megatron_training.bf16).lower()}, so their log-probs differ more. Choose the same."
+        )
+
+
+def algorithm_problems(config: Config) -> Iterator[Problem]:
+    """Group and batch sizes, rewards, dynamic sampling, length shaping."""
+    rl, training = config.rl_config, config.megatron_training
+    if rl.adv_estimator == "group_norm" and rl.n_samples_per_prompt == 1:
+        yield error(
+            "rl_config.n_samples_per_prompt: must be at least 2 for group_norm, got 1. Raise it, to 8 for example."
+        )
+    if rl.mini_batch_size is not None and rl.mini_batch_size > training.global_batch_size:
+        yield error(
+            f"rl_config.mini_batch_size: must be at most megatron_training.global_batch_size, "
+            f"{training.global_batch_size} prompts, got {rl.mini_batch_size}. Lower it, or remove it."
+        )
+    yield from _reward_problems(config)
+    metric = rl.filter_groups_metric
+    if rl.filter_groups_enable and metric != "score" and metric.partition("/")[0] not in reward_labels(config):
+        yield error(
+            f"rl_config.filter_groups_metric: must be 'score' or a reward of verifier_function "
+            f"({', '.join(rl.verifier_function)}), got '{metric}'. Set score."
+        )
+    if rl.overlong_buffer_enable and not 1 <= rl.overlong_buffer <= rl.rollout_max_tokens:
+        yield error(
+            f"rl_config.overlong_buffer: must be from 1 to rollout_max_tokens, {rl.rollout_max_tokens}, got "
+            f"{rl.overlong_buffer}. Set the tokens before the limit where the punishment begins."
+        )
+    begin = rl.rollout_max_tokens - rl.overlong_buffer
+    if rl.overlong_buffer_enable and begin >= rl.max_total_response_length:
+        yield warning(
+            f"rl_config.overlong_buffer: has no effect: it begins at {begin} tokens, but responses end at "
+            f"max_total_response_length, {rl.max_total_response_length}. Lower rollout_max_tokens."
+        )
+    if config.actor_config.min_lr > config.actor_config.lr:
+        yield error(
+            f"actor_config.min_lr: must be at most lr, {config.actor_config.lr:g}, got {config.actor_config.min_lr:g}. "
+            "Lower it."
+        )
+
+
+def multi_turn_problems(config: Config) -> Iterator[Problem]:
+    """What tools need."""
+    rl = config.rl_config
+    if rl.multi_turn_enable and not rl.async_engine:
+        yield error("rl_config.async_engine: must be true with multi_turn_enable, got false. Set true.")
+    if rl.multi_turn_enable and not rl.tool_config_path:
+        yield error(
+            "rl_config.tool_config_path: must name a tool YAML with multi_turn_enable, got nothing. "
+            "Set configs/tools/retool_config.yaml, for example."
+        )
+
+
+def run_problems(config: Config) -> Iterator[Problem]:
+    """The run's paths and names."""
+    training = config.megatron_training
+    if not training.data_path:
+        yield error("megatron_training.data_path: must name a data file, got nothing. Set what `rl preprocess` wrote.")
+    if training.test_freq > 0 and not training.test_data_path:
+        yield warning("megatron_training.test_freq: has no effect without test_data_path. Set that, or remove this.")
+    if training.run_name is not None and ("/" in training.run_name or training.run_name in ("", ".", "..")):
+        yield error(
+            f"megatron_training.run_name: must be the name of one folder, got '{training.run_name}'. "
+            "Put its place into output_dir."
+        )
+
+
+def reward_labels(config: Config) -> tuple[str, ...]:
+    """Names under which rewards report: the registered name, or the function's of an import path."""
+    return tuple(name.rpartition(":")[2] for name in config.rl_config.verifier_function)
+
+
+def _reward_problems(config: Config) -> Iterator[Problem]:
+    rl = config.rl_config
+    names, weights = rl.verifier_function, rl.verifier_weight
+    if not names:
+        yield error("rl_config.verifier_function: must name at least one reward, got an empty list. Add one.")
+    if len(names) != len(weights):
+        yield error(
+            f"rl_config.verifier_weight: must have a weight for each of {len(names)} rewards, got {len(weights)}. "
+            f"Set {[1.0] * len(names)}, for example."
+        )
+    if len(set(names)) != len(names):
+        yield error(f"rl_config.verifier_function: must name each reward once, got {names}. Remove the repetition.")
+    for name in rl.verifier_kwargs:
+        if name not in names and name not in reward_labels(config):
+            yield error(
+                f"rl_config.verifier_kwargs.{name}: no such reward in verifier_function, got arguments for it. "
+                f"Name one of {', '.join(names)}."
+            )
