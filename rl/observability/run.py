@@ -1,0 +1,273 @@
+"""A run as the pages see it: its directory, steps, evaluations and checkpoints, and what of them is shown and kept."""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Protocol
+
+from rl.config.schema import Config
+from rl.errors import CheckpointError
+from rl.observability.log import setup_logging
+from rl.observability.metrics import evaluation_metrics, speed_metrics
+from rl.observability.progress import RunProgress, duration
+from rl.observability.run_directory import RunDirectory
+from rl.observability.step_metrics import StepMetrics
+from rl.observability.trackers import MetricsWriter, check_trackers
+from rl.observability.trajectories import TrajectoryWriter
+from rl.types import Group
+
+logger = logging.getLogger(__name__)
+
+STATE_FILE = "run_state.json"
+"""In a checkpoint: steps completed, and the place in the data."""
+_PHASES = {"gen": "rollout", "testing": "evaluation", "update_actor": "update", "save_checkpoint": "checkpoint"}
+
+
+class _Checkpointed(Protocol):
+    def save_checkpoint(self, directory: Path) -> None: ...
+
+    def load_checkpoint(self, directory: Path) -> None: ...
+
+
+class _Stateful(Protocol):
+    def state_dict(self) -> dict[str, Any]: ...
+
+    def load_state_dict(self, state: dict[str, Any]) -> None: ...
+
+
+class Run:
+    """One run under way; `Run.open` makes it."""
+
+    def __init__(self, config: Config, directory: RunDirectory, num_steps: int) -> None:
+        self.config, self.directory, self.num_steps = config, directory, num_steps
+        self.progress = RunProgress(num_steps)
+        self._writer = MetricsWriter(directory, config)
+        self._trajectories = TrajectoryWriter(directory.trajectories)
+        self._start = time.monotonic()
+        self._completed = 0
+        self._tokens = 0.0
+
+    @classmethod
+    @contextmanager
+    def open(cls, config: Config, name: str, num_rows: int | None = None) -> Iterator[Run]:
+        """Make the run's directory and keep its trackers, log and progress open.
+
+        Args:
+            config: A validated configuration.
+            name: The configuration's name.
+            num_rows: Rows of the training data; needed where `total_epochs` is set.
+
+        Yields:
+            The run. When the block ends by itself, `summary.json` is written; when it is interrupted, how to resume
+            is shown.
+
+        Raises:
+            ConfigError: The directory cannot be made, or a wanted tracker is not installed.
+        """
+        check_trackers(config)
+        directory = RunDirectory.create(config, name)
+        setup_logging(directory.log_file)
+        run = cls(config, directory, count_steps(config, num_rows))
+        with run._writer, run.progress:
+            run.progress.note(f"run directory: {directory.path}")
+            try:
+                yield run
+            except KeyboardInterrupt:
+                run.progress.note(_how_to_resume(directory))
+                raise
+            run._finish()
+
+    def resume(self, actor: _Checkpointed, rows: _Stateful) -> int:
+        """Restore what `megatron_training.resume` names, if anything.
+
+        Args:
+            actor: Gets its weights and optimizer back.
+            rows: Gets its place in the data back.
+
+        Returns:
+            Steps completed: the number of the first step to run.
+
+        Raises:
+            CheckpointError: There is no complete checkpoint.
+        """
+        source = self.config.megatron_training.resume
+        start_step = 0
+        if source:
+            checkpoint = find_checkpoint(Path(source))
+            state = read_state(checkpoint)
+            actor.load_checkpoint(checkpoint)
+            rows.load_state_dict(state["data"])
+            start_step = int(state["step"])
+            earlier = RunDirectory(checkpoint.parent.parent)
+            self.directory.adopt_history(earlier, start_step)
+            self.progress.note(f"resumed after step {start_step} from {checkpoint}")
+        self._completed = start_step
+        self.progress.begin(start_step)
+        return start_step
+
+    @contextmanager
+    def step(self, step: int) -> Iterator[StepMetrics]:
+        """Collect, show and keep the metrics of one step.
+
+        Args:
+            step: Its number, from 0. Metrics carry the number of completed steps, `step + 1`.
+
+        Yields:
+            The metrics, to be filled. Nothing is kept of a step that fails.
+        """
+        rl = self.config.rl_config
+        metrics = StepMetrics(max_response_length=rl.max_total_response_length, on_phase=self._on_phase)
+        start = time.monotonic()
+        yield metrics
+        metrics["timing_s/step"] = time.monotonic() - start
+        num_sampled = sum(t.num_sampled for g in metrics.groups for t in g.trajectories)
+        learning_s = (
+            metrics["timing_s/step"] - metrics.get("timing_s/testing", 0) - metrics.get("timing_s/save_checkpoint", 0)
+        )
+        gen_s = metrics.get("timing_s/gen", 0.0)
+        tokens = metrics.get("perf/total_num_tokens", 0.0)
+        metrics.update(speed_metrics(tokens, num_sampled, learning_s, gen_s, rl.actor_resource.num_devices))
+        self._tokens += tokens
+        self._completed = step + 1
+        self._writer.write(step + 1, metrics)
+        if metrics.groups:
+            self._trajectories.write_step(step + 1, metrics.groups)
+        self.progress.step(step + 1, metrics)
+
+    def log_evaluation(self, step: int, groups: Sequence[Group]) -> None:
+        """Keep and show an evaluation.
+
+        Args:
+            step: Steps completed.
+            groups: Scored groups of the held-out prompts; without any nothing happens.
+        """
+        metrics = evaluation_metrics(groups)
+        if not metrics:
+            return
+        self._writer.write(step, metrics)
+        self._trajectories.write_evaluation(step, groups)
+        accuracy = next(value for name, value in metrics.items() if name.startswith("val-core/all/acc/mean@"))
+        low, high = metrics["val-core/all/acc/ci95_low"], metrics["val-core/all/acc/ci95_high"]
+        questions = int(metrics["val-core/all/num_questions"])
+        self.progress.note(
+            f"evaluation after step {step}: accuracy {accuracy:.3f} on {questions} questions, "
+            f"95 % interval {low:.3f} to {high:.3f}"
+        )
+
+    def is_test_due(self, step: int) -> bool:
+        """Whether an evaluation follows the step with this number, from 0."""
+        training = self.config.megatron_training
+        if step + 1 == self.num_steps:
+            return training.test_after_train
+        return training.test_freq > 0 and (step + 1) % training.test_freq == 0
+
+    def is_save_due(self, step: int) -> bool:
+        """Whether a checkpoint follows the step with this number, from 0; the last one always has one."""
+        return step + 1 == self.num_steps or (step + 1) % self.config.megatron_training.save_interval == 0
+
+    def save(self, step: int, actor: _Checkpointed, rows: _Stateful) -> Path:
+        """Write a checkpoint; it gets its name only when it is complete.
+
+        Args:
+            step: Steps completed.
+            actor: Writes weights and optimizer.
+            rows: Gives its place in the data.
+
+        Returns:
+            The checkpoint's folder.
+        """
+        final = self.directory.checkpoint(step)
+        partial = final.with_name(f"{final.name}.partial")
+        partial.mkdir()
+        actor.save_checkpoint(partial)
+        state = {"step": step, "data": rows.state_dict()}
+        (partial / STATE_FILE).write_text(json.dumps(state, indent=2) + "\n", encoding="utf-8")
+        partial.rename(final)
+        logger.info("checkpoint %s", final)
+        return final
+
+    def _on_phase(self, name: str) -> None:
+        self.progress.phase(_PHASES.get(name, name.replace("_", " ")))
+
+    def _finish(self) -> None:
+        wall_s = time.monotonic() - self._start
+        checkpoint = self.directory.latest_checkpoint()
+        self.directory.finish(
+            {
+                "steps": self._completed,
+                "tokens": self._tokens,
+                "wall_s": round(wall_s, 3),
+                "checkpoint": str(checkpoint) if checkpoint else None,
+            }
+        )
+        self.progress.note(f"finished in {duration(wall_s)}: {self.directory.path}")
+
+
+def count_steps(config: Config, num_rows: int | None) -> int:
+    """Steps of a run: `train_iters`, or fewer where `total_epochs` ends it earlier.
+
+    Args:
+        config: The run's configuration.
+        num_rows: Rows of the training data.
+
+    Returns:
+        min(train_iters, total_epochs · num_rows // global_batch_size), at least 1 unless `train_iters` is 0.
+    """
+    training = config.megatron_training
+    if training.total_epochs is None or num_rows is None:
+        return training.train_iters
+    return min(training.train_iters, max(1, training.total_epochs * num_rows // training.global_batch_size))
+
+
+def find_checkpoint(source: Path) -> Path:
+    """The checkpoint that a path names.
+
+    Args:
+        source: A run directory, for its newest checkpoint, or a checkpoint folder.
+
+    Raises:
+        CheckpointError: There is none, or it is not complete.
+    """
+    if (source / STATE_FILE).is_file():
+        return source.resolve()
+    if not source.is_dir():
+        raise CheckpointError(f"megatron_training.resume: {source} is not there. Give a run directory or a checkpoint.")
+    latest = RunDirectory(source.resolve()).latest_checkpoint()
+    if latest is None:
+        raise CheckpointError(
+            f"megatron_training.resume: {source} has no complete checkpoint. "
+            "Give another run, or start anew without `resume`."
+        )
+    return latest
+
+
+def read_state(checkpoint: Path) -> dict[str, Any]:
+    """Read the run's state in a checkpoint.
+
+    Raises:
+        CheckpointError: It is missing or malformed.
+    """
+    path = checkpoint / STATE_FILE
+    try:
+        state: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        int(state["step"]), state["data"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(
+            f"{path}: the checkpoint's state cannot be read ({error}). Resume from an earlier checkpoint."
+        ) from error
+    return state
+
+
+def _how_to_resume(directory: RunDirectory) -> str:
+    checkpoint = directory.latest_checkpoint()
+    if checkpoint is None:
+        return "interrupted before the first checkpoint: start the run again."
+    return (
+        f"interrupted. Resume after {checkpoint.name.replace('_', ' ')} with the same command and "
+        f"megatron_training.resume={directory.path}, under another run_name if one is set."
+    )

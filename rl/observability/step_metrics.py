@@ -1,0 +1,47 @@
+"""The metrics of one step while it runs: a mapping from name to number that can time its parts."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+
+from rl.observability.metrics import num_tokens, rollout_metrics
+from rl.types import Group
+
+
+class StepMetrics(dict[str, float]):
+    """Collects the metrics of one step.
+
+    Args:
+        max_response_length: Tokens from which a response counts as clipped.
+        on_phase: Called with the name of each timed part as it begins.
+    """
+
+    def __init__(
+        self, *, max_response_length: int | None = None, on_phase: Callable[[str], None] = lambda name: None
+    ) -> None:
+        super().__init__()
+        self._max_response_length, self._on_phase = max_response_length, on_phase
+        self.groups: list[Group] = []
+
+    @contextmanager
+    def time(self, name: str) -> Iterator[None]:
+        """Add the seconds of the block to `timing_s/<name>`."""
+        self._on_phase(name)
+        start = time.monotonic()
+        try:
+            yield
+        finally:
+            key = f"timing_s/{name}"
+            self[key] = self.get(key, 0.0) + time.monotonic() - start
+
+    def record(self, groups: Sequence[Group]) -> None:
+        """Add the metrics of the step's rollouts, and keep them to be written.
+
+        Called after the update: a step without one is marked as `training/empty_batch`.
+        """
+        self.groups = list(groups)
+        self.update(rollout_metrics(groups, max_response_length=self._max_response_length))
+        self["perf/total_num_tokens"] = float(num_tokens(groups))
+        self["training/empty_batch"] = float("timing_s/update_actor" not in self)

@@ -1,0 +1,108 @@
+"""Trajectories as JSON lines: what was asked, generated, called, answered and rewarded."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from rl.errors import DataError
+from rl.types import Group, Trajectory, Turn
+
+
+class TrajectoryWriter:
+    """Writes the trajectories of steps and evaluations into a folder, a file for each.
+
+    Args:
+        folder: There already.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    def write_step(self, step: int, groups: Sequence[Group]) -> Path:
+        """Write `step_<step>.jsonl`: the rollouts that the step with this number (from 1) learned from."""
+        return self._write(self._folder / f"step_{step:06d}.jsonl", groups)
+
+    def write_evaluation(self, step: int, groups: Sequence[Group]) -> Path:
+        """Write `eval_<step>.jsonl`: the evaluation after this many steps."""
+        return self._write(self._folder / f"eval_{step:06d}.jsonl", groups)
+
+    def _write(self, path: Path, groups: Iterable[Group]) -> Path:
+        with path.open("w", encoding="utf-8") as stream:
+            for group in groups:
+                for trajectory in group.trajectories:
+                    stream.write(json.dumps(to_record(trajectory), ensure_ascii=False, default=str) + "\n")
+        return path
+
+
+def to_record(trajectory: Trajectory) -> dict[str, Any]:
+    """A trajectory as plain values.
+
+    Returns:
+        `id`, `data_source`, `messages`, `ground_truth`, `turns` (text, number of tokens, calls, results with status
+        and times), `stop_reason`, `score`, `rewards`, `reward_error`, `num_sampled`, `response_length`,
+        `policy_versions` and `wall_s`.
+    """
+    versions = sorted({span.policy_version for s in trajectory.sequences for span in s.spans})
+    return {
+        "id": trajectory.id,
+        "data_source": trajectory.prompt.data_source,
+        "messages": trajectory.prompt.messages,
+        "ground_truth": trajectory.prompt.ground_truth,
+        "turns": [_turn_record(turn) for turn in trajectory.turns],
+        "stop_reason": trajectory.stop_reason.value,
+        "score": trajectory.score,
+        "rewards": trajectory.rewards,
+        "reward_error": trajectory.reward_error,
+        "num_sampled": trajectory.num_sampled,
+        "response_length": trajectory.response_length,
+        "policy_versions": versions,
+        "wall_s": round(trajectory.wall_s, 4),
+    }
+
+
+def read_records(path: Path) -> list[dict[str, Any]]:
+    """Read a file that `TrajectoryWriter` wrote.
+
+    Raises:
+        DataError: The file is missing or malformed; says which row, from 1.
+    """
+    if not path.is_file():
+        raise DataError(f"{path}: no such file of trajectories. `rl view RUN --list` shows what there is.")
+    records = []
+    with path.open(encoding="utf-8") as stream:
+        for number, line in enumerate(stream, start=1):
+            try:
+                records.append(json.loads(line))
+            except json.JSONDecodeError as error:
+                raise DataError(
+                    f"{path}, row {number}: not JSON ({error}). Was the run killed while writing?"
+                ) from error
+    return records
+
+
+def _turn_record(turn: Turn) -> dict[str, Any]:
+    return {
+        "text": turn.text,
+        "num_tokens": turn.num_tokens,
+        "calls": [
+            {"name": call.name, "arguments": call.arguments, "raw": call.raw, "error": call.error}
+            for call in turn.calls
+        ],
+        "results": [
+            {
+                "name": result.name,
+                "text": result.text,
+                "status": result.status.value,
+                "is_truncated": result.is_truncated,
+                "queue_s": round(result.queue_s, 4),
+                "run_s": round(result.run_s, 4),
+                "reward": result.reward,
+            }
+            for result in turn.results
+        ],
+        "generate_s": round(turn.generate_s, 4),
+        "tool_s": round(turn.tool_s, 4),
+    }
