@@ -22,8 +22,6 @@ class _Scored:
     trajectories: list[Trajectory]
     group_ids: Tensor
     """[N] int64."""
-    scores: Tensor
-    """[N] float32."""
     rewards: Tensor
     """[N] float32, scores after length shaping: what advantages are made of."""
 
@@ -38,8 +36,8 @@ def make_samples(groups: list[Group], config: Config, metrics: MutableMapping[st
     Args:
         groups: As sampled and scored.
         config: The run's configuration.
-        metrics: Gets `critic/score/*`, `critic/rewards/*` and `critic/advantages/*` (mean, max, min over trajectories;
-            the first two of all that have a score, the last of those trained on), `training/dropped_groups`,
+        metrics: Gets mean, max and min of `critic/rewards/*` (scores after length shaping, of all trajectories that
+            have one) and `critic/advantages/*` (of the trajectories trained on), `training/dropped_groups`,
             `training/masked_trajectories`, `training/num_samples`, and `training/empty_batch`, 1 without any sample.
 
     Returns:
@@ -63,7 +61,6 @@ def make_samples(groups: list[Group], config: Config, metrics: MutableMapping[st
         for sequence in trajectory.sequences
         if sequence.num_sampled > 0
     ]
-    _summarize(metrics, "critic/score", everything.scores)
     _summarize(metrics, "critic/rewards", everything.rewards)
     _summarize(metrics, "critic/advantages", advantages[torch.tensor(is_kept, dtype=torch.bool)])
     metrics["training/dropped_groups"] = float(len(groups) - len(informative))
@@ -76,18 +73,17 @@ def make_samples(groups: list[Group], config: Config, metrics: MutableMapping[st
 def _score(groups: Sequence[Group], rl: RLConfig) -> _Scored:
     members = [(i, t) for i, group in enumerate(groups) for t in group.trajectories if t.score is not None]
     trajectories = [trajectory for _, trajectory in members]
-    scores = torch.tensor([t.score for t in trajectories], dtype=torch.float32)
-    rewards = scores
+    rewards = torch.tensor([t.score for t in trajectories], dtype=torch.float32)
     if rl.overlong_buffer_enable:
         lengths = torch.tensor([t.response_length for t in trajectories], dtype=torch.int64)
-        rewards = scores + overlong_penalty(
+        rewards = rewards + overlong_penalty(
             lengths,
             max_tokens=rl.rollout_max_tokens,
             buffer=rl.overlong_buffer,
             factor=rl.overlong_buffer_penalty_factor,
         )
     group_ids = torch.tensor([i for i, _ in members], dtype=torch.int64)
-    return _Scored(trajectories, group_ids, scores, rewards)
+    return _Scored(trajectories, group_ids, rewards)
 
 
 def _to_sample(trajectory: Trajectory, sequence: TokenSequence, advantage: float) -> Sample:
