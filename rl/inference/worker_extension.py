@@ -1,0 +1,141 @@
+"""Runs inside vLLM's workers: loads published weights into the model, and reads them back for the checksum.
+
+On CPU vLLM repacks the weight of every linear layer for its kernels and empties the parameter. What is read back then
+is the layer's answer to the identity matrix, its own kernel multiplying its own packed copy: exact, since each output
+is one weight times one plus zeros. So the checksum is of the weights that the engine computes with, on CPU as on CUDA.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from vllm.distributed import get_tensor_model_parallel_world_size, tensor_model_parallel_all_gather
+from vllm.model_executor.layers.linear import ColumnParallelLinear, LinearBase, QKVParallelLinear, RowParallelLinear
+from vllm.model_executor.layers.vocab_parallel_embedding import VocabParallelEmbedding
+
+from rl.errors import WeightSyncError
+from rl.weight_sync.plan import join_checksums, tensor_digest
+from rl.weight_sync.shared_memory import read_tensors
+
+_IDENTITY_ROWS = 512
+"""Rows of the identity matrix in one call."""
+
+
+class WorkerExtension:
+    """Methods that vLLM adds to its worker class (`worker_extension_cls`); called through `collective_rpc`."""
+
+    model_runner: Any
+
+    def load_published(self, paths: list[str], version: int) -> None:
+        """Load published tensors in place through vLLM's own loaders, which split, fuse and repack them.
+
+        Args:
+            paths: The files of one publish.
+            version: The version they must have.
+        """
+        self.model_runner.reload_weights(weights_iterator=read_tensors(tuple(paths), version=version))
+
+    def loaded_checksum(self) -> str:
+        """The checksum of the weights the model computes with, under their Hugging Face names."""
+        model = self.model_runner.get_model()
+        return join_checksums(f"{tensor_digest(name, tensor):032x}" for name, tensor in read_back(model))
+
+
+@torch.no_grad()
+def read_back(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """Yield the model's weights as a checkpoint would hold them: fused layers split, tensor-parallel shards joined.
+
+    A collective over the tensor-parallel group.
+
+    Args:
+        model: A model of vLLM whose class names its fused layers in `packed_modules_mapping`.
+
+    Raises:
+        WeightSyncError: A tied output head computes with another matrix than the embedding.
+    """
+    fused: dict[str, list[str]] = getattr(model, "packed_modules_mapping", {})
+    embedding: Tensor | None = None
+    for prefix, module in model.named_modules():
+        if isinstance(module, LinearBase):
+            yield from _linear(prefix, module, fused)
+        elif isinstance(module, VocabParallelEmbedding):
+            weight = _computed_head(module) if prefix.endswith("lm_head") else _vocabulary(module, module.weight)
+            if prefix.endswith("lm_head") and model.config.tie_word_embeddings:
+                _check_tied(weight, embedding)
+                continue
+            embedding = weight
+            yield f"{prefix}.weight", weight
+        else:
+            for name, parameter in module.named_parameters(recurse=False):
+                yield f"{prefix}.{name}", parameter
+
+
+def _linear(prefix: str, layer: LinearBase, fused: dict[str, list[str]]) -> Iterator[tuple[str, Tensor]]:
+    parent, _, own_name = prefix.rpartition(".")
+    names = [f"{parent}.{name}" for name in fused.get(own_name, [own_name])]
+    weight = _computed_weight(layer, layer.input_size_per_partition)
+    if isinstance(layer, RowParallelLinear):
+        yield f"{names[0]}.weight", _gather(weight, dim=1)
+        if layer.bias is not None:
+            yield f"{names[0]}.bias", layer.bias
+        return
+    sizes = _local_sizes(layer)
+    for kind, tensor in (("weight", weight), ("bias", layer.bias)):
+        if tensor is None:
+            continue
+        for index, (name, part) in enumerate(zip(names, tensor.split(sizes), strict=True)):
+            replicas = layer.num_kv_head_replicas if isinstance(layer, QKVParallelLinear) and index > 0 else 1
+            sharded = isinstance(layer, ColumnParallelLinear)
+            yield f"{name}.{kind}", _gather(part, dim=0, replicas=replicas) if sharded else part
+
+
+def _local_sizes(layer: LinearBase) -> list[int]:
+    """Rows of each fused part on this rank."""
+    if isinstance(layer, QKVParallelLinear):
+        key, value = layer.num_kv_heads * layer.head_size, layer.num_kv_heads * layer.v_head_size
+        return [layer.num_heads * layer.head_size, key, value]
+    if isinstance(layer, ColumnParallelLinear):
+        return list(layer.output_partition_sizes)
+    return [layer.output_size]
+
+
+def _computed_weight(layer: nn.Module, num_inputs: int) -> Tensor:
+    """[outputs, inputs] the layer multiplies with: its parameter, or on CPU what it makes of the identity matrix."""
+    if layer.weight.device.type != "cpu":
+        return layer.weight
+    rows = []
+    for start in range(0, num_inputs, _IDENTITY_ROWS):
+        block = torch.zeros(min(_IDENTITY_ROWS, num_inputs - start), num_inputs, dtype=layer.weight.dtype)
+        block[:, start:].fill_diagonal_(1)
+        rows.append(layer.quant_method.apply(layer, block, bias=None))
+    return torch.cat(rows).t().contiguous()
+
+
+def _computed_head(head: VocabParallelEmbedding) -> Tensor:
+    return _vocabulary(head, _computed_weight(head, head.embedding_dim))
+
+
+def _vocabulary(layer: VocabParallelEmbedding, weight: Tensor) -> Tensor:
+    return _gather(weight, dim=0)[: layer.org_vocab_size]
+
+
+def _check_tied(head: Tensor, embedding: Tensor | None) -> None:
+    if embedding is not None and tensor_digest("tied", head) != tensor_digest("tied", embedding):
+        raise WeightSyncError(
+            "engine: the tied output head computes with other weights than the embedding. This is a bug of the "
+            "engine's reload; run with rl_config.tie_word_embeddings untied or another vLLM version."
+        )
+
+
+def _gather(shard: Tensor, *, dim: int, replicas: int = 1) -> Tensor:
+    """Join tensor-parallel shards along a dimension, keeping one of each `replicas` equal neighbours."""
+    num_ranks = get_tensor_model_parallel_world_size()
+    if num_ranks == 1:
+        return shard
+    whole = tensor_model_parallel_all_gather(shard.contiguous(), dim)
+    if replicas == 1:
+        return whole
+    return whole.unflatten(0, (num_ranks // replicas, replicas, -1))[:, 0].flatten(0, 1)
