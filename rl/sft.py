@@ -26,7 +26,8 @@ def main(config: Config, name: str) -> None:
     """
     preflight_sft(config)
     training = config.megatron_training
-    samples = load_demonstrations(Path(training.data_path), load_dialog(config).renderer, sequence_length(config))
+    longest = training.seq_length or config.generate_config.max_model_len
+    samples = load_demonstrations(Path(training.data_path), load_dialog(config).renderer, longest)
     cursor = PromptCursor(len(samples), training.seed)
     with (
         Run.open(config, name, num_rows=len(samples)) as run,

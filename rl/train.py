@@ -28,7 +28,7 @@ def main(config: Config, name: str) -> None:
     """
     prompts = preflight(config)
     with (
-        Run.open(config, name) as run,
+        Run.open(config, name, num_rows=len(prompts)) as run,
         launch(config, log_directory=run.directory.logs, prompts=prompts, on_group=run.progress.groups) as cluster,
     ):
         assert cluster.actor is not None and cluster.rollouts is not None, "training asked for both"

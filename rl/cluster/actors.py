@@ -120,4 +120,3 @@ def _combine(name: str) -> Callable[[list[float]], float]:
     if name.endswith("_max"):
         return max
     return lambda values: sum(values) / len(values)
-

@@ -19,6 +19,7 @@ import torch
 import yaml
 from ray.util.placement_group import PlacementGroup, placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+from rl.services.embedded import EmbeddedSandbox
 
 from rl.cluster.actors import ActorGroup
 from rl.cluster.health import get_all
@@ -26,7 +27,6 @@ from rl.cluster.placement import Placement, Process, place
 from rl.cluster.rollouts import RolloutGroup
 from rl.config.schema import Config, Device
 from rl.inference.environment import engine_environment
-from rl.services.embedded import EmbeddedSandbox
 from rl.types import Prompt
 
 logger = logging.getLogger(__name__)
@@ -164,7 +164,12 @@ def _start_actors(
 
 
 def _start_rollouts(
-    config: Config, layout: Placement, nodes: _Nodes, log_directory: Path, model_folder: Path, overrides: dict[str, dict]
+    config: Config,
+    layout: Placement,
+    nodes: _Nodes,
+    log_directory: Path,
+    model_folder: Path,
+    overrides: dict[str, dict],
 ) -> list[Any]:
     from rl.cluster.workers import RewardWorker, RolloutWorker  # imports vLLM: only where an engine is wanted
 
@@ -202,7 +207,7 @@ def _ray(config: Config) -> Iterator[None]:
     address = config.rl_config.ray_address
     before = {p.pid for p in psutil.Process().children(recursive=True)}
     local = {} if address else {"include_dashboard": False, "object_store_memory": _OBJECT_STORE_BYTES}
-    ray.init(address=address or "local", log_to_driver=False, configure_logging=False, **local)  # type: ignore[arg-type]
+    ray.init(address=address or "local", log_to_driver=False, configure_logging=False, **local)
     try:
         yield
     finally:

@@ -10,7 +10,7 @@ from typing import Any
 
 import ray
 
-from rl.algorithms.filters import is_informative
+from rl.algorithms.filters import drop_uninformative_groups
 from rl.cluster.health import WorkerDiedError, get_all, result
 from rl.config.schema import Config
 from rl.data.prompts import PromptCursor
@@ -71,7 +71,9 @@ class RolloutGroup:
         rl, sampling = self.config.rl_config, self._training_sampling()
         limit = num_prompts
         if rl.filter_groups_enable:
-            limit = rl.filter_groups_max_batches * num_prompts if rl.filter_groups_max_batches > 0 else len(self.prompts)
+            limit = (
+                rl.filter_groups_max_batches * num_prompts if rl.filter_groups_max_batches > 0 else len(self.prompts)
+            )
         num_informative = 0
         finished: list[tuple[int, Group]] = []
         queue = self._next_prompts(num_prompts)
@@ -81,11 +83,11 @@ class RolloutGroup:
         while jobs:
             for order, group in self._finished(jobs, rl.n_samples_per_prompt, sampling):
                 finished.append((order, group))
-                informative = not rl.filter_groups_enable or is_informative(group, rl.filter_groups_metric)
+                informative = not rl.filter_groups_enable or self._is_informative(group)
                 num_informative += informative
                 self.on_group(num_informative, num_prompts)
                 if not informative and num_started < limit:
-                    self._start(jobs, [(num_started, *self._next_prompts(1))], rl.n_samples_per_prompt, sampling)
+                    self._start(jobs, [(num_started, self._next_prompts(1)[0])], rl.n_samples_per_prompt, sampling)
                     num_started += 1
         if num_informative < num_prompts:
             logger.warning(
@@ -123,6 +125,9 @@ class RolloutGroup:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from the place in the data that a checkpoint kept."""
         self.cursor.load_state_dict(state["cursor"])
+
+    def _is_informative(self, group: Group) -> bool:
+        return drop_uninformative_groups([group], self.config.rl_config.filter_groups_metric)[1] == 0
 
     def _next_prompts(self, count: int) -> list[Prompt]:
         return [self.prompts[i] for i in self.cursor.take(count)]
@@ -187,7 +192,9 @@ class RolloutGroup:
         failed = [t for t in trajectories if t.stop_reason is StopReason.TOOL_UNAVAILABLE]
         share = len(failed) / max(1, len(trajectories))
         if share > self.config.rl_config.max_tool_unavailable_share:
-            names = sorted({r.name for t in failed for turn in t.turns for r in turn.results if r.status == "unavailable"})
+            names = sorted(
+                {r.name for t in failed for turn in t.turns for r in turn.results if r.status == "unavailable"}
+            )
             raise RolloutError(
                 f"tool {', '.join(names)}: its service did not answer in {len(failed)} of {len(trajectories)} "
                 "trajectories. Start the service, or check its address in rl_config.tool_config_path."

@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import ray
+import torch
+from rl.training.actor import Actor
 from torch import Tensor
 
 from rl.config.schema import Config
@@ -16,9 +18,8 @@ from rl.rewards.registry import load_rewards
 from rl.rollout.agent_loop import AgentLoop
 from rl.rollout.dialog import load_dialog
 from rl.rollout.group import run_group
-from rl.training.actor import Actor
 from rl.types import Group, MicroBatch, Prompt, Sampling, Trajectory, WeightUpdate
-from rl.weight_sync.shared_memory import publish_shard
+from rl.weight_sync.shared_memory import Shard, publish
 
 
 @ray.remote
@@ -41,9 +42,21 @@ class ActorWorker:
         """See `rl.interfaces.Actor`."""
         return self.actor.update(mini_batch)
 
-    def publish(self, directory: Path, version: int, with_checksum: bool) -> Any:
-        """Write this rank's share of the weights to shared memory."""
-        return publish_shard(self.actor, directory, version, with_checksum=with_checksum)
+    def publish(self, directory: Path, version: int, with_checksum: bool) -> Shard | None:
+        """Write this pipeline stage's weights to shared memory; one rank of each stage does, all take part."""
+        tensors = self.actor.export_hf_weights()
+        if not self.actor.is_stage_writer:
+            for _ in tensors:
+                pass
+            return None
+        return publish(
+            tensors,
+            directory,
+            version=version,
+            shard=self.actor.parallel.pp_rank,
+            dtype=getattr(torch, self.config.generate_config.dtype),
+            with_checksum=with_checksum,
+        )
 
     def save_checkpoint(self, directory: Path) -> None:
         """See `rl.interfaces.Actor`."""
@@ -109,7 +122,11 @@ class RolloutWorker:
         dialog = load_dialog(self.config, tool_overrides=self.tool_overrides)
         self.toolbox = dialog.toolbox
         self.engine = await VllmEngine.create(
-            self.config, model_folder=self.model_folder, replica=self.replica, seed=self.config.megatron_training.seed
+            self.config,
+            model_folder=self.model_folder,
+            replica=self.replica,
+            seed=self.config.megatron_training.seed,
+            stop_token_ids=dialog.renderer.end_of_turn_ids,
         )
         self.loop = AgentLoop(self.engine, dialog.renderer, dialog.toolbox, dialog.parser, self.config)
 
