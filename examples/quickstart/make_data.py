@@ -1,0 +1,152 @@
+"""Make the quickstart's data: questions of eight reasoning-gym tasks, and demonstrations of how to answer with a tool.
+
+    <output>/train.parquet            prompts to learn from
+    <output>/test.parquet             held-out prompts; none of their questions occurs elsewhere
+    <output>/demonstrations.parquet   conversations with a call of the code interpreter and its real output
+
+Two of the tasks are never demonstrated. Usage: python examples/quickstart/make_data.py [--demonstrations 48] ...
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import reasoning_gym
+
+UNDEMONSTRATED = ("leg_counting", "simple_equations")
+COUNT_PRIMES = (
+    "count = 0\nfor n in range(max(2, {0}), {1} + 1):\n"
+    "    if all(n % d for d in range(2, int(n**0.5) + 1)):\n        count += 1\nprint(count)"
+)
+PROGRAMS: dict[str, tuple[str, ...]] = {
+    "chain_sum": ("print({expression})", "result = {expression}\nprint(result)"),
+    "products": ("print({0} * {1})", "a = {0}\nb = {1}\nprint(a * b)"),
+    "gcd": ("import math\nprint(math.gcd({0}, {1}))", "from math import gcd\nprint(gcd({0}, {1}))"),
+    "lcm": ("import math\nprint(math.lcm({0}, {1}))", "from math import lcm\nprint(lcm({0}, {1}))"),
+    "decimal_arithmetic": ("print({expression})", "result = {expression}\nprint(result)"),
+    "count_primes": (COUNT_PRIMES,),
+}
+"""Ways to compute each demonstrated task; {0}, {1} are the question's numbers, {expression} its arithmetic."""
+FINAL_ANSWERS = ("\\boxed{%s}", "The answer is \\boxed{%s}.")
+
+
+def make_rows(task: str, num: int, seed: int, taken: set[str]) -> list[dict[str, Any]]:
+    """Draw questions that nobody else has.
+
+    Args:
+        task: Name of a reasoning-gym task.
+        num: Rows wanted.
+        seed: Of the questions.
+        taken: Questions in use; the new ones are added.
+
+    Returns:
+        Rows of messages, ground truth, data source, and for the scorer `task` and `entry`.
+    """
+    rows: list[dict[str, Any]] = []
+    for entry in reasoning_gym.create_dataset(task, size=20 * num, seed=seed):
+        question = entry["question"].strip()
+        if question in taken:
+            continue
+        taken.add(question)
+        metadata = {k: v for k, v in entry["metadata"].items() if k not in ("primes", "difficulty")}
+        rows.append({
+            "messages": [{"role": "user", "content": question}],
+            "ground_truth": entry["answer"],
+            "data_source": task,
+            "task": task,
+            "entry": json.dumps({"question": question, "answer": entry["answer"], "metadata": metadata}),
+        })  # fmt: skip
+        if len(rows) == num:
+            return rows
+    raise SystemExit(f"{task}: only {len(rows)} different questions with seed {seed}, wanted {num}. Ask for fewer.")
+
+
+def demonstrate(row: dict[str, Any], number: int) -> dict[str, Any]:
+    """Answer a row's question by a program, with the output the program really has.
+
+    Args:
+        row: A row of `make_rows`.
+        number: Chooses the program and the wording.
+
+    Returns:
+        The row with the whole conversation as its messages.
+    """
+    task, question = row["task"], row["messages"][0]["content"]
+    programs = PROGRAMS[task]
+    code = programs[number % len(programs)].format(*re.findall(r"\d+", question), expression=_expression(question))
+    run = subprocess.run([sys.executable, "-I", "-c", code], capture_output=True, text=True, timeout=30, check=True)
+    output = run.stdout.rstrip("\n")
+    assert reasoning_gym.get_score_answer_fn(task)(output, json.loads(row["entry"])) == 1.0, (
+        f"{task}: {code!r} printed {output!r}"
+    )
+    call = {"type": "function", "function": {"name": "code_interpreter", "arguments": {"code": code}}}
+    answer = FINAL_ANSWERS[number // len(programs) % len(FINAL_ANSWERS)] % output
+    conversation = [
+        *row["messages"],
+        {"role": "assistant", "content": "", "tool_calls": [call]},
+        {"role": "tool", "content": output},
+        {"role": "assistant", "content": answer},
+    ]
+    return {**row, "messages": conversation}
+
+
+def make_data(output: Path, num_train: int, num_test: int, num_demonstrations: int, seed: int) -> None:
+    """Write the three files; nothing is done where they were made with these very arguments before.
+
+    Args:
+        output: Folder to write to.
+        num_train: Training prompts of each task.
+        num_test: Held-out prompts of each task.
+        num_demonstrations: Demonstrations in all.
+        seed: Of all questions.
+    """
+    wanted = {"train": num_train, "test": num_test, "demonstrations": num_demonstrations, "seed": seed, "version": 1}
+    manifest = output / "manifest.json"
+    if manifest.is_file() and json.loads(manifest.read_text()) == wanted:
+        print(f"make_data: {output} is there")
+        return
+    output.mkdir(parents=True, exist_ok=True)
+    manifest.unlink(missing_ok=True)
+    taken: set[str] = set()
+    tasks = (*PROGRAMS, *UNDEMONSTRATED)
+    test = [row for i, task in enumerate(tasks) for row in make_rows(task, num_test, seed * 1000 + i, taken)]
+    train = [row for i, task in enumerate(tasks) for row in make_rows(task, num_train, seed * 1000 + 100 + i, taken)]
+    share = -(-num_demonstrations // len(PROGRAMS))
+    pools = [make_rows(task, share, seed * 1000 + 200 + i, taken) for i, task in enumerate(PROGRAMS)] if share else []
+    demonstrations = [demonstrate(rows[n], n) for n in range(share) for rows in pools][:num_demonstrations]
+    random.Random(seed).shuffle(demonstrations)
+    for name, rows in (("test", test), ("train", train), ("demonstrations", demonstrations)):
+        pq.write_table(pa.Table.from_pylist(rows), output / f"{name}.parquet")
+        print(f"make_data: {output / name}.parquet, {len(rows)} rows")
+    manifest.write_text(json.dumps(wanted) + "\n")
+
+
+def _expression(question: str) -> str:
+    """The arithmetic in front of the question's `=`; empty where there is none."""
+    found = re.search(r"([-\d.()][-+*/\d.() ]*?) *= *\??$", question)
+    return found[1].strip() if found else ""
+
+
+def main() -> None:
+    """Parse the command line and make the data."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--output", type=Path, default=Path("data/quickstart"))
+    parser.add_argument("--train", type=int, default=128, help="training prompts of each task")
+    parser.add_argument("--test", type=int, default=25, help="held-out prompts of each task")
+    parser.add_argument("--demonstrations", type=int, default=48, help="in all, without those of two tasks")
+    parser.add_argument("--seed", type=int, default=1)
+    arguments = parser.parse_args()
+    make_data(arguments.output, arguments.train, arguments.test, arguments.demonstrations, arguments.seed)
+
+
+if __name__ == "__main__":
+    main()
