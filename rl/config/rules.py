@@ -69,7 +69,7 @@ def length_problems(config: Config, facts: ModelConfig | None) -> Iterator[Probl
     for name in inside:
         if getattr(rl, name) >= total:
             yield error(
-                f"rl_config.{name}: must be under max_total_response_length, {total}, got {getattr(rl, name)}. Lower it."
+                f"rl_config.{name}: must be under max_total_response_length ({total}), got {getattr(rl, name)}. Lower."
             )
     if facts is None:
         return
@@ -124,7 +124,7 @@ def algorithm_problems(config: Config) -> Iterator[Problem]:
         )
     yield from _reward_problems(config)
     metric = rl.filter_groups_metric
-    if rl.filter_groups_enable and metric != "score" and metric.partition("/")[0] not in reward_labels(config):
+    if rl.filter_groups_enable and metric != "score" and not _is_reward_metric(config, metric):
         yield error(
             f"rl_config.filter_groups_metric: must be 'score' or a reward of verifier_function "
             f"({', '.join(rl.verifier_function)}), got '{metric}'. Set score."
@@ -173,11 +173,6 @@ def run_problems(config: Config) -> Iterator[Problem]:
         )
 
 
-def reward_labels(config: Config) -> tuple[str, ...]:
-    """Names under which rewards report: the registered name, or the function's of an import path."""
-    return tuple(name.rpartition(":")[2] for name in config.rl_config.verifier_function)
-
-
 def _reward_problems(config: Config) -> Iterator[Problem]:
     rl = config.rl_config
     names, weights = rl.verifier_function, rl.verifier_weight
@@ -191,8 +186,13 @@ def _reward_problems(config: Config) -> Iterator[Problem]:
     if len(set(names)) != len(names):
         yield error(f"rl_config.verifier_function: must name each reward once, got {names}. Remove the repetition.")
     for name in rl.verifier_kwargs:
-        if name not in names and name not in reward_labels(config):
+        if name not in names:
             yield error(
                 f"rl_config.verifier_kwargs.{name}: no such reward in verifier_function, got arguments for it. "
                 f"Name one of {', '.join(names)}."
             )
+
+
+def _is_reward_metric(config: Config, metric: str) -> bool:
+    """A reward's name, or `<name>/<metric>` for what it returns beside its score."""
+    return any(metric == name or metric.startswith(f"{name}/") for name in config.rl_config.verifier_function)

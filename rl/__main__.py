@@ -1,0 +1,190 @@
+"""The command line: `python -m rl COMMAND`, or `rl COMMAND`.
+
+Every command imports what it needs when it runs, so that help answers at once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rl.errors import TurnwiseError, unknown_name
+
+if TYPE_CHECKING:
+    from rl.config.load import Composed
+    from rl.config.schema import Config
+
+logger = logging.getLogger(__name__)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run one command.
+
+    Args:
+        argv: Arguments after the program's name; by default those of the process.
+
+    Returns:
+        The exit code: 0, 2 for an error of the user's or the environment's, 130 after Ctrl-C.
+    """
+    argv = sys.argv[1:] if argv is None else argv
+    if not argv or argv[0] in ("-h", "--help"):
+        sys.stdout.write(_overview())
+        return 0
+    try:
+        if argv[0] not in COMMANDS:
+            raise TurnwiseError(unknown_name("rl", argv[0], COMMANDS))
+        return COMMANDS[argv[0]](argv[1:])
+    except TurnwiseError as failure:
+        sys.stderr.write(f"{failure}\n")
+        return 2
+    except KeyboardInterrupt:
+        sys.stderr.write("Interrupted.\n")
+        return 130
+
+
+def train(argv: list[str]) -> int:
+    """Reinforcement learning: sample, learn, publish."""
+    arguments = _config_parser("train", train).parse_intermixed_args(argv)
+    _log_to_terminal()
+    config = _checked_config(arguments)
+    from rl import train as page
+
+    page.main(config, _run_name(arguments))
+    return 0
+
+
+def sft(argv: list[str]) -> int:
+    """Cold start: supervised training on demonstrations."""
+    arguments = _config_parser("sft", sft).parse_intermixed_args(argv)
+    _log_to_terminal()
+    config = _checked_config(arguments)
+    from rl import sft as page
+
+    page.main(config, _run_name(arguments))
+    return 0
+
+
+def evaluate(argv: list[str]) -> int:
+    """Score a model on the held-out prompts."""
+    parser = _config_parser("evaluate", evaluate)
+    parser.add_argument("--model", type=Path, help="model folder or checkpoint; default: actor_config.load")
+    arguments = parser.parse_intermixed_args(argv)
+    _log_to_terminal()
+    config = _checked_config(arguments)
+    from rl import evaluate as page
+
+    page.main(config, _run_name(arguments), arguments.model or Path(config.actor_config.load))
+    return 0
+
+
+def preprocess(argv: list[str]) -> int:
+    """Bring a dataset into rows of messages, ground truth and data source."""
+    arguments = _config_parser("preprocess", preprocess, example="datasets/NAME").parse_intermixed_args(argv)
+    _log_to_terminal()
+    from rl.config.load import load_dataset_config
+    from rl.data.preprocess import preprocess as write_rows
+
+    config = load_dataset_config(arguments.config_name, arguments.overrides, arguments.config_dir)
+    sys.stdout.write(f"{write_rows(config)}\n")
+    return 0
+
+
+def validate(argv: list[str]) -> int:
+    """Print the resolved configuration and the arithmetic of a step; list every problem."""
+    parser = _config_parser("validate", validate)
+    parser.add_argument("--strict", action="store_true", help="model, data and services must be there, as for train")
+    arguments = parser.parse_intermixed_args(argv)
+    composed = _compose(arguments)
+    from rl.config.model_facts import find_model_facts
+    from rl.config.problems import Severity
+    from rl.config.report import print_arithmetic, print_configuration, print_problems
+    from rl.observability.log import console
+    from rl.preflight import inspect_run
+
+    problems = [*composed.problems, *inspect_run(composed.config, composed.given, is_strict=arguments.strict)]
+    print_configuration(console(), composed.config)
+    print_arithmetic(console(), composed.config, find_model_facts(composed.config)[0])
+    print_problems(console(), problems)
+    num_errors = sum(problem.severity is Severity.ERROR for problem in problems)
+    verdict = f"{num_errors} errors." if num_errors else "The configuration is valid."
+    sys.stdout.write(f"{arguments.config_name}: {verdict}\n")
+    return 2 if num_errors else 0
+
+
+def bench(argv: list[str]) -> int:
+    """Measure the project against its goals; prints a table and writes JSON."""
+    _log_to_terminal()
+    from rl.bench.main import main as measure
+
+    return measure(argv)
+
+
+COMMANDS: dict[str, Callable[[list[str]], int]] = {
+    "train": train,
+    "sft": sft,
+    "evaluate": evaluate,
+    "preprocess": preprocess,
+    "validate": validate,
+    "bench": bench,
+}
+"""Each takes the arguments after its name and returns the exit code."""
+
+
+def _overview() -> str:
+    width = max(map(len, COMMANDS))
+    lines = [f"  {name:<{width}}  {_summary(command)}" for name, command in COMMANDS.items()]
+    return "usage: rl COMMAND [options]\n\n" + "\n".join(lines) + "\n\n`rl COMMAND --help` shows the options.\n"
+
+
+def _summary(command: Callable[[list[str]], int]) -> str:
+    return (command.__doc__ or "").strip().splitlines()[0]
+
+
+def _parser(name: str, command: Callable[[list[str]], int]) -> argparse.ArgumentParser:
+    return argparse.ArgumentParser(prog=f"rl {name}", description=_summary(command))
+
+
+def _config_parser(name: str, command: Callable[[list[str]], int], example: str = "NAME") -> argparse.ArgumentParser:
+    parser = _parser(name, command)
+    parser.add_argument("--config-name", required=True, metavar=example, help="a YAML file of the folder")
+    parser.add_argument("--config-dir", type=Path, metavar="FOLDER", help="default: configs")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="for example rl_config.epochs=2")
+    return parser
+
+
+def _compose(arguments: argparse.Namespace) -> Composed[Config]:
+    from rl.config.load import compose_config
+
+    return compose_config(arguments.config_name, arguments.overrides, arguments.config_dir)
+
+
+def _checked_config(arguments: argparse.Namespace) -> Config:
+    """Compose the configuration, log its warnings, and stop at its errors."""
+    from rl.config.problems import Severity, raise_errors
+    from rl.config.validate import find_problems
+
+    composed = _compose(arguments)
+    problems = [*composed.problems, *find_problems(composed.config, composed.given)]
+    for problem in problems:
+        if problem.severity is Severity.WARNING:
+            logger.warning("%s", problem.text)
+    raise_errors(problems)
+    return composed.config
+
+
+def _run_name(arguments: argparse.Namespace) -> str:
+    return Path(arguments.config_name).stem
+
+
+def _log_to_terminal() -> None:
+    from rl.observability.log import setup_logging
+
+    setup_logging()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

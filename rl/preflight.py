@@ -1,0 +1,209 @@
+"""Everything that can be known to be wrong before a process starts: names, files, services, memory."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+
+import psutil
+import torch
+
+from rl.algorithms.advantages import ADVANTAGES
+from rl.algorithms.losses import LOSSES
+from rl.config.estimates import GIB, memory_estimate
+from rl.config.model_facts import find_model_facts
+from rl.config.problems import Problem, error, note, raise_errors
+from rl.config.schema import Config, Device
+from rl.config.validate import find_problems
+from rl.data.prompts import drop_long_prompts, load_prompts
+from rl.data.templates import TEMPLATES
+from rl.errors import DataError, ModelError, RewardError, ToolError, unknown_name
+from rl.rewards.registry import load_rewards
+from rl.rollout.dialog import load_dialog
+from rl.tools.parsers import PARSERS
+from rl.tools.registry import Toolbox, load_toolbox
+from rl.training.families import FAMILIES
+from rl.types import Prompt
+
+_SERVICE_TIMEOUT_S = 15.0
+
+
+def preflight(config: Config) -> list[Prompt]:
+    """Check a training run or an evaluation on this machine.
+
+    Args:
+        config: As composed.
+
+    Returns:
+        The training prompts of at most `max_prompt_length` tokens.
+
+    Raises:
+        ConfigError: Something is wrong; the message has a line for each finding.
+        DataError: No prompt is short enough.
+    """
+    raise_errors(inspect_run(config, is_strict=True))
+    training = config.megatron_training
+    prompts = load_prompts(Path(training.data_path), training.dataset_additional_keys)
+    return drop_long_prompts(prompts, load_dialog(config).renderer, config.rl_config.max_prompt_length)[0]
+
+
+def preflight_sft(config: Config) -> None:
+    """Check a cold start on this machine: as `preflight`, without rewards, services and engines.
+
+    Raises:
+        ConfigError: Something is wrong; the message has a line for each finding.
+    """
+    raise_errors(
+        [
+            *find_problems(config),
+            *_name_problems(config),
+            *_device_problems(config),
+            *_data_problems(config, is_strict=True),
+            *_model_problems(config, is_strict=True),
+            *_memory_problems(config, with_engine=False),
+        ]
+    )
+
+
+def inspect_run(config: Config, given: frozenset[str] = frozenset(), *, is_strict: bool) -> list[Problem]:
+    """Collect every problem of a run.
+
+    Args:
+        config: As composed.
+        given: Dotted paths that were set, for warnings of keys without effect.
+        is_strict: Model, data, services and memory must be right on this machine. Otherwise what is absent is noted as
+            not checked; what is there is checked all the same.
+
+    Returns:
+        All problems.
+    """
+    problems = find_problems(config, given)
+    problems += _name_problems(config)
+    problems += _reward_problems(config)
+    problems += _tool_problems(config, is_strict=is_strict)
+    if is_strict:
+        problems += _device_problems(config)
+        problems += _memory_problems(config, with_engine=True)
+    problems += _data_problems(config, is_strict=is_strict)
+    problems += _model_problems(config, is_strict=is_strict)
+    return problems
+
+
+def _name_problems(config: Config) -> Iterator[Problem]:
+    """Names against the tables they are looked up in."""
+    rl = config.rl_config
+    tables = {
+        "adv_estimator": ADVANTAGES,
+        "policy_loss": [name for name in LOSSES if name != "sft"],
+        "tool_parser_format": PARSERS,
+        "prompt_type": TEMPLATES,
+    }
+    for key, table in tables.items():
+        if (name := getattr(rl, key)) not in table:
+            yield error(unknown_name(f"rl_config.{key}", name, table))
+
+
+def _reward_problems(config: Config) -> Iterator[Problem]:
+    rl = config.rl_config
+    if len(rl.verifier_function) != len(rl.verifier_weight):
+        return  # told by the rules between fields
+    for name, weight in zip(rl.verifier_function, rl.verifier_weight, strict=True):
+        kwargs = {name: rl.verifier_kwargs[name]} if name in rl.verifier_kwargs else {}
+        try:
+            load_rewards([name], [weight], kwargs, rl.verifier_timeout)
+        except RewardError as failure:
+            yield error(str(failure))
+
+
+def _tool_problems(config: Config, *, is_strict: bool) -> Iterator[Problem]:
+    rl = config.rl_config
+    if not rl.multi_turn_enable or not rl.tool_config_path:
+        return
+    try:
+        toolbox = load_toolbox(Path(rl.tool_config_path))
+    except ToolError as failure:
+        yield error(str(failure))
+        return
+    yield from _service_problems(toolbox, is_strict=is_strict)
+
+
+def _service_problems(toolbox: Toolbox, *, is_strict: bool) -> Iterator[Problem]:
+    """Ask the services behind the tools; embedded ones start with the run."""
+    try:
+        asyncio.run(asyncio.wait_for(toolbox.check(), _SERVICE_TIMEOUT_S))
+    except (ToolError, TimeoutError) as failure:
+        text = str(failure) or f"rl_config.tool_config_path: a service gave no answer in {_SERVICE_TIMEOUT_S:.0f} s."
+        yield error(text) if is_strict else note(f"{text} Not checked here.")
+
+
+def _data_problems(config: Config, *, is_strict: bool) -> Iterator[Problem]:
+    training = config.megatron_training
+    for key in ("data_path", "test_data_path"):
+        path = getattr(training, key)
+        if not path:
+            continue
+        if not is_strict and not Path(path).exists():
+            yield note(f"megatron_training.{key}: no file '{path}' on this machine. Not checked here.")
+            continue
+        try:
+            load_prompts(Path(path), training.dataset_additional_keys)
+        except DataError as failure:
+            yield error(f"megatron_training.{key}: {failure}")
+
+
+def _model_problems(config: Config, *, is_strict: bool) -> Iterator[Problem]:
+    """The model's family, its tokenizer and its chat template."""
+    facts, _ = find_model_facts(config)
+    folder = Path(config.actor_config.load)
+    if facts is not None and facts.model_type not in FAMILIES:
+        yield error(unknown_name("actor_config.load: model_type", facts.model_type, FAMILIES))
+    if not config.actor_config.load or (facts is None and folder.is_dir()):
+        return  # told by the rules between fields
+    if not folder.is_dir():
+        if is_strict:
+            yield error(f"actor_config.load: no folder '{folder}'. Fetch the model, or correct the path.")
+        return
+    if not any(folder.glob("*.safetensors")):
+        yield error(f"{folder}: has no .safetensors file. Fetch the model again, or convert its weights.")
+    if config.rl_config.tool_parser_format in PARSERS and config.rl_config.prompt_type in TEMPLATES:
+        with suppress(ToolError):  # told by _tool_problems
+            try:
+                load_dialog(config)
+            except ModelError as failure:
+                yield error(str(failure))
+
+
+def _device_problems(config: Config) -> Iterator[Problem]:
+    device = config.megatron_training.device
+    if device is Device.CUDA and not torch.cuda.is_available():
+        yield error("megatron_training.device: no CUDA device is visible, got cuda. Set auto or cpu.")
+    if device is not Device.CPU and torch.cuda.is_available() and config.rl_config.ray_address is None:
+        rl, found = config.rl_config, torch.cuda.device_count()
+        wanted = rl.actor_resource.num_devices
+        wanted += 0 if rl.use_integrated_worker else rl.rollout_resource.num_devices
+        if wanted > found:
+            yield error(
+                f"rl_config.actor_resource.num_devices: the run needs {wanted} devices, this machine has {found}. "
+                "Lower the number, or set ray_address of a cluster."
+            )
+
+
+def _memory_problems(config: Config, *, with_engine: bool) -> Iterator[Problem]:
+    """Estimated need against free memory, for runs on this machine's CPU."""
+    facts, _ = find_model_facts(config)
+    on_cuda = config.megatron_training.device is not Device.CPU and torch.cuda.is_available()
+    if facts is None or on_cuda or config.rl_config.ray_address is not None:
+        return
+    rl, generate = config.rl_config, config.generate_config
+    estimate = memory_estimate(config, facts)
+    engine = estimate.engine_parameter_bytes * generate.infer_tensor_parallel_size + generate.kv_cache_memory_gb * GIB
+    need = estimate.actor_bytes * rl.actor_resource.num_devices
+    need += int(engine) * rl.rollout_resource.num_devices if with_engine else 0
+    free = psutil.virtual_memory().available
+    if need > free:
+        yield error(
+            f"actor_config.load: the run needs about {need / GIB:.1f} GiB of memory, {free / GIB:.1f} GiB are free. "
+            "Lower rl_config.max_packing_token_size or generate_config.kv_cache_memory_gb, or take a smaller model."
+        )
