@@ -1,0 +1,216 @@
+"""The trained policy, one rank of it; with `loss="reference"` its frozen start."""
+
+from __future__ import annotations
+
+import logging
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from types import TracebackType
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from rl.config.schema import Config
+from rl.training.checkpoint import load_checkpoint, save_checkpoint
+from rl.training.device import setup_device
+from rl.training.hf_weights import export_hf_weights, load_hf_weights
+from rl.training.model import build_model, load_hf_config
+from rl.training.offload import HostStash
+from rl.training.optimizer import PolicyOptimizer, wrap_chunks
+from rl.training.parallel import destroy_parallel, init_parallel
+from rl.training.step import Objective, accumulate_gradients, compute_logprobs
+from rl.types import MicroBatch
+
+logger = logging.getLogger(__name__)
+
+_ROLLOUT_METRICS = "training/rollout_probs_diff_"
+
+
+class Actor:
+    """One rank of the actor (`rl.interfaces.Actor`), usable from a script, alone or under torchrun.
+
+    Every method is called on all ranks alike. Ranks go tensor first, then data, then pipeline: the data-parallel rank,
+    and so the share of a mini-batch, is `parallel.dp_rank`.
+
+    Example, in one process:
+
+        with Actor(config) as actor:
+            for mini_batch in pack_samples(samples, packing_layout(config, num_data_parallel=1)).mini_batches:
+                print(actor.update(mini_batch.micro_batches[0]))
+
+    Args:
+        config: The run's configuration; the model comes from `actor_config.load`.
+        rank: Of this process among the actor's.
+        world_size: The actor's processes; over the tensor and pipeline sizes it is the data-parallel size.
+        init_method: Where the ranks meet: `tcp://host:port`, `env://` under torchrun; None for a single process.
+        loss: `policy` as the configuration says, `sft` for demonstrations, `reference` for log-probs alone.
+        num_threads: Of CPU operators; None leaves torch's own number.
+        device_index: The CUDA device among those that this process sees.
+
+    Raises:
+        ModelError: The model folder is missing, corrupt, not supported, or cannot be split as configured.
+        ConfigError: The device or the parallel sizes are impossible.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        *,
+        rank: int = 0,
+        world_size: int = 1,
+        init_method: str | None = None,
+        loss: Literal["policy", "sft", "reference"] = "policy",
+        num_threads: int | None = None,
+        device_index: int = 0,
+    ) -> None:
+        self.config = config
+        self.loss = loss
+        self.model_folder = Path(config.actor_config.load)
+        hf_config = load_hf_config(self.model_folder)
+        device = setup_device(config.megatron_training.device, num_threads=num_threads, index=device_index)
+        self.parallel = init_parallel(
+            rank=rank,
+            world_size=world_size,
+            tp=config.actor_config.tensor_model_parallel_size,
+            pp=config.actor_config.pipeline_model_parallel_size,
+            init_method=init_method or _alone(world_size),
+            device=device,
+        )
+        self.objective = Objective.of_sft() if loss == "sft" else Objective.of(config)
+        self.chunks = build_model(hf_config, config=config, parallel=self.parallel)
+        load_hf_weights(self.chunks, self.model_folder, self.parallel)
+        self.optimizer: PolicyOptimizer | None = None
+        if loss == "reference":
+            for chunk in self.chunks:
+                chunk.requires_grad_(False)
+        else:
+            self.chunks = wrap_chunks(self.chunks, config)
+            self.optimizer = PolicyOptimizer(self.chunks, config, self.parallel)
+        self._stash = HostStash()
+
+    def __enter__(self) -> Actor:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.shutdown()
+
+    def compute_logprobs(self, micro_batches: list[MicroBatch]) -> list[Tensor]:
+        """Log-probs of the sampled tokens under the current weights and the sampling temperature.
+
+        Args:
+            micro_batches: This data-parallel rank's, at most as many on the other ranks.
+
+        Returns:
+            [T] float32 on the CPU for each, 0 where `loss_mask` is 0; the same on the ranks that share them.
+        """
+        self.onload()
+        return compute_logprobs(self.chunks, micro_batches, self.objective.temperature, self.parallel)
+
+    def update(self, mini_batch: list[MicroBatch]) -> dict[str, float]:
+        """One optimizer step.
+
+        A gradient norm that is not finite leaves parameters and moments as they were, and counts in
+        `actor/skipped_steps`.
+
+        Args:
+            mini_batch: This data-parallel rank's micro-batches, at least one, as many on every rank.
+
+        Returns:
+            Metrics of the whole mini-batch, the same on every rank: those of
+            `rl.training.step.accumulate_gradients`, `actor/grad_norm` (before clipping), `actor/lr`,
+            `actor/skipped_steps`.
+        """
+        assert self.optimizer is not None, "a reference has no optimizer"
+        self.onload()
+        self.optimizer.zero_grad()
+        metrics = accumulate_gradients(self.chunks, mini_batch, self.objective, self.parallel)
+        result = self.optimizer.step()
+        if result.is_skipped:
+            logger.warning("optimizer step skipped: the gradient norm is %s", result.grad_norm)
+        if self.loss == "sft":
+            metrics = {k: v for k, v in metrics.items() if not k.startswith(_ROLLOUT_METRICS)}
+        metrics["actor/grad_norm"] = result.grad_norm
+        metrics["actor/lr"] = result.lr
+        metrics["actor/skipped_steps"] = float(result.is_skipped)
+        return metrics
+
+    def export_hf_weights(self) -> Iterator[tuple[str, Tensor]]:
+        """Tensors of this pipeline stage under Hugging Face names, whole, possibly views of the parameters.
+
+        A collective over the tensor-parallel group; every rank must exhaust the iterator.
+        """
+        self.onload()
+        return export_hf_weights(self.chunks, self.parallel)
+
+    def save_checkpoint(self, directory: Path) -> None:
+        """Write a model folder with the optimizer's state beside it (`rl.training.checkpoint`).
+
+        Args:
+            directory: Empty or not there yet, on a file system that all ranks share. It appears whole.
+
+        Raises:
+            CheckpointError: The folder is not empty.
+        """
+        assert self.optimizer is not None, "a reference has no optimizer"
+        was_offloaded = not self._stash.is_empty
+        self.onload()
+        save_checkpoint(directory, self.chunks, self.optimizer, self.parallel, source_folder=self.model_folder)
+        if was_offloaded:
+            self.offload()
+
+    def load_checkpoint(self, directory: Path) -> None:
+        """Restore weights, main parameters, moments and schedule, whatever layout they were saved under.
+
+        Args:
+            directory: What `save_checkpoint` wrote.
+
+        Raises:
+            CheckpointError: It is missing or incomplete, or of another model.
+        """
+        assert self.optimizer is not None, "a reference has no optimizer"
+        self.onload()
+        load_checkpoint(directory, self.chunks, self.optimizer, self.parallel)
+
+    def offload(self) -> None:
+        """Move what `generate_config.offload_train_*` names to the host; nothing on the CPU.
+
+        The next call that needs it brings it back.
+        """
+        if self.parallel.device.type == "cuda" and self._stash.is_empty:
+            self._move_to_host()
+            torch.cuda.empty_cache()
+
+    def onload(self) -> None:
+        """Undo `offload`; nothing where nothing is on the host."""
+        self._stash.restore()
+
+    def shutdown(self) -> None:
+        """Leave the process group."""
+        destroy_parallel()
+
+    def _move_to_host(self) -> None:
+        generate = self.config.generate_config
+        parameters = [p for chunk in self.chunks for p in chunk.parameters()]
+        # Order matters in float32: there a main parameter is a view of its parameter, and moves with it.
+        if generate.offload_train_param:
+            self._stash.take([p.data for p in parameters])
+        if self.optimizer is None:
+            return
+        if generate.offload_train_optimizer:
+            own = {p.untyped_storage().data_ptr() for p in parameters}
+            state = self.optimizer.state_tensors()
+            self._stash.take([t for t in state if t.untyped_storage().data_ptr() not in own])
+        if generate.offload_train_grad:
+            # The next update starts by zeroing them.
+            gradients = [buffer.grad_data for chunk in self.chunks for buffer in chunk.buffers]
+            self._stash.take(gradients, with_content=False)
+
+
+def _alone(world_size: int) -> str:
+    """A meeting place for a single process."""
+    assert world_size == 1, "several ranks need an init_method to meet at"
+    return f"file://{tempfile.mkdtemp(prefix='turnwise-')}/rendezvous"

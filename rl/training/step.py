@@ -1,0 +1,227 @@
+"""One pass over a rank's micro-batches through Megatron's pipeline schedules: log-probs, or the loss and its gradient.
+
+Gradients are sums. Each token's weight already holds the denominator of the whole mini-batch, so nothing may divide
+again: with `calculate_per_token_loss` and a token count of 0 Megatron adds up micro-batches and data-parallel ranks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from megatron.core.pipeline_parallel import get_forward_backward_func
+from torch import Tensor, nn
+
+from rl.algorithms.kl import kl_estimate
+from rl.algorithms.losses import LOSSES, PolicyLoss
+from rl.config.schema import Config, KlPenalty
+from rl.training.head import HeadOutput, logprobs_and_entropy
+from rl.training.parallel import ParallelState
+from rl.types import MicroBatch
+
+
+@dataclass(slots=True, frozen=True)
+class Objective:
+    """What is minimized: sum of loss_weights * (policy loss + kl_coef * KL - entropy_coef * entropy)."""
+
+    loss: PolicyLoss
+    temperature: float
+    """Of the distribution that was sampled from."""
+    clip_low: float = 0.2
+    clip_high: float = 0.2
+    kl_coef: float = 0.0
+    kl_kind: KlPenalty = KlPenalty.LOW_VAR_KL
+    entropy_coef: float = 0.0
+
+    @staticmethod
+    def of(config: Config) -> Objective:
+        """The objective of reinforcement learning."""
+        rl = config.rl_config
+        return Objective(
+            loss=LOSSES[rl.policy_loss],
+            temperature=config.generate_config.sampling_config.temperature,
+            clip_low=rl.clip_ratio_low if rl.clip_higher_enable else rl.clip_ratio,
+            clip_high=rl.clip_ratio_high if rl.clip_higher_enable else rl.clip_ratio,
+            kl_coef=rl.init_kl_coef,
+            kl_kind=rl.kl_penalty,
+            entropy_coef=rl.entropy_coeff,
+        )
+
+    @staticmethod
+    def of_sft() -> Objective:
+        """The objective of the cold start: the likelihood of demonstrations, at temperature 1."""
+        return Objective(loss=LOSSES["sft"], temperature=1.0)
+
+
+_SUMS = ("actor/pg_loss", "actor/kl_loss", "actor/entropy", "actor/ppo_kl", "actor/pg_clipfrac")
+"""Metrics that are sums over tokens, each weighted as in the loss: so they are means of the mini-batch."""
+
+
+@dataclass(slots=True, frozen=True)
+class TokenSums:
+    """What is logged of one micro-batch."""
+
+    sums: Tensor
+    """[len(_SUMS) + 2]: `_SUMS`, then the sum of the rollout's differences in probability and the loss tokens."""
+    largest_difference: Tensor
+    """Scalar: the largest difference in probability."""
+
+
+def policy_loss(micro_batch: MicroBatch, head: HeadOutput, objective: Objective) -> tuple[Tensor, TokenSums]:
+    """The loss of one micro-batch: its share of the mini-batch's, to be summed.
+
+    Args:
+        micro_batch: On the device of `head`.
+        head: Current log-probs, with gradient, and entropy.
+        objective: What is minimized.
+
+    Returns:
+        The scalar loss and what is logged of it.
+    """
+    weights, current = micro_batch.loss_weights, head.logprobs.detach()
+    old = current if micro_batch.old_logprobs is None else micro_batch.old_logprobs
+    token = objective.loss(
+        head.logprobs, old, micro_batch.advantages, clip_low=objective.clip_low, clip_high=objective.clip_high
+    )
+    per_token = token.loss
+    kl = torch.zeros_like(current)
+    if micro_batch.ref_logprobs is not None:
+        kl = kl_estimate(head.logprobs, micro_batch.ref_logprobs, objective.kl_kind)
+        per_token = per_token + objective.kl_coef * kl
+    if objective.entropy_coef:
+        per_token = per_token - objective.entropy_coef * head.entropy
+    logged = torch.stack([token.loss, kl, head.entropy, token.ppo_kl, token.is_clipped]).detach()
+    mask = micro_batch.loss_mask
+    difference = (micro_batch.rollout_logprobs.exp() - old.exp()).abs() * mask
+    sums = torch.cat([(logged * weights).sum(1), torch.stack([difference.sum(), mask.sum()])])
+    return (weights * per_token).sum(), TokenSums(sums, difference.max())
+
+
+def accumulate_gradients(
+    chunks: list[Any], micro_batches: list[MicroBatch], objective: Objective, parallel: ParallelState
+) -> dict[str, float]:
+    """Forward and backward over all micro-batches; gradients end in the buffers, summed over data-parallel ranks.
+
+    Args:
+        chunks: As `rl.training.optimizer.wrap_chunks` returned them, gradients zero.
+        micro_batches: This data-parallel rank's, at least one, as many on every rank.
+        objective: What is minimized.
+        parallel: This rank's place.
+
+    Returns:
+        Metrics of the whole mini-batch, the same on every rank: `actor/pg_loss`, `actor/kl_loss`, `actor/entropy`,
+        `actor/ppo_kl`, `actor/pg_clipfrac`, `training/rollout_probs_diff_mean` and `_max`.
+    """
+
+    def loss_of(micro_batch: MicroBatch, head: HeadOutput) -> tuple[Tensor, Tensor, TokenSums]:
+        loss, sums = policy_loss(micro_batch, head, objective)
+        return loss, torch.zeros((), dtype=torch.int, device=loss.device), sums
+
+    results = _run(chunks, micro_batches, objective.temperature, parallel, loss_of, forward_only=False)
+    return _reduce_metrics(results, parallel)
+
+
+def compute_logprobs(
+    chunks: list[Any], micro_batches: list[MicroBatch], temperature: float, parallel: ParallelState
+) -> list[Tensor]:
+    """Log-probs of the targets, without gradient.
+
+    Args:
+        chunks: The model's.
+        micro_batches: This data-parallel rank's.
+        temperature: Of the distribution that was sampled from.
+        parallel: This rank's place.
+
+    Returns:
+        [T] float32 on the CPU for each micro-batch, 0 where `loss_mask` is 0; the same on every rank of the pipeline.
+    """
+    if not micro_batches:
+        return []
+
+    def logprobs_of(micro_batch: MicroBatch, head: HeadOutput) -> Tensor:
+        return head.logprobs
+
+    with torch.no_grad():
+        results = _run(chunks, micro_batches, temperature, parallel, logprobs_of, forward_only=True)
+    lengths = [m.num_tokens for m in micro_batches]
+    joined = torch.cat(results) if results else torch.zeros(sum(lengths), device=parallel.device)
+    _broadcast_from_last_stage(joined, parallel)
+    return [part.clone() for part in joined.cpu().split(lengths)]
+
+
+def _run(
+    chunks: list[Any],
+    micro_batches: list[MicroBatch],
+    temperature: float,
+    parallel: ParallelState,
+    result_of: Callable[[MicroBatch, HeadOutput], Any],
+    *,
+    forward_only: bool,
+) -> list[Any]:
+    """Run Megatron's schedule; what `result_of` gave for each micro-batch, on the last stage, else nothing."""
+
+    def forward_step(micro_batches: Iterator[MicroBatch], chunk: nn.Module) -> tuple[Tensor, Callable[..., Any]]:
+        micro_batch = next(micro_batches)
+        return chunk(micro_batch), partial(finish, micro_batch, _unwrap(chunk))
+
+    def finish(micro_batch: MicroBatch, model: Any, hidden: Tensor, non_loss_data: bool = False) -> Any:
+        head = logprobs_and_entropy(
+            hidden,
+            model.head_weight,
+            micro_batch.target_ids,
+            temperature=temperature,
+            vocab_size=model.hf_config.vocab_size,
+            parallel=parallel,
+            sequence_parallel=model.config.sequence_parallel,
+            mask=micro_batch.loss_mask,
+        )
+        return result_of(micro_batch, head)
+
+    on_device = [m.to(parallel.device) for m in micro_batches]
+    iterators = [iter(on_device) for _ in chunks]
+    schedule = get_forward_backward_func()
+    results: list[Any] = schedule(
+        forward_step_func=forward_step,
+        data_iterator=iterators if len(chunks) > 1 else iterators[0],
+        model=chunks if len(chunks) > 1 else chunks[0],
+        num_microbatches=len(micro_batches),
+        seq_length=on_device[0].num_tokens,  # not used: lengths vary
+        micro_batch_size=1,
+        forward_only=forward_only,
+        collect_non_loss_data=forward_only,
+    )
+    return results
+
+
+def _reduce_metrics(results: list[TokenSums], parallel: ParallelState) -> dict[str, float]:
+    sums = torch.zeros(len(_SUMS) + 2, device=parallel.device)
+    largest = torch.zeros(1, device=parallel.device)
+    if results:
+        sums = torch.stack([r.sums for r in results]).sum(0)
+        largest = torch.stack([r.largest_difference for r in results]).max(0, keepdim=True).values
+    dist.all_reduce(sums, group=parallel.dp_group)
+    dist.all_reduce(largest, op=dist.ReduceOp.MAX, group=parallel.dp_group)
+    joined = torch.cat([sums, largest])
+    _broadcast_from_last_stage(joined, parallel)
+    *means, difference, num_tokens, largest_difference = joined.tolist()
+    metrics = dict(zip(_SUMS, means, strict=True))
+    metrics["training/rollout_probs_diff_mean"] = difference / max(num_tokens, 1.0)
+    metrics["training/rollout_probs_diff_max"] = largest_difference
+    return metrics
+
+
+def _broadcast_from_last_stage(tensor: Tensor, parallel: ParallelState) -> None:
+    if parallel.pp_size > 1:
+        dist.broadcast(
+            tensor, src=dist.get_global_rank(parallel.pp_group, parallel.pp_size - 1), group=parallel.pp_group
+        )
+
+
+def _unwrap(chunk: Any) -> Any:
+    while not hasattr(chunk, "hf_config"):
+        chunk = chunk.module
+    return chunk
