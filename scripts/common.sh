@@ -1,0 +1,74 @@
+# The common part of the quickstart scripts: sourced, not run. Each part skips what is done, so that every script may be
+# repeated; a run that was interrupted is resumed from its newest checkpoint.
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+
+RUNS=runs/quickstart
+MODEL=models/SmolLM2-135M-Instruct
+
+say() { printf '\n== %s\n' "$*"; }
+
+# Run a command of the project; Ctrl-C reaches it directly, and it ends its own processes.
+rl() { .venv/bin/python -m rl "$@"; }
+
+is_finished() { [[ -f "$1/summary.json" ]]; }
+
+# An unfinished run without a checkpoint holds nothing to go on from: move it out of the way, never delete it.
+set_aside() {
+    if [[ -d "$1" ]] && ! is_finished "$1"; then
+        mv "$1" "$1.interrupted-$(date +%Y%m%d-%H%M%S)"
+    fi
+}
+
+newest_checkpoint() {
+    local found=("$1"/checkpoints/step_??????)
+    [[ -d "${found[-1]}" ]] && printf '%s\n' "${found[-1]}"
+}
+
+prepare() {
+    say "environment"
+    bash scripts/setup.sh
+    say "model"
+    .venv/bin/python tools/fetch_model.py --output "$MODEL"
+    say "data"
+    .venv/bin/python examples/quickstart/make_data.py
+}
+
+# evaluate NAME CONFIG MODEL [overrides]
+evaluate() {
+    local run="$RUNS/$1" config="$2" model="$3"
+    shift 3
+    say "evaluation of $model"
+    if is_finished "$run"; then printf '%s is there\n' "$run"; return; fi
+    set_aside "$run"
+    rl evaluate --config-name "$config" --model "$model" \
+        megatron_training.output_dir="$RUNS" megatron_training.run_name="$(basename "$run")" "$@"
+}
+
+# cold_start NAME CONFIG [overrides]
+cold_start() {
+    local run="$RUNS/$1" config="$2"
+    shift 2
+    say "cold start"
+    if is_finished "$run"; then printf '%s is there\n' "$run"; return; fi
+    set_aside "$run"
+    rl sft --config-name "$config" actor_config.load="$MODEL" \
+        megatron_training.output_dir="$RUNS" megatron_training.run_name="$(basename "$run")" "$@"
+}
+
+# train NAME CONFIG COLD_START_RUN [overrides]; sets RUN to the finished run's folder.
+train() {
+    local name="$1" config="$2" start number=1 resume=()
+    start="$(newest_checkpoint "$RUNS/$3")" || { printf '%s: no checkpoint. Remove it and run this again.\n' "$RUNS/$3" >&2; exit 1; }
+    shift 3
+    say "reinforcement learning"
+    RUN="$RUNS/$name"
+    while [[ -d "$RUN" ]]; do
+        if is_finished "$RUN"; then printf '%s is there\n' "$RUN"; return; fi
+        if newest_checkpoint "$RUN" >/dev/null; then resume=("megatron_training.resume=$RUN"); fi
+        number=$((number + 1))
+        RUN="$RUNS/$name-$number"
+    done
+    rl train --config-name "$config" actor_config.load="$start" \
+        megatron_training.output_dir="$RUNS" megatron_training.run_name="$(basename "$RUN")" "${resume[@]}" "$@"
+}

