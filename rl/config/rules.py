@@ -129,17 +129,7 @@ def algorithm_problems(config: Config) -> Iterator[Problem]:
             f"rl_config.filter_groups_metric: must be 'score' or a reward of verifier_function "
             f"({', '.join(rl.verifier_function)}), got '{metric}'. Set score."
         )
-    if rl.overlong_buffer_enable and not 1 <= rl.overlong_buffer <= rl.rollout_max_tokens:
-        yield error(
-            f"rl_config.overlong_buffer: must be from 1 to rollout_max_tokens, {rl.rollout_max_tokens}, got "
-            f"{rl.overlong_buffer}. Set the tokens before the limit where the punishment begins."
-        )
-    begin = rl.rollout_max_tokens - rl.overlong_buffer
-    if rl.overlong_buffer_enable and begin >= rl.max_total_response_length:
-        yield warning(
-            f"rl_config.overlong_buffer: has no effect: it begins at {begin} tokens, but responses end at "
-            f"max_total_response_length, {rl.max_total_response_length}. Lower rollout_max_tokens."
-        )
+    yield from _overlong_problems(config)
     if config.actor_config.min_lr > config.actor_config.lr:
         yield error(
             f"actor_config.min_lr: must be at most lr, {config.actor_config.lr:g}, got {config.actor_config.min_lr:g}. "
@@ -196,3 +186,20 @@ def _reward_problems(config: Config) -> Iterator[Problem]:
 def _is_reward_metric(config: Config, metric: str) -> bool:
     """A reward's name, or `<name>/<metric>` for what it returns beside its score."""
     return any(metric == name or metric.startswith(f"{name}/") for name in config.rl_config.verifier_function)
+
+
+def _overlong_problems(config: Config) -> Iterator[Problem]:
+    rl = config.rl_config
+    begin = rl.rollout_max_tokens - rl.overlong_buffer
+    if not rl.overlong_buffer_enable:
+        return
+    if not 1 <= rl.overlong_buffer <= rl.rollout_max_tokens:
+        yield error(
+            f"rl_config.overlong_buffer: must be from 1 to rollout_max_tokens, {rl.rollout_max_tokens}, got "
+            f"{rl.overlong_buffer}. Set the tokens before the limit where the punishment begins."
+        )
+    elif begin >= rl.max_total_response_length:
+        yield warning(
+            f"rl_config.overlong_buffer: has no effect: it begins at {begin} tokens, but responses end at "
+            f"max_total_response_length, {rl.max_total_response_length}. Lower rollout_max_tokens."
+        )

@@ -1,0 +1,218 @@
+"""Ranges, rules between fields, keys without effect."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from rl.config.load import compose_config
+from rl.config.ranges import RANGES, value_at
+from rl.config.schema import Config
+from rl.config.validate import find_problems
+
+SMALL = "model_type: qwen2\nnum_hidden_layers: 4\nhidden_size: 8\nintermediate_size: 16\nnum_attention_heads: 4\n"
+SMALL += "num_key_value_heads: 2\nvocab_size: 32\nmax_position_embeddings: 8192\n"
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "small.yaml").write_text(SMALL)
+    text = "defaults: [{model: small}, _self_]\nmegatron_training: {data_path: rows.parquet}\n"
+    (tmp_path / "run.yaml").write_text(text + "actor_config: {load: nowhere}\n")
+    return tmp_path
+
+
+def problems_of(folder: Path, *overrides: str) -> list[str]:
+    composed = compose_config("run", overrides, folder)
+    assert not composed.problems
+    found = find_problems(composed.config, composed.given)
+    return [f"{problem.severity} {problem.text}" for problem in found if problem.severity != "note"]
+
+
+def test_find_problems_accepts_the_defaults(folder: Path) -> None:
+    assert problems_of(folder) == []
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["rl_config.epochs=0"], "error rl_config.epochs: must be at least 1, got 0. Correct the value."),
+        (["actor_config.lr=0"], "error actor_config.lr: must be above 0, got 0.0. Correct the value."),
+        (
+            ["rl_config.clip_ratio=1.5"],
+            "error rl_config.clip_ratio: must be above 0 and at most 1, got 1.5. Correct the value.",
+        ),
+        (["actor_config.lr=nan"], "error actor_config.lr: must be above 0, got nan. Correct the value."),
+        (
+            ["generate_config.dtype=float16"],
+            "error generate_config.dtype: must be one of bfloat16, float32, got 'float16'. Choose one of them.",
+        ),
+        (
+            ["generate_config.sampling_config.temperature=0"],
+            "error generate_config.sampling_config.temperature: must be above 0, got 0.0. Correct the value.",
+        ),
+        (
+            ["rl_config.n_samples_per_prompt=1"],
+            "error rl_config.n_samples_per_prompt: must be at least 2 for group_norm, got 1. "
+            "Raise it, to 8 for example.",
+        ),
+        (
+            ["rl_config.mini_batch_size=64"],
+            "error rl_config.mini_batch_size: must be at most megatron_training.global_batch_size, 32 prompts, got 64. "
+            "Lower it, or remove it.",
+        ),
+        (
+            ["actor_config.tensor_model_parallel_size=4", "rl_config.actor_resource.num_devices=4"],
+            "error actor_config.tensor_model_parallel_size: must divide 4 attention heads and 2 key-value heads, got "
+            "4. Set one of 1, 2.",
+        ),
+        (
+            ["actor_config.pipeline_model_parallel_size=3", "rl_config.actor_resource.num_devices=3"],
+            "error actor_config.pipeline_model_parallel_size: must divide 4 layers, got 3. Set one of 1, 2, 4.",
+        ),
+        (
+            ["actor_config.tensor_model_parallel_size=2", "rl_config.actor_resource.num_devices=3"],
+            "error rl_config.actor_resource.num_devices: must be a multiple of tensor (2) times pipeline (1) parallel "
+            "size, got 3. Set 2, or change the parallel sizes.",
+        ),
+        (
+            ["generate_config.infer_tensor_parallel_size=3"],
+            "error generate_config.infer_tensor_parallel_size: must divide 4 attention heads, got 3. Set one of 1, 2.",
+        ),
+        (
+            ["generate_config.max_model_len=4095"],
+            "error generate_config.max_model_len: must hold rl_config.max_prompt_length (2048) plus "
+            "max_total_response_length (2048), got 4095. Set 4096, or lower those.",
+        ),
+        (
+            ["generate_config.max_model_len=9000"],
+            "error generate_config.max_model_len: the model was trained for 8192 tokens, got 9000. Lower it.",
+        ),
+        (
+            ["megatron_training.seq_length=4000"],
+            "error megatron_training.seq_length: must be from 4096 (prompt and response) to 4096 "
+            "(generate_config.max_model_len), got 4000. Leave it out to take max_model_len.",
+        ),
+        (
+            ["generate_config.sampling_config.max_tokens=3000"],
+            "error generate_config.sampling_config.max_tokens: one turn must fit into "
+            "rl_config.max_total_response_length, 2048, got 3000. Set at most 2048.",
+        ),
+        (
+            ["generate_config.sampling_config.top_p=0.9"],
+            "error generate_config.sampling_config.top_p: must be 1 in training, got 0.9: cut tails would make the "
+            "log-probs those of another distribution. Remove it; generate_config.eval_sampling_config may cut them.",
+        ),
+        (
+            ["rl_config.verifier_function=[base_acc,format]"],
+            "error rl_config.verifier_weight: must have a weight for each of 2 rewards, got 1. "
+            "Set [1.0, 1.0], for example.",
+        ),
+        (
+            ["rl_config.verifier_kwargs={format: {}}"],
+            "error rl_config.verifier_kwargs.format: no such reward in verifier_function, got arguments for it. "
+            "Name one of base_acc.",
+        ),
+        (
+            ["rl_config.filter_groups_enable=true", "rl_config.filter_groups_metric=acc_for_dapo"],
+            "error rl_config.filter_groups_metric: must be 'score' or a reward of verifier_function (base_acc), "
+            "got 'acc_for_dapo'. Set score.",
+        ),
+        (
+            ["rl_config.overlong_buffer_enable=true"],
+            "error rl_config.overlong_buffer: must be from 1 to rollout_max_tokens, 2048, got 0. "
+            "Set the tokens before the limit where the punishment begins.",
+        ),
+        (
+            ["rl_config.multi_turn_enable=true"],
+            "error rl_config.tool_config_path: must name a tool YAML with multi_turn_enable, got nothing. "
+            "Set configs/tools/retool_config.yaml, for example.",
+        ),
+        (
+            ["megatron_training.run_name=a/b"],
+            "error megatron_training.run_name: must be the name of one folder, got 'a/b'. "
+            "Put its place into output_dir.",
+        ),
+        (
+            ["megatron_training.data_path=''"],
+            "error megatron_training.data_path: must name a data file, got nothing. Set what `rl preprocess` wrote.",
+        ),
+        (
+            ["megatron_training.test_freq=5"],
+            "warning megatron_training.test_freq: has no effect without test_data_path. Set that, or remove this.",
+        ),
+        (
+            ["rl_config.clip_ratio_high=0.3"],
+            "warning rl_config.clip_ratio_high: has no effect, got 0.3, because clip_higher_enable is false. "
+            "Set that, or clip_ratio.",
+        ),
+        (
+            ["rl_config.kl_penalty=k1"],
+            "warning rl_config.kl_penalty: has no effect, got k1, because init_kl_coef is 0. Set that above 0.",
+        ),
+        (
+            ["rl_config.max_tool_calls=3"],
+            "warning rl_config.max_tool_calls: has no effect, got 3, because multi_turn_enable is false. Set that.",
+        ),
+    ],
+)
+def test_find_problems_names_the_key_the_value_and_the_remedy(folder: Path, overrides: list[str], message: str) -> None:
+    assert problems_of(folder, *overrides) == [message]
+
+
+def test_find_problems_is_silent_on_a_default_written_out(folder: Path) -> None:
+    assert problems_of(folder, "rl_config.clip_ratio_high=0.28", "rl_config.kl_penalty=low_var_kl") == []
+
+
+def test_find_problems_allows_replicated_key_value_heads_in_the_engine(folder: Path) -> None:
+    assert problems_of(folder, "generate_config.infer_tensor_parallel_size=4") == []
+
+
+def test_find_problems_collects_all(folder: Path) -> None:
+    found = problems_of(folder, "rl_config.n_samples_per_prompt=1", "rl_config.mini_batch_size=99")
+    assert len(found) == 2
+
+
+def test_find_problems_prefers_the_folder_and_rejects_a_contradicting_section(folder: Path, tmp_path: Path) -> None:
+    path = write_model(tmp_path / "weights", num_hidden_layers=6)
+    (found,) = problems_of(folder, f"actor_config.load={path}")
+    assert found.startswith("error model.num_hidden_layers: config.json in ")
+    assert found.endswith("says 6, got 4. Choose the `model` of that folder, or leave the group out.")
+
+
+def test_find_problems_names_a_corrupt_model_folder(folder: Path, tmp_path: Path) -> None:
+    path = write_model(tmp_path / "weights")
+    (path / "config.json").write_text("{")
+    (found,) = problems_of(folder, f"actor_config.load={path}")
+    assert found.startswith(f"error actor_config.load: {path}/config.json: cannot be read, got ")
+
+
+def test_find_problems_notes_an_absent_folder(folder: Path) -> None:
+    (problem,) = find_problems(compose_config("run", (), folder).config)
+    assert problem.severity == "note"
+    assert "no folder 'nowhere' on this machine" in problem.text
+
+
+def test_ranges_name_keys_that_exist() -> None:
+    for path in RANGES:
+        value_at(Config(), path)
+
+
+def write_model(path: Path, **changes: Any) -> Path:
+    facts = {
+        "model_type": "qwen2",
+        "num_hidden_layers": 4,
+        "hidden_size": 8,
+        "intermediate_size": 16,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "vocab_size": 32,
+        "max_position_embeddings": 8192,
+    }
+    path.mkdir()
+    (path / "config.json").write_text(json.dumps(facts | changes))
+    return path
