@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from rl.config.schema import DatasetConfig
-from rl.data.prompts import check_messages, read_rows
+from rl.data.prompts import COLUMNS, check_messages, read_rows
 from rl.data.templates import TEMPLATES
 from rl.errors import ConfigError, DataError, unknown_name
 from rl.types import Message
@@ -25,9 +25,9 @@ from rl.types import Message
 logger = logging.getLogger(__name__)
 
 MAP_KEYS = ("prompt", "query", "response", "system", "data_source")
-"""Parts of a row that `DatasetConfig.map_keys` gives a column to."""
+"""Parts of a row that `DatasetConfig.map_keys` gives a column to; `query` and `system` may be empty in a row."""
 _SUFFIXES = (".parquet", ".jsonl", ".json")
-_LABELS = "labels"  # MindSpeed-RL's column of the answer, which is `ground_truth` here
+_OWN_COLUMNS = (*COLUMNS, "labels")  # MindSpeed-RL calls `labels` what is `ground_truth` here
 
 
 def preprocess(config: DatasetConfig) -> Path:
@@ -103,18 +103,14 @@ def _convert(where: str, row: dict[str, Any], config: DatasetConfig, *, default_
                 f"{', '.join(answer)}. Name the field: map_keys.response={columns['response']}.FIELD."
             )
         answer = answer["ground_truth"]
-    source = columns.get("data_source") or "data_source"
-    extra = {key: _lookup(where, row, key) for key in config.dataset_additional_keys if key != _LABELS}
+    source = _lookup(where, row, columns["data_source"]) if columns.get("data_source") else row.get("data_source")
+    extra = {key: _lookup(where, row, key) for key in config.dataset_additional_keys if key not in _OWN_COLUMNS}
     return {
         "messages": json.dumps(messages, ensure_ascii=False),
         "ground_truth": answer if isinstance(answer, str) else json.dumps(answer, ensure_ascii=False, default=str),
-        "data_source": str(_lookup(where, row, source)) if columns.get("data_source") else _source(row, default_source),
-        **{key: value for key, value in extra.items() if key not in ("messages", "ground_truth", "data_source")},
+        "data_source": str(source or default_source),
+        **extra,
     }
-
-
-def _source(row: dict[str, Any], default: str) -> str:
-    return str(row.get("data_source") or default)
 
 
 def _messages(where: str, row: dict[str, Any], columns: dict[str, str]) -> list[Message]:
@@ -122,13 +118,13 @@ def _messages(where: str, row: dict[str, Any], columns: dict[str, str]) -> list[
     if not isinstance(prompt, str | list) or not prompt:
         raise DataError(f"{where}: '{columns['prompt']}' must be text or messages, got {prompt!r}. Correct the row.")
     messages = check_messages(where, [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt)
-    query = _lookup(where, row, columns["query"]) if columns.get("query") else None
+    query = row.get(columns.get("query", ""))
     if query:
         last = messages[-1]
         if last["role"] != "user":
             raise DataError(f"{where}: a query needs a user message to stand behind, got {last['role']}.")
         messages[-1] = {**last, "content": f"{last['content']}\n{query}"}
-    system = _lookup(where, row, columns["system"]) if columns.get("system") else None
+    system = row.get(columns.get("system", ""))
     if system and messages[0]["role"] != "system":
         messages.insert(0, {"role": "system", "content": str(system)})
     return messages

@@ -1,0 +1,91 @@
+from __future__ import annotations
+
+import math
+
+from rl.config.schema import Config
+from rl.rollout.samples import make_samples
+from rl.types import Group, Prompt, StopReason, TokenSequence, Trajectory
+
+
+def make_group(name: str, scores: list[float | None], *, lengths: list[int] | None = None) -> Group:
+    """Trajectories whose prompt is [1, 5] and whose response is 7s, with the last of two or more not sampled."""
+    prompt = Prompt(name, [{"role": "user", "content": "q"}], "42", "test")
+    trajectories = []
+    for i, score in enumerate(scores):
+        length = lengths[i] if lengths else 3
+        sequence = TokenSequence([1, 5])
+        sequence.append_sampled([7] * (length - 1), [-0.5] * (length - 1), 0)
+        sequence.append_context([9])
+        trajectories.append(Trajectory(prompt, i, [sequence], [], StopReason.FINISHED, score=score))
+    return Group(prompt, trajectories)
+
+
+def test_make_samples_gives_each_sampled_token_its_trajectory_advantage():
+    # Scores 1 and 0: mean 0.5, sample standard deviation sqrt(0.5), so advantages of 0.5 / 0.70710678 = 0.7071058.
+    metrics: dict[str, float] = {}
+    first, second = make_samples([make_group("a", [1.0, 0.0])], Config(), metrics)
+    assert first.token_ids.tolist() == [1, 5, 7, 7, 9]
+    assert first.loss_mask.tolist() == [0, 0, 1, 1, 0]
+    assert first.rollout_logprobs.tolist() == [0, 0, -0.5, -0.5, 0]
+    expected = 0.5 / (math.sqrt(0.5) + 1e-6)
+    assert [round(a, 5) for a in first.advantages.tolist()] == [0, 0, round(expected, 5), round(expected, 5), 0]
+    assert second.advantages.tolist() == [-a for a in first.advantages.tolist()]
+    assert (first.trajectory_id, first.group_id, second.trajectory_id) == ("a/0", "a", "a/1")
+    assert metrics["critic/rewards/mean"] == 0.5
+    assert round(metrics["critic/advantages/max"], 5) == round(expected, 5)
+    assert (metrics["training/num_samples"], metrics["training/empty_batch"]) == (2, 0)
+
+
+def test_make_samples_leaves_out_and_counts_what_teaches_nothing():
+    groups = [make_group("same", [1.0, 1.0]), make_group("failed", [None, 0.0]), make_group("good", [1.0, 0.0, None])]
+    metrics: dict[str, float] = {}
+    samples = make_samples(groups, Config(), metrics)
+    assert [sample.trajectory_id for sample in samples] == ["good/0", "good/1"]
+    assert metrics["training/dropped_groups"] == 2
+    assert metrics["training/masked_trajectories"] == 2
+    assert metrics["critic/rewards/mean"] == 0.6000000238418579  # 3 of 5, in float32
+
+
+def test_make_samples_without_any_difference_is_empty():
+    metrics: dict[str, float] = {}
+    assert make_samples([make_group("same", [0.0, 0.0])], Config(), metrics) == []
+    assert (metrics["training/empty_batch"], metrics["training/dropped_groups"]) == (1, 1)
+    assert make_samples([make_group("failed", [None])], Config(), {}) == []
+    assert make_samples([], Config(), {}) == []
+
+
+def test_make_samples_shapes_by_length_before_it_compares():
+    # Full punishment of 1 from 10 tokens on, beginning after 6: lengths 6, 8, 10 lose 0, 0.5, 1.
+    config = Config()
+    config.rl_config.overlong_buffer_enable = True
+    config.rl_config.rollout_max_tokens, config.rl_config.overlong_buffer = 10, 4
+    config.rl_config.norm_adv_by_std = False
+    metrics: dict[str, float] = {}
+    group = make_group("a", [1.0, 1.0, 1.0], lengths=[6, 8, 10])
+    samples = make_samples([group], config, metrics)
+    assert [float(sample.advantages[2]) for sample in samples] == [0.5, 0.0, -0.5]
+    assert (metrics["critic/rewards/max"], metrics["critic/rewards/min"]) == (1.0, 0.0)
+    config.rl_config.filter_groups_enable = True
+    assert make_samples([group], config, {}) == []
+
+
+def test_make_samples_filters_by_the_named_reward():
+    config = Config()
+    config.rl_config.filter_groups_enable, config.rl_config.filter_groups_metric = True, "acc"
+    group = make_group("a", [1.0, 0.5])
+    for trajectory in group.trajectories:
+        trajectory.rewards["acc"] = 1.0
+    assert make_samples([group], config, {}) == []
+    group.trajectories[0].rewards["acc"] = 0.0
+    assert len(make_samples([group], config, {})) == 2
+
+
+def test_make_samples_gives_a_sample_for_each_sequence():
+    group = make_group("a", [1.0, 0.0])
+    unfinished = TokenSequence([1, 5, 7])  # a rewritten prefix that the engine never answered
+    again = TokenSequence([1, 6])
+    again.append_sampled([8], [-0.1], 0)
+    group.trajectories[0].sequences += [again, unfinished]
+    samples = make_samples([group], Config(), {})
+    assert [sample.token_ids.tolist() for sample in samples] == [[1, 5, 7, 7, 9], [1, 6, 8], [1, 5, 7, 7, 9]]
+    assert samples[1].advantages[2] == samples[0].advantages[2]
