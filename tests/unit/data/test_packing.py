@@ -1,0 +1,150 @@
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from rl.config.schema import Config
+from rl.data.packing import PackingLayout, balance, pack_samples, packing_layout
+from rl.types import MicroBatch, Sample
+
+
+def make_sample(name: str, token_ids: list[int], loss_mask: list[int], *, advantage: float = 1.0) -> Sample:
+    """The part of `name` before the slash is its group, the part before the colon its trajectory."""
+    mask = torch.tensor(loss_mask, dtype=torch.float32)
+    return Sample(
+        trajectory_id=name.split(":")[0],
+        group_id=name.split("/")[0],
+        token_ids=torch.tensor(token_ids),
+        loss_mask=mask,
+        advantages=mask * advantage,
+        rollout_logprobs=-mask * torch.tensor(token_ids) / 10,
+    )
+
+
+def rows(length: int, group: str, first: int = 100) -> Sample:
+    return make_sample(f"{group}/{first}", list(range(first, first + length)), [0] + [1] * (length - 1))
+
+
+def test_pack_samples_shifts_each_sample_to_its_predictions():
+    # Prompt [1, 5], sampled [7, 2], a tool's [6], sampled [8]; and a short one.
+    samples = [
+        make_sample("a/0", [1, 5, 7, 2, 6, 8], [0, 0, 1, 1, 0, 1], advantage=0.5),
+        make_sample("a/1", [3, 4], [0, 1]),
+    ]
+    batch = pack_samples(samples, PackingLayout(num_data_parallel=1, max_tokens=8, mini_batch_prompts=1))
+    ((micro,),) = batch.mini_batches[0].micro_batches
+    assert micro.token_ids.tolist() == [1, 5, 7, 2, 6, 8, 3, 4]
+    assert micro.target_ids.tolist() == [5, 7, 2, 6, 8, 0, 4, 0]
+    assert micro.position_ids.tolist() == [0, 1, 2, 3, 4, 5, 0, 1]
+    assert micro.cu_seqlens.tolist() == [0, 6, 8]
+    assert micro.loss_mask.tolist() == [0, 1, 1, 0, 1, 0, 1, 0]
+    assert micro.loss_weights.tolist() == [0, 0.25, 0.25, 0, 0.25, 0, 0.25, 0]
+    assert micro.advantages.tolist() == [0, 0.5, 0.5, 0, 0.5, 0, 1, 0]
+    torch.testing.assert_close(micro.rollout_logprobs, torch.tensor([0, -0.7, -0.2, 0, -0.8, 0, -0.4, 0]))
+    assert micro.old_logprobs is None and micro.ref_logprobs is None
+    assert (batch.mini_batches[0].num_loss_tokens, batch.mini_batches[0].num_trajectories) == (4, 2)
+
+
+def test_pack_samples_counts_a_trajectory_of_several_samples_once():
+    samples = [
+        make_sample("a/0:0", [1, 2], [0, 1]),
+        make_sample("a/0:1", [1, 2, 3], [0, 1, 1]),
+        make_sample("a/1", [1, 2], [0, 1]),
+    ]
+    layout = PackingLayout(num_data_parallel=1, max_tokens=100, mini_batch_prompts=1, token_level_loss=False)
+    batch = pack_samples(samples, layout)
+    ((micro,),) = batch.mini_batches[0].micro_batches
+    assert batch.mini_batches[0].num_trajectories == 2
+    # The longest sample first: two of trajectory 0's three tokens, then the third, then trajectory 1's only one.
+    torch.testing.assert_close(micro.loss_weights, torch.tensor([1 / 6, 1 / 6, 0, 1 / 6, 0, 1 / 2, 0]))
+
+
+def test_pack_samples_cuts_mini_batches_of_whole_groups_and_weighs_each_alone():
+    samples = [rows(3, "a"), rows(4, "b"), rows(5, "a", 200), rows(6, "c")]
+    batch = pack_samples(samples, PackingLayout(num_data_parallel=1, max_tokens=100, mini_batch_prompts=2, epochs=2))
+    assert [m.num_loss_tokens for m in batch.mini_batches] == [9, 5, 9, 5]  # (2 + 4 + 3), (5), and again
+    assert batch.mini_batches[0].micro_batches[0][0] is batch.mini_batches[2].micro_batches[0][0]
+    for mini_batch in batch.mini_batches:
+        assert sum(float(m.loss_weights.sum()) for m in mini_batch.micro_batches[0]) == pytest.approx(1.0)
+
+
+def test_pack_samples_leaves_out_samples_without_loss_tokens():
+    masked = make_sample("a/1", [1, 2, 3], [0, 0, 0])
+    batch = pack_samples([rows(3, "a"), masked], PackingLayout(1, max_tokens=100, mini_batch_prompts=1))
+    ((micro,),) = batch.mini_batches[0].micro_batches
+    assert micro.num_tokens == 3 and batch.mini_batches[0].num_trajectories == 1
+    assert pack_samples([masked], PackingLayout(1, max_tokens=100, mini_batch_prompts=1)).mini_batches == []
+    assert pack_samples([], PackingLayout(1, max_tokens=100, mini_batch_prompts=1)).mini_batches == []
+
+
+def test_pack_samples_fills_up_ranks_without_samples():
+    layout = PackingLayout(num_data_parallel=3, max_tokens=100, mini_batch_prompts=1, pad_to_multiple=4)
+    ranks = pack_samples([rows(6, "a")], layout).mini_batches[0].micro_batches
+    assert [[m.num_tokens for m in rank] for rank in ranks] == [[8], [4], [4]]
+    assert ranks[0][0].cu_seqlens.tolist() == [0, 6, 8]  # the padding is a sequence of its own
+    assert ranks[0][0].position_ids.tolist() == [0, 1, 2, 3, 4, 5, 0, 1]
+    for micro in (ranks[1][0], ranks[2][0]):
+        assert float(micro.loss_weights.sum()) == float(micro.loss_mask.sum()) == 0.0
+
+
+def test_balance_worked_example():
+    # Longest first into the emptiest: 5 | 4, then 3 joins 4, then 2 joins 5.
+    assert balance([5, 4, 3, 2], num_ranks=2, max_tokens=7) == [[[0, 3]], [[1, 2]]]
+
+
+def test_balance_lets_a_row_over_the_limit_stand_alone():
+    assert balance([3, 50, 3], num_ranks=1, max_tokens=10) == [[[1], [0, 2]]]
+
+
+def test_balance_goes_back_and_forth_between_ranks():
+    bins = balance([10, 9, 8, 7], num_ranks=2, max_tokens=10)
+    assert bins == [[[0], [3]], [[1], [2]]]  # 17 tokens each
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    lengths=st.lists(st.integers(2, 40), min_size=1, max_size=25),
+    num_ranks=st.integers(1, 4),
+    max_tokens=st.integers(1, 90),
+    pad=st.integers(1, 4),
+    multiple=st.integers(1, 3),
+)
+def test_pack_samples_keeps_every_token_once_within_the_budget(
+    lengths: list[int], num_ranks: int, max_tokens: int, pad: int, multiple: int
+):
+    samples = [rows(length, f"g{i // 2}", first=1000 * (i + 1)) for i, length in enumerate(lengths)]
+    layout = PackingLayout(
+        num_ranks, max_tokens, mini_batch_prompts=99, pad_to_multiple=pad, num_micro_batches_multiple=multiple
+    )
+    (mini_batch,) = pack_samples(samples, layout).mini_batches
+    counts = {len(rank) for rank in mini_batch.micro_batches}
+    assert len(counts) == 1 and counts.pop() % multiple == 0
+    micros: list[MicroBatch] = [m for rank in mini_batch.micro_batches for m in rank]
+    for micro in micros:
+        assert micro.num_tokens % pad == 0
+        num_samples = sum(int(micro.token_ids[start]) >= 1000 for start in micro.cu_seqlens[:-1])
+        assert micro.num_tokens <= max(max_tokens, pad) or num_samples == 1
+    targets = torch.cat([m.target_ids[m.loss_mask > 0] for m in micros]).sort().values
+    assert targets.tolist() == sorted(t for s in samples for t in s.token_ids[1:].tolist())
+    assert sum(float(m.loss_weights.sum()) for m in micros) == pytest.approx(1.0, abs=1e-5)
+
+
+def test_pack_samples_repeats_itself():
+    samples = [rows(n, f"g{n}") for n in (7, 3, 3, 9, 4)]
+    layout = PackingLayout(num_data_parallel=2, max_tokens=12, mini_batch_prompts=5)
+    one, other = pack_samples(samples, layout), pack_samples(samples, layout)
+    for a, b in zip(one.mini_batches[0].micro_batches[1], other.mini_batches[0].micro_batches[1], strict=True):
+        assert torch.equal(a.token_ids, b.token_ids)
+
+
+def test_packing_layout_reads_the_configuration():
+    config = Config()
+    config.megatron_training.global_batch_size = 12
+    config.rl_config.max_packing_token_size = 500
+    config.rl_config.epochs = 3
+    assert packing_layout(config, num_data_parallel=2) == PackingLayout(2, 500, mini_batch_prompts=12, epochs=3)
+    config.rl_config.mini_batch_size = 4
+    config.megatron_training.sequence_parallel = True
+    config.actor_config.tensor_model_parallel_size = 2
+    layout = packing_layout(config, num_data_parallel=2)
+    assert (layout.mini_batch_prompts, layout.pad_to_multiple) == (4, 2)
