@@ -1,0 +1,135 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from rl.data.prompts import PromptCursor, drop_long_prompts, load_prompts
+from rl.errors import CheckpointError, DataError
+from rl.types import Prompt
+
+ROW = {"messages": [{"role": "user", "content": "2+2?"}], "ground_truth": "4", "data_source": "sums", "level": 3}
+
+
+def write_jsonl(folder: Path, *rows: object) -> Path:
+    path = folder / "train.jsonl"
+    path.write_text("".join((row if isinstance(row, str) else json.dumps(row)) + "\n" for row in rows))
+    return path
+
+
+def test_load_prompts_reads_jsonl(tmp_path: Path):
+    path = write_jsonl(tmp_path, ROW, ROW | {"ground_truth": 5, "messages": json.dumps(ROW["messages"])})
+    first, second = load_prompts(path, ["level", "labels"])
+    assert first == Prompt("train-1", [{"role": "user", "content": "2+2?"}], "4", "sums", {"level": 3})
+    assert (second.id, second.ground_truth, second.messages) == ("train-2", "5", first.messages)
+
+
+def test_load_prompts_reads_a_line_separator_inside_a_string(tmp_path: Path):
+    path = tmp_path / "train.jsonl"
+    row = ROW | {"ground_truth": "a\u2028b"}
+    path.write_text(json.dumps(row, ensure_ascii=False), encoding="utf-8")
+    assert [prompt.ground_truth for prompt in load_prompts(path)] == ["a\u2028b"]
+
+
+def test_load_prompts_drops_the_nulls_a_columnar_file_fills_in(tmp_path: Path):
+    function = {"name": "add", "arguments": '{"a": 1}'}
+    turn = {"role": "assistant", "content": None, "tool_calls": [{"type": "function", "function": function}]}
+    path = tmp_path / "demos.parquet"
+    pq.write_table(pa.Table.from_pylist([ROW | {"messages": [*ROW["messages"], turn]}]), path)
+    (prompt,) = load_prompts(path)
+    assert prompt.messages == [
+        {"role": "user", "content": "2+2?"},
+        {"role": "assistant", "tool_calls": [{"type": "function", "function": function}]},
+    ]
+
+
+@pytest.mark.parametrize(
+    ("row", "reason"),
+    [
+        ("{", "not JSON"),
+        ("", "not JSON"),
+        ("[1]", "must be an object, got list"),
+        ({"messages": ROW["messages"], "data_source": "sums"}, "column 'ground_truth' is missing"),
+        (ROW | {"level": None}, "column 'level' is missing"),
+        (ROW | {"messages": []}, "must be a non-empty list"),
+        (ROW | {"messages": "2+2?"}, "text but not JSON"),
+        (ROW | {"messages": ["2+2?"]}, "message 0 must be an object"),
+        (ROW | {"messages": [{"role": "human", "content": "2+2?"}]}, "message 0 has role 'human'"),
+        (ROW | {"messages": [{"role": "user", "content": 4}]}, "message 0 must have text content, got 4"),
+        (ROW | {"messages": [{"role": "user"}]}, "message 0 must have text content"),
+    ],
+)
+def test_load_prompts_names_the_row_and_the_reason(tmp_path: Path, row: object, reason: str):
+    path = write_jsonl(tmp_path, ROW, row, ROW)
+    with pytest.raises(DataError) as caught:
+        load_prompts(path, ["level"])
+    assert str(caught.value).startswith(f"{path}, row 2: ")
+    assert reason in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "reason"),
+    [
+        ("a.jsonl", None, "no such data file"),
+        ("a.jsonl", b"", "no rows"),
+        ("a.json", b"", "no rows"),
+        ("a.json", b"{}", "must be a list"),
+        ("a.json", b"{", "not JSON"),
+        ("a.csv", b"x", "unknown file type '.csv'"),
+        ("a.jsonl", b"\xff", "not UTF-8"),
+        ("a.parquet", b"PAR1", "cannot be read as parquet"),
+    ],
+)
+def test_load_prompts_refuses_a_file_that_is_none(tmp_path: Path, name: str, content: bytes | None, reason: str):
+    path = tmp_path / name
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(DataError, match=reason) as caught:
+        load_prompts(path)
+    assert str(path) in str(caught.value)
+
+
+class WordRenderer:
+    def render_prompt(self, messages: list) -> list[int]:
+        return [0] * len(messages[0]["content"].split())
+
+
+def test_drop_long_prompts_counts_those_beyond_the_limit():
+    prompts = [Prompt(text, [{"role": "user", "content": text}], "", "") for text in ("a b", "a b c", "a")]
+    kept, num_dropped = drop_long_prompts(prompts, WordRenderer(), 2)
+    assert ([prompt.id for prompt in kept], num_dropped) == (["a b", "a"], 1)
+    with pytest.raises(DataError, match="no prompt has at most 0 tokens, the shortest has 1 tokens"):
+        drop_long_prompts(prompts, WordRenderer(), 0)
+
+
+def test_prompt_cursor_takes_each_prompt_once_an_epoch_in_a_new_order():
+    cursor = PromptCursor(50, seed=7)
+    first, second = cursor.take(50), cursor.take(50)
+    assert sorted(first) == sorted(second) == list(range(50))
+    assert first != second
+    assert cursor.epoch == 2
+    assert PromptCursor(50, seed=7).take(50) == first
+    assert PromptCursor(50, seed=8).take(50) != first
+
+
+@pytest.mark.parametrize("num_taken", [0, 2, 5, 7, 10, 23])
+def test_prompt_cursor_resumed_goes_on_as_if_uninterrupted(num_taken: int):
+    uninterrupted, killed, resumed = (PromptCursor(5, seed=1) for _ in range(3))
+    expected = uninterrupted.take(num_taken + 12)[num_taken:]
+    killed.take(num_taken)
+    assert killed.epoch == num_taken // 5
+    resumed.load_state_dict(json.loads(json.dumps(killed.state_dict())))
+    assert [i for n in (3, 8, 1) for i in resumed.take(n)] == expected
+
+
+def test_prompt_cursor_refuses_the_state_of_other_data():
+    state = PromptCursor(5, seed=1).state_dict()
+    with pytest.raises(CheckpointError, match="num_prompts 5, got 6"):
+        PromptCursor(6, seed=1).load_state_dict(state)
+    with pytest.raises(CheckpointError, match="seed 1, got 2"):
+        PromptCursor(5, seed=2).load_state_dict(state)
+    with pytest.raises(DataError, match="at least one prompt"):
+        PromptCursor(0, seed=1)
