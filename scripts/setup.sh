@@ -31,7 +31,7 @@ if [[ ! -x .venv/bin/python ]] || ! .venv/bin/python -m pip --version >/dev/null
     "$PYTHON" -m venv --clear .venv
 fi
 rm -f "$STAMP"  # an interrupted installation is taken up again
-pip=(.venv/bin/python -m pip --disable-pip-version-check install --quiet --progress-bar off)
+pip=(.venv/bin/python -m pip --disable-pip-version-check install --quiet --quiet --progress-bar off)
 
 say "1/5 torch (about 200 MB)"
 # 2.13.0+cpu where an index that pip knows has it, else from torch's own index, else the same version with CUDA.

@@ -1,0 +1,52 @@
+"""Evaluations read back from the lines of metrics.jsonl."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+_PREFIX, _ACCURACY = "val-core/", "/acc/mean@"
+
+
+@dataclass(slots=True, frozen=True)
+class Accuracy:
+    """Held-out accuracy of one source in one evaluation."""
+
+    mean: float
+    low: float
+    """Lower end of the 95 % interval."""
+    high: float
+    num_questions: int
+
+
+@dataclass(slots=True, frozen=True)
+class Evaluation:
+    """One evaluation: accuracy by source, `all` among them."""
+
+    step: int
+    accuracy: dict[str, Accuracy]
+
+
+def read_evaluations(rows: list[dict[str, Any]]) -> list[Evaluation]:
+    """Find the evaluations among lines of metrics.
+
+    Args:
+        rows: Lines of metrics.jsonl.
+
+    Returns:
+        Evaluations by step; of two at the same step the later line.
+    """
+    found: dict[int, Evaluation] = {}
+    for row in rows:
+        accuracy = {}
+        for name, value in row.items():
+            if not name.startswith(_PREFIX) or _ACCURACY not in name or value is None:
+                continue
+            source = name[len(_PREFIX) : name.rindex(_ACCURACY)]
+            key = f"{_PREFIX}{source}"
+            accuracy[source] = Accuracy(
+                value, row[f"{key}/acc/ci95_low"], row[f"{key}/acc/ci95_high"], int(row[f"{key}/num_questions"])
+            )
+        if accuracy:
+            found[row["step"]] = Evaluation(row["step"], accuracy)
+    return [found[step] for step in sorted(found)]
