@@ -98,8 +98,8 @@ def _run_megatron_on_cpu() -> None:
     random.__dict__["_get_cuda_rng_state"] = _no_rng_state
     random.__dict__["_set_cuda_rng_state"] = _no_rng_state
     random.CudaRNGStatesTracker.fork = _fork_nothing
-    torch.Tensor.cuda = _tensor_cuda  # type: ignore[method-assign, assignment]
-    torch.Tensor.type = _tensor_type  # type: ignore[method-assign, assignment]
+    torch.Tensor.cuda = _tensor_cuda
+    torch.Tensor.type = _tensor_type
 
 
 def _on_cpu(factory: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:

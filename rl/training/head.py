@@ -6,7 +6,8 @@ With z = hidden @ weight^T / temperature and p = softmax(z), for a target y:
     logprob = z_y - log sum_j exp(z_j)          d logprob / d z_j = [j = y] - p_j
     entropy = log sum_j exp(z_j) - sum_j p_j z_j    d entropy / d z_j = -p_j (log p_j + entropy)
 
-Products are in the weights' dtype, everything after them in float32. The backward pass computes the logits again.
+Products are in the weights' dtype, everything after them in float32. Where one chunk holds all tokens its logits are
+kept for the backward pass, which otherwise computes them again.
 """
 
 from __future__ import annotations
@@ -116,59 +117,82 @@ class _Head(torch.autograd.Function):
         ctx: Any, hidden: Tensor, weight: Tensor, target_ids: Tensor, scale: float, shard: _VocabShard
     ) -> tuple[Tensor, Tensor]:
         rows = weight[: shard.size]
-        num_tokens = hidden.shape[0]
-        stats = hidden.new_empty((4, num_tokens), dtype=torch.float32)  # max, sum of exp, sum of exp x z, z of target
+        stats = hidden.new_empty((4, hidden.shape[0]), dtype=torch.float32)
         local_targets, is_here = shard.local(target_ids)
-        for start, end in _blocks(num_tokens, _tokens_per(_PRODUCT_BYTES, rows, rows.element_size())):
-            logits = hidden[start:end] @ rows.t()
-            for first, last in _blocks(end - start, _softmax_tokens(rows)):
-                _softmax_stats(
-                    logits[first:last],
-                    scale,
-                    local_targets[start + first : start + last],
-                    stats[:, start + first : start + last],
-                )
-        logprobs, entropy, log_normalizer = _combine(stats, is_here, shard)
-        ctx.save_for_backward(hidden, weight, target_ids, log_normalizer, entropy)
-        ctx.scale, ctx.shard = scale, shard
-        return logprobs, entropy
-
-    @staticmethod
-    def backward(ctx: Any, grad_logprobs: Tensor, grad_entropy: Tensor) -> tuple[Tensor, Tensor, None, None, None]:  # type: ignore[override]
-        hidden, weight, target_ids, log_normalizer, entropy = ctx.saved_tensors
-        scale, shard = ctx.scale, ctx.shard
-        rows = weight[: shard.size]
-        num_tokens = hidden.shape[0]
-        local_targets, is_here = shard.local(target_ids)
-        grad_target = (grad_logprobs * is_here).unsqueeze(1)
-        grad_hidden = torch.empty_like(hidden)
-        grad_weight = torch.zeros_like(weight)
-        for start, end in _blocks(num_tokens, _tokens_per(_PRODUCT_BYTES, rows, rows.element_size())):
+        chunks = _blocks(hidden.shape[0], _tokens_per(_PRODUCT_BYTES, rows, rows.element_size()))
+        logits = None
+        for start, end in chunks:
             logits = hidden[start:end] @ rows.t()
             for first, last in _blocks(end - start, _softmax_tokens(rows)):
                 part = slice(start + first, start + last)
-                log_p = logits[first:last].float().mul_(scale).sub_(log_normalizer[part].unsqueeze(1))
-                # p_j (g_logprob + g_entropy (log p_j + entropy)), then minus at the target
-                factor = (log_p + entropy[part].unsqueeze(1)).mul_(grad_entropy[part].unsqueeze(1))
-                factor.add_(grad_logprobs[part].unsqueeze(1))
-                gradient = (
-                    log_p.exp_().mul_(factor).scatter_add_(1, local_targets[part].unsqueeze(1), -grad_target[part])
+                _softmax_stats(logits[first:last], scale, local_targets[part], out=stats[:, part])
+        logprobs, entropy, log_normalizer = _combine(stats, is_here, shard)
+        ctx.save_for_backward(hidden, weight, target_ids, log_normalizer, entropy)
+        ctx.logits = logits if len(chunks) == 1 and any(ctx.needs_input_grad) else None
+        ctx.scale, ctx.shard, ctx.chunks = scale, shard, chunks
+        ctx.set_materialize_grads(False)
+        return logprobs, entropy
+
+    @staticmethod
+    def backward(
+        ctx: Any, grad_logprobs: Tensor | None, grad_entropy: Tensor | None
+    ) -> tuple[Tensor, Tensor, None, None, None]:
+        hidden, weight, target_ids, log_normalizer, entropy = ctx.saved_tensors
+        rows = weight[: ctx.shard.size]
+        local_targets, is_here = ctx.shard.local(target_ids)
+        grad_logprobs = torch.zeros_like(entropy) if grad_logprobs is None else grad_logprobs
+        tokens = torch.stack((grad_logprobs, grad_logprobs * is_here, log_normalizer, entropy), dim=1)
+        grad_hidden = torch.empty_like(hidden)
+        grad_weight = torch.zeros_like(weight)
+        for start, end in ctx.chunks:
+            logits = hidden[start:end] @ rows.t() if ctx.logits is None else ctx.logits
+            for first, last in _blocks(end - start, _softmax_tokens(rows)):
+                part = slice(start + first, start + last)
+                block = logits[first:last]
+                block.copy_(
+                    _logits_gradient(
+                        block.float().mul_(ctx.scale),
+                        local_targets[part],
+                        tokens[part],
+                        None if grad_entropy is None else grad_entropy[part],
+                    ).mul_(ctx.scale)
                 )
-                logits[first:last] = gradient.mul_(-scale)
             torch.mm(logits, rows, out=grad_hidden[start:end])
-            grad_weight[: shard.size].addmm_(logits.t(), hidden[start:end])
+            grad_weight[: ctx.shard.size].addmm_(logits.t(), hidden[start:end])
+        ctx.logits = None
         return grad_hidden, grad_weight, None, None, None
 
 
-def _softmax_stats(logits: Tensor, scale: float, targets: Tensor, out: Tensor) -> None:
+def _softmax_stats(logits: Tensor, scale: float, targets: Tensor, *, out: Tensor) -> None:
     """Fill [4, t] from logits [t, V]: max, sum of exp(z - max), sum of exp(z - max) (z - max), z of the target."""
-    scaled = logits.float().mul_(scale)
+    scaled = logits * scale if logits.dtype == torch.float32 else logits.float().mul_(scale)
     torch.gather(scaled, 1, targets.unsqueeze(1), out=out[3].unsqueeze(1))
     out[0] = scaled.amax(1)
     scaled.sub_(out[0].unsqueeze(1))
     exponentials = scaled.exp()
     out[1] = exponentials.sum(1)
     out[2] = scaled.mul_(exponentials).sum(1)
+
+
+def _logits_gradient(logits: Tensor, targets: Tensor, tokens: Tensor, grad_entropy: Tensor | None) -> Tensor:
+    """Gradient of scaled logits, in place.
+
+    g_logprob ([j = y] - p_j) - g_entropy p_j (log p_j + entropy)
+
+    Args:
+        logits: [t, V] float32, scaled; overwritten.
+        targets: [t] local rows.
+        tokens: [t, 4]: g_logprob, the same or 0 where the target is in another shard, log normalizer, entropy.
+        grad_entropy: [t], or None where the entropy is not in the loss.
+    """
+    grad_logprobs, grad_target, log_normalizer, entropy = tokens.unsqueeze(2).unbind(1)
+    log_p = logits.sub_(log_normalizer)
+    if grad_entropy is None:
+        gradient = log_p.exp_().mul_(-grad_logprobs)
+    else:
+        factor = (log_p + entropy).mul_(-grad_entropy.unsqueeze(1)).sub_(grad_logprobs)
+        gradient = log_p.exp_().mul_(factor)
+    return gradient.scatter_add_(1, targets.unsqueeze(1), grad_target)
 
 
 def _combine(stats: Tensor, is_here: Tensor, shard: _VocabShard) -> tuple[Tensor, Tensor, Tensor]:

@@ -148,7 +148,7 @@ def name_parameters(chunks: Iterable[nn.Module]) -> dict[str, nn.Parameter]:
     for chunk in chunks:
         model = chunk
         while isinstance(getattr(model, "module", None), nn.Module):
-            model = model.module  # type: ignore[assignment]
+            model = model.module
         layers = {
             name: layer.layer_number - 1 for name, layer in model.named_modules() if isinstance(layer, TransformerLayer)
         }
