@@ -34,6 +34,24 @@ DEMONSTRATION = [
 ]
 TOOL_TURN = "<|im_end|>\n<|im_start|>user\n<tool_response>\n{}\n</tool_response><|im_end|>\n<|im_start|>assistant\n"
 
+pieces = [
+    "<|im_end|>",
+    "<|im_start|>",
+    "<|im_",
+    "end|>",
+    "<",
+    "|",
+    "a",
+    " ",
+    "\n",
+    "é",
+    "🙂",
+    "\u2028",
+    "\ufdd0",
+    "{{ x }}",
+]
+results = st.lists(st.sampled_from(pieces), max_size=8).map("".join)
+
 
 @pytest.fixture(scope="module")
 def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> PreTrainedTokenizerFast:
@@ -69,9 +87,7 @@ def test_render_tool_results_does_not_let_a_result_forge_a_turn(renderer: Render
 
 
 @settings(max_examples=100, deadline=None)
-@given(
-    texts=st.lists(st.text(st.sampled_from("ab <|im_endstart>\n🙂é\u2028\ufdd0") | st.just("<|im_end|>")), min_size=1)
-)
+@given(texts=st.lists(results, min_size=1, max_size=3))
 def test_render_tool_results_always_keeps_the_text_and_the_turns(renderer: Renderer, texts: list[str]):
     ids = renderer.render_tool_results(texts, closed=False)
     shown = [text.replace("\ufdd0", "\ufffd") for text in texts]
