@@ -1,0 +1,70 @@
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from rl.training.attention import PackedSequences, _attend_cpu, pack_sequences, rotate
+
+
+def packed(*boundaries: int) -> PackedSequences:
+    num_tokens = boundaries[-1]
+    return pack_sequences(
+        torch.tensor(boundaries, dtype=torch.int32), torch.ones(num_tokens, 4), torch.zeros(num_tokens, 4)
+    )
+
+
+def random_qkv(num_tokens: int, *, heads: int = 4, kv_heads: int = 2) -> tuple[Tensor, Tensor, Tensor]:
+    torch.manual_seed(0)
+    return torch.randn(num_tokens, heads, 4), torch.randn(num_tokens, kv_heads, 4), torch.randn(num_tokens, kv_heads, 4)
+
+
+def plain_attention(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    """Causal softmax attention of one sequence, written out."""
+    repeats = query.shape[1] // key.shape[1]
+    key, value = key.repeat_interleave(repeats, 1), value.repeat_interleave(repeats, 1)
+    scores = torch.einsum("qhd,khd->hqk", query, key) / math.sqrt(query.shape[-1])
+    future = torch.ones(len(query), len(query)).triu(1).bool()
+    return torch.einsum("hqk,khd->qhd", scores.masked_fill(future, -math.inf).softmax(-1), value)
+
+
+def test_rotate_worked_example() -> None:
+    # D = 4 holds two pairs, (1, 3) and (2, 4). Turned by 90 degrees: (a, b) -> (-b, a).
+    x = torch.tensor([[[1.0, 2.0, 3.0, 4.0]]])
+    turned = rotate(x, torch.zeros(1, 1, 4), torch.ones(1, 1, 4))
+    assert torch.equal(turned, torch.tensor([[[-3.0, -4.0, 1.0, 2.0]]]))
+
+
+def test_rotate_by_zero_changes_nothing() -> None:
+    x = torch.randn(3, 2, 4)
+    assert torch.equal(rotate(x, torch.ones(3, 1, 4), torch.zeros(3, 1, 4)), x)
+
+
+def test_pack_sequences_lengths() -> None:
+    sequences = packed(0, 3, 4, 9)
+    assert sequences.lengths == (3, 1, 5)
+    assert sequences.max_seqlen_q == 5
+
+
+def test_attention_of_unequal_lengths_equals_each_alone() -> None:
+    qkv = random_qkv(9)
+    context = _attend_cpu(*qkv, packed(0, 3, 4, 9))
+    expected = torch.cat([plain_attention(*(x[a:b] for x in qkv)) for a, b in ((0, 3), (3, 4), (4, 9))])
+    torch.testing.assert_close(context, expected, atol=1e-6, rtol=1e-5)
+
+
+def test_attention_of_equal_lengths_equals_each_alone() -> None:
+    qkv = random_qkv(8)
+    context = _attend_cpu(*qkv, packed(0, 4, 8))
+    expected = torch.cat([plain_attention(*(x[a:b] for x in qkv)) for a, b in ((0, 4), (4, 8))])
+    torch.testing.assert_close(context, expected, atol=1e-6, rtol=1e-5)
+
+
+def test_attention_ignores_later_tokens() -> None:
+    query, key, value = random_qkv(6)
+    before = _attend_cpu(query, key, value, packed(0, 6))
+    key[4:], value[4:] = 7.0, -7.0
+    after = _attend_cpu(query, key, value, packed(0, 6))
+    torch.testing.assert_close(after[:4], before[:4], atol=1e-6, rtol=0)
+    assert not torch.allclose(after[4:], before[4:])
