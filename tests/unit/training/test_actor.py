@@ -1,0 +1,233 @@
+from collections.abc import Iterator
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+from transformers import AutoModelForCausalLM
+
+from rl.config.schema import LrDecayStyle
+from rl.data.packing import pack_samples, packing_layout
+from rl.errors import CheckpointError
+from rl.training.actor import Actor
+from rl.types import MicroBatch, Sample
+from tests.tiny import make_tiny_model
+from tests.update_case import PlainUpdate, update_config, update_samples, with_logprobs
+
+
+@pytest.fixture(scope="module", params=["qwen2", "qwen3", "llama"])
+def model_folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_tiny_model(tmp_path_factory.mktemp("models") / request.param, request.param, num_layers=2)
+
+
+@pytest.fixture(scope="module")
+def qwen2(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_tiny_model(tmp_path_factory.mktemp("models") / "qwen2", "qwen2", num_layers=2)
+
+
+def micro_batches(samples: list[Sample], max_tokens: int = 48) -> list[MicroBatch]:
+    config = update_config(Path())
+    config.rl_config.max_packing_token_size = max_tokens
+    (mini_batch,) = pack_samples(samples, packing_layout(config, num_data_parallel=1)).mini_batches
+    return with_logprobs(mini_batch).micro_batches[0]
+
+
+def weights_of(actor: Actor) -> dict[str, Tensor]:
+    return {name: tensor.clone() for name, tensor in actor.export_hf_weights()}
+
+
+def assert_close(actual: dict[str, Tensor], expected: dict[str, Tensor], atol: float) -> None:
+    assert actual.keys() == expected.keys()
+    for name, tensor in expected.items():
+        torch.testing.assert_close(actual[name], tensor, atol=atol, rtol=0, msg=lambda m, name=name: f"{name}: {m}")
+
+
+@pytest.mark.parametrize("is_distributed", [True, False])
+def test_update_equals_plain_autograd_and_adamw(model_folder: Path, is_distributed: bool):
+    config = update_config(model_folder)
+    config.megatron_training.use_distributed_optimizer = is_distributed
+    samples, plain = update_samples(), PlainUpdate(config)
+    with Actor(config) as actor:
+        for _ in range(3):
+            expected, metrics = plain.step(samples), actor.update(micro_batches(samples))
+            for name, value in expected.items():
+                assert metrics[name] == pytest.approx(value, rel=1e-4, abs=1e-6), name
+        assert metrics["actor/pg_clipfrac"] > 0.05
+        assert_close(weights_of(actor), plain.weights(), atol=1e-5)
+
+
+def test_update_does_not_depend_on_the_packing(qwen2: Path):
+    samples = update_samples()
+    results = []
+    for max_tokens in (1, 48, 1000):
+        with Actor(update_config(qwen2)) as actor:
+            metrics = [actor.update(micro_batches(samples, max_tokens)) for _ in range(3)]
+            results.append((metrics, weights_of(actor)))
+    for metrics, weights in results[1:]:
+        for one, other in zip(metrics, results[0][0], strict=True):
+            assert one == pytest.approx(other, rel=1e-4, abs=1e-6)
+        assert_close(weights, results[0][1], atol=1e-5)
+
+
+def test_logprobs_are_those_of_transformers_at_the_sampling_temperature(model_folder: Path):
+    config = update_config(model_folder)
+    plain = PlainUpdate(config)
+    with Actor(config) as actor:
+        micros = micro_batches(update_samples())
+        for micro, logprobs in zip(micros, actor.compute_logprobs(micros), strict=True):
+            bounds = micro.cu_seqlens.tolist()
+            for start, end in pairwise(bounds):
+                expected, _ = plain.logprobs_and_entropy(micro.token_ids[start:end])
+                mask = micro.loss_mask[start : end - 1]
+                torch.testing.assert_close(logprobs[start : end - 1], expected.detach() * mask, atol=1e-4, rtol=0)
+
+
+def test_first_mini_batch_has_ratio_exactly_one_and_the_second_has_not(qwen2: Path):
+    config = update_config(qwen2)
+    config.rl_config.mini_batch_size = 2
+    config.rl_config.init_kl_coef = 0.0
+    first, second = pack_samples(update_samples(), packing_layout(config, num_data_parallel=1)).mini_batches
+    with Actor(config) as actor:
+        everything = [*first.micro_batches[0], *second.micro_batches[0]]
+        for micro, logprobs in zip(everything, actor.compute_logprobs(everything), strict=True):
+            micro.old_logprobs = logprobs
+        metrics = actor.update(first.micro_batches[0])
+        assert metrics["actor/ppo_kl"] == 0.0 and metrics["actor/pg_clipfrac"] == 0.0
+        assert actor.update(second.micro_batches[0])["actor/ppo_kl"] != 0.0
+
+
+def test_missing_old_logprobs_are_the_current_ones(qwen2: Path):
+    results = []
+    for is_given in (True, False):
+        with Actor(update_config(qwen2)) as actor:
+            micros = micro_batches(update_samples())
+            for micro, logprobs in zip(micros, actor.compute_logprobs(micros), strict=True):
+                micro.old_logprobs = logprobs if is_given else None
+            results.append((actor.update(micros), weights_of(actor)))
+    assert results[0][0] == results[1][0]
+    assert_close(results[0][1], results[1][1], atol=0.0)
+
+
+def test_rollout_probs_difference_worked_example(qwen2: Path):
+    with Actor(update_config(qwen2)) as actor:
+        micros = micro_batches(update_samples())
+        for micro in micros:
+            micro.old_logprobs = torch.full_like(micro.loss_mask, 0.5).log() * micro.loss_mask
+            micro.rollout_logprobs = torch.full_like(micro.loss_mask, 0.25).log() * micro.loss_mask
+        micros[0].rollout_logprobs[micros[0].loss_mask.argmax()] = 0.0  # one token of probability 1
+        metrics = actor.update(micros)
+    num_tokens = sum(float(m.loss_mask.sum()) for m in micros)
+    assert metrics["training/rollout_probs_diff_max"] == pytest.approx(0.5)
+    assert metrics["training/rollout_probs_diff_mean"] == pytest.approx((0.25 * (num_tokens - 1) + 0.5) / num_tokens)
+
+
+def test_sft_minimizes_the_likelihood_at_temperature_one(qwen2: Path):
+    config = update_config(qwen2)
+    samples = update_samples()
+    model = AutoModelForCausalLM.from_pretrained(qwen2, dtype=torch.float32).requires_grad_(False)
+    nll, count = 0.0, 0.0
+    for sample in samples:
+        logp = model(sample.token_ids[None]).logits[0, :-1].log_softmax(-1).gather(1, sample.token_ids[1:, None])[:, 0]
+        nll -= float((logp * sample.loss_mask[1:]).sum())
+        count += float(sample.loss_mask[1:].sum())
+    with Actor(config, loss="sft") as actor:
+        micros = micro_batches(samples)
+        for micro in micros:
+            micro.old_logprobs = micro.ref_logprobs = None
+        losses = [actor.update(micros)["actor/pg_loss"] for _ in range(4)]
+        assert "training/rollout_probs_diff_mean" not in actor.update(micros)
+    assert losses[0] == pytest.approx(nll / count, rel=1e-4)
+    assert losses[3] < losses[0] - 0.1
+
+
+def test_reference_has_the_logprobs_of_the_start(qwen2: Path):
+    micros = micro_batches(update_samples())
+    with Actor(update_config(qwen2)) as actor:
+        expected = actor.compute_logprobs(micros)
+    with Actor(update_config(qwen2), loss="reference") as reference:
+        for one, other in zip(reference.compute_logprobs(micros), expected, strict=True):
+            assert torch.equal(one, other)
+        with pytest.raises(AssertionError, match="a reference has no optimizer"):
+            reference.update(micros)
+
+
+def test_gradient_that_is_not_finite_changes_nothing(qwen2: Path):
+    with Actor(update_config(qwen2)) as actor:
+        actor.update(micro_batches(update_samples()))
+        before = weights_of(actor)
+        broken = micro_batches(update_samples())
+        broken[0].advantages[broken[0].loss_mask.argmax()] = float("inf")
+        metrics = actor.update(broken)
+        assert metrics["actor/skipped_steps"] == 1.0
+        assert_close(weights_of(actor), before, atol=0.0)
+        assert actor.update(micro_batches(update_samples()))["actor/skipped_steps"] == 0.0
+
+
+@pytest.fixture(params=[(False, True), (True, True), (True, False)], ids=["float32", "bfloat16", "not-distributed"])
+def checkpointed(request: pytest.FixtureRequest, qwen2: Path, tmp_path: Path) -> Iterator[tuple[Actor, Path]]:
+    config = update_config(qwen2, lr_decay_style=LrDecayStyle.COSINE, lr_warmup_fraction=0.2)
+    config.megatron_training.bf16, config.megatron_training.use_distributed_optimizer = request.param
+    with Actor(config) as actor:
+        for _ in range(3):
+            actor.update(micro_batches(update_samples()))
+        actor.save_checkpoint(tmp_path / "checkpoint")
+        yield actor, tmp_path / "checkpoint"
+
+
+def test_resumed_run_repeats_the_one_that_went_on(checkpointed: tuple[Actor, Path]):
+    actor, folder = checkpointed
+    micros = micro_batches(update_samples())
+    expected = [actor.update(micros) for _ in range(2)]
+    weights = weights_of(actor)
+    config = actor.config
+    actor.shutdown()
+    with Actor(config) as resumed:
+        resumed.load_checkpoint(folder)
+        assert [resumed.update(micros) for _ in range(2)] == expected
+        assert_close(weights_of(resumed), weights, atol=0.0)
+
+
+def test_checkpoint_is_a_model_folder_for_transformers(checkpointed: tuple[Actor, Path]):
+    actor, folder = checkpointed
+    weights = weights_of(actor)
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    assert model.dtype == next(iter(weights.values())).dtype
+    assert_close({name: p.detach() for name, p in model.named_parameters()}, weights, atol=0.0)
+    assert (folder / "tokenizer.json").is_file()
+    assert not list(folder.parent.glob("*.writing"))
+
+
+def test_incomplete_checkpoints_are_refused(checkpointed: tuple[Actor, Path]):
+    actor, folder = checkpointed
+    with pytest.raises(CheckpointError, match="not empty"):
+        actor.save_checkpoint(folder)
+    next((folder / "optimizer" / "exp_avg").glob("*.safetensors")).unlink()
+    with pytest.raises(CheckpointError, match="not a complete checkpoint"):
+        actor.load_checkpoint(folder)
+    (folder / "trainer_state.json").unlink()
+    with pytest.raises(CheckpointError, match=r"trainer_state.json is missing"):
+        actor.load_checkpoint(folder)
+
+
+def test_host_stash_brings_the_same_training_state_back(checkpointed: tuple[Actor, Path]):
+    actor, folder = checkpointed
+    generate = actor.config.generate_config
+    generate.offload_train_param = generate.offload_train_optimizer = generate.offload_train_grad = True
+    micros = micro_batches(update_samples())
+    expected = actor.update(micros)
+    actor.load_checkpoint(folder)
+    actor._move_to_host()  # `offload` itself does this on CUDA alone
+    assert all(p.untyped_storage().nbytes() == 0 for chunk in actor.chunks for p in chunk.parameters())
+    assert actor.update(micros) == expected
+
+
+def test_learning_rate_warms_up_and_decays(qwen2: Path):
+    config = update_config(qwen2, lr=1.0e-3, min_lr=1.0e-4, lr_decay_style=LrDecayStyle.LINEAR, lr_warmup_fraction=0.2)
+    config.megatron_training.train_iters = 10
+    micros = micro_batches(update_samples())
+    with Actor(config) as actor:
+        rates = [actor.update(micros)["actor/lr"] for _ in range(11)]
+    # Two steps of warm-up: 1/3 and 2/3 of the peak; then 8 steps down to 1e-4.
+    expected = [1e-3 / 3, 2e-3 / 3, 1e-3] + [1e-3 - 9e-4 * k / 8 for k in range(1, 9)]
+    assert rates == pytest.approx(expected)
