@@ -55,14 +55,21 @@ class ModelConfig:
     model_type: str = ""
     """Family: llama, qwen2 or qwen3."""
     num_hidden_layers: int = 0
+    """Decoder layers."""
     hidden_size: int = 0
+    """Width of the residual stream."""
     intermediate_size: int = 0
+    """Width of the gated MLP."""
     num_attention_heads: int = 0
+    """Query heads."""
     num_key_value_heads: int = 0
+    """Key-value heads; 0: as many as query heads."""
     head_dim: int | None = None
     """Size of one head; by default `hidden_size` / `num_attention_heads`."""
     vocab_size: int = 0
+    """Rows of the embedding."""
     tie_word_embeddings: bool = False
+    """The output layer is the embedding."""
     max_position_embeddings: int = 0
     """Longest context the model was trained for, tokens."""
 
@@ -130,6 +137,7 @@ class ActorConfig:
     min_lr: float = 0.0
     """Learning rate at the end of the decay."""
     lr_decay_style: LrDecayStyle = LrDecayStyle.CONSTANT
+    """From `lr` after the warm-up to `min_lr` at the last step."""
     lr_warmup_fraction: float = 0.0
     """Share of `train_iters` with linearly rising learning rate, 0 to 1."""
     weight_decay: float = 0.01
@@ -137,8 +145,11 @@ class ActorConfig:
     clip_grad: float = 1.0
     """Largest global gradient norm; 0 does not clip."""
     adam_beta1: float = 0.9
+    """Decay of the first moment, 0 to below 1."""
     adam_beta2: float = 0.95
+    """Decay of the second moment, 0 to below 1."""
     adam_eps: float = 1e-8
+    """Added to the root of the second moment, above 0."""
 
 
 @dataclass
@@ -178,7 +189,9 @@ class RLConfig:
     clip_higher_enable: bool = False
     """Use `clip_ratio_low` and `clip_ratio_high` (DAPO, arXiv:2503.14476)."""
     clip_ratio_low: float = 0.2
+    """Below 1 by at most this, above 0 and at most 1."""
     clip_ratio_high: float = 0.28
+    """Above 1 by at most this, above 0."""
     token_level_loss: bool = True
     """true: mean over all tokens of the mini-batch; false: mean over trajectories of each one's token mean."""
     entropy_coeff: float = 0.0
@@ -201,6 +214,7 @@ class RLConfig:
     overlong_buffer: int = 0
     """Tokens before `rollout_max_tokens` where it begins."""
     overlong_buffer_penalty_factor: float = 1.0
+    """Score taken off where the punishment is full, at least 0."""
     # Rewards
     verifier_function: list[str] = field(default_factory=lambda: ["base_acc"])
     """Rewards: registered names, `package.module:function` or `path/file.py:function`."""
@@ -214,6 +228,7 @@ class RLConfig:
     """Reward workers, at least 1."""
     # Multi-turn
     multi_turn_enable: bool = False
+    """Offer tools and run turns until an answer; needs `async_engine` and `tool_config_path`."""
     async_engine: bool = True
     """Multi-turn needs it; the only engine here."""
     tool_config_path: str | None = None
@@ -249,9 +264,13 @@ class RLConfig:
     """Address of a running Ray cluster; by default one is started on this machine for the run."""
     # Trackers
     use_tensorboard: bool = True
+    """Write TensorBoard events into the run directory."""
     use_wandb: bool = False
+    """Log to Weights & Biases as well."""
     wandb_project: str = ""
+    """Project of W&B; by default turnwise."""
     wandb_exp_name: str = ""
+    """Run name in W&B; by default that of the run directory."""
 
 
 @dataclass
@@ -261,13 +280,17 @@ class SamplingConfig:
     temperature: float = 1.0
     """Above 0."""
     top_p: float = 1.0
+    """1: log-probs must be of the distribution sampled from, so nothing may be cut off."""
     top_k: int = -1
+    """-1, for the same reason."""
     min_p: float = 0.0
-    """top_p 1, top_k -1 and min_p 0 are required in training: log-probs must be of the distribution sampled from."""
+    """0, for the same reason."""
     max_tokens: int = 1024
     """New tokens of one turn."""
     logprobs: int = 1
+    """Accepted for MindSpeed-RL's YAML; the sampled token's log-prob is always returned."""
     detokenize: bool = False
+    """Accepted for MindSpeed-RL's YAML; text is decoded where it is needed."""
 
 
 @dataclass
@@ -277,7 +300,9 @@ class EvalSamplingConfig:
     temperature: float = 0.0
     """0 is greedy."""
     top_p: float = 1.0
+    """Smallest set of tokens with this share of the probability, above 0 and at most 1."""
     top_k: int = -1
+    """The likeliest tokens to choose from; -1: all."""
     num_samples: int = 1
     """Trajectories of a prompt; the k of mean@k."""
 
@@ -303,11 +328,15 @@ class GenerateConfig:
     enforce_eager: bool = True
     """No graph compilation."""
     enable_prefix_caching: bool = True
+    """Keep keys and values of a trajectory from turn to turn."""
     trust_remote_code: bool = False
+    """Let vLLM run code that comes with the model."""
     offload_train_param: bool = False
     """Move the actor's parameters to the host while engines on the same accelerators generate."""
     offload_train_optimizer: bool = False
+    """The same for main parameters and Adam's moments."""
     offload_train_grad: bool = False
+    """The same for gradient buffers, which are freed."""
     sampling_config: SamplingConfig = field(default_factory=SamplingConfig)
     eval_sampling_config: EvalSamplingConfig = field(default_factory=EvalSamplingConfig)
 
@@ -338,6 +367,8 @@ class DatasetConfig:
     """Source of rows that have no column for it; by default the stem of the input."""
     dataset_additional_keys: list[str] = field(default_factory=list)
     """Further columns to keep, for rewards."""
+    drop_duplicates: bool = False
+    """Keep one of the rows with equal messages, ground truth and source."""
     prompt_type: str = "empty"
     """Template in `rl.data.templates.TEMPLATES` that the rows are meant for. It is rendered at run time, from
     `rl_config.prompt_type`; here it is only recorded with the rows."""

@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from rl.config.schema import DatasetConfig
-from rl.data.prompts import COLUMNS, check_messages, read_rows
+from rl.data.prompts import COLUMNS, check_messages, iter_rows
 from rl.data.templates import TEMPLATES
 from rl.errors import ConfigError, DataError, unknown_name
 from rl.types import Message
@@ -48,11 +48,7 @@ def preprocess(config: DatasetConfig) -> Path:
     """
     _check(config)
     source = Path(config.input)
-    rows = [
-        _convert(f"{path}, row {number}", row, config, default_source=config.data_source or source.stem)
-        for path in _input_files(source)
-        for number, row in enumerate(read_rows(path), start=1)
-    ]
+    rows = _convert_all(source, config)
     if config.test_size >= len(rows):
         raise DataError(
             f"{source}: has {len(rows)} rows, of which test_size {config.test_size} leave none to train on. Lower it."
@@ -89,6 +85,25 @@ def _input_files(source: Path) -> Iterator[Path]:
     if not files:
         raise DataError(f"{source}: the folder has no {', '.join(_SUFFIXES)} file. Correct `input`.")
     yield from files
+
+
+def _convert_all(source: Path, config: DatasetConfig) -> list[dict[str, Any]]:
+    rows = []
+    seen: set[tuple[str, str, str]] = set()
+    num_repeated = 0
+    for path in _input_files(source):
+        for number, raw in iter_rows(path):
+            row = _convert(f"{path}, row {number}", raw, config, default_source=config.data_source or source.stem)
+            if config.drop_duplicates:
+                key = (row["messages"], row["ground_truth"], row["data_source"])
+                if key in seen:
+                    num_repeated += 1
+                    continue
+                seen.add(key)
+            rows.append(row)
+    if num_repeated:
+        logger.info("%s: left out %d rows that repeat another.", source, num_repeated)
+    return rows
 
 
 def _convert(where: str, row: dict[str, Any], config: DatasetConfig, *, default_source: str) -> dict[str, Any]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -46,17 +46,17 @@ def load_prompts(path: str | Path, additional_keys: Sequence[str] = ()) -> list[
     """
     path = Path(path)
     required = [key for key in additional_keys if key != "labels"]
-    return [_to_prompt(path, number, row, required) for number, row in enumerate(read_rows(path), start=1)]
+    return [_to_prompt(path, number, row, required) for number, row in iter_rows(path)]
 
 
-def read_rows(path: Path) -> list[dict[str, Any]]:
-    """Read a table file as a list of rows.
+def iter_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Read a table file row by row.
 
     Args:
-        path: .parquet; .jsonl, one object a line, blank lines not allowed; or .json, a list of objects.
+        path: .parquet; .jsonl, one object a line, blank lines skipped; or .json, a list of objects.
 
-    Returns:
-        At least one row.
+    Yields:
+        Number of the row, from 1 (of the line, in a .jsonl file), and the row; at least one.
 
     Raises:
         DataError: The file is missing, unreadable, empty or of another type, or a row is no object.
@@ -66,16 +66,17 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
     readers = {".parquet": _read_parquet, ".jsonl": _read_jsonl, ".json": _read_json}
     if path.suffix not in readers:
         raise DataError(f"{path}: unknown file type '{path.suffix}'. Give one of {', '.join(readers)}.")
+    is_empty = True
     try:
-        rows = readers[path.suffix](path)
+        for number, row in readers[path.suffix](path):
+            if not isinstance(row, dict):
+                raise DataError(f"{path}, row {number}: must be an object, got {_shorten(row)}. Correct the row.")
+            is_empty = False
+            yield number, row
     except UnicodeDecodeError as error:
         raise DataError(f"{path}: not UTF-8 text ({error.reason} at byte {error.start}). Convert it.") from error
-    if not rows:
+    if is_empty:
         raise DataError(f"{path}: the file has no rows. Check what wrote it.")
-    for number, row in enumerate(rows, start=1):
-        if not isinstance(row, dict):
-            raise DataError(f"{path}, row {number}: must be an object, got {type(row).__name__}. Correct the row.")
-    return rows
 
 
 def check_messages(where: str, messages: Any) -> list[Message]:
@@ -225,34 +226,36 @@ def _to_prompt(path: Path, number: int, row: dict[str, Any], required: Sequence[
     )
 
 
-def _read_parquet(path: Path) -> list[Any]:
+def _read_parquet(path: Path) -> Iterator[tuple[int, Any]]:
     try:
-        return pq.read_table(path).to_pylist()
+        batches = pq.ParquetFile(path).iter_batches()
+        yield from enumerate((row for batch in batches for row in batch.to_pylist()), start=1)
     except (pa.ArrowException, OSError) as error:
         raise DataError(f"{path}: cannot be read as parquet ({error}). Write it again.") from error
 
 
-def _read_jsonl(path: Path) -> list[Any]:
-    rows = []
-    # Not splitlines(): a line separator inside a JSON string (U+2028) is no end of a row.
-    for number, line in enumerate(path.read_text(encoding="utf-8").rstrip().split("\n"), start=1):
-        if not line and number == 1:
-            return []
-        try:
-            rows.append(json.loads(line))
-        except json.JSONDecodeError as error:
-            raise DataError(f"{path}, row {number}: not JSON ({error}), got {_shorten(line)}. Correct it.") from error
-    return rows
+def _read_jsonl(path: Path) -> Iterator[tuple[int, Any]]:
+    # Rows end at "\n" alone: a line separator inside a JSON string (U+2028) is no end of a row.
+    with path.open(encoding="utf-8", newline="\n") as lines:
+        for number, line in enumerate(lines, start=1):
+            if not line.strip():
+                continue
+            try:
+                yield number, json.loads(line)
+            except json.JSONDecodeError as error:
+                raise DataError(
+                    f"{path}, row {number}: not JSON ({error}), got {_shorten(line)}. Correct it."
+                ) from error
 
 
-def _read_json(path: Path) -> list[Any]:
+def _read_json(path: Path) -> Iterator[tuple[int, Any]]:
     try:
         rows = json.loads(path.read_text(encoding="utf-8") or "[]")
     except json.JSONDecodeError as error:
         raise DataError(f"{path}: not JSON ({error}). One object a line is .jsonl.") from error
     if not isinstance(rows, list):
         raise DataError(f"{path}: must be a list of objects, got {type(rows).__name__}. Use .jsonl or a list.")
-    return rows
+    yield from enumerate(rows, start=1)
 
 
 def _without_nulls(value: Any) -> Any:

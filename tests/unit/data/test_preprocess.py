@@ -69,6 +69,14 @@ def test_preprocess_joins_system_prompt_and_query(tmp_path: Path):
     assert (first.ground_truth, first.data_source) == ("3", "raw")
 
 
+def test_preprocess_leaves_out_repeated_rows_where_asked_to(tmp_path: Path):
+    rows = [{"prompt": "q", "response": answer} for answer in ("1", "2", "1")]
+    write(tmp_path / "raw.jsonl", rows)
+    for drop, expected in ((False, ["1", "2", "1"]), (True, ["1", "2"])):
+        prompts = load_prompts(preprocess(config_of(tmp_path, drop_duplicates=drop)))
+        assert [prompt.ground_truth for prompt in prompts] == expected
+
+
 def test_preprocess_holds_out_rows_by_seed(tmp_path: Path):
     write(tmp_path / "raw.jsonl", [{"prompt": f"q{i}", "response": str(i)} for i in range(20)])
     truths = []

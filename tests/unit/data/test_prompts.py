@@ -27,6 +27,10 @@ def test_load_prompts_reads_jsonl(tmp_path: Path):
     assert (second.id, second.ground_truth, second.messages) == ("train-2", "5", first.messages)
 
 
+def test_load_prompts_skips_blank_lines_and_counts_them(tmp_path: Path):
+    assert [prompt.id for prompt in load_prompts(write_jsonl(tmp_path, ROW, "", ROW, ""))] == ["train-1", "train-3"]
+
+
 def test_load_prompts_reads_a_line_separator_inside_a_string(tmp_path: Path):
     path = tmp_path / "train.jsonl"
     row = ROW | {"ground_truth": "a\u2028b"}
@@ -50,8 +54,7 @@ def test_load_prompts_drops_the_nulls_a_columnar_file_fills_in(tmp_path: Path):
     ("row", "reason"),
     [
         ("{", "not JSON"),
-        ("", "not JSON"),
-        ("[1]", "must be an object, got list"),
+        ("[1]", "must be an object, got [1]"),
         ({"messages": ROW["messages"], "data_source": "sums"}, "column 'ground_truth' is missing"),
         (ROW | {"level": None}, "column 'level' is missing"),
         (ROW | {"messages": []}, "must be a non-empty list"),
