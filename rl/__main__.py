@@ -115,6 +115,36 @@ def validate(argv: list[str]) -> int:
     return 2 if num_errors else 0
 
 
+def sandbox(argv: list[str]) -> int:
+    """Run the code sandbox as a server of its own."""
+    parser = _parser("sandbox", sandbox)
+    parser.add_argument("--host", default="127.0.0.1", help="default: %(default)s")
+    parser.add_argument("--port", type=int, default=8080, help="default: %(default)s")
+    parser.add_argument("--workers", type=int, help="programs at once; default: four for each core")
+    parser.add_argument("--max-queue", type=int, default=4096, help="requests that may wait; default: %(default)s")
+    parser.add_argument("--allow-network", action="store_true", help="leave programs on the machine's network")
+    arguments = parser.parse_args(argv)
+    _log_to_terminal()
+    from rl.services.sandbox import serve
+
+    serve(**vars(arguments))
+    return 0
+
+
+def view(argv: list[str]) -> int:
+    """Print a trajectory of a run in colours."""
+    from rl.observability.viewer import main as show
+
+    return show(argv)
+
+
+def report(argv: list[str]) -> int:
+    """Print accuracy before and after a run, and draw its curves."""
+    from rl.observability.report import main as summarize
+
+    return summarize(argv)
+
+
 def bench(argv: list[str]) -> int:
     """Measure the project against its goals; prints a table and writes JSON."""
     _log_to_terminal()
@@ -129,6 +159,9 @@ COMMANDS: dict[str, Callable[[list[str]], int]] = {
     "evaluate": evaluate,
     "preprocess": preprocess,
     "validate": validate,
+    "sandbox": sandbox,
+    "view": view,
+    "report": report,
     "bench": bench,
 }
 """Each takes the arguments after its name and returns the exit code."""

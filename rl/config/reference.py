@@ -1,0 +1,120 @@
+"""The generated parts of the documentation: all keys of the schema, and the keys of MindSpeed-RL that are not in it."""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import inspect
+import sys
+import types
+import typing
+from enum import StrEnum
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from rl.config import schema
+from rl.config.build import field_types, plain_mapping
+from rl.config.migration import DATASET_MIGRATION, MIGRATION, Migration
+from rl.config.ranges import CHOICES, RANGES
+
+_HEAD = """# Configuration
+
+Every key of a run's YAML, from `rl/config/schema.py`, written by `python -m rl.config.reference docs`. Only keys that
+differ from their default need to be given, in a file of `configs/` or on the command line as `section.key=value`.
+`python -m rl validate --config-name NAME` prints all of them with the arithmetic of a step.
+"""
+
+_BEGIN, _END = "<!-- generated: migration -->", "<!-- end -->"
+_DATASET = "Datasets (`configs/datasets/*.yaml`)"
+
+
+def configuration_page() -> str:
+    """The page as Markdown."""
+    parts = [_HEAD]
+    for name, cls in field_types(schema.Config).items():
+        parts += _section(f"`{name}`", name, cls)
+    parts += _section(_DATASET, "", schema.DatasetConfig)
+    return "\n".join(parts)
+
+
+def migration_table() -> str:
+    """What becomes of each foreign key, for docs/migrating.md."""
+    lines = ["| key | accepted | what to do |", "|---|---|---|"]
+    for path, entry in MIGRATION.items():
+        lines.append(_migration_row(path, entry))
+    for key, entry in DATASET_MIGRATION.items():
+        lines.append(_migration_row(f"datasets: {key}", entry))
+    return "\n".join(lines)
+
+
+def write_pages(folder: Path) -> None:
+    """Write configuration.md, and the table within migrating.md."""
+    (folder / "configuration.md").write_text(configuration_page(), encoding="utf-8")
+    page = folder / "migrating.md"
+    before, _, rest = page.read_text(encoding="utf-8").partition(_BEGIN)
+    _, _, after = rest.partition(_END)
+    page.write_text(f"{before}{_BEGIN}\n{migration_table()}\n{_END}{after}", encoding="utf-8")
+
+
+def field_comments(cls: type) -> dict[str, str]:
+    """The string below each field of a dataclass, by the field's name; fields without one are left out."""
+    tree = ast.parse(inspect.getsource(cls)).body[0]
+    assert isinstance(tree, ast.ClassDef), "a dataclass is a class"
+    comments: dict[str, str] = {}
+    for statement, following in zip(tree.body, tree.body[1:], strict=False):
+        is_field = isinstance(statement, ast.AnnAssign) and isinstance(statement.target, ast.Name)
+        if is_field and isinstance(following, ast.Expr) and isinstance(following.value, ast.Constant):
+            comments[ast.unparse(statement.target)] = " ".join(str(following.value.value).split())  # type: ignore[attr-defined]
+    return comments
+
+
+def _migration_row(path: str, entry: Migration) -> str:
+    accepted = "any value" if entry.accepted is None else ", ".join(sorted({_default(v) for v in entry.accepted}))
+    return f"| `{path}` | {accepted or 'none'} | {entry.advice} |"
+
+
+def _section(title: str, path: str, cls: type) -> list[str]:
+    """A table of the keys of one section, and then its sections within."""
+    lines = [f"## {title}", "", inspect.cleandoc(cls.__doc__ or ""), "", "| key | type | default | meaning |"]
+    lines.append("|---|---|---|---|")
+    defaults, comments = plain_mapping(cls()), field_comments(cls)
+    inner: list[str] = []
+    for name, kind in field_types(cls).items():
+        where = f"{path}.{name}" if path else name
+        if dataclasses.is_dataclass(kind):
+            inner += _section(f"`{where}`", where, typing.cast(type, kind))
+            continue
+        meaning = comments.get(name, "").replace("|", "\\|")
+        lines.append(f"| `{name}` | {_type(kind)}{_range(where)} | {_default(defaults[name])} | {meaning} |")
+    return [*lines, "", *inner]
+
+
+def _range(path: str) -> str:
+    if path in CHOICES:
+        return f": {', '.join(CHOICES[path])}"
+    return f", {RANGES[path]}" if path in RANGES else ""
+
+
+def _type(kind: Any) -> str:
+    names = {int: "integer", float: "number", bool: "bool", str: "text", Any: "any"}
+    if kind in names:
+        return names[kind]
+    if isinstance(kind, type) and issubclass(kind, StrEnum):
+        return ", ".join(kind)
+    arguments = typing.get_args(kind)
+    if typing.get_origin(kind) in (types.UnionType, typing.Union):
+        return f"{_type(arguments[0])} or null"
+    if typing.get_origin(kind) is list:
+        return f"list of {_type(arguments[0])}"
+    return "mapping" if typing.get_origin(kind) is dict else str(kind)
+
+
+def _default(value: Any) -> str:
+    text = yaml.safe_dump(value, default_flow_style=True, width=10_000).removesuffix("\n").removesuffix("\n...")
+    return f"`{text}`"
+
+
+if __name__ == "__main__":
+    write_pages(Path(sys.argv[1]))
