@@ -62,8 +62,7 @@ def data_parallel_size(config: Config) -> int:
 def longest_sample(config: Config) -> int:
     """Tokens of the longest trajectory, prompt included."""
     rl = config.rl_config
-    longest = min(rl.max_prompt_length + rl.max_total_response_length, config.generate_config.max_model_len)
-    return min(longest, config.megatron_training.seq_length or longest)
+    return min(rl.max_prompt_length + rl.max_total_response_length, config.generate_config.max_model_len)
 
 
 def batch_arithmetic(config: Config) -> BatchArithmetic:

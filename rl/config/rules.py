@@ -54,11 +54,6 @@ def length_problems(config: Config, facts: ModelConfig | None) -> Iterator[Probl
             f"generate_config.max_model_len: must hold rl_config.max_prompt_length ({rl.max_prompt_length}) plus "
             f"max_total_response_length ({rl.max_total_response_length}), got {limit}. Set {longest}, or lower those."
         )
-    if training.seq_length is not None and not longest <= training.seq_length <= limit:
-        yield error(
-            f"megatron_training.seq_length: must be from {longest} (prompt and response) to {limit} "
-            f"(generate_config.max_model_len), got {training.seq_length}. Leave it out to take max_model_len."
-        )
     total = rl.max_total_response_length
     if generate.sampling_config.max_tokens > total:
         yield error(

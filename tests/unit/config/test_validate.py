@@ -93,11 +93,6 @@ def test_find_problems_accepts_the_defaults(folder: Path) -> None:
             "error generate_config.max_model_len: the model was trained for 8192 tokens, got 9000. Lower it.",
         ),
         (
-            ["megatron_training.seq_length=4000"],
-            "error megatron_training.seq_length: must be from 4096 (prompt and response) to 4096 "
-            "(generate_config.max_model_len), got 4000. Leave it out to take max_model_len.",
-        ),
-        (
             ["generate_config.sampling_config.max_tokens=3000"],
             "error generate_config.sampling_config.max_tokens: one turn must fit into "
             "rl_config.max_total_response_length, 2048, got 3000. Set at most 2048.",
