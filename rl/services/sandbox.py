@@ -155,11 +155,12 @@ async def _serve(
     listener: socket.socket, workers: int, max_queue: int, allow_network: bool, parent_pipe: int | None
 ) -> None:
     pool = SandboxPool(workers, allow_network=allow_network)
-    missing = [
-        name for name in ("network", "pid") if not pool.layers[name] and not (allow_network and name == "network")
-    ]
+    wanted = ("pid", "process_limit") if allow_network else ("network", "pid", "process_limit")
+    missing = [name for name in wanted if not pool.layers[name]]
     if missing:
-        logger.warning("sandbox: this machine refuses these namespaces: %s; programs run without", ", ".join(missing))
+        logger.warning(
+            "sandbox: this machine does not allow the isolation of %s; programs run without it", ", ".join(missing)
+        )
     runner = web.AppRunner(SandboxServer(pool, max_queue).application(), access_log=None, shutdown_timeout=1.0)
     try:
         await runner.setup()

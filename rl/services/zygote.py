@@ -73,8 +73,8 @@ def main() -> None:
 def _isolate(options: dict[str, Any]) -> dict[str, bool]:
     """Enter the namespaces that all programs share, and try out those that each gets for itself."""
     is_root = os.geteuid() == 0
-    layers = {"user": False, "network": False, "ipc": False, "pid": False, "own_uid": False}
-    if not is_root:
+    layers = {"user": False, "network": False, "ipc": False, "pid": False, "own_uid": False, "process_limit": False}
+    if not _works(_try_pid_namespace):  # not allowed as it is, but perhaps inside a user namespace
         layers["user"] = _enter_user_namespace()
     if not options["allow_network"]:
         layers["network"] = _unshare(_CLONE_NEWNET)
@@ -85,6 +85,7 @@ def _isolate(options: dict[str, Any]) -> dict[str, bool]:
         if _works(lambda: _open_paths(paths)):
             _open_paths(paths)
         layers["own_uid"] = _works(lambda: _try_uid(options["first_uid"]))
+    layers["process_limit"] = layers["own_uid"] or (layers["user"] and not is_root)  # the kernel never limits root's
     return layers
 
 
@@ -274,7 +275,7 @@ def _run_program(job: dict[str, Any], descriptors: list[int], layers: dict[str, 
     if layers["own_uid"]:
         _become(job["uid"])
     _prctl(_PR_SET_NO_NEW_PRIVS, 1)
-    _set_limits(job, can_limit_processes=layers["own_uid"] or layers["user"])
+    _set_limits(job, can_limit_processes=layers["process_limit"])
     for number in (signal.SIGINT, signal.SIGPIPE):
         signal.signal(number, signal.SIG_DFL)
     os.chdir(job["directory"])

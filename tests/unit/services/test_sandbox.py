@@ -1,0 +1,238 @@
+import base64
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from rl.errors import ServiceError
+from rl.services.sandbox import EmbeddedSandbox, serve
+from tests.unit.services.conftest import post_json
+
+ROOT = Path(__file__).resolve().parents[3]
+
+
+def encode(text: str) -> str:
+    return base64.b64encode(text.encode()).decode()
+
+
+def test_run_code_answers_in_the_wire_format(post):
+    answer = post("print(6 * 7)")
+    assert set(answer) == {"status", "message", "compile_result", "run_result", "executor_pod_name", "files"}
+    assert (answer["status"], answer["compile_result"], answer["files"]) == ("Success", None, {})
+    run = answer["run_result"]
+    assert set(run) == {"status", "execution_time", "return_code", "stdout", "stderr"}
+    assert (run["status"], run["return_code"], run["stdout"], run["stderr"]) == ("Finished", 0, "42\n", "")
+    assert 0 < run["execution_time"] < 5
+
+
+@pytest.mark.parametrize(
+    ("code", "language", "return_code", "stdout"),
+    [
+        ("echo hi; exit 2", "bash", 2, "hi\n"),
+        ("import sys; sys.exit('bye')", "python", 1, ""),
+        ("import os, signal; os.kill(os.getpid(), signal.SIGTERM)", "python", -15, ""),
+        ("import os; os.abort()", "python", -6, ""),
+        ("kill -9 $$", "bash", -9, ""),
+        ("import threading; threading.Thread(target=lambda: print('late')).start()", "python", 0, "late\n"),
+        ("import atexit; atexit.register(print, 'bye')", "python", 0, "bye\n"),
+        ("if __name__ == '__main__': import sys; print(__file__, sys.argv)", "python", 0, "main.py ['main.py']\n"),
+        ("import sys; print('no newline', end='')", "python", 0, "no newline"),
+        (
+            "import multiprocessing as m\nprint(m.get_context('fork').Pool(2).map(abs, [-1, 2]))",
+            "python",
+            0,
+            "[1, 2]\n",
+        ),
+    ],
+)
+def test_run_code_reports_how_a_program_ends(post, code, language, return_code, stdout):
+    answer = post(code, language)
+    assert (answer["run_result"]["return_code"], answer["run_result"]["stdout"]) == (return_code, stdout)
+    assert answer["status"] == ("Success" if return_code == 0 else "Failed")
+
+
+def test_tracebacks_begin_with_the_program(post):
+    stderr = post("def f():\n    raise ValueError('no')\nf()")["run_result"]["stderr"]
+    assert stderr == (
+        'Traceback (most recent call last):\n  File "main.py", line 3, in <module>\n    f()\n'
+        "  File \"main.py\", line 2, in f\n    raise ValueError('no')\nValueError: no\n"
+    )
+
+
+def test_time_out_keeps_the_output_so_far(post):
+    start = time.monotonic()
+    answer = post("print('so far')\nwhile True: pass", run_timeout="0.5")
+    assert time.monotonic() - start < 4
+    run = answer["run_result"]
+    assert (answer["status"], run["status"]) == ("Failed", "TimeLimitExceeded")
+    assert (run["return_code"], run["stdout"]) == (None, "so far\n")
+
+
+def test_a_program_that_ignores_signals_ends_at_its_deadline(post):
+    code = "import signal\nfor n in (1, 2, 15): signal.signal(n, signal.SIG_IGN)\nwhile True: pass"
+    assert post(code, run_timeout=0.3)["run_result"]["status"] == "TimeLimitExceeded"
+
+
+def test_output_is_read_while_running_and_capped(post):
+    run = post("import sys\nsys.stdout.write('x' * 3_000_000)\nsys.stderr.write('e' * 100)")["run_result"]
+    assert run["return_code"] == 0
+    assert run["stdout"].startswith("x" * 1_048_576 + "\n...(output cut after 1048576 bytes)")
+    assert run["stderr"] == "e" * 100
+
+
+def test_bytes_that_are_not_utf8_are_replaced(post):
+    assert post("import os; os.write(1, b'a\\xffb')")["run_result"]["stdout"] == "a�b"
+
+
+def test_stdin_files_and_fetch_files_work(post):
+    code = "import sub.helper\nprint(input(), open('data.txt').read())\nopen('sub/out.bin', 'wb').write(b'\\x00\\x01')"
+    answer = post(
+        code,
+        stdin="first\nsecond",
+        files={"data.txt": encode("content"), "sub/helper.py": encode("print('imported')"), "left_out": None},
+        fetch_files=["sub/out.bin", "missing"],
+        compile_timeout="3",
+        memory_limit_MB="512",
+        unknown_field=1,
+    )
+    assert answer["run_result"]["stdout"] == "imported\nfirst content\n"
+    assert answer["files"] == {"sub/out.bin": base64.b64encode(b"\x00\x01").decode()}
+
+
+def test_fetch_files_does_not_follow_links_out(post, tmp_path):
+    secret = tmp_path / "secret"
+    secret.write_text("secret")
+    code = f"import os\nos.symlink({str(secret)!r}, 'link')\nos.symlink({str(tmp_path)!r}, 'folder')"
+    answer = post(code, fetch_files=["link", "folder/secret"])
+    assert (answer["status"], answer["files"]) == ("Success", {})
+
+
+@pytest.mark.parametrize(
+    ("fields", "part"),
+    [
+        ({"language": "cobol"}, "must be one of python, bash"),
+        ({"code": 3}, "code: must be a text"),
+        ({"run_timeout": "soon"}, "run_timeout: must be a number, got 'soon'"),
+        ({"run_timeout": 0}, "run_timeout: must be above 0"),
+        ({"memory_limit_MB": [1]}, "memory_limit_MB: must be a number"),
+        ({"files": {"../x": ""}}, "leads out of the program's directory"),
+        ({"files": {"/etc/x": ""}}, "leads out of the program's directory"),
+        ({"fetch_files": ["a/../../x"]}, "leads out of the program's directory"),
+        ({"files": {"a": "***"}}, "'a' is not base64"),
+        ({"stdin": 4}, "stdin: must be a text"),
+    ],
+)
+def test_wrong_requests_are_refused_by_name(sandbox, fields, part):
+    body = {"code": "print(1)", "language": "python", **fields}
+    assert part in post_json(sandbox.url, json.dumps(body).encode(), 422)["detail"]
+
+
+def test_a_body_that_is_not_json_is_refused(sandbox):
+    assert "not JSON" in post_json(sandbox.url, b"{", 400)["detail"]
+
+
+def test_files_in_conflict_with_each_other_are_an_error_result(post):
+    answer = post("print(1)", files={"a": "", "a/b": ""})
+    assert (answer["status"], answer["run_result"]) == ("SandboxError", None)
+
+
+def test_many_programs_at_once_are_all_answered_right(post):
+    with ThreadPoolExecutor(16) as pool:
+        outputs = pool.map(lambda i: post(f"print({i} ** 2)")["run_result"]["stdout"], range(48))
+    assert list(outputs) == [f"{i**2}\n" for i in range(48)]
+
+
+def test_health_and_metrics_tell_what_happened(sandbox, post):
+    post("print(1)")
+    health = sandbox.health()
+    assert (health["status"], health["workers"]) == ("ok", 4)
+    assert set(health["isolation"]) == {"user", "network", "ipc", "pid", "own_uid", "process_limit"}
+    with urllib.request.urlopen(f"http://127.0.0.1:{sandbox.port}/metrics", timeout=10) as response:
+        assert 'sandbox_requests_total{language="python",status="Success"}' in response.read().decode()
+
+
+def test_serve_says_what_to_do_about_a_port_in_use():
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        with pytest.raises(ServiceError, match=rf"cannot listen on 127.0.0.1:{port}.*another --port"):
+            serve("127.0.0.1", port)
+
+
+def wait_gone(pid: int) -> None:
+    deadline = time.monotonic() + 10
+    while os.path.exists(f"/proc/{pid}"):
+        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+        if state == "Z":
+            return
+        assert time.monotonic() < deadline, f"process {pid} is still there"
+        time.sleep(0.02)
+
+
+def test_serve_stops_cleanly_at_sigterm():
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    program = f"from rl.services.sandbox import serve; serve(port={port}, workers=2)"
+    process = subprocess.Popen([sys.executable, "-c", program], cwd=ROOT)
+    try:
+        deadline = time.monotonic() + 20
+        while time.monotonic() < deadline:
+            try:
+                urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=1).close()
+                break
+            except OSError:
+                time.sleep(0.05)
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(10) == 0
+    finally:
+        process.kill()
+        process.wait()
+
+
+def test_the_embedded_sandbox_ends_with_its_parent():
+    program = (
+        "import time; from rl.services.sandbox import EmbeddedSandbox\n"
+        "sandbox = EmbeddedSandbox(workers=1); print(sandbox.pid, flush=True); time.sleep(60)"
+    )
+    parent = subprocess.Popen([sys.executable, "-c", program], cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    assert parent.stdout is not None
+    pid = int(parent.stdout.readline())
+    parent.kill()
+    parent.communicate()
+    wait_gone(pid)
+
+
+def test_the_embedded_sandbox_leaves_no_process_and_no_file():
+    sandbox = EmbeddedSandbox(workers=1)
+    children = Path(f"/proc/{sandbox.pid}/stat").exists()
+    post_json(sandbox.url, json.dumps({"code": "open('a', 'w')", "language": "python"}).encode(), 200)
+    before = set(Path("/tmp").glob("turnwise-sandbox-*"))
+    sandbox.close()
+    sandbox.close()
+    assert children
+    assert not Path(f"/proc/{sandbox.pid}").exists()
+    assert len(before - set(Path("/tmp").glob("turnwise-sandbox-*"))) >= 1
+
+
+def test_an_interpreter_that_died_is_replaced(post):
+    sandbox = EmbeddedSandbox(workers=1)
+    try:
+        body = json.dumps({"code": "print(1)", "language": "python"}).encode()
+        for pid in (int(p) for p in os.listdir("/proc") if p.isdigit()):
+            try:
+                fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+            except OSError:
+                continue
+            if int(fields[1]) == sandbox.pid:
+                os.kill(pid, signal.SIGKILL)
+                wait_gone(pid)
+        assert post_json(sandbox.url, body, 200)["run_result"]["stdout"] == "1\n"
+    finally:
+        sandbox.close()
