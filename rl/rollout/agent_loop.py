@@ -75,7 +75,7 @@ class _State:
     """Tokens the context may reach: prompt and everything after it."""
     turns: list[Turn] = field(default_factory=list)
     messages: list[Message] = field(default_factory=list)
-    """The turns as messages; kept up only where the template rewrites history."""
+    """The conversation up to the current turn, for a template that rewrites history."""
     num_calls: int = 0
     """Calls given to tools so far."""
     is_last_word: bool = False
@@ -119,12 +119,12 @@ class AgentLoop:
     async def run(self, prompt: Prompt, sample_index: int, sampling: Sampling) -> Trajectory:
         """Run one trajectory to its end. A dead engine, a deadline or a broken service is its `StopReason`.
 
-        With prompt length p, the context of a trajectory may reach
-        L = min(max_model_len, p + max_total_response_length)
-        tokens; a turn may sample min(L - tokens so far - final_answer_reserve, max_tokens) of them, the final turn
-        min(L - tokens so far, max_tokens). Without `multi_turn_enable` L is max_model_len. A turn is the final one when
-        `max_tool_calls` calls have been given to tools (malformed ones count: so turns are bounded), when no more than
-        the reserve is left, or when the turn before ran into the reserve and was closed by force.
+        With prompt length p, the context of a trajectory may reach L = min(max_model_len, p +
+        max_total_response_length) tokens, without `multi_turn_enable` max_model_len. A turn may sample
+        min(L - tokens so far - final_answer_reserve, max_tokens) of them, the final turn min(L - tokens so far,
+        max_tokens). A turn is the final one when `max_tool_calls` calls have been given to tools (malformed ones
+        count: so turns are bounded), when no more than the reserve is left, or when the turn before was cut by length
+        and, there being a reserve, closed by force.
 
         Args:
             prompt: The dataset row.
