@@ -16,7 +16,7 @@ logger = logging.getLogger(__name__)
 
 _SHOWN = {
     "critic/score/mean": "reward {:.3f}",
-    "actor/loss": "loss {:.4f}",
+    "actor/loss": "loss {:.3f}",
     "actor/entropy": "entropy {:.3f}",
     "actor/grad_norm": "grad {:.2f}",
     "response_length/mean": "length {:.0f}",

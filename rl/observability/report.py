@@ -24,7 +24,7 @@ class Stage:
     """One column of the table."""
 
     name: str
-    evaluation: Evaluation | None
+    evaluation: Evaluation
 
 
 def main(argv: list[str]) -> int:
@@ -85,13 +85,11 @@ def report(
     evaluations = read_evaluations(rows)
     base_run = RunDirectory.open(base) if base else None
     base_evaluations = read_evaluations(base_run.read_metrics()) if base_run else []
-    before = "cold start" if cold_start else "before"
-    stages = [
-        Stage("base model", base_evaluations[-1] if base_evaluations else None),
-        Stage(before, evaluations[0] if evaluations and evaluations[0].step == 0 else None),
-        Stage(f"step {evaluations[-1].step}" if evaluations else "after", evaluations[-1] if evaluations else None),
-    ]
-    target.print(accuracy_table([s for s in stages if s.evaluation is not None]))
+    stages = [Stage("base model", base_evaluations[-1])] if base_evaluations else []
+    for evaluation in evaluations[:1] + evaluations[1:][-1:]:
+        name = "cold start" if cold_start and evaluation.step == 0 else f"step {evaluation.step}"
+        stages.append(Stage(name, evaluation))
+    target.print(accuracy_table(stages))
     runs = {
         "base evaluation": base_run,
         "cold start": RunDirectory.open(cold_start) if cold_start else None,
@@ -99,7 +97,7 @@ def report(
     }
     target.print(_effort_table({name: r for name, r in runs.items() if r is not None}))
     picture = output or directory.path / "report.png"
-    draw_curves(rows, evaluations, stages[0].evaluation, picture)
+    draw_curves(rows, evaluations, base_evaluations[-1] if base_evaluations else None, picture)
     _print_paths(directory, picture, target)
     return picture
 
@@ -108,7 +106,7 @@ def accuracy_table(stages: list[Stage]) -> Table:
     """Accuracy with its 95 % interval, a row for each source and a column for each stage.
 
     Args:
-        stages: Those that have an evaluation, in order of time.
+        stages: In order of time.
     """
     table = Table(title="Held-out accuracy (95 % interval)", title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
     table.add_column("task", no_wrap=True)
@@ -116,7 +114,7 @@ def accuracy_table(stages: list[Stage]) -> Table:
         table.add_column(stage.name, justify="right", no_wrap=True)
     sources: dict[str, int] = {}
     for stage in stages:
-        for source, accuracy in (stage.evaluation.accuracy if stage.evaluation else {}).items():
+        for source, accuracy in stage.evaluation.accuracy.items():
             sources[source] = accuracy.num_questions
     names = sorted(s for s in sources if s != "all")
     for source in [*names, *(["all"] if "all" in sources else [])]:
@@ -128,8 +126,8 @@ def accuracy_table(stages: list[Stage]) -> Table:
     return table
 
 
-def _cell(evaluation: Evaluation | None, source: str) -> str:
-    accuracy = evaluation.accuracy.get(source) if evaluation else None
+def _cell(evaluation: Evaluation, source: str) -> str:
+    accuracy = evaluation.accuracy.get(source)
     return f"{accuracy.mean:.2f} ({accuracy.low:.2f}-{accuracy.high:.2f})" if accuracy else "-"
 
 

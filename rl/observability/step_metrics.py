@@ -37,11 +37,7 @@ class StepMetrics(dict[str, float]):
             self[key] = self.get(key, 0.0) + time.monotonic() - start
 
     def record(self, groups: Sequence[Group]) -> None:
-        """Add the metrics of the step's rollouts, and keep them to be written.
-
-        Called after the update: a step without one is marked as `training/empty_batch`.
-        """
+        """Add the metrics of the step's rollouts, and keep the rollouts to be written."""
         self.groups = list(groups)
         self.update(rollout_metrics(groups, max_response_length=self._max_response_length))
         self["perf/total_num_tokens"] = float(num_tokens(groups))
-        self["training/empty_batch"] = float("timing_s/update_actor" not in self)

@@ -1,0 +1,44 @@
+"""A small trajectory with every part, shared by the tests of this room."""
+
+from __future__ import annotations
+
+from rl.types import (
+    Group,
+    Prompt,
+    StopReason,
+    TokenSequence,
+    ToolCall,
+    ToolResult,
+    ToolStatus,
+    Trajectory,
+    Turn,
+)
+
+
+def make_trajectory(
+    source: str = "gcd",
+    *,
+    score: float | None = 1.0,
+    index: int = 0,
+    status: ToolStatus = ToolStatus.OK,
+    stop_reason: StopReason = StopReason.FINISHED,
+    prompt_id: str = "train-1",
+) -> Trajectory:
+    """Prompt of 3 tokens, 2 sampled, a tool result of 1, 1 sampled; 0.1 s of its 0.5 s waiting for the tool."""
+    sequence = TokenSequence([1, 2, 3])
+    sequence.append_sampled([4, 5], [-0.1, -0.2], 0)
+    sequence.append_context([7])
+    sequence.append_sampled([2], [-0.3], 1)
+    call = ToolCall("calc", {"code": "print(4)"}, raw='{"name": "calc"}')
+    result = ToolResult("calc", "4", status, queue_s=0.04, run_s=0.06)
+    turns = [Turn("<tool_call>", 2, [call], [result], 0.2, 0.1), Turn("\\boxed{4}", 1, generate_s=0.2)]
+    rewards = {} if score is None else {"right": score}
+    error = "boom" if score is None else None
+    prompt = Prompt(prompt_id, [{"role": "user", "content": "2+2?"}], "4", source)
+    return Trajectory(prompt, index, [sequence], turns, stop_reason, score, rewards, error, 0.5)
+
+
+def make_group(source: str = "gcd", *, score: float | None = 1.0, prompt_id: str = "train-1") -> Group:
+    """A group of one trajectory."""
+    trajectory = make_trajectory(source, score=score, prompt_id=prompt_id)
+    return Group(trajectory.prompt, [trajectory])

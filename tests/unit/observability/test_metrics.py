@@ -1,0 +1,118 @@
+from __future__ import annotations
+
+import pytest
+
+from rl.observability.metrics import (
+    evaluation_metrics,
+    percentile,
+    rollout_metrics,
+    speed_metrics,
+    tool_metrics,
+    wilson_interval,
+)
+from rl.types import Group, StopReason, ToolStatus
+from tests.unit.observability.examples import make_group, make_trajectory
+
+
+def test_rollout_metrics_of_two_trajectories() -> None:
+    first = make_trajectory(score=1.0)
+    second = make_trajectory(score=0.5, index=1, stop_reason=StopReason.LENGTH)
+    second.sequences[0].append_sampled([9, 9], [-1.0, -1.0], 1)
+    metrics = rollout_metrics([Group(first.prompt, [first, second])])
+    assert metrics["critic/score/mean"] == 0.75
+    assert (metrics["critic/score/max"], metrics["critic/score/min"]) == (1.0, 0.5)
+    assert metrics["reward/right/mean"] == 0.75
+    assert metrics["response_length/mean"] == 5.0  # 4 and 6 tokens after the prompt, the tool's among them
+    assert metrics["response_length/clip_ratio"] == 0.5
+    assert metrics["prompt_length/max"] == 3.0
+    assert metrics["num_turns/mean"] == 2.0
+    assert metrics["tool_call_counts/mean"] == 1.0
+    assert metrics["stop_reason/length"] == 0.5
+    assert metrics["rollout/tool_wait_share"] == pytest.approx(0.2)
+    assert metrics["rollout/num_trajectories"] == 2.0
+
+
+def test_rollout_metrics_do_not_depend_on_order() -> None:
+    groups = [make_group(score=1.0), make_group("lcm", score=0.0), make_group("lcm", score=None)]
+    assert rollout_metrics(groups) == rollout_metrics(groups[::-1])
+
+
+def test_rollout_metrics_without_trajectories_are_empty() -> None:
+    assert rollout_metrics([]) == {}
+
+
+def test_rollout_metrics_count_failed_rewards_and_leave_them_out_of_the_score() -> None:
+    metrics = rollout_metrics([make_group(score=None), make_group(score=1.0)])
+    assert metrics["rollout/reward_errors"] == 1.0
+    assert metrics["critic/score/mean"] == 1.0
+
+
+def test_rollout_metrics_count_a_response_at_the_limit_as_clipped() -> None:
+    assert rollout_metrics([make_group()], max_response_length=4)["response_length/clip_ratio"] == 1.0
+    assert rollout_metrics([make_group()], max_response_length=5)["response_length/clip_ratio"] == 0.0
+
+
+def test_tool_metrics_count_by_status_and_tool() -> None:
+    statuses = (ToolStatus.OK, ToolStatus.ERROR, ToolStatus.TIMEOUT, ToolStatus.OVER_LIMIT)
+    metrics = tool_metrics([make_trajectory(status=status) for status in statuses])
+    assert metrics["tools/calc/calls"] == 4.0
+    assert metrics["tools/calc/errors"] == 1.0
+    assert metrics["tools/calc/timeouts"] == 1.0
+    assert metrics["tools/over_limit"] == 1.0
+    assert metrics["tools/calc/latency_s/p50"] == pytest.approx(0.1)
+
+
+def test_tool_metrics_give_an_unknown_tool_no_metric_of_its_own() -> None:
+    metrics = tool_metrics([make_trajectory(status=ToolStatus.UNKNOWN_TOOL)])
+    assert metrics["tools/unknown"] == 1.0
+    assert not any("calc" in name for name in metrics)
+
+
+def test_evaluation_metrics_per_source_and_over_all() -> None:
+    groups = [make_group("gcd", score=1.0), make_group("lcm", score=1.0), make_group("lcm", score=0.5)]
+    metrics = evaluation_metrics(groups)
+    assert metrics["val-core/gcd/acc/mean@1"] == 1.0
+    assert metrics["val-core/lcm/acc/mean@1"] == 0.5  # half a point is not correct
+    assert metrics["val-core/lcm/right/mean@1"] == 0.75
+    assert metrics["val-core/all/acc/mean@1"] == pytest.approx(2 / 3)
+    assert metrics["val-core/all/num_questions"] == 3.0
+
+
+def test_evaluation_metrics_average_the_samples_of_a_question_first() -> None:
+    right, wrong = make_trajectory(score=1.0), make_trajectory(score=0.0, index=1)
+    assert evaluation_metrics([Group(right.prompt, [right, wrong])])["val-core/all/acc/mean@2"] == 0.5
+
+
+def test_evaluation_metrics_count_a_failed_reward_as_wrong() -> None:
+    metrics = evaluation_metrics([make_group(score=None), make_group(score=1.0)])
+    assert metrics["val-core/all/acc/mean@1"] == 0.5
+    assert metrics["val-aux/reward_errors"] == 1.0
+
+
+def test_wilson_interval_of_half_of_ten() -> None:
+    # z² = 3.8415: middle 0.5 + 0.19207 = 0.69207; half 1.96 sqrt(0.025 + 0.0096) = 0.36457; denominator 1.38415
+    assert wilson_interval(0.5, 10) == pytest.approx((0.23659, 0.76341), abs=1e-4)
+
+
+@pytest.mark.parametrize("share", [0.0, 0.3, 1.0])
+def test_wilson_interval_mirrors_and_stays_within_bounds(share: float) -> None:
+    low, high = wilson_interval(share, 20)
+    assert 0.0 <= low <= share <= high <= 1.0
+    assert wilson_interval(1 - share, 20) == pytest.approx((1 - high, 1 - low))
+
+
+def test_percentile_takes_the_nearest_rank() -> None:
+    assert percentile([4.0, 1.0, 3.0, 2.0], 50) == 2.0
+    assert percentile([4.0, 1.0, 3.0, 2.0], 95) == 4.0
+    assert percentile([7.0], 50) == 7.0
+
+
+def test_speed_metrics_of_a_step() -> None:
+    metrics = speed_metrics(1000, 300, step_s=10.0, gen_s=4.0, num_devices=2)
+    assert metrics == {
+        "perf/total_num_tokens": 1000.0,
+        "perf/time_per_step": 10.0,
+        "perf/throughput": 50.0,
+        "perf/gen_tokens_per_s": 75.0,
+    }
+    assert "perf/gen_tokens_per_s" not in speed_metrics(10, 0, 1.0, 0.0, 1)

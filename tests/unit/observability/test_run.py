@@ -1,0 +1,214 @@
+from __future__ import annotations
+
+import io
+import json
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from rl.config.schema import Config
+from rl.errors import CheckpointError, ConfigError, DataError
+from rl.observability.run import Run, count_steps, find_checkpoint
+from rl.observability.run_directory import RunDirectory
+from tests.unit.observability.examples import make_group
+
+
+class Counter:
+    """Stands for an actor and a data cursor: one number that a checkpoint keeps."""
+
+    def __init__(self) -> None:
+        self.value = 0
+
+    def save_checkpoint(self, directory: Path) -> None:
+        (directory / "value").write_text(str(self.value))
+
+    def load_checkpoint(self, directory: Path) -> None:
+        self.value = int((directory / "value").read_text())
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"value": self.value}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.value = state["value"]
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> Config:
+    made = Config()
+    made.megatron_training.output_dir = str(tmp_path)
+    made.megatron_training.run_name = "first"
+    made.megatron_training.train_iters = 4
+    made.megatron_training.save_interval = 2
+    made.rl_config.use_tensorboard = False
+    return made
+
+
+@pytest.fixture(autouse=True)
+def _restore_logging() -> Iterator[None]:
+    root = logging.getLogger()
+    before = list(root.handlers), root.level
+    yield
+    root.handlers[:], root.level = before
+    logging.captureWarnings(False)
+
+
+def run_steps(config: Config, *, until: int | None = None) -> Run:
+    actor, rows = Counter(), Counter()
+    with Run.open(config, "tiny") as run:
+        for step in range(run.resume(actor, rows), run.num_steps):
+            if step == until:
+                raise KeyboardInterrupt
+            with run.step(step) as metrics:
+                actor.value += 10
+                rows.value += 1
+                with metrics.time("gen"):
+                    groups = [make_group()]
+                metrics.record(groups)
+                metrics["seen"] = float(actor.value + rows.value)
+                if run.is_save_due(step):
+                    run.save(step + 1, actor, rows)
+    return run
+
+
+def test_run_leaves_everything_in_its_directory(config: Config, tmp_path: Path) -> None:
+    run = run_steps(config)
+    rows = run.directory.read_metrics()
+    assert [row["step"] for row in rows] == [1, 2, 3, 4]
+    assert rows[0]["perf/total_num_tokens"] == 7.0
+    assert rows[0]["timing_s/step"] >= rows[0]["timing_s/gen"]
+    assert json.loads(run.directory.summary_file.read_text())["tokens"] == 28.0
+    assert sorted(p.name for p in run.directory.checkpoints.iterdir()) == ["step_000002", "step_000004"]
+    assert len(list(run.directory.trajectories.glob("step_*.jsonl"))) == 4
+    assert yaml.safe_load(run.directory.config_file.read_text())["megatron_training"]["train_iters"] == 4
+    assert "torch 2." in run.directory.versions_file.read_text()
+
+
+def test_resumed_run_goes_on_from_its_last_checkpoint(config: Config, tmp_path: Path) -> None:
+    whole = run_steps(config)
+    config.megatron_training.run_name = "second"
+    with pytest.raises(KeyboardInterrupt):
+        run_steps(config, until=3)
+    assert not (tmp_path / "second/summary.json").exists()
+    config.megatron_training.run_name = "third"
+    config.megatron_training.resume = str(tmp_path / "second")
+    resumed = run_steps(config)
+    assert [row["seen"] for row in resumed.directory.read_metrics()] == [11.0, 22.0, 33.0, 44.0]
+    assert [r["seen"] for r in whole.directory.read_metrics()] == [r["seen"] for r in resumed.directory.read_metrics()]
+
+
+def test_interrupted_run_says_how_to_resume(config: Config, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        run_steps(config, until=3)
+    assert f"megatron_training.resume={tmp_path / 'first'}" in capsys.readouterr().out
+
+
+def test_second_run_of_a_name_is_refused(config: Config) -> None:
+    run_steps(config)
+    with pytest.raises(ConfigError, match=r"run_name: .*first exists already"):
+        run_steps(config)
+
+
+def test_runs_without_a_name_never_share_a_folder(config: Config) -> None:
+    config.megatron_training.run_name = None
+    paths = {RunDirectory.create(config, "folder/tiny").path for _ in range(3)}
+    assert len(paths) == 3
+    assert all(path.name.startswith("tiny-") for path in paths)
+
+
+def test_resume_without_a_checkpoint_is_an_error(config: Config, tmp_path: Path) -> None:
+    RunDirectory.create(config, "tiny")
+    with pytest.raises(CheckpointError, match="has no complete checkpoint"):
+        find_checkpoint(tmp_path / "first")
+    with pytest.raises(CheckpointError, match="is not there"):
+        find_checkpoint(tmp_path / "absent")
+
+
+def test_checkpoint_cut_off_while_written_does_not_count(config: Config, tmp_path: Path) -> None:
+    run = run_steps(config)
+    (run.directory.checkpoints / "step_000006.partial").mkdir()
+    assert find_checkpoint(run.directory.path).name == "step_000004"
+
+
+def test_count_steps_takes_the_earlier_end() -> None:
+    config = Config()
+    config.megatron_training.train_iters = 100
+    config.megatron_training.global_batch_size = 8
+    assert count_steps(config, 48) == 100
+    config.megatron_training.total_epochs = 2
+    assert count_steps(config, 48) == 12
+    assert count_steps(config, 3) == 1
+    config.megatron_training.train_iters = 5
+    assert count_steps(config, 48) == 5
+
+
+def test_is_test_due_every_test_freq_and_at_the_end(config: Config) -> None:
+    config.megatron_training.test_freq = 3
+    with Run.open(config, "tiny") as run:
+        assert [run.is_test_due(step) for step in range(4)] == [False, False, True, True]
+        config.megatron_training.test_freq = 0
+        assert [run.is_test_due(step) for step in range(4)] == [False, False, False, True]
+
+
+def test_metrics_file_with_a_last_line_cut_off_is_readable(config: Config) -> None:
+    run = run_steps(config)
+    with run.directory.metrics_file.open("a") as stream:
+        stream.write('{"step": 5, "se')
+    assert len(run.directory.read_metrics()) == 4
+    with run.directory.metrics_file.open("a") as stream:
+        stream.write("\n{}\n")
+    with pytest.raises(DataError, match="row 5: not JSON"):
+        run.directory.read_metrics()
+
+
+def test_not_a_number_is_written_as_null(config: Config) -> None:
+    with Run.open(config, "tiny") as run, run.step(0) as metrics:
+        metrics["actor/grad_norm"] = float("nan")
+    assert run.directory.read_metrics()[0]["actor/grad_norm"] is None
+
+
+def test_tensorboard_gets_the_metrics(config: Config) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    config.rl_config.use_tensorboard = True
+    with Run.open(config, "tiny") as run, run.step(0) as metrics:
+        metrics["seen"] = 2.5
+    events = EventAccumulator(str(run.directory.tensorboard)).Reload()
+    assert [(e.step, e.value) for e in events.Scalars("seen")] == [(1, 2.5)]
+
+
+def test_tracker_that_is_not_installed_is_refused(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    config.rl_config.use_wandb = True
+    with pytest.raises(ConfigError, match="use_wandb: needs the package wandb"):
+        run_steps(config)
+
+
+def test_progress_in_a_pipe_is_a_line_a_step() -> None:
+    from rich.console import Console
+
+    from rl.observability.progress import RunProgress
+
+    out = io.StringIO()
+    with RunProgress(2, target=Console(file=out)) as progress:
+        progress.begin(0)
+        progress.groups(1, 8)
+        progress.step(1, {"critic/score/mean": 0.25, "perf/total_num_tokens": 100.0, "perf/time_per_step": 2.0})
+    assert out.getvalue().startswith("step 1/2  reward 0.250  50 tokens/s  2.0 s  left ")
+    assert out.getvalue().count("\n") == 1
+
+
+def test_progress_on_a_terminal_shows_the_step_and_the_reward() -> None:
+    from rich.console import Console
+
+    from rl.observability.progress import RunProgress
+
+    out = io.StringIO()
+    with RunProgress(2, target=Console(file=out, force_terminal=True, width=120)) as progress:
+        progress.begin(0)
+        progress.step(1, {"critic/score/mean": 0.25})
+    assert "1/2" in out.getvalue()
+    assert "reward 0.250" in out.getvalue()

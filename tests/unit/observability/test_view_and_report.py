@@ -1,0 +1,146 @@
+from __future__ import annotations
+
+import io
+import json
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from rl.config.schema import Config
+from rl.errors import DataError
+from rl.observability import viewer
+from rl.observability.curves import smooth
+from rl.observability.evaluations import read_evaluations
+from rl.observability.metrics import evaluation_metrics
+from rl.observability.report import report
+from rl.observability.run_directory import RunDirectory
+from rl.observability.trajectories import TrajectoryWriter, read_records, to_record
+from rl.types import ToolStatus
+from tests.unit.observability.examples import make_group, make_trajectory
+
+
+@pytest.fixture
+def directory(tmp_path: Path) -> RunDirectory:
+    config = Config()
+    config.megatron_training.output_dir = str(tmp_path)
+    config.megatron_training.run_name = "run"
+    made = RunDirectory.create(config, "tiny")
+    groups = [make_group("gcd", score=0.5, prompt_id="train-1"), make_group("lcm", score=1.0, prompt_id="train-2")]
+    groups.append(make_group("lcm", score=0.0, prompt_id="train-3"))
+    TrajectoryWriter(made.trajectories).write_step(1, groups)
+    TrajectoryWriter(made.trajectories).write_step(12, groups[:1])
+    rows = [
+        {"step": 0, **evaluation_metrics([make_group("gcd", score=0.0), make_group("lcm", score=0.0)])},
+        {"step": 1, "critic/score/mean": 0.25},
+        {"step": 2, "critic/score/mean": 0.5},
+        {"step": 2, **evaluation_metrics([make_group("gcd", score=1.0), make_group("lcm", score=0.0)])},
+    ]
+    made.metrics_file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    made.finish({"steps": 2, "tokens": 1234.0, "wall_s": 65.0, "checkpoint": None})
+    return made
+
+
+def test_record_keeps_turns_calls_results_and_rewards() -> None:
+    record = to_record(make_trajectory(status=ToolStatus.TIMEOUT))
+    assert record["turns"][0]["calls"][0]["arguments"] == {"code": "print(4)"}
+    assert record["turns"][0]["results"][0]["status"] == "timeout"
+    assert record["rewards"] == {"right": 1.0}
+    assert record["policy_versions"] == [0, 1]
+    assert json.loads(json.dumps(record)) == record
+
+
+def test_records_are_read_back_as_written(directory: RunDirectory) -> None:
+    records = read_records(directory.trajectories / "step_000001.jsonl")
+    assert [r["id"] for r in records] == ["train-1/0", "train-2/0", "train-3/0"]
+
+
+def test_malformed_record_is_named_by_its_row(tmp_path: Path) -> None:
+    path = tmp_path / "step_000001.jsonl"
+    path.write_text('{"id": "a"}\n{"id": \n')
+    with pytest.raises(DataError, match="row 2: not JSON"):
+        read_records(path)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["--step", "1", "--best"], "train-2/0"),
+        (["--step", "1", "--worst"], "train-3/0"),
+        (["--step", "1", "--index", "1"], "train-2/0"),
+        (["--step", "1", "--id", "train-3/0"], "train-3/0"),
+        ([], "step 000012"),
+        (["--list"], "step_000012"),
+    ],
+)
+def test_view_chooses_a_trajectory(
+    directory: RunDirectory, arguments: list[str], expected: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert viewer.main([str(directory.path), *arguments]) == 0
+    assert expected in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--step", "7"], "There are 1, 12"),
+        (["--step", "1", "--index", "3"], "must be 0 to 2"),
+        (["--id", "nobody"], "no trajectory 'nobody'"),
+        (["--eval"], "no trajectories of kind 'eval'"),
+    ],
+)
+def test_view_says_what_there_is(directory: RunDirectory, arguments: list[str], message: str) -> None:
+    with pytest.raises(DataError, match=message):
+        viewer.main([str(directory.path), *arguments])
+
+
+def test_view_of_a_folder_that_is_no_run(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="not a run directory"):
+        viewer.main([str(tmp_path)])
+
+
+def test_print_record_colours_model_and_tool_apart() -> None:
+    out = io.StringIO()
+    viewer.print_record(
+        to_record(make_trajectory()), Console(file=out, force_terminal=True, color_system="standard", width=100)
+    )
+    text = out.getvalue()
+    assert "\x1b[32m<tool_call>" in text
+    assert "\x1b[33m4" in text
+    assert "score 1.000  right 1.000" in text
+
+
+def test_print_record_shows_markup_in_the_text_as_it_is() -> None:
+    trajectory = make_trajectory()
+    trajectory.turns[0].text = "[bold]x[/red] a[0]"
+    out = io.StringIO()
+    viewer.print_record(to_record(trajectory), Console(file=out, width=100))
+    assert "[bold]x[/red] a[0]" in out.getvalue()
+
+
+def test_evaluations_are_found_among_the_metrics(directory: RunDirectory) -> None:
+    first, last = read_evaluations(directory.read_metrics())
+    assert (first.step, last.step) == (0, 2)
+    assert last.accuracy["all"].mean == 0.5
+    assert last.accuracy["gcd"].num_questions == 1
+
+
+def test_report_prints_the_table_and_draws_the_curves(directory: RunDirectory) -> None:
+    out = io.StringIO()
+    picture = report(directory.path, base=directory.path, target=Console(file=out, width=100))
+    text = out.getvalue()
+    assert picture.read_bytes().startswith(b"\x89PNG")
+    assert "0.50 (0.09-0.91)" in text  # all, after step 2
+    assert "1,234" in text
+    assert "1 min 05 s" in text
+    assert "metrics.jsonl" in text
+
+
+def test_report_without_an_evaluation_still_draws(directory: RunDirectory) -> None:
+    directory.metrics_file.write_text('{"step": 1, "critic/score/mean": 0.25}\n')
+    assert report(directory.path, target=Console(file=io.StringIO())).is_file()
+
+
+def test_smooth_of_three_values() -> None:
+    # weights 1, then 0.5 and 1, then 0.25, 0.5 and 1
+    assert smooth([1.0, 0.0, 2.0], weight=0.5) == pytest.approx([1.0, 0.5 / 1.5, 2.25 / 1.75])
