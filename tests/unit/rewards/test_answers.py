@@ -1,0 +1,55 @@
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from rl.rewards.answers import boxed_answers, last_boxed, normalize_answer
+
+
+@pytest.mark.parametrize(
+    ("text", "answers"),
+    [
+        ("no box", []),
+        (r"\boxed{42}", ["42"]),
+        (r"so \boxed{\frac{1}{2}}, or \boxed { x^{2} }.", [r"\frac{1}{2}", "x^{2}"]),
+        (r"\boxed{a\}b}", [r"a\}b"]),
+        (r"\boxed{a \boxed{b}}", [r"a \boxed{b}"]),
+        (r"\boxed{never closed", []),
+        (r"\boxed{open \boxed{b}", ["b"]),
+        (r"\fbox{7}", ["7"]),
+        (r"\boxed{}", [""]),
+    ],
+)
+def test_boxed_answers_finds_complete_boxes(text, answers):
+    assert boxed_answers(text) == answers
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.lists(st.sampled_from(["\\boxed{", "{", "}", "\\", "a"]), max_size=20).map("".join))
+def test_boxed_answers_reads_any_text(text):
+    assert all(answer in text for answer in boxed_answers(text))
+
+
+def test_last_boxed_takes_the_last_box_of_the_last_turn_without_its_thoughts(trajectory):
+    assert last_boxed(trajectory(r"\boxed{1} no, \boxed{2}<|im_end|>", "2")) == "2"
+    assert last_boxed(trajectory(r"<think>\boxed{1}</think>It is \boxed{2}", "2")) == "2"
+    assert last_boxed(trajectory(r"<think>\boxed{1}</think>done", "2")) is None
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        (" $1,234.00$. ", "1234"),
+        ("\\$5", "5"),
+        ("'The answer'", "the answer"),
+        (r"\text{ Tuesday }", "tuesday"),
+        ("0.50", "0.5"),
+        ("3.", "3"),
+        ("100", "100"),
+        ("+7", "7"),
+        ("(1,2)", "(1,2)"),
+        ("1,234,567", "1234567"),
+        ("", ""),
+    ],
+)
+def test_normalize_answer_brings_spellings_together(text, expected):
+    assert normalize_answer(text) == expected
