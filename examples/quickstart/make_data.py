@@ -80,8 +80,7 @@ def demonstrate(row: dict[str, Any], number: int) -> dict[str, Any]:
     Returns:
         The row with the whole conversation as its messages.
     """
-    task, question = row["task"], row["messages"][0]["content"]
-    programs = PROGRAMS[task]
+    task, question, programs = row["task"], row["messages"][0]["content"], PROGRAMS[row["task"]]
     code = programs[number % len(programs)].format(*re.findall(r"\d+", question), expression=_expression(question))
     run = subprocess.run([sys.executable, "-I", "-c", code], capture_output=True, text=True, timeout=30, check=True)
     output = run.stdout.rstrip("\n")
@@ -109,7 +108,7 @@ def make_data(output: Path, num_train: int, num_test: int, num_demonstrations: i
         num_demonstrations: Demonstrations in all.
         seed: Of all questions.
     """
-    wanted = {"train": num_train, "test": num_test, "demonstrations": num_demonstrations, "seed": seed, "version": 1}
+    wanted = {"train": num_train, "test": num_test, "demonstrations": num_demonstrations, "seed": seed}
     manifest = output / "manifest.json"
     if manifest.is_file() and json.loads(manifest.read_text()) == wanted:
         print(f"make_data: {output} is there")
@@ -132,8 +131,7 @@ def make_data(output: Path, num_train: int, num_test: int, num_demonstrations: i
 
 def _expression(question: str) -> str:
     """The arithmetic in front of the question's `=`; empty where there is none."""
-    found = re.search(r"([-\d.()][-+*/\d.() ]*?) *= *\??$", question)
-    return found[1].strip() if found else ""
+    return "".join(re.findall(r"([-\d.()][-+*/\d.() ]*?) *= *\??$", question))
 
 
 def main() -> None:
@@ -144,8 +142,8 @@ def main() -> None:
     parser.add_argument("--test", type=int, default=25, help="held-out prompts of each task")
     parser.add_argument("--demonstrations", type=int, default=48, help="in all, without those of two tasks")
     parser.add_argument("--seed", type=int, default=1)
-    arguments = parser.parse_args()
-    make_data(arguments.output, arguments.train, arguments.test, arguments.demonstrations, arguments.seed)
+    given = parser.parse_args()
+    make_data(given.output, given.train, given.test, given.demonstrations, given.seed)
 
 
 if __name__ == "__main__":
