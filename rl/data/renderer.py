@@ -58,6 +58,8 @@ def load_tokenizer(folder: str | Path) -> PreTrainedTokenizerFast:
         raise ModelError(f"{folder}: cannot load the tokenizer ({error}). Fetch the folder again.") from error
     if not tokenizer.is_fast:
         raise ModelError(f"{folder}: needs a fast tokenizer (tokenizer.json), got {type(tokenizer).__name__}.")
+    if not tokenizer.encode("a", add_special_tokens=False):  # transformers makes an empty one where the file is missing
+        raise ModelError(f"{folder}: holds no tokenizer (tokenizer.json). Fetch the folder again.")
     return tokenizer
 
 
