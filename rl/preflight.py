@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
 import psutil
@@ -25,6 +25,7 @@ from rl.rollout.dialog import load_dialog
 from rl.tools.parsers import PARSERS
 from rl.tools.registry import Toolbox, load_toolbox
 from rl.training.families import FAMILIES
+from rl.training.hf_files import open_tensors
 from rl.types import Prompt
 
 _SERVICE_TIMEOUT_S = 15.0
@@ -165,8 +166,11 @@ def _model_problems(config: Config, *, is_strict: bool) -> Iterator[Problem]:
         if is_strict:
             yield error(f"actor_config.load: no folder '{folder}'. Fetch the model, or correct the path.")
         return
-    if not any(folder.glob("*.safetensors")):
-        yield error(f"{folder}: has no .safetensors file. Fetch the model again, or convert its weights.")
+    with ExitStack() as stack:
+        try:
+            open_tensors(folder, stack)
+        except ModelError as failure:
+            yield error(str(failure))
     if config.rl_config.tool_parser_format in PARSERS and config.rl_config.prompt_type in TEMPLATES:
         with suppress(ToolError):  # told by _tool_problems
             try:

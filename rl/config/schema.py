@@ -91,7 +91,7 @@ class MegatronTraining:
     total_epochs: int | None = None
     """Passes over the prompts; where given, the run ends at the earlier of this and `train_iters`."""
     seq_length: int | None = None
-    """Longest demonstration of `rl sft`, tokens; by default `generate_config.max_model_len`. `rl train` does not read it."""
+    """Longest demonstration of `rl sft`, tokens; by default `generate_config.max_model_len`. Not read by `rl train`."""
     save_interval: int = 100
     """Steps between checkpoints, at least 1; the last step always saves."""
     test_freq: int = 0

@@ -1,0 +1,159 @@
+"""Bad input: what is wrong with model, data, tools, rewards or memory is told before a process starts."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from rl.config.schema import Config, Device
+from rl.errors import ConfigError, DataError
+from rl.preflight import inspect_run, preflight, preflight_sft
+from tests.tiny import make_tiny_model
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_tiny_model(tmp_path_factory.mktemp("tiny"))
+
+
+@pytest.fixture
+def config(model: Path, tmp_path: Path) -> Config:
+    rows = [
+        {"messages": [{"role": "user", "content": text}], "ground_truth": "2", "data_source": "sums"} for text in "ab"
+    ]
+    rows[1]["messages"][0]["content"] = "one and one " * 50
+    data = tmp_path / "rows.jsonl"
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    config = Config()
+    config.megatron_training.data_path = str(data)
+    config.megatron_training.device = Device.CPU
+    config.actor_config.load = str(model)
+    config.rl_config.max_prompt_length = 100
+    config.rl_config.max_total_response_length = 200
+    config.rl_config.max_tool_response_length = 50
+    config.rl_config.tool_config_path = str(ROOT / "configs/tools/retool_config.yaml")
+    config.rl_config.multi_turn_enable = True
+    config.rl_config.prompt_type = "qwen"
+    config.rl_config.max_prompt_length = 400
+    config.generate_config.max_model_len = 600
+    config.generate_config.sampling_config.max_tokens = 200
+    config.generate_config.kv_cache_memory_gb = 0.1
+    return config
+
+
+def test_preflight_returns_the_prompts_that_are_short_enough(config: Config, caplog: pytest.LogCaptureFixture) -> None:
+    kept = preflight(config)
+    assert [prompt.messages[0]["content"] for prompt in kept] == ["a"]
+    assert "1 of 2 prompts are longer than 400 tokens." in caplog.text
+
+
+def test_preflight_says_when_no_prompt_is_short_enough(config: Config) -> None:
+    config.rl_config.max_prompt_length = 3
+    with pytest.raises(DataError, match=r"rl_config.max_prompt_length: no prompt has at most 3 tokens"):
+        preflight(config)
+
+
+def test_preflight_sft_needs_neither_rewards_nor_tools_services(config: Config) -> None:
+    config.rl_config.verifier_function = ["no_such_reward"]
+    preflight_sft(config)
+
+
+def spoil(**changes: object) -> Callable[[Config], None]:
+    """Set fields, by the section's first letter: `r_epochs` is `rl_config.epochs`."""
+    sections = {"m": "megatron_training", "a": "actor_config", "r": "rl_config", "g": "generate_config"}
+
+    def apply(config: Config) -> None:
+        for name, value in changes.items():
+            section, _, key = name.partition("_")
+            setattr(getattr(config, sections[section]), key, value)
+
+    return apply
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            spoil(r_adv_estimator="grupo_norm"),
+            "rl_config.adv_estimator: unknown name 'grupo_norm'. Did you mean 'group_norm'?",
+        ),
+        (spoil(r_policy_loss="sft"), "rl_config.policy_loss: unknown name 'sft'."),
+        (spoil(r_tool_parser_format="hermees"), "Did you mean 'hermes'?"),
+        (
+            spoil(r_prompt_type="qwen_retol"),
+            "rl_config.prompt_type: unknown name 'qwen_retol'. Did you mean 'qwen_retool'?",
+        ),
+        (
+            spoil(r_verifier_function=["base_ac"]),
+            "rl_config.verifier_function: unknown name 'base_ac'. Did you mean 'base_acc'?",
+        ),
+        (spoil(r_verifier_function=["no.such:f"]), "rl_config.verifier_function: 'no.such:f' does not import"),
+        (spoil(r_tool_config_path="nowhere.yaml"), "nowhere.yaml: cannot be read"),
+        (spoil(m_data_path="nowhere.parquet"), "megatron_training.data_path: nowhere.parquet: no such data file."),
+        (
+            spoil(m_test_data_path="nowhere.parquet"),
+            "megatron_training.test_data_path: nowhere.parquet: no such data file.",
+        ),
+        (spoil(a_load="nowhere"), "actor_config.load: no folder 'nowhere'."),
+        (spoil(g_kv_cache_memory_gb=1e6), "of memory, "),
+    ],
+)
+def test_preflight_names_what_is_wrong(config: Config, change: Callable[[Config], None], message: str) -> None:
+    change(config)
+    with pytest.raises(ConfigError) as raised:
+        preflight(config)
+    assert message in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("model.safetensors", b"junk", "not a safetensors file"),
+        ("model.safetensors", None, "model.safetensors is missing"),
+        ("config.json", b'{"model_type": "mamba"}', "'num_hidden_layers' must be an integer, got None."),
+        ("tokenizer.json", None, "holds no tokenizer (tokenizer.json)"),
+    ],
+)
+def test_preflight_names_what_is_wrong_with_a_model_folder(
+    config: Config, tmp_path: Path, name: str, content: bytes | None, message: str
+) -> None:
+    folder = make_tiny_model(tmp_path / "spoiled")
+    (folder / name).unlink()
+    if content is not None:
+        (folder / name).write_bytes(content)
+    config.actor_config.load = str(folder)
+    with pytest.raises(ConfigError) as raised:
+        preflight(config)
+    assert message in str(raised.value)
+
+
+def test_preflight_rejects_an_unsupported_family(config: Config, tmp_path: Path) -> None:
+    folder = make_tiny_model(tmp_path / "other")
+    facts = json.loads((folder / "config.json").read_text()) | {"model_type": "qwen2_moe"}
+    (folder / "config.json").write_text(json.dumps(facts))
+    config.actor_config.load = str(folder)
+    with pytest.raises(ConfigError, match=r"model_type: unknown name 'qwen2_moe'. Did you mean 'qwen2'\?"):
+        preflight(config)
+
+
+def test_preflight_gives_the_row_of_malformed_data(config: Config) -> None:
+    Path(config.megatron_training.data_path).write_text(
+        '{"messages": "hello", "ground_truth": "1", "data_source": "a"}\n'
+    )
+    with pytest.raises(ConfigError, match=r"rows.jsonl, row 1: .*messages"):
+        preflight(config)
+
+
+def test_inspect_run_notes_what_is_absent_where_it_need_not_be_there(config: Config) -> None:
+    absent = dataclasses.replace(config.megatron_training, data_path="nowhere.parquet")
+    config.megatron_training = absent
+    config.actor_config.load = "nowhere"
+    problems = inspect_run(config, is_strict=False)
+    assert {problem.severity for problem in problems} == {"note"}
+    assert len(problems) == 2
