@@ -12,7 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rl.errors import TurnwiseError, unknown_name
+from rl.errors import ConfigError, TurnwiseError, unknown_name
 
 if TYPE_CHECKING:
     from rl.config.load import Composed
@@ -71,13 +71,17 @@ def sft(argv: list[str]) -> int:
 def evaluate(argv: list[str]) -> int:
     """Score a model on the held-out prompts."""
     parser = _config_parser("evaluate", evaluate)
-    parser.add_argument("--model", type=Path, help="model folder or checkpoint; default: actor_config.load")
+    parser.add_argument("--model", help="model folder or checkpoint; short for actor_config.load=MODEL")
     arguments = parser.parse_intermixed_args(argv)
+    if arguments.model:
+        arguments.overrides.append(f"actor_config.load={arguments.model!r}")
     _log_to_terminal()
     config = _checked_config(arguments)
+    if not config.megatron_training.test_data_path:
+        raise ConfigError("megatron_training.test_data_path: must name held-out prompts, got nothing. Set a data file.")
     from rl import evaluate as page
 
-    page.main(config, _run_name(arguments), arguments.model or Path(config.actor_config.load))
+    page.main(config, _run_name(arguments), Path(config.actor_config.load))
     return 0
 
 

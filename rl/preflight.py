@@ -19,7 +19,8 @@ from rl.config.schema import Config, Device
 from rl.config.validate import find_problems
 from rl.data.prompts import drop_long_prompts, load_prompts
 from rl.data.templates import TEMPLATES
-from rl.errors import DataError, ModelError, RewardError, ToolError, unknown_name
+from rl.errors import CheckpointError, DataError, ModelError, RewardError, ToolError, unknown_name
+from rl.observability.run import find_checkpoint
 from rl.rewards.registry import load_rewards
 from rl.rollout.dialog import load_dialog
 from rl.tools.parsers import PARSERS
@@ -61,6 +62,7 @@ def preflight_sft(config: Config) -> None:
             *find_problems(config),
             *_name_problems(config),
             *_device_problems(config),
+            *_resume_problems(config),
             *_data_problems(config, is_strict=True),
             *_model_problems(config, is_strict=True),
             *_memory_problems(config, with_engine=False),
@@ -86,6 +88,7 @@ def inspect_run(config: Config, given: frozenset[str] = frozenset(), *, is_stric
     problems += _tool_problems(config, is_strict=is_strict)
     if is_strict:
         problems += _device_problems(config)
+        problems += _resume_problems(config)
         problems += _memory_problems(config, with_engine=True)
     problems += _data_problems(config, is_strict=is_strict)
     problems += _model_problems(config, is_strict=is_strict)
@@ -177,6 +180,14 @@ def _model_problems(config: Config, *, is_strict: bool) -> Iterator[Problem]:
                 load_dialog(config)
             except ModelError as failure:
                 yield error(str(failure))
+
+
+def _resume_problems(config: Config) -> Iterator[Problem]:
+    if config.megatron_training.resume:
+        try:
+            find_checkpoint(Path(config.megatron_training.resume))
+        except CheckpointError as failure:
+            yield error(str(failure))
 
 
 def _device_problems(config: Config) -> Iterator[Problem]:

@@ -8,6 +8,7 @@ import typing
 from difflib import SequenceMatcher, get_close_matches
 from enum import StrEnum
 from functools import cache
+from textwrap import shorten
 from typing import Any, TypeVar
 
 from rl.config import schema
@@ -183,11 +184,13 @@ def _plain(value: Any) -> Any:
 
 
 def _show(value: Any) -> str:
-    """A value and its kind, as in `'ten' (text)`."""
+    """A value and its kind, as in `'ten' (text)`; of a section or a long value only so much as identifies it."""
     if value is None:
         return "null"
-    kinds = {bool: "true or false", int: "integer", float: "number", str: "text", list: "list", dict: "section"}
-    return f"{value!r} ({kinds.get(type(value), type(value).__name__)})"
+    if isinstance(value, dict):
+        return f"a section with {', '.join(map(str, value)) or 'no keys'}"
+    kinds = {bool: "true or false", int: "integer", float: "number", str: "text", list: "list"}
+    return f"{shorten(repr(value), 60, placeholder=' ...')} ({kinds.get(type(value), type(value).__name__)})"
 
 
 def _example(kind: type, value: Any) -> str:

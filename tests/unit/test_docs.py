@@ -72,7 +72,7 @@ def test_page_names_keys_that_exist(path: Path) -> None:
 def test_page_names_commands_configurations_and_scripts_that_exist(path: Path) -> None:
     text = path.read_text()
     assert {name for name in COMMAND.findall(text) if name not in COMMANDS} == set()
-    names = {name for name in CONFIG_NAME.findall(text) if not name.rpartition("/")[2].isupper()}
+    names = {name for name in CONFIG_NAME.findall(text) if name[-1] != "/" and not name.rpartition("/")[2].isupper()}
     assert {name for name in names if not (ROOT / f"configs/{name}.yaml").is_file()} == set()
     assert {name for name in SCRIPT.findall(text) if not (ROOT / name).is_file()} == set()
 
