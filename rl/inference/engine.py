@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from vllm import AsyncEngineArgs, SamplingParams
+from vllm.exceptions import VLLMClientError
 from vllm.inputs.engine import tokens_input
 from vllm.outputs import RequestOutput
 from vllm.sampling_params import RequestOutputKind
@@ -19,6 +20,7 @@ from vllm.v1.engine.exceptions import EngineDeadError, EngineGenerateError
 
 from rl.config.schema import Config, Device
 from rl.errors import ModelError, RolloutError, WeightSyncError
+from rl.inference.output_tail import first_error, tail_of_output
 from rl.types import FinishReason, Generation, Sampling, WeightUpdate
 
 logger = logging.getLogger(__name__)
@@ -37,6 +39,7 @@ class VllmEngine:
     def __init__(self, llm: AsyncLLM, *, name: str, stop_token_ids: Sequence[int], on_cuda: bool) -> None:
         self.name = name
         self.policy_version = 0
+        self._broken_by: int | None = None
         self._llm = llm
         self._stop_token_ids = list(stop_token_ids)
         self._on_cuda = on_cuda
@@ -72,11 +75,7 @@ class VllmEngine:
         if not (model_folder / "config.json").is_file():
             raise ModelError(f"{model_folder}: no config.json there. Give a Hugging Face model folder.")
         on_cuda = _runs_on_cuda(config)
-        try:
-            arguments = _engine_arguments(config, model_folder, seed=seed, on_cuda=on_cuda)
-            llm = await asyncio.to_thread(_start, arguments)
-        except (RuntimeError, ValueError, OSError) as error:
-            raise _start_error(name, model_folder, error) from error
+        llm = await asyncio.to_thread(_start, config, model_folder, name=name, seed=seed, on_cuda=on_cuda)
         await llm.get_supported_tasks()  # cached from here on, so that `generate` submits without waiting
         return cls(llm, name=name, stop_token_ids=stop_token_ids, on_cuda=on_cuda)
 
@@ -85,44 +84,32 @@ class VllmEngine:
         request_id = f"{session_id}#{next(self._request_numbers)}"
         params = _sampling_params(sampling, self._stop_token_ids)
         await self._accepting.wait()
-        version = self.policy_version
-        output = None
+        if self._broken_by is not None:
+            raise RolloutError(f"{self.name}: its weights are broken since version {self._broken_by} did not load.")
+        version, final = self.policy_version, None
         try:
             async for output in self._llm.generate(tokens_input(token_ids), params, request_id):
-                pass
+                final = output
         except (EngineDeadError, EngineGenerateError) as error:
             raise self._died("generating", error) from error
-        except ValueError as error:
+        except VLLMClientError as error:
             raise RolloutError(f"{self.name}: refuses a request of {len(token_ids)} tokens, got '{error}'.") from error
-        assert output is not None, "vLLM ends every request with an output"
-        return _as_generation(output, version)
+        assert final is not None, "vLLM ends every request with an output"
+        return _as_generation(final, version)
 
     async def update_weights(self, update: WeightUpdate) -> None:
         """Replace the weights; see `rl.interfaces.Engine`.
 
         Requests in flight come back with `FinishReason.ABORT` and what they have; requests made meanwhile wait and run
-        under the new version. With `update.checksum` the loaded weights are read back and compared.
+        under the new version. With `update.checksum` the loaded weights are read back and compared. After a failure
+        the engine answers no request until another update succeeds.
         """
         async with self._updating:
             self._accepting.clear()
+            self._broken_by = update.version
             try:
-                await self._llm.pause_generation(mode="abort")
-                await self._llm.collective_rpc("load_published", args=(list(update.paths), update.version))
-                if not await self._llm.reset_prefix_cache():
-                    raise WeightSyncError(
-                        f"{self.name}: vLLM kept its prefix cache at version {update.version}, so old and new weights "
-                        "would mix. Set generate_config.enable_prefix_caching=false and report it."
-                    )
-                if update.checksum is not None:
-                    await self._verify(update)
-                self.policy_version = update.version
-                await self._llm.resume_generation()
-            except EngineDeadError as error:
-                raise self._died("loading weights", error) from error
-            except RuntimeError as error:  # how a failure inside a worker arrives
-                raise WeightSyncError(
-                    f"{self.name}: could not load version {update.version}, got '{error}'. See this engine's log."
-                ) from error
+                await self._replace_weights(update)
+                self.policy_version, self._broken_by = update.version, None
             finally:
                 self._accepting.set()
 
@@ -140,14 +127,34 @@ class VllmEngine:
         """End vLLM's processes; a second call does nothing."""
         await asyncio.to_thread(self._llm.shutdown, 5.0)
 
-    async def _verify(self, update: WeightUpdate) -> None:
-        checksums = await self._llm.collective_rpc("loaded_checksum")
-        if any(found != update.checksum for found in checksums):
+    async def _replace_weights(self, update: WeightUpdate) -> None:
+        await self._llm.pause_generation(mode="abort")
+        await self._call_workers("load_published", list(update.paths), update.version)
+        if not await self._llm.reset_prefix_cache():
             raise WeightSyncError(
-                f"{self.name}: the weights of version {update.version} did not arrive as sent: checksum {checksums[0]}, "
-                f"sent {update.checksum}. The exported names or values differ from what vLLM loaded; compare the "
-                "published file in shared memory with the model folder."
+                f"{self.name}: vLLM kept its prefix cache at version {update.version}, so old and new weights would "
+                "mix. Set generate_config.enable_prefix_caching=false and report it."
             )
+        if update.checksum is not None:
+            found = await self._call_workers("loaded_checksum")
+            if any(checksum != update.checksum for checksum in found):
+                raise WeightSyncError(
+                    f"{self.name}: the weights of version {update.version} did not arrive as they were sent, checksum "
+                    f"{found[0]}, sent {update.checksum}. Compare names and values in {', '.join(update.paths)} with "
+                    "the model folder: a tensor is missing, doubled or changed."
+                )
+        await self._llm.resume_generation()
+
+    async def _call_workers(self, method: str, *arguments: Any) -> list[Any]:
+        try:
+            results: list[Any] = await self._llm.collective_rpc(method, args=arguments)
+        except EngineDeadError as error:
+            raise self._died("loading weights", error) from error
+        except Exception as error:  # vLLM raises the bare class for whatever failed inside a worker
+            raise WeightSyncError(
+                f"{self.name}: a worker could not run {method}, got '{error}'. The traceback is in this engine's log."
+            ) from error
+        return results
 
     def _died(self, doing: str, error: Exception) -> RolloutError:
         return RolloutError(f"{self.name}: died while {doing}, got '{error}'. The cause is in this engine's log.")
@@ -176,7 +183,7 @@ def _engine_arguments(config: Config, model_folder: Path, *, seed: int, on_cuda:
         enforce_eager=generate.enforce_eager,
         enable_prefix_caching=generate.enable_prefix_caching,
         trust_remote_code=generate.trust_remote_code,
-        generation_config="vllm",  # ignores the folder's generation_config.json, whose top_p and top_k would bias training
+        generation_config="vllm",  # not the folder's, whose top_p and top_k would bias training
         logprobs_mode="processed_logprobs",
         worker_extension_cls=_WORKER_EXTENSION,
         disable_log_stats=True,
@@ -184,8 +191,23 @@ def _engine_arguments(config: Config, model_folder: Path, *, seed: int, on_cuda:
     )
 
 
-def _start(arguments: AsyncEngineArgs) -> AsyncLLM:
-    return AsyncLLM.from_engine_args(arguments)
+def _start(config: Config, model_folder: Path, *, name: str, seed: int, on_cuda: bool) -> AsyncLLM:
+    """Start vLLM's processes; blocks until the model is loaded."""
+    try:
+        arguments = _engine_arguments(config, model_folder, seed=seed, on_cuda=on_cuda)
+        vllm_config = arguments.create_engine_config()
+    except (ValueError, OSError, KeyError) as error:
+        raise ModelError(f"{model_folder}: vLLM cannot run this model, got '{error}'. Check the folder.") from error
+    with tail_of_output() as lines:
+        try:
+            return AsyncLLM.from_vllm_config(vllm_config, disable_log_stats=True)
+        except (RuntimeError, ValueError, OSError) as error:
+            failure = error
+    reason = first_error(lines) or str(failure)
+    raise RolloutError(
+        f"{name}: vLLM did not start with {model_folder}, got '{reason}'. If memory is short, lower generate_config."
+        f"{'gpu_memory_utilization' if on_cuda else 'kv_cache_memory_gb'}; the traceback is in this engine's log."
+    ) from failure
 
 
 def _sampling_params(sampling: Sampling, stop_token_ids: list[int]) -> SamplingParams:
@@ -220,7 +242,3 @@ def _as_generation(output: RequestOutput, version: int) -> Generation:
 def _runs_on_cuda(config: Config) -> bool:
     device = config.megatron_training.device
     return torch.cuda.is_available() if device is Device.AUTO else device is Device.CUDA
-
-
-def _start_error(name: str, model_folder: Path, error: Exception) -> RolloutError | ModelError:
-    return RolloutError(f"{name}: vLLM did not start with {model_folder}, got '{error}'.")

@@ -37,11 +37,23 @@ class WorkerExtension:
             version: The version they must have.
         """
         self.model_runner.reload_weights(weights_iterator=read_tensors(tuple(paths), version=version))
+        repack_tied_head(self.model_runner.get_model())
 
     def loaded_checksum(self) -> str:
         """The checksum of the weights the model computes with, under their Hugging Face names."""
         model = self.model_runner.get_model()
         return join_checksums(f"{tensor_digest(name, tensor):032x}" for name, tensor in read_back(model))
+
+
+def repack_tied_head(model: nn.Module) -> None:
+    """Make the packed copy of a tied output head anew from the embedding.
+
+    vLLM 0.32 does not on CPU: nothing of the checkpoint is loaded into a tied head, so its reload leaves out the head
+    and the engine goes on to compute logits with the old embedding.
+    """
+    head = getattr(model, "lm_head", None)
+    if model.config.tie_word_embeddings and hasattr(head, "cpu_linear"):
+        head.quant_method.process_weights_after_loading(head)
 
 
 @torch.no_grad()
@@ -125,8 +137,8 @@ def _vocabulary(layer: VocabParallelEmbedding, weight: Tensor) -> Tensor:
 def _check_tied(head: Tensor, embedding: Tensor | None) -> None:
     if embedding is not None and tensor_digest("tied", head) != tensor_digest("tied", embedding):
         raise WeightSyncError(
-            "engine: the tied output head computes with other weights than the embedding. This is a bug of the "
-            "engine's reload; run with rl_config.tie_word_embeddings untied or another vLLM version."
+            "lm_head.weight: the output head is tied, but computes with other weights than the embedding, so vLLM did "
+            "not reload it. Use the pinned vLLM version."
         )
 
 

@@ -94,7 +94,7 @@ def read_tensors(paths: tuple[str, ...], *, version: int) -> Iterator[tuple[str,
             found = (file.metadata() or {}).get("version")
             if found != str(version):
                 raise WeightSyncError(
-                    f"{path}: holds version {found}, not {version}. Publish only after every engine has loaded the last."
+                    f"{path}: holds version {found}, not {version}. Publish when all engines have loaded the last."
                 )
             for name in file.offset_keys():
                 if name in seen:

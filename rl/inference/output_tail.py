@@ -1,0 +1,63 @@
+"""What child processes print while they start, so that an error can give their reason instead of "see above"."""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+import threading
+from collections import deque
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+_MAX_LINES = 2000
+_ERROR_LINE = re.compile(r"\b((?:[A-Za-z_]\w*\.)*\w*(?:Error|Exception)): (.+)")
+_NO_REASON = re.compile(r"initialization failed|[Ss]ee (root cause|stack trace)|background process")
+
+
+@contextmanager
+def tail_of_output() -> Iterator[deque[str]]:
+    """Pass on standard output and error of children started inside, and collect their last lines.
+
+    The pipes stay open as long as such a child lives; this process writes to its own output again at the end.
+
+    Yields:
+        The lines so far, filled by background threads.
+    """
+    lines: deque[str] = deque(maxlen=_MAX_LINES)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    originals = {fd: os.dup(fd) for fd in (1, 2)}
+    pumps = []
+    for fd, original in originals.items():
+        source, sink = os.pipe()
+        os.dup2(sink, fd)
+        os.close(sink)
+        pump = threading.Thread(target=_pump, args=(source, original, lines), daemon=True, name="output-tail")
+        pump.start()
+        pumps.append(pump)
+    try:
+        yield lines
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        for fd, original in originals.items():
+            os.dup2(original, fd)
+        for pump in pumps:
+            pump.join(0.2)  # ends at once where no child is left
+
+
+def first_error(lines: deque[str]) -> str | None:
+    """The first line that names an exception with a reason of its own, as `Type: reason`."""
+    for line in list(lines):
+        match = _ERROR_LINE.search(line)
+        if match and not _NO_REASON.search(match[2]):
+            return f"{match[1]}: {match[2].strip()}"
+    return None
+
+
+def _pump(source: int, sink: int, lines: deque[str]) -> None:
+    with os.fdopen(source, "rb") as stream, os.fdopen(sink, "wb", buffering=0) as out:
+        for line in stream:
+            out.write(line)
+            lines.append(line.decode(errors="replace"))

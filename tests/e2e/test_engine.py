@@ -1,0 +1,212 @@
+"""The real engine, on a tiny random model in float32, against transformers."""
+
+import asyncio
+import os
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import psutil
+import pytest
+import pytest_asyncio
+import torch
+from transformers import AutoModelForCausalLM, PreTrainedModel
+
+from rl.config.schema import Config, Device
+from rl.errors import ModelError, RolloutError, WeightSyncError
+from rl.inference.engine import VllmEngine
+from rl.inference.environment import engine_environment
+from rl.types import FinishReason, Generation, Sampling, WeightUpdate
+from rl.weight_sync.shared_memory import publish
+from tests.engine_contract import check_engine
+from tests.tiny import make_tiny_model
+
+pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.timeout(200)]
+
+PROMPT = list(range(20, 60))
+MAX_MODEL_LEN = 512
+
+
+def tiny_config() -> Config:
+    config = Config()
+    config.megatron_training.device = Device.CPU
+    generate = config.generate_config
+    generate.dtype, generate.max_model_len, generate.max_num_seqs = "float32", MAX_MODEL_LEN, 16
+    generate.max_num_batched_tokens, generate.kv_cache_memory_gb = 1024, 0.25
+    return config
+
+
+@pytest.fixture(scope="module", autouse=True)
+def environment():
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in engine_environment(tiny_config(), tuple(sorted(os.sched_getaffinity(0)))).items():
+            patch.setenv(name, value)
+        yield
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    return make_tiny_model(tmp_path_factory.mktemp("tiny"), "qwen2", hidden_size=128, num_heads=4, tied=True)
+
+
+@pytest.fixture(scope="module")
+def reference(folder) -> PreTrainedModel:
+    return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def engine(folder) -> AsyncIterator[VllmEngine]:
+    engine = await VllmEngine.create(tiny_config(), model_folder=folder, replica=0, seed=1)
+    yield engine
+    await engine.shutdown()
+
+
+def tensors_of(model: PreTrainedModel) -> dict[str, torch.Tensor]:
+    return {name: tensor for name, tensor in model.state_dict().items() if name != "lm_head.weight"}
+
+
+@torch.no_grad()
+def greedy(model: PreTrainedModel, prompt: list[int], max_tokens: int) -> list[int]:
+    ids = list(prompt)
+    for _ in range(max_tokens):
+        ids.append(int(model(torch.tensor([ids])).logits[0, -1].argmax()))
+    return ids[len(prompt) :]
+
+
+@torch.no_grad()
+def logprobs(model: PreTrainedModel, prompt: list[int], sampled: list[int], temperature: float) -> torch.Tensor:
+    logits = model(torch.tensor([prompt + sampled])).logits[0, len(prompt) - 1 : -1]
+    return (logits / temperature).log_softmax(-1).gather(1, torch.tensor(sampled)[:, None])[:, 0]
+
+
+def assert_logprobs_agree(model: PreTrainedModel, prompt: list[int], result: Generation, temperature: float) -> None:
+    expected = logprobs(model, prompt, result.token_ids, temperature)
+    assert torch.allclose(torch.tensor(result.logprobs), expected, atol=1e-4, rtol=0)
+
+
+async def test_engine_greedy_equals_transformers(engine, reference):
+    result = await engine.generate(PROMPT, Sampling(0.0, 24), session_id="greedy")
+    assert result.token_ids == greedy(reference, PROMPT, 24)
+    assert_logprobs_agree(reference, PROMPT, result, 1.0)
+
+
+@pytest.mark.parametrize("temperature", [0.7, 1.0])
+async def test_engine_logprobs_are_of_the_distribution_sampled_from(engine, reference, temperature):
+    prompts = [[*PROMPT[i:], i] for i in range(8)]
+    sampling = [Sampling(temperature, 32, seed=i) for i in range(8)]
+    results = await asyncio.gather(
+        *(engine.generate(p, s, session_id=str(i)) for i, (p, s) in enumerate(zip(prompts, sampling, strict=True)))
+    )
+    for prompt, result in zip(prompts, results, strict=True):
+        assert_logprobs_agree(reference, prompt, result, temperature)
+
+
+async def test_engine_repeats_a_seeded_request_in_any_company(engine):
+    request = Sampling(1.0, 24, seed=7)
+    alone = await engine.generate(PROMPT, request, session_id="alone")
+    crowd = [engine.generate(PROMPT[i:], Sampling(1.0, 24, seed=i), session_id=f"crowd{i}") for i in range(7)]
+    together, *others = await asyncio.gather(engine.generate(PROMPT, request, session_id="s"), *crowd)
+    assert together.token_ids == alone.token_ids
+    assert others[0].token_ids != alone.token_ids
+
+
+async def test_engine_stops_at_a_stop_string_without_changing_tokens(engine, reference):
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(reference.config.name_or_path)
+    expected = greedy(reference, PROMPT, 12)
+    text = tokenizer.decode(expected[4:5])
+    first = next(i for i in range(12) if text in tokenizer.decode(expected[: i + 1]))
+    result = await engine.generate(PROMPT, Sampling(0.0, 12, stop=(text,)), session_id="stop")
+    assert result.token_ids == expected[: first + 1]
+    assert result.finish_reason is FinishReason.STOP
+
+
+async def test_engine_survives_more_prompt_tokens_than_one_pass_takes(engine):
+    """Seeded requests whose prompts would be cut kill vLLM 0.32 on CPU, unless prompts are never cut."""
+    prompts = [[10 + i] * 300 for i in range(8)]
+    results = await asyncio.gather(
+        *(engine.generate(p, Sampling(1.0, 4, seed=i), session_id=f"long{i}") for i, p in enumerate(prompts))
+    )
+    assert all(len(r.token_ids) == 4 for r in results)
+
+
+async def test_engine_refuses_a_prompt_that_is_too_long(engine):
+    with pytest.raises(RolloutError, match="refuses a request of 600 tokens"):
+        await engine.generate([5] * 600, Sampling(0.0, 4), session_id="too long")
+    assert (await engine.generate(PROMPT, Sampling(0.0, 4), session_id="after")).token_ids
+
+
+async def test_engine_keeps_the_contract(engine, reference, tmp_path):
+    async def publish_same(version: int) -> WeightUpdate:
+        shard = publish(iter(tensors_of(reference).items()), tmp_path, version=version)
+        return WeightUpdate(version, (str(shard.path),))
+
+    await check_engine(engine, publish_same)
+
+
+async def test_engine_computes_with_published_weights(engine, reference, tmp_path):
+    """The prefix cache of the old weights is gone too: the prompt is one the engine has seen."""
+    old = greedy(reference, PROMPT, 24)
+    await engine.generate(PROMPT, Sampling(0.0, 24), session_id="before")
+    torch.manual_seed(1)
+    with torch.no_grad():
+        for parameter in reference.parameters():
+            parameter.add_(torch.randn_like(parameter) * 0.05)
+    shard = publish(iter(tensors_of(reference).items()), tmp_path, version=4, with_checksum=True)
+    await engine.update_weights(WeightUpdate(4, (str(shard.path),), shard.checksum))
+    result = await engine.generate(PROMPT, Sampling(0.0, 24), session_id="after")
+    assert result.token_ids == greedy(reference, PROMPT, 24) != old
+    assert result.policy_version == 4
+    assert_logprobs_agree(reference, PROMPT, result, 1.0)
+
+
+async def test_engine_refuses_weights_that_differ_from_the_checksum(engine, reference, tmp_path):
+    sent = dict(tensors_of(reference))
+    shard = publish(iter(sent.items()), tmp_path, version=5, with_checksum=True)
+    name = "model.layers.1.self_attn.k_proj.weight"
+    sent[name] = sent[name].clone()
+    sent[name][3, 5] += 1e-4
+    changed = publish(iter(sent.items()), tmp_path, version=5)
+    with pytest.raises(WeightSyncError, match="version 5 did not arrive as they were sent"):
+        await engine.update_weights(WeightUpdate(5, (str(changed.path),), shard.checksum))
+    with pytest.raises(RolloutError, match="version 5 did not load"):
+        await engine.generate(PROMPT, Sampling(0.0, 4), session_id="broken")
+    shard = publish(iter(tensors_of(reference).items()), tmp_path, version=6, with_checksum=True)
+    await engine.update_weights(WeightUpdate(6, (str(shard.path),), shard.checksum))
+    assert (await engine.generate(PROMPT, Sampling(0.0, 4), session_id="mended")).policy_version == 6
+
+
+async def test_engine_names_a_stale_file(engine, reference, tmp_path):
+    shard = publish(iter(tensors_of(reference).items()), tmp_path, version=6)
+    with pytest.raises(WeightSyncError, match="holds version 6, not 7"):
+        await engine.update_weights(WeightUpdate(7, (str(shard.path),)))
+    await engine.update_weights(WeightUpdate(6, (str(shard.path),)))
+
+
+async def test_engine_reports_its_death_and_leaves_no_process(engine):
+    children = psutil.Process().children(recursive=True)
+    workers = [p for p in children if "resource_tracker" not in " ".join(p.cmdline())]
+    running = asyncio.ensure_future(engine.generate(PROMPT, Sampling(0.0, 400), session_id="dying"))
+    await asyncio.sleep(0)
+    workers[-1].kill()
+    with pytest.raises(RolloutError, match="died"):
+        await asyncio.wait_for(running, 60)
+        await engine.generate(PROMPT, Sampling(0.0, 400), session_id="dead")
+    await engine.shutdown()
+    _, alive = psutil.wait_procs(workers, timeout=10)
+    assert not alive
+
+
+async def test_engine_names_a_folder_without_a_model(tmp_path):
+    with pytest.raises(ModelError, match=r"no config\.json there"):
+        await VllmEngine.create(tiny_config(), model_folder=tmp_path, replica=0, seed=1)
+    (tmp_path / "config.json").write_text('{"model_type": "nothing-known"}')
+    with pytest.raises(ModelError, match="vLLM cannot run this model"):
+        await VllmEngine.create(tiny_config(), model_folder=tmp_path, replica=0, seed=1)
+
+
+async def test_engine_gives_the_reason_when_memory_is_short(folder):
+    config = tiny_config()
+    config.generate_config.kv_cache_memory_gb = 100_000.0
+    with pytest.raises(RolloutError, match="less than requested memory for kv"):
+        await VllmEngine.create(config, model_folder=folder, replica=0, seed=1)
