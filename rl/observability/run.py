@@ -50,7 +50,7 @@ class Run:
         self._trajectories = TrajectoryWriter(directory.trajectories)
         self._start = time.monotonic()
         self._completed = 0
-        self._tokens = 0.0
+        self._tokens = self._earlier_s = 0.0
 
     @classmethod
     @contextmanager
@@ -103,8 +103,10 @@ class Run:
             actor.load_checkpoint(checkpoint)
             rows.load_state_dict(state["data"])
             start_step = int(state["step"])
-            earlier = RunDirectory(checkpoint.parent.parent)
-            self.directory.adopt_history(earlier, start_step)
+            self.directory.adopt_history(RunDirectory(checkpoint.parent.parent), start_step)
+            history = self.directory.read_metrics()
+            self._tokens = sum(row.get("perf/total_num_tokens", 0.0) for row in history)
+            self._earlier_s = sum(row.get("timing_s/step", 0.0) for row in history)
             self.progress.note(f"resumed after step {start_step} from {checkpoint}")
         self._completed = start_step
         self.progress.begin(start_step)
@@ -201,7 +203,7 @@ class Run:
             {
                 "steps": self._completed,
                 "tokens": self._tokens,
-                "wall_s": round(wall_s, 3),
+                "wall_s": round(self._earlier_s + wall_s, 3),
                 "checkpoint": str(checkpoint) if checkpoint else None,
             }
         )

@@ -97,6 +97,7 @@ def test_resumed_run_goes_on_from_its_last_checkpoint(config: Config, tmp_path: 
     config.megatron_training.resume = str(tmp_path / "second")
     resumed = run_steps(config)
     assert [row["seen"] for row in resumed.directory.read_metrics()] == [11.0, 22.0, 33.0, 44.0]
+    assert json.loads(resumed.directory.summary_file.read_text())["tokens"] == 28.0
     assert [r["seen"] for r in whole.directory.read_metrics()] == [r["seen"] for r in resumed.directory.read_metrics()]
 
 
