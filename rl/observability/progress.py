@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from types import TracebackType
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TaskID, TextColumn
+from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn
 
 from rl.observability.log import console
 
@@ -22,6 +22,8 @@ _SHOWN = {
     "response_length/mean": "length {:.0f}",
 }
 """Metrics of a step's line, with their formats."""
+_ON_BAR = {name: _SHOWN[name] for name in ("critic/score/mean", "actor/loss")}
+"""Those that fit beside the bar in 80 columns."""
 _LINE_EVERY_S = 20.0
 """Seconds of silence in a pipe after which finished groups are told."""
 
@@ -42,20 +44,19 @@ class RunProgress:
         self._phase = "evaluation"  # before the first step there is nothing else that has groups
         self._bar = Progress(
             SpinnerColumn(),
-            TextColumn("step"),
-            MofNCompleteColumn(),
             BarColumn(bar_width=24),
+            TextColumn("{task.fields[step]}"),
             TextColumn("{task.fields[phase]}"),
             TextColumn("{task.fields[figures]}"),
             console=self._console,
             disable=not self._console.is_terminal,
         )
         self._task: TaskID | None = None
+        self._has_begun = False
 
     def __enter__(self) -> RunProgress:
         self._bar.start()
-        total = max(self._num_steps, 1)
-        self._task = self._bar.add_task("steps", total=total, completed=self._start_step, phase="starting", figures="")
+        self._task = self._bar.add_task("run", total=None, phase="starting", step="", figures="")
         return self
 
     def __exit__(
@@ -65,12 +66,14 @@ class RunProgress:
 
     def begin(self, start_step: int) -> None:
         """Restart the clock of the time left: what comes now are steps, no more preparation."""
-        self._start_step, self._start = start_step, time.monotonic()
-        self._update(completed=start_step)
+        self._start_step, self._start, self._has_begun = start_step, time.monotonic(), True
+        self._update(total=max(self._num_steps, 1), completed=start_step, step=self._count(start_step))
 
     def groups(self, done: int, wanted: int) -> None:
         """Show how many groups of the step are finished."""
         self._update(phase=f"{self._phase} {done}/{wanted}")
+        if not self._has_begun:  # an evaluation by itself
+            self._update(total=max(wanted, 1), completed=done)
         now = time.monotonic()
         if not self._console.is_terminal and now - self._last_line > _LINE_EVERY_S:
             self.note(f"{self._phase} {done}/{wanted}")
@@ -87,18 +90,19 @@ class RunProgress:
             completed: Steps done, from 1.
             metrics: The step's.
         """
-        figures = self._figures(completed, metrics)
-        self._update(completed=completed, figures=figures)
-        if not self._console.is_terminal:
-            self.note(f"step {completed}/{self._num_steps}  {figures}")
+        if self._console.is_terminal:
+            figures = self._figures(completed, metrics, _ON_BAR)
+            self._update(completed=completed, step=self._count(completed), figures=figures)
+        else:
+            self.note(f"{self._count(completed)}  {self._figures(completed, metrics, _SHOWN)}")
 
     def note(self, text: str) -> None:
         """Show a line that stays."""
         self._last_line = time.monotonic()
         self._console.print(text, soft_wrap=True, markup=False)
 
-    def _figures(self, completed: int, metrics: Mapping[str, float]) -> str:
-        shown = [form.format(metrics[name]) for name, form in _SHOWN.items() if name in metrics]
+    def _figures(self, completed: int, metrics: Mapping[str, float], formats: Mapping[str, str]) -> str:
+        shown = [form.format(metrics[name]) for name, form in formats.items() if name in metrics]
         step_s = metrics.get("perf/time_per_step", 0.0)
         if step_s > 0 and "perf/total_num_tokens" in metrics:
             shown.append(f"{metrics['perf/total_num_tokens'] / step_s:.0f} tokens/s")
@@ -106,6 +110,9 @@ class RunProgress:
         left = (time.monotonic() - self._start) / max(1, completed - self._start_step) * (self._num_steps - completed)
         shown.append(f"left {duration(left)}")
         return "  ".join(shown)
+
+    def _count(self, completed: int) -> str:
+        return f"step {completed}/{self._num_steps}"
 
     def _update(self, **fields: object) -> None:
         if self._task is not None:
