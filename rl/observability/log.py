@@ -21,12 +21,12 @@ def console() -> Console:
 
 
 def setup_logging(log_file: Path | None = None, *, level: int = logging.INFO) -> None:
-    """Log the project at `level` and libraries from WARNING on, to the terminal or standard error.
+    """Log the project at `level`, and of libraries only errors, to the terminal or standard error.
 
     Calling it again replaces what an earlier call set up.
 
     Args:
-        log_file: Takes every line too; its folder must be there.
+        log_file: Takes the same lines and the warnings of libraries; its folder must be there.
         level: Of the project's own loggers.
     """
     terminal: logging.Handler
@@ -36,6 +36,7 @@ def setup_logging(log_file: Path | None = None, *, level: int = logging.INFO) ->
     else:
         terminal = logging.StreamHandler()
         terminal.setFormatter(logging.Formatter(_FORMAT))
+    terminal.addFilter(lambda record: record.name.split(".")[0] == "rl" or record.levelno >= logging.ERROR)
     root = logging.getLogger()
     for handler in list(root.handlers):
         root.removeHandler(handler)
@@ -50,7 +51,7 @@ def setup_logging(log_file: Path | None = None, *, level: int = logging.INFO) ->
     for name in _QUIET:
         logging.getLogger(name).setLevel(logging.ERROR)
     logging.captureWarnings(True)
-    warnings.filterwarnings("once")
+    warnings.filterwarnings("default")
 
 
 def warn_once(logger: logging.Logger, message: str, *args: object) -> None:

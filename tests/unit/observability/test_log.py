@@ -1,0 +1,44 @@
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from rl.observability.log import setup_logging, warn_once
+
+
+@pytest.fixture(autouse=True)
+def _restore_logging() -> Iterator[None]:
+    root = logging.getLogger()
+    before = list(root.handlers), root.level
+    yield
+    root.handlers[:], root.level = before
+    logging.captureWarnings(False)
+
+
+def test_terminal_shows_the_project_and_the_errors_of_libraries(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with warnings.catch_warnings():
+        setup_logging(tmp_path / "driver.log")
+        logging.getLogger("rl.train").info("ours")
+        logging.getLogger("vllm.x").warning("theirs")
+        logging.getLogger("vllm.x").error("broken")
+        warnings.warn("outdated", UserWarning, stacklevel=1)
+    shown = capsys.readouterr().err
+    assert "ours" in shown
+    assert "broken" in shown
+    assert "theirs" not in shown
+    assert "outdated" not in shown
+    kept = (tmp_path / "driver.log").read_text()
+    assert all(word in kept for word in ("ours", "theirs", "broken", "outdated"))
+
+
+def test_warn_once_says_each_text_once(caplog: pytest.LogCaptureFixture) -> None:
+    logger = logging.getLogger("rl.test_warn_once")
+    for number in (1, 2, 1):
+        warn_once(logger, "reward failed: %d", number)
+    assert [record.getMessage() for record in caplog.records] == ["reward failed: 1", "reward failed: 2"]
