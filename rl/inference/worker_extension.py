@@ -51,7 +51,7 @@ def repack_tied_head(model: nn.Module) -> None:
     vLLM 0.32 does not on CPU: nothing of the checkpoint is loaded into a tied head, so its reload leaves out the head
     and the engine goes on to compute logits with the old embedding.
     """
-    head = getattr(model, "lm_head", None)
+    head: Any = getattr(model, "lm_head", None)
     if model.config.tie_word_embeddings and hasattr(head, "cpu_linear"):
         head.quant_method.process_weights_after_loading(head)
 
