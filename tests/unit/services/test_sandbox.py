@@ -92,6 +92,14 @@ def test_bytes_that_are_not_utf8_are_replaced(post):
     assert post("import os; os.write(1, b'a\\xffb')")["run_result"]["stdout"] == "a�b"
 
 
+def test_scientific_libraries_are_imported_before_the_fork(post):
+    code = "import numpy, sympy, sys\nprint(sympy.sqrt(8), numpy.arange(3).sum(), __name__)"
+    post(code, run_timeout=30)  # starts the interpreter that has them
+    answer = post(code)
+    assert answer["run_result"]["stdout"] == "2*sqrt(2) 3 __main__\n"
+    assert answer["run_result"]["execution_time"] < 0.5
+
+
 def test_stdin_files_and_fetch_files_work(post):
     code = "import sub.helper\nprint(input(), open('data.txt').read())\nopen('sub/out.bin', 'wb').write(b'\\x00\\x01')"
     answer = post(
