@@ -161,7 +161,8 @@ async def _serve(
         logger.warning(
             "sandbox: this machine does not allow the isolation of %s; programs run without it", ", ".join(missing)
         )
-    runner = web.AppRunner(SandboxServer(pool, max_queue).application(), access_log=None, shutdown_timeout=1.0)
+    application = SandboxServer(pool, max_queue).application()
+    runner = web.AppRunner(application, access_log=None, shutdown_timeout=1.0, handler_cancellation=True)
     try:
         await runner.setup()
         await web.SockSite(runner, listener).start()

@@ -158,6 +158,16 @@ def test_many_programs_at_once_are_all_answered_right(post):
     assert list(outputs) == [f"{i**2}\n" for i in range(48)]
 
 
+def test_a_client_that_goes_away_frees_its_worker(sandbox, post):
+    body = json.dumps({"code": "import time; time.sleep(30)", "language": "python", "run_timeout": 40}).encode()
+    request = urllib.request.Request(sandbox.url, body, {"Content-Type": "application/json"})
+    for _ in range(4):  # as many as there are workers
+        with pytest.raises(TimeoutError):
+            urllib.request.urlopen(request, timeout=0.1)
+    assert post("print(1)")["run_result"]["stdout"] == "1\n"
+    assert sandbox.health()["in_flight"] == 0
+
+
 def test_health_and_metrics_tell_what_happened(sandbox, post):
     post("print(1)")
     health = sandbox.health()
