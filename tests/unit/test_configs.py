@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
 import yaml
 
-from rl.config.build import build_section
+from rl.config.build import build_section, key_paths
 from rl.config.load import compose_config, default_config_dir, load_dataset_config
 from rl.config.problems import Problem, Severity
-from rl.config.schema import ModelConfig
+from rl.config.schema import Config, DatasetConfig, ModelConfig
 from rl.preflight import inspect_run
 from rl.tools.registry import load_toolbox
 
@@ -61,3 +62,14 @@ def test_every_yaml_is_covered_by_a_test_above() -> None:
     known = {"", "base", "model", "tools", "datasets"}
     folders = {str(path.parent.relative_to(CONFIGS)).replace(".", "") for path in CONFIGS.rglob("*.y*ml")}
     assert folders <= known
+
+
+def test_every_key_is_read_by_some_code() -> None:
+    code = "\n".join(path.read_text() for path in (CONFIGS.parent / "rl").rglob("*.py") if path.parent.name != "config")
+    read = set(re.findall(r"\.([a-z][a-z0-9_]*)", code))
+    names_by_section = {path: path.rpartition(".")[2] for cls in (Config, DatasetConfig) for path in key_paths(cls)}
+    unread = {path for path, name in names_by_section.items() if name not in read and not path.startswith("model.")}
+    assert unread == {
+        "rl_config.async_engine",  # must be true with multi_turn_enable, and a warning says what false does
+        "generate_config.sampling_config.detokenize",  # MindSpeed-RL's, described as accepted
+    }
