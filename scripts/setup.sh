@@ -20,7 +20,7 @@ fi
 command -v "$PYTHON" >/dev/null \
     || fail "$PYTHON: not found. Install Python 3.11, or name one: PYTHON=/path/to/python3.11 bash scripts/setup.sh"
 "$PYTHON" -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' 2>/dev/null \
-    || fail "$PYTHON: must be Python 3.11, got $("$PYTHON" --version 2>&1 || true). Name another: PYTHON=/path/to/python3.11"
+    || fail "$PYTHON: must be Python 3.11, got $("$PYTHON" --version 2>&1 | head -n 1). Name another: PYTHON=/path/to/python3.11"
 "$PYTHON" -c 'import ensurepip, venv' 2>/dev/null \
     || fail "$PYTHON: has no venv module. Install it (Debian and Ubuntu: apt install python3.11-venv)."
 command -v g++ >/dev/null || command -v c++ >/dev/null \

@@ -16,7 +16,7 @@ from tests.unit.observability.examples import make_group
 ROOT = Path(__file__).parents[3]
 METRIC = re.compile(
     r"(actor|critic|num_turns|perf|prompt_length|response_length|reward|rollout|rollout_corr|stop_reason|timing_s"
-    r"|tool_call_counts|tools|training|val-aux|val-core)(/[\w<>-]+)+(@\d+)?"
+    r"|tool_call_counts|tools|training|val-aux|val-core)(/[\w<>-]*[\w>])+(?<!_)(@\d+)?"
 )
 FAMILIES = ("critic/score", "critic/rewards", "critic/advantages")
 """Literals that are only the front of mean, max and min."""
