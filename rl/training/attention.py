@@ -15,6 +15,7 @@ from megatron.core.packed_seq_params import PackedSeqParams
 from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.nn.attention.varlen import varlen_attn
 
 
 @dataclass
@@ -107,10 +108,12 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
 
 def _attend_cuda(query: Tensor, key: Tensor, value: Tensor, packed: PackedSequences) -> Tensor:
-    from torch.nn.attention.varlen import varlen_attn  # needs a CUDA build
-
     if query.dtype == torch.float32:  # flash attention has no float32 kernel
         return _attend_cpu(query, key, value, packed)
+    # Not every torch that ships `varlen_attn` has grouped-query attention in it.
+    repeats = query.shape[1] // key.shape[1]
+    if repeats > 1:
+        key, value = key.repeat_interleave(repeats, dim=1), value.repeat_interleave(repeats, dim=1)
     return varlen_attn(
         query,
         key,
@@ -119,8 +122,7 @@ def _attend_cuda(query: Tensor, key: Tensor, value: Tensor, packed: PackedSequen
         packed.cu_seqlens_kv,
         packed.max_seqlen_q,
         packed.max_seqlen_kv,
-        window_size=(-1, 0),
-        enable_gqa=key.shape[1] != query.shape[1],
+        window_size=(-1, 0),  # causal
     )
 
 

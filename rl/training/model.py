@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from megatron.core.fusions.fused_bias_dropout import get_bias_dropout_add
 from megatron.core.models.gpt import GPTModel
 from megatron.core.tensor_parallel import ColumnParallelLinear, RowParallelLinear
@@ -42,7 +43,8 @@ def load_hf_config(folder: Path | str) -> Any:
         The transformers config; its `name_or_path` is the folder.
 
     Raises:
-        ModelError: The folder or its config.json is missing or malformed, or the family is not supported.
+        ModelError: The folder or its config.json is missing or malformed, or the family or its rotary scaling is not
+            supported.
     """
     path = Path(folder) / "config.json"
     if not path.is_file():
@@ -53,8 +55,12 @@ def load_hf_config(folder: Path | str) -> Any:
         raise ModelError(f"{path}: not a JSON object ({error}). Fetch the model again.") from error
     if model_type not in FAMILIES:
         raise ModelError(unknown_name(f"{path}: model_type", str(model_type), FAMILIES))
-    hf_config = AutoConfig.from_pretrained(folder, local_files_only=True)
+    try:
+        hf_config = AutoConfig.from_pretrained(folder, local_files_only=True)
+    except StrictDataclassError as error:
+        raise ModelError(f"{path}: not a valid config ({error}). Fetch the model again.") from error
     family_of(hf_config)
+    _rope_frequencies(hf_config)
     return hf_config
 
 
@@ -70,7 +76,7 @@ def build_model(hf_config: Any, *, config: Config, parallel: ParallelState) -> l
         One chunk, or `vpp_size` of them, on `parallel.device`.
 
     Raises:
-        ModelError: The parallel sizes do not divide the heads or the layers, or the rotary scaling is not supported.
+        ModelError: The parallel sizes do not divide the heads or the layers.
     """
     _check_divisible(hf_config, parallel)
     megatron_config = transformer_config(hf_config, config=config, parallel=parallel)

@@ -39,6 +39,8 @@ def test_load_hf_config_of_an_unsupported_family_lists_the_supported(tmp_path: P
     [
         ({"attention_bias": True}, "attention_bias: not supported"),
         ({"hidden_act": "gelu"}, "only silu is supported, got 'gelu'"),
+        ({"num_key_value_heads": 3}, "must divide num_attention_heads 4, got 3"),
+        ({"hidden_size": "wide"}, "not a valid config"),
     ],
 )
 def test_load_hf_config_refuses_what_the_family_does_not_have(
@@ -49,12 +51,12 @@ def test_load_hf_config_refuses_what_the_family_does_not_have(
         load_hf_config(tmp_path)
 
 
-def test_build_model_refuses_rope_that_depends_on_the_length(parallel: ParallelState, tmp_path: Path) -> None:
+def test_load_hf_config_refuses_rope_that_depends_on_the_length(tmp_path: Path) -> None:
     folder = make_tiny_model(
         tmp_path, "llama", rope_parameters={"rope_type": "dynamic", "rope_theta": 10000.0, "factor": 2.0}
     )
     with pytest.raises(ModelError, match="unknown name 'dynamic'"):
-        build_model(load_hf_config(folder), config=float32_config(), parallel=parallel)
+        load_hf_config(folder)
 
 
 @pytest.mark.parametrize(
