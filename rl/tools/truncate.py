@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 _MARKERS = {"left": "...(truncated)", "right": "(truncated)...", "middle": "...(truncated)..."}
+_WINDOW_CHARACTERS = 16
 
 
 def truncate_tokens(text: str, tokenizer: Any, max_tokens: int, side: str) -> tuple[str, bool]:
@@ -15,7 +16,7 @@ def truncate_tokens(text: str, tokenizer: Any, max_tokens: int, side: str) -> tu
     Args:
         text: The tool result.
         tokenizer: A fast tokenizer, which knows the characters that each token covers.
-        max_tokens: At least 1; holds for the returned text, encoded by itself without special tokens.
+        max_tokens: At least 0; holds for the returned text encoded by itself, special tokens spelled out in it as text.
         side: The part that is kept: `left`, `right`, or both ends for `middle`.
 
     Returns:
@@ -23,8 +24,8 @@ def truncate_tokens(text: str, tokenizer: Any, max_tokens: int, side: str) -> tu
     """
     if len(text.encode("utf-8", "surrogatepass")) <= max_tokens:
         return text, False  # a token covers at least one byte
-    encoding = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
-    offsets = encoding["offset_mapping"]
+    text = _shorten(text, tokenizer, max_tokens)
+    offsets = _encode(text, tokenizer, return_offsets_mapping=True)["offset_mapping"]
     if len(offsets) <= max_tokens:
         return text, False
     marker = _MARKERS[side]
@@ -38,6 +39,15 @@ def truncate_tokens(text: str, tokenizer: Any, max_tokens: int, side: str) -> tu
             return cut, True
         budget -= excess  # tokens at the seams merge differently; give up as many as are too many
     return "", True
+
+
+def _shorten(text: str, tokenizer: Any, max_tokens: int) -> str:
+    """Leave out the middle of a very long text, where either end alone has more tokens than can be kept."""
+    window = _WINDOW_CHARACTERS * max_tokens
+    if len(text) <= 4 * window:
+        return text
+    head, tail = text[:window], text[-window:]
+    return head + tail if min(_count(tokenizer, head), _count(tokenizer, tail)) > max_tokens + 1 else text
 
 
 def _cut(text: str, offsets: list[tuple[int, int]], budget: int, side: str, marker: str) -> str:
@@ -56,4 +66,9 @@ def _cut(text: str, offsets: list[tuple[int, int]], budget: int, side: str, mark
 
 
 def _count(tokenizer: Any, text: str) -> int:
-    return len(tokenizer(text, add_special_tokens=False)["input_ids"])
+    return len(_encode(text, tokenizer)["input_ids"])
+
+
+def _encode(text: str, tokenizer: Any, **options: bool) -> Any:
+    """Encode as plain text; the renderer takes special tokens that a result spells out as text too."""
+    return tokenizer(text, add_special_tokens=False, split_special_tokens=True, verbose=False, **options)

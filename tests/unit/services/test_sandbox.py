@@ -5,6 +5,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 import urllib.request
 from concurrent.futures import ThreadPoolExecutor
@@ -231,12 +232,12 @@ def test_the_embedded_sandbox_leaves_no_process_and_no_file():
     sandbox = EmbeddedSandbox(workers=1)
     children = Path(f"/proc/{sandbox.pid}/stat").exists()
     post_json(sandbox.url, json.dumps({"code": "open('a', 'w')", "language": "python"}).encode(), 200)
-    before = set(Path("/tmp").glob("turnwise-sandbox-*"))
+    before = set(Path(tempfile.gettempdir()).glob("turnwise-sandbox-*"))
     sandbox.close()
     sandbox.close()
     assert children
     assert not Path(f"/proc/{sandbox.pid}").exists()
-    assert len(before - set(Path("/tmp").glob("turnwise-sandbox-*"))) >= 1
+    assert len(before - set(Path(tempfile.gettempdir()).glob("turnwise-sandbox-*"))) >= 1
 
 
 def test_an_interpreter_that_died_is_replaced(post):

@@ -2,11 +2,15 @@
 
 import os
 import socket
+import subprocess
+import sys
 import time
 import uuid
 from pathlib import Path
 
 import pytest
+
+ROOT = Path(__file__).resolve().parents[3]
 
 
 def run(post, code, **fields):
@@ -53,6 +57,25 @@ def test_a_daemon_dies_at_the_deadline_of_its_program(post):
     code = f"(setsid bash -c 'exec -a {mark} sleep 60' &) ; sleep 60"
     assert run(post, code, language="bash", run_timeout=0.5)["status"] == "TimeLimitExceeded"
     assert processes_with(mark) == []
+
+
+def test_descendants_are_killed_without_a_pid_namespace():
+    program = (
+        "import os, time\n"
+        "from rl.services import zygote\n"
+        "zygote._prctl(zygote._PR_SET_CHILD_SUBREAPER, 1)\n"
+        "if os.fork() == 0:\n"
+        "    os.setsid()\n"
+        "    for _ in range(3):\n"
+        "        if os.fork() == 0: time.sleep(60); os._exit(0)\n"
+        "    os._exit(0)\n"
+        "time.sleep(0.2)\n"
+        "zygote._kill_descendants()\n"
+        "try: os.waitpid(-1, 0)\n"
+        "except ChildProcessError: print('none left')"
+    )
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=20)
+    assert (done.stdout, done.stderr) == ("none left\n", "")
 
 
 def test_a_daemon_that_holds_the_output_does_not_delay_the_answer(post):

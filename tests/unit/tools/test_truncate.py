@@ -1,3 +1,5 @@
+import copy
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -50,6 +52,23 @@ def test_truncate_tokens_drops_the_marker_where_it_does_not_fit(bytewise):
     assert truncate_tokens("0123456789", bytewise, 3, "left") == ("012", True)
     assert truncate_tokens("0123456789", bytewise, 3, "right") == ("789", True)
     assert truncate_tokens("0123456789", bytewise, 3, "middle") == ("019", True)
+
+
+def test_truncate_tokens_is_the_same_for_very_long_texts(bytewise):
+    text = "0123456789" + "x" * 100_000 + "0123456789"
+    assert truncate_tokens(text, bytewise, 21, "middle") == ("01...(truncated)...89", True)
+    assert truncate_tokens(text, bytewise, 21, "right") == ("(truncated)...3456789", True)
+
+
+def test_truncate_tokens_to_nothing(bytewise):
+    assert truncate_tokens("abc", bytewise, 0, "middle") == ("", True)
+    assert truncate_tokens("", bytewise, 0, "middle") == ("", False)
+
+
+def test_truncate_tokens_counts_special_tokens_as_the_text_they_are(bytewise):
+    tokenizer = copy.deepcopy(bytewise)
+    tokenizer.add_special_tokens({"eos_token": "<|im_end|>"})
+    assert truncate_tokens("<|im_end|>" * 2, tokenizer, 9, "left") == ("<|im_end|", True)
 
 
 def test_truncate_tokens_never_splits_a_character(bytewise):
