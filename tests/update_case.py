@@ -11,7 +11,8 @@ from transformers import AutoModelForCausalLM
 from rl.config.schema import Config, Device
 from rl.types import MicroBatch, MiniBatch, Sample
 
-VOCAB_SIZE = 512
+VOCAB_SIZE = 500
+"""Token ids stay below it; models may have more words."""
 
 
 def update_config(model_folder: Path, **actor: object) -> Config:

@@ -25,8 +25,6 @@ from rl.types import MicroBatch
 
 logger = logging.getLogger(__name__)
 
-_ROLLOUT_METRICS = "training/rollout_probs_diff_"
-
 
 class Actor:
     """One rank of the actor (`rl.interfaces.Actor`), usable from a script, alone or under torchrun.
@@ -121,8 +119,8 @@ class Actor:
 
         Returns:
             Metrics of the whole mini-batch, the same on every rank: those of
-            `rl.training.step.accumulate_gradients`, `actor/grad_norm` (before clipping), `actor/lr`,
-            `actor/skipped_steps`.
+            `rl.training.step.accumulate_gradients` (of `sft`: `actor/loss`, nats per token, and `actor/entropy`),
+            `actor/grad_norm` (before clipping), `actor/lr`, `actor/skipped_steps`.
         """
         assert self.optimizer is not None, "a reference has no optimizer"
         self.onload()
@@ -132,7 +130,7 @@ class Actor:
         if result.is_skipped:
             logger.warning("optimizer step skipped: the gradient norm is %s", result.grad_norm)
         if self.loss == "sft":
-            metrics = {k: v for k, v in metrics.items() if not k.startswith(_ROLLOUT_METRICS)}
+            metrics = {"actor/loss": metrics["actor/pg_loss"], "actor/entropy": metrics["actor/entropy"]}
         metrics["actor/grad_norm"] = result.grad_norm
         metrics["actor/lr"] = result.lr
         metrics["actor/skipped_steps"] = float(result.is_skipped)

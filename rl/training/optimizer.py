@@ -13,6 +13,12 @@ from megatron.core.optimizer import USING_PYTORCH_OPTIMIZER, OptimizerConfig, ge
 from megatron.core.optimizer.clip_grads import clip_grad_by_total_norm_fp32
 from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
 from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler
+from megatron.core.tensor_parallel import (
+    ColumnParallelLinear,
+    RowParallelLinear,
+    VocabParallelEmbedding,
+    set_tensor_model_parallel_attributes,
+)
 from torch import Tensor, nn
 
 from rl.config.schema import Config
@@ -50,6 +56,7 @@ def wrap_chunks(chunks: list[Any], config: Config) -> list[Any]:
     for index, chunk in enumerate(chunks):
         assert chunk.config.calculate_per_token_loss, "otherwise Megatron averages gradients over ranks"
         chunk.config.finalize_model_grads_func = finalize_model_grads
+        _mark_sharded(chunk)
         wrapped.append(DistributedDataParallel(chunk.config, ddp_config, chunk, disable_bucketing=index > 0))
     return wrapped
 
@@ -187,6 +194,20 @@ class PolicyOptimizer:
         span = self.megatron._get_model_param_range_map(parameter)["param"]
         group, order = self.megatron.model_param_group_index_map[parameter]
         return self.megatron.optimizer.param_groups[group]["params"][order], span.start, span.end
+
+
+def _mark_sharded(chunk: nn.Module) -> None:
+    """Say which parameters are split over tensor-parallel ranks.
+
+    Megatron says so itself only where it initializes weights; without the mark it takes every shard but the first
+    rank's for a repetition, and leaves it out of the gradient norm.
+    """
+    for module in chunk.modules():
+        if isinstance(module, ColumnParallelLinear | RowParallelLinear | VocabParallelEmbedding):
+            weight = module.weight
+            if weight is not None and not hasattr(weight, "tensor_model_parallel"):
+                dim = 1 if isinstance(module, RowParallelLinear) else 0
+                set_tensor_model_parallel_attributes(weight, is_parallel=True, dim=dim, stride=1)
 
 
 def _optimizer_config(config: Config) -> OptimizerConfig:

@@ -1,0 +1,118 @@
+"""Parallel layouts, and what each rank of them does: three updates, log-probs, export, save and load."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from rl.config.schema import Config
+from rl.data.packing import pack_samples, packing_layout
+from rl.training.actor import Actor
+from rl.types import MicroBatch, MiniBatch
+from tests.update_case import update_config, update_samples, with_logprobs
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Ranks [first_rank, first_rank + world_size) of the test's four processes form one actor."""
+
+    name: str
+    model: str
+    tp: int = 1
+    pp: int = 1
+    dp: int = 1
+    first_rank: int = 0
+    sequence_parallel: bool = False
+    recompute: str = "none"
+    is_distributed: bool = True
+
+    @property
+    def world_size(self) -> int:
+        return self.tp * self.pp * self.dp
+
+    def config(self, folder: Path) -> Config:
+        config = update_config(
+            folder / self.model,
+            tensor_model_parallel_size=self.tp,
+            pipeline_model_parallel_size=self.pp,
+            recompute_granularity=self.recompute,
+        )
+        config.megatron_training.sequence_parallel = self.sequence_parallel
+        config.megatron_training.use_distributed_optimizer = self.is_distributed
+        return config
+
+
+TIED, UNTIED = "qwen3-tied", "qwen2-untied"
+"""qwen3: norms on query and key, and 509 words, which two ranks do not divide. qwen2: biases."""
+
+PHASES: tuple[tuple[Layout, ...], ...] = (
+    (Layout("tp2", TIED, tp=2), Layout("pp2", TIED, pp=2, first_rank=2)),
+    (Layout("dp2", TIED, dp=2), Layout("tp2-sequence", TIED, tp=2, sequence_parallel=True, first_rank=2)),
+    (Layout("tp2-pp2", TIED, tp=2, pp=2),),
+    (Layout("tp2-pp2-untied", UNTIED, tp=2, pp=2, sequence_parallel=True, recompute="full"),),
+    (Layout("pp2-dp2", UNTIED, pp=2, dp=2),),
+    (Layout("tp2-dp2", UNTIED, tp=2, dp=2, is_distributed=False),),
+)
+"""Layouts of one phase run side by side."""
+
+LAYOUTS = {layout.name: layout for phase in PHASES for layout in phase}
+
+
+@dataclass
+class Outcome:
+    """What one rank saw."""
+
+    metrics: list[dict[str, float]]
+    """Of three updates."""
+    logprobs: dict[tuple[int, ...], Tensor]
+    """After them, by the sequence's token ids; this rank's share."""
+    weights: dict[str, Tensor]
+    """After them, under Hugging Face names; of this rank's stage."""
+    resumed: dict[str, float]
+    """Of the fourth update, after loading the checkpoint of the run in one process."""
+
+
+def run_layouts(rank: int, folder: Path) -> None:
+    """What each of the four processes does."""
+    torch.set_num_threads(1)
+    for phase in PHASES:
+        for layout in phase:
+            place = rank - layout.first_rank
+            if 0 <= place < layout.world_size:
+                meeting = folder / f"{layout.name}.rendezvous"
+                outcome = run_layout(layout, folder, rank=place, init_method=f"file://{meeting}")
+                torch.save(outcome, folder / f"{layout.name}.{place}.pt")
+
+
+def run_layout(layout: Layout, folder: Path, *, rank: int, init_method: str | None) -> Outcome:
+    """Train three steps, save; then load the checkpoint of one process and train a fourth."""
+    config = layout.config(folder)
+    with Actor(config, rank=rank, world_size=layout.world_size, init_method=init_method, num_threads=1) as actor:
+        micros = mini_batch(config, layout.dp).micro_batches[actor.parallel.dp_rank]
+        metrics = [actor.update(micros) for _ in range(3)]
+        logprobs = by_sequence(micros, actor.compute_logprobs(micros))
+        weights = {name: tensor.clone() for name, tensor in actor.export_hf_weights()}
+        actor.save_checkpoint(folder / f"{layout.name}.checkpoint")
+        alone = folder / f"{layout.model}.checkpoint"
+        actor.load_checkpoint(alone if alone.exists() else folder / f"{layout.name}.checkpoint")
+        return Outcome(metrics, logprobs, weights, resumed=actor.update(micros))
+
+
+def mini_batch(config: Config, num_data_parallel: int) -> MiniBatch:
+    """The samples of the test as one mini-batch."""
+    (only,) = pack_samples(update_samples(), packing_layout(config, num_data_parallel=num_data_parallel)).mini_batches
+    return with_logprobs(only)
+
+
+def by_sequence(micros: list[MicroBatch], logprobs: list[Tensor]) -> dict[tuple[int, ...], Tensor]:
+    """Log-probs of each sequence that has any."""
+    found = {}
+    for micro, values in zip(micros, logprobs, strict=True):
+        for start, end in pairwise(micro.cu_seqlens.tolist()):
+            if bool(micro.loss_mask[start:end].any()):
+                found[tuple(micro.token_ids[start:end].tolist())] = values[start:end]
+    return found

@@ -1,0 +1,111 @@
+"""Every parallel layout against one process: the same metrics, log-probs, parameters and checkpoints."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import torch
+import torch.multiprocessing
+from torch import Tensor
+
+from rl.training.actor import Actor
+from tests.distributed.layouts import LAYOUTS, TIED, UNTIED, Layout, Outcome, mini_batch, run_layout, run_layouts
+from tests.tiny import make_tiny_model
+
+_DEADLINE_S = 240.0
+
+
+@dataclass
+class Results:
+    folder: Path
+    alone: dict[str, Outcome]
+    """By model, in one process."""
+
+    def ranks(self, layout: Layout) -> list[Outcome]:
+        return [
+            torch.load(self.folder / f"{layout.name}.{rank}.pt", weights_only=False)
+            for rank in range(layout.world_size)
+        ]
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory: pytest.TempPathFactory) -> Results:
+    """One spawn of four processes for all layouts; the reference runs here."""
+    folder = tmp_path_factory.mktemp("layouts")
+    make_tiny_model(folder / TIED, "qwen3", tied=True, vocab_size=509, num_layers=2)
+    make_tiny_model(folder / UNTIED, "qwen2-untied", num_layers=4)
+    num_threads = torch.get_num_threads()
+    alone = {}
+    for model in (TIED, UNTIED):
+        alone[model] = run_layout(Layout(model, model), folder, rank=0, init_method=None)
+    torch.set_num_threads(num_threads)
+    context = torch.multiprocessing.spawn(run_layouts, args=(folder,), nprocs=4, join=False)
+    deadline = time.monotonic() + _DEADLINE_S
+    try:
+        while not context.join(timeout=5):
+            assert time.monotonic() < deadline, "some rank did not end"
+    finally:
+        for process in context.processes:
+            process.kill()
+    return Results(folder, alone)
+
+
+@pytest.fixture(params=list(LAYOUTS))
+def layout(request: pytest.FixtureRequest) -> Layout:
+    return LAYOUTS[request.param]
+
+
+def test_metrics_of_every_rank_equal_those_of_one_process(results: Results, layout: Layout):
+    expected = results.alone[layout.model].metrics
+    for outcome in results.ranks(layout):
+        for one, other in zip(outcome.metrics, expected, strict=True):
+            assert one == pytest.approx(other, rel=1e-4, abs=1e-6)
+
+
+def test_logprobs_equal_those_of_one_process(results: Results, layout: Layout):
+    expected = results.alone[layout.model].logprobs
+    seen: set[tuple[int, ...]] = set()
+    for outcome in results.ranks(layout):
+        for sequence, logprobs in outcome.logprobs.items():
+            torch.testing.assert_close(logprobs, expected[sequence], atol=2e-4, rtol=0)
+        seen |= outcome.logprobs.keys()
+    assert seen == expected.keys()
+
+
+def test_parameters_after_three_steps_equal_those_of_one_process(results: Results, layout: Layout):
+    joined: dict[str, Tensor] = {}
+    for outcome in results.ranks(layout):
+        joined |= outcome.weights
+    _assert_close(joined, results.alone[layout.model].weights)
+
+
+def test_ranks_that_share_a_stage_export_the_same_weights(results: Results, layout: Layout):
+    seen: dict[str, Tensor] = {}
+    for outcome in results.ranks(layout):
+        for name, tensor in outcome.weights.items():
+            assert torch.equal(seen.setdefault(name, tensor), tensor), name
+
+
+def test_checkpoint_of_one_process_goes_on_under_every_layout(results: Results, layout: Layout):
+    expected = results.alone[layout.model].resumed
+    for outcome in results.ranks(layout):
+        assert outcome.resumed == pytest.approx(expected, rel=1e-4, abs=1e-6)
+
+
+def test_checkpoint_of_every_layout_goes_on_in_one_process(results: Results, layout: Layout):
+    alone = results.alone[layout.model]
+    config = Layout("alone", layout.model).config(results.folder)
+    with Actor(config) as actor:
+        actor.load_checkpoint(results.folder / f"{layout.name}.checkpoint")
+        _assert_close(dict(actor.export_hf_weights()), alone.weights)
+        metrics = actor.update(mini_batch(config, 1).micro_batches[0])
+    assert metrics == pytest.approx(alone.resumed, rel=1e-4, abs=1e-6)
+
+
+def _assert_close(actual: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
+    assert actual.keys() == expected.keys()
+    for name, tensor in expected.items():
+        torch.testing.assert_close(actual[name], tensor, atol=1e-5, rtol=0, msg=lambda m, name=name: f"{name}: {m}")
