@@ -14,8 +14,8 @@ from rl.types import Group, StopReason, ToolResult, ToolStatus, Trajectory
 _Z_95 = 1.959963984540054
 _CORRECT = 1.0 - 1e-6
 
-_NOT_A_TOOL = frozenset({ToolStatus.PARSE_ERROR, ToolStatus.UNKNOWN_TOOL})
-"""Results that belong to no tool: their name is what the model wrote, and would make a metric for each misspelling."""
+_NOT_A_TOOL = frozenset({ToolStatus.PARSE_ERROR, ToolStatus.UNKNOWN_TOOL, ToolStatus.OVER_LIMIT})
+"""Results no tool gave: their name is what the model wrote, and would make a metric for each misspelling."""
 
 _COUNTED = {
     ToolStatus.PARSE_ERROR: "tools/parse_errors",
