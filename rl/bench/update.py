@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -18,7 +17,8 @@ from rl.config.load import load_config
 from rl.config.schema import Config
 from rl.data.packing import pack_samples, packing_layout
 from rl.training.actor import Actor
-from rl.types import Sample
+from rl.training.step import accumulate_gradients
+from rl.types import MicroBatch, Sample
 
 _NUM_SAMPLES, _LENGTH, _ROUNDS = 16, 256, 5
 _GOAL = 0.8
@@ -35,20 +35,18 @@ def measure(config: Config) -> list[Figure]:
     micro_batches = (
         pack_samples([_sample(i, row) for i, row in enumerate(rows)], layout).mini_batches[0].micro_batches[0]
     )
-    with tempfile.TemporaryDirectory() as directory:
-        actor = Actor(config, rank=0, world_size=1, init_method=f"file://{directory}/meet")
+    with Actor(config) as actor:
         model = AutoModelForCausalLM.from_pretrained(config.actor_config.load, dtype=torch.bfloat16).train()
         per_pass = len(rows) // len(micro_batches)
 
         def ours(_: int) -> float:
-            return _tokens_per_second(rows, lambda: actor.accumulate_gradients(micro_batches))
+            return _tokens_per_second(rows, lambda: _actor_pass(actor, micro_batches))
 
         def theirs(_: int) -> float:
             return _tokens_per_second(rows, lambda: _transformers_pass(model, rows.split(per_pass)))
 
         ours(0), theirs(0)
         ratio, a, b = median_ratio(ours, theirs, _ROUNDS)
-        actor.shutdown()
     detail = f"{a:.0f} against {b:.0f} tokens/s, {_NUM_SAMPLES} x {_LENGTH} tokens"
     return [Figure("update / transformers", ratio, "", _GOAL, detail=detail)]
 
@@ -57,6 +55,13 @@ def _sample(index: int, row: Tensor) -> Sample:
     mask = torch.ones(len(row))
     mask[0] = 0
     return Sample(str(index), str(index), row, mask, mask.clone(), torch.zeros(len(row)))
+
+
+def _actor_pass(actor: Actor, micro_batches: list[MicroBatch]) -> None:
+    """What `Actor.update` does before the optimizer's step."""
+    assert actor.optimizer is not None
+    actor.optimizer.zero_grad()
+    accumulate_gradients(actor.chunks, micro_batches, actor.objective, actor.parallel)
 
 
 def _transformers_pass(model: torch.nn.Module, batches: tuple[Tensor, ...]) -> None:

@@ -158,7 +158,11 @@ class RolloutGroup:
         for ref in done:
             job = jobs.pop(ref)
             try:
-                group = result(ref, what=f"rollout worker {job.replica}")
+                group: Group = result(ref, what=f"rollout worker {job.replica}")
+                if any(t.stop_reason is StopReason.ENGINE_FAILED for t in group.trajectories):
+                    raise WorkerDiedError(
+                        f"rollout worker {job.replica}: its engine died. See logs/ of the run directory."
+                    )
             except WorkerDiedError as error:
                 self._bury(job.replica, error)
                 self._start(jobs, [(job.order, job.prompt)], num_samples, sampling)

@@ -45,7 +45,8 @@ class ActorWorker:
     def publish(self, directory: Path, version: int, with_checksum: bool) -> Shard | None:
         """Write this pipeline stage's weights to shared memory; one rank of each stage does, all take part."""
         tensors = self.actor.export_hf_weights()
-        if not self.actor.is_stage_writer:
+        place = self.actor.parallel
+        if place.tp_rank or place.dp_rank:
             for _ in tensors:
                 pass
             return None
@@ -53,7 +54,7 @@ class ActorWorker:
             tensors,
             directory,
             version=version,
-            shard=self.actor.parallel.pp_rank,
+            shard=place.pp_rank,
             dtype=getattr(torch, self.config.generate_config.dtype),
             with_checksum=with_checksum,
         )

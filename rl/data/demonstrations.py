@@ -29,7 +29,7 @@ def load_demonstrations(path: Path, renderer: Renderer, max_length: int) -> list
         DataError: A file or row is malformed, too long, or has nothing to learn from.
     """
     samples = []
-    for row, prompt in enumerate(load_prompts(path)):
+    for row, prompt in enumerate(load_prompts(path), start=1):
         token_ids, mask = renderer.render_demonstration(prompt.messages)
         if len(token_ids) > max_length:
             raise DataError(
