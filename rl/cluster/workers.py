@@ -8,7 +8,6 @@ from typing import Any
 
 import ray
 import torch
-from rl.training.actor import Actor
 from torch import Tensor
 
 from rl.config.schema import Config
@@ -18,6 +17,7 @@ from rl.rewards.registry import load_rewards
 from rl.rollout.agent_loop import AgentLoop
 from rl.rollout.dialog import load_dialog
 from rl.rollout.group import run_group
+from rl.training.actor import Actor
 from rl.types import Group, MicroBatch, Prompt, Sampling, Trajectory, WeightUpdate
 from rl.weight_sync.shared_memory import Shard, publish
 
