@@ -89,7 +89,8 @@ def test_page_shows_python_that_runs(path: Path, tmp_path: Path, monkeypatch: py
     monkeypatch.chdir(tmp_path)
     for language, code in BLOCK.findall(path.read_text()):
         if language == "python":
-            exec(compile(ast.parse(code), str(path), "exec"), {"__name__": "documentation"})
+            program = compile(ast.parse(code), str(path), "exec", dont_inherit=True)
+            exec(program, {"__name__": "documentation"})
 
 
 @pages

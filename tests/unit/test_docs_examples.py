@@ -1,0 +1,73 @@
+"""The tool and the reward that the documentation shows load from the YAML beside them, and do what is said there."""
+
+from __future__ import annotations
+
+import re
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from rl.rewards.registry import load_rewards
+from rl.tools.registry import load_toolbox
+from rl.types import ToolCall, ToolStatus
+from tests.unit.observability.examples import make_trajectory
+
+DOCS = Path(__file__).resolve().parents[2] / "docs"
+
+
+def python_and_yaml(page: str) -> tuple[str, str]:
+    """The first Python block of a page that is followed by a YAML block, and that."""
+    found = re.search(r"```python\n((?:(?!```).)*)```\s*```yaml\n(.*?)```", (DOCS / page).read_text(), re.S)
+    assert found is not None, page
+    return found.group(1), found.group(2)
+
+
+async def test_tools_page_tool_loads_and_answers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    code, settings = python_and_yaml("tools.md")
+    (tmp_path / "my_tools.py").write_text(code)
+    (tmp_path / "my_tools.yaml").write_text(settings)
+    monkeypatch.syspath_prepend(tmp_path)
+    toolbox = load_toolbox(tmp_path / "my_tools.yaml")
+    session = toolbox.open_session("train-1/0")
+    try:
+        right = await session.execute(ToolCall("divide", {"dividend": 2, "divisor": 3}))
+        raised = await session.execute(ToolCall("divide", {"dividend": 2, "divisor": 0}))
+        invalid = await session.execute(ToolCall("divide", {"dividend": 2}))
+    finally:
+        await session.close()
+        await toolbox.close()
+        sys.modules.pop("my_tools", None)
+    assert (right.text, right.status, right.metrics) == ("0.667", ToolStatus.OK, {"num_calls": 1})
+    assert (raised.text, raised.status) == ("Error: ValueError: the divisor is 0", ToolStatus.ERROR)
+    assert invalid.status is ToolStatus.INVALID_ARGUMENTS
+
+
+def test_tools_page_first_yaml_is_a_toolbox(tmp_path: Path) -> None:
+    settings = re.search(r"```yaml\n(.*?)```", (DOCS / "tools.md").read_text(), re.S)
+    assert settings is not None
+    (tmp_path / "tools.yaml").write_text(settings.group(1))
+    assert load_toolbox(tmp_path / "tools.yaml").names == ["code_interpreter"]
+
+
+async def test_rewards_page_reward_scores(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    code, settings = python_and_yaml("rewards.md")
+    (tmp_path / "my_rewards.py").write_text(code)
+    monkeypatch.chdir(tmp_path)
+    section = yaml.safe_load(settings)["rl_config"]
+    names, kwargs = section["verifier_function"], section["verifier_kwargs"]
+    rewards = load_rewards(names, section["verifier_weight"], kwargs, timeout=30.0)
+    trajectory = make_trajectory(score=None)
+    try:
+        await rewards.score(trajectory)
+    finally:
+        rewards.close()
+    assert trajectory.reward_error is None
+    assert trajectory.score == pytest.approx(1.1)
+    assert trajectory.rewards[f"{names[0]}/used"] == 1.0
+
+
+@pytest.mark.parametrize("name", sorted(re.findall(r"^\| `(\w+)` \|", (DOCS / "rewards.md").read_text(), re.M)[:6]))
+def test_rewards_page_names_rewards_that_exist(name: str) -> None:
+    assert load_rewards([name], [1.0]).rewards[0].name == name
