@@ -248,9 +248,12 @@ class MicroBatch:
     target_ids: Tensor
     """[T] int64, the next token of the same sequence; 0 at the last position of each."""
     position_ids: Tensor
-    """[T] int64, from 0 in each sequence."""
+    """[T] int64, from 0 in each sequence, or from the length of its prefix."""
     cu_seqlens: Tensor
     """[S + 1] int32, sequence boundaries, from 0 to T."""
+    prefix_ids: Tensor
+    """[S] int64, the sequence of this micro-batch whose tokens come before this one's own, or -1. A group's prompt is
+    held once, without its last token; each answer's sequence begins with that token and names the prompt here."""
     loss_mask: Tensor
     """[T] float32, 1 where `target_ids` was sampled by the model."""
     loss_weights: Tensor

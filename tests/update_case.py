@@ -38,19 +38,22 @@ def update_config(model_folder: Path, **actor: object) -> Config:
 
 
 def update_samples() -> list[Sample]:
-    """Seven samples of three groups, 6 to 33 tokens, with a tool's result (mask 0) in the middle of each."""
+    """Seven samples of three groups with a prompt of 4 tokens each, 6 to 33 tokens, a tool's result in the middle."""
     generator = torch.Generator().manual_seed(3)
+    prompts = torch.randint(3, VOCAB_SIZE, (3, 4), generator=generator)
     samples = []
     for number, length in enumerate((33, 6, 17, 24, 9, 12, 30)):
         mask = torch.ones(length)
-        mask[:3] = 0
+        mask[:4] = 0
         mask[length // 2 : length // 2 + 2] = 0
+        token_ids = torch.randint(3, VOCAB_SIZE, (length,), generator=generator)
+        token_ids[:4] = prompts[number % 3]
         advantage = 1.5 if number % 2 else -1.0
         samples.append(
             Sample(
                 trajectory_id=f"g{number % 3}/{number}",
                 group_id=f"g{number % 3}",
-                token_ids=torch.randint(3, VOCAB_SIZE, (length,), generator=generator),
+                token_ids=token_ids,
                 loss_mask=mask,
                 advantages=mask * advantage,
                 rollout_logprobs=-mask * 6 * torch.rand(length, generator=generator),

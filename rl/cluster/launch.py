@@ -19,7 +19,6 @@ import torch
 import yaml
 from ray.util.placement_group import PlacementGroup, placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
-from rl.services.embedded import EmbeddedSandbox
 
 from rl.cluster.actors import ActorGroup
 from rl.cluster.health import get_all
@@ -27,6 +26,7 @@ from rl.cluster.placement import Placement, Process, place
 from rl.cluster.rollouts import RolloutGroup
 from rl.config.schema import Config, Device
 from rl.inference.environment import engine_environment
+from rl.services.embedded import EmbeddedSandbox
 from rl.types import Prompt
 
 logger = logging.getLogger(__name__)
@@ -78,20 +78,20 @@ def launch(
     colocated = on_cuda and config.rl_config.use_integrated_worker and loss is not None and prompts is not None
     model_folder = model_folder or Path(config.actor_config.load)
     with ExitStack() as stack:
-        stack.enter_context(_terminated_like_interrupted())
         overrides = stack.enter_context(_embedded_sandbox(config)) if prompts is not None else {}
         shards = stack.enter_context(_shard_directory())
         stack.enter_context(_ray(config))
+        stack.enter_context(_terminated_like_interrupted())  # after Ray, which sets a handler of its own
         nodes = _Nodes(layout)
         rollouts = actor = None
         if prompts is not None:
             workers = _start_rollouts(config, layout, nodes, log_directory, model_folder, overrides)
-            stack.callback(_shut_down, workers)
+            stack.push(_shut_down(workers))
             rollouts = RolloutGroup(workers, prompts, config, sleep_between=colocated, on_group=on_group)
         if loss is not None:
             actors = _start_actors(config, layout.actors, nodes, log_directory, loss=loss)
             references = _start_actors(config, layout.references, nodes, log_directory, loss="reference")
-            stack.callback(_shut_down, actors + references)
+            stack.push(_shut_down(actors + references))
             actor = ActorGroup(actors, references, config, shards, offload=colocated)
         yield Cluster(actor, rollouts)
 
@@ -219,12 +219,21 @@ def _ray(config: Config) -> Iterator[None]:
         psutil.wait_procs(alive, timeout=3)
 
 
-def _shut_down(workers: list[Any]) -> None:
-    """Ask workers to end their own processes; those that do not answer are ended with Ray."""
-    refs = [w.shutdown.remote() for w in workers]
-    _, late = ray.wait(refs, num_returns=len(refs), timeout=_SHUTDOWN_TIMEOUT_S) if refs else ([], [])
-    if late:
-        logger.warning("%d workers did not shut down within %.0f s; killing them", len(late), _SHUTDOWN_TIMEOUT_S)
+def _shut_down(workers: list[Any]) -> Callable[..., None]:
+    """An exit callback that asks workers to end their own processes.
+
+    After an error or Ctrl-C they may be busy for minutes: they are not asked, and end with Ray.
+    """
+
+    def leave(kind: type[BaseException] | None, error: BaseException | None, trace: Any) -> None:
+        if kind is not None:
+            return
+        refs = [w.shutdown.remote() for w in workers]
+        _, late = ray.wait(refs, num_returns=len(refs), timeout=_SHUTDOWN_TIMEOUT_S)
+        if late:
+            logger.warning("%d workers did not shut down within %.0f s; killing them", len(late), _SHUTDOWN_TIMEOUT_S)
+
+    return leave
 
 
 @contextmanager

@@ -29,6 +29,8 @@ class PackingLayout:
     """See `rl.algorithms.aggregation.token_loss_weights`."""
     pad_to_multiple: int = 1
     """A micro-batch's length is a multiple of this: the tensor-parallel size, with sequence parallelism."""
+    share_prefix: bool = False
+    """Hold what the samples of a group have in common once."""
     num_micro_batches_multiple: int = 1
     """A rank's number of micro-batches is a multiple of this: the pipeline size, with virtual pipeline stages."""
 
@@ -51,7 +53,20 @@ def packing_layout(config: Config, *, num_data_parallel: int) -> PackingLayout:
         epochs=rl.epochs,
         token_level_loss=rl.token_level_loss,
         pad_to_multiple=config.actor_config.tensor_model_parallel_size if training.sequence_parallel else 1,
+        share_prefix=rl.share_prompt_prefix,
     )
+
+
+@dataclass(slots=True, frozen=True)
+class _Bundle:
+    """Samples that go into one micro-batch together because they share their first tokens, or one sample alone."""
+
+    rows: list[int]
+    """Indices of the samples."""
+    prefix_length: int
+    """Tokens held once for all of them."""
+    num_tokens: int
+    """Those and each sample's own."""
 
 
 def pack_samples(samples: list[Sample], layout: PackingLayout) -> Batch:
@@ -59,7 +74,8 @@ def pack_samples(samples: list[Sample], layout: PackingLayout) -> Batch:
 
     Groups keep the order in which they first appear. Samples without loss tokens are left out, and so is a mini-batch
     that has no others. Within a mini-batch the longest sample goes first, each into the emptiest micro-batch, with the
-    smallest number of micro-batches that respects `max_tokens`; the result is the same on every call.
+    smallest number of micro-batches that respects `max_tokens`; the result is the same on every call. With
+    `share_prefix` it is not samples that are distributed but groups, cut where `max_tokens` demands it.
 
     The epochs hold the same micro-batch objects, so log-probs filled in once are there in each.
 
@@ -129,20 +145,54 @@ def _fill(lengths: list[int], order: list[int], num_bins: int) -> list[list[int]
 def _pack_mini_batch(samples: list[Sample], layout: PackingLayout) -> MiniBatch:
     weights, num_trajectories = _weigh(samples, token_level=layout.token_level_loss)
     multiple = layout.pad_to_multiple
+    max_tokens = max(layout.max_tokens // multiple, 1) * multiple
+    bundles = _bundle(samples, max_tokens, share_prefix=layout.share_prefix)
     ranks = balance(
-        [len(s.token_ids) for s in samples],
+        [bundle.num_tokens for bundle in bundles],
         num_ranks=layout.num_data_parallel,
-        max_tokens=max(layout.max_tokens // multiple, 1) * multiple,
+        max_tokens=max_tokens,
         num_bins_multiple=layout.num_micro_batches_multiple,
     )
     return MiniBatch(
         micro_batches=[
-            [_pack_micro_batch([samples[i] for i in rows], [weights[i] for i in rows], multiple) for rows in bins]
+            [_pack_micro_batch([bundles[i] for i in content], samples, weights, multiple) for content in bins]
             for bins in ranks
         ],
         num_loss_tokens=sum(int(s.loss_mask[1:].sum()) for s in samples),
         num_trajectories=num_trajectories,
     )
+
+
+def _bundle(samples: list[Sample], max_tokens: int, *, share_prefix: bool) -> list[_Bundle]:
+    """Cut each group into bundles of at most `max_tokens`, in order; without sharing each sample is one."""
+    groups: dict[str, list[int]] = {}
+    for row, sample in enumerate(samples):
+        groups.setdefault(sample.group_id if share_prefix else str(row), []).append(row)
+    bundles: list[_Bundle] = []
+    for rows in groups.values():
+        shared = _shared_length([samples[row] for row in rows]) if len(rows) > 1 else 0
+        start = len(bundles)
+        for row in rows:
+            own = len(samples[row].token_ids) - shared
+            last = bundles[-1] if len(bundles) > start and shared else None
+            if last is not None and last.num_tokens + own <= max_tokens:
+                bundles[-1] = _Bundle([*last.rows, row], shared, last.num_tokens + own)
+            else:
+                bundles.append(_Bundle([row], shared, shared + own))
+    return bundles
+
+
+def _shared_length(samples: list[Sample]) -> int:
+    """Tokens that all samples begin with and none has sampled, less one.
+
+    The last of them stays with each sample: what it predicts, the first sampled token, differs.
+    """
+    length = min(len(s.token_ids) for s in samples)
+    rows = torch.stack([s.token_ids[:length] for s in samples])
+    sampled = torch.stack([s.loss_mask[:length] for s in samples])
+    differs = (rows != rows[0]).any(0) | (sampled > 0).any(0)
+    common = int(differs.int().argmax()) if bool(differs.any()) else length
+    return max(common - 1, 0)
 
 
 def _weigh(samples: list[Sample], *, token_level: bool) -> tuple[list[Tensor], int]:
@@ -154,29 +204,54 @@ def _weigh(samples: list[Sample], *, token_level: bool) -> tuple[list[Tensor], i
     return list(weights.split(lengths)), len(numbers)
 
 
-def _pack_micro_batch(samples: list[Sample], weights: list[Tensor], pad_to_multiple: int) -> MicroBatch:
-    """Concatenate, shift to the prediction, and append the padding as a zero-weight sequence of its own."""
-    lengths = [len(s.token_ids) for s in samples]
+@dataclass(slots=True, frozen=True)
+class _Segment:
+    """One sequence of a micro-batch: a sample's tokens [start, end), as seen by the prediction made at each."""
+
+    sample: Sample
+    weights: Tensor
+    start: int
+    end: int
+    prefix: int = -1
+    """The segment that comes before it, or -1."""
+
+    def predicted(self, values: Tensor) -> Tensor:
+        """Token-aligned to prediction-aligned: position t gets the value of token t + 1, the sample's last one 0."""
+        shifted = torch.cat([values[1:], values.new_zeros(1)])
+        return shifted[self.start : self.end]
+
+
+def _pack_micro_batch(
+    bundles: list[_Bundle], samples: list[Sample], weights: list[Tensor], pad_to_multiple: int
+) -> MicroBatch:
+    """Concatenate the segments, and append the padding as a zero-weight sequence of its own."""
+    segments: list[_Segment] = []
+    for bundle in bundles:
+        first, shared = bundle.rows[0], bundle.prefix_length
+        prefix = -1
+        if shared:
+            prefix = len(segments)
+            segments.append(_Segment(samples[first], torch.zeros_like(weights[first]), 0, shared))
+        for row in bundle.rows:
+            segments.append(_Segment(samples[row], weights[row], shared, len(samples[row].token_ids), prefix))
+    lengths = [s.end - s.start for s in segments]
+    starts = [s.start for s in segments]
+    prefixes = [s.prefix for s in segments]
     # At least one token: an empty micro-batch must still run on its rank.
-    padded = max(-(-sum(lengths) // pad_to_multiple), 1) * pad_to_multiple
-    padding = padded - sum(lengths)
+    padding = max(-(-sum(lengths) // pad_to_multiple), 1) * pad_to_multiple - sum(lengths)
     if padding:
-        lengths.append(padding)
+        lengths, starts, prefixes = [*lengths, padding], [*starts, 0], [*prefixes, -1]
     return MicroBatch(
-        token_ids=_join([s.token_ids for s in samples], padding, torch.int64),
-        target_ids=_join([_shift(s.token_ids) for s in samples], padding, torch.int64),
-        position_ids=torch.cat([torch.arange(n) for n in lengths]),
+        token_ids=_join([s.sample.token_ids[s.start : s.end] for s in segments], padding, torch.int64),
+        target_ids=_join([s.predicted(s.sample.token_ids) for s in segments], padding, torch.int64),
+        position_ids=torch.cat([torch.arange(a, a + n) for a, n in zip(starts, lengths, strict=True)]),
         cu_seqlens=torch.tensor([0, *lengths]).cumsum(0).to(torch.int32),
-        loss_mask=_join([_shift(s.loss_mask) for s in samples], padding, torch.float32),
-        loss_weights=_join([_shift(w) for w in weights], padding, torch.float32),
-        advantages=_join([_shift(s.advantages) for s in samples], padding, torch.float32),
-        rollout_logprobs=_join([_shift(s.rollout_logprobs) for s in samples], padding, torch.float32),
+        prefix_ids=torch.tensor(prefixes),
+        loss_mask=_join([s.predicted(s.sample.loss_mask) for s in segments], padding, torch.float32),
+        loss_weights=_join([s.predicted(s.weights) for s in segments], padding, torch.float32),
+        advantages=_join([s.predicted(s.sample.advantages) for s in segments], padding, torch.float32),
+        rollout_logprobs=_join([s.predicted(s.sample.rollout_logprobs) for s in segments], padding, torch.float32),
     )
-
-
-def _shift(values: Tensor) -> Tensor:
-    """Token-aligned to prediction-aligned: position t gets the value of token t + 1, the last one 0."""
-    return torch.cat([values[1:], values.new_zeros(1)])
 
 
 def _join(parts: list[Tensor], padding: int, dtype: torch.dtype) -> Tensor:

@@ -7,6 +7,7 @@ position ids: here cosine and sine are gathered by position once for each micro-
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import pairwise
 from typing import Any
 
@@ -24,17 +25,20 @@ class PackedSequences(PackedSeqParams):
 
     lengths: tuple[int, ...] = ()
     """Tokens of each sequence; they add up to T."""
+    prefixes: tuple[int, ...] = ()
+    """The sequence whose tokens come before each one's own, or -1."""
     cos: Tensor | None = None
     """[T, 1, D], of each token's position, in the model's dtype."""
     sin: Tensor | None = None
     """[T, 1, D]."""
 
 
-def pack_sequences(cu_seqlens: Tensor, cos: Tensor, sin: Tensor) -> PackedSequences:
+def pack_sequences(cu_seqlens: Tensor, prefix_ids: Tensor, cos: Tensor, sin: Tensor) -> PackedSequences:
     """Describe a micro-batch to the attention of every layer.
 
     Args:
         cu_seqlens: [S + 1] int32, sequence boundaries, from 0 to T.
+        prefix_ids: [S] int64, the sequence that comes before each one, or -1.
         cos: [T, D] of each token's position.
         sin: [T, D].
     """
@@ -47,6 +51,7 @@ def pack_sequences(cu_seqlens: Tensor, cos: Tensor, sin: Tensor) -> PackedSequen
         max_seqlen_q=max(lengths),
         max_seqlen_kv=max(lengths),
         lengths=lengths,
+        prefixes=tuple(prefix_ids.tolist()),
         cos=cos.unsqueeze(1),
         sin=sin.unsqueeze(1),
     )
@@ -71,7 +76,7 @@ class PackedAttention(nn.Module):
         attention_bias: Tensor | None = None,
         packed_seq_params: PackedSequences,
     ) -> Tensor:
-        """Attend within each sequence.
+        """Attend within each sequence, and to its prefix.
 
         Args:
             query: [T, heads of this rank, D], before the rotary embedding.
@@ -89,7 +94,10 @@ class PackedAttention(nn.Module):
         assert packed.cos is not None and packed.sin is not None, "made by pack_sequences"
         query = rotate(query, packed.cos, packed.sin)
         key = rotate(key, packed.cos, packed.sin)
-        context = _attend_cuda(query, key, value, packed) if query.is_cuda else _attend_cpu(query, key, value, packed)
+        # Flash attention has no float32 kernel, and the packed one knows no shared prefixes.
+        is_packed_kernel = query.is_cuda and query.dtype != torch.float32 and max(packed.prefixes) < 0
+        attend = _attend_packed if is_packed_kernel else _attend_by_sequence
+        context = attend(query, key, value, packed)
         return context.flatten(1)
 
 
@@ -107,9 +115,7 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     return x * cos + torch.cat((-second, first), dim=-1) * sin
 
 
-def _attend_cuda(query: Tensor, key: Tensor, value: Tensor, packed: PackedSequences) -> Tensor:
-    if query.dtype == torch.float32:  # flash attention has no float32 kernel
-        return _attend_cpu(query, key, value, packed)
+def _attend_packed(query: Tensor, key: Tensor, value: Tensor, packed: PackedSequences) -> Tensor:
     # Not every torch that ships `varlen_attn` has grouped-query attention in it.
     repeats = query.shape[1] // key.shape[1]
     if repeats > 1:
@@ -126,25 +132,39 @@ def _attend_cuda(query: Tensor, key: Tensor, value: Tensor, packed: PackedSequen
     )
 
 
-def _attend_cpu(query: Tensor, key: Tensor, value: Tensor, packed: PackedSequences) -> Tensor:
-    """One call for each sequence, or one for all where the lengths are equal."""
+def _attend_by_sequence(query: Tensor, key: Tensor, value: Tensor, packed: PackedSequences) -> Tensor:
+    """One call for each sequence, or one for all where the lengths are equal and no prefix is shared."""
     lengths = packed.lengths
-    if len(set(lengths)) == 1:
+    if len(set(lengths)) == 1 and max(packed.prefixes) < 0:
         batch = (len(lengths), lengths[0])
         context = _causal(*(x.unflatten(0, batch) for x in (query, key, value)))
         return context.flatten(0, 1)
     # `split` and not slices: the backward of a slice fills a zero tensor of the whole length.
-    parts = zip(*(x.split(lengths) for x in (query, key, value)), strict=True)
-    return torch.cat([_causal(q[None], k[None], v[None])[0] for q, k, v in parts])
+    queries, keys, values = (x.split(lengths) for x in (query, key, value))
+    contexts = []
+    for q, k, v, prefix in zip(queries, keys, values, packed.prefixes, strict=True):
+        if prefix >= 0:
+            k, v = torch.cat([keys[prefix], k]), torch.cat([values[prefix], v])
+        contexts.append(_causal(q[None], k[None], v[None])[0])
+    return torch.cat(contexts)
 
 
 def _causal(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-    """[B, L, heads, D] in and out."""
+    """[B, L, heads, D] in and out; the last query sees the last key, where there are more keys."""
+    has_prefix = key.shape[1] > query.shape[1]
     context = functional.scaled_dot_product_attention(
         query.transpose(1, 2),
         key.transpose(1, 2),
         value.transpose(1, 2),
-        is_causal=True,
+        attn_mask=_lower_right(query.shape[1], key.shape[1], query.dtype, query.device) if has_prefix else None,
+        is_causal=not has_prefix,
         enable_gqa=key.shape[2] != query.shape[2],
     )
     return context.transpose(1, 2)
+
+
+@lru_cache(maxsize=64)
+def _lower_right(num_queries: int, num_keys: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """[L, K], 0 where query i may see key j, j <= i + K - L, else minus infinity; the same in every layer."""
+    hidden = torch.ones(num_queries, num_keys, dtype=torch.bool, device=device).triu(num_keys - num_queries + 1)
+    return torch.zeros(num_queries, num_keys, dtype=dtype, device=device).masked_fill(hidden, float("-inf"))

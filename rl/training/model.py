@@ -135,7 +135,7 @@ class PolicyModel(GPTModel):
         """
         embedded = self.embedding(micro_batch.token_ids.unsqueeze(0), None) if self.pre_process else None
         cos, sin = self._rope(micro_batch.position_ids)
-        packed = pack_sequences(micro_batch.cu_seqlens, cos, sin)
+        packed = pack_sequences(micro_batch.cu_seqlens, micro_batch.prefix_ids, cos, sin)
         return self.decoder(hidden_states=embedded, attention_mask=None, packed_seq_params=packed)
 
     @property

@@ -45,6 +45,32 @@ def test_pack_samples_shifts_each_sample_to_its_predictions():
     assert (batch.mini_batches[0].num_loss_tokens, batch.mini_batches[0].num_trajectories) == (4, 2)
 
 
+def test_pack_samples_holds_the_prompt_of_a_group_once():
+    # Prompt [1, 5, 9]; the last token of it stays with each answer, since what it predicts is sampled.
+    samples = [
+        make_sample("a/0", [1, 5, 9, 7, 2], [0, 0, 0, 1, 1]),
+        make_sample("a/1", [1, 5, 9, 8], [0, 0, 0, 1]),
+        make_sample("b/0", [1, 5, 9, 8], [0, 0, 0, 1]),
+    ]
+    layout = PackingLayout(num_data_parallel=1, max_tokens=100, mini_batch_prompts=2, share_prefix=True)
+    ((micro,),) = pack_samples(samples, layout).mini_batches[0].micro_batches
+    assert micro.token_ids.tolist() == [1, 5, 9, 7, 2, 9, 8, 1, 5, 9, 8]
+    assert micro.target_ids.tolist() == [5, 9, 7, 2, 0, 8, 0, 5, 9, 8, 0]
+    assert micro.position_ids.tolist() == [0, 1, 2, 3, 4, 2, 3, 0, 1, 2, 3]
+    assert micro.cu_seqlens.tolist() == [0, 2, 5, 7, 11]
+    assert micro.prefix_ids.tolist() == [-1, 0, 0, -1]
+    assert micro.loss_mask.tolist() == [0, 0, 1, 1, 0, 1, 0, 0, 0, 1, 0]
+    assert micro.loss_weights.tolist() == [0, 0, 0.25, 0.25, 0, 0.25, 0, 0, 0, 0.25, 0]
+
+
+def test_pack_samples_cuts_a_group_that_is_too_long_and_repeats_its_prompt():
+    samples = [make_sample(f"a/{i}", [1, 5, 9, 7, i], [0, 0, 0, 1, 1]) for i in range(3)]
+    layout = PackingLayout(num_data_parallel=1, max_tokens=8, mini_batch_prompts=1, share_prefix=True)
+    (micros,) = pack_samples(samples, layout).mini_batches[0].micro_batches
+    assert [m.token_ids.tolist() for m in micros] == [[1, 5, 9, 7, 0, 9, 7, 1], [1, 5, 9, 7, 2]]
+    assert [m.prefix_ids.tolist() for m in micros] == [[-1, 0, 0], [-1, 0]]
+
+
 def test_pack_samples_counts_a_trajectory_of_several_samples_once():
     samples = [
         make_sample("a/0:0", [1, 2], [0, 1]),
@@ -142,7 +168,8 @@ def test_packing_layout_reads_the_configuration():
     config.megatron_training.global_batch_size = 12
     config.rl_config.max_packing_token_size = 500
     config.rl_config.epochs = 3
-    assert packing_layout(config, num_data_parallel=2) == PackingLayout(2, 500, mini_batch_prompts=12, epochs=3)
+    expected = PackingLayout(2, 500, mini_batch_prompts=12, epochs=3, share_prefix=True)
+    assert packing_layout(config, num_data_parallel=2) == expected
     config.rl_config.mini_batch_size = 4
     config.megatron_training.sequence_parallel = True
     config.actor_config.tensor_model_parallel_size = 2

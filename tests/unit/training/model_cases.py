@@ -42,6 +42,7 @@ def pack(sequences: list[Tensor]) -> MicroBatch:
         target_ids=torch.cat([torch.cat((ids[1:], ids.new_zeros(1))) for ids in sequences]),
         position_ids=torch.cat([torch.arange(length) for length in lengths]),
         cu_seqlens=torch.tensor([0, *lengths]).cumsum(0).to(torch.int32),
+        prefix_ids=torch.full((len(lengths),), -1),
         loss_mask=zeros,
         loss_weights=zeros,
         advantages=zeros,

@@ -26,8 +26,9 @@ def qwen2(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_tiny_model(tmp_path_factory.mktemp("models") / "qwen2", "qwen2", num_layers=2)
 
 
-def micro_batches(samples: list[Sample], max_tokens: int = 48) -> list[MicroBatch]:
+def micro_batches(samples: list[Sample], max_tokens: int = 48, share_prefix: bool = True) -> list[MicroBatch]:
     config = update_config(Path())
+    config.rl_config.share_prompt_prefix = share_prefix
     config.rl_config.max_packing_token_size = max_tokens
     (mini_batch,) = pack_samples(samples, packing_layout(config, num_data_parallel=1)).mini_batches
     return with_logprobs(mini_batch).micro_batches[0]
@@ -60,9 +61,9 @@ def test_update_equals_plain_autograd_and_adamw(model_folder: Path, is_distribut
 def test_update_does_not_depend_on_the_packing(qwen2: Path):
     samples = update_samples()
     results = []
-    for max_tokens in (1, 48, 1000):
+    for max_tokens, share_prefix in ((1, False), (48, False), (1000, False), (48, True), (1000, True)):
         with Actor(update_config(qwen2)) as actor:
-            metrics = [actor.update(micro_batches(samples, max_tokens)) for _ in range(3)]
+            metrics = [actor.update(micro_batches(samples, max_tokens, share_prefix)) for _ in range(3)]
             results.append((metrics, weights_of(actor)))
     for metrics, weights in results[1:]:
         for one, other in zip(metrics, results[0][0], strict=True):
@@ -74,7 +75,7 @@ def test_logprobs_are_those_of_transformers_at_the_sampling_temperature(model_fo
     config = update_config(model_folder)
     plain = PlainUpdate(config)
     with Actor(config) as actor:
-        micros = micro_batches(update_samples())
+        micros = micro_batches(update_samples(), share_prefix=False)
         for micro, logprobs in zip(micros, actor.compute_logprobs(micros), strict=True):
             bounds = micro.cu_seqlens.tolist()
             for start, end in pairwise(bounds):

@@ -5,13 +5,16 @@ import math
 import torch
 from torch import Tensor
 
-from rl.training.attention import PackedSequences, _attend_cpu, pack_sequences, rotate
+from rl.training.attention import PackedSequences, _attend_by_sequence, pack_sequences, rotate
 
 
-def packed(*boundaries: int) -> PackedSequences:
-    num_tokens = boundaries[-1]
+def packed(*boundaries: int, prefixes: tuple[int, ...] | None = None) -> PackedSequences:
+    num_tokens, num_sequences = boundaries[-1], len(boundaries) - 1
     return pack_sequences(
-        torch.tensor(boundaries, dtype=torch.int32), torch.ones(num_tokens, 4), torch.zeros(num_tokens, 4)
+        torch.tensor(boundaries, dtype=torch.int32),
+        torch.tensor(prefixes or (-1,) * num_sequences),
+        torch.ones(num_tokens, 4),
+        torch.zeros(num_tokens, 4),
     )
 
 
@@ -49,22 +52,36 @@ def test_pack_sequences_lengths() -> None:
 
 def test_attention_of_unequal_lengths_equals_each_alone() -> None:
     qkv = random_qkv(9)
-    context = _attend_cpu(*qkv, packed(0, 3, 4, 9))
+    context = _attend_by_sequence(*qkv, packed(0, 3, 4, 9))
     expected = torch.cat([plain_attention(*(x[a:b] for x in qkv)) for a, b in ((0, 3), (3, 4), (4, 9))])
     torch.testing.assert_close(context, expected, atol=1e-6, rtol=1e-5)
 
 
 def test_attention_of_equal_lengths_equals_each_alone() -> None:
     qkv = random_qkv(8)
-    context = _attend_cpu(*qkv, packed(0, 4, 8))
+    context = _attend_by_sequence(*qkv, packed(0, 4, 8))
     expected = torch.cat([plain_attention(*(x[a:b] for x in qkv)) for a, b in ((0, 4), (4, 8))])
     torch.testing.assert_close(context, expected, atol=1e-6, rtol=1e-5)
 
 
 def test_attention_ignores_later_tokens() -> None:
     query, key, value = random_qkv(6)
-    before = _attend_cpu(query, key, value, packed(0, 6))
+    before = _attend_by_sequence(query, key, value, packed(0, 6))
     key[4:], value[4:] = 7.0, -7.0
-    after = _attend_cpu(query, key, value, packed(0, 6))
+    after = _attend_by_sequence(query, key, value, packed(0, 6))
     torch.testing.assert_close(after[:4], before[:4], atol=1e-6, rtol=0)
     assert not torch.allclose(after[4:], before[4:])
+
+
+def test_attention_with_a_shared_prefix_equals_each_whole_sequence_alone() -> None:
+    # A prompt of 3 tokens, answers of 2 and 4, and a sequence of 3 that has nothing to do with them.
+    qkv = random_qkv(12)
+    context = _attend_by_sequence(*qkv, packed(0, 3, 5, 9, 12, prefixes=(-1, 0, 0, -1)))
+    prompt, first, second, other = (list(range(a, b)) for a, b in ((0, 3), (3, 5), (5, 9), (9, 12)))
+    expected = torch.cat([
+        plain_attention(*(x[prompt] for x in qkv)),
+        plain_attention(*(x[prompt + first] for x in qkv))[3:],
+        plain_attention(*(x[prompt + second] for x in qkv))[3:],
+        plain_attention(*(x[other] for x in qkv)),
+    ])  # fmt: skip
+    torch.testing.assert_close(context, expected, atol=1e-6, rtol=1e-5)
