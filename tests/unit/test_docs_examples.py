@@ -57,8 +57,8 @@ def test_tools_page_first_yaml_is_a_toolbox(tmp_path: Path) -> None:
 
 def test_tools_page_request_gets_the_answer_that_it_shows() -> None:
     page = (DOCS / "tools.md").read_text()
-    command = shlex.split(re.search(r"^    (curl .*\\\n.*)$", page, re.M).group(1))
-    shown = json.loads(re.search(r"```json\n(.*?)```", page, re.S).group(1))
+    command = shlex.split(re.findall(r"^    (curl .*\\\n.*)$", page, re.M)[0])
+    shown = json.loads(re.findall(r"```json\n(.*?)```", page, re.S)[0])
     with EmbeddedSandbox(workers=1) as sandbox:
         connection = http.client.HTTPConnection("127.0.0.1", sandbox.port, timeout=30)
         body, headers = command[command.index("-d") + 1], {"Content-Type": "application/json"}
