@@ -15,7 +15,6 @@ from typing import Any
 
 import psutil
 import ray
-import torch
 import yaml
 from ray.util.placement_group import PlacementGroup, placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
@@ -24,7 +23,8 @@ from rl.cluster.actors import ActorGroup
 from rl.cluster.health import get_all
 from rl.cluster.placement import Placement, Process, place
 from rl.cluster.rollouts import RolloutGroup
-from rl.config.schema import Config, Device
+from rl.config.device import runs_on_cuda
+from rl.config.schema import Config
 from rl.inference.environment import engine_environment
 from rl.services.embedded import EmbeddedSandbox
 from rl.types import Prompt
@@ -33,7 +33,12 @@ logger = logging.getLogger(__name__)
 
 _START_TIMEOUT_S = 900.0
 _SHUTDOWN_TIMEOUT_S = 10.0
-_OBJECT_STORE_BYTES = 512 * 1024**2
+_OWN_RAY: dict[str, Any] = {
+    "include_dashboard": False,
+    "object_store_memory": 512 * 1024**2,
+    # Ray's own value, 15, would let anything else on the machine starve the engine.
+    "_system_config": {"worker_niceness": 0},
+}
 _SHARED_MEMORY = Path("/dev/shm")
 
 
@@ -71,7 +76,7 @@ def launch(
     Raises:
         TurnwiseError: A worker could not start; the message is its own.
     """
-    on_cuda = _on_cuda(config.megatron_training.device)
+    on_cuda = runs_on_cuda(config)
     with_reference = loss == "policy" and config.rl_config.init_kl_coef > 0
     cores = tuple(sorted(os.sched_getaffinity(0)))
     layout = place(config, cores=cores, on_cuda=on_cuda, with_reference=with_reference)
@@ -206,8 +211,7 @@ def _ray(config: Config) -> Iterator[None]:
     """
     address = config.rl_config.ray_address
     before = {p.pid for p in psutil.Process().children(recursive=True)}
-    local = {} if address else {"include_dashboard": False, "object_store_memory": _OBJECT_STORE_BYTES}
-    ray.init(address=address or "local", log_to_driver=False, configure_logging=False, **local)
+    ray.init(address=address or "local", log_to_driver=False, configure_logging=False, **({} if address else _OWN_RAY))
     try:
         yield
     finally:
@@ -286,9 +290,3 @@ def _free_address() -> str:
     with socket.socket() as probe:
         probe.bind(("", 0))
         return f"tcp://{ray.util.get_node_ip_address()}:{probe.getsockname()[1]}"
-
-
-def _on_cuda(device: Device) -> bool:
-    if device is not Device.AUTO:
-        return device is Device.CUDA
-    return torch.cuda.is_available()

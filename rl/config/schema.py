@@ -177,8 +177,9 @@ class RLConfig:
     """Tokens; longer prompts are dropped and counted."""
     max_packing_token_size: int = 4096
     """Tokens of one micro-batch; samples are packed without padding up to it. A longer sample stands alone."""
-    share_prompt_prefix: bool = True
-    """Hold the prompt of a group once in a micro-batch instead of once for each of its trajectories."""
+    share_prompt_prefix: bool | None = None
+    """Hold the prompt of a group once in a micro-batch instead of once for each of its trajectories; by default on CPU
+    alone, since the packed attention kernel of CUDA knows no shared prefixes."""
     # Advantages and loss
     adv_estimator: str = "group_norm"
     """Name in `rl.algorithms.advantages.ADVANTAGES`."""

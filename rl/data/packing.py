@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from rl.algorithms.aggregation import token_loss_weights
+from rl.config.device import runs_on_cuda
 from rl.config.schema import Config
 from rl.types import Batch, MicroBatch, MiniBatch, Sample
 
@@ -53,7 +54,7 @@ def packing_layout(config: Config, *, num_data_parallel: int) -> PackingLayout:
         epochs=rl.epochs,
         token_level_loss=rl.token_level_loss,
         pad_to_multiple=config.actor_config.tensor_model_parallel_size if training.sequence_parallel else 1,
-        share_prefix=rl.share_prompt_prefix,
+        share_prefix=not runs_on_cuda(config) if rl.share_prompt_prefix is None else rl.share_prompt_prefix,
     )
 
 

@@ -9,7 +9,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 from vllm import AsyncEngineArgs, SamplingParams
 from vllm.exceptions import VLLMClientError
 from vllm.inputs.engine import tokens_input
@@ -18,7 +17,8 @@ from vllm.sampling_params import RequestOutputKind
 from vllm.v1.engine.async_llm import AsyncLLM
 from vllm.v1.engine.exceptions import EngineDeadError, EngineGenerateError
 
-from rl.config.schema import Config, Device
+from rl.config.device import runs_on_cuda
+from rl.config.schema import Config
 from rl.errors import ModelError, RolloutError, WeightSyncError
 from rl.inference.output_tail import first_error, tail_of_output
 from rl.types import FinishReason, Generation, Sampling, WeightUpdate
@@ -74,7 +74,7 @@ class VllmEngine:
         name = f"rollout engine {replica}"
         if not (model_folder / "config.json").is_file():
             raise ModelError(f"{model_folder}: no config.json there. Give a Hugging Face model folder.")
-        on_cuda = _runs_on_cuda(config)
+        on_cuda = runs_on_cuda(config)
         llm = await asyncio.to_thread(_start, config, model_folder, name=name, seed=seed, on_cuda=on_cuda)
         await llm.get_supported_tasks()  # cached from here on, so that `generate` submits without waiting
         return cls(llm, name=name, stop_token_ids=stop_token_ids, on_cuda=on_cuda)
@@ -237,8 +237,3 @@ def _as_generation(output: RequestOutput, version: int) -> Generation:
     token_ids = list(completion.token_ids)
     logprobs = list(completion.logprobs.logprobs[: len(token_ids)]) if token_ids else []
     return Generation(token_ids, logprobs, reason, version)
-
-
-def _runs_on_cuda(config: Config) -> bool:
-    device = config.megatron_training.device
-    return torch.cuda.is_available() if device is Device.AUTO else device is Device.CUDA

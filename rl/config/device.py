@@ -1,0 +1,15 @@
+"""Where models run, decided the same way everywhere."""
+
+from __future__ import annotations
+
+from rl.config.schema import Config, Device
+
+
+def runs_on_cuda(config: Config) -> bool:
+    """Whether models run on CUDA: as `megatron_training.device` says, and with `auto` where there is a device."""
+    device = config.megatron_training.device
+    if device is not Device.AUTO:
+        return device is Device.CUDA
+    import torch  # not at the top: the configuration is read without it
+
+    return torch.cuda.is_available()
