@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 from rl.cluster.launch import launch
 from rl.config.schema import Config
 from rl.data.demonstrations import load_demonstrations
 from rl.data.packing import pack_samples, packing_layout
-from rl.data.prompts import PromptCursor
+from rl.data.prompts import PromptCursor, id_in_epoch
 from rl.observability.run import Run
 from rl.preflight import preflight_sft
 from rl.rollout.dialog import load_dialog
+from rl.types import Sample
 
 
 def main(config: Config, name: str) -> None:
@@ -39,7 +41,7 @@ def main(config: Config, name: str) -> None:
         start_step = run.resume(actor, cursor)
         for step in range(start_step, run.num_steps):
             with run.step(step) as metrics:
-                rows = [samples[i] for i in cursor.take(training.global_batch_size)]
+                rows = _next_rows(samples, cursor, training.global_batch_size)
                 batch = pack_samples(rows, layout)
                 with metrics.time("update_actor"):
                     metrics.update(actor.update(batch))
@@ -47,3 +49,12 @@ def main(config: Config, name: str) -> None:
                 if run.is_save_due(step):
                     with metrics.time("save_checkpoint"):
                         run.save(step + 1, actor, cursor)
+
+
+def _next_rows(samples: list[Sample], cursor: PromptCursor, count: int) -> list[Sample]:
+    """The next demonstrations, named after their epoch: one that comes twice in a batch counts as two."""
+    rows = []
+    for index, epoch in cursor.take_with_epochs(count):
+        name = id_in_epoch(samples[index].trajectory_id, epoch)
+        rows.append(replace(samples[index], trajectory_id=name, group_id=name))
+    return rows

@@ -62,7 +62,7 @@ class Prompt:
     """One dataset row."""
 
     id: str
-    """Unique and stable over runs: data file stem and row number."""
+    """Unique and stable over runs: data file stem and row number, from the second epoch on with `@<epoch>`."""
     messages: list[Message]
     ground_truth: str
     data_source: str

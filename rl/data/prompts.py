@@ -79,6 +79,19 @@ def iter_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
         raise DataError(f"{path}: the file has no rows. Check what wrote it.")
 
 
+def id_in_epoch(row_id: str, epoch: int) -> str:
+    """Name of a row at one of its visits: `train-7` in the first epoch, `train-7@2` in the third.
+
+    What is named after it stays apart when a batch reaches over an epoch's end and meets a row twice: trajectories,
+    groups, sessions, and the noise each request is sampled with.
+
+    Args:
+        row_id: `Prompt.id` as loaded.
+        epoch: From 0.
+    """
+    return f"{row_id}@{epoch}" if epoch else row_id
+
+
 def check_messages(where: str, messages: Any) -> list[Message]:
     """Check the form of a conversation and drop the null fields that a columnar file fills in.
 
@@ -167,10 +180,18 @@ class PromptCursor:
         Returns:
             `num` indices below `num_prompts`.
         """
-        taken: list[int] = []
+        return [index for index, _ in self.take_with_epochs(num)]
+
+    def take_with_epochs(self, num: int) -> list[tuple[int, int]]:
+        """Advance as `take` does.
+
+        Returns:
+            `num` pairs of an index and the epoch it was met in, from 0; no pair comes twice in a run.
+        """
+        taken: list[tuple[int, int]] = []
         while len(taken) < num:
             end = min(self._position + num - len(taken), self._num_prompts)
-            taken.extend(self._order[self._position : end])
+            taken.extend((index, self._epoch) for index in self._order[self._position : end])
             self._position = end
             if end == self._num_prompts:
                 self._epoch, self._position = self._epoch + 1, 0

@@ -7,7 +7,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from rl.data.prompts import PromptCursor, drop_long_prompts, load_prompts
+from rl.data.prompts import PromptCursor, drop_long_prompts, id_in_epoch, load_prompts
 from rl.errors import CheckpointError, DataError
 from rl.types import Prompt
 
@@ -136,3 +136,14 @@ def test_prompt_cursor_refuses_the_state_of_other_data():
         PromptCursor(5, seed=2).load_state_dict(state)
     with pytest.raises(DataError, match="at least one prompt"):
         PromptCursor(0, seed=1)
+
+
+def test_prompt_cursor_tells_the_epoch_of_each_index():
+    visits = PromptCursor(3, seed=1).take_with_epochs(7)
+    assert [epoch for _, epoch in visits] == [0, 0, 0, 1, 1, 1, 2]
+    assert [index for index, _ in visits] == PromptCursor(3, seed=1).take(7)
+    assert len(set(visits)) == 7
+
+
+def test_id_in_epoch_is_the_rows_own_in_the_first():
+    assert [id_in_epoch("train-7", epoch) for epoch in (0, 1, 2)] == ["train-7", "train-7@1", "train-7@2"]
