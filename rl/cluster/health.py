@@ -7,7 +7,7 @@ import time
 from typing import Any
 
 import ray
-from ray.exceptions import RayActorError, RayTaskError
+from ray.exceptions import OutOfMemoryError, RayActorError, RayError, RayTaskError
 
 from rl.errors import RolloutError, TurnwiseError
 
@@ -40,10 +40,11 @@ def get_all(refs: list[ray.ObjectRef], *, what: str, timeout_s: float) -> list[A
         RolloutError: A worker died, or the deadline passed.
     """
     start, reminded, pending = time.monotonic(), time.monotonic(), list(refs)
+    results: dict[ray.ObjectRef, Any] = {}
     while pending:
         done, pending = ray.wait(pending, num_returns=1, timeout=1.0)
         for ref in done:
-            result(ref, what=what)
+            results[ref] = result(ref, what=what)
         now = time.monotonic()
         if pending and now - start > timeout_s:
             raise RolloutError(
@@ -53,7 +54,7 @@ def get_all(refs: list[ray.ObjectRef], *, what: str, timeout_s: float) -> list[A
         if pending and now - reminded > _REMINDER_S:
             reminded = now
             logger.info("waiting for %s: %d of %d workers, %.0f s", what, len(pending), len(refs), now - start)
-    return [ray.get(ref) for ref in refs]
+    return [results[ref] for ref in refs]
 
 
 def result(ref: ray.ObjectRef, *, what: str) -> Any:
@@ -66,16 +67,26 @@ def result(ref: ray.ObjectRef, *, what: str) -> Any:
     try:
         return ray.get(ref)
     except RayTaskError as error:
-        if isinstance(error.cause, TurnwiseError):
-            raise error.cause from None
+        told = _told_to_user(error.cause)
+        if told is not None:
+            raise told from None
         raise
-    except RayActorError as error:
+    except (RayActorError, OutOfMemoryError) as error:
         raise WorkerDiedError(
             f"{what}: the worker process died ({_reason(error)}). Look at the run directory's logs."
         ) from None
 
 
-def _reason(error: RayActorError) -> str:
+def _told_to_user(cause: BaseException) -> TurnwiseError | None:
+    """The error meant for the user, also where it is one of a group of tasks that ended together."""
+    if isinstance(cause, TurnwiseError):
+        return cause
+    if isinstance(cause, BaseExceptionGroup):
+        return next((told for inner in cause.exceptions if (told := _told_to_user(inner))), None)
+    return None
+
+
+def _reason(error: RayError) -> str:
     """Ray's message is many lines; the last of them tells the cause of death."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return lines[-1] if lines else "no reason given"
