@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import logging
+import math
 import time
+from collections import deque
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import ray
@@ -13,7 +15,7 @@ import ray
 from rl.algorithms.filters import drop_uninformative_groups
 from rl.cluster.health import WorkerDiedError, get_all, result
 from rl.config.schema import Config
-from rl.data.prompts import PromptCursor
+from rl.data.prompts import PromptCursor, id_in_epoch
 from rl.errors import RolloutError
 from rl.inference.router import Router
 from rl.types import Group, Prompt, Sampling, StopReason, WeightUpdate
@@ -23,6 +25,8 @@ logger = logging.getLogger(__name__)
 _GRACE_S = 120.0
 """Seconds beyond a trajectory's own deadline before its worker counts as hung."""
 _PUBLISH_TIMEOUT_S = 600.0
+_OVERCOMMIT = 2
+"""Trajectories on a worker at once, over what its engine runs at once: some always wait for tools."""
 
 
 @dataclass(slots=True)
@@ -33,6 +37,22 @@ class _Job:
     prompt: Prompt
     replica: int
     started: float = field(default_factory=time.monotonic)
+
+
+@dataclass(slots=True)
+class _Batch:
+    """The prompts of one `take` or `evaluate`: those that wait for a place on a worker, and those under way."""
+
+    num_samples: int
+    sampling: Sampling
+    num_added: int = 0
+    waiting: deque[tuple[int, Prompt]] = field(default_factory=deque)
+    """With the place of each in the batch."""
+    running: dict[ray.ObjectRef, _Job] = field(default_factory=dict)
+
+    def add(self, prompts: list[Prompt]) -> None:
+        self.waiting.extend(enumerate(prompts, start=self.num_added))
+        self.num_added += len(prompts)
 
 
 class RolloutGroup:
@@ -59,64 +79,61 @@ class RolloutGroup:
         self.router = Router(list(self.workers))
         self.prompts, self.config, self.sleep_between, self.on_group = prompts, config, sleep_between, on_group
         self.cursor = PromptCursor(len(prompts), config.megatron_training.seed)
-        self.update_ref: WeightUpdate | None = None
+        self.is_asleep = False
 
     def take(self, num_prompts: int) -> list[Group]:
         """Run the next prompts to scored groups; see `rl.interfaces.Rollouts`.
 
         With `filter_groups_enable` each group whose trajectories all score the same is replaced by a new prompt as
-        soon as it is known, up to `filter_groups_max_batches` times `num_prompts` prompts. The uninformative groups
-        are returned too: they count in the metrics, and `make_samples` drops them.
+        soon as it is known, up to `filter_groups_max_batches` times `num_prompts` prompts, or where that is 0 or less,
+        up to as many as the dataset has. The uninformative groups are returned too: they count in the metrics, and
+        `make_samples` drops them. Which prompts are used does not depend on the order in which groups end.
         """
-        rl, sampling = self.config.rl_config, self._training_sampling()
-        limit = num_prompts
-        if rl.filter_groups_enable:
-            limit = (
-                rl.filter_groups_max_batches * num_prompts if rl.filter_groups_max_batches > 0 else len(self.prompts)
-            )
+        self._wake()
+        filters = self.config.rl_config.filter_groups_enable
+        limit = self._prompt_limit(num_prompts)
+        batch = _Batch(self.config.rl_config.n_samples_per_prompt, self._training_sampling())
+        batch.add(self._next_prompts(num_prompts))
+        finished: dict[int, Group] = {}
         num_informative = 0
-        finished: list[tuple[int, Group]] = []
-        queue = self._next_prompts(num_prompts)
-        num_started = num_prompts
-        jobs: dict[ray.ObjectRef, _Job] = {}
-        self._start(jobs, list(enumerate(queue)), rl.n_samples_per_prompt, sampling)
-        while jobs:
-            for order, group in self._finished(jobs, rl.n_samples_per_prompt, sampling):
-                finished.append((order, group))
-                informative = not rl.filter_groups_enable or self._is_informative(group)
-                num_informative += informative
-                self.on_group(num_informative, num_prompts)
-                if not informative and num_started < limit:
-                    self._start(jobs, [(num_started, self._next_prompts(1)[0])], rl.n_samples_per_prompt, sampling)
-                    num_started += 1
+        for order, group in self._run(batch):
+            finished[order] = group
+            is_informative = not filters or self._is_informative(group)
+            num_informative += is_informative
+            self.on_group(num_informative, num_prompts)
+            if not is_informative and batch.num_added < limit:
+                if len(finished) >= num_prompts:
+                    self._check_tools(list(finished.values()))  # a dead service makes every group uninformative
+                batch.add(self._next_prompts(1))
         if num_informative < num_prompts:
             logger.warning(
                 "rl_config.filter_groups_max_batches: only %d of %d groups have differing scores after %d prompts; "
-                "training on those.", num_informative, num_prompts, num_started,
+                "training on those.", num_informative, num_prompts, batch.num_added,
             )  # fmt: skip
-        groups = [group for _, group in sorted(finished, key=lambda pair: pair[0])]
+        groups = [finished[order] for order in sorted(finished)]
         self._check_tools(groups)
         if self.sleep_between:
             self._call("sleep", what="putting the engines to sleep", timeout_s=_PUBLISH_TIMEOUT_S)
+            self.is_asleep = True
         return groups
 
     def evaluate(self, prompts: list[Prompt], sampling: Sampling, num_samples: int = 1) -> list[Group]:
         """Run given prompts; see `rl.interfaces.Rollouts`."""
-        jobs: dict[ray.ObjectRef, _Job] = {}
-        finished: list[tuple[int, Group]] = []
-        self._start(jobs, list(enumerate(prompts)), num_samples, sampling)
-        while jobs:
-            for done in self._finished(jobs, num_samples, sampling):
-                finished.append(done)
-                self.on_group(len(finished), len(prompts))
-        return [group for _, group in sorted(finished, key=lambda pair: pair[0])]
+        self._wake()
+        batch = _Batch(num_samples, sampling)
+        batch.add(prompts)
+        finished: dict[int, Group] = {}
+        for order, group in self._run(batch):
+            finished[order] = group
+            self.on_group(len(finished), len(prompts))
+        groups = [finished[order] for order in sorted(finished)]
+        self._check_tools(groups)
+        return groups
 
     def update_weights(self, update: WeightUpdate) -> None:
         """Load published weights into every engine."""
-        if self.sleep_between and self.update_ref is not None:
-            self._call("wake_up", what="waking the engines", timeout_s=_PUBLISH_TIMEOUT_S)
+        self._wake()
         self._call("update_weights", update, what="loading published weights", timeout_s=_PUBLISH_TIMEOUT_S)
-        self.update_ref = update
 
     def state_dict(self) -> dict[str, Any]:
         """What a checkpoint keeps: the place in the data."""
@@ -126,11 +143,28 @@ class RolloutGroup:
         """Go on from the place in the data that a checkpoint kept."""
         self.cursor.load_state_dict(state["cursor"])
 
+    def _wake(self) -> None:
+        """Engines sleep from `take` to the next publish; a step without samples has none."""
+        if self.is_asleep:
+            self._call("wake_up", what="waking the engines", timeout_s=_PUBLISH_TIMEOUT_S)
+            self.is_asleep = False
+
+    def _prompt_limit(self, num_prompts: int) -> int:
+        """Prompts that one batch may use."""
+        rl = self.config.rl_config
+        if not rl.filter_groups_enable:
+            return num_prompts
+        if rl.filter_groups_max_batches > 0:
+            return rl.filter_groups_max_batches * num_prompts
+        return max(num_prompts, len(self.prompts))
+
     def _is_informative(self, group: Group) -> bool:
         return drop_uninformative_groups([group], self.config.rl_config.filter_groups_metric)[1] == 0
 
     def _next_prompts(self, count: int) -> list[Prompt]:
-        return [self.prompts[i] for i in self.cursor.take(count)]
+        """The next prompts, named after their epoch: met again, a prompt is sampled with other noise."""
+        visits = self.cursor.take_with_epochs(count)
+        return [replace(self.prompts[i], id=id_in_epoch(self.prompts[i].id, epoch)) for i, epoch in visits]
 
     def _training_sampling(self) -> Sampling:
         s = self.config.generate_config.sampling_config
@@ -140,36 +174,45 @@ class RolloutGroup:
         )  # fmt: skip
 
     def _call(self, method: str, *args: Any, what: str, timeout_s: float) -> None:
-        get_all([getattr(w, method).remote(*args) for w in self.workers.values()], what=what, timeout_s=timeout_s)
-
-    def _start(
-        self, jobs: dict[ray.ObjectRef, _Job], prompts: list[tuple[int, Prompt]], num_samples: int, sampling: Sampling
-    ) -> None:
-        for order, prompt in prompts:
-            replica = self.router.route(prompt.id)
-            ref = self.workers[replica].run_group.remote(prompt, num_samples, sampling)
-            jobs[ref] = _Job(order, prompt, replica)
-
-    def _finished(
-        self, jobs: dict[ray.ObjectRef, _Job], num_samples: int, sampling: Sampling
-    ) -> Iterator[tuple[int, Group]]:
-        """Yield what has ended since the last call; send the prompts of a dead worker to another."""
-        done, _ = ray.wait(list(jobs), num_returns=1, timeout=1.0)
-        for ref in done:
-            job = jobs.pop(ref)
+        """Call every worker; one that has died is taken out, and the others go on."""
+        refs = {replica: getattr(worker, method).remote(*args) for replica, worker in self.workers.items()}
+        for replica, ref in refs.items():
             try:
-                group: Group = result(ref, what=f"rollout worker {job.replica}")
-                if any(t.stop_reason is StopReason.ENGINE_FAILED for t in group.trajectories):
-                    raise WorkerDiedError(
-                        f"rollout worker {job.replica}: its engine died. See logs/ of the run directory."
-                    )
+                get_all([ref], what=f"{what}, rollout worker {replica}", timeout_s=timeout_s)
             except WorkerDiedError as error:
-                self._bury(job.replica, error)
-                self._start(jobs, [(job.order, job.prompt)], num_samples, sampling)
-                continue
-            self.router.release(job.prompt.id)
-            yield job.order, group
-        self._check_deadlines(jobs)
+                self._bury(replica, error)
+
+    def _run(self, batch: _Batch) -> Iterator[tuple[int, Group]]:
+        """Yield groups with their places as they end, until none is left; the batch may grow meanwhile."""
+        while batch.waiting or batch.running:
+            self._dispatch(batch)
+            done, _ = ray.wait(list(batch.running), num_returns=1, timeout=1.0)
+            for ref in done:
+                job = batch.running.pop(ref)
+                try:
+                    group = self._group(ref, job)
+                except WorkerDiedError as error:
+                    self._bury(job.replica, error)
+                    batch.waiting.appendleft((job.order, job.prompt))
+                    continue
+                self.router.release(job.prompt.id)
+                yield job.order, group
+            self._end_hung(batch)
+
+    def _dispatch(self, batch: _Batch) -> None:
+        """Send prompts to workers with room: a trajectory's deadline runs from here, so it must not wait in a queue."""
+        room = max(1, math.ceil(_OVERCOMMIT * self.config.generate_config.max_num_seqs / batch.num_samples))
+        while batch.waiting and min(self.router.num_sessions(r) for r in self.router.replicas) < room:
+            order, prompt = batch.waiting.popleft()
+            replica = self.router.route(prompt.id)
+            ref = self.workers[replica].run_group.remote(prompt, batch.num_samples, batch.sampling)
+            batch.running[ref] = _Job(order, prompt, replica)
+
+    def _group(self, ref: ray.ObjectRef, job: _Job) -> Group:
+        group: Group = result(ref, what=f"rollout worker {job.replica}")
+        if any(t.stop_reason is StopReason.ENGINE_FAILED for t in group.trajectories):
+            raise WorkerDiedError(f"rollout worker {job.replica}: its engine died. See logs/ of the run directory.")
+        return group
 
     def _bury(self, replica: int, error: RolloutError) -> None:
         """Take a dead worker out of the routing."""
@@ -180,16 +223,21 @@ class RolloutGroup:
         if not self.workers:
             raise RolloutError(f"no rollout worker is left. {error}") from error
 
-    def _check_deadlines(self, jobs: dict[ray.ObjectRef, _Job]) -> None:
-        deadline = self.config.rl_config.trajectory_timeout + _GRACE_S
-        now = time.monotonic()
-        for job in jobs.values():
-            if now - job.started > deadline + self.config.rl_config.verifier_timeout:
-                raise RolloutError(
+    def _end_hung(self, batch: _Batch) -> None:
+        """Kill workers that are long past a trajectory's deadline; their prompts then fail over to others."""
+        rl, now = self.config.rl_config, time.monotonic()
+        deadline = rl.trajectory_timeout + rl.verifier_timeout + _GRACE_S
+        for job in list(batch.running.values()):
+            if now - job.started > deadline and job.replica in self.workers:
+                worker = self.workers[job.replica]
+                error = RolloutError(
                     f"rollout worker {job.replica}: prompt {job.prompt.id} has not ended {now - job.started:.0f} s "
-                    f"after its start, though rl_config.trajectory_timeout is "
-                    f"{self.config.rl_config.trajectory_timeout:.0f} s. Its engine hangs; see the run directory's log."
+                    f"after its start, though rl_config.trajectory_timeout is {rl.trajectory_timeout:.0f} s and "
+                    f"verifier_timeout {rl.verifier_timeout:.0f} s. Its engine or a reward hangs; see its log in logs/ "
+                    "of the run directory."
                 )
+                self._bury(job.replica, error)
+                ray.kill(worker)
 
     def _check_tools(self, groups: list[Group]) -> None:
         trajectories = [t for g in groups for t in g.trajectories]
