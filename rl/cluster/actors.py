@@ -96,15 +96,19 @@ class ActorGroup:
         return rank // tp % self.num_data_parallel
 
     def _fill(self, workers: list[Any], batch: Batch, field: str) -> None:
-        """Compute log-probs of all micro-batches in one call for each rank and store them under `field`."""
+        """Compute log-probs of all micro-batches in one call for each rank and store them under `field`.
+
+        Every epoch holds the same mini-batches: each is computed once.
+        """
+        mini_batches = list({id(mini): mini for mini in batch.mini_batches}.values())
         refs = [
-            w.compute_logprobs.remote([m for mini in batch.mini_batches for m in self._share(mini, rank)])
+            w.compute_logprobs.remote([m for mini in mini_batches for m in self._share(mini, rank)])
             for rank, w in enumerate(workers)
         ]
         results: list[list[Tensor]] = get_all(refs, what=f"computing {field}", timeout_s=_UPDATE_TIMEOUT_S)
         for dp_rank, rank in self._one_rank_of_each_share(len(workers)):
             values = iter(results[rank])
-            for mini in batch.mini_batches:
+            for mini in mini_batches:
                 for micro in mini.micro_batches[dp_rank]:
                     setattr(micro, field, next(values))
 

@@ -1,0 +1,107 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from rl.cluster.actors import ActorGroup
+from rl.config.schema import Config
+from rl.data.packing import PackingLayout, pack_samples
+from rl.types import Batch, MicroBatch, Sample
+from rl.weight_sync.shared_memory import Shard
+from tests.unit.cluster.conftest import Method
+
+
+def make_batch(*, num_ranks: int, epochs: int = 1, mini_batch_prompts: int = 2) -> Batch:
+    """Four groups of one sample of 3, 4, 5 and 6 tokens."""
+    samples = [
+        Sample(f"s{n}", f"s{n}", torch.full((n,), n), torch.ones(n), torch.ones(n), torch.zeros(n)) for n in range(3, 7)
+    ]
+    layout = PackingLayout(num_ranks, max_tokens=6, mini_batch_prompts=mini_batch_prompts, epochs=epochs)
+    return pack_samples(samples, layout)
+
+
+class Rank:
+    """Remembers what it was given; its log-probs are minus the token ids."""
+
+    def __init__(self, metrics: list[dict[str, float]] | None = None, shard: Shard | None = None) -> None:
+        self.given: list[list[MicroBatch]] = []
+        self.called: list[str] = []
+        answers = iter(metrics or [])
+
+        def keep(micro_batches: list[MicroBatch]) -> list[MicroBatch]:
+            self.given.append(micro_batches)
+            return micro_batches
+
+        self.compute_logprobs = Method(lambda m: [-b.token_ids.float() for b in keep(m)])
+        self.update = Method(lambda m: next(answers) if keep(m) else {})
+        self.publish = Method(lambda *args: self.called.append(str(args[2])) or shard)
+        self.onload = Method(lambda: self.called.append("onload"))
+        self.offload = Method(lambda: self.called.append("offload"))
+
+
+def make_group(
+    ranks: list[Rank], references: list[Rank] | None = None, *, tp: int = 1, pp: int = 1, offload: bool = False
+) -> ActorGroup:
+    config = Config()
+    config.actor_config.tensor_model_parallel_size = tp
+    config.actor_config.pipeline_model_parallel_size = pp
+    return ActorGroup(ranks, references or [], config, Path("/dev/shm/none"), offload=offload)
+
+
+def test_update_gives_each_rank_the_share_of_its_data_parallel_rank() -> None:
+    """tp 2, pp 2, 8 ranks: ranks 0 1 4 5 have data-parallel rank 0, ranks 2 3 6 7 have 1 (tensor, data, pipeline)."""
+    ranks = [Rank([{"actor/pg_loss": 1.0}]) for _ in range(8)]
+    group = make_group(ranks, tp=2, pp=2)
+    assert group.num_data_parallel == 2
+    batch = make_batch(num_ranks=2, mini_batch_prompts=4)
+    group.update(batch)
+    shares = batch.mini_batches[0].micro_batches
+    for number, rank in enumerate(ranks):
+        assert rank.given == [shares[0 if number in (0, 1, 4, 5) else 1]], number
+
+
+def test_update_averages_metrics_over_optimizer_steps_and_keeps_the_largest_maximum() -> None:
+    first = {"actor/pg_loss": 1.0, "training/rollout_probs_diff_max": 0.5}
+    second = {"actor/pg_loss": 2.0, "training/rollout_probs_diff_max": 0.25}
+    metrics = make_group([Rank([first, second])]).update(make_batch(num_ranks=1))
+    assert metrics == {"actor/pg_loss": 1.5, "training/rollout_probs_diff_max": 0.5}
+
+
+def test_add_logprobs_leaves_the_old_ones_out_for_one_optimizer_step() -> None:
+    rank = Rank()
+    batch = make_group([rank]).add_logprobs(make_batch(num_ranks=1, mini_batch_prompts=4))
+    assert rank.given == []
+    assert all(m.old_logprobs is None for m in batch.mini_batches[0].micro_batches[0])
+
+
+def test_add_logprobs_computes_each_micro_batch_once_for_all_epochs() -> None:
+    rank = Rank()
+    batch = make_group([rank]).add_logprobs(make_batch(num_ranks=1, epochs=3))
+    assert len(batch.mini_batches) == 6
+    (given,) = rank.given
+    assert len({id(m) for m in given}) == len(given)
+    for mini in batch.mini_batches:
+        for micro in mini.micro_batches[0]:
+            assert torch.equal(micro.old_logprobs, -micro.token_ids.float())
+
+
+def test_add_logprobs_fills_every_share_with_its_own_reference() -> None:
+    references = [Rank() for _ in range(4)]
+    batch = make_group([Rank() for _ in range(4)], references, tp=2).add_logprobs(
+        make_batch(num_ranks=2, mini_batch_prompts=4)
+    )
+    for share in batch.mini_batches[0].micro_batches:
+        for micro in share:
+            assert torch.equal(micro.ref_logprobs, -micro.token_ids.float())
+            assert micro.old_logprobs is None
+
+
+def test_publish_sends_a_checksum_the_first_time_alone() -> None:
+    ranks = [Rank(shard=Shard(Path("a"), 1, "0f")), Rank()]  # the second is no writer
+    group = make_group(ranks, tp=2, offload=True)
+    first, second = group.publish(0), group.publish(1)
+    assert (first.version, first.paths, second.paths) == (0, ("a",), ("a",))
+    assert int(first.checksum, 16) == 15
+    assert second.checksum is None
+    assert ranks[0].called == ["True", "offload", "False", "offload"]
