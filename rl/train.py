@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from rl.cluster.actors import ActorGroup
 from rl.cluster.launch import launch
 from rl.cluster.rollouts import RolloutGroup
 from rl.config.schema import Config
 from rl.data.packing import pack_samples, packing_layout
-from rl.data.prompts import load_prompts
-from rl.evaluate import evaluate
+from rl.evaluate import evaluate, load_held_out
 from rl.observability.run import Run
 from rl.preflight import preflight
 from rl.rollout.samples import make_samples
@@ -39,7 +36,7 @@ def train(config: Config, run: Run, actor: ActorGroup, rollouts: RolloutGroup) -
     """Run the steps that are left; a resumed run goes on where its checkpoint was taken."""
     training = config.megatron_training
     layout = packing_layout(config, num_data_parallel=actor.num_data_parallel)
-    held_out = load_prompts(Path(training.test_data_path)) if training.test_data_path else []
+    held_out = load_held_out(config)
     start_step = run.resume(actor, rollouts)
     publish_weights(actor, rollouts, version=start_step)
     if training.test_before_train:
