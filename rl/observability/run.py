@@ -64,7 +64,8 @@ class Run:
 
         Yields:
             The run. When the block ends by itself, `summary.json` is written; when it is interrupted, how to resume
-            is shown.
+            is shown. A block that fails before it has written a metric gives its `run_name` free: the directory gets
+            `-failed-1` (2, 3, ...) appended.
 
         Raises:
             ConfigError: The directory cannot be made, or a wanted tracker is not installed.
@@ -73,7 +74,7 @@ class Run:
         directory = RunDirectory.create(config, name)
         setup_logging(directory.log_file)
         run = cls(config, directory, count_steps(config, num_rows))
-        with run._writer, run.progress:
+        with _freeing_the_name(directory), run._writer, run.progress:
             run.progress.note(f"run directory: {directory.path}")
             try:
                 yield run
@@ -265,10 +266,24 @@ def read_state(checkpoint: Path) -> dict[str, Any]:
     return state
 
 
+@contextmanager
+def _freeing_the_name(directory: RunDirectory) -> Iterator[None]:
+    """Set a run aside that ends before its first metric, so that the same command can be given again."""
+    has_ended_by_itself = False
+    try:
+        yield
+        has_ended_by_itself = True
+    finally:
+        if not has_ended_by_itself and directory.is_empty:
+            logger.error("nothing was trained or evaluated; the logs are in %s", directory.set_aside().path)
+
+
 def _how_to_resume(directory: RunDirectory) -> str:
     checkpoint = directory.latest_checkpoint()
+    if directory.is_empty:
+        return "interrupted before the first step: start the run again."
     if checkpoint is None:
-        return "interrupted before the first checkpoint: start the run again."
+        return "interrupted before the first checkpoint: start the run again, under another run_name if one is set."
     return (
         f"interrupted. Resume after {checkpoint.name.replace('_', ' ')} with the same command and "
         f"megatron_training.resume={directory.path}, under another run_name if one is set."

@@ -64,7 +64,7 @@ class RunDirectory:
                 if training.run_name:
                     raise ConfigError(
                         f"megatron_training.run_name: {path} exists already, and no run overwrites another. "
-                        "Choose another name, or remove the folder."
+                        "Choose another name, remove the folder, or go on from it with megatron_training.resume."
                     )
                 number += 1
                 path = base / f"{wanted}-{number}"
@@ -174,6 +174,22 @@ class RunDirectory:
         """
         with self.metrics_file.open("a", encoding="utf-8") as stream:
             stream.writelines(json.dumps(row) + "\n" for row in source.read_metrics() if row["step"] <= step)
+
+    @property
+    def is_empty(self) -> bool:
+        """No metric was written."""
+        return not self.metrics_file.is_file() or self.metrics_file.stat().st_size == 0
+
+    def set_aside(self) -> RunDirectory:
+        """Rename the folder to `<name>-failed-<number>`, so that its name can be used again.
+
+        Returns:
+            The renamed directory.
+        """
+        number = 1
+        while (target := self.path.with_name(f"{self.path.name}-failed-{number}")).exists():
+            number += 1
+        return RunDirectory(self.path.rename(target))
 
     def finish(self, summary: dict[str, Any]) -> None:
         """Mark the run as ended by itself and keep its figures."""

@@ -113,6 +113,24 @@ def test_second_run_of_a_name_is_refused(config: Config) -> None:
         run_steps(config)
 
 
+@pytest.mark.parametrize("error", [ConfigError("a worker did not start."), KeyboardInterrupt()])
+def test_run_that_fails_before_its_first_metric_gives_its_name_free(
+    config: Config, tmp_path: Path, error: BaseException
+) -> None:
+    for _ in range(2):
+        with pytest.raises(type(error)), Run.open(config, "tiny"):
+            raise error
+    assert (tmp_path / "first-failed-1/config.yaml").is_file()
+    assert (tmp_path / "first-failed-2/logs/driver.log").is_file()
+    assert run_steps(config).directory.path == tmp_path / "first"
+
+
+def test_run_that_fails_later_keeps_its_name(config: Config, tmp_path: Path) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        run_steps(config, until=1)
+    assert [path.name for path in tmp_path.iterdir() if path.is_dir()] == ["first"]
+
+
 def test_runs_without_a_name_never_share_a_folder(config: Config) -> None:
     config.megatron_training.run_name = None
     paths = {RunDirectory.create(config, "folder/tiny").path for _ in range(3)}
