@@ -5,9 +5,11 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import signal
 import subprocess
 import sys
 import tempfile
+import time
 from pathlib import Path
 
 from rich.console import Console
@@ -19,6 +21,7 @@ from rl.inference.environment import engine_environment
 
 BENCHMARKS = ("update", "generation", "step")
 _TIMEOUT_S = 1800
+_END_TIMEOUT_S = 40.0
 
 
 def main(argv: list[str]) -> int:
@@ -59,10 +62,56 @@ def _measure(name: str, config_name: str, overrides: list[str]) -> list[Figure]:
     with tempfile.TemporaryDirectory(prefix="turnwise-bench-") as directory:
         output = Path(directory) / "figures.json"
         command = [sys.executable, "-m", f"rl.bench.{name}", config_name, str(output), *overrides]
-        done = subprocess.run(
-            command, env=os.environ | environment, capture_output=True, text=True, timeout=_TIMEOUT_S, check=False
-        )
-        if done.returncode or not output.exists():
-            raise TurnwiseError(f"bench {name}: failed with exit code {done.returncode}.\n{done.stderr[-3000:]}")
+        log = Path(directory) / "output.log"
+        code = run_in_time(command, os.environ | environment, log, timeout_s=_TIMEOUT_S)
+        if code or not output.exists():
+            ending = "took too long" if code is None else f"failed with exit code {code}"
+            told = log.read_text(encoding="utf-8", errors="replace")[-3000:]
+            raise TurnwiseError(f"bench {name}: {ending}. It ended with:\n{told}")
         records = json.loads(output.read_text())
     return [Figure(**{k: v for k, v in record.items() if k != "is_reached"}) for record in records]
+
+
+def run_in_time(command: list[str], environment: dict[str, str], log: Path, *, timeout_s: float) -> int | None:
+    """Run a command with all it starts in a process group of its own, of which nothing is left at the end.
+
+    Args:
+        command: Program and arguments.
+        environment: Of the program.
+        log: File for what it prints.
+        timeout_s: Seconds it may take; then it is asked to end, and killed `_END_TIMEOUT_S` later.
+
+    Returns:
+        Its exit code; None where the time ran out.
+    """
+    with log.open("wb") as stream:
+        process = subprocess.Popen(command, env=environment, stdout=stream, stderr=stream, start_new_session=True)
+        try:
+            return process.wait(timeout_s)
+        except subprocess.TimeoutExpired:
+            return None
+        finally:
+            _end_group(process)
+
+
+def _end_group(process: subprocess.Popen[bytes]) -> None:
+    """Ask first: `rl train` ends the processes that have left the group."""
+    try:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGTERM)
+            deadline = time.monotonic() + _END_TIMEOUT_S
+            while _group_exists(process) and time.monotonic() < deadline:
+                time.sleep(0.2)
+        os.killpg(process.pid, signal.SIGKILL)
+    except ProcessLookupError:
+        pass
+    process.wait()
+
+
+def _group_exists(process: subprocess.Popen[bytes]) -> bool:
+    process.poll()
+    try:
+        os.killpg(process.pid, 0)
+    except ProcessLookupError:
+        return False
+    return True
