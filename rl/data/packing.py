@@ -117,13 +117,15 @@ def balance(
         [rank][bin][i] indices of rows; each rank has the same number of bins, some may be empty.
     """
     order = sorted(range(len(lengths)), key=lambda row: (-lengths[row], row))
-    num_bins = num_ranks * num_bins_multiple
+    step = num_ranks * num_bins_multiple
+    least = -(-sum(min(length, max_tokens) for length in lengths) // max_tokens)
+    num_bins = max(-(-least // step), 1) * step
     while True:
         bins = _fill(lengths, order, num_bins)
         totals = [sum(lengths[row] for row in content) for content in bins]
         if all(total <= max_tokens or len(b) == 1 for total, b in zip(totals, bins, strict=True)):
             break
-        num_bins += num_ranks * num_bins_multiple
+        num_bins += step
     ranked = sorted(range(num_bins), key=lambda i: (-totals[i], i))
     ranks: list[list[list[int]]] = [[] for _ in range(num_ranks)]
     for position, index in enumerate(ranked):
