@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import os
 import shutil
-import signal
 import socket
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -20,6 +19,13 @@ from ray.util.placement_group import PlacementGroup, placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from rl.cluster.actors import ActorGroup
+from rl.cluster.endings import (
+    adopting_orphans,
+    descendants,
+    ignore_interrupts,
+    interrupt_on_sigterm,
+    terminated_like_interrupted,
+)
 from rl.cluster.health import get_all
 from rl.cluster.placement import Placement, Process, place
 from rl.cluster.rollouts import RolloutGroup
@@ -83,21 +89,25 @@ def launch(
     colocated = on_cuda and config.rl_config.use_integrated_worker and loss is not None and prompts is not None
     model_folder = model_folder or Path(config.actor_config.load)
     with ExitStack() as stack:
+        stack.enter_context(terminated_like_interrupted())
         overrides = stack.enter_context(_embedded_sandbox(config)) if prompts is not None else {}
         shards = stack.enter_context(_shard_directory())
+        stack.enter_context(adopting_orphans())
         stack.enter_context(_ray(config))
-        stack.enter_context(_terminated_like_interrupted())  # after Ray, which sets a handler of its own
+        interrupt_on_sigterm()  # again: Ray has set a handler of its own
+        stack.callback(ignore_interrupts)  # a second Ctrl-C must not leave processes behind
         nodes = _Nodes(layout)
         rollouts = actor = None
         if prompts is not None:
-            workers = _start_rollouts(config, layout, nodes, log_directory, model_folder, overrides)
-            stack.push(_shut_down(workers))
+            reward, workers = _start_rollouts(config, layout, nodes, log_directory, model_folder, overrides)
+            stack.push(_shut_down([*workers, reward]))
             rollouts = RolloutGroup(workers, prompts, config, sleep_between=colocated, on_group=on_group)
         if loss is not None:
             actors = _start_actors(config, layout.actors, nodes, log_directory, loss=loss)
             references = _start_actors(config, layout.references, nodes, log_directory, loss="reference")
             stack.push(_shut_down(actors + references))
             actor = ActorGroup(actors, references, config, shards, offload=colocated)
+        stack.callback(ignore_interrupts)  # the first of all endings
         yield Cluster(actor, rollouts)
 
 
@@ -175,15 +185,13 @@ def _start_rollouts(
     log_directory: Path,
     model_folder: Path,
     overrides: dict[str, dict],
-) -> list[Any]:
+) -> tuple[Any, list[Any]]:
+    """The reward worker and the engines."""
     from rl.cluster.workers import RewardWorker, RolloutWorker  # imports vLLM: only where an engine is wanted
 
-    rewards = [
-        RewardWorker.options(**nodes.options(process, {})).remote(  # type: ignore[attr-defined]
-            config, log_file=log_directory / f"reward-{process.index}.log"
-        )
-        for process in layout.rewards
-    ]
+    reward = RewardWorker.options(  # type: ignore[attr-defined]
+        max_concurrency=100_000, **nodes.options(layout.reward, {})
+    ).remote(config, log_file=log_directory / f"reward-{layout.reward.index}.log")
     workers = [
         RolloutWorker.options(  # type: ignore[attr-defined]
             max_concurrency=100_000, **nodes.options(process, engine_environment(config, process.cores))
@@ -192,14 +200,14 @@ def _start_rollouts(
             log_file=log_directory / f"rollout-{process.index}.log",
             replica=process.index,
             model_folder=model_folder,
-            rewards=rewards,
+            reward_worker=reward,
             tool_overrides=overrides,
         )
         for process in layout.rollouts
     ]
-    get_all([w.start.remote() for w in rewards], what="starting the reward workers", timeout_s=_START_TIMEOUT_S)
+    get_all([reward.start.remote()], what="starting the reward worker", timeout_s=_START_TIMEOUT_S)
     get_all([w.start.remote() for w in workers], what="starting the engines", timeout_s=_START_TIMEOUT_S)
-    return workers
+    return reward, workers
 
 
 @contextmanager
@@ -210,12 +218,15 @@ def _ray(config: Config) -> Iterator[None]:
     process that Ray added are ended by process id.
     """
     address = config.rl_config.ray_address
-    before = {p.pid for p in psutil.Process().children(recursive=True)}
-    ray.init(address=address or "local", log_to_driver=False, configure_logging=False, **({} if address else _OWN_RAY))
+    before = {p.pid for p in psutil.Process().children()}
     try:
+        ray.init(
+            address=address or "local", log_to_driver=False, configure_logging=False, **({} if address else _OWN_RAY)
+        )
         yield
     finally:
-        ours = [p for p in psutil.Process().children(recursive=True) if p.pid not in before]
+        children = [p for p in psutil.Process().children() if p.pid not in before]
+        ours = [p for child in children for p in (child, *descendants(child))]
         ray.shutdown()
         _, alive = psutil.wait_procs(ours, timeout=3)
         for process in alive:
@@ -248,7 +259,7 @@ def _embedded_sandbox(config: Config) -> Iterator[dict[str, dict]]:
     names = [
         entry["tool_schema"]["function"]["name"]
         for entry in entries
-        if entry.get("config", {}).get("sandbox_fusion_url") == "embedded"
+        if (entry.get("config") or {}).get("sandbox_fusion_url") == "embedded"
     ]
     if not names:
         yield {}
@@ -270,20 +281,6 @@ def _shard_directory() -> Iterator[Path]:
         yield directory
     finally:
         shutil.rmtree(directory, ignore_errors=True)
-
-
-@contextmanager
-def _terminated_like_interrupted() -> Iterator[None]:
-    """SIGTERM unwinds the stack as Ctrl-C does, so that nothing is left running."""
-
-    def interrupt(signum: int, frame: Any) -> None:
-        raise KeyboardInterrupt
-
-    previous = signal.signal(signal.SIGTERM, interrupt)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, previous)
 
 
 def _free_address() -> str:

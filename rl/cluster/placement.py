@@ -15,7 +15,7 @@ class Process:
     role: str
     """actor, reference, rollout or reward."""
     index: int
-    """Rank of an actor or reference, replica of a rollout, number of a reward worker."""
+    """Rank of an actor or reference, replica of a rollout, 0 of the reward worker."""
     cores: tuple[int, ...] = ()
     """Cores its threads may use, on CPU."""
     devices: tuple[int, ...] = ()
@@ -29,7 +29,7 @@ class Placement:
     actors: tuple[Process, ...]
     references: tuple[Process, ...]
     rollouts: tuple[Process, ...]
-    rewards: tuple[Process, ...]
+    reward: Process
     num_devices: int
 
 
@@ -56,7 +56,7 @@ def place(config: Config, *, cores: tuple[int, ...], on_cuda: bool, with_referen
     rl, generate = config.rl_config, config.generate_config
     world_size = rl.actor_resource.num_devices
     tp = generate.infer_tensor_parallel_size
-    rewards = tuple(Process("reward", i) for i in range(rl.verifier_parallel))
+    reward = Process("reward", 0)
     if not on_cuda:
         actor_cores = _split(cores, world_size, rl.actor_resource.num_cpus)
         engine_cores = _split(cores, rl.rollout_resource.num_devices, rl.rollout_resource.num_cpus)
@@ -64,7 +64,7 @@ def place(config: Config, *, cores: tuple[int, ...], on_cuda: bool, with_referen
             actors=tuple(Process("actor", i, cores=c) for i, c in enumerate(actor_cores)),
             references=tuple(Process("reference", i, cores=c) for i, c in enumerate(actor_cores) if with_reference),
             rollouts=tuple(Process("rollout", i, cores=c) for i, c in enumerate(engine_cores)),
-            rewards=rewards,
+            reward=reward,
             num_devices=0,
         )
     colocated = rl.use_integrated_worker
@@ -83,7 +83,7 @@ def place(config: Config, *, cores: tuple[int, ...], on_cuda: bool, with_referen
         rollouts=tuple(
             Process("rollout", i, devices=tuple(range(start, start + tp))) for i, start in enumerate(starts)
         ),
-        rewards=rewards,
+        reward=reward,
         num_devices=world_size if colocated else world_size + num_rollout_devices,
     )
 

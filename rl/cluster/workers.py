@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 from pathlib import Path
 from typing import Any
 
 import ray
 import torch
+from ray.exceptions import RayActorError
 from torch import Tensor
 
 from rl.config.schema import Config
+from rl.errors import RewardError
 from rl.inference.engine import VllmEngine
 from rl.observability.log import setup_logging
 from rl.rewards.registry import load_rewards
@@ -91,12 +94,22 @@ class RewardWorker:
     def start(self) -> None:
         """Look the reward functions up."""
         rl = self.config.rl_config
-        self.rewards = load_rewards(rl.verifier_function, rl.verifier_weight, rl.verifier_kwargs, rl.verifier_timeout)
+        self.rewards = load_rewards(
+            rl.verifier_function,
+            rl.verifier_weight,
+            rl.verifier_kwargs,
+            rl.verifier_timeout,
+            num_processes=rl.verifier_parallel,
+        )
 
     async def score(self, trajectory: Trajectory) -> Trajectory:
         """Return the trajectory with its scores."""
         await self.rewards.score(trajectory)
         return trajectory
+
+    async def shutdown(self) -> None:
+        """End the processes of the rewards."""
+        await asyncio.to_thread(self.rewards.close)
 
 
 @ray.remote
@@ -110,13 +123,12 @@ class RolloutWorker:
         log_file: Path,
         replica: int,
         model_folder: Path,
-        rewards: list[Any],
+        reward_worker: Any,
         tool_overrides: dict[str, dict],
     ) -> None:
         _log_to(log_file)
         self.config, self.replica, self.model_folder = config, replica, model_folder
-        self.rewards, self.tool_overrides = rewards, tool_overrides
-        self.num_scored = 0
+        self.reward_worker, self.tool_overrides = reward_worker, tool_overrides
 
     async def start(self) -> None:
         """Check the chat template against the parser and start the engine."""
@@ -136,9 +148,12 @@ class RolloutWorker:
         return await run_group(self.loop, prompt, num_samples, sampling, self._score)
 
     async def _score(self, trajectory: Trajectory) -> None:
-        worker = self.rewards[self.num_scored % len(self.rewards)]
-        self.num_scored += 1
-        scored = await worker.score.remote(trajectory)
+        try:
+            scored = await self.reward_worker.score.remote(trajectory)
+        except RayActorError as error:
+            raise RewardError(
+                f"reward worker: its process died while scoring {trajectory.id}. See reward-0.log of the run directory."
+            ) from error
         trajectory.score, trajectory.rewards = scored.score, scored.rewards
         trajectory.reward_error = scored.reward_error
 

@@ -209,7 +209,7 @@ class RLConfig:
     filter_groups_metric: str = "score"
     """`score` or a reward's name: what must differ within a group."""
     filter_groups_max_batches: int = 10
-    """Times `global_batch_size` prompts to try at most for one batch; 0 or less: no limit."""
+    """Times `global_batch_size` prompts to try at most for one batch; 0 or less: as many as the dataset has."""
     overlong_buffer_enable: bool = False
     """Punish responses near `rollout_max_tokens` linearly (DAPO, section 3.4)."""
     rollout_max_tokens: int = 2048
@@ -228,7 +228,7 @@ class RLConfig:
     verifier_timeout: float = 30.0
     """Deadline of one reward call, seconds."""
     verifier_parallel: int = 1
-    """Reward workers, at least 1."""
+    """Processes for each reward that runs in its own (all but text comparisons): calls at once, at least 1."""
     # Multi-turn
     multi_turn_enable: bool = False
     """Offer tools and run turns until an answer; needs `async_engine` and `tool_config_path`."""
