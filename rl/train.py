@@ -11,6 +11,7 @@ from rl.evaluate import evaluate, load_held_out
 from rl.observability.run import Run
 from rl.preflight import preflight
 from rl.rollout.samples import make_samples
+from rl.types import Prompt
 
 
 def main(config: Config, name: str) -> None:
@@ -23,20 +24,19 @@ def main(config: Config, name: str) -> None:
     Raises:
         TurnwiseError: Anything a user can mend.
     """
-    prompts = preflight(config)
+    prompts, held_out = preflight(config), load_held_out(config)
     with (
         Run.open(config, name, num_rows=len(prompts)) as run,
         launch(config, log_directory=run.directory.logs, prompts=prompts, on_group=run.progress.groups) as cluster,
     ):
         assert cluster.actor is not None and cluster.rollouts is not None, "training asked for both"
-        train(config, run, cluster.actor, cluster.rollouts)
+        train(config, run, cluster.actor, cluster.rollouts, held_out)
 
 
-def train(config: Config, run: Run, actor: ActorGroup, rollouts: RolloutGroup) -> None:
+def train(config: Config, run: Run, actor: ActorGroup, rollouts: RolloutGroup, held_out: list[Prompt]) -> None:
     """Run the steps that are left; a resumed run goes on where its checkpoint was taken."""
     training = config.megatron_training
     layout = packing_layout(config, num_data_parallel=actor.num_data_parallel)
-    held_out = load_held_out(config)
     start_step = run.resume(actor, rollouts)
     publish_weights(actor, rollouts, version=start_step)
     if training.test_before_train:

@@ -17,6 +17,9 @@ _CORRECT = 1.0 - 1e-6
 _NOT_A_TOOL = frozenset({ToolStatus.PARSE_ERROR, ToolStatus.UNKNOWN_TOOL, ToolStatus.OVER_LIMIT})
 """Results no tool gave: their name is what the model wrote, and would make a metric for each misspelling."""
 
+_NOT_THE_MODEL = frozenset({StopReason.DEADLINE, StopReason.ENGINE_FAILED, StopReason.TOOL_UNAVAILABLE})
+"""Ends that say nothing about the model."""
+
 _COUNTED = {
     ToolStatus.PARSE_ERROR: "tools/parse_errors",
     ToolStatus.UNKNOWN_TOOL: "tools/unknown",
@@ -161,6 +164,7 @@ def evaluation_metrics(groups: Sequence[Group]) -> dict[str, float]:
     metrics["val-aux/num_turns/mean"] = _mean([float(len(t.turns)) for t in trajectories])
     metrics["val-aux/tool_call_counts/mean"] = _mean([float(t.num_tool_calls) for t in trajectories])
     metrics["val-aux/response_length/mean"] = _mean([float(t.response_length) for t in trajectories])
+    metrics["val-aux/infrastructure_failures"] = float(sum(t.stop_reason in _NOT_THE_MODEL for t in trajectories))
     metrics["val-aux/reward_errors"] = float(sum(t.reward_error is not None for t in trajectories))
     return metrics
 

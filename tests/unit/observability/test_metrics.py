@@ -89,6 +89,13 @@ def test_evaluation_metrics_count_a_failed_reward_as_wrong() -> None:
     assert metrics["val-aux/reward_errors"] == 1.0
 
 
+def test_evaluation_metrics_count_what_the_infrastructure_ended() -> None:
+    reasons = [StopReason.DEADLINE, StopReason.TOOL_UNAVAILABLE, StopReason.LENGTH, StopReason.FINISHED]
+    trajectories = [make_trajectory(stop_reason=reason, index=i) for i, reason in enumerate(reasons)]
+    metrics = evaluation_metrics([Group(trajectories[0].prompt, trajectories)])
+    assert metrics["val-aux/infrastructure_failures"] == 2.0
+
+
 def test_wilson_interval_of_half_of_ten() -> None:
     # z² = 3.8415: middle 0.5 + 0.19207 = 0.69207; half 1.96 sqrt(0.025 + 0.0096) = 0.36457; denominator 1.38415
     assert wilson_interval(0.5, 10) == pytest.approx((0.23659, 0.76341), abs=1e-4)
