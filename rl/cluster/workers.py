@@ -9,7 +9,7 @@ from typing import Any
 
 import ray
 import torch
-from ray.exceptions import RayActorError
+from ray.exceptions import OutOfMemoryError, RayActorError
 from torch import Tensor
 
 from rl.config.schema import Config
@@ -150,7 +150,7 @@ class RolloutWorker:
     async def _score(self, trajectory: Trajectory) -> None:
         try:
             scored = await self.reward_worker.score.remote(trajectory)
-        except RayActorError as error:
+        except (RayActorError, OutOfMemoryError) as error:
             raise RewardError(
                 f"reward worker: its process died while scoring {trajectory.id}. See reward-0.log of the run directory."
             ) from error

@@ -141,8 +141,8 @@ class RunDirectory:
         return self.checkpoints / f"step_{step:06d}"
 
     def latest_checkpoint(self) -> Path | None:
-        """The newest complete checkpoint; one under way has another name."""
-        found = sorted(p for p in self.checkpoints.glob("step_*") if p.is_dir() and not p.name.endswith(".partial"))
+        """The newest complete checkpoint; one under way, or cut off by a kill, has a name with a suffix."""
+        found = sorted(p for p in self.checkpoints.glob("step_*") if p.is_dir() and not p.suffix)
         return found[-1] if found else None
 
     def read_metrics(self) -> list[dict[str, Any]]:

@@ -107,6 +107,13 @@ def test_interrupted_run_says_how_to_resume(config: Config, tmp_path: Path, caps
     assert f"megatron_training.resume={tmp_path / 'first'}" in capsys.readouterr().out
 
 
+def test_checkpoint_cut_off_by_a_kill_is_no_checkpoint(config: Config, tmp_path: Path) -> None:
+    run_steps(config)
+    for suffix in (".partial", ".partial.writing"):
+        (tmp_path / f"first/checkpoints/step_000005{suffix}").mkdir()
+    assert find_checkpoint(tmp_path / "first").name == "step_000004"
+
+
 def test_second_run_of_a_name_is_refused(config: Config) -> None:
     run_steps(config)
     with pytest.raises(ConfigError, match=r"run_name: .*first exists already"):
