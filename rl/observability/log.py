@@ -11,7 +11,18 @@ from rich.console import Console
 from rich.logging import RichHandler
 
 _FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
-_QUIET = ("transformers", "urllib3", "asyncio", "aiohttp", "filelock", "matplotlib", "PIL", "numexpr", "datasets")
+_QUIET = (
+    "ray",
+    "transformers",
+    "urllib3",
+    "asyncio",
+    "aiohttp",
+    "filelock",
+    "matplotlib",
+    "PIL",
+    "numexpr",
+    "datasets",
+)
 
 
 @cache
