@@ -4,7 +4,7 @@
     <output>/test.parquet             held-out prompts; none of their questions occurs elsewhere
     <output>/demonstrations.parquet   conversations with a call of the code interpreter and its real output
 
-Two of the tasks are never demonstrated. Usage: python examples/quickstart/make_data.py [--demonstrations 32] ...
+Two of the tasks are never demonstrated. Usage: python examples/quickstart/make_data.py [--demonstrations 48] ...
 """
 
 from __future__ import annotations
@@ -140,7 +140,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=Path("data/quickstart"))
     parser.add_argument("--train", type=int, default=128, help="training prompts of each task")
     parser.add_argument("--test", type=int, default=25, help="held-out prompts of each task")
-    parser.add_argument("--demonstrations", type=int, default=32, help="in all, without those of two tasks")
+    parser.add_argument("--demonstrations", type=int, default=48, help="in all, without those of two tasks")
     parser.add_argument("--seed", type=int, default=1)
     given = parser.parse_args()
     make_data(given.output, given.train, given.test, given.demonstrations, given.seed)
