@@ -42,8 +42,6 @@ _SHUTDOWN_TIMEOUT_S = 10.0
 _OWN_RAY: dict[str, Any] = {
     "include_dashboard": False,
     "object_store_memory": 512 * 1024**2,
-    # Ray's own value, 15, would let anything else on the machine starve the engine.
-    "_system_config": {"worker_niceness": 0},
 }
 _SHARED_MEMORY = Path("/dev/shm")
 
