@@ -20,7 +20,7 @@ from rl.training.actor import Actor
 from rl.training.step import accumulate_gradients
 from rl.types import MicroBatch, Sample
 
-_NUM_SAMPLES, _LENGTH, _ROUNDS = 16, 256, 5
+_NUM_SAMPLES, _LENGTH, _ROUNDS = 8, 256, 5
 _GOAL = 0.8
 
 
