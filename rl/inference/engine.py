@@ -26,6 +26,13 @@ from rl.types import FinishReason, Generation, Sampling, WeightUpdate
 logger = logging.getLogger(__name__)
 
 _WORKER_EXTENSION = "rl.inference.worker_extension.WorkerExtension"
+_CPU_KERNELS = "turnwise_cpu"
+"""Provider of `rl.inference.cpu_kernels`, which vLLM's workers register; this process must not load them."""
+
+_CPU_BLOCK_SIZE = 32
+"""Tokens of a block of keys and values, the least that the kernels take at full speed. Only whole blocks are found
+again by the next turn and by the group's other trajectories: with vLLM's 128, up to 127 tokens are computed anew."""
+
 _GIB = 1 << 30
 _FINISH_REASONS = {"stop": FinishReason.STOP, "length": FinishReason.LENGTH, "abort": FinishReason.ABORT}
 
@@ -170,6 +177,8 @@ def _engine_arguments(config: Config, model_folder: Path, *, seed: int, on_cuda:
             # A partial prefill of a seeded request winds its generator back, which vLLM 0.32 does in a way that
             # kills the engine on CPU ("CPU Generator does not use offset"). So prompts are never cut.
             "enable_chunked_prefill": False,
+            "block_size": _CPU_BLOCK_SIZE,
+            "ir_op_priority": {"rms_norm": [_CPU_KERNELS], "fused_add_rms_norm": [_CPU_KERNELS]},
         }
     )
     return AsyncEngineArgs(

@@ -15,10 +15,14 @@ from torch import Tensor, nn
 from vllm.distributed import get_tensor_model_parallel_world_size, tensor_model_parallel_all_gather
 from vllm.model_executor.layers.linear import ColumnParallelLinear, LinearBase, QKVParallelLinear, RowParallelLinear
 from vllm.model_executor.layers.vocab_parallel_embedding import VocabParallelEmbedding
+from vllm.platforms import current_platform
 
 from rl.errors import WeightSyncError
 from rl.weight_sync.plan import join_checksums, tensor_digest
 from rl.weight_sync.shared_memory import read_tensors
+
+if current_platform.is_cpu():
+    import rl.inference.cpu_kernels  # noqa: F401  registers them before vLLM looks them up
 
 _IDENTITY_ROWS = 512
 """Rows of the identity matrix in one call."""
