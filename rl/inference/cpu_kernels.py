@@ -1,6 +1,7 @@
 """vLLM's own C++ RMSNorm for the CPU, which vLLM 0.32 ships and then does not use: its eager path runs six torch ops.
 
-Imported in vLLM's workers with the worker extension, before they look up kernels by the provider's name in `ir_op_priority`.
+Imported in vLLM's workers with the worker extension, before they look up kernels by the provider's name in
+`ir_op_priority`.
 """
 
 from __future__ import annotations
