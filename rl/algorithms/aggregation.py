@@ -1,4 +1,7 @@
-"""From a loss for each token to one loss: weights that already hold the denominator of the whole mini-batch."""
+"""From a loss for each token to one loss: weights that already hold the denominator of the whole mini-batch.
+
+And the other way round: sums over the sequences of a micro-batch, for losses that look at a sequence as a whole.
+"""
 
 from __future__ import annotations
 
@@ -36,3 +39,50 @@ def token_loss_weights(loss_mask: Tensor, trajectory_ids: Tensor, *, token_level
     tokens = torch.zeros(int(trajectory_ids.max()) + 1, dtype=torch.float64).scatter_add_(0, trajectory_ids, mask)
     num_trajectories = int((tokens > 0).sum())
     return (mask / (tokens[trajectory_ids].clamp(min=1.0) * num_trajectories)).float()
+
+
+def sequence_ids(cu_seqlens: Tensor, loss_mask: Tensor) -> Tensor:
+    """Number the sequences of a micro-batch.
+
+    A sampled sequence (a trajectory, or one of its parts where the chat template rewrote history) lies in one
+    micro-batch and between two boundaries; a prompt that is held once for its group has no loss tokens.
+
+    Example: boundaries 0 3 5, mask 0 1 1 0 1 give -1 0 0 -1 1.
+
+    Args:
+        cu_seqlens: [S + 1] int32, boundaries, from 0 to T.
+        loss_mask: [T] float32, 1 on loss tokens.
+
+    Returns:
+        [T] int64, from 0 to S - 1, or -1 where `loss_mask` is 0.
+    """
+    numbers = torch.arange(len(cu_seqlens) - 1, device=cu_seqlens.device)
+    ids = numbers.repeat_interleave(cu_seqlens.diff().long(), output_size=len(loss_mask))
+    return torch.where(loss_mask > 0, ids, -1)
+
+
+def sequence_sum(values: Tensor, ids: Tensor) -> Tensor:
+    """Give each loss token the sum of `values` over its sequence, with gradient.
+
+    Args:
+        values: [T] float32.
+        ids: [T] int64, as `sequence_ids` gives them.
+
+    Returns:
+        [T] float32, 0 where the id is -1.
+    """
+    totals = values.new_zeros(len(ids) + 1).index_add(0, ids + 1, torch.where(ids >= 0, values, 0.0))
+    return totals[ids + 1]
+
+
+def sequence_mean(values: Tensor, ids: Tensor) -> Tensor:
+    """Give each loss token the mean of `values` over the loss tokens of its sequence, with gradient.
+
+    Args:
+        values: [T] float32.
+        ids: [T] int64, as `sequence_ids` gives them.
+
+    Returns:
+        [T] float32, 0 where the id is -1.
+    """
+    return sequence_sum(values, ids) / sequence_sum(torch.ones_like(values), ids).clamp(min=1.0)

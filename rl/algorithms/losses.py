@@ -27,14 +27,35 @@ class PolicyLoss(Protocol):
     """What the functions in `LOSSES` have in common."""
 
     def __call__(
-        self, logprobs: Tensor, old_logprobs: Tensor, advantages: Tensor, *, clip_low: float, clip_high: float
+        self,
+        logprobs: Tensor,
+        old_logprobs: Tensor,
+        advantages: Tensor,
+        *,
+        clip_low: float,
+        clip_high: float,
+        clip_c: float | None,
+        loss_mask: Tensor,
+        sequence_ids: Tensor,
     ) -> TokenLoss:
-        """Map log-probs and advantages, each [T], to a loss [T]."""
+        """Map log-probs and advantages, each [T], to a loss [T].
+
+        Args:
+            logprobs: [T] float32, of the current policy, with gradient.
+            old_logprobs: [T] float32, of the policy at the start of the batch, without gradient.
+            advantages: [T] float32.
+            clip_low: Lower distance of the clip range.
+            clip_high: Upper distance of the clip range.
+            clip_c: Bound of the dual clip, or None.
+            loss_mask: [T] float32, 1 on loss tokens.
+            sequence_ids: [T] int64, as `rl.algorithms.aggregation.sequence_ids` makes them: equal within a sampled
+                sequence, which never spans micro-batches; -1 where `loss_mask` is 0.
+        """
         ...
 
 
 def clipped_policy_loss(
-    logprobs: Tensor, old_logprobs: Tensor, advantages: Tensor, *, clip_low: float, clip_high: float
+    logprobs: Tensor, old_logprobs: Tensor, advantages: Tensor, *, clip_low: float, clip_high: float, **_unused: object
 ) -> TokenLoss:
     """Bound how far one batch can move the policy.
 
@@ -47,6 +68,7 @@ def clipped_policy_loss(
         advantages: [T] float32.
         clip_low: Lower distance of the clip range, 0 to 1.
         clip_high: Upper distance; above `clip_low` it is DAPO's clip-higher.
+        _unused: What other losses need.
 
     Returns:
         The loss, where it was clipped, and the change of the log-probs.
@@ -64,24 +86,20 @@ def clipped_policy_loss(
     )
 
 
-def reinforce_loss(
-    logprobs: Tensor, old_logprobs: Tensor, advantages: Tensor, *, clip_low: float, clip_high: float
-) -> TokenLoss:
+def reinforce_loss(logprobs: Tensor, old_logprobs: Tensor, advantages: Tensor, **_unused: object) -> TokenLoss:
     """Take the plain policy gradient: loss = -A logprobs, without ratio or clip.
 
     Args:
         logprobs: [T] float32, of the current policy.
         old_logprobs: [T] float32, for the metric only.
         advantages: [T] float32.
-        clip_low: Not used.
-        clip_high: Not used.
+        _unused: What other losses need.
 
     Returns:
         The loss; nothing is clipped.
 
     Source: Williams 1992, doi:10.1007/BF00992696.
     """
-    del clip_low, clip_high
     return TokenLoss(
         loss=-advantages * logprobs,
         is_clipped=torch.zeros_like(logprobs),
@@ -89,22 +107,19 @@ def reinforce_loss(
     )
 
 
-def sft_loss(
-    logprobs: Tensor, old_logprobs: Tensor, advantages: Tensor, *, clip_low: float, clip_high: float
-) -> TokenLoss:
+def sft_loss(logprobs: Tensor, old_logprobs: Tensor, advantages: Tensor, **_unused: object) -> TokenLoss:
     """Imitate demonstrations: loss = -logprobs, the negative log-likelihood of each token in nats.
 
     Args:
         logprobs: [T] float32, of the current policy.
         old_logprobs: Not used.
         advantages: Not used.
-        clip_low: Not used.
-        clip_high: Not used.
+        _unused: What other losses need.
 
     Returns:
         The loss; nothing is clipped, nothing has an old policy.
     """
-    del old_logprobs, advantages, clip_low, clip_high
+    del old_logprobs, advantages
     zeros = torch.zeros_like(logprobs)
     return TokenLoss(loss=-logprobs, is_clipped=zeros, ppo_kl=zeros)
 

@@ -16,6 +16,7 @@ import torch.distributed as dist
 from megatron.core.pipeline_parallel import get_forward_backward_func
 from torch import Tensor, nn
 
+from rl.algorithms.aggregation import sequence_ids
 from rl.algorithms.kl import kl_estimate
 from rl.algorithms.losses import LOSSES, PolicyLoss
 from rl.config.schema import Config, KlPenalty
@@ -33,6 +34,8 @@ class Objective:
     """Of the distribution that was sampled from."""
     clip_low: float = 0.2
     clip_high: float = 0.2
+    clip_c: float | None = None
+    """Bound of the dual clip."""
     kl_coef: float = 0.0
     kl_kind: KlPenalty = KlPenalty.LOW_VAR_KL
     entropy_coef: float = 0.0
@@ -85,7 +88,14 @@ def policy_loss(micro_batch: MicroBatch, head: HeadOutput, objective: Objective)
     weights, current = micro_batch.loss_weights, head.logprobs.detach()
     old = current if micro_batch.old_logprobs is None else micro_batch.old_logprobs
     token = objective.loss(
-        head.logprobs, old, micro_batch.advantages, clip_low=objective.clip_low, clip_high=objective.clip_high
+        head.logprobs,
+        old,
+        micro_batch.advantages,
+        clip_low=objective.clip_low,
+        clip_high=objective.clip_high,
+        clip_c=objective.clip_c,
+        loss_mask=micro_batch.loss_mask,
+        sequence_ids=sequence_ids(micro_batch.cu_seqlens, micro_batch.loss_mask),
     )
     per_token = token.loss
     kl = torch.zeros_like(current)
