@@ -1,4 +1,4 @@
-"""Starts a sandbox for the length of a run, as a child process that ends with its parent."""
+"""Starts a service for the length of a run, as a child process that ends with its parent."""
 
 from __future__ import annotations
 
@@ -10,37 +10,47 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any, Self
 
 from rl.errors import ServiceError
 
 _PACKAGE_ROOT = Path(__file__).resolve().parents[2]
-_START_TIMEOUT_S = 60.0
 _STOP_TIMEOUT_S = 5.0
 _PROGRAM = """
-from rl.services.sandbox import serve
-serve(inherited_socket={socket}, parent_pipe={pipe}, workers={workers})
+import sys
+from rl.errors import TurnwiseError
+from rl.services.{name} import serve
+try:
+    serve(**{arguments!r})
+except TurnwiseError as error:
+    sys.exit(str(error))
 """
 
 
-class EmbeddedSandbox:
-    """A sandbox on a free port of the loopback interface. A context manager; starts in `__init__`.
+class EmbeddedService:
+    """A service on a free port of the loopback interface. A context manager; starts in `__init__`.
 
     The child reads a pipe that only the parent writes to: it ends when the parent does, however that happens.
     """
 
-    def __init__(self, workers: int | None = None) -> None:
+    def __init__(self, name: str, route: str, arguments: dict[str, Any], start_timeout_s: float = 60.0) -> None:
         """Start it and wait until it answers.
 
         Args:
-            workers: Programs at once; by default the server's own choice.
+            name: Of the module in `rl.services` whose `serve` to call, and of the command that starts it alone.
+            route: What `url` ends in.
+            arguments: For `serve`, beside the socket and the pipe; texts, numbers and None.
+            start_timeout_s: Longest wait for its first answer.
 
         Raises:
             ServiceError: It did not start.
         """
         listener = socket.create_server(("127.0.0.1", 0), backlog=1024)
         self.port: int = listener.getsockname()[1]
+        self._name, self._route = name, route
         read_end, self._parent_pipe = os.pipe()
-        program = _PROGRAM.format(socket=listener.fileno(), pipe=read_end, workers=workers)
+        inherited = {"inherited_socket": listener.fileno(), "parent_pipe": read_end}
+        program = _PROGRAM.format(name=name, arguments=arguments | inherited)
         path = os.pathsep.join([str(_PACKAGE_ROOT), os.environ.get("PYTHONPATH", "")]).rstrip(os.pathsep)
         with listener:
             self._process = subprocess.Popen(
@@ -51,12 +61,12 @@ class EmbeddedSandbox:
                 start_new_session=True,
             )
         os.close(read_end)
-        self._wait_until_healthy()
+        self._wait_until_healthy(start_timeout_s)
 
     @property
     def url(self) -> str:
-        """For `sandbox_fusion_url`."""
-        return f"http://127.0.0.1:{self.port}/run_code"
+        """Where the tools send their requests."""
+        return f"http://127.0.0.1:{self.port}{self._route}"
 
     @property
     def pid(self) -> int:
@@ -89,19 +99,19 @@ class EmbeddedSandbox:
             self._process.kill()
             self._process.wait()
 
-    def __enter__(self) -> EmbeddedSandbox:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _wait_until_healthy(self) -> None:
-        deadline = time.monotonic() + _START_TIMEOUT_S
+    def _wait_until_healthy(self, timeout_s: float) -> None:
+        deadline = time.monotonic() + timeout_s
         while time.monotonic() < deadline:
             if self._process.poll() is not None:
                 self.close()
                 raise ServiceError(
-                    f"sandbox: ended at start with code {self._process.returncode}. Its messages are above."
+                    f"{self._name}: ended at start with code {self._process.returncode}. Its messages are above."
                 )
             try:
                 self.health()
@@ -111,5 +121,20 @@ class EmbeddedSandbox:
                 return
         self.close()
         raise ServiceError(
-            f"sandbox: did not answer within {_START_TIMEOUT_S:g} s. Start one with `python -m rl sandbox`."
+            f"{self._name}: did not answer within {timeout_s:g} s. Start one with `python -m rl {self._name}`."
         )
+
+
+class EmbeddedSandbox(EmbeddedService):
+    """A code sandbox; its `url` is for `sandbox_fusion_url`."""
+
+    def __init__(self, workers: int | None = None) -> None:
+        """Start it.
+
+        Args:
+            workers: Programs at once; by default the server's own choice.
+
+        Raises:
+            ServiceError: It did not start.
+        """
+        super().__init__("sandbox", "/run_code", {"workers": workers})
