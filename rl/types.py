@@ -267,6 +267,8 @@ class MicroBatch:
     """[T] float32. None: the current ones are the old ones (one optimizer step per batch)."""
     ref_logprobs: Tensor | None = None
     """[T] float32. None: no KL term."""
+    sample_ids: Tensor | None = None
+    """[S] int64, where each sequence's sample stands in `MiniBatch.trajectory_ids`; -1: a shared prompt or padding."""
 
     @property
     def num_tokens(self) -> int:
@@ -287,6 +289,8 @@ class MiniBatch:
     """[data-parallel rank][i]; the same number on every rank, filled up with zero-weight ones."""
     num_loss_tokens: int
     num_trajectories: int
+    trajectory_ids: list[str] = field(default_factory=list)
+    """Of each sample, in order."""
 
 
 @dataclass(slots=True)
@@ -294,6 +298,16 @@ class Batch:
     """What one step of the run consumes: a mini-batch for each optimizer step."""
 
     mini_batches: list[MiniBatch]
+
+
+@dataclass(slots=True, frozen=True)
+class UpdateReport:
+    """What came of the optimizer steps of one batch."""
+
+    metrics: dict[str, float]
+    offending: list[str] = field(default_factory=list)
+    """Ids of the trajectories whose NaN or Inf made an optimizer step be skipped; all of the mini-batch's where their
+    log-probs were finite and the gradient was not."""
 
 
 @dataclass(slots=True, frozen=True)

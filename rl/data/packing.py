@@ -163,6 +163,7 @@ def _pack_mini_batch(samples: list[Sample], layout: PackingLayout) -> MiniBatch:
         ],
         num_loss_tokens=sum(int(s.loss_mask[1:].sum()) for s in samples),
         num_trajectories=num_trajectories,
+        trajectory_ids=[s.trajectory_id for s in samples],
     )
 
 
@@ -217,6 +218,8 @@ class _Segment:
     end: int
     prefix: int = -1
     """The segment that comes before it, or -1."""
+    row: int = -1
+    """Index of the sample; -1 for what several share."""
 
     def predicted(self, values: Tensor) -> Tensor:
         """Token-aligned to prediction-aligned: position t gets the value of token t + 1, the sample's last one 0."""
@@ -236,14 +239,15 @@ def _pack_micro_batch(
             prefix = len(segments)
             segments.append(_Segment(samples[first], torch.zeros_like(weights[first]), 0, shared))
         for row in bundle.rows:
-            segments.append(_Segment(samples[row], weights[row], shared, len(samples[row].token_ids), prefix))
+            segments.append(_Segment(samples[row], weights[row], shared, len(samples[row].token_ids), prefix, row))
     lengths = [s.end - s.start for s in segments]
     starts = [s.start for s in segments]
     prefixes = [s.prefix for s in segments]
+    rows = [s.row for s in segments]
     # At least one token: an empty micro-batch must still run on its rank.
     padding = max(-(-sum(lengths) // pad_to_multiple), 1) * pad_to_multiple - sum(lengths)
     if padding:
-        lengths, starts, prefixes = [*lengths, padding], [*starts, 0], [*prefixes, -1]
+        lengths, starts, prefixes, rows = [*lengths, padding], [*starts, 0], [*prefixes, -1], [*rows, -1]
     return MicroBatch(
         token_ids=_join([s.sample.token_ids[s.start : s.end] for s in segments], padding, torch.int64),
         target_ids=_join([s.predicted(s.sample.token_ids) for s in segments], padding, torch.int64),
@@ -254,6 +258,7 @@ def _pack_micro_batch(
         loss_weights=_join([s.predicted(s.weights) for s in segments], padding, torch.float32),
         advantages=_join([s.predicted(s.sample.advantages) for s in segments], padding, torch.float32),
         rollout_logprobs=_join([s.predicted(s.sample.rollout_logprobs) for s in segments], padding, torch.float32),
+        sample_ids=torch.tensor(rows),
     )
 
 
