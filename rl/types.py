@@ -186,6 +186,10 @@ class Trajectory:
     """The weighted sum of the rewards; None when a reward failed, and the trajectory is then masked out."""
     rewards: dict[str, float] = field(default_factory=dict)
     """The score of each reward function under its name, and `<name>/<metric>` for the extra metrics it returned."""
+    turn_rewards: list[float] = field(default_factory=list)
+    """What reward functions gave to each turn, weighted and summed; empty where none did."""
+    kl_penalty: float = 0.0
+    """Taken off the score before advantages: the KL term, where it is in the reward."""
     reward_error: str | None = None
     wall_s: float = 0.0
 

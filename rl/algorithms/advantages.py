@@ -1,4 +1,7 @@
-"""Advantages: from one score per trajectory to one number per trajectory."""
+"""Advantages: from one score per trajectory to one number per trajectory.
+
+A score may also be the return of one turn (`rl.algorithms.turns`): the estimators then compare turns instead.
+"""
 
 from __future__ import annotations
 
@@ -13,26 +16,28 @@ STD_EPSILON = 1e-6
 class AdvantageEstimator(Protocol):
     """What the functions in `ADVANTAGES` have in common."""
 
-    def __call__(
-        self, scores: Tensor, group_ids: Tensor, *, is_scored: Tensor | None = None, divide_by_std: bool = True
-    ) -> Tensor:
-        """Map scores [N] to advantages [N]."""
+    def __call__(self, scores: Tensor, group_ids: Tensor, *, num_tokens: Tensor, divide_by_std: bool) -> Tensor:
+        """Map scores [N] to advantages [N].
+
+        Args:
+            scores: [N] float32, finite.
+            group_ids: [N] int64, equal within a prompt's group.
+            num_tokens: [N] int64, sampled tokens, at least 0: the weights where a batch is whitened.
+            divide_by_std: `rl_config.norm_adv_by_std`.
+        """
         ...
 
 
-def group_norm(
-    scores: Tensor, group_ids: Tensor, *, is_scored: Tensor | None = None, divide_by_std: bool = True
-) -> Tensor:
+def group_norm(scores: Tensor, group_ids: Tensor, *, divide_by_std: bool = True, **_unused: object) -> Tensor:
     """Center each score on its group's mean.
 
-    A_i = (r_i - mean(r_g)) / (std(r_g) + 1e-6), with the sample standard deviation (n - 1), over the scored
-    trajectories of the group; 0 where fewer than two are scored, and where `is_scored` is false.
+    A_i = (r_i - mean(r_g)) / (std(r_g) + 1e-6), with the sample standard deviation (n - 1); 0 for a group of one.
 
     Args:
-        scores: [N] float, one for each trajectory; ignored where `is_scored` is false, and may be NaN there.
+        scores: [N] float.
         group_ids: [N] int, equal within a prompt's group.
-        is_scored: [N] bool, false where the reward failed; None when all are scored.
         divide_by_std: False gives Dr. GRPO's advantage, the difference alone (arXiv:2503.20783).
+        _unused: What other estimators need.
 
     Returns:
         [N] float32 advantages.
@@ -42,26 +47,156 @@ def group_norm(
 
     Source: DeepSeekMath, arXiv:2402.03300, outcome supervision.
     """
-    if is_scored is None:
-        is_scored = torch.ones_like(scores, dtype=torch.bool)
-    if not len(scores) == len(group_ids) == len(is_scored):
-        raise ValueError(
-            f"group_norm: lengths differ, got {len(scores)} scores, {len(group_ids)} group ids, "
-            f"{len(is_scored)} flags. Pass one of each per trajectory."
-        )
-    advantages = torch.zeros(len(scores), dtype=torch.float32)
-    for group_id in group_ids.unique():
-        members = (group_ids == group_id) & is_scored
-        if members.sum() < 2:
-            continue
-        # float64: equal scores such as 0.1 must center to exactly 0, not to a rounding error divided by epsilon.
-        group = scores[members].double()
-        centered = group - group.mean()
-        if divide_by_std:
-            centered = centered / (group.std(correction=1) + STD_EPSILON)
-        advantages[members] = centered.float()
-    return advantages
+    mean, sizes = _group_mean(scores, group_ids)
+    centered = scores.double() - mean
+    if divide_by_std:
+        variance = _group_mean(centered.square(), group_ids)[0] * sizes / (sizes - 1).clamp(min=1)
+        centered = centered / (variance.sqrt() + STD_EPSILON)
+    return torch.where(sizes > 1, centered, 0.0).float()
 
 
-ADVANTAGES: dict[str, AdvantageEstimator] = {"group_norm": group_norm}
+def leave_one_out(scores: Tensor, group_ids: Tensor, **_unused: object) -> Tensor:
+    """Compare each score with the mean of the others of its group.
+
+    A_i = r_i - sum over j != i of r_j / (n - 1) = n / (n - 1) (r_i - mean(r_g)); 0 for a group of one.
+
+    Example: scores 1, 0, 0, 0 give 1, -1/3, -1/3, -1/3.
+
+    Args:
+        scores: [N] float.
+        group_ids: [N] int, equal within a prompt's group.
+        _unused: What other estimators need.
+
+    Returns:
+        [N] float32 advantages.
+
+    Raises:
+        ValueError: The lengths differ.
+
+    Source: RLOO, arXiv:2402.14740, section 3.2.
+    """
+    mean, sizes = _group_mean(scores, group_ids)
+    centered = (scores.double() - mean) * sizes / (sizes - 1).clamp(min=1)
+    return torch.where(sizes > 1, centered, 0.0).float()
+
+
+def reinforce_plus_plus(scores: Tensor, group_ids: Tensor, *, num_tokens: Tensor, **_unused: object) -> Tensor:
+    """Whiten the scores over the whole batch, whatever their groups.
+
+    A_i = (r_i - mean(r)) / (std(r) + 1e-6); mean and population standard deviation are over the sampled tokens of the
+    batch, each with its trajectory's score.
+
+    Example: scores 1 and 0 of 1 and 3 tokens: mean 1/4, std sqrt(3)/4; 1.732 and -0.577.
+
+    Args:
+        scores: [N] float.
+        group_ids: [N] int; only their number counts.
+        num_tokens: [N] int, at least 0.
+        _unused: What other estimators need.
+
+    Returns:
+        [N] float32 advantages; 0 where all scores are equal.
+
+    Raises:
+        ValueError: The lengths differ.
+
+    Source: REINFORCE++, arXiv:2501.03262, global advantage normalization.
+    """
+    _check_lengths(scores, group_ids, num_tokens)
+    return _whiten(scores.double(), num_tokens)
+
+
+def reinforce_plus_plus_baseline(scores: Tensor, group_ids: Tensor, *, num_tokens: Tensor, **_unused: object) -> Tensor:
+    """Center each score on its group's mean, then whiten over the whole batch.
+
+    A_i = (d_i - mean(d)) / (std(d) + 1e-6) with d_i = r_i - mean(r_g); mean and population standard deviation of d are
+    over the sampled tokens of the batch. A group whose scores are all equal, or of one, has advantage 0, and is in no
+    mean.
+
+    Args:
+        scores: [N] float.
+        group_ids: [N] int, equal within a prompt's group.
+        num_tokens: [N] int, at least 0.
+        _unused: What other estimators need.
+
+    Returns:
+        [N] float32 advantages.
+
+    Raises:
+        ValueError: The lengths differ.
+
+    Source: REINFORCE++, arXiv:2501.03262, the variant with a group baseline.
+    """
+    _check_lengths(scores, group_ids, num_tokens)
+    centered = scores.double() - _group_mean(scores, group_ids)[0]
+    differs = _group_mean(centered.abs(), group_ids)[0] > 0
+    return torch.where(differs, _whiten(centered, num_tokens * differs), 0.0)
+
+
+def gae(rewards: Tensor, values: Tensor, *, gamma: float, lam: float) -> Tensor:
+    """Generalized advantage estimation over the steps of one trajectory, whose end has value 0.
+
+    d_t = r_t + gamma V_{t+1} - V_t;  A_t = d_t + gamma lam A_{t+1}.
+
+    Not a value of `rl_config.adv_estimator`: no critic is trained here that would give the values.
+
+    Example: rewards 0, 1, values 0.5, 0.5, gamma 1, lam 0.5: d = 0, 0.5; A = 0.25, 0.5.
+
+    Args:
+        rewards: [T] float, of each step.
+        values: [T] float, a critic's estimate before each step.
+        gamma: Discount of a step, 0 to 1.
+        lam: 0 trusts the critic, 1 the rewards.
+
+    Returns:
+        [T] float32 advantages; the returns a critic learns from are these plus `values`.
+
+    Raises:
+        ValueError: The lengths differ.
+
+    Source: arXiv:1506.02438, equation 16.
+    """
+    if len(rewards) != len(values):
+        raise ValueError(f"gae: lengths differ, got {len(rewards)} rewards, {len(values)} values. Pass one of each.")
+    deltas = rewards.double() - values.double()
+    deltas[:-1] += gamma * values[1:].double()
+    advantages = torch.zeros_like(deltas)
+    following = deltas.new_zeros(())
+    for t in reversed(range(len(deltas))):
+        following = advantages[t] = deltas[t] + gamma * lam * following
+    return advantages.float()
+
+
+ADVANTAGES: dict[str, AdvantageEstimator] = {
+    "group_norm": group_norm,
+    "rloo": leave_one_out,
+    "reinforce_plus_plus": reinforce_plus_plus,
+    "reinforce_plus_plus_baseline": reinforce_plus_plus_baseline,
+}
 """Values of `rl_config.adv_estimator`."""
+
+NEED_CRITIC = ("gae",)
+"""Estimators that are refused as `rl_config.adv_estimator`, because there is no critic."""
+
+
+def _group_mean(values: Tensor, group_ids: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and size of each row's group, [N] float64 and [N] int64."""
+    _check_lengths(values, group_ids)
+    _, rows = group_ids.unique(return_inverse=True)
+    sizes = torch.bincount(rows)
+    # float64: equal scores such as 0.1 must center to exactly 0, not to a rounding error divided by epsilon.
+    sums = torch.zeros(len(sizes), dtype=torch.float64).index_add_(0, rows, values.double())
+    return (sums / sizes)[rows], sizes[rows]
+
+
+def _whiten(values: Tensor, weights: Tensor) -> Tensor:
+    total = weights.double().sum().clamp(min=1.0)
+    centered = values - (weights * values).sum() / total
+    std = ((weights * centered.square()).sum() / total).sqrt()
+    return (centered / (std + STD_EPSILON)).float()
+
+
+def _check_lengths(scores: Tensor, *others: Tensor) -> None:
+    if any(len(other) != len(scores) for other in others):
+        lengths = ", ".join(str(len(other)) for other in others)
+        raise ValueError(f"advantages: lengths differ, got {len(scores)} scores, but {lengths}. Pass one for each.")

@@ -1,6 +1,6 @@
 """From a loss for each token to one loss: weights that already hold the denominator of the whole mini-batch.
 
-And the other way round: sums over the sequences of a micro-batch, for losses that look at a sequence as a whole.
+And sums over the sequences of a micro-batch, for losses that look at a sequence as a whole.
 """
 
 from __future__ import annotations
@@ -8,37 +8,59 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from rl.config.schema import LossAggregation, RLConfig
 
-def token_loss_weights(loss_mask: Tensor, trajectory_ids: Tensor, *, token_level: bool) -> Tensor:
+
+def token_loss_weights(
+    loss_mask: Tensor, trajectory_ids: Tensor, mode: LossAggregation, *, scale: float = 1.0
+) -> Tensor:
     """Weigh tokens so that the loss is sum(weights * token_loss), over any micro-batches and ranks.
 
     With M = the loss tokens of the mini-batch, K = the trajectories that have any, m_k = those of trajectory k:
 
-    * token-level: w_t = 1 / M. Every token counts the same, so a long trajectory counts more.
-    * sequence-level: w_t = 1 / (K m_k). Every trajectory counts the same, one cut into several samples once.
+    * `token-mean`: w_t = 1 / M. Every token counts the same, so a long trajectory counts more.
+    * `seq-mean-token-mean`: w_t = 1 / (K m_k). Every trajectory counts the same, one cut into several samples once.
+    * `seq-mean-token-sum-norm`: w_t = 1 / (K scale). As the first, but the step does not depend on the lengths at hand.
 
-    A masked-out trajectory has no loss tokens, and is in no denominator. The weights sum to 1, or to 0 without a token.
+    A masked-out trajectory has no loss tokens, and is in no denominator. The weights of the first two sum to 1, or to 0
+    without a token.
 
-    Example: trajectory 0 has 1 loss token, trajectory 1 has 3; token-level 1/4 each; sequence-level 1/2, 1/6 1/6 1/6.
+    Example: trajectory 0 has 1 loss token, trajectory 1 has 3. 1/4 each; 1/2, 1/6 1/6 1/6; with scale 10, 1/20 each.
 
     Args:
         loss_mask: [T] float32, all tokens of the mini-batch, 1 on loss tokens.
         trajectory_ids: [T] int64, 0 or more, equal within a trajectory.
-        token_level: As `rl_config.token_level_loss`.
+        mode: As `loss_aggregation` gives it.
+        scale: The constant of the last mode, tokens, above 0.
 
     Returns:
         [T] float32, 0 where `loss_mask` is 0.
 
-    Source: token-level, DAPO, arXiv:2503.14476, section 3.3; sequence-level, GRPO, arXiv:2402.03300.
+    Source: token-mean, DAPO, arXiv:2503.14476, section 3.3; seq-mean-token-mean, GRPO, arXiv:2402.03300;
+    seq-mean-token-sum-norm, Dr. GRPO, arXiv:2503.20783; the names are verl's.
     """
     if not bool(loss_mask.any()):
         return torch.zeros_like(loss_mask)
     mask = loss_mask.double()
-    if token_level:
+    if mode is LossAggregation.TOKEN_MEAN:
         return (mask / mask.sum()).float()
     tokens = torch.zeros(int(trajectory_ids.max()) + 1, dtype=torch.float64).scatter_add_(0, trajectory_ids, mask)
     num_trajectories = int((tokens > 0).sum())
+    if mode is LossAggregation.SEQ_MEAN_TOKEN_SUM_NORM:
+        return (mask / (num_trajectories * scale)).float()
+    assert mode is LossAggregation.SEQ_MEAN_TOKEN_MEAN, f"an aggregation was added without a formula here: {mode}"
     return (mask / (tokens[trajectory_ids].clamp(min=1.0) * num_trajectories)).float()
+
+
+def loss_aggregation(rl: RLConfig) -> tuple[LossAggregation, float]:
+    """Read the mode and its constant off the configuration.
+
+    Returns:
+        `loss_agg_mode`, or where it is not set what `token_level_loss` says; `loss_scale_factor`, or where it is not
+        set `max_total_response_length`.
+    """
+    by_default = LossAggregation.TOKEN_MEAN if rl.token_level_loss else LossAggregation.SEQ_MEAN_TOKEN_MEAN
+    return rl.loss_agg_mode or by_default, rl.loss_scale_factor or float(rl.max_total_response_length)
 
 
 def sequence_ids(cu_seqlens: Tensor, loss_mask: Tensor) -> Tensor:
@@ -62,7 +84,7 @@ def sequence_ids(cu_seqlens: Tensor, loss_mask: Tensor) -> Tensor:
 
 
 def sequence_sum(values: Tensor, ids: Tensor) -> Tensor:
-    """Give each loss token the sum of `values` over its sequence, with gradient.
+    """Give each loss token the sum of `values` over the loss tokens of its sequence, with gradient.
 
     Args:
         values: [T] float32.

@@ -1,4 +1,4 @@
-"""Estimators of the divergence KL(policy || reference) from the log-probs of sampled tokens, fit to be a loss term.
+"""Estimators of the divergence KL(policy || reference) from the log-probs of sampled tokens, and the weight they get.
 
 In value k1 and k3 are unbiased, and k2 nearly so. As a loss term the gradient matters as well: that of k1 is a score
 function whose expectation is 0, so it pulls towards nothing. `kl_estimate` therefore gives k1 the gradient of k2, which
@@ -7,10 +7,12 @@ is the gradient of the divergence when sampling is on-policy. k3 keeps its own g
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
-from rl.config.schema import KlPenalty
+from rl.config.schema import KlControl, KlPenalty, RLConfig
 
 MAX_LOG_RATIO = 20.0
 
@@ -41,3 +43,42 @@ def kl_estimate(logprobs: Tensor, ref_logprobs: Tensor, kind: KlPenalty) -> Tens
         return half_square
     assert kind == KlPenalty.K1, f"an estimator was added to KlPenalty without a formula here: {kind}"
     return difference.detach() + (half_square - half_square.detach())
+
+
+@dataclass(slots=True)
+class KlCoefficient:
+    """The weight of the KL term, fixed or steered towards a target.
+
+    Adaptive: after a step with mean divergence d per token, over n trajectories,
+
+        coefficient <- coefficient (1 + clip(d / target - 1, -0.2, 0.2) n / horizon)
+
+    Example: 0.1, target 0.05, horizon 100; d = 0.2 over 10 trajectories: 0.1 (1 + 0.2 * 10 / 100) = 0.102.
+
+    Source: Ziegler et al., arXiv:1909.08593, section 2.2, which has the divergence of whole episodes.
+    """
+
+    value: float
+    """The weight of the next step, at least 0."""
+    is_adaptive: bool = False
+    target: float = 1.0
+    """Nats per token, above 0."""
+    horizon: float = 1.0
+    """Trajectories, above 0."""
+
+    @staticmethod
+    def of(rl: RLConfig) -> KlCoefficient:
+        """As the configuration says."""
+        is_adaptive = rl.kl_ctrl_type is KlControl.ADAPTIVE
+        return KlCoefficient(rl.init_kl_coef, is_adaptive, rl.kl_target, rl.kl_horizon)
+
+    def observe(self, divergence: float, num_trajectories: int) -> None:
+        """Steer by what a step measured; a fixed coefficient stays.
+
+        Args:
+            divergence: Mean estimate per token, nats.
+            num_trajectories: It was measured on.
+        """
+        if self.is_adaptive:
+            error = min(max(divergence / self.target - 1.0, -0.2), 0.2)
+            self.value = max(self.value * (1.0 + error * num_trajectories / self.horizon), 0.0)

@@ -45,6 +45,21 @@ class KlPenalty(StrEnum):
     LOW_VAR_KL = "low_var_kl"
 
 
+class KlControl(StrEnum):
+    """How the weight of the KL term changes over the run."""
+
+    FIXED = "fixed"
+    ADAPTIVE = "adaptive"
+
+
+class LossAggregation(StrEnum):
+    """How the losses of tokens become one; the names are verl's, the formulas in `rl.algorithms.aggregation`."""
+
+    TOKEN_MEAN = "token-mean"
+    SEQ_MEAN_TOKEN_MEAN = "seq-mean-token-mean"
+    SEQ_MEAN_TOKEN_SUM_NORM = "seq-mean-token-sum-norm"
+
+
 @dataclass
 class ModelConfig:
     """Architecture facts, from configs/model/*.yaml: for `validate` where the model folder is not at hand.
@@ -185,6 +200,11 @@ class RLConfig:
     """Name in `rl.algorithms.advantages.ADVANTAGES`."""
     norm_adv_by_std: bool = True
     """Divide by the group's standard deviation; false is Dr. GRPO's (arXiv:2503.20783)."""
+    turn_credit_coef: float = 0.0
+    """Weight of the advantages of single turns (tool rewards, `turn_scores` of a reward function) beside the
+    trajectory's; 0 leaves rewards of turns out."""
+    turn_reward_discount: float = 1.0
+    """What a turn's reward is worth one turn earlier, 0 (it reaches its own turn alone) to 1."""
     policy_loss: str = "clip"
     """Name in `rl.algorithms.losses.LOSSES`."""
     clip_ratio: float = 0.2
@@ -195,14 +215,29 @@ class RLConfig:
     """Below 1 by at most this, above 0 and at most 1."""
     clip_ratio_high: float = 0.28
     """Above 1 by at most this, above 0."""
+    clip_ratio_c: float | None = None
+    """Bound of the ratio of tokens with a negative advantage (dual clip), at least 1; by default there is none."""
     token_level_loss: bool = True
     """true: mean over all tokens of the mini-batch; false: mean over trajectories of each one's token mean."""
+    loss_agg_mode: LossAggregation | None = None
+    """Takes the place of `token_level_loss` where it is set; seq-mean-token-sum-norm is the sum over tokens by
+    `loss_scale_factor`, mean over trajectories (Dr. GRPO)."""
+    loss_scale_factor: float | None = None
+    """Constant of seq-mean-token-sum-norm, tokens, above 0; by default `max_total_response_length`."""
     entropy_coeff: float = 0.0
     """Weight of the entropy bonus."""
     init_kl_coef: float = 0.0
-    """Weight of the KL term in the loss; 0 builds no reference."""
+    """Weight of the KL term at the start of the run; 0 builds no reference."""
     kl_penalty: KlPenalty = KlPenalty.LOW_VAR_KL
     """low_var_kl is k3."""
+    use_kl_in_reward: bool = False
+    """Take the KL term off the rewards instead of adding it to the loss."""
+    kl_ctrl_type: KlControl = KlControl.FIXED
+    """adaptive steers the weight so that the divergence comes to `kl_target`."""
+    kl_target: float = 0.1
+    """Divergence per token, nats, above 0."""
+    kl_horizon: float = 10000.0
+    """Trajectories over which the weight follows, above 0."""
     # Dynamic sampling and length shaping (DAPO)
     filter_groups_enable: bool = False
     """Refill the batch until `global_batch_size` groups have differing scores."""
@@ -218,6 +253,8 @@ class RLConfig:
     """Tokens before `rollout_max_tokens` where it begins."""
     overlong_buffer_penalty_factor: float = 1.0
     """Score taken off where the punishment is full, at least 0."""
+    overlong_filter_enable: bool = False
+    """Leave trajectories out that the token budget cut off, of means and loss alike (DAPO, section 3.4)."""
     # Rewards
     verifier_function: list[str] = field(default_factory=lambda: ["base_acc"])
     """Rewards: registered names, `package.module:function` or `path/file.py:function`."""

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from rl.algorithms.aggregation import token_loss_weights
+from rl.algorithms.aggregation import loss_aggregation, token_loss_weights
 from rl.config.device import runs_on_cuda
-from rl.config.schema import Config
+from rl.config.schema import Config, LossAggregation
 from rl.types import Batch, MicroBatch, MiniBatch, Sample
 
 
@@ -26,8 +26,10 @@ class PackingLayout:
     """Groups of one optimizer step, at least 1; the last mini-batch may have fewer."""
     epochs: int = 1
     """Passes over the mini-batches, at least 1."""
-    token_level_loss: bool = True
+    loss_aggregation: LossAggregation = LossAggregation.TOKEN_MEAN
     """See `rl.algorithms.aggregation.token_loss_weights`."""
+    loss_scale: float = 1.0
+    """Its constant, where it has one."""
     pad_to_multiple: int = 1
     """A micro-batch's length is a multiple of this: the tensor-parallel size, with sequence parallelism."""
     share_prefix: bool = False
@@ -47,12 +49,14 @@ def packing_layout(config: Config, *, num_data_parallel: int) -> PackingLayout:
         The layout of every step of the run.
     """
     rl, training = config.rl_config, config.megatron_training
+    aggregation, scale = loss_aggregation(rl)
     return PackingLayout(
         num_data_parallel=num_data_parallel,
         max_tokens=rl.max_packing_token_size,
         mini_batch_prompts=rl.mini_batch_size or training.global_batch_size,
         epochs=rl.epochs,
-        token_level_loss=rl.token_level_loss,
+        loss_aggregation=aggregation,
+        loss_scale=scale,
         pad_to_multiple=config.actor_config.tensor_model_parallel_size if training.sequence_parallel else 1,
         share_prefix=not runs_on_cuda(config) if rl.share_prompt_prefix is None else rl.share_prompt_prefix,
     )
@@ -146,7 +150,7 @@ def _fill(lengths: list[int], order: list[int], num_bins: int) -> list[list[int]
 
 
 def _pack_mini_batch(samples: list[Sample], layout: PackingLayout) -> MiniBatch:
-    weights, num_trajectories = _weigh(samples, token_level=layout.token_level_loss)
+    weights, num_trajectories = _weigh(samples, layout)
     multiple = layout.pad_to_multiple
     max_tokens = max(layout.max_tokens // multiple, 1) * multiple
     bundles = _bundle(samples, max_tokens, share_prefix=layout.share_prefix)
@@ -199,12 +203,13 @@ def _shared_length(samples: list[Sample]) -> int:
     return max(common - 1, 0)
 
 
-def _weigh(samples: list[Sample], *, token_level: bool) -> tuple[list[Tensor], int]:
+def _weigh(samples: list[Sample], layout: PackingLayout) -> tuple[list[Tensor], int]:
     """Token-aligned loss weights of each sample, and the number of trajectories that have loss tokens."""
     numbers = {trajectory: i for i, trajectory in enumerate(dict.fromkeys(s.trajectory_id for s in samples))}
     lengths = [len(s.token_ids) for s in samples]
     ids = torch.tensor([numbers[s.trajectory_id] for s in samples]).repeat_interleave(torch.tensor(lengths))
-    weights = token_loss_weights(torch.cat([s.loss_mask for s in samples]), ids, token_level=token_level)
+    mask = torch.cat([s.loss_mask for s in samples])
+    weights = token_loss_weights(mask, ids, layout.loss_aggregation, scale=layout.loss_scale)
     return list(weights.split(lengths)), len(numbers)
 
 

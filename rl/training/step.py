@@ -18,7 +18,8 @@ from torch import Tensor, nn
 
 from rl.algorithms.aggregation import sequence_ids
 from rl.algorithms.kl import kl_estimate
-from rl.algorithms.losses import LOSSES, PolicyLoss
+from rl.algorithms.losses import LOSSES
+from rl.algorithms.token_loss import PolicyLoss
 from rl.config.schema import Config, KlPenalty
 from rl.training.head import HeadOutput, logprobs_and_entropy
 from rl.training.parallel import ParallelState
@@ -49,6 +50,7 @@ class Objective:
             temperature=config.generate_config.sampling_config.temperature,
             clip_low=rl.clip_ratio_low if rl.clip_higher_enable else rl.clip_ratio,
             clip_high=rl.clip_ratio_high if rl.clip_higher_enable else rl.clip_ratio,
+            clip_c=rl.clip_ratio_c,
             kl_coef=rl.init_kl_coef,
             kl_kind=rl.kl_penalty,
             entropy_coef=rl.entropy_coeff,

@@ -3,16 +3,26 @@ import math
 import pytest
 import torch
 
-from rl.algorithms.losses import LOSSES, TokenLoss, clipped_policy_loss, reinforce_loss, sft_loss
+from rl.algorithms.losses import LOSSES, clipped_policy_loss, clipped_weight_loss, reinforce_loss, sft_loss
+from rl.algorithms.token_loss import TokenLoss
 
 CLIP = {"clip_low": 0.2, "clip_high": 0.28}
+RL_LOSSES = [name for name in LOSSES if name != "sft"]
 
 
-def gradient(loss_name: str, ratio: float, advantage: float) -> tuple[TokenLoss, float]:
+def gradient(loss_name: str, ratio: float, advantage: float, clip_c: float | None = None) -> tuple[TokenLoss, float]:
     """The loss and its derivative by the current log-prob, at one ratio."""
     old = torch.tensor([-1.0])
     current = (old + math.log(ratio)).requires_grad_()
-    token = LOSSES[loss_name](current, old, torch.tensor([advantage]), **CLIP)
+    token = LOSSES[loss_name](
+        current,
+        old,
+        torch.tensor([advantage]),
+        clip_c=clip_c,
+        loss_mask=torch.ones(1),
+        sequence_ids=torch.zeros(1, dtype=torch.int64),
+        **CLIP,
+    )
     token.loss.sum().backward()
     return token, float(current.grad)
 
@@ -39,12 +49,49 @@ def test_clipped_policy_loss_worked_example(
     assert float(token.ppo_kl) == pytest.approx(-math.log(ratio), rel=1e-5)
 
 
-def test_clipped_policy_loss_at_ratio_one_has_the_gradient_of_reinforce():
+@pytest.mark.parametrize("loss_name", RL_LOSSES)
+def test_losses_at_ratio_one_have_the_gradient_of_reinforce(loss_name: str):
     for advantage in (2.0, -0.5, 0.0):
-        clip, clip_slope = gradient("clip", 1.0, advantage)
-        _, reinforce_slope = gradient("reinforce", 1.0, advantage)
-        assert clip_slope == reinforce_slope
-        assert clip.is_clipped.tolist() == [0.0] and clip.ppo_kl.tolist() == [0.0]
+        token, slope = gradient(loss_name, 1.0, advantage, clip_c=3.0)
+        assert slope == -advantage
+        assert token.is_clipped.tolist() == [0.0] and token.ppo_kl.tolist() == [0.0]
+
+
+# Dual clip at 3, A = -2: the loss 2 ratio is bounded to 6. Good tokens and small ratios are as without it.
+@pytest.mark.parametrize(
+    ("ratio", "advantage", "loss", "slope", "is_clipped"),
+    [
+        (2.9, -2.0, 5.8, 5.8, 0.0),
+        (4.0, -2.0, 6.0, 0.0, 1.0),
+        (0.5, -2.0, 1.6, 0.0, 1.0),
+        (4.0, 2.0, -2.56, 0.0, 1.0),
+        (1.1, 2.0, -2.2, -2.2, 0.0),
+    ],
+)
+def test_dual_clip_worked_example(ratio: float, advantage: float, loss: float, slope: float, is_clipped: float):
+    token, actual_slope = gradient("clip", ratio, advantage, clip_c=3.0)
+    assert float(token.loss.detach()) == pytest.approx(loss, rel=1e-5)
+    assert actual_slope == pytest.approx(slope, rel=1e-5)
+    assert token.is_clipped.tolist() == [is_clipped]
+
+
+# The weight is bounded to 0.8 and 1.28; the derivative is -weight A, never 0. log p is log(ratio) - 1.
+@pytest.mark.parametrize(
+    ("ratio", "advantage", "weight", "is_clipped"),
+    [(1.0, 2.0, 1.0, 0.0), (1.2, 2.0, 1.2, 0.0), (4.0, 2.0, 1.28, 1.0), (0.5, -2.0, 0.8, 1.0), (0.9, -2.0, 0.9, 0.0)],
+)
+def test_cispo_worked_example(ratio: float, advantage: float, weight: float, is_clipped: float):
+    token, slope = gradient("cispo", ratio, advantage)
+    assert float(token.loss.detach()) == pytest.approx(-weight * advantage * (math.log(ratio) - 1), rel=1e-5)
+    assert slope == pytest.approx(-weight * advantage, rel=1e-5)
+    assert token.is_clipped.tolist() == [is_clipped]
+
+
+@pytest.mark.parametrize("loss_name", RL_LOSSES)
+def test_losses_stay_finite_at_extreme_differences(loss_name: str):
+    for ratio in (1e30, 1e-30):
+        token, slope = gradient(loss_name, ratio, -1.0)
+        assert token.loss.isfinite().all() and math.isfinite(slope)
 
 
 def test_clipped_policy_loss_depends_on_the_difference_of_logprobs_alone():
@@ -54,9 +101,10 @@ def test_clipped_policy_loss_depends_on_the_difference_of_logprobs_alone():
     torch.testing.assert_close(one.loss, other.loss)
 
 
-def test_clipped_policy_loss_stays_finite_at_extreme_differences():
-    token = clipped_policy_loss(torch.tensor([0.0, -2000.0]), torch.tensor([-2000.0, 0.0]), -torch.ones(2), **CLIP)
-    assert token.loss.isfinite().all()
+def test_cispo_without_a_lower_bound_is_the_papers():
+    old, current = torch.zeros(2), torch.tensor([0.01, 3.0]).log()
+    token = clipped_weight_loss(current, old, torch.ones(2), clip_low=1.0, clip_high=0.28)
+    torch.testing.assert_close(token.loss, -torch.tensor([0.01, 1.28]) * current)
 
 
 def test_reinforce_loss_worked_example():

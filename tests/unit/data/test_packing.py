@@ -1,9 +1,11 @@
+from dataclasses import replace
+
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rl.config.schema import Config
+from rl.config.schema import Config, LossAggregation
 from rl.data.packing import PackingLayout, balance, pack_samples, packing_layout
 from rl.types import MicroBatch, Sample
 
@@ -77,7 +79,8 @@ def test_pack_samples_counts_a_trajectory_of_several_samples_once():
         make_sample("a/0:1", [1, 2, 3], [0, 1, 1]),
         make_sample("a/1", [1, 2], [0, 1]),
     ]
-    layout = PackingLayout(num_data_parallel=1, max_tokens=100, mini_batch_prompts=1, token_level_loss=False)
+    layout = PackingLayout(1, max_tokens=100, mini_batch_prompts=1)
+    layout = replace(layout, loss_aggregation=LossAggregation.SEQ_MEAN_TOKEN_MEAN)
     batch = pack_samples(samples, layout)
     ((micro,),) = batch.mini_batches[0].micro_batches
     assert batch.mini_batches[0].num_trajectories == 2
