@@ -155,7 +155,7 @@ class RolloutWorker:
                 f"reward worker: its process died while scoring {trajectory.id}. See reward-0.log of the run directory."
             ) from error
         trajectory.score, trajectory.rewards = scored.score, scored.rewards
-        trajectory.reward_error = scored.reward_error
+        trajectory.turn_rewards, trajectory.reward_error = scored.turn_rewards, scored.reward_error
 
     async def update_weights(self, update: WeightUpdate) -> None:
         """See `rl.interfaces.Engine`."""

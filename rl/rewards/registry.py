@@ -15,7 +15,9 @@ from rl.rewards.process_worker import RewardProcess, import_target
 from rl.types import Trajectory
 
 RewardFunction = Callable[..., Any]
-"""`reward(trajectory, **kwargs)`, plain or async, returning a number or a dict with `score` and further metrics."""
+"""`reward(trajectory, **kwargs)`, plain or async, returning a number or a dict with `score` and further metrics.
+
+In the dict `turn_scores` is a list with a number for each turn, for `rl_config.turn_credit_coef`."""
 
 REWARDS: dict[str, RewardFunction] = {
     "base_acc": rules.base_acc,
@@ -45,6 +47,16 @@ class Reward:
     """Run in a process that is killed at the deadline."""
 
 
+@dataclass(slots=True)
+class _Outcome:
+    """What one reward gave to one trajectory."""
+
+    score: float
+    metrics: dict[str, float]
+    turn_scores: list[float]
+    """One for each turn, or none."""
+
+
 class RewardSet:
     """The rewards of a run."""
 
@@ -59,9 +71,10 @@ class RewardSet:
         self._idle: dict[str, asyncio.Queue[RewardProcess]] = {}
 
     async def score(self, trajectory: Trajectory) -> None:
-        """Fill `score`, `rewards` and `reward_error` of a trajectory.
+        """Fill `score`, `rewards`, `turn_rewards` and `reward_error` of a trajectory.
 
-        score = sum of weight * reward; None when one raised, passed its deadline or returned no number.
+        score = sum of weight * reward; None when one raised, passed its deadline or returned no number. In the same way
+        `turn_rewards` sums what the rewards gave to each turn.
 
         Args:
             trajectory: Complete; changed in place.
@@ -72,9 +85,13 @@ class RewardSet:
             if isinstance(outcome, str):
                 errors.append(f"{reward.name}: {outcome}")
                 continue
-            trajectory.rewards[reward.name] = outcome.pop("score")
-            trajectory.rewards.update({f"{reward.name}/{metric}": value for metric, value in outcome.items()})
-            total += reward.weight * trajectory.rewards[reward.name]
+            trajectory.rewards[reward.name] = outcome.score
+            trajectory.rewards.update({f"{reward.name}/{metric}": value for metric, value in outcome.metrics.items()})
+            total += reward.weight * outcome.score
+            if outcome.turn_scores:
+                before = trajectory.turn_rewards or [0.0] * len(trajectory.turns)
+                added = zip(before, outcome.turn_scores, strict=True)
+                trajectory.turn_rewards = [given + reward.weight * score for given, score in added]
         trajectory.score = None if errors else total
         trajectory.reward_error = "; ".join(errors) or None
 
@@ -84,7 +101,7 @@ class RewardSet:
             for process in processes:
                 process.close()
 
-    async def _call(self, reward: Reward, trajectory: Trajectory) -> dict[str, float] | str:
+    async def _call(self, reward: Reward, trajectory: Trajectory) -> _Outcome | str:
         """The numbers a reward gave, or what went wrong."""
         if reward.isolate:
             task = asyncio.ensure_future(self._call_process(reward, trajectory))
@@ -104,7 +121,7 @@ class RewardSet:
         error = task.exception()
         if error is not None:
             return str(error) if reward.isolate else f"{type(error).__name__}: {error}"
-        return _checked_score(task.result())
+        return _checked(task.result(), len(trajectory.turns))
 
     async def _call_process(self, reward: Reward, trajectory: Trajectory) -> Any:
         idle = self._idle.get(reward.name)
@@ -194,12 +211,17 @@ def _check_kwargs(name: str, function: RewardFunction, kwargs: dict[str, Any]) -
             raise RewardError(unknown_name(f"rl_config.verifier_kwargs.{name}", key, known))
 
 
-def _checked_score(value: Any) -> dict[str, float] | str:
-    """The numbers of a returned value, `score` among them, or what is wrong with it."""
-    numbers = value if isinstance(value, dict) else {"score": value}
+def _checked(value: Any, num_turns: int) -> _Outcome | str:
+    """The numbers of a returned value, or what is wrong with it."""
+    numbers = dict(value) if isinstance(value, dict) else {"score": value}
+    turn_scores = numbers.pop("turn_scores", [])
     if "score" not in numbers:
         return f"returned a dict without 'score', with {', '.join(map(str, numbers)) or 'nothing'}"
-    for key, number in numbers.items():
+    if not isinstance(turn_scores, list) or len(turn_scores) not in (0, num_turns):
+        return f"returned {turn_scores!r} as turn_scores, not a list with a number for each of the {num_turns} turns"
+    for key, number in [*numbers.items(), *(("turn_scores", number) for number in turn_scores)]:
         if not isinstance(number, int | float) or not math.isfinite(number):
             return f"returned {number!r} as {key}, not a finite number"
-    return {str(key): float(number) for key, number in numbers.items()}
+    score = float(numbers.pop("score"))
+    metrics = {str(key): float(number) for key, number in numbers.items()}
+    return _Outcome(score, metrics, [float(number) for number in turn_scores])
