@@ -10,7 +10,7 @@ from pathlib import Path
 import psutil
 import torch
 
-from rl.algorithms.advantages import ADVANTAGES
+from rl.algorithms.advantages import ADVANTAGES, NEED_CRITIC
 from rl.algorithms.losses import LOSSES
 from rl.config.estimates import GIB, memory_estimate
 from rl.config.model_facts import find_model_facts
@@ -105,7 +105,13 @@ def _name_problems(config: Config) -> Iterator[Problem]:
         "prompt_type": TEMPLATES,
     }
     for key, table in tables.items():
-        if (name := getattr(rl, key)) not in table:
+        name = getattr(rl, key)
+        if key == "adv_estimator" and name in NEED_CRITIC:
+            yield error(
+                f"rl_config.adv_estimator: {name} needs a critic, and none is trained here. "
+                f"Choose from {', '.join(ADVANTAGES)}."
+            )
+        elif name not in table:
             yield error(unknown_name(f"rl_config.{key}", name, table))
 
 

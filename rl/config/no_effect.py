@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from rl.config.problems import Problem, warning
 from rl.config.ranges import value_at
-from rl.config.schema import Config, Device, LrDecayStyle
+from rl.config.schema import Config, Device, KlControl, LossAggregation, LrDecayStyle
 
 
 @dataclass(slots=True, frozen=True)
@@ -48,7 +48,48 @@ def _conditions(config: Config) -> tuple[Condition, ...]:
             rl.clip_higher_enable,
             "clip_higher_enable is false. Set that, or clip_ratio.",
         ),
-        Condition(("rl_config.kl_penalty",), rl.init_kl_coef > 0, "init_kl_coef is 0. Set that above 0."),
+        Condition(
+            (
+                "rl_config.clip_ratio",
+                "rl_config.clip_higher_enable",
+                "rl_config.clip_ratio_low",
+                "rl_config.clip_ratio_high",
+            ),
+            rl.policy_loss != "reinforce",
+            "policy_loss is reinforce, which clips nothing. Remove it.",
+        ),
+        Condition(("rl_config.clip_ratio_c",), rl.policy_loss == "clip", "policy_loss is not clip. Remove it."),
+        Condition(
+            ("rl_config.norm_adv_by_std",),
+            rl.adv_estimator == "group_norm",
+            "adv_estimator is not group_norm. Remove it.",
+        ),
+        Condition(
+            ("rl_config.turn_reward_discount",),
+            rl.turn_credit_coef > 0,
+            "turn_credit_coef is 0. Set that above 0.",
+        ),
+        Condition(
+            ("rl_config.turn_credit_coef",),
+            rl.multi_turn_enable,
+            "multi_turn_enable is false, so a trajectory is one turn. Set that.",
+        ),
+        Condition(("rl_config.token_level_loss",), rl.loss_agg_mode is None, "loss_agg_mode is set. Remove it."),
+        Condition(
+            ("rl_config.loss_scale_factor",),
+            rl.loss_agg_mode is LossAggregation.SEQ_MEAN_TOKEN_SUM_NORM,
+            "loss_agg_mode is not seq-mean-token-sum-norm. Set that.",
+        ),
+        Condition(
+            ("rl_config.kl_penalty", "rl_config.use_kl_in_reward", "rl_config.kl_ctrl_type"),
+            rl.init_kl_coef > 0,
+            "init_kl_coef is 0. Set that above 0.",
+        ),
+        Condition(
+            ("rl_config.kl_target", "rl_config.kl_horizon"),
+            rl.kl_ctrl_type is KlControl.ADAPTIVE,
+            "kl_ctrl_type is fixed. Set adaptive.",
+        ),
         Condition(
             ("rl_config.filter_groups_metric", "rl_config.filter_groups_max_batches"),
             rl.filter_groups_enable,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from rl.config.estimates import GIB, memory_estimate
+from rl.config.objective_rules import objective_problems
 from rl.config.problems import Problem, error, warning
 from rl.config.schema import Config, Device, ModelConfig
 
@@ -108,10 +109,7 @@ def sampling_problems(config: Config) -> Iterator[Problem]:
 def algorithm_problems(config: Config) -> Iterator[Problem]:
     """Group and batch sizes, rewards, dynamic sampling, length shaping."""
     rl, training = config.rl_config, config.megatron_training
-    if rl.adv_estimator == "group_norm" and rl.n_samples_per_prompt == 1:
-        yield error(
-            "rl_config.n_samples_per_prompt: must be at least 2 for group_norm, got 1. Raise it, to 8 for example."
-        )
+    yield from objective_problems(config)
     if rl.mini_batch_size is not None and rl.mini_batch_size > training.global_batch_size:
         yield error(
             f"rl_config.mini_batch_size: must be at most megatron_training.global_batch_size, "
