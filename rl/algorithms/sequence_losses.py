@@ -65,7 +65,7 @@ def geometric_mean_loss(
     """Take the geometric mean of the clipped token ratios of a sequence (GMPO).
 
     With d = logprobs - old_logprobs, bounded from one side as in PPO: e = min(d, clip_high) where A > 0,
-    max(d, -clip_low) where A < 0; and the m loss tokens of a sequence, each token has
+    max(d, -clip_low) where A < 0, 0 where A = 0; and the m loss tokens of a sequence, each token has
     loss = -A exp(1/m sum of e). The clip range of the ratio is so from exp(-clip_low) to exp(clip_high).
 
     Args:
@@ -82,8 +82,12 @@ def geometric_mean_loss(
 
     Source: arXiv:2507.20673, equation 4 and algorithm 1.
     """
-    change = logprobs - old_logprobs
-    within = torch.where(advantages > 0, change.clamp(max=clip_high), change.clamp(min=-clip_low))
-    within = torch.where(advantages == 0, change, within)
+    change, sign = logprobs - old_logprobs, advantages.sign()
+    clipped = change.clamp(-clip_low, clip_high)
+    within = sign * torch.minimum(sign * change, sign * clipped)
     ratio = sequence_mean(within, sequence_ids).clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO).exp()
-    return TokenLoss(loss=-advantages * ratio, is_clipped=(within != change).float(), ppo_kl=-change.detach())
+    return TokenLoss(
+        loss=-advantages * ratio,
+        is_clipped=(sign * change > sign * clipped).float(),
+        ppo_kl=-change.detach(),
+    )

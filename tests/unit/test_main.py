@@ -60,7 +60,7 @@ def test_validate_lists_all_problems_and_fails(
     assert (
         "error rl_config.clip_ratio_lo: unknown key, got 0.1 (number). Did you mean rl_config.clip_ratio_low?" in shown
     )
-    assert "error rl_config.adv_estimator: unknown name 'grpo'. Known: group_norm." in shown
+    assert "error rl_config.adv_estimator: unknown name 'grpo'. Known: group_norm, " in shown
     assert "error rl_config.verifier_function: unknown name 'base_ac'. Did you mean 'base_acc'?" in shown
     assert "3 errors." in shown
 

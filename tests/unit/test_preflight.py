@@ -84,6 +84,10 @@ def spoil(**changes: object) -> Callable[[Config], None]:
             "rl_config.adv_estimator: unknown name 'grupo_norm'. Did you mean 'group_norm'?",
         ),
         (spoil(r_policy_loss="sft"), "rl_config.policy_loss: unknown name 'sft'."),
+        (
+            spoil(r_adv_estimator="gae"),
+            "rl_config.adv_estimator: gae needs a critic, and none is trained here. Choose from group_norm, rloo, ",
+        ),
         (spoil(r_tool_parser_format="hermees"), "Did you mean 'hermes'?"),
         (
             spoil(r_prompt_type="qwen_retol"),

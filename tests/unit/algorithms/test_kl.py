@@ -1,8 +1,8 @@
 import pytest
 import torch
 
-from rl.algorithms.kl import kl_estimate
-from rl.config.schema import KlPenalty
+from rl.algorithms.kl import KlCoefficient, kl_estimate
+from rl.config.schema import KlControl, KlPenalty, RLConfig
 
 KINDS = list(KlPenalty)
 
@@ -57,3 +57,24 @@ def test_kl_estimate_of_equal_policies_is_zero_with_zero_gradient(kind: KlPenalt
 
 def test_kl_estimate_stays_finite_far_from_the_reference():
     assert kl_estimate(torch.tensor([-2000.0]), torch.tensor([0.0]), KlPenalty.K3).isfinite().all()
+
+
+def test_kl_coefficient_follows_the_divergence_by_at_most_a_fifth():
+    kl = KlCoefficient(0.1, is_adaptive=True, target=0.05, horizon=100.0)
+    kl.observe(0.2, 10)  # four times the target: the error is bounded to 0.2
+    assert kl.value == pytest.approx(0.102)
+    kl.observe(0.045, 50)  # 0.102 (1 - 0.1 * 50 / 100)
+    assert kl.value == pytest.approx(0.0969)
+    kl.observe(-1.0, 50)  # k1 may be negative: bounded to -0.2
+    assert kl.value == pytest.approx(0.0969 * 0.9)
+
+
+def test_kl_coefficient_stays_at_the_target_and_where_it_is_fixed_and_never_goes_below_zero():
+    kl = KlCoefficient.of(RLConfig(init_kl_coef=0.1, kl_ctrl_type=KlControl.ADAPTIVE, kl_target=0.5))
+    kl.observe(0.5, 1000)
+    assert kl.value == 0.1
+    kl.observe(0.0, 10**9)
+    assert kl.value == 0.0
+    fixed = KlCoefficient.of(RLConfig(init_kl_coef=0.1))
+    fixed.observe(7.0, 1000)
+    assert fixed.value == 0.1

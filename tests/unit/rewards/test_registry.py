@@ -7,6 +7,7 @@ import pytest
 
 from rl.errors import RewardError
 from rl.rewards.registry import REWARDS, load_rewards
+from rl.types import ToolStatus
 
 OWN = """
 import asyncio, os, time
@@ -40,6 +41,10 @@ def text(trajectory): return "1"
 def not_a_number(trajectory): return float("nan")
 def no_score(trajectory): return {"acc": 1.0}
 def nothing(trajectory): return None
+def each_turn(trajectory):
+    return {"score": 1.0, "turn_scores": [k + 1.0 for k, _ in enumerate(trajectory.turns)]}
+def one_turn_short(trajectory): return {"score": 1.0, "turn_scores": [1.0]}
+def turn_without_number(trajectory): return {"score": 1.0, "turn_scores": [1.0, None]}
 constant = 3
 """
 
@@ -82,6 +87,13 @@ async def test_own_reward_gets_its_arguments_and_a_process_of_its_own(load, own,
     assert first.rewards[f"{name}/pid"] == second.rewards[f"{name}/pid"] != os.getpid()
 
 
+async def test_scores_of_turns_are_weighted_and_summed(load, own, trajectory):
+    scored = trajectory("a", "b", ToolStatus.OK)
+    await load([own("each_turn"), own("later")], [0.5, 1.0]).score(scored)
+    assert scored.turn_rewards == [0.5, 1.0]
+    assert (scored.score, scored.rewards) == (2.5, {own("each_turn"): 1.0, own("later"): 2.0})
+
+
 async def test_reward_by_module_path(load, trajectory):
     scored = trajectory(r"\boxed{3}", "3")
     rewards = load(["rl.rewards.rules:base_acc"])
@@ -106,10 +118,12 @@ async def test_every_registered_reward_scores(load, trajectory):
         ("not_a_number", "returned nan as score"),
         ("no_score", "returned a dict without 'score', with acc"),
         ("nothing", "returned None as score"),
+        ("one_turn_short", "returned [1.0] as turn_scores, not a list with a number for each of the 2 turns"),
+        ("turn_without_number", "returned None as turn_scores, not a finite number"),
     ],
 )
 async def test_a_failing_reward_masks_the_trajectory_and_says_why(load, own, trajectory, function, part):
-    scored = trajectory(r"\boxed{3}", "3")
+    scored = trajectory(r"\boxed{3}", "3", ToolStatus.OK)
     await load(["base_acc", own(function)]).score(scored)
     assert scored.score is None
     assert scored.rewards == {"base_acc": 1.0}
