@@ -68,10 +68,14 @@ def head_size(facts: ModelConfig) -> int:
 
 def count_parameters(facts: ModelConfig) -> int:
     """Parameters of a dense decoder with gated MLP and RMS norms; biases and q/k norms left out (under 0.1 %)."""
-    heads = (2 * facts.num_attention_heads + 2 * facts.num_key_value_heads) * head_size(facts)
-    layer = facts.hidden_size * (heads + 3 * facts.intermediate_size + 2)
     embeddings = facts.vocab_size * facts.hidden_size * (1 if facts.tie_word_embeddings else 2)
-    return facts.num_hidden_layers * layer + embeddings + facts.hidden_size
+    return facts.num_hidden_layers * count_layer_parameters(facts) + embeddings + facts.hidden_size
+
+
+def count_layer_parameters(facts: ModelConfig) -> int:
+    """Parameters of one layer: attention, gated MLP and two norms."""
+    heads = (2 * facts.num_attention_heads + 2 * facts.num_key_value_heads) * head_size(facts)
+    return facts.hidden_size * (heads + 3 * facts.intermediate_size + 2)
 
 
 def _filled(facts: ModelConfig) -> ModelConfig:

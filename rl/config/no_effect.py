@@ -141,6 +141,11 @@ def _conditions(config: Config) -> tuple[Condition, ...]:
             "lr_decay_style is constant. Set linear or cosine.",
         ),
         Condition(
+            ("actor_config.num_layers_per_virtual_pipeline_stage",),
+            actor.pipeline_model_parallel_size > 1,
+            "pipeline_model_parallel_size is 1. Remove it.",
+        ),
+        Condition(
             ("megatron_training.sequence_parallel",),
             actor.tensor_model_parallel_size > 1,
             "tensor_model_parallel_size is 1. Remove it.",

@@ -53,6 +53,7 @@ RANGES: dict[str, Range] = {
     "megatron_training.seed": _NOT_NEGATIVE,
     "actor_config.tensor_model_parallel_size": _COUNT,
     "actor_config.pipeline_model_parallel_size": _COUNT,
+    "actor_config.num_layers_per_virtual_pipeline_stage": _COUNT,
     "actor_config.lr": _POSITIVE,
     "actor_config.min_lr": _NOT_NEGATIVE,
     "actor_config.lr_warmup_fraction": _SHARE,

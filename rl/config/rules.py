@@ -38,6 +38,13 @@ def parallel_problems(config: Config, facts: ModelConfig | None) -> Iterator[Pro
             f"actor_config.pipeline_model_parallel_size: must divide {layers} layers, got {pp}. "
             f"Set one of {', '.join(sizes)}."
         )
+    chunk = actor.num_layers_per_virtual_pipeline_stage
+    if chunk is not None and layers % pp == 0 and layers // pp % chunk:
+        sizes = [str(size) for size in range(1, layers // pp + 1) if layers // pp % size == 0]
+        yield error(
+            f"actor_config.num_layers_per_virtual_pipeline_stage: must divide the {layers // pp} layers of a pipeline "
+            f"rank, got {chunk}. Set one of {', '.join(sizes)}."
+        )
     engine_tp = generate.infer_tensor_parallel_size
     if heads % engine_tp or (kv_heads % engine_tp and engine_tp % kv_heads):
         yield error(

@@ -145,6 +145,9 @@ class ActorConfig:
     """Ranks that share each layer; must divide the attention heads and the key-value heads."""
     pipeline_model_parallel_size: int = 1
     """Ranks that share the layers; must divide their number."""
+    num_layers_per_virtual_pipeline_stage: int | None = None
+    """Layers of a chunk, where a pipeline rank runs several by turns (the interleaved schedule, which idles less);
+    must divide the rank's layers. By default a rank has one chunk."""
     recompute_granularity: str = "none"
     """`full` recomputes each layer's activations in the backward pass, `none` keeps them."""
     lr: float = 1e-6

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import heapq
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
 from rl.algorithms.aggregation import loss_aggregation, token_loss_weights
 from rl.config.device import runs_on_cuda
+from rl.config.model_facts import find_model_facts
 from rl.config.schema import Config, LossAggregation
+from rl.data.balance import CostModel, balance
 from rl.types import Batch, MicroBatch, MiniBatch, Sample
 
 
@@ -36,6 +37,8 @@ class PackingLayout:
     """Hold what the samples of a group have in common once."""
     num_micro_batches_multiple: int = 1
     """A rank's number of micro-batches is a multiple of this: the pipeline size, with virtual pipeline stages."""
+    cost: CostModel = field(default_factory=CostModel)
+    """What a sequence costs, for the balance of ranks."""
 
 
 def packing_layout(config: Config, *, num_data_parallel: int) -> PackingLayout:
@@ -48,7 +51,8 @@ def packing_layout(config: Config, *, num_data_parallel: int) -> PackingLayout:
     Returns:
         The layout of every step of the run.
     """
-    rl, training = config.rl_config, config.megatron_training
+    rl, training, actor = config.rl_config, config.megatron_training, config.actor_config
+    facts, _ = find_model_facts(config)
     aggregation, scale = loss_aggregation(rl)
     return PackingLayout(
         num_data_parallel=num_data_parallel,
@@ -57,8 +61,12 @@ def packing_layout(config: Config, *, num_data_parallel: int) -> PackingLayout:
         epochs=rl.epochs,
         loss_aggregation=aggregation,
         loss_scale=scale,
-        pad_to_multiple=config.actor_config.tensor_model_parallel_size if training.sequence_parallel else 1,
+        pad_to_multiple=actor.tensor_model_parallel_size if training.sequence_parallel else 1,
         share_prefix=not runs_on_cuda(config) if rl.share_prompt_prefix is None else rl.share_prompt_prefix,
+        num_micro_batches_multiple=(
+            1 if actor.num_layers_per_virtual_pipeline_stage is None else actor.pipeline_model_parallel_size
+        ),
+        cost=CostModel.of(facts),
     )
 
 
@@ -78,9 +86,9 @@ def pack_samples(samples: list[Sample], layout: PackingLayout) -> Batch:
     """Cut samples into mini-batches of whole groups, and these into micro-batches.
 
     Groups keep the order in which they first appear. Samples without loss tokens are left out, and so is a mini-batch
-    that has no others. Within a mini-batch the longest sample goes first, each into the emptiest micro-batch, with the
-    smallest number of micro-batches that respects `max_tokens`; the result is the same on every call. With
-    `share_prefix` it is not samples that are distributed but groups, cut where `max_tokens` demands it.
+    that has no others. Samples are distributed over ranks by their cost and over micro-batches by their length
+    (`rl.data.balance`); the result is the same on every call. With `share_prefix` it is not samples that are
+    distributed but groups, cut where `max_tokens` or the balance of ranks demands it.
 
     The epochs hold the same micro-batch objects, so log-probs filled in once are there in each.
 
@@ -106,56 +114,18 @@ def pack_samples(samples: list[Sample], layout: PackingLayout) -> Batch:
     return Batch(mini_batches=mini_batches * layout.epochs)
 
 
-def balance(
-    lengths: list[int], *, num_ranks: int, max_tokens: int, num_bins_multiple: int = 1
-) -> list[list[list[int]]]:
-    """Distribute rows over ranks and bins, longest first into the emptiest bin.
-
-    Args:
-        lengths: Tokens of each row.
-        num_ranks: Ranks.
-        max_tokens: Tokens of one bin, unless a single row is longer.
-        num_bins_multiple: The number of bins of a rank is a multiple of this.
-
-    Returns:
-        [rank][bin][i] indices of rows; each rank has the same number of bins, some may be empty.
-    """
-    order = sorted(range(len(lengths)), key=lambda row: (-lengths[row], row))
-    step = num_ranks * num_bins_multiple
-    least = -(-sum(min(length, max_tokens) for length in lengths) // max_tokens)
-    num_bins = max(-(-least // step), 1) * step
-    while True:
-        bins = _fill(lengths, order, num_bins)
-        totals = [sum(lengths[row] for row in content) for content in bins]
-        if all(total <= max_tokens or len(b) == 1 for total, b in zip(totals, bins, strict=True)):
-            break
-        num_bins += step
-    ranked = sorted(range(num_bins), key=lambda i: (-totals[i], i))
-    ranks: list[list[list[int]]] = [[] for _ in range(num_ranks)]
-    for position, index in enumerate(ranked):
-        lap, place = divmod(position, num_ranks)
-        # Back and forth, so that no rank always gets the fuller one.
-        ranks[place if lap % 2 == 0 else num_ranks - 1 - place].append(bins[index])
-    return ranks
-
-
-def _fill(lengths: list[int], order: list[int], num_bins: int) -> list[list[int]]:
-    bins: list[list[int]] = [[] for _ in range(num_bins)]
-    emptiest = [(0, index) for index in range(num_bins)]
-    for row in order:
-        total, index = heapq.heappop(emptiest)
-        bins[index].append(row)
-        heapq.heappush(emptiest, (total + lengths[row], index))
-    return bins
-
-
 def _pack_mini_batch(samples: list[Sample], layout: PackingLayout) -> MiniBatch:
     weights, num_trajectories = _weigh(samples, layout)
     multiple = layout.pad_to_multiple
     max_tokens = max(layout.max_tokens // multiple, 1) * multiple
     bundles = _bundle(samples, max_tokens, share_prefix=layout.share_prefix)
+    if layout.share_prefix and layout.num_data_parallel > 1:
+        # Groups of half a rank's share at most: whole ones may be too few, or too unequal, to balance.
+        share = sum(bundle.num_tokens for bundle in bundles) // (2 * layout.num_data_parallel)
+        bundles = _bundle(samples, min(max_tokens, share), share_prefix=True)
     ranks = balance(
         [bundle.num_tokens for bundle in bundles],
+        [_cost(bundle, samples, layout.cost) for bundle in bundles],
         num_ranks=layout.num_data_parallel,
         max_tokens=max_tokens,
         num_bins_multiple=layout.num_micro_batches_multiple,
@@ -169,6 +139,12 @@ def _pack_mini_batch(samples: list[Sample], layout: PackingLayout) -> MiniBatch:
         num_trajectories=num_trajectories,
         trajectory_ids=[s.trajectory_id for s in samples],
     )
+
+
+def _cost(bundle: _Bundle, samples: list[Sample], cost: CostModel) -> float:
+    members = [samples[row] for row in bundle.rows]
+    num_loss_tokens = sum(int(sample.loss_mask[1:].sum()) for sample in members)
+    return cost.cost([len(sample.token_ids) for sample in members], bundle.prefix_length, num_loss_tokens)
 
 
 def _bundle(samples: list[Sample], max_tokens: int, *, share_prefix: bool) -> list[_Bundle]:

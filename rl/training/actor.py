@@ -19,7 +19,7 @@ from rl.training.hf_weights import export_hf_weights, load_hf_weights
 from rl.training.model import build_model, load_hf_config
 from rl.training.offload import HostStash
 from rl.training.optimizer import PolicyOptimizer, wrap_chunks
-from rl.training.parallel import destroy_parallel, init_parallel
+from rl.training.parallel import destroy_parallel, init_parallel, virtual_pipeline_size
 from rl.training.step import Objective, accumulate_gradients, compute_logprobs
 from rl.types import MicroBatch
 
@@ -73,6 +73,7 @@ class Actor:
             world_size=world_size,
             tp=config.actor_config.tensor_model_parallel_size,
             pp=config.actor_config.pipeline_model_parallel_size,
+            vpp=virtual_pipeline_size(config.actor_config, hf_config.num_hidden_layers),
             init_method=init_method or _alone(world_size),
             device=device,
         )

@@ -10,6 +10,7 @@ import torch.distributed as dist
 from megatron.core import parallel_state, tensor_parallel
 from torch.distributed import ProcessGroup
 
+from rl.config.schema import ActorConfig
 from rl.errors import ConfigError
 
 _SEED = 1234
@@ -49,6 +50,30 @@ class ParallelState:
     def num_chunks(self) -> int:
         """Model chunks of this rank."""
         return self.vpp_size or 1
+
+
+def virtual_pipeline_size(actor: ActorConfig, num_layers: int) -> int | None:
+    """Model chunks of one pipeline rank, as `init_parallel` and Megatron-Core take it.
+
+    Args:
+        actor: Uses `pipeline_model_parallel_size` and `num_layers_per_virtual_pipeline_stage`.
+        num_layers: Of the whole model.
+
+    Returns:
+        2 or more, or None where each rank has one chunk.
+
+    Raises:
+        ConfigError: A rank's layers do not fall into chunks of that size.
+    """
+    pp, chunk = actor.pipeline_model_parallel_size, actor.num_layers_per_virtual_pipeline_stage
+    if chunk is None or pp == 1 or num_layers == pp * chunk:
+        return None
+    if num_layers % (pp * chunk) != 0:
+        raise ConfigError(
+            f"actor_config.num_layers_per_virtual_pipeline_stage: times pipeline_model_parallel_size {pp} it must "
+            f"divide the model's {num_layers} layers, got {chunk}. Set 1, for example."
+        )
+    return num_layers // (pp * chunk)
 
 
 def init_parallel(

@@ -75,6 +75,15 @@ def test_find_problems_accepts_the_defaults(folder: Path) -> None:
             "error actor_config.pipeline_model_parallel_size: must divide 4 layers, got 3. Set one of 1, 2, 4.",
         ),
         (
+            [
+                "actor_config.pipeline_model_parallel_size=2",
+                "actor_config.num_layers_per_virtual_pipeline_stage=3",
+                "rl_config.actor_resource.num_devices=2",
+            ],
+            "error actor_config.num_layers_per_virtual_pipeline_stage: must divide the 2 layers of a pipeline rank, "
+            "got 3. Set one of 1, 2.",
+        ),
+        (
             ["actor_config.tensor_model_parallel_size=2", "rl_config.actor_resource.num_devices=3"],
             "error rl_config.actor_resource.num_devices: must be a multiple of tensor (2) times pipeline (1) parallel "
             "size, got 3. Set 2, or change the parallel sizes.",

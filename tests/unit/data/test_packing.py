@@ -5,8 +5,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rl.config.schema import Config, LossAggregation
-from rl.data.packing import PackingLayout, balance, pack_samples, packing_layout
+from rl.config.schema import Config, LossAggregation, ModelConfig
+from rl.data.balance import CostModel
+from rl.data.packing import PackingLayout, pack_samples, packing_layout
 from rl.types import MicroBatch, Sample
 
 
@@ -116,18 +117,20 @@ def test_pack_samples_fills_up_ranks_without_samples():
         assert float(micro.loss_weights.sum()) == float(micro.loss_mask.sum()) == 0.0
 
 
-def test_balance_worked_example():
-    # Longest first into the emptiest: 5 | 4, then 3 joins 4, then 2 joins 5.
-    assert balance([5, 4, 3, 2], num_ranks=2, max_tokens=7) == [[[0, 3]], [[1, 2]]]
+def test_pack_samples_cuts_groups_so_that_ranks_can_be_balanced():
+    # One group of four samples, 2 + 4 x 3 tokens: of two ranks neither stays idle. Each holds the prompt.
+    samples = [make_sample(f"a/{i}", [1, 5, 9, 7, i], [0, 0, 0, 1, 1]) for i in range(4)]
+    layout = PackingLayout(num_data_parallel=2, max_tokens=100, mini_batch_prompts=1, share_prefix=True)
+    ranks = pack_samples(samples, layout).mini_batches[0].micro_batches
+    assert [[m.num_tokens for m in rank] for rank in ranks] == [[10], [10]]
 
 
-def test_balance_lets_a_row_over_the_limit_stand_alone():
-    assert balance([3, 50, 3], num_ranks=1, max_tokens=10) == [[[1], [0, 2]]]
-
-
-def test_balance_goes_back_and_forth_between_ranks():
-    bins = balance([10, 9, 8, 7], num_ranks=2, max_tokens=10)
-    assert bins == [[[0], [3]], [[1], [2]]]  # 17 tokens each
+def test_pack_samples_balances_ranks_by_cost_not_by_tokens():
+    # 20 tokens see 210 pairs, 10 tokens 55: with a cost of 1 for a pair the long one is worth three to four short ones.
+    samples = [rows(20, "a"), *(rows(10, f"g{i}") for i in range(4))]
+    layout = PackingLayout(2, max_tokens=100, mini_batch_prompts=9, cost=CostModel(attention=1.0))
+    ranks = pack_samples(samples, layout).mini_batches[0].micro_batches
+    assert sorted(sum(m.num_tokens for m in rank) for rank in ranks) == [20, 40]
 
 
 @settings(max_examples=60, deadline=None)
@@ -171,10 +174,19 @@ def test_packing_layout_reads_the_configuration():
     config.megatron_training.global_batch_size = 12
     config.rl_config.max_packing_token_size = 500
     config.rl_config.epochs = 3
-    expected = PackingLayout(2, 500, mini_batch_prompts=12, epochs=3, share_prefix=True)
+    config.model = ModelConfig(
+        hidden_size=2, num_hidden_layers=5, num_attention_heads=1, intermediate_size=3, vocab_size=14
+    )
+    config.actor_config.load = "a/folder/elsewhere"
+    # A layer has 2 x (4 x 2 + 3 x 3 + 2) = 38 parameters; a pair costs 2 x 2 multiply-adds, a loss token 14 x 2.
+    cost = CostModel(attention=4 / 38, head=28 / 190)
+    expected = PackingLayout(2, 500, mini_batch_prompts=12, epochs=3, loss_scale=2048.0, share_prefix=True, cost=cost)
     assert packing_layout(config, num_data_parallel=2) == expected
     config.rl_config.mini_batch_size = 4
     config.megatron_training.sequence_parallel = True
     config.actor_config.tensor_model_parallel_size = 2
+    config.actor_config.pipeline_model_parallel_size = 3
     layout = packing_layout(config, num_data_parallel=2)
-    assert (layout.mini_batch_prompts, layout.pad_to_multiple) == (4, 2)
+    assert (layout.mini_batch_prompts, layout.pad_to_multiple, layout.num_micro_batches_multiple) == (4, 2, 1)
+    config.actor_config.num_layers_per_virtual_pipeline_stage = 2
+    assert packing_layout(config, num_data_parallel=2).num_micro_batches_multiple == 3
