@@ -91,12 +91,20 @@ class ToolResult:
     status: ToolStatus
     is_truncated: bool = False
     queue_s: float = 0.0
+    """All time of the call but `run_s`: for a free worker, for its service, between attempts."""
     run_s: float = 0.0
+    """Time in the tool itself, failed attempts included."""
     reward: float | None = None
     """A reward for the turn that made the call."""
     stop: bool = False
     """The tool ends the trajectory."""
     metrics: dict[str, float] = field(default_factory=dict)
+    num_failed_attempts: int = 0
+    """Attempts that failed for the service's reasons; all but the last of an unavailable call were made again."""
+    outage_s: float = 0.0
+    """From the first such failure to the call's end; 0 where there was none."""
+    has_abandoned_thread: bool = False
+    """A plain function did not end at its deadline, and goes on in a thread that nobody waits for."""
 
 
 @dataclass(slots=True, frozen=True)
@@ -327,6 +335,16 @@ class Sampling:
     seed: int | None = None
 
 
+@dataclass(slots=True, frozen=True)
+class BusySeconds:
+    """What a rollout worker did for how long, of some stretch of time."""
+
+    engine_s: float
+    """Its engine had a request."""
+    reward_s: float
+    """At least one trajectory was being scored."""
+
+
 class FinishReason(StrEnum):
     """Why the engine ended a generation."""
 
@@ -356,3 +374,7 @@ class WeightUpdate:
     paths: tuple[str, ...]
     checksum: str | None = None
     """Of all tensors in order of name (see `rl.weight_sync.plan`); None when not to be verified."""
+    nodes: tuple[str, ...] = ()
+    """The machine where each file lies, as Ray's node id."""
+    num_bytes: tuple[int, ...] = ()
+    """Of each file."""

@@ -98,7 +98,7 @@ def reward_metrics(trajectories: Sequence[Trajectory]) -> dict[str, float]:
 
 
 def tool_metrics(trajectories: Sequence[Trajectory]) -> dict[str, float]:
-    """Calls, errors, timeouts and latency of each tool, and the model's and the service's failures over all of them.
+    """How the calls went, over all tools and for each.
 
     Latency is queue and run time in seconds of the calls that were executed; percentiles by the nearest rank.
     """
@@ -110,15 +110,34 @@ def tool_metrics(trajectories: Sequence[Trajectory]) -> dict[str, float]:
         if result.status not in _NOT_A_TOOL:
             by_tool[result.name].append(result)
     for tool, answers in sorted(by_tool.items()):
-        metrics[f"tools/{tool}/calls"] = float(len(answers))
-        metrics[f"tools/{tool}/errors"] = float(sum(r.status is ToolStatus.ERROR for r in answers))
-        metrics[f"tools/{tool}/timeouts"] = float(sum(r.status is ToolStatus.TIMEOUT for r in answers))
-        executed = (ToolStatus.OK, ToolStatus.ERROR, ToolStatus.TIMEOUT, ToolStatus.UNAVAILABLE)
-        latencies = [r.queue_s + r.run_s for r in answers if r.status in executed]
-        if latencies:
-            metrics[f"tools/{tool}/latency_s/p50"] = percentile(latencies, 50)
-            metrics[f"tools/{tool}/latency_s/p95"] = percentile(latencies, 95)
+        metrics |= _one_tool_metrics(f"tools/{tool}", answers)
     return metrics
+
+
+def _one_tool_metrics(name: str, answers: Sequence[ToolResult]) -> dict[str, float]:
+    """Metrics of the results of one tool, of which there is at least one."""
+    metrics = {
+        f"{name}/calls": float(len(answers)),
+        f"{name}/errors": float(sum(r.status is ToolStatus.ERROR for r in answers)),
+        f"{name}/timeouts": float(sum(r.status is ToolStatus.TIMEOUT for r in answers)),
+        f"{name}/unavailable": float(sum(r.status is ToolStatus.UNAVAILABLE for r in answers)),
+        f"{name}/failed_attempts": float(sum(r.num_failed_attempts for r in answers)),
+        f"{name}/outage_s/max": max(r.outage_s for r in answers),
+        f"{name}/abandoned_threads": float(sum(r.has_abandoned_thread for r in answers)),
+    }
+    executed = [r for r in answers if r.status is not ToolStatus.INVALID_ARGUMENTS]
+    if executed:
+        latencies = [r.queue_s + r.run_s for r in executed]
+        metrics[f"{name}/latency_s/p50"] = percentile(latencies, 50)
+        metrics[f"{name}/latency_s/p95"] = percentile(latencies, 95)
+        metrics[f"{name}/queue_s/p95"] = percentile([r.queue_s for r in executed], 95)
+    if rewards := [r.reward for r in answers if r.reward is not None]:
+        metrics[f"{name}/reward/mean"] = _mean(rewards)
+    own: dict[str, list[float]] = defaultdict(list)
+    for answer in answers:
+        for key, value in answer.metrics.items():
+            own[key].append(value)
+    return metrics | {f"{name}/{key}/mean": _mean(values) for key, values in sorted(own.items())}
 
 
 def tool_wait_share(trajectories: Sequence[Trajectory]) -> float:

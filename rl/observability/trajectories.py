@@ -99,7 +99,10 @@ def _turn_record(turn: Turn) -> dict[str, Any]:
                 "is_truncated": result.is_truncated,
                 "queue_s": round(result.queue_s, 4),
                 "run_s": round(result.run_s, 4),
+                "num_failed_attempts": result.num_failed_attempts,
                 "reward": result.reward,
+                "stop": result.stop,
+                "metrics": result.metrics,
             }
             for result in turn.results
         ],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,8 @@ from rl.observability.log import console
 from rl.observability.run_directory import RunDirectory
 from rl.observability.trajectories import read_records
 
-PROMPT_STYLE, MODEL_STYLE, TOOL_STYLE, REWARD_STYLE, ERROR_STYLE = "cyan", "green", "yellow", "bold magenta", "bold red"
+PROMPT_STYLE, MODEL_STYLE, CALL_STYLE, TOOL_STYLE = "cyan", "green", "blue", "yellow"
+REWARD_STYLE, ERROR_STYLE = "bold magenta", "bold red"
 
 
 def main(argv: list[str]) -> int:
@@ -112,19 +114,10 @@ def print_record(record: dict[str, Any], target: Console, *, title: str = "") ->
             turn["text"],
             MODEL_STYLE,
         )
-        for call in turn["calls"]:
-            code = call["arguments"].get("code") if isinstance(call["arguments"], dict) else None
-            if isinstance(code, str):
-                _block(target, f"code for {call['name']}", code, MODEL_STYLE)
-        for result in turn["results"]:
-            style = TOOL_STYLE if result["status"] == "ok" else ERROR_STYLE
-            cut = ", truncated" if result["is_truncated"] else ""
-            _block(
-                target,
-                f"{result['name'] or 'tool'}: {result['status']}{cut}, {result['run_s']:.3f} s",
-                result["text"],
-                style,
-            )
+        for index, call in enumerate(turn["calls"]):
+            _print_call(target, call)
+            if index < len(turn["results"]):
+                _print_result(target, turn["results"][index])
     rewards = "  ".join(f"{name} {value:.3f}" for name, value in record["rewards"].items())
     score = "none" if record["score"] is None else f"{record['score']:.3f}"
     target.print(Text(f"score {score}  {rewards}", style=REWARD_STYLE))
@@ -133,6 +126,25 @@ def print_record(record: dict[str, Any], target: Console, *, title: str = "") ->
     target.print(
         Text(f"expected {record['ground_truth']!r}, stopped: {record['stop_reason']}, {record['wall_s']:.2f} s")
     )
+
+
+def _print_call(target: Console, call: dict[str, Any]) -> None:
+    """A call and its arguments, lone code as it is; a call that could not be read, as it was written."""
+    if call["error"] is not None:
+        _block(target, f"call of {call['name'] or 'a tool'}, malformed", call["raw"], ERROR_STYLE)
+        return
+    values = {k: v if isinstance(v, str) else json.dumps(v, ensure_ascii=False) for k, v in call["arguments"].items()}
+    shown = values["code"] if list(values) == ["code"] else "\n".join(f"{k}: {v}" for k, v in values.items())
+    _block(target, f"call of {call['name']}", shown, CALL_STYLE)
+
+
+def _print_result(target: Console, result: dict[str, Any]) -> None:
+    notes = [f"queued {result['queue_s']:.3f} s", f"ran {result['run_s']:.3f} s"]
+    notes += [f"{n} failed attempts"] if (n := result.get("num_failed_attempts", 0)) else []
+    notes += [f"reward {result['reward']:g}"] if result["reward"] is not None else []
+    notes += ["truncated"] if result["is_truncated"] else []
+    style = TOOL_STYLE if result["status"] == "ok" else ERROR_STYLE
+    _block(target, f"{result['name'] or 'tool'}: {result['status']}, {', '.join(notes)}", result["text"], style)
 
 
 def _block(target: Console, head: str, text: str | None, style: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -13,15 +14,16 @@ class ToolConfig:
     """Settings every tool understands, from `config` of its YAML entry. A tool with more derives from this."""
 
     num_workers: int = 10
-    """Threads of a tool whose `execute` is a plain function, at least 1."""
+    """Threads of a tool whose `execute` is a plain function, in each rollout worker, at least 1."""
     enable_global_rate_limit: bool = False
     """Apply `rate_limit`; without it only `num_workers` bounds plain functions and nothing bounds async ones."""
     rate_limit: int = 10
-    """Calls of this tool in progress at once in one rollout worker, at least 1."""
+    """Calls of this tool in progress at once in all rollout workers together, at least 1."""
     default_timeout: float = 30.0
-    """Longest run of one call, seconds, above 0."""
+    """Longest run of one call, seconds, above 0. `timeout` in the YAML means the same."""
     queue_timeout: float = 60.0
-    """Longest wait for a free worker, for retries and for the service's own queue, seconds, above 0."""
+    """Longest wait for a free worker, for retries and for the service's own queue, seconds, above 0. A call has ended
+    `queue_timeout + default_timeout` seconds after it began, whatever happened."""
     type: str = "native"
     """Kept from the original YAML; `native` is the only one."""
 
@@ -52,7 +54,8 @@ class Tool:
 
     `execute` may be a coroutine function, which runs on the event loop and is cancelled at its deadline, or a plain
     function, which runs in a thread; a thread past its deadline is abandoned and replaced. What it raises becomes an
-    error result with the exception's text; `ServiceUnavailableError` is retried first.
+    error result with the exception's text. `ServiceUnavailableError`, from `create` too, is retried first; whatever
+    else `create` raises ends the call as unavailable.
     """
 
     config_class: ClassVar[type[ToolConfig]] = ToolConfig
@@ -70,8 +73,13 @@ class Tool:
         self.name: str = schema["function"]["name"]
 
     @property
+    def is_async(self) -> bool:
+        """Whether `execute` returns an awaitable and so needs no thread."""
+        return inspect.iscoroutinefunction(self.execute)
+
+    @property
     def run_limit_s(self) -> float | None:
-        """Longest run once a worker is free, seconds; None for a tool that limits the run itself, behind a queue."""
+        """Longest attempt once a worker is free, seconds; None where the service limits the run, behind a queue."""
         limit: float = self.config.default_timeout
         return limit
 

@@ -1,27 +1,58 @@
-"""The life of one call: validation, the wait for a free worker, the run under a deadline, retries, the result."""
+"""The life of one call: validation, the wait for a free worker, attempts under one deadline, the result."""
 
 from __future__ import annotations
 
 import asyncio
-import inspect
 import logging
-import threading
-import time
+from collections.abc import Awaitable, Callable
+from contextlib import AsyncExitStack, nullcontext
+from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
-from jsonschema import Draft202012Validator
-from jsonschema.exceptions import best_match
-from tenacity import AsyncRetrying, RetryError, retry_if_exception_type, stop_before_delay, wait_exponential_jitter
+from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type, stop_before_delay, wait_random_exponential
 
 from rl.errors import unknown_name
 from rl.tools.base import ServiceUnavailableError, Tool, ToolOutput, ToolTimeoutError
+from rl.tools.breaker import CircuitBreaker
+from rl.tools.limits import Limiter
+from rl.tools.schemas import ArgumentCheck
+from rl.tools.threads import ThreadPool
 from rl.types import ToolCall, ToolResult, ToolStatus
 
 logger = logging.getLogger(__name__)
 
-_RETRY_FIRST_S = 0.1
+_RETRY_FIRST_S = 0.2
 _RETRY_LONGEST_S = 5.0
 _CANCEL_GRACE_S = 1.0
+
+_NO_LIMIT: Limiter = nullcontext()
+
+
+class _NotStartedError(Exception):
+    """No attempt could begin within `queue_timeout`."""
+
+
+class _CreateError(Exception):
+    """`Tool.create` raised."""
+
+
+@dataclass(slots=True)
+class _Call:
+    """What one call has gone through, on the event loop's clock."""
+
+    began_at: float
+    start_by: float
+    """When the last attempt must have begun."""
+    num_failures: int = 0
+    """Attempts that failed for the service's reasons."""
+    failure: BaseException | None = None
+    """The last of them."""
+    failed_at: float | None = None
+    """When the first of them ended."""
+    run_s: float = 0.0
+    is_late: bool = False
+    """The attempt ran into the tool's own limit, or the call into its deadline."""
 
 
 class ToolRunner:
@@ -29,136 +60,133 @@ class ToolRunner:
 
     def __init__(self, tool: Tool) -> None:
         self.tool = tool
-        self.is_async = inspect.iscoroutinefunction(tool.execute)
+        self.check = ArgumentCheck(tool.schema)
         config = tool.config
-        bounds = [] if self.is_async else [config.num_workers]
-        bounds += [config.rate_limit] if config.enable_global_rate_limit else []
-        self._slots = asyncio.Semaphore(min(bounds)) if bounds else None
-        self._validator = Draft202012Validator(tool.schema["function"].get("parameters", {}))
+        self._threads = None if tool.is_async else ThreadPool(f"tool-{tool.name}")
+        self._workers: Limiter = _NO_LIMIT if tool.is_async else asyncio.Semaphore(config.num_workers)
+        self._permits: Limiter = asyncio.Semaphore(config.rate_limit) if config.enable_global_rate_limit else _NO_LIMIT
+        self._breaker = CircuitBreaker(tool.name)
 
-    def argument_error(self, arguments: dict[str, Any]) -> str | None:
-        """What is wrong with the arguments, for the model to read; None when they satisfy the schema."""
-        error = best_match(self._validator.iter_errors(arguments))
-        if error is None:
-            return None
-        where = "".join(f"[{p}]" if isinstance(p, int) else f".{p}" for p in error.absolute_path)
-        place = f" at arguments{where}" if where else ""
-        return f"Error: invalid arguments for '{self.tool.name}'{place}: {error.message}. Fields: {self._fields()}."
+    def share_permits(self, limiter: Limiter) -> None:
+        """Count calls with this limiter in place of one of the process's own; before the first call."""
+        self._permits = limiter
 
-    def _fields(self) -> str:
-        schema = self.tool.schema["function"].get("parameters", {})
-        required = set(schema.get("required", []))
-        fields = [
-            f"{name} ({field.get('type', 'any')}{', required' if name in required else ''})"
-            for name, field in schema.get("properties", {}).items()
-        ]
-        return ", ".join(fields) or "none"
+    def close(self) -> None:
+        """End the idle threads."""
+        if self._threads is not None:
+            self._threads.close()
 
-    async def run(self, state: Any, arguments: dict[str, Any]) -> ToolResult:
-        """Run one call to its result, at the latest after `queue_timeout + default_timeout` seconds."""
-        config = self.tool.config
-        start = time.monotonic()
-        deadline = start + config.queue_timeout + config.default_timeout
-        if not await self._take_slot(config.queue_timeout):
-            text = f"Error: no worker of '{self.tool.name}' was free within {config.queue_timeout:g} s."
-            return ToolResult(self.tool.name, text, ToolStatus.UNAVAILABLE, queue_s=time.monotonic() - start)
-        running = time.monotonic()
+    async def run(self, make_state: Callable[[], Awaitable[Any]], arguments: dict[str, Any]) -> ToolResult:
+        """Run one call to its result, at the latest `queue_timeout + default_timeout` seconds from now.
+
+        An attempt begins within `queue_timeout`, and may then take the tool's `run_limit_s`.
+
+        Args:
+            make_state: Gives what `Tool.create` made for the trajectory.
+            arguments: Checked against the schema.
+        """
+        config, loop = self.tool.config, asyncio.get_running_loop()
+        call = _Call(loop.time(), loop.time() + config.queue_timeout)
+        task = asyncio.ensure_future(self._attempts(call, make_state, arguments))
         try:
-            output = await self._run_with_deadline(state, arguments, deadline)
-        finally:
-            if self._slots is not None:
-                self._slots.release()
-        result = ToolResult(self.tool.name, output.text, output.status, reward=output.reward, stop=output.stop)
-        result.metrics = output.metrics
-        result.queue_s, result.run_s = running - start, time.monotonic() - running
-        return result
-
-    async def _take_slot(self, timeout: float) -> bool:
-        """Wait for a free worker; False when none came free. A cancelled wait hands back what it was granted."""
-        if self._slots is None:
-            return True
-        queue = asyncio.ensure_future(self._slots.acquire())
-        try:
-            done, _ = await asyncio.wait({queue}, timeout=timeout)
-        except asyncio.CancelledError:
-            if not queue.cancel():
-                self._slots.release()
-            raise
-        return bool(done) or not queue.cancel()
-
-    async def _run_with_deadline(self, state: Any, arguments: dict[str, Any], deadline: float) -> ToolOutput:
-        limit = self.tool.run_limit_s
-        remaining = deadline - time.monotonic()
-        timeout = remaining if limit is None else min(limit, remaining)
-        task = asyncio.ensure_future(self._attempts(state, arguments, timeout))
-        try:
-            done, _ = await asyncio.wait({task}, timeout=timeout)
+            done, _ = await asyncio.wait({task}, timeout=config.queue_timeout + config.default_timeout)
+            call.is_late = call.is_late or not done
         finally:
             if not task.done():
                 task.cancel()
                 await asyncio.wait({task}, timeout=_CANCEL_GRACE_S)
-        if done:
-            return _output_of(task, self.tool.name)
-        if limit is None:
-            text = f"Error: the service of '{self.tool.name}' did not answer within {timeout:g} s."
-            return ToolOutput(text, ToolStatus.UNAVAILABLE)
-        return ToolOutput(f"Error: '{self.tool.name}' timed out after {timeout:g} s.", ToolStatus.TIMEOUT)
-
-    async def _attempts(self, state: Any, arguments: dict[str, Any], timeout: float) -> Any:
-        """Call the tool, again with growing random waits while its service fails, for `timeout` seconds."""
-        attempts = AsyncRetrying(
-            retry=retry_if_exception_type(ServiceUnavailableError),
-            wait=wait_exponential_jitter(_RETRY_FIRST_S, _RETRY_LONGEST_S, jitter=_RETRY_FIRST_S),
-            stop=stop_before_delay(timeout),
+        output = self._output(task, call)
+        took = loop.time() - call.began_at
+        return ToolResult(
+            self.tool.name,
+            output.text,
+            output.status,
+            queue_s=max(took - call.run_s, 0.0),
+            run_s=call.run_s,
+            reward=output.reward,
+            stop=output.stop,
+            metrics=output.metrics,
+            num_failed_attempts=call.num_failures,
+            outage_s=0.0 if call.failed_at is None else loop.time() - call.failed_at,
+            has_abandoned_thread=call.is_late and self._threads is not None,
         )
-        if self.is_async:
-            return await attempts(self.tool.execute, state, arguments)
-        return await attempts(_run_in_thread, self.tool, state, arguments)
 
+    async def _attempts(
+        self, call: _Call, make_state: Callable[[], Awaitable[Any]], arguments: dict[str, Any]
+    ) -> ToolOutput:
+        """Try, and again after growing random waits as long as the service is what fails."""
 
-def _output_of(task: asyncio.Future[Any], name: str) -> ToolOutput:
-    """Turn what the task returned or raised into an output; an exception of the tool is data for the model."""
-    if task.cancelled():
-        return ToolOutput(f"Error: '{name}' was cancelled.", ToolStatus.ERROR)
-    error = task.exception()
-    if error is None:
-        value = task.result()
+        def note_failure(attempt: RetryCallState) -> None:
+            assert attempt.outcome is not None, "called after an attempt"
+            call.num_failures, call.failure = attempt.attempt_number, attempt.outcome.exception()
+            call.failed_at = asyncio.get_running_loop().time() if call.failed_at is None else call.failed_at
+
+        retrying = AsyncRetrying(
+            retry=retry_if_exception_type(ServiceUnavailableError),
+            wait=wait_random_exponential(_RETRY_FIRST_S, _RETRY_LONGEST_S),
+            stop=stop_before_delay(self.tool.config.queue_timeout),
+            after=note_failure,
+            reraise=True,
+        )
+        value: Any = await retrying(self._attempt, call, make_state, arguments)
         return value if isinstance(value, ToolOutput) else ToolOutput(str(value))
-    if isinstance(error, RetryError):
-        cause = error.last_attempt.exception()
-        logger.warning("tool '%s': %s", name, cause)
-        return ToolOutput(f"Error: the service of '{name}' is not available: {cause}.", ToolStatus.UNAVAILABLE)
-    if isinstance(error, ToolTimeoutError):
-        return ToolOutput(str(error), ToolStatus.TIMEOUT)
-    if not isinstance(error, Exception):
-        raise error
-    return ToolOutput(f"Error: {type(error).__name__}: {error}", ToolStatus.ERROR)
 
+    async def _attempt(self, call: _Call, make_state: Callable[[], Awaitable[Any]], arguments: dict[str, Any]) -> Any:
+        async with AsyncExitStack() as held:
+            start_by = asyncio.timeout_at(call.start_by)
+            try:
+                async with start_by:
+                    await held.enter_async_context(self._workers)
+                    await held.enter_async_context(self._permits)
+                    await held.enter_async_context(self._breaker.guard())
+                    state = await make_state()
+            except TimeoutError:
+                if start_by.expired():
+                    raise _NotStartedError from None
+                raise
+            return await self._execute(call, state, arguments)
 
-async def _run_in_thread(tool: Tool, state: Any, arguments: dict[str, Any]) -> Any:
-    """Run a plain `execute` in a thread of its own. The thread outlives a cancelled wait, but holds no slot then."""
-    loop = asyncio.get_running_loop()
-    future: asyncio.Future[Any] = loop.create_future()
-
-    def settle(value: Any, error: BaseException | None) -> None:
-        if future.done():
-            return
-        if error is None:
-            future.set_result(value)
-        else:
-            future.set_exception(error)
-
-    def work() -> None:
-        value, error = None, None
+    async def _execute(self, call: _Call, state: Any, arguments: dict[str, Any]) -> Any:
+        loop = asyncio.get_running_loop()
+        start = loop.time()
+        limit = asyncio.timeout(self.tool.run_limit_s)
         try:
-            value = tool.execute(state, arguments)
-        except Exception as raised:  # the one place where a plain tool may raise anything; handed to the caller
-            error = raised
-        if not loop.is_closed():
-            loop.call_soon_threadsafe(settle, value, error)
+            async with limit:
+                if self._threads is not None:
+                    return await self._threads.run(partial(self.tool.execute, state, arguments))
+                return await self.tool.execute(state, arguments)
+        except SystemExit as error:
+            raise RuntimeError(f"the tool exited with {error.code!r}") from error
+        finally:
+            call.is_late = call.is_late or limit.expired()
+            call.run_s += loop.time() - start
 
-    threading.Thread(target=work, name=f"tool-{tool.name}", daemon=True).start()
-    return await future
+    def _output(self, task: asyncio.Future[ToolOutput], call: _Call) -> ToolOutput:
+        """What the task returned; or in words, for the model, what it raised."""
+        name, config = self.tool.name, self.tool.config
+        if call.is_late:
+            if self.tool.run_limit_s is not None:
+                return ToolOutput(f"Error: '{name}' timed out after {self.tool.run_limit_s:g} s.", ToolStatus.TIMEOUT)
+            within = config.queue_timeout + config.default_timeout
+            text = f"Error: the service of '{name}' did not answer within {within:g} s."
+            return ToolOutput(text, ToolStatus.UNAVAILABLE)
+        if task.cancelled():
+            return ToolOutput(f"Error: '{name}' was cancelled.", ToolStatus.ERROR)
+        error = task.exception()
+        if error is None:
+            return task.result()
+        if isinstance(error, _NotStartedError) and call.failure is None:
+            text = f"Error: no worker of '{name}' was free within {config.queue_timeout:g} s."
+            return ToolOutput(text, ToolStatus.UNAVAILABLE)
+        if isinstance(error, _NotStartedError | _CreateError | ServiceUnavailableError):
+            cause = call.failure if isinstance(error, _NotStartedError) else error
+            logger.warning("tool '%s': %s", name, cause)
+            return ToolOutput(f"Error: the service of '{name}' is not available: {cause}.", ToolStatus.UNAVAILABLE)
+        if isinstance(error, ToolTimeoutError):
+            return ToolOutput(str(error), ToolStatus.TIMEOUT)
+        if not isinstance(error, Exception):
+            raise error
+        return ToolOutput(f"Error: {type(error).__name__}: {error}", ToolStatus.ERROR)
 
 
 class ToolSession:
@@ -167,7 +195,7 @@ class ToolSession:
     def __init__(self, runners: dict[str, ToolRunner], trajectory_id: str) -> None:
         self._runners = runners
         self._trajectory_id = trajectory_id
-        self._states: dict[str, asyncio.Task[Any]] = {}
+        self._states: dict[str, asyncio.Future[Any]] = {}
 
     async def execute(self, call: ToolCall) -> ToolResult:
         """Run one call. What the model, the tool or its service did wrong is in the result's status.
@@ -184,32 +212,33 @@ class ToolSession:
         if runner is None:
             text = f"Error: {unknown_name('tool call', call.name, self._runners)}"
             return ToolResult(call.name, text, ToolStatus.UNKNOWN_TOOL)
-        problem = runner.argument_error(call.arguments)
+        problem = runner.check.problem(call.arguments)
         if problem is not None:
             return ToolResult(call.name, problem, ToolStatus.INVALID_ARGUMENTS)
-        created = self._states.get(call.name)
-        if created is None:
-            created = asyncio.ensure_future(runner.tool.create(self._trajectory_id))
-            self._states[call.name] = created
-        done, _ = await asyncio.wait({created}, timeout=runner.tool.config.queue_timeout)
-        if not done:
-            text = f"Error: '{call.name}' did not start within {runner.tool.config.queue_timeout:g} s."
-            return ToolResult(call.name, text, ToolStatus.UNAVAILABLE)
-        if created.cancelled() or created.exception() is not None:
-            failed = _output_of(created, call.name)
-            return ToolResult(call.name, failed.text, ToolStatus.UNAVAILABLE)
-        return await runner.run(created.result(), call.arguments)
+        return await runner.run(partial(self._state, runner.tool), call.arguments)
+
+    async def _state(self, tool: Tool) -> Any:
+        """What `create` made. Calls of one turn wait for the same one; after a failed one the next call tries anew."""
+        created = self._states.get(tool.name)
+        if created is None or (created.done() and (created.cancelled() or created.exception() is not None)):
+            created = self._states[tool.name] = asyncio.ensure_future(tool.create(self._trajectory_id))
+        try:
+            return await asyncio.shield(created)
+        except ServiceUnavailableError:
+            raise
+        except Exception as error:  # the one place where `create` may raise anything
+            raise _CreateError(f"{type(error).__name__}: {error}") from error
 
     async def close(self) -> None:
         """Release every tool that was used; a tool that fails to is logged and does not keep the others from it."""
-        releases = []
-        for name, created in self._states.items():
-            if not created.done():
-                created.cancel()
-            elif not created.cancelled() and created.exception() is None:
-                releases.append((name, self._runners[name].tool.release(created.result())))
-        self._states.clear()
-        failures = await asyncio.gather(*(release for _, release in releases), return_exceptions=True)
-        for (name, _), failure in zip(releases, failures, strict=True):
+        states, self._states = self._states, {}
+        for created in states.values():
+            created.cancel()
+        if states:
+            await asyncio.wait(states.values())
+        made = {name: c.result() for name, c in states.items() if not c.cancelled() and c.exception() is None}
+        releases = [self._runners[name].tool.release(state) for name, state in made.items()]
+        failures = await asyncio.gather(*releases, return_exceptions=True)
+        for name, failure in zip(made, failures, strict=True):
             if isinstance(failure, Exception):
                 logger.warning("tool '%s': release failed for %s: %r", name, self._trajectory_id, failure)

@@ -3,28 +3,36 @@
 from __future__ import annotations
 
 import asyncio
-import dataclasses
 import importlib
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Any
 
 import yaml
-from jsonschema import Draft202012Validator
-from jsonschema.exceptions import SchemaError
 
 from rl.errors import ToolError, unknown_name
 from rl.tools.base import Tool, ToolConfig
 from rl.tools.execution import ToolRunner, ToolSession
+from rl.tools.function_tool import load_function_tool
+from rl.tools.limits import PermitSource, SharedLimiter
+from rl.tools.schemas import checked_schema
+from rl.tools.settings import check_keys, read_settings
 
-_ENTRY_KEYS = ("class_name", "config", "tool_schema")
 _MOVED = "mindspeed_rl.tools."
+_LEASE_GRACE_S = 10.0
 
 
 class Toolbox:
-    """The tools of a run."""
+    """The tools of a run.
 
-    def __init__(self, tools: list[Tool]) -> None:
+    Args:
+        tools: Each with a name of its own.
+        warnings: What was corrected or does nothing in their settings.
+    """
+
+    def __init__(self, tools: list[Tool], warnings: list[str] | None = None) -> None:
         self.tools = {tool.name: tool for tool in tools}
+        self.warnings = warnings or []
         self._runners = {tool.name: ToolRunner(tool) for tool in tools}
 
     @property
@@ -41,6 +49,18 @@ class Toolbox:
         """Begin the tool use of one trajectory; the caller closes the session whatever happens."""
         return ToolSession(self._runners, trajectory_id)
 
+    def share_rate_limits(self, permits_of: Callable[[str, int], PermitSource]) -> None:
+        """Let several processes share the rate limits of the tools that have one; before the first call.
+
+        Args:
+            permits_of: From a tool's name and `rate_limit` to the permits that all processes take from.
+        """
+        for name, tool in self.tools.items():
+            config = tool.config
+            if config.enable_global_rate_limit:
+                lease_s = config.queue_timeout + config.default_timeout + _LEASE_GRACE_S
+                self._runners[name].share_permits(SharedLimiter(permits_of(name, config.rate_limit), lease_s))
+
     async def check(self) -> None:
         """Find out whether the services behind the tools answer.
 
@@ -52,11 +72,16 @@ class Toolbox:
 
     async def close(self) -> None:
         """Free what the tools hold."""
+        for runner in self._runners.values():
+            runner.close()
         await asyncio.gather(*(tool.close() for tool in self.tools.values()))
 
 
 def load_toolbox(path: Path, *, overrides: dict[str, dict[str, Any]] | None = None) -> Toolbox:
-    """Build the tools of a YAML file: `tools: [{class_name, config, tool_schema}]`.
+    """Build the tools of a YAML file, a list `tools` of entries of three kinds.
+
+    `{class_name, config, tool_schema}` is a class, `{function, config}` a typed function, `{mcp, config}` a server with
+    tools of its own, which is asked for them.
 
     Args:
         path: The file.
@@ -66,24 +91,23 @@ def load_toolbox(path: Path, *, overrides: dict[str, dict[str, Any]] | None = No
         The tools; nothing is started yet.
 
     Raises:
-        ToolError: The file, an entry, a class, a setting or a schema is wrong.
+        ToolError: The file, an entry, a class, a function, a server, a setting or a schema is wrong.
     """
     entries = _read_entries(Path(path))
     tools: dict[str, Tool] = {}
+    warnings: list[str] = []
     remaining = dict(overrides or {})
     for number, entry in enumerate(entries, start=1):
         where = f"{path}: tools[{number}]"
-        _check_keys(where, entry, _ENTRY_KEYS)
-        schema = _checked_schema(where, entry.get("tool_schema"))
-        name = schema["function"]["name"]
-        if name in tools:
-            raise ToolError(f"{where}: the tool name '{name}' is taken by an earlier entry. Give each its own name.")
-        tool_class = _import_tool_class(where, entry.get("class_name"))
-        settings = {**(entry.get("config") or {}), **remaining.pop(name, {})}
-        tools[name] = tool_class(_read_config(f"{where}.config", tool_class.config_class, settings), schema)
+        for tool in _KINDS[_kind(where, entry)](where, entry, remaining, warnings):
+            if tool.name in tools:
+                raise ToolError(
+                    f"{where}: the tool name '{tool.name}' is taken by an earlier entry. Give each its own name."
+                )
+            tools[tool.name] = tool
     for name in remaining:
         raise ToolError(unknown_name(f"{path}: override", name, tools))
-    return Toolbox(list(tools.values()))
+    return Toolbox(list(tools.values()), warnings)
 
 
 def _read_entries(path: Path) -> list[dict[str, Any]]:
@@ -95,28 +119,87 @@ def _read_entries(path: Path) -> list[dict[str, Any]]:
         raise ToolError(f"{path}: is not valid YAML: {error}. Correct the file.") from error
     entries = content.get("tools") if isinstance(content, dict) else None
     if not isinstance(entries, list) or not entries or not all(isinstance(e, dict) for e in entries):
-        raise ToolError(f"{path}: needs a list `tools` of entries with {', '.join(_ENTRY_KEYS)}, got {entries!r}.")
+        raise ToolError(
+            f"{path}: needs a list `tools` of entries with class_name, function or mcp, got {entries!r}. "
+            "See docs/tools.md."
+        )
     return entries
 
 
-def _check_keys(where: str, given: dict[str, Any], known: Any) -> None:
-    for key in given:
-        if key not in known:
-            raise ToolError(unknown_name(where, str(key), known))
+def _kind(where: str, entry: dict[str, Any]) -> str:
+    kinds = [key for key in _KINDS if key in entry]
+    if len(kinds) > 1:
+        raise ToolError(f"{where}: has {' and '.join(kinds)}. An entry is of one kind: split it.")
+    if not kinds:
+        check_keys(where, entry, [*_KINDS, "config", "tool_schema"])
+        raise ToolError(f"{where}: needs class_name, function or mcp, got {', '.join(map(str, entry)) or 'nothing'}.")
+    return kinds[0]
 
 
-def _checked_schema(where: str, schema: Any) -> dict[str, Any]:
-    function = schema.get("function") if isinstance(schema, dict) else None
-    name = function.get("name") if isinstance(function, dict) else None
-    if not isinstance(function, dict) or not isinstance(name, str) or not name:
-        raise ToolError(f"{where}.tool_schema: needs `function.name`, got {schema!r}. Use OpenAI's function schema.")
+def _class_tools(
+    where: str, entry: dict[str, Any], overrides: dict[str, dict[str, Any]], warnings: list[str]
+) -> list[Tool]:
+    check_keys(where, entry, ("class_name", "config", "tool_schema"))
+    schema, corrections = checked_schema(f"{where}.tool_schema", entry.get("tool_schema"))
+    warnings += corrections
+    tool_class = _import_tool_class(where, entry.get("class_name"))
+    given, changes = _given_settings(where, entry), overrides.pop(schema["function"]["name"], None)
+    tool = tool_class(read_settings(f"{where}.config", tool_class.config_class, given, changes), schema)
+    warnings += _idle_settings(f"{where}.config", tool, given)
+    return [tool]
+
+
+def _function_tools(
+    where: str, entry: dict[str, Any], overrides: dict[str, dict[str, Any]], warnings: list[str]
+) -> list[Tool]:
+    check_keys(where, entry, ("function", "config"))
+    name = str(entry["function"]).rpartition(":")[2]
+    given = _given_settings(where, entry)
+    config = read_settings(f"{where}.config", ToolConfig, given, overrides.pop(name, None))
+    tool = load_function_tool(f"{where}.function", entry["function"], config)
+    warnings += _idle_settings(f"{where}.config", tool, given)
+    return [tool]
+
+
+def _mcp_tools(
+    where: str, entry: dict[str, Any], overrides: dict[str, dict[str, Any]], warnings: list[str]
+) -> list[Tool]:
+    check_keys(where, entry, ("mcp", "config"))
     try:
-        Draft202012Validator.check_schema(function.get("parameters", {}))
-    except SchemaError as error:
+        from rl.tools.mcp_tool import load_mcp_tools
+    except ImportError as error:
         raise ToolError(
-            f"{where}.tool_schema: parameters of '{name}' are not a JSON Schema: {error.message}. Correct it."
+            f"{where}.mcp: the package 'mcp' does not import: {error}. Install it: `pip install 'turnwise[mcp]'`."
         ) from error
-    return {"type": schema.get("type", "function"), "function": function}
+    given = _given_settings(where, entry)
+    tools = load_mcp_tools(f"{where}.mcp", entry["mcp"], read_settings(f"{where}.config", ToolConfig, given))
+    for tool in tools:
+        tool.config = read_settings(f"{where}.config", ToolConfig, given, overrides.pop(tool.name, None))
+    return list(tools)
+
+
+_KINDS = {"class_name": _class_tools, "function": _function_tools, "mcp": _mcp_tools}
+"""How an entry becomes tools, by the key that tells its kind."""
+
+
+def _given_settings(where: str, entry: dict[str, Any]) -> dict[str, Any]:
+    given = entry.get("config") or {}
+    if not isinstance(given, dict):
+        raise ToolError(f"{where}.config: must be a mapping of settings, got {given!r}.")
+    return given
+
+
+def _idle_settings(where: str, tool: Tool, given: dict[str, Any]) -> list[str]:
+    """Settings that were given and do nothing."""
+    idle = []
+    if "num_workers" in given and tool.is_async:
+        idle.append(
+            f"{where}.num_workers: has no effect, '{tool.name}' is asynchronous and needs no threads. "
+            "To bound its calls in progress set enable_global_rate_limit and rate_limit."
+        )
+    if "rate_limit" in given and not tool.config.enable_global_rate_limit:
+        idle.append(f"{where}.rate_limit: has no effect without enable_global_rate_limit. Set it to true.")
+    return idle
 
 
 def _import_tool_class(where: str, class_name: Any) -> type[Tool]:
@@ -139,24 +222,3 @@ def _import_tool_class(where: str, class_name: Any) -> type[Tool]:
     if not isinstance(found, type) or not issubclass(found, Tool):
         raise ToolError(f"{where}.class_name: '{class_name}' is not a tool. Derive it from rl.tools.base.Tool.")
     return found
-
-
-def _read_config(where: str, config_class: type[ToolConfig], settings: dict[str, Any]) -> ToolConfig:
-    fields = {field.name for field in dataclasses.fields(config_class)}
-    _check_keys(where, settings, fields)
-    hints = get_type_hints(config_class)
-    values = {key: _typed(f"{where}.{key}", hints[key], value) for key, value in settings.items()}
-    config = config_class(**values)
-    for key in ("num_workers", "rate_limit", "default_timeout", "queue_timeout"):
-        if getattr(config, key) <= 0:
-            raise ToolError(f"{where}.{key}: must be above 0, got {getattr(config, key)}.")
-    return config
-
-
-def _typed(where: str, hint: Any, value: Any) -> Any:
-    """Check a setting against a plain type; whole numbers pass for float, other annotations are not checked."""
-    if hint is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
-    if hint in (int, float, str, bool) and type(value) is not hint:
-        raise ToolError(f"{where}: must be {hint.__name__}, got {value!r}.")
-    return value

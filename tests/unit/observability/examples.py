@@ -30,12 +30,12 @@ def make_trajectory(
     sequence.append_context([7])
     sequence.append_sampled([2], [-0.3], 1)
     call = ToolCall("calc", {"code": "print(4)"}, raw='{"name": "calc"}')
-    result = ToolResult("calc", "4", status, queue_s=0.04, run_s=0.06)
+    result = ToolResult("calc", "4", status, queue_s=0.04, run_s=0.06, reward=0.25, metrics={"num_steps": 2.0})
     turns = [Turn("<tool_call>", 2, [call], [result], 0.2, 0.1), Turn("\\boxed{4}", 1, generate_s=0.2)]
     rewards = {} if score is None else {"right": score}
     error = "boom" if score is None else None
     prompt = Prompt(prompt_id, [{"role": "user", "content": "2+2?"}], "4", source)
-    return Trajectory(prompt, index, [sequence], turns, stop_reason, score, rewards, error, 0.5)
+    return Trajectory(prompt, index, [sequence], turns, stop_reason, score, rewards, reward_error=error, wall_s=0.5)
 
 
 def make_group(source: str = "gcd", *, score: float | None = 1.0, prompt_id: str = "train-1") -> Group:

@@ -62,6 +62,22 @@ def test_tool_metrics_count_by_status_and_tool() -> None:
     assert metrics["tools/calc/latency_s/p50"] == pytest.approx(0.1)
 
 
+def test_tool_metrics_name_an_outage_and_what_tools_return() -> None:
+    down, back = make_trajectory(status=ToolStatus.UNAVAILABLE), make_trajectory()
+    down.turns[0].results[0].num_failed_attempts, down.turns[0].results[0].outage_s = 7, 60.0
+    back.turns[0].results[0].num_failed_attempts, back.turns[0].results[0].outage_s = 2, 3.5
+    back.turns[0].results[0].metrics, back.turns[0].results[0].reward = {"num_steps": 4.0}, None
+    back.turns[0].results[0].has_abandoned_thread = True
+    metrics = tool_metrics([down, back])
+    assert metrics["tools/calc/unavailable"] == metrics["tools/unavailable"] == 1.0
+    assert metrics["tools/calc/failed_attempts"] == 9.0
+    assert metrics["tools/calc/outage_s/max"] == 60.0
+    assert metrics["tools/calc/abandoned_threads"] == 1.0
+    assert metrics["tools/calc/queue_s/p95"] == 0.04
+    assert metrics["tools/calc/num_steps/mean"] == 3.0
+    assert metrics["tools/calc/reward/mean"] == 0.25
+
+
 def test_tool_metrics_give_an_unknown_tool_no_metric_of_its_own() -> None:
     metrics = tool_metrics([make_trajectory(status=ToolStatus.UNKNOWN_TOOL)])
     assert metrics["tools/unknown"] == 1.0

@@ -16,7 +16,7 @@ from rl.observability.metrics import evaluation_metrics
 from rl.observability.report import report
 from rl.observability.run_directory import RunDirectory
 from rl.observability.trajectories import TrajectoryWriter, read_records, to_record
-from rl.types import ToolStatus
+from rl.types import ToolCall, ToolResult, ToolStatus
 from tests.unit.observability.examples import make_group, make_trajectory
 
 
@@ -108,6 +108,22 @@ def test_print_record_colours_model_and_tool_apart() -> None:
     assert "\x1b[32m<tool_call>" in text
     assert "\x1b[33m4" in text
     assert "score 1.000  right 1.000" in text
+
+
+def test_print_record_shows_calls_with_arguments_result_status_and_times() -> None:
+    trajectory = make_trajectory()
+    turn = trajectory.turns[0]
+    turn.calls.append(ToolCall("search", {"query_list": ["a", "é"], "topk": 3}))
+    turn.results.append(ToolResult("search", "none", ToolStatus.UNAVAILABLE, queue_s=60.0, num_failed_attempts=9))
+    turn.calls.append(ToolCall("", {}, raw="{oops}", error="not JSON"))
+    turn.results.append(ToolResult("", "Error: not JSON", ToolStatus.PARSE_ERROR))
+    out = io.StringIO()
+    viewer.print_record(to_record(trajectory), Console(file=out, width=100))
+    text = out.getvalue()
+    assert "[call of calc]\nprint(4)\n[calc: ok, queued 0.040 s, ran 0.060 s, reward 0.25]\n4\n" in text
+    assert '[call of search]\nquery_list: ["a", "é"]\ntopk: 3\n[search: unavailable, queued 60.000 s' in text
+    assert "9 failed attempts]" in text
+    assert "[call of a tool, malformed]\n{oops}\n[tool: parse_error" in text
 
 
 def test_print_record_shows_markup_in_the_text_as_it_is() -> None:

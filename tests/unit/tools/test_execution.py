@@ -1,6 +1,6 @@
 import asyncio
+import sys
 import threading
-import time
 
 import pytest
 
@@ -49,10 +49,11 @@ class Blocker(Recording):
 
     def __init__(self, config: ToolConfig) -> None:
         super().__init__(config)
-        self.event = threading.Event()
+        self.event, self.is_waiting = threading.Event(), threading.Event()
 
     def execute(self, state: str, arguments: dict[str, int]) -> str:
         if arguments["n"] == 0:
+            self.is_waiting.set()
             self.event.wait(30)
         return f"{arguments['n']} in {threading.current_thread().name}"
 
@@ -69,11 +70,43 @@ class Flaky(Recording):
         return ToolOutput("done", reward=0.5, stop=True, metrics={"x": 1.0})
 
 
+class Down(Recording):
+    """Its service fails until it is up."""
+
+    attempts, is_up = 0, False
+
+    async def execute(self, state: str, arguments: dict[str, int]) -> str:
+        self.attempts += 1
+        if not self.is_up:
+            raise ServiceUnavailableError("no connection")
+        return "done"
+
+
 class Raising(Recording):
     """Raises, plainly."""
 
     def execute(self, state: str, arguments: dict[str, int]) -> str:
         return str(1 // arguments["n"])
+
+
+class Exiting(Recording):
+    """Tries to end the process."""
+
+    async def execute(self, state: str, arguments: dict[str, int]) -> str:
+        sys.exit(arguments["n"])
+
+
+class Starting(Sleeper):
+    """Its service is not there for the first two trajectories' states."""
+
+    num_created = 0
+    error: type[Exception] = ServiceUnavailableError
+
+    async def create(self, trajectory_id: str) -> str:
+        self.num_created += 1
+        if self.num_created <= 2:
+            raise self.error("not yet")
+        return await super().create(trajectory_id)
 
 
 def call(n: object = 1, name: str = "tool", **more: object) -> ToolCall:
@@ -139,7 +172,8 @@ async def test_deadline_cancels_an_async_tool_and_frees_it():
 async def test_deadline_abandons_a_plain_tool_and_replaces_its_thread():
     tool = Blocker(ToolConfig(default_timeout=0.1, num_workers=1))
     late, next_one = await run_one(tool, call(0), call(7))
-    assert late.status == ToolStatus.TIMEOUT
+    assert (late.status, late.has_abandoned_thread) == (ToolStatus.TIMEOUT, True)
+    assert not next_one.has_abandoned_thread
     assert next_one.text == "7 in tool-tool"
     tool.event.set()
 
@@ -158,13 +192,51 @@ async def test_service_failures_are_retried_then_reported():
     (result,) = await run_one(tool, call(2))
     assert (result.status, result.text, tool.attempts) == (ToolStatus.OK, "done", 3)
     assert (result.reward, result.stop, result.metrics) == (0.5, True, {"x": 1.0})
-    start = time.monotonic()
-    (result,) = await run_one(Flaky(ToolConfig(default_timeout=0.5)), call(1000))
+    assert result.num_failed_attempts == 2
+    assert 0 < result.outage_s <= result.queue_s + result.run_s
+    (result,) = await run_one(Flaky(ToolConfig(queue_timeout=0.3)), call(1000))
     assert (result.status, result.text) == (
         ToolStatus.UNAVAILABLE,
         "Error: the service of 'tool' is not available: HTTP 503.",
     )
-    assert time.monotonic() - start < 1.0
+    assert result.num_failed_attempts >= 1
+
+
+async def test_a_service_that_is_down_is_left_alone_and_no_call_is_lost_when_it_comes_back():
+    tool = Down(ToolConfig())
+    waiting = asyncio.ensure_future(run_one(tool, *[call()] * 50))
+    while tool.attempts < 52:
+        await asyncio.sleep(0.01)
+    assert tool.attempts == 52  # each call once, then two probes
+    tool.is_up = True
+    results = await waiting
+    assert [r.status for r in results] == [ToolStatus.OK] * 50
+    assert sum(r.num_failed_attempts for r in results) == 52
+    assert all(r.outage_s > 0 for r in results)
+
+
+async def test_waiting_for_a_worker_leaves_the_run_its_whole_time():
+    tool = Sleeper(ToolConfig(default_timeout=0.4, queue_timeout=0.4, enable_global_rate_limit=True, rate_limit=1))
+    first, second = await run_one(tool, call(300), call(300))
+    assert first.status == second.status == ToolStatus.OK
+    assert second.queue_s > 0.25
+    assert 0.25 < second.run_s < 0.4
+
+
+async def test_create_is_retried_while_its_service_fails():
+    tool = Starting(ToolConfig())
+    (result,) = await run_one(tool, call(1))
+    assert (result.status, result.num_failed_attempts) == (ToolStatus.OK, 2)
+    assert tool.log == ["create p/0", "release p/0"]
+
+
+async def test_create_that_raises_is_no_fault_of_the_model():
+    tool = Starting(ToolConfig())
+    tool.error = KeyError
+    (result,) = await run_one(tool, call(1))
+    assert result.status == ToolStatus.UNAVAILABLE
+    assert "KeyError: 'not yet'" in result.text
+    assert tool.log == []
 
 
 async def test_what_a_tool_raises_is_an_error_result():
@@ -174,11 +246,28 @@ async def test_what_a_tool_raises_is_an_error_result():
     assert bad.text.startswith("Error: ZeroDivisionError: integer division")
 
 
+async def test_a_tool_that_exits_does_not_end_the_worker():
+    (result,) = await run_one(Exiting(ToolConfig()), call(3))
+    assert (result.status, result.text) == (ToolStatus.ERROR, "Error: RuntimeError: the tool exited with 3")
+
+
+async def test_cancelled_calls_of_plain_tools_free_their_workers_at_once():
+    tool = Blocker(ToolConfig(num_workers=1))
+    session = Toolbox([tool]).open_session("p/0")
+    running = asyncio.ensure_future(session.execute(call(0)))
+    while not tool.is_waiting.is_set():
+        await asyncio.sleep(0)
+    running.cancel()
+    assert (await session.execute(call(7))).text == "7 in tool-tool"
+    tool.event.set()
+
+
 async def test_cancelled_calls_free_their_slots():
     tool = Sleeper(ToolConfig(enable_global_rate_limit=True, rate_limit=1))
     session = Toolbox([tool]).open_session("p/0")
     running, queued = (asyncio.ensure_future(session.execute(call(60_000))) for _ in range(2))
-    await asyncio.sleep(0.02)
+    while not tool.running:
+        await asyncio.sleep(0)
     for task in (queued, running):
         task.cancel()
         with pytest.raises(asyncio.CancelledError):

@@ -48,6 +48,10 @@ def test_load_toolbox_applies_overrides():
         ({"config": {"default_timeot": 3}}, "Did you mean 'default_timeout'"),
         ({"config": {"default_timeout": "3"}}, "default_timeout: must be float, got '3'"),
         ({"config": {"rate_limit": 0}}, "rate_limit: must be above 0, got 0"),
+        ({"config": {"timeout": 3, "default_timeout": 3}}, "got both timeout and default_timeout"),
+        ({"config": {"type": "natve"}}, "Did you mean 'native'"),
+        ({"config": [1]}, "config: must be a mapping of settings, got [1]"),
+        ({"function": "a.b:c"}, "has class_name and function. An entry is of one kind"),
         ({"tool_schema": {"function": {}}}, "needs `function.name`"),
         ({"tool_schema": {"function": {"name": "a", "parameters": {"type": "objekt"}}}}, "are not a JSON Schema"),
         ({"clas_name": "x"}, "Did you mean 'class_name'"),
@@ -80,3 +84,94 @@ def test_load_toolbox_refuses_a_missing_file_and_an_unknown_override(tmp_path):
         load_toolbox(tmp_path / "none.yaml")
     with pytest.raises(ToolError, match="Did you mean 'code_interpreter'"):
         load_toolbox(CONFIGS / "retool_config.yaml", overrides={"code_interpretr": {}})
+
+
+def test_load_toolbox_names_the_kinds_of_entries(tmp_path):
+    with pytest.raises(ToolError, match=r"tools\[1\]: needs class_name, function or mcp, got config"):
+        load_toolbox(write(tmp_path, {"config": {}}))
+    with pytest.raises(ToolError, match="Did you mean 'function'"):
+        load_toolbox(write(tmp_path, {"functon": "a:b"}))
+
+
+SEED_RETOOL = """
+tools:
+  - class_name: "rl.tools.retool.ReTool"
+    config:
+      sandbox_fusion_url: "http://localhost:8080/run_code"
+      num_workers: 128
+      enable_global_rate_limit: true
+      rate_limit: 128
+      default_timeout: 30
+      default_language: "python"
+      memory_limit_mb: 1024
+      type: native
+    tool_schema:
+      type: "function"
+      function:
+        name: "code_interpreter"
+        description: "A tool for executing code."
+        parameters:
+          type: "object"
+          properties:
+            code:
+              type: "string"
+              description: "The code to execute."
+          required: ["code"]
+"""
+SEED_SEARCH = """
+tools:
+  - class_name: "rl.tools.search_tool.SearchTool"
+    config:
+      retrieval_service_url: "http://localhost:8080/retrieve"
+      num_workers: 120
+      enable_global_rate_limit: true
+      rate_limit: 120
+      timeout: 30
+      topk: 3
+      type: native
+    tool_schema:
+      type: "function"
+      function:
+        name: "search"
+        description: "Searches the web for relevant information based on the given query."
+        parameters:
+          type: "object"
+          properties:
+            query_list:
+              type: "array"
+              item:
+                type: "string"
+              description: "A list of fully-formed semantic queries."
+          required: ["query_list"]
+"""
+
+
+def test_load_toolbox_reads_the_files_of_mindspeed_users(tmp_path):
+    path = tmp_path / "tools.yaml"
+    path.write_text(SEED_RETOOL)
+    retool = load_toolbox(path)
+    assert retool.tools["code_interpreter"].config.rate_limit == 128
+    assert len(retool.warnings) == 1
+    assert "num_workers: has no effect, 'code_interpreter' is asynchronous" in retool.warnings[0]
+    path.write_text(SEED_SEARCH)
+    search = load_toolbox(path)
+    assert search.tools["search"].config.default_timeout == 30
+    assert search.schemas[0]["function"]["parameters"]["properties"]["query_list"]["items"] == {"type": "string"}
+    assert any("an array has `item`" in warning for warning in search.warnings)
+    for seed in (SEED_RETOOL, SEED_SEARCH):
+        path.write_text(seed.replace('"rl.tools', '"mindspeed_rl.tools'))
+        with pytest.raises(ToolError, match=r"The class is 'rl\.tools\.\w+\.\w+' here: use that"):
+            load_toolbox(path)
+
+
+def test_load_toolbox_warns_of_a_rate_limit_that_is_off(tmp_path):
+    toolbox = load_toolbox(write(tmp_path, entry(config={"rate_limit": 3})))
+    assert toolbox.warnings == [
+        f"{tmp_path}/tools.yaml: tools[1].config.rate_limit: has no effect without enable_global_rate_limit. "
+        "Set it to true."
+    ]
+
+
+@pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.yaml")), ids=lambda path: path.name)
+def test_shipped_files_load_without_warnings(path):
+    assert load_toolbox(path).warnings == []

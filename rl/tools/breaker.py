@@ -1,0 +1,107 @@
+"""Keeps calls away from a service that is down, and finds out when it is back."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
+
+from rl.tools.base import ServiceUnavailableError
+
+logger = logging.getLogger(__name__)
+
+_FAILURES_TO_OPEN = 5
+_FIRST_PAUSE_S = 0.25
+_LONGEST_PAUSE_S = 5.0
+
+
+class CircuitBreaker:
+    """Guards the attempts to reach one tool's service.
+
+    It opens after five failures in a row. While it is open attempts wait, except for one at a time that goes through
+    as a probe: after a quarter of a second, and after each failed probe twice as long, at most 5 s. The first answer
+    closes it and lets all go on. Waiting rather than failing keeps the trajectories alive through a restart; their
+    calls' own deadlines end the wait.
+
+    Args:
+        name: Of the tool, for the log.
+
+    Source: Nygard, Release It!, "Circuit Breaker".
+    """
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+        self._num_failures = 0
+        self._opened_at = 0.0
+        self._pause_s = 0.0
+        self._next_probe_at: float | None = None
+        self._is_probing = False
+        self._changed = asyncio.Event()
+
+    @property
+    def is_open(self) -> bool:
+        """Whether attempts wait."""
+        return self._next_probe_at is not None
+
+    @asynccontextmanager
+    async def guard(self) -> AsyncIterator[None]:
+        """Wait until an attempt may go on, and judge the service by how the block ends.
+
+        `ServiceUnavailableError` is a failure of the service. A timeout or a cancellation says nothing about it. All
+        else, the tool's own errors among it, is an answer.
+        """
+        is_probe = await self._admit()
+        try:
+            yield
+        except ServiceUnavailableError as error:
+            self._note_failure(error, is_probe=is_probe)
+            raise
+        except (asyncio.CancelledError, TimeoutError):
+            if is_probe:
+                self._end_probe()
+            raise
+        except Exception:
+            self._note_answer()
+            raise
+        self._note_answer()
+
+    async def _admit(self) -> bool:
+        """Wait while the breaker is open; true for the attempt that is the probe."""
+        loop = asyncio.get_running_loop()
+        while self._next_probe_at is not None:
+            if not self._is_probing and loop.time() >= self._next_probe_at:
+                self._is_probing = True
+                return True
+            changed = self._changed
+            with suppress(TimeoutError):
+                async with asyncio.timeout_at(None if self._is_probing else self._next_probe_at):
+                    await changed.wait()
+        return False
+
+    def _note_failure(self, error: ServiceUnavailableError, *, is_probe: bool) -> None:
+        now = asyncio.get_running_loop().time()
+        if is_probe and self.is_open:
+            self._pause_s = min(2 * self._pause_s, _LONGEST_PAUSE_S)
+            self._next_probe_at = now + self._pause_s
+            self._end_probe()
+            return
+        self._num_failures += 1
+        if self._num_failures >= _FAILURES_TO_OPEN and not self.is_open:
+            self._opened_at, self._pause_s = now, _FIRST_PAUSE_S
+            self._next_probe_at = now + self._pause_s
+            logger.warning("tool '%s': %s. Calls wait until its service answers.", self._name, error)
+
+    def _note_answer(self) -> None:
+        self._num_failures = 0
+        if self.is_open:
+            lasted = asyncio.get_running_loop().time() - self._opened_at
+            logger.warning("tool '%s': its service answers again, after %.1f s.", self._name, lasted)
+            self._next_probe_at = None
+            self._end_probe()
+
+    def _end_probe(self) -> None:
+        """Wake those that wait, to see what has changed."""
+        self._is_probing = False
+        self._changed.set()
+        self._changed = asyncio.Event()

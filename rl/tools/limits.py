@@ -1,0 +1,125 @@
+"""A limit on the calls in progress at once that several processes share."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+from collections import deque
+from contextlib import AbstractAsyncContextManager
+from typing import Any, Protocol
+
+Limiter = AbstractAsyncContextManager[Any]
+"""Bounds calls in progress: `async with limiter:` waits for a permit and gives it back. Within one process it is an
+`asyncio.Semaphore`, over several a `SharedLimiter`; without a limit `contextlib.nullcontext()`."""
+
+
+class PermitSource(Protocol):
+    """Where the processes get their permits from: a `PermitPool`, usually in another process."""
+
+    async def take(self, at_most: int, lease_s: float) -> list[int]:
+        """Wait for permits; see `PermitPool.take`."""
+        ...
+
+    def give_back(self, permits: list[int]) -> None:
+        """Return permits; see `PermitPool.give_back`."""
+        ...
+
+
+class PermitPool:
+    """The permits of one tool.
+
+    Whoever takes permits says how long it may keep them at most, so that those of a process that died come back.
+    Requests are served in the order in which they came. With one request of each process at a time, as `SharedLimiter`
+    makes them, the processes take turns.
+
+    Args:
+        limit: Permits, at least 1.
+    """
+
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        self._leases: dict[int, float] = {}
+        self._numbers = itertools.count()
+        self._turn = asyncio.Lock()
+        self._returned = asyncio.Event()
+
+    async def take(self, at_most: int, lease_s: float) -> list[int]:
+        """Wait until at least one permit is free.
+
+        Args:
+            at_most: Permits wanted, at least 1.
+            lease_s: Seconds after which the permits come back by themselves.
+
+        Returns:
+            1 to `at_most` permits.
+        """
+        loop = asyncio.get_running_loop()
+        async with self._turn:
+            while True:
+                now = loop.time()
+                for number in [number for number, end in self._leases.items() if end <= now]:
+                    del self._leases[number]
+                free = self._limit - len(self._leases)
+                if free > 0:
+                    permits = list(itertools.islice(self._numbers, min(free, at_most)))
+                    self._leases |= dict.fromkeys(permits, now + lease_s)
+                    return permits
+                self._returned.clear()
+                try:
+                    async with asyncio.timeout_at(min(self._leases.values())):
+                        await self._returned.wait()
+                except TimeoutError:
+                    continue
+
+    def give_back(self, permits: list[int]) -> None:
+        """Return permits; those that have come back by themselves are passed over."""
+        for number in permits:
+            self._leases.pop(number, None)
+        self._returned.set()
+
+
+class SharedLimiter:
+    """One process's share of a `PermitPool`, used as an `asyncio.Semaphore` is.
+
+    It asks for as many permits as calls wait, one request at a time.
+
+    Args:
+        source: The pool.
+        lease_s: Seconds that no call holds its permit longer than.
+    """
+
+    def __init__(self, source: PermitSource, lease_s: float) -> None:
+        self._source, self._lease_s = source, lease_s
+        self._waiting: deque[asyncio.Future[int]] = deque()
+        self._held: deque[int] = deque()
+        self._request: asyncio.Task[None] | None = None
+
+    async def __aenter__(self) -> None:
+        future: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+        self._waiting.append(future)
+        if self._request is None or self._request.done():
+            self._request = asyncio.ensure_future(self._serve())
+        try:
+            self._held.append(await future)
+        except asyncio.CancelledError:
+            if future.done() and not future.cancelled():
+                self._source.give_back([future.result()])
+            raise
+
+    async def __aexit__(self, *_: object) -> None:
+        self._source.give_back([self._held.popleft()])  # the oldest lease: those that stay are the longest
+
+    async def _serve(self) -> None:
+        """Ask until nobody waits."""
+        while self._drop_cancelled():
+            permits = deque(await self._source.take(len(self._waiting), self._lease_s))
+            while permits and self._drop_cancelled():
+                self._waiting.popleft().set_result(permits.popleft())
+            if permits:
+                self._source.give_back(list(permits))
+
+    def _drop_cancelled(self) -> bool:
+        """Whether a call waits at the front of the queue, after those that gave up have been taken out of it."""
+        while self._waiting and self._waiting[0].done():
+            self._waiting.popleft()
+        return bool(self._waiting)

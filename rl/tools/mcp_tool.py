@@ -1,0 +1,185 @@
+"""The tools of servers that speak the Model Context Protocol (needs the package `mcp`)."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+from mcp import Client, MCPError, StdioServerParameters
+from mcp.types import CallToolResult, TextContent
+from mcp_types import CONNECTION_CLOSED, REQUEST_TIMEOUT
+
+from rl.errors import ToolError
+from rl.tools.base import ServiceUnavailableError, Tool, ToolConfig, ToolOutput
+from rl.tools.schemas import checked_schema
+from rl.tools.settings import check_keys
+from rl.types import ToolStatus
+
+logger = logging.getLogger(__name__)
+
+_START_TIMEOUT_S = 30.0
+_CLOSE_TIMEOUT_S = 10.0
+_OF_THE_SERVICE = (CONNECTION_CLOSED, REQUEST_TIMEOUT)
+
+
+@dataclass(slots=True, frozen=True)
+class McpServer:
+    """Where a server is: a program that is started and spoken to over its standard input and output, or an address."""
+
+    command: str = ""
+    args: list[str] = field(default_factory=list)
+    env: dict[str, str] = field(default_factory=dict)
+    """Variables for the program, beside the few that every program gets."""
+    cwd: str | None = None
+    url: str = ""
+    """Of a server with the Streamable HTTP transport, such as http://localhost:8000/mcp."""
+
+    def client(self) -> Client:
+        """A client, not yet connected."""
+        if self.url:
+            return Client(self.url)
+        return Client(StdioServerParameters(command=self.command, args=self.args, env=self.env, cwd=self.cwd))
+
+    def __str__(self) -> str:
+        return self.url or " ".join([self.command, *self.args])
+
+
+class McpConnection:
+    """A connection to a server, opened by the first call, shared by all tools and trajectories of a process.
+
+    It lives in a task of its own, because a client must be opened and closed in the same one. After it broke, the next
+    call opens a new one.
+    """
+
+    def __init__(self, server: McpServer) -> None:
+        self._server = server
+        self._client: asyncio.Future[Client] | None = None
+        self._closing = asyncio.Event()
+        self._task: asyncio.Task[None] | None = None
+
+    async def call(self, name: str, arguments: dict[str, Any]) -> CallToolResult:
+        """Call a tool of the server.
+
+        Raises:
+            ServiceUnavailableError: The server cannot be reached, or went away.
+            MCPError: It refused the call.
+        """
+        if self._task is None or self._task.done():
+            self._client = asyncio.get_running_loop().create_future()
+            self._closing = asyncio.Event()
+            self._task = asyncio.ensure_future(self._live(self._client, self._closing))
+        assert self._client is not None, "made with the task"
+        closing = self._closing
+        client = await asyncio.shield(self._client)
+        try:
+            return await client.call_tool(name, arguments)
+        except MCPError as error:
+            if error.code not in _OF_THE_SERVICE:
+                raise
+            closing.set()
+            raise ServiceUnavailableError(f"{self._server}: {error}") from error
+
+    async def close(self) -> None:
+        """End the connection, and with it a program that was started for it."""
+        self._closing.set()
+        if self._task is not None:
+            await asyncio.wait({self._task}, timeout=_CLOSE_TIMEOUT_S)
+
+    async def _live(self, opened: asyncio.Future[Client], closing: asyncio.Event) -> None:
+        try:
+            async with self._server.client() as client:
+                opened.set_result(client)
+                await closing.wait()
+        except Exception as error:  # whatever the transport raises, alone or in a group: the server is not there
+            failure = ServiceUnavailableError(f"{self._server}: {_first(error)}")
+            if opened.done():
+                logger.warning("MCP server %s", failure)
+            else:
+                opened.set_exception(failure)
+
+
+class McpTool(Tool):
+    """One tool of a server."""
+
+    def __init__(self, config: ToolConfig, schema: dict[str, Any], connection: McpConnection) -> None:
+        super().__init__(config, schema)
+        self._connection = connection
+
+    async def execute(self, state: Any, arguments: dict[str, Any]) -> ToolOutput:
+        """Pass the call on; text of the answer is the result, other content is named."""
+        answer = await self._connection.call(self.name, arguments)
+        parts = [c.text if isinstance(c, TextContent) else f"({c.type})" for c in answer.content]
+        return ToolOutput("\n".join(parts), ToolStatus.ERROR if answer.is_error else ToolStatus.OK)
+
+    async def close(self) -> None:
+        """End the connection of all the server's tools."""
+        await self._connection.close()
+
+
+def load_mcp_tools(where: str, given: Any, config: ToolConfig) -> list[McpTool]:
+    """Ask a server for its tools.
+
+    Args:
+        where: The key of the YAML, for messages.
+        given: `{command, args, env, cwd}` or `{url}`.
+        config: Limits of each tool.
+
+    Returns:
+        The tools; they share a connection, which the first call opens.
+
+    Raises:
+        ToolError: The server cannot be reached or has no tools, or a setting is wrong.
+    """
+    server = _read_server(where, given)
+    try:
+        with ThreadPoolExecutor(1) as thread:  # the caller may be on an event loop of its own
+            listed = thread.submit(
+                lambda: asyncio.run(asyncio.wait_for(_list_tools(server), _START_TIMEOUT_S))
+            ).result()
+    except Exception as error:  # whatever the transport raises, alone or in a group
+        raise ToolError(
+            f"{where}: no answer from '{server}': {_first(error)}. Start it, or correct the entry."
+        ) from error
+    if not listed:
+        raise ToolError(f"{where}: '{server}' has no tools. Is it the right server?")
+    connection = McpConnection(server)
+    return [
+        McpTool(config, checked_schema(f"{where}: {schema['function']['name']}", schema)[0], connection)
+        for schema in listed
+    ]
+
+
+def _read_server(where: str, given: Any) -> McpServer:
+    if not isinstance(given, dict) or ("command" in given) == ("url" in given):
+        raise ToolError(f"{where}: needs either command or url, got {given!r}.")
+    check_keys(where, given, [f.name for f in fields(McpServer)])
+    for key, kind in {"command": str, "url": str, "args": list, "env": dict, "cwd": str}.items():
+        if key in given and not isinstance(given[key], kind):
+            raise ToolError(f"{where}.{key}: must be a {kind.__name__}, got {given[key]!r}.")
+    if "url" in given and len(given) > 1:
+        raise ToolError(f"{where}: args, env and cwd belong to a command, got them with a url. Remove them.")
+    return McpServer(**given)
+
+
+async def _list_tools(server: McpServer) -> list[dict[str, Any]]:
+    schemas: list[dict[str, Any]] = []
+    async with server.client() as client:
+        cursor: str | None = None
+        while True:
+            page = await client.list_tools(cursor=cursor)
+            for tool in page.tools:
+                function = {"name": tool.name, "description": tool.description or "", "parameters": tool.input_schema}
+                schemas.append({"type": "function", "function": function})
+            cursor = page.next_cursor
+            if not cursor:
+                return schemas
+
+
+def _first(error: BaseException) -> str:
+    """The innermost error of a group, in words."""
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    return f"{type(error).__name__}: {error}"

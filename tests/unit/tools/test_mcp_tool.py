@@ -1,0 +1,102 @@
+"""Against a real server, spoken to over its standard input and output."""
+
+import asyncio
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from rl.errors import ToolError
+from rl.tools.registry import Toolbox, load_toolbox
+from rl.types import ToolCall, ToolStatus
+
+SERVER = '''
+import os
+from mcp.server.mcpserver import MCPServer
+from mcp.server.mcpserver.exceptions import ToolError
+
+server = MCPServer("tiny")
+total = 0
+
+@server.tool()
+def add(number: int) -> int:
+    """Add to the total."""
+    global total
+    total += number
+    return total
+
+@server.tool()
+def fail() -> str:
+    """Fail."""
+    raise ToolError("cannot")
+
+@server.tool()
+def die() -> str:
+    """End the server."""
+    os._exit(1)
+
+server.run("stdio")
+'''
+
+
+@pytest.fixture(scope="module")
+def toolbox_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("mcp")
+    (folder / "server.py").write_text(SERVER)
+    return write(folder, {"command": sys.executable, "args": [str(folder / "server.py")]}, {"queue_timeout": 20})
+
+
+def write(folder: Path, mcp: object, config: dict[str, object] | None = None) -> Path:
+    path = folder / "tools.yaml"
+    path.write_text(yaml.safe_dump({"tools": [{"mcp": mcp, "config": config or {}}]}))
+    return path
+
+
+async def run(toolbox: Toolbox, *calls: ToolCall) -> list[tuple[ToolStatus, str]]:
+    session = toolbox.open_session("p/0")
+    try:
+        results = [await session.execute(call) for call in calls]
+    finally:
+        await session.close()
+    return [(r.status, r.text) for r in results]
+
+
+async def test_mcp_tools_are_listed_called_and_reconnected(toolbox_path: Path) -> None:
+    toolbox = load_toolbox(toolbox_path)
+    assert toolbox.names == ["add", "fail", "die"]
+    assert toolbox.schemas[0]["function"]["description"] == "Add to the total."
+    assert toolbox.schemas[0]["function"]["parameters"]["properties"]["number"]["type"] == "integer"
+    add = ToolCall("add", {"number": 2})
+    try:
+        first, second, failed, invalid = await run(toolbox, add, add, ToolCall("fail", {}), ToolCall("add", {}))
+        assert (first, second) == ((ToolStatus.OK, "2"), (ToolStatus.OK, "4"))  # one server for all calls
+        assert failed[0] is ToolStatus.ERROR
+        assert "cannot" in failed[1]
+        assert invalid[0] is ToolStatus.INVALID_ARGUMENTS
+        toolbox.tools["die"].config.queue_timeout = 0.5
+        assert (await run(toolbox, ToolCall("die", {})))[0][0] is ToolStatus.UNAVAILABLE
+        assert await run(toolbox, add) == [(ToolStatus.OK, "2")]  # a new server
+    finally:
+        await toolbox.close()
+    assert not [task for task in asyncio.all_tasks() if task is not asyncio.current_task()]
+
+
+@pytest.mark.parametrize(
+    ("mcp", "message"),
+    [
+        ({}, "needs either command or url"),
+        ({"command": "a", "url": "b"}, "needs either command or url"),
+        ({"command": "no-such-program-here"}, "no answer from 'no-such-program-here'"),
+        ({"command": sys.executable, "args": ["-c", "pass"]}, "no answer from"),
+        ({"command": sys.executable, "args": "-c"}, r"args: must be a list, got '-c'"),
+        ({"url": "http://127.0.0.1:9/mcp"}, "no answer from 'http://127.0.0.1:9/mcp'"),
+        ({"url": "http://127.0.0.1:9/mcp", "args": []}, "belong to a command"),
+        ({"comand": "a", "command": "b"}, "Did you mean 'command'"),
+    ],
+)
+def test_mcp_entries_that_cannot_work_are_refused(tmp_path: Path, mcp: object, message: str) -> None:
+    path = write(tmp_path, mcp)
+    with pytest.raises(ToolError, match=message) as error:
+        load_toolbox(path)
+    assert str(error.value).startswith(f"{path}: tools[1].mcp")
