@@ -23,30 +23,34 @@ def load_demonstrations(path: Path, renderer: Renderer, max_length: int) -> list
         max_length: Longest row in tokens; a longer one is an error, since cutting it would hide its answer.
 
     Returns:
-        Samples whose mask is 1 on the assistant's tokens, the end of each of its turns included.
+        Samples whose mask is 1 on the assistant's tokens, the end of each of its turns included; one for each row, or
+        several where the chat template rewrites history.
 
     Raises:
         DataError: A file or row is malformed, too long, or has nothing to learn from.
     """
     samples = []
     for row, prompt in enumerate(load_prompts(path), start=1):
-        token_ids, mask = renderer.render_demonstration(prompt.messages)
-        if len(token_ids) > max_length:
-            raise DataError(
-                f"{path}: row {row} has {len(token_ids)} tokens, more than megatron_training.seq_length {max_length}. "
-                "Shorten it or raise the limit."
-            )
-        if not any(mask):
+        sequences = renderer.render_demonstration(prompt.messages)
+        if not sequences:
             raise DataError(f"{path}: row {row} has no assistant message, so there is nothing to learn from it.")
-        loss_mask = torch.tensor(mask, dtype=torch.float32)
-        samples.append(
-            Sample(
-                trajectory_id=prompt.id,
-                group_id=prompt.id,
-                token_ids=torch.tensor(token_ids),
-                loss_mask=loss_mask,
-                advantages=loss_mask.clone(),
-                rollout_logprobs=torch.zeros(len(token_ids)),
-            )
-        )
+        for token_ids, mask in sequences:
+            if len(token_ids) > max_length:
+                raise DataError(
+                    f"{path}: row {row} has {len(token_ids)} tokens, more than megatron_training.seq_length "
+                    f"{max_length}. Shorten it or raise the limit."
+                )
+            samples.append(_to_sample(prompt.id, token_ids, mask))
     return samples
+
+
+def _to_sample(name: str, token_ids: list[int], mask: list[int]) -> Sample:
+    loss_mask = torch.tensor(mask, dtype=torch.float32)
+    return Sample(
+        trajectory_id=name,
+        group_id=name,
+        token_ids=torch.tensor(token_ids),
+        loss_mask=loss_mask,
+        advantages=loss_mask.clone(),
+        rollout_logprobs=torch.zeros(len(token_ids)),
+    )

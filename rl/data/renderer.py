@@ -4,27 +4,27 @@ Tokens the model sampled are never decoded and encoded again. What the environme
 *suffix* the chat template puts there: rendered by the template itself behind a probe conversation, cut off behind the
 probe's assistant text, and proven at start-up by `Renderer.self_test` to equal the template's own full rendering.
 
-Text that a tool returns cannot forge a turn: every added token spelled out in it (`<|im_end|>` printed by the code)
-is broken up and encoded as the plain text it is.
+Text that a tool returns cannot forge a turn (`rl.data.encoding`). Formats that put results into the assistant's own
+turn do without the template's tool turns (`rl.data.inline`).
 """
 
 from __future__ import annotations
 
 import logging
-import re
 from pathlib import Path
 from typing import Any, Protocol
 
 import jinja2
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
+from rl.data.encoding import TextEncoder
+from rl.data.inline import Format, merge_turns, tell
 from rl.data.templates import TEMPLATES
 from rl.errors import ConfigError, ModelError, unknown_name
 from rl.types import Message, ToolCall
 
 logger = logging.getLogger(__name__)
 
-_BREAK = "\ufdd0"  # a Unicode noncharacter: no text means it, so it can mark where a tool's text is cut
 _PROBE = "turnwise probe 7f3a"
 _PROBE_USER: Message = {"role": "user", "content": "turnwise question"}
 _HISTORY = f"<think>\nturnwise thought\n</think>\n\n{_PROBE}\n<tool_call>\n{{}}\n</tool_call>"
@@ -37,8 +37,8 @@ class Parser(Protocol):
         """The calls of a turn."""
         ...
 
-    def render(self, call: ToolCall) -> str:
-        """A call as the model writes it."""
+    def render(self, call: ToolCall) -> str | None:
+        """A call as the model writes it; None: only the template knows."""
         ...
 
 
@@ -64,7 +64,7 @@ def load_tokenizer(folder: str | Path) -> PreTrainedTokenizerFast:
 
 
 class Renderer:
-    """Renders messages with one tokenizer, one template and the schemas of one toolbox.
+    """Renders messages with one tokenizer, one template, the schemas of one toolbox and one format of calls.
 
     Attributes:
         tokenizer: The tokenizer.
@@ -75,13 +75,20 @@ class Renderer:
             for example). The agent loop then starts a new token sequence with each tool turn.
     """
 
-    def __init__(self, tokenizer: PreTrainedTokenizerFast, prompt_type: str, tool_schemas: list[dict[str, Any]]):
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerFast,
+        prompt_type: str,
+        tool_schemas: list[dict[str, Any]],
+        tool_format: Format | None = None,
+    ) -> None:
         """Derive the end of a turn from the template.
 
         Args:
             tokenizer: As `load_tokenizer` gives it.
             prompt_type: Name in `TEMPLATES`.
             tool_schemas: Tools in OpenAI's form, as the tool YAML has them; empty without tools.
+            tool_format: The parser, where it may have `instructions` or a `result_format`; None has neither.
 
         Raises:
             ConfigError: `prompt_type` is unknown.
@@ -93,23 +100,22 @@ class Renderer:
         self._name = f"{tokenizer.name_or_path} (prompt_type {prompt_type})"
         self._template = TEMPLATES[prompt_type]
         self._tools = tool_schemas or None
+        self._format = tool_format if tool_schemas else None
         if self._template.chat_template is None and not tokenizer.chat_template:
             raise ModelError(
                 f"{tokenizer.name_or_path}: the tokenizer has no chat template, got prompt_type 'empty'. "
                 f"Set rl_config.prompt_type to one of {', '.join(n for n in TEMPLATES if n != 'empty')}."
             )
         added = tokenizer.get_added_vocab()
-        literals = sorted((t for t in added if len(t) > 1 and not t.isspace()), key=len, reverse=True)
-        alternatives = "|".join(map(re.escape, literals)) or r"(?!)"
-        self._added_start = re.compile(f"(?=(?:{alternatives}))")
+        self._encoder = TextEncoder(tokenizer)
         self._end_of_turn = self._find_end_of_turn(added)
         self.close_turn_ids: list[int] = [added[self._end_of_turn]]
         self.end_of_turn_ids: list[int] = sorted({*self.close_turn_ids, tokenizer.eos_token_id} - {None})
-        self.rewrites_history: bool = not self._repeats_history()
+        self.rewrites_history: bool = not self._is_inline and not self._repeats_history()
 
     def render_prompt(self, messages: list[Message]) -> list[int]:
         """Token ids of a conversation with the header of the assistant's turn behind it."""
-        return self._encode(self._render(messages, True))
+        return self._encoder.encode(self._render(messages, True))
 
     def render_tool_results(self, texts: list[str], *, closed: bool) -> list[int]:
         r"""The suffix behind an assistant turn: its end, the results of its calls, the next assistant header.
@@ -121,50 +127,59 @@ class Renderer:
         Returns:
             Token ids to append with loss mask 0. For ChatML with Qwen's tool turns and two results a and b:
             `<|im_end|>\n<|im_start|>user\n<tool_response>\na\n</tool_response>\n<tool_response>\nb\n</tool_response>
-            <|im_end|>\n<|im_start|>assistant\n`, without the first token where `closed`.
+            <|im_end|>\n<|im_start|>assistant\n`, without the first token where `closed`. A format that puts results
+            into the assistant's turn adds nothing to them; where that turn is closed, the next one is opened first.
         """
         assert texts, "a tool turn has at least one result"
+        if self._is_inline:
+            header = self.render_header(closed=True) if closed else []
+            return header + [i for text in texts for i in self._encode_inline(text)]
         conversation = [_PROBE_USER, _probe_turn(), *({"role": "tool", "content": text} for text in texts)]
         return self._suffix(conversation, closed)
 
     def render_header(self, *, closed: bool) -> list[int]:
         """The suffix that starts another assistant turn right behind one: its end and the next header."""
-        ids = self._encode(self._after_probe(self._render([_PROBE_USER, _probe_turn()], False)))
-        header = self._encode(self._generation_header())
+        ids = self._encoder.encode(self._after_probe(self._render([_PROBE_USER, _probe_turn()], False)))
+        header = self._encoder.encode(self._generation_header())
         return (ids[1:] if closed else ids) + header
 
-    def render_demonstration(self, messages: list[Message]) -> tuple[list[int], list[int]]:
+    def render_demonstration(self, messages: list[Message]) -> list[tuple[list[int], list[int]]]:
         """Token ids of a finished conversation, cut into tokens exactly as a rollout would have put it together.
 
         Args:
-            messages: A conversation with at least one assistant message.
+            messages: A conversation; what follows its last assistant message is left out.
 
         Returns:
-            The ids and a mask of the same length: 1 on each token of an assistant's text and on its end of turn.
+            Ids and a mask of the same length: 1 on each token of an assistant's text and on the end of its turn, but
+            for an end that a stop string takes the place of. One sequence, or several where the chat template rewrites
+            history; none without an assistant message.
 
         Raises:
-            ModelError: The template does not keep earlier assistant turns as they are.
+            ModelError: The template changes the very turn that it renders last, so nothing sampled could be like it.
         """
-        ids: list[int] = []
-        mask: list[int] = []
+        if self._format is not None and self._is_inline:
+            messages = merge_turns(messages, self._format)
+        sequences: list[tuple[list[int], list[int]]] = []
+        stops = self._format.stop if self._format is not None else ()
         done = ""
         for index, message in enumerate(messages):
             if message["role"] != "assistant":
                 continue
-            head = self._render(messages[:index], True)
-            whole = self._render(messages[: index + 1], False)
-            end = whole.rfind(self._end_of_turn)
-            if not (head.startswith(done) and whole.startswith(head) and end >= len(head)):
-                raise ModelError(
-                    f"{self._name}: the chat template rewrites earlier turns of a demonstration. "
-                    "Set rl_config.prompt_type to 'qwen', or take the thinking out of the demonstrations."
-                )
-            context = self._encode(head[len(done) :])
-            sampled = self._encode(whole[len(head) : end]) + self.close_turn_ids
-            ids += context + sampled
-            mask += [0] * len(context) + [1] * len(sampled)
-            done = whole[: end + len(self._end_of_turn)]
-        return ids, mask
+            head, turn, whole = self._finished_turn(messages, index)
+            if not sequences or not head.startswith(done):
+                sequences.append(([], []))
+                done = ""
+            _append(sequences[-1], self._encoder.encode(head[len(done) :]), is_said=False)
+            pieces = message.get("pieces", [(turn, True)])
+            for text, is_said in pieces:
+                _append(sequences[-1], self._encoder.encode(text) if is_said else self._encode_inline(text), is_said)
+            _append(sequences[-1], self.close_turn_ids, pieces[-1][1] and not turn.endswith(stops))
+            done = whole
+        return sequences
+
+    def text_offsets(self, text: str) -> list[tuple[int, int]]:
+        """The characters [start, end) that each token of a tool result covers, as `render_tool_results` encodes it."""
+        return self._encoder.offsets(text)
 
     def decode(self, ids: list[int]) -> str:
         """The text of token ids, special tokens included."""
@@ -184,16 +199,33 @@ class Renderer:
             ModelError: One of them does not hold; says which.
         """
         for texts in _SELF_TEST_RESULTS:
-            self._check_suffix(texts)
+            if self._is_inline:
+                self._check_inline(texts)
+            else:
+                self._check_suffix(texts)
         self._check_forgery()
         if parser is not None and self._tools:
             self._check_parser(parser, self._tools)
+
+    def _finished_turn(self, messages: list[Message], index: int) -> tuple[str, str, str]:
+        """What comes before an assistant's turn, its text, and all up to the end of turn behind it, as rendered."""
+        head = self._render(messages[:index], True)
+        whole = self._render(messages[: index + 1], False)
+        end = whole.rfind(self._end_of_turn)
+        turn = whole[len(head) : end]
+        is_kept = "pieces" not in messages[index] or turn == messages[index]["content"]
+        if not (whole.startswith(head) and end >= len(head) and is_kept):
+            raise ModelError(
+                f"{self._name}: the chat template changes the assistant's turn of a demonstration. "
+                "Set rl_config.prompt_type to 'qwen', or take the thinking out of the demonstrations."
+            )
+        return head, turn, whole[: end + len(self._end_of_turn)]
 
     def _check_suffix(self, texts: list[str]) -> None:
         tool_turn = [{"role": "tool", "content": text} for text in texts]
         full = self._render([_PROBE_USER, _probe_turn(), *tool_turn], True)
         before = full[: full.index(_PROBE) + len(_PROBE)]
-        expected = self._plain_encode(full)[len(self._plain_encode(before)) :]
+        expected = self._encoder.encode_whole(full)[len(self._encoder.encode_whole(before)) :]
         opened = self.render_tool_results(texts, closed=False)
         if opened != expected or opened != self.close_turn_ids + self.render_tool_results(texts, closed=True):
             raise ModelError(f"{self._name}: the tokens of a tool turn differ from the template's, for {texts!r}.")
@@ -210,38 +242,60 @@ class Renderer:
         if forged != honest:
             raise ModelError(f"{self._name}: a special token spelled out in a tool result is encoded as one.")
 
+    def _check_inline(self, texts: list[str]) -> None:
+        if texts[0] == _SHOWN and _SHOWN not in self.decode(self.render_tool_results(texts, closed=True)):
+            raise ModelError(f"{self._name}: a tool result does not survive the tokenizer. Use another one.")
+
     def _check_parser(self, parser: Parser, tools: list[dict[str, Any]]) -> None:
-        name = tools[0]["function"]["name"]
-        if name not in self._render([_PROBE_USER], True):
-            logger.warning("%s: the chat template shows no tools; set rl_config.prompt_type.", self._name)
-        call = ToolCall(name, {"code": 'print("é\\n", {1: [2]})'})
+        self._check_prompt(tools)
+        call = _sample_call(tools[0])
         text = parser.render(call)
-        read = parser.parse(self.decode([*self._plain_encode(text), *self.close_turn_ids]))
-        if [(c.name, c.arguments, c.error) for c in read] != [(call.name, call.arguments, None)]:
-            raise ModelError(f"{self._name}: the parser does not read back {text!r}, got {read}.")
-        function = {"name": name, "arguments": call.arguments}
+        if text is not None:
+            read = parser.parse(self.decode(self._encoder.encode(text)))
+            if not _is_only(call, read):
+                raise ModelError(f"{self._name}: the parser does not read back {text!r}, got {read}.")
+        if self._is_inline:
+            return  # the template has no part in calls
+        function = {"name": call.name, "arguments": call.arguments}
         turn = {"role": "assistant", "content": "", "tool_calls": [{"type": "function", "function": function}]}
-        shown = self._render([_PROBE_USER, turn], False)[len(self._render([_PROBE_USER], False)) :]
+        shown = self._render([_PROBE_USER, turn], False)
+        head = self._render([_PROBE_USER], True)
+        head = head if shown.startswith(head) else self._render([_PROBE_USER], False)
+        shown = self.strip_end_of_turn(shown[len(head) :].rstrip())
         read = parser.parse(shown)
-        if [(c.name, c.arguments, c.error) for c in read] != [(call.name, call.arguments, None)]:
+        if not _is_only(call, read):
             raise ModelError(
                 f"{self._name}: the chat template writes a tool call as {shown!r}, which the parser reads as {read}. "
                 "Set rl_config.tool_parser_format or rl_config.prompt_type so that they agree."
             )
 
+    def _check_prompt(self, tools: list[dict[str, Any]]) -> None:
+        instructions = self._format.instructions if self._format is not None else None
+        prompt = self._render([_PROBE_USER], True)
+        if instructions is not None and instructions.strip() not in prompt:
+            raise ModelError(
+                f"{self._name}: the chat template does not show {instructions!r} in the prompt, which the model needs "
+                "for its calls. Set rl_config.prompt_type."
+            )
+        if instructions is None and tools[0]["function"]["name"] not in prompt:
+            logger.warning("%s: the chat template shows no tools; set rl_config.prompt_type.", self._name)
+
     def _suffix(self, conversation: list[Message], closed: bool) -> list[int]:
-        ids = self._encode(self._after_probe(self._render(conversation, True)))
+        ids = self._encoder.encode(self._after_probe(self._render(conversation, True)))
         assert ids[:1] == self.close_turn_ids, "a suffix begins with the end of the assistant's turn"
         return ids[1:] if closed else ids
 
     def _render(self, messages: list[Message], add_generation_prompt: bool) -> str:
+        tools = self._tools
+        if self._format is not None and self._format.instructions is not None:
+            messages, tools = tell(messages, self._format), None
         completed = [self._complete(message) for message in messages]
         if self._template.default_system and messages[0]["role"] != "system":
             completed.insert(0, {"role": "system", "content": self._template.default_system})
         try:
             return self.tokenizer.apply_chat_template(
                 completed,
-                tools=self._tools,
+                tools=tools,
                 chat_template=self._template.chat_template,
                 add_generation_prompt=add_generation_prompt,
                 tokenize=False,
@@ -254,20 +308,16 @@ class Renderer:
         if message["role"] == "user" and self._template.user_suffix:
             return {**message, "content": message["content"] + self._template.user_suffix}
         if message["role"] == "tool":
-            return {**message, "content": self._break_up(message["content"])}
+            return {**message, "content": self._encoder.break_up(message["content"])}
         return message
 
-    def _break_up(self, text: str) -> str:
-        text = text.replace(_BREAK, "\ufffd")
-        starts = [match.start() + 1 for match in self._added_start.finditer(text)]
-        pieces = [text[a:b] for a, b in zip([0, *starts], [*starts, len(text)], strict=True)]
-        return _BREAK.join(pieces)
+    @property
+    def _is_inline(self) -> bool:
+        return self._format is not None and self._format.result_format is not None
 
-    def _encode(self, text: str) -> list[int]:
-        return [i for piece in text.split(_BREAK) for i in self._plain_encode(piece)]
-
-    def _plain_encode(self, text: str) -> list[int]:
-        return self.tokenizer.encode(text, add_special_tokens=False, verbose=False) if text else []
+    def _encode_inline(self, text: str) -> list[int]:
+        assert self._format is not None and self._format.result_format is not None, "results stand in the turn"
+        return self._encoder.encode(self._format.result_format.replace("{}", self._encoder.break_up(text), 1))
 
     def _after_probe(self, rendered: str) -> str:
         _, found, suffix = rendered.rpartition(_PROBE)
@@ -313,3 +363,33 @@ _SELF_TEST_RESULTS: list[list[str]] = [
 
 def _probe_turn() -> Message:
     return {"role": "assistant", "content": _PROBE}
+
+
+def _append(sequence: tuple[list[int], list[int]], ids: list[int], is_said: bool) -> None:
+    sequence[0].extend(ids)
+    sequence[1].extend([int(is_said)] * len(ids))
+
+
+def _sample_call(tool: dict[str, Any]) -> ToolCall:
+    """A call whose arguments have the types of the tool's schema: the required ones, or all."""
+    function = tool["function"]
+    schema = function.get("parameters") or {}
+    properties = schema.get("properties") or {}
+    names = [name for name in schema.get("required") or properties if name in properties]
+    return ToolCall(
+        function["name"], {name: _SAMPLES.get(str(properties[name].get("type")), _SAMPLE_TEXT) for name in names}
+    )
+
+
+def _is_only(call: ToolCall, read: list[ToolCall]) -> bool:
+    return [(c.name, c.arguments, c.error) for c in read] == [(call.name, call.arguments, None)]
+
+
+_SAMPLE_TEXT = 'print("é\\n", {1: [2]})\n# end'
+_SAMPLES: dict[str, Any] = {
+    "integer": 3,
+    "number": 0.5,
+    "boolean": True,
+    "array": [_SAMPLE_TEXT],
+    "object": {"key": _SAMPLE_TEXT},
+}

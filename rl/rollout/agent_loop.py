@@ -20,7 +20,8 @@ from rl.config.schema import Config
 from rl.data.renderer import Renderer
 from rl.errors import RolloutError
 from rl.interfaces import Engine
-from rl.tools.parsers import Parser
+from rl.rollout.stopping import begins_stop, completes_stop
+from rl.tools.parsers import Parser, is_thinking
 from rl.tools.truncate import truncate_tokens
 from rl.types import (
     FinishReason,
@@ -37,6 +38,9 @@ from rl.types import (
 )
 
 logger = logging.getLogger(__name__)
+
+_HEADER_TOKENS = 16
+"""Tokens that the end of a header is looked for in."""
 
 _CLOSE_TIMEOUT_S = 30.0
 """Seconds that releasing a trajectory's tools may take."""
@@ -78,6 +82,8 @@ class _State:
     """The conversation up to the current turn, for a template that rewrites history."""
     num_calls: int = 0
     """Calls given to tools so far."""
+    thought: str = ""
+    """`<think>` where the header of the current turn has opened a thought, else empty."""
     is_last_word: bool = False
     """The final turn has been opened."""
 
@@ -191,37 +197,60 @@ class AgentLoop:
         return StopReason.LENGTH
 
     async def _generate(self, state: _State, budget: int) -> FinishReason:
-        """Sample one turn of at most `budget` tokens, in as many spans as weight publishes cut it into."""
+        """Sample one turn of at most `budget` tokens, in as many spans as weight publishes cut it into.
+
+        A stop string of the parser inside a thought cuts it too. Where a span may end within a stop string, the next
+        one is of a single token, since the engine would not see the rest of that string.
+        """
         start = time.monotonic()
-        turn = Turn(text="", num_tokens=0)
-        state.turns.append(turn)
         first = len(state.sequence.token_ids)
+        turn = Turn(text="", num_tokens=0)
+        state.thought = self._open_thought(state)
+        state.turns.append(turn)
         budget = min(budget, state.sampling.max_tokens)
         stop = state.sampling.stop + (self._parser.stop if state.session is not None else ())
         base_seed = self._seed if state.sampling.seed is None else state.sampling.seed
         for span in itertools.count():
+            before = turn.text
+            is_watched = begins_stop(before, stop)
             seed = request_seed(base_seed, state.prompt.id, state.sample_index, len(state.turns) - 1, span)
+            max_tokens = 1 if is_watched else budget - turn.num_tokens
             generation = await self._engine.generate(
                 list(state.sequence.token_ids),
-                replace(state.sampling, max_tokens=budget - turn.num_tokens, stop=stop, seed=seed),
+                replace(state.sampling, max_tokens=max_tokens, stop=stop, seed=seed),
                 session_id=state.id,
             )
             state.sequence.append_sampled(generation.token_ids, generation.logprobs, generation.policy_version)
             turn.num_tokens += len(generation.token_ids)
             turn.text = self._renderer.decode(state.sequence.token_ids[first:])
             turn.generate_s = time.monotonic() - start
-            if generation.finish_reason is not FinishReason.ABORT:
-                return generation.finish_reason
+            finish = generation.finish_reason
+            if finish is FinishReason.STOP or (is_watched and completes_stop(turn.text, before, stop)):
+                if self._is_over(state, turn):
+                    return FinishReason.STOP
+            elif finish is FinishReason.LENGTH and not is_watched:
+                return FinishReason.LENGTH
             if turn.num_tokens >= budget:
                 break
             await asyncio.sleep(0)  # an engine that aborts again at once must not starve the other trajectories
         return FinishReason.LENGTH
 
+    def _is_over(self, state: _State, turn: Turn) -> bool:
+        """Whether a stop ends the turn: a stop string of the parser does not within a thought."""
+        is_ended = state.sequence.token_ids[-1] in self._renderer.end_of_turn_ids
+        has_stops = state.session is not None and bool(self._parser.stop)
+        return is_ended or not has_stops or not is_thinking(state.thought + turn.text)
+
+    def _open_thought(self, state: _State) -> str:
+        """The opening tag of a thought, where the template's header of the turn has begun one."""
+        header = self._renderer.decode(state.sequence.token_ids[-_HEADER_TOKENS:])
+        return "<think>" if header.rstrip().endswith("<think>") else ""
+
     def _parse(self, state: _State, turn: Turn, finish: FinishReason) -> list[ToolCall]:
         """The calls of a turn; one that the end of the budget cut off is no mistake of the model, and no call."""
         if state.session is None:
             return []
-        calls = self._parser.parse(turn.text)
+        calls = self._parser.parse(state.thought + self._renderer.strip_end_of_turn(turn.text))
         return [call for call in calls if call.error is None] if finish is FinishReason.LENGTH else calls
 
     async def _answer_calls(self, state: _State, turn: Turn) -> StopReason | None:
@@ -252,7 +281,7 @@ class AgentLoop:
     def _set_texts(self, turn: Turn, texts: Sequence[str], max_tokens: int) -> None:
         for result, text in zip(turn.results, texts, strict=True):
             result.text, result.is_truncated = truncate_tokens(
-                text, self._renderer.tokenizer, max_tokens, self._rl.tool_response_truncate_side
+                text, self._renderer.text_offsets, max_tokens, self._rl.tool_response_truncate_side
             )
 
     def _append_results(self, state: _State, turn: Turn, texts: Sequence[str]) -> bool:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from rl.config.schema import Config
 from rl.data.renderer import Renderer, load_tokenizer
-from rl.tools.parsers import PARSERS, Parser
+from rl.tools.parsers import Parser, load_parser
 from rl.tools.registry import Toolbox, load_toolbox
 
 
@@ -33,6 +33,7 @@ def load_dialog(config: Config, *, tool_overrides: dict[str, dict] | None = None
         The parts, self-tested.
 
     Raises:
+        ConfigError: There is no such parser or template, or the parser cannot call one of the tools.
         ModelError: The tokenizer folder is missing, or the chat template and the parser disagree.
         ToolError: The tool YAML is wrong.
     """
@@ -41,7 +42,8 @@ def load_dialog(config: Config, *, tool_overrides: dict[str, dict] | None = None
     toolbox = None
     if rl.multi_turn_enable and rl.tool_config_path:
         toolbox = load_toolbox(Path(rl.tool_config_path), overrides=tool_overrides)
-    parser = PARSERS[rl.tool_parser_format]
-    renderer = Renderer(tokenizer, rl.prompt_type, toolbox.schemas if toolbox else [])
+    schemas = toolbox.schemas if toolbox else []
+    parser = load_parser(rl.tool_parser_format, schemas, tokenizer)
+    renderer = Renderer(tokenizer, rl.prompt_type, schemas, parser)
     renderer.self_test(parser)
     return Dialog(renderer, toolbox, parser)

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerFast
 
 from rl.data.renderer import Renderer, load_tokenizer
@@ -61,6 +62,87 @@ def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> PreTrainedTokenizerFa
 @pytest.fixture(scope="module")
 def renderer(tokenizer: PreTrainedTokenizerFast) -> Renderer:
     return Renderer(tokenizer, "qwen_retool", TOOLS)
+
+
+@pytest.mark.parametrize(
+    ("name", "prompt_type"), [("qwen3_coder", "qwen3_coder"), ("search_r1", "qwen"), ("text_environment", "empty")]
+)
+def test_renderer_passes_its_self_test_with_every_parser(
+    tokenizer: PreTrainedTokenizerFast, name: str, prompt_type: str
+):
+    parser = PARSERS[name].for_tools(TOOLS)
+    Renderer(tokenizer, prompt_type, TOOLS, parser).self_test(parser)
+
+
+LLAMA_TEMPLATE = """\
+{{- '<|begin_of_text|>' }}{% for m in messages %}
+{%- if m.tool_calls %}
+{{- '<|start_header_id|>assistant<|end_header_id|>\\n\\n{"name": "' + m.tool_calls[0].function.name + '", ' }}
+{{- '"parameters": ' + (m.tool_calls[0].function.arguments | tojson) + '}<|eot_id|>' }}
+{%- elif m.role == 'tool' %}
+{{- '<|start_header_id|>ipython<|end_header_id|>\\n\\n' + (m.content | tojson) + '<|eot_id|>' }}
+{%- else %}
+{{- '<|start_header_id|>' + m.role + '<|end_header_id|>\\n\\n' + (m.content | trim) + '<|eot_id|>' }}
+{%- endif %}{% endfor %}
+{%- if add_generation_prompt %}{{- '<|start_header_id|>assistant<|end_header_id|>\\n\\n' }}{% endif %}
+"""
+
+
+def test_renderer_passes_its_self_test_with_the_template_of_llama(tokenizer: PreTrainedTokenizerFast):
+    llama = PreTrainedTokenizerFast(
+        tokenizer_object=Tokenizer.from_str(tokenizer.backend_tokenizer.to_str()),
+        eos_token="<|eot_id|>",
+        additional_special_tokens=["<|begin_of_text|>", "<|start_header_id|>", "<|end_header_id|>"],
+        chat_template=LLAMA_TEMPLATE,
+    )
+    renderer = Renderer(llama, "empty", TOOLS, PARSERS["llama3_json"])
+    renderer.self_test(PARSERS["llama3_json"])
+    with pytest.raises(ModelError, match="writes a tool call as"):
+        renderer.self_test(PARSERS["hermes"])
+    header = "<|start_header_id|>{}<|end_header_id|>\n\n"
+    shown = renderer.decode(renderer.render_tool_results(["a\nb"], closed=True))
+    assert shown == header.format("ipython") + '"a\\nb"<|eot_id|>' + header.format("assistant")
+
+
+def test_renderer_tells_the_instructions_of_a_parser_instead_of_schemas(tokenizer: PreTrainedTokenizerFast):
+    renderer = Renderer(tokenizer, "qwen", TOOLS, PARSERS["search_r1"].for_tools(TOOLS))
+    prompt = renderer.decode(renderer.render_prompt([{"role": "system", "content": "Be exact."}, QUESTION]))
+    assert prompt.startswith("<|im_start|>system\nBe exact.<|im_end|>\n<|im_start|>user\nAnswer the given question. ")
+    assert prompt.endswith(". Question: What is 1 + 2?<|im_end|>\n<|im_start|>assistant\n")
+    told = {"role": "user", "content": "Search by <search> query </search>. What is 1 + 2?"}
+    assert renderer.decode(renderer.render_prompt([told])).count("</search>") == 1
+    dropped = with_template(tokenizer, MESSAGES.replace("m.content", "m.content[-30:]") + HEADER)
+    with pytest.raises(ModelError, match="does not show 'Answer the given question"):
+        parser = PARSERS["search_r1"].for_tools(TOOLS)
+        Renderer(dropped, "empty", TOOLS, parser).self_test(parser)
+
+
+def test_render_demonstration_puts_results_into_the_turn_where_the_format_does(tokenizer: PreTrainedTokenizerFast):
+    parser = PARSERS["text_environment"].for_tools(TOOLS)
+    renderer = Renderer(tokenizer, "qwen", TOOLS, parser)
+    turns = [
+        {"role": "assistant", "content": "I run ", "tool_calls": [CALL]},
+        {"role": "tool", "content": "3<|im_end|>"},
+        {"role": "assistant", "content": "It is 3.<submit>"},
+        {"role": "user", "content": "Sure?"},
+        {"role": "assistant", "content": "Yes."},
+    ]
+    ((ids, mask),) = renderer.render_demonstration([QUESTION, *turns])
+    said = "I run <request><code_interpreter>print(1 + 2)<call>"
+    follows = "\n<|im_start|>user\nSure?<|im_end|>\n<|im_start|>assistant\n"
+    prompt = renderer.render_prompt([QUESTION])
+    pieces = [
+        (prompt, 0),
+        (tokenizer.encode(said), 1),
+        (renderer.render_tool_results(["3<|im_end|>"], closed=False), 0),
+        (tokenizer.encode("It is 3.<submit>"), 1),
+        ([2, *tokenizer.encode(follows)], 0),
+        (tokenizer.encode("Yes.<|im_end|>"), 1),
+    ]
+    assert ids == [i for piece, _ in pieces for i in piece]
+    assert mask == [value for piece, value in pieces for _ in piece]
+    assert renderer.decode(renderer.render_tool_results(["3"], closed=False)) == "3<response>"
+    assert renderer.decode(renderer.render_tool_results(["3"], closed=True)) == ("\n<|im_start|>assistant\n3<response>")
 
 
 @pytest.mark.parametrize("prompt_type", ["empty", "qwen", "qwen_retool", "qwen_search_tool"])
@@ -122,7 +204,7 @@ def test_qwen_retool_asks_for_the_answer_inside_the_user_turn(tokenizer: PreTrai
 
 
 def test_render_demonstration_is_what_a_rollout_puts_together(renderer: Renderer):
-    ids, mask = renderer.render_demonstration(DEMONSTRATION)
+    ((ids, mask),) = renderer.render_demonstration(DEMONSTRATION)
     call = '<tool_call>\n{"name": "code_interpreter", "arguments": {"code": "print(1 + 2)"}}\n</tool_call>'
     first = renderer.tokenizer.encode(f"Let me compute.\n{call}<|im_end|>")
     last = renderer.tokenizer.encode("\nThe answer is \\boxed{3}.<|im_end|>")
@@ -130,16 +212,38 @@ def test_render_demonstration_is_what_a_rollout_puts_together(renderer: Renderer
     suffix = renderer.render_tool_results(["3"], closed=True)
     assert ids == prompt + first + suffix + last
     assert mask == [0] * len(prompt) + [1] * len(first) + [0] * len(suffix) + [1] * len(last)
-    assert renderer.render_demonstration([QUESTION]) == ([], [])
+    assert renderer.render_demonstration([QUESTION]) == []
 
 
 def test_renderer_notices_a_template_that_rewrites_history():
     assert not Renderer(word_tokenizer(), "empty", []).rewrites_history
     forgetful = Renderer(word_tokenizer(forgetful=True), "empty", [])
     assert forgetful.rewrites_history
-    turns = [{"role": "assistant", "content": "answer think 42"}, QUESTION, {"role": "assistant", "content": "42"}]
-    ids, mask = forgetful.render_demonstration([QUESTION, *turns])
-    assert (forgetful.decode(ids).count("42"), sum(mask)) == (2, 4)
+
+
+def test_render_demonstration_has_a_sequence_for_each_prefix_that_a_template_rewrites():
+    tokenizer = word_tokenizer(forgetful=True)
+    tokenizer.chat_template = tokenizer.chat_template.replace(
+        "m.content.split", "m.content if loop.last else m.content.split"
+    )
+    asked = {"role": "user", "content": "what"}
+    turns = [{"role": "assistant", "content": "answer think 42"}, {"role": "tool", "content": "one"}]
+    first, second = Renderer(tokenizer, "empty", []).render_demonstration(
+        [asked, *turns, {"role": "assistant", "content": "two"}]
+    )
+    assert first == ([1, 10, 2, 3, 14, 13, 15, 2], [0, 0, 0, 0, 1, 1, 1, 1])
+    assert second == ([1, 10, 2, 3, 15, 2, 4, 21, 2, 3, 22, 2], [0] * 10 + [1, 1])
+
+
+def test_render_demonstration_refuses_a_template_that_changes_the_turn_itself():
+    turn = {"role": "assistant", "content": "answer think 42"}
+    forgetful = Renderer(word_tokenizer(forgetful=True), "empty", [])
+    ((ids, _),) = forgetful.render_demonstration([QUESTION, turn])
+    assert forgetful.decode(ids).endswith("42 <end>")
+    tokenizer = word_tokenizer()
+    tokenizer.chat_template = tokenizer.chat_template.replace("<assistant> {", "<assistant> think {")
+    with pytest.raises(ModelError, match="changes the assistant's turn of a demonstration"):
+        Renderer(tokenizer, "empty", []).render_demonstration([QUESTION, {"role": "assistant", "content": "42"}])
 
 
 def with_template(tokenizer: PreTrainedTokenizerFast, template: str | None) -> PreTrainedTokenizerFast:

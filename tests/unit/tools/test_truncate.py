@@ -6,7 +6,8 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
-from rl.tools.truncate import truncate_tokens
+from rl.data.encoding import TextEncoder
+from rl.tools import truncate
 
 
 @pytest.fixture(scope="module")
@@ -27,8 +28,13 @@ def bytewise() -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(tokenizer_object=inner)
 
 
+def truncate_tokens(text, tokenizer, max_tokens, side):
+    return truncate.truncate_tokens(text, TextEncoder(tokenizer).offsets, max_tokens, side)
+
+
 def count(tokenizer, text):
-    return len(tokenizer(text, add_special_tokens=False)["input_ids"])
+    encoder = TextEncoder(tokenizer)
+    return len(encoder.encode(encoder.break_up(text)))
 
 
 def test_truncate_tokens_leaves_a_text_that_fits(bytewise):
@@ -77,11 +83,61 @@ def test_truncate_tokens_never_splits_a_character(bytewise):
     assert truncate_tokens("日本", bytewise, 2, "left") == ("", True)
 
 
-@settings(max_examples=150, deadline=None)
-@given(st.text(max_size=60), st.integers(1, 40), st.sampled_from(["left", "right", "middle"]))
+def test_truncate_tokens_keeps_marks_with_what_they_belong_to(bytewise):
+    assert truncate_tokens("ae\u0301", bytewise, 2, "left") == ("a", True)  # the accent has two tokens of its own
+    assert truncate_tokens("e\u0301a", bytewise, 3, "right") == ("a", True)
+    family = "\U0001f469\u200d\U0001f4bb"
+    assert truncate_tokens(family + "a", bytewise, 8, "left") == ("", True)
+    assert truncate_tokens("a\r\nb", bytewise, 2, "left") == ("a", True)
+
+
+def test_truncate_tokens_counts_added_tokens_as_the_text_they_are(bytewise):
+    tokenizer = copy.deepcopy(bytewise)
+    tokenizer.add_tokens(["<tool_call>"])
+    assert truncate_tokens("<tool_call>" * 2, tokenizer, 12, "left") == ("<tool_call><", True)
+
+
+MARKERS = {"left": "...(truncated)", "right": "(truncated)...", "middle": "...(truncated)..."}
+PIECES = [
+    "the value",
+    " of the sum",
+    "error ",
+    "<|im_end|>",
+    "<tool",
+    "_call>",
+    "\n",
+    "é",
+    "e\u0301",
+    "日本",
+    "🙂",
+    "👩\u200d💻",
+]
+texts = st.lists(st.sampled_from(PIECES) | st.text(max_size=4), max_size=30).map("".join)
+
+
+@settings(max_examples=1000, deadline=None)
+@given(texts, st.integers(0, 60), st.sampled_from(["left", "right", "middle"]))
 def test_truncate_tokens_holds_the_cap_and_the_ends(tokenizer, text, max_tokens, side):
+    tokenizer = copy.copy(tokenizer)
     kept, is_cut = truncate_tokens(text, tokenizer, max_tokens, side)
     assert count(tokenizer, kept) <= max_tokens
     assert is_cut == (count(tokenizer, text) > max_tokens)
     if not is_cut:
         assert kept == text
+        return
+    head, marker, tail = kept.partition(MARKERS[side])
+    if not marker:
+        return
+    assert text.startswith(head)
+    assert text.endswith(tail)
+    assert not any(
+        part and truncate._continues(text, i) for part, i in ((head, len(head)), (tail, len(text) - len(tail)))
+    )
+    assert (side != "left" or not tail) and (side != "right" or not head)
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.text("ab c\n", min_size=60, max_size=200), st.integers(20, 50), st.sampled_from(["left", "right", "middle"]))
+def test_truncate_tokens_keeps_as_much_as_fits(bytewise, text, max_tokens, side):
+    kept, _ = truncate_tokens(text, bytewise, max_tokens, side)
+    assert count(bytewise, kept) == max_tokens  # a token a character: nothing is given away

@@ -1,0 +1,107 @@
+"""vLLM's tool-call parsers as parsers of turns, for `rl_config.tool_parser_format: vllm:<name>`."""
+
+from __future__ import annotations
+
+import json
+import logging
+import re
+from collections.abc import Sequence
+from typing import Any
+
+from vllm.entrypoints.openai.chat_completion.protocol import ChatCompletionRequest, ChatCompletionToolsParam
+from vllm.tokenizers.hf import get_cached_tokenizer
+from vllm.tool_parsers import ToolParser, ToolParserManager
+
+from rl.errors import ConfigError
+from rl.types import ToolCall
+
+logger = logging.getLogger(__name__)
+
+_THOUGHT = re.compile(r"<think>.*?(?:</think>|\Z)", re.DOTALL)
+
+
+class VllmParser:
+    """A parser of vLLM, made total.
+
+    What vLLM cannot read it takes for prose, so unlike ours these parsers are silent about a malformed call. Thoughts
+    are cut out before it reads, closed or not, and so is what stands before a `</think>` that the prompt opened.
+
+    Args:
+        name: In vLLM's registry.
+        parser_class: From there.
+        tools: In OpenAI's form.
+        tokenizer: One whose vocabulary is looked up in no time.
+    """
+
+    stop: tuple[str, ...] = ()
+    result_format: str | None = None
+    instructions: str | None = None
+
+    def __init__(
+        self, name: str, parser_class: type[ToolParser], tools: Sequence[dict[str, Any]], tokenizer: Any
+    ) -> None:
+        self._name, self._class, self._tokenizer = name, parser_class, tokenizer
+        self._tools = [ChatCompletionToolsParam.model_validate(tool) for tool in tools]
+        self._request = ChatCompletionRequest(messages=[], tools=list(self._tools) or None)
+        self._new_parser()
+
+    def for_tools(self, tools: Sequence[dict[str, Any]]) -> VllmParser:
+        """The same parser for other tools."""
+        return VllmParser(self._name, self._class, tools, self._tokenizer)
+
+    def parse(self, text: str) -> list[ToolCall]:
+        """The calls that vLLM finds; one that carries an `error` where its parser failed."""
+        said = _without_thoughts(text)
+        try:
+            found = self._new_parser().extract_tool_calls(said, self._request).tool_calls
+        except Exception as error:  # any of vLLM's parsers may raise anything for a text that it did not expect
+            logger.warning("vLLM's parser '%s' failed, got %r.", self._name, error)
+            return [ToolCall("", {}, said, f"the tool call cannot be read: {error}.")]
+        return [_as_call(call.function.name, call.function.arguments) for call in found]
+
+    def render(self, call: ToolCall) -> None:
+        """None: vLLM has no writers."""
+
+    def _new_parser(self) -> ToolParser:
+        """A parser keeps what it has read, so every text gets a new one."""
+        return self._class(self._tokenizer, self._tools)
+
+
+def adapted_names() -> list[str]:
+    """Names in vLLM's registry, those of `vllm serve --tool-call-parser`."""
+    return ToolParserManager.list_registered()
+
+
+def load_adapted(name: str, tools: Sequence[dict[str, Any]], tokenizer: Any) -> VllmParser:
+    """Make a parser of vLLM, as `rl.tools.parsers.load_parser` asks for it.
+
+    Args:
+        name: One of `adapted_names`.
+        tools: In OpenAI's form.
+        tokenizer: Of the rollouts.
+
+    Raises:
+        ConfigError: The parser does not fit the tokenizer or the tools.
+    """
+    try:
+        return VllmParser(name, ToolParserManager.get_tool_parser(name), tools, get_cached_tokenizer(tokenizer))
+    except Exception as error:  # some look for their tags in the vocabulary, and raise what they like
+        raise ConfigError(
+            f"rl_config.tool_parser_format: vLLM's parser '{name}' cannot be used here, got '{error}'. Set another one."
+        ) from error
+
+
+def _without_thoughts(text: str) -> str:
+    opened_by_prompt, end, rest = text.partition("</think>")
+    return _THOUGHT.sub("", rest if end and "<think>" not in opened_by_prompt else text)
+
+
+def _as_call(name: str, arguments: str) -> ToolCall:
+    try:
+        value = json.loads(arguments)
+        json.dumps(value, ensure_ascii=False).encode()
+    except (ValueError, RecursionError) as error:
+        return ToolCall(name, {}, arguments, f"the arguments of '{name}' are not valid JSON: {error}.")
+    if not isinstance(value, dict):
+        return ToolCall(name, {}, arguments, f"the arguments of '{name}' are not a JSON object, got {arguments}.")
+    return ToolCall(name, value, arguments)

@@ -1,0 +1,129 @@
+"""What a parser declares, and the scan that all of them share: tags in order, thoughts left out."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
+
+from rl.types import ToolCall
+
+
+class Parser(Protocol):
+    """One way to write tool calls as text. Total: `parse` reads any text without raising."""
+
+    @property
+    def stop(self) -> tuple[str, ...]:
+        """Strings that end a turn, beside the end-of-turn token; not within a thought."""
+        ...
+
+    @property
+    def result_format(self) -> str | None:
+        """What a result is put into, in place of `{}`, right behind the call and in the same assistant turn.
+
+        None: a result is a message of the chat template's `tool` role.
+        """
+        ...
+
+    @property
+    def instructions(self) -> str | None:
+        """What the prompt must say; it goes before the first user message. None: the chat template shows the tools."""
+        ...
+
+    def for_tools(self, tools: Sequence[dict[str, Any]]) -> Parser:
+        """The same parser for given tools.
+
+        Args:
+            tools: In OpenAI's form; arguments written as plain text get their types from here.
+
+        Raises:
+            ConfigError: The format cannot call one of them.
+        """
+        ...
+
+    def parse(self, text: str) -> list[ToolCall]:
+        """The calls of a turn, in order; one that cannot be read is there with its `error`."""
+        ...
+
+    def render(self, call: ToolCall) -> str | None:
+        """The call as the model is expected to write it; `parse` reads it back. None: only the template knows."""
+        ...
+
+
+ReadCall = Callable[[str, "re.Match[str]"], tuple[ToolCall | None, int]]
+"""From a text and the opening tag found in it: the call (None: no call begins here) and where to go on."""
+
+
+def opening_tags(pattern: str) -> re.Pattern[str]:
+    """A pattern for `read_calls`: the given tags, and those of thoughts."""
+    return re.compile(f"(?P<think><think>)|(?P<end></think>)|{pattern}")
+
+
+def read_calls(text: str, tags: re.Pattern[str], read: ReadCall) -> list[ToolCall]:
+    """Read calls from left to right.
+
+    What stands between `<think>` and `</think>` are thoughts, and so is all before a `</think>` that the prompt opened.
+
+    Args:
+        text: A turn.
+        tags: As `opening_tags` makes it.
+        read: Called for each opening tag outside thoughts.
+
+    Returns:
+        The calls in order.
+    """
+    calls: list[ToolCall] = []
+    position = 0
+    while (tag := tags.search(text, position)) is not None:
+        position = tag.end()
+        if tag["end"]:
+            calls.clear()
+        elif tag["think"]:
+            end = text.find("</think>", position)
+            if end < 0:
+                break
+            position = end + len("</think>")
+        else:
+            call, position = read(text, tag)
+            if call is not None:
+                calls.append(call)
+    return calls
+
+
+def call_ends(opening: str, closing: str) -> re.Pattern[str]:
+    """A pattern for `until_end`: what a call that cannot be read ends at, its closing tag named `close`."""
+    return re.compile(f"(?P<close>{closing})|{opening}|</think>")
+
+
+def until_end(text: str, start: int, ends: re.Pattern[str]) -> tuple[str, int, bool]:
+    """Find the end of a call whose inside is not known: its closing tag, the next call, or a thought's end.
+
+    Args:
+        text: A turn.
+        start: Behind the opening tag.
+        ends: As `call_ends` makes it.
+
+    Returns:
+        The text of the call, where to go on after it, and whether it has a closing tag.
+    """
+    end = ends.search(text, start)
+    if end is None:
+        return text[start:], len(text), False
+    is_closed = end["close"] is not None
+    return text[start : end.start()], end.end() if is_closed else end.start(), is_closed
+
+
+def is_thinking(text: str) -> bool:
+    """Whether a text ends inside a thought."""
+    return text.rfind("<think>") > text.rfind("</think>")
+
+
+def failed_call(raw: str, error: str, name: str = "") -> ToolCall:
+    """The place holder of a call that cannot be read.
+
+    Args:
+        raw: Its text.
+        error: What is wrong and what to write, without the last full stop.
+        name: The tool's name, where that much is known.
+    """
+    return ToolCall(name, {}, raw, f"{error}.")

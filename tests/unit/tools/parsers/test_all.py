@@ -1,0 +1,165 @@
+"""What holds for every parser: no text makes it raise, calls come back as written, mistakes stay where they are."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+
+from rl.errors import ConfigError
+from rl.tools.parsers import PARSERS, check_parser_name, is_thinking, load_parser
+from rl.types import ToolCall
+
+TOOLS = [
+    {
+        "type": "function",
+        "function": {
+            "name": "search",
+            "description": "Finds documents.",
+            "parameters": {
+                "type": "object",
+                "properties": {"query_list": {"type": "array", "items": {"type": "string"}, "description": "Queries."}},
+                "required": ["query_list"],
+            },
+        },
+    }
+]
+BOUND = {name: parser.for_tools(TOOLS) for name, parser in PARSERS.items()}
+ONE_PER_TURN = ("search_r1", "text_environment")
+
+TAGS = [
+    *("<tool_call>", "</tool_call>", "<think>", "</think>", "<function=f>", "</function>", "<parameter=p>"),
+    *("</parameter>", "<function=", "<|python_tag|>", "<search>", "</search>", "<answer>", "<request>", "<search"),
+    *("<call>", "<submit>", "<response>", "<tool>", "{", "}", "[", ";", '"', '"name"', '{"name":', ":", ","),
+    *('"arguments"', '"parameters"', '{"type": "function"', "\\", "\\ud800", "\n", " ", "é", "1e999", "NaN", "-"),
+]
+texts = st.lists(st.sampled_from(TAGS) | st.text(max_size=3), max_size=30).map("".join)
+words = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="<>"), min_size=1, max_size=20)
+queries = words.map(str.strip).filter(lambda q: bool(q) and not q.startswith("["))
+
+
+def call(query: str) -> ToolCall:
+    return ToolCall("search", {"query_list": [query]})
+
+
+def outcome(calls: list[ToolCall]) -> list[tuple[str, dict, bool]]:
+    return [(c.name, c.arguments, c.error is None) for c in calls]
+
+
+def good(*queries: str) -> list[tuple[str, dict, bool]]:
+    return [("search", {"query_list": [query]}, True) for query in queries]
+
+
+@pytest.mark.parametrize("name", PARSERS)
+@settings(max_examples=600, deadline=None)
+@given(text=texts)
+def test_parsers_read_any_text_without_raising(name: str, text: str) -> None:
+    for parser in (PARSERS[name], BOUND[name]):
+        for read in parser.parse(text):
+            assert (read.error is None) <= bool(read.name)
+            assert read.error is None or (read.error.endswith(".") and read.arguments == {})
+            json.dumps(read.arguments, ensure_ascii=False).encode()
+
+
+@pytest.mark.parametrize("name", PARSERS)
+@settings(max_examples=200, deadline=None)
+@given(query=queries, before=words, after=words)
+def test_parsers_read_back_what_they_render(name: str, query: str, before: str, after: str) -> None:
+    assume("{" not in before + after)
+    text = f"{before}{BOUND[name].render(call(query))}{after}"
+    assert outcome(BOUND[name].parse(text)) == good(query)
+
+
+@pytest.mark.parametrize("name", PARSERS)
+@settings(max_examples=200, deadline=None)
+@given(query=queries, data=st.data())
+def test_parsers_answer_a_truncated_call_with_an_error(name: str, query: str, data: st.DataObject) -> None:
+    text = BOUND[name].render(call(query)) or ""
+    length = data.draw(st.integers(len("<tool_call>"), len(text) - 1))
+    assert [c.error is None for c in BOUND[name].parse(text[:length])] == [False]
+
+
+@pytest.mark.parametrize("name", PARSERS)
+@settings(max_examples=200, deadline=None)
+@given(broken=texts)
+def test_parsers_keep_good_calls_behind_malformed_ones(name: str, broken: str) -> None:
+    parser = BOUND[name]
+    assume(not is_thinking(broken) and "</think>" not in broken and broken.count('"') % 2 == 0)
+    assume(not any(tag in broken for tag in ("<answer>", "<submit>")))
+    rendered = parser.render(call("x")) or ""
+    first = parser.parse(f"{rendered}\n{broken}")
+    assert outcome(first[:1]) == good("x")
+    assert outcome(parser.parse(f"{broken}\n{rendered}\n{rendered}")[-1:]) == good("x")
+
+
+@pytest.mark.parametrize("name", PARSERS)
+def test_parsers_take_no_call_out_of_a_thought(name: str) -> None:
+    parser = BOUND[name]
+    thought, said = parser.render(call("thought")), parser.render(call("said"))
+    assert parser.parse(f"<think>{thought}</think>none") == []
+    assert parser.parse(f"<think>never closed {thought}") == []
+    assert outcome(parser.parse(f"<think>{thought}</think>{said}")) == good("said")
+    assert outcome(parser.parse(f"opened by the prompt {thought}</think>\n{said}")) == good("said")
+
+
+@pytest.mark.parametrize("name", ["hermes", "llama3_json", "qwen3_coder"])
+def test_parsers_leave_their_tags_inside_a_value_to_it(name: str) -> None:
+    code = 'print("</tool_call></think><think>", {"name": "f"}, "</parameter>")'
+    made = ToolCall("run", {"code": code})
+    assert outcome(PARSERS[name].parse(PARSERS[name].render(made) or "")) == [("run", {"code": code}, True)]
+
+
+@pytest.mark.parametrize("name", PARSERS)
+def test_parsers_stay_fast_on_hostile_text(name: str) -> None:
+    """Quadratic work on any of these would take minutes."""
+    for part in (*TAGS, '{"name": [', '<tool_call>{"a": "', "<tool_call> <function=f><parameter=p>", "<request><a>"):
+        PARSERS[name].parse(part * 20_000)
+
+
+def test_parsers_declare_what_a_run_needs() -> None:
+    inline = {name for name, parser in BOUND.items() if parser.result_format is not None}
+    assert inline == {name for name, parser in BOUND.items() if parser.stop} == set(ONE_PER_TURN)
+    assert {name for name, parser in BOUND.items() if parser.instructions is not None} == set(ONE_PER_TURN)
+    for name in ONE_PER_TURN:
+        assert (BOUND[name].result_format or "").count("{}") == 1
+        assert (BOUND[name].render(call("x")) or "").endswith(BOUND[name].stop[0])
+
+
+@pytest.mark.parametrize("name", ["hermes", "llama3_json"])
+def test_json_parsers_need_no_tools(name: str) -> None:
+    assert load_parser(name, TOOLS, None) is PARSERS[name]
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("hermees", "Did you mean 'hermes'?"),
+        ("vlm:hermes", "Known: hermes, llama3_json, qwen3_coder, search_r1, text_environment, vllm:<name>."),
+        ("vllm", "unknown name 'vllm'"),
+    ],
+)
+def test_check_parser_name_lists_the_choices(name: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=r"^rl_config\.tool_parser_format: unknown name") as raised:
+        check_parser_name(name)
+    assert message in str(raised.value)
+
+
+@pytest.mark.parametrize("name", ONE_PER_TURN)
+def test_plain_text_parsers_refuse_a_tool_that_takes_more(name: str) -> None:
+    function = TOOLS[0]["function"] | {
+        "parameters": {"type": "object", "properties": {"a": {}, "b": {}}, "required": ["a", "b"]}
+    }
+    with pytest.raises(ConfigError, match=f"{name} gives a tool one text, but 'search' takes a, b"):
+        PARSERS[name].for_tools([{"type": "function", "function": function}])
+    with pytest.raises(ConfigError, match="takes nothing"):
+        PARSERS[name].for_tools([{"type": "function", "function": {"name": "search"}}])
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [("", False), ("<think>", True), ("<think>a</think>", False), ("</think><think>b", True), ("a</think>", False)],
+)
+def test_is_thinking_looks_at_the_end(text: str, expected: bool) -> None:
+    assert is_thinking(text) is expected
