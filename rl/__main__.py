@@ -135,6 +135,22 @@ def sandbox(argv: list[str]) -> int:
     return 0
 
 
+def retriever(argv: list[str]) -> int:
+    """Run the retriever of a corpus as a server of its own."""
+    from rl.services.retriever import BACKENDS, serve
+
+    parser = _parser("retriever", retriever)
+    parser.add_argument("--corpus", type=Path, required=True, metavar="FILE", help=".jsonl or .parquet")
+    parser.add_argument("--index", type=Path, metavar="FOLDER", help="default: beside the corpus")
+    parser.add_argument("--host", default="127.0.0.1", help="default: %(default)s")
+    parser.add_argument("--port", type=int, default=8000, help="default: %(default)s")
+    parser.add_argument("--backend", choices=BACKENDS, default="bm25s", help="default: %(default)s")
+    arguments = parser.parse_args(argv)
+    _log_to_terminal()
+    serve(**vars(arguments))
+    return 0
+
+
 def view(argv: list[str]) -> int:
     """Print a trajectory of a run in colours."""
     from rl.observability.viewer import main as show
@@ -164,6 +180,7 @@ COMMANDS: dict[str, Callable[[list[str]], int]] = {
     "preprocess": preprocess,
     "validate": validate,
     "sandbox": sandbox,
+    "retriever": retriever,
     "view": view,
     "report": report,
     "bench": bench,

@@ -16,6 +16,7 @@ from rl.errors import ServiceError
 
 _PACKAGE_ROOT = Path(__file__).resolve().parents[2]
 _STOP_TIMEOUT_S = 5.0
+_INDEX_TIMEOUT_S = 3600.0
 _PROGRAM = """
 import sys
 from rl.errors import TurnwiseError
@@ -138,3 +139,20 @@ class EmbeddedSandbox(EmbeddedService):
             ServiceError: It did not start.
         """
         super().__init__("sandbox", "/run_code", {"workers": workers})
+
+
+class EmbeddedRetriever(EmbeddedService):
+    """A retriever of one corpus; its `url` is for `retrieval_service_url`."""
+
+    def __init__(self, corpus: Path, index: Path | None = None) -> None:
+        """Start it; the first time for a corpus its index is built, which may take long.
+
+        Args:
+            corpus: .jsonl or .parquet file.
+            index: Folder of the index; by default beside the corpus.
+
+        Raises:
+            ServiceError: It did not start.
+        """
+        arguments = {"corpus": str(corpus), "index": None if index is None else str(index)}
+        super().__init__("retriever", "/retrieve", arguments, _INDEX_TIMEOUT_S)

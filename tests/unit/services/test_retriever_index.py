@@ -1,0 +1,103 @@
+from __future__ import annotations
+
+import json
+import os
+import random
+from pathlib import Path
+
+import bm25s
+import pytest
+import Stemmer
+
+from rl.errors import ServiceError
+from rl.services.retriever_index import open_index
+
+
+def write(path: Path, contents: list[str]) -> Path:
+    rows = [{"id": str(number), "contents": text} for number, text in enumerate(contents)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def test_search_scores_as_computed_by_hand(tmp_path: Path) -> None:
+    # avg |d| = 2.5; idf(cat) = ln 1.2, idf(dog) = ln 2; k1 (1 - b + b |d| / avg) = 0.828 for row 0, 0.972 for row 1
+    index = open_index(write(tmp_path / "c.jsonl", ["cat\ndogs", "Cats, a cat. The bird"]))
+    assert [(h.row, h.score) for h in index.search("dog", 3)] == [(0, pytest.approx(0.693147 / 1.828, abs=1e-6))]
+    assert [(h.row, h.score) for h in index.search("the CATS", 3)] == [
+        (1, pytest.approx(2 * 0.182322 / 2.972, abs=1e-6)),
+        (0, pytest.approx(0.182322 / 1.828, abs=1e-6)),
+    ]
+    assert index.search("dog cat dog", 1)[0].score == pytest.approx((2 * 0.693147 + 0.182322) / 1.828, abs=1e-6)
+    assert json.loads(index.document(1)) == {"id": "1", "contents": "Cats, a cat. The bird"}
+
+
+def test_search_finds_nothing_that_shares_no_word(tmp_path: Path) -> None:
+    index = open_index(write(tmp_path / "c.jsonl", ["cat dog", "bird"]))
+    assert index.search("fish", 3) == index.search("the a", 3) == index.search("", 3) == ()
+
+
+def test_search_puts_the_earlier_of_equals_first(tmp_path: Path) -> None:
+    index = open_index(write(tmp_path / "c.jsonl", ["bird", *["cat dog"] * 40, "cat"]))
+    assert [hit.row for hit in index.search("dog", 5)] == [1, 2, 3, 4, 5]
+    assert [hit.row for hit in index.search("cat", 4)] == [41, 1, 2, 3]
+
+
+def test_search_ranks_as_bm25s_used_directly(tmp_path: Path) -> None:
+    rng = random.Random(0)
+    words = [f"{a}{b}{c}" for a in "bdfgklmnprst" for b in ("a", "e", "io") for c in ("ning", "ters", "y", "")]
+    weights = [1 / rank for rank in range(1, len(words) + 1)]
+    texts = [" ".join(["the", *rng.choices(words, weights, k=rng.randint(3, 90))]) for _ in range(600)]
+    queries = [" ".join(rng.choices(words, weights, k=rng.randint(1, 6))) for _ in range(100)]
+    stemmer, index = Stemmer.Stemmer("english"), open_index(write(tmp_path / "c.jsonl", texts))
+    direct = bm25s.BM25(k1=0.9, b=0.4)
+    direct.index(bm25s.tokenize(texts, stopwords="en", stemmer=stemmer, show_progress=False), show_progress=False)
+    asked = bm25s.tokenize(queries, stopwords="en", stemmer=stemmer, show_progress=False)
+    rows, scores = direct.retrieve(asked, k=10, show_progress=False)
+    for query, their_rows, their_scores in zip(queries, rows.tolist(), scores.tolist(), strict=True):
+        hits = index.search(query, 10)
+        assert [hit.score for hit in hits] == [score for score in their_scores if score > 0]
+        for score in set(their_scores[:-1]) - {their_scores[-1], 0.0}:  # equals at the end are cut anywhere by bm25s
+            ours = {hit.row for hit in hits if hit.score == score}
+            assert ours == {row for row, theirs in zip(their_rows, their_scores, strict=True) if theirs == score}
+
+
+def test_open_index_builds_once_and_again_when_the_corpus_changes(tmp_path: Path) -> None:
+    corpus, manifest = tmp_path / "c.jsonl", tmp_path / "c.jsonl.bm25s/manifest.json"
+    open_index(write(corpus, ["cat"]))
+    built = manifest.stat().st_mtime_ns
+    open_index(corpus)
+    os.utime(corpus, ns=(0, 0))  # a copy of the same corpus
+    open_index(corpus)
+    assert manifest.stat().st_mtime_ns == built
+    assert open_index(write(corpus, ["dog"])).search("dog", 1)[0].row == 0  # as many bytes as before
+    assert open_index(write(corpus, ["dog", "dog cat"])).num_documents == 2
+    assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
+
+
+def test_open_index_keeps_it_where_it_is_told(tmp_path: Path) -> None:
+    index = open_index(write(tmp_path / "c.jsonl", ["cat"]), tmp_path / "deep/index")
+    assert index.num_documents == 1
+    assert {path.name for path in tmp_path.iterdir()} == {"c.jsonl", "deep"}
+
+
+def test_open_index_leaves_a_folder_that_is_no_index_alone(tmp_path: Path) -> None:
+    corpus = write(tmp_path / "c.jsonl", ["cat"])
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine/thesis.tex").write_text("x")
+    with pytest.raises(ServiceError, match=r"mine: is not an index\. Give a new folder by --index"):
+        open_index(corpus, tmp_path / "mine")
+    assert (tmp_path / "mine/thesis.tex").read_text() == "x"
+
+
+def test_open_index_leaves_nothing_of_a_malformed_corpus(tmp_path: Path) -> None:
+    (tmp_path / "c.jsonl").write_text('{"contents": "a cat"}\n{"contents": \n')
+    with pytest.raises(ServiceError, match="line 2 is not JSON"):
+        open_index(tmp_path / "c.jsonl")
+    assert [path.name for path in tmp_path.iterdir()] == ["c.jsonl"]
+
+
+def test_open_index_takes_documents_without_words_beside_others(tmp_path: Path) -> None:
+    index = open_index(write(tmp_path / "c.jsonl", ["the", "", "cat"]))
+    assert [hit.row for hit in index.search("the cat", 3)] == [2]
+    with pytest.raises(ServiceError, match="has no word to search for"):
+        open_index(write(tmp_path / "empty.jsonl", ["the", "", "a"]))
