@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from rl.errors import RewardError, unknown_name
-from rl.rewards import rules
+from rl.rewards import rules, search
 from rl.rewards.process_worker import RewardProcess, import_target
 from rl.types import Trajectory
 
@@ -26,10 +26,12 @@ REWARDS: dict[str, RewardFunction] = {
     "math_acc": rules.math_acc,
     "reasoning_gym": rules.reasoning_gym,
     "retool_reward": rules.retool_reward,
+    "search_em": search.search_em,
+    "search_f1": search.search_f1,
 }
 """The project's own rewards by name."""
 
-_QUICK = frozenset({"base_acc", "format", "gsm8k_boxed"})
+_QUICK = frozenset({"base_acc", "format", "gsm8k_boxed", "search_em", "search_f1"})
 """Rewards that only compare text; called where they are. sympy can hang on an answer, so the others get a process."""
 
 

@@ -1,0 +1,101 @@
+"""Rewards of question answering with search: exact match and F1 as SQuAD has them, and recall of gold documents."""
+
+from __future__ import annotations
+
+import json
+import re
+import string
+from collections import Counter
+from collections.abc import Iterable
+
+from rl.rewards.answers import answer_text, last_boxed
+from rl.types import Trajectory
+
+_ANSWER_TAG = re.compile(r"<answer>(.*?)</answer>", re.DOTALL)
+_ARTICLES = re.compile(r"\b(a|an|the)\b")
+_PUNCTUATION = str.maketrans("", "", string.punctuation)
+_TITLE = re.compile(r"^Doc \d+ \(Title: (.*)\)$", re.MULTILINE)
+
+
+def search_em(trajectory: Trajectory) -> dict[str, float]:
+    r"""1 when the final answer equals one of the accepted ones after normalization.
+
+    Args:
+        trajectory: The answer is the last `\boxed{...}` or `<answer>...</answer>` of the last turn.
+            `prompt.ground_truth` is the accepted answer, or JSON: a list of them, or `{"target": [...]}`.
+            `prompt.extra["gold_titles"]`, where the row has it, are the titles of the documents with the answer.
+
+    Returns:
+        `score`, 1.0 or 0.0; `f1`; and `recall`, with gold titles.
+
+    Source: Search-R1, arXiv:2503.09516, for the reward.
+    """
+    metrics = _measure(trajectory)
+    return {"score": metrics["em"], **{name: value for name, value in metrics.items() if name != "em"}}
+
+
+def search_f1(trajectory: Trajectory) -> dict[str, float]:
+    """The best F1 of the final answer's words against an accepted one's.
+
+    Args:
+        trajectory: As of `search_em`.
+
+    Returns:
+        `score`, 0.0 to 1.0; `em`; and `recall`, with gold titles.
+    """
+    metrics = _measure(trajectory)
+    return {"score": metrics["f1"], **{name: value for name, value in metrics.items() if name != "f1"}}
+
+
+def normalize_text(text: str) -> str:
+    """Lower case, without punctuation, without the words a, an and the, white space collapsed.
+
+    Source: SQuAD's evaluation script, arXiv:1606.05250.
+    """
+    return " ".join(_ARTICLES.sub(" ", text.lower().translate(_PUNCTUATION)).split())
+
+
+def word_f1(answer: str, truth: str) -> float:
+    """2 P R / (P + R) of the words that two normalized texts share, each as often as in both; 0 without any.
+
+    Source: SQuAD's evaluation script, arXiv:1606.05250.
+    """
+    given, wanted = normalize_text(answer).split(), normalize_text(truth).split()
+    common = (Counter(given) & Counter(wanted)).total()
+    return 2 * common / (len(given) + len(wanted)) if common else 0.0
+
+
+def gold_recall(trajectory: Trajectory, titles: Iterable[str]) -> float:
+    """Share of the titles that occur among the documents the tools showed the model; 1 without any title."""
+    results = (result.text for turn in trajectory.turns for result in turn.results)
+    shown = {normalize_text(title) for text in results for title in _TITLE.findall(text)}
+    wanted = {normalize_text(title) for title in titles}
+    return len(wanted & shown) / len(wanted) if wanted else 1.0
+
+
+def _measure(trajectory: Trajectory) -> dict[str, float]:
+    answer = _final_answer(trajectory)
+    truths = _accepted_answers(trajectory.prompt.ground_truth)
+    is_given = bool(normalize_text(answer))
+    metrics = {
+        "em": float(is_given and any(normalize_text(answer) == normalize_text(truth) for truth in truths)),
+        "f1": max((word_f1(answer, truth) for truth in truths), default=0.0),
+    }
+    titles = trajectory.prompt.extra.get("gold_titles")
+    return metrics if titles is None else metrics | {"recall": gold_recall(trajectory, titles)}
+
+
+def _final_answer(trajectory: Trajectory) -> str:
+    boxed = last_boxed(trajectory)
+    tagged = _ANSWER_TAG.findall(answer_text(trajectory))
+    return boxed if boxed is not None else (tagged[-1] if tagged else "")
+
+
+def _accepted_answers(ground_truth: str) -> list[str]:
+    try:
+        value = json.loads(ground_truth)
+    except ValueError:
+        return [ground_truth]
+    if isinstance(value, dict) and "target" in value:
+        value = value["target"]
+    return [str(truth) for truth in value] if isinstance(value, list) else [ground_truth]

@@ -1,0 +1,143 @@
+"""The search tool: asks a retriever with Search-R1's wire format, and shows its documents to the model."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+
+from rl.errors import ToolError
+from rl.tools.base import ServiceUnavailableError, Tool, ToolConfig, ToolOutput
+from rl.types import ToolStatus
+
+_NOTHING = "No documents were found."
+_BETWEEN_QUERIES = "\n---\n"
+
+
+@dataclass
+class SearchToolConfig(ToolConfig):
+    """Settings of `SearchTool`."""
+
+    retrieval_service_url: str = "embedded"
+    """Address of `POST /retrieve`; `embedded` is replaced by the retriever that the trainer starts."""
+    corpus_path: str = ""
+    """Corpus of an embedded retriever, relative to the working directory."""
+    topk: int = 3
+    """Documents of one query, at least 1."""
+
+
+class SearchTool(Tool):
+    """Searches for every text of `query_list` at once."""
+
+    config_class = SearchToolConfig
+
+    def __init__(self, config: ToolConfig, schema: dict[str, Any]) -> None:
+        super().__init__(config, schema)
+        self._http: aiohttp.ClientSession | None = None
+
+    @property
+    def run_limit_s(self) -> float | None:
+        """None: a search that takes too long is the retriever's fault, so it is tried again."""
+        return None
+
+    async def execute(self, state: Any, arguments: dict[str, Any]) -> ToolOutput:
+        """Ask the retriever.
+
+        Args:
+            state: Unused; a search leaves nothing behind.
+            arguments: `query_list`, texts.
+
+        Returns:
+            The documents of each query as `format_documents` writes them, with a line of dashes between two queries.
+
+        Raises:
+            ServiceUnavailableError: No connection, a 5xx answer, or an answer that is not Search-R1's.
+        """
+        queries = arguments["query_list"]
+        body = {"queries": queries, "topk": self.config.topk, "return_scores": True}
+        answer = await self._post(body)
+        if isinstance(answer, str):
+            return ToolOutput(f"Error: {answer}", ToolStatus.ERROR)
+        try:
+            lists = [[item["document"]["contents"] for item in items] for items in answer["result"]]
+        except (KeyError, TypeError) as error:
+            raise ServiceUnavailableError(
+                f"{self.config.retrieval_service_url}: the answer is not Search-R1's, {error!r}"
+            ) from error
+        text = _BETWEEN_QUERIES.join(map(format_documents, lists))
+        return ToolOutput(text, metrics={"num_documents": float(sum(map(len, lists)))})
+
+    async def _post(self, body: dict[str, Any]) -> dict[str, Any] | str:
+        """Send the queries. Returns the answer, or the text of a refusal (4xx)."""
+        url: str = self.config.retrieval_service_url
+        if url == "embedded":
+            raise ServiceUnavailableError("retrieval_service_url is 'embedded', and no retriever was started for it")
+        if self._http is None:
+            limit = aiohttp.ClientTimeout(total=self.config.default_timeout)
+            self._http = aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0), timeout=limit)
+        try:
+            async with self._http.post(url, json=body) as response:
+                if response.status >= 500:
+                    raise ServiceUnavailableError(f"{url}: HTTP {response.status}: {(await response.text())[:200]}")
+                if response.status >= 400:
+                    return (await response.text())[:500]
+                answer = await response.json()
+        except (aiohttp.ClientError, TimeoutError, ValueError) as error:
+            raise ServiceUnavailableError(f"{url}: {type(error).__name__}: {error}") from error
+        if not isinstance(answer, dict):
+            raise ServiceUnavailableError(f"{url}: the answer is not a JSON object")
+        return answer
+
+    async def check(self) -> None:
+        """Search once; of an `embedded` retriever, which starts with the run, see that its corpus is there.
+
+        Raises:
+            ToolError: The retriever does not answer, or not as it should, or there is no corpus.
+        """
+        if self.config.topk < 1:
+            raise ToolError(f"{self.name}.topk: must be at least 1, got {self.config.topk}.")
+        if self.config.retrieval_service_url == "embedded":
+            if not Path(self.config.corpus_path).is_file():
+                raise ToolError(
+                    f"{self.name}.corpus_path: an embedded retriever needs a corpus, got '{self.config.corpus_path}'. "
+                    "Name a .jsonl or .parquet file, or set retrieval_service_url."
+                )
+            return
+        try:
+            output = await self.execute(None, {"query_list": ["test"]})
+        except ServiceUnavailableError as error:
+            raise ToolError(
+                f"{self.name}.retrieval_service_url: the retriever does not answer, {error}. "
+                "Start it with `python -m rl retriever`, or set retrieval_service_url: embedded and corpus_path."
+            ) from error
+        finally:
+            await self.close()
+        if output.status is not ToolStatus.OK:
+            raise ToolError(f"{self.name}.retrieval_service_url: a search was refused, got {output.text!r}.")
+
+    async def close(self) -> None:
+        """Close the connections."""
+        if self._http is not None:
+            await self._http.close()
+            self._http = None
+
+
+def format_documents(contents: list[str]) -> str:
+    """Write the documents of one query for the model.
+
+    Args:
+        contents: Of each document, best first: title, a line break, and text.
+
+    Returns:
+        A block for each, `Doc 1 (Title: ...)` and its text below, with an empty line in between.
+
+    Source: Search-R1, arXiv:2503.09516, for the form; quotes around a title, as its corpora have them, are left out.
+    """
+    blocks = []
+    for number, content in enumerate(contents, start=1):
+        title, _, text = content.strip().partition("\n")
+        title = title.strip().strip('"')
+        blocks.append(f"Doc {number} (Title: {title})\n{text.strip()}".strip())
+    return "\n\n".join(blocks) or _NOTHING
