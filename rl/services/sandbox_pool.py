@@ -1,133 +1,102 @@
-"""Runs programs for the sandbox: a directory of its own for each, a zygote to fork it, pipes to read it."""
+"""Runs programs for the sandbox: zygotes that fork workers, pipes to read what their programs write."""
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import json
 import logging
 import os
 import re
 import shutil
 import socket
-import subprocess
-import sys
 import tempfile
-from dataclasses import dataclass
-from functools import partial
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from io import BytesIO
 from pathlib import Path
+from typing import Any
 
 from rl.errors import ServiceError
-from rl.services import zygote as zygote_module
+from rl.services.interpreter_session import InterpreterSession
+from rl.services.isolation import missing_layers
+from rl.services.program import parse_files, write_files
+from rl.services.sandbox_outcome import MAX_OUTPUT_BYTES, Capture, CompileOutcome, RunOutcome, memory_file
 from rl.services.sandbox_request import RunRequest
+from rl.services.zygote_process import SEARCH_PATH, Zygote
+
+__all__ = ["MAX_OUTPUT_BYTES", "CompileOutcome", "InterpreterSession", "RunOutcome", "SandboxPool"]
 
 logger = logging.getLogger(__name__)
 
-MAX_OUTPUT_BYTES = 1 << 20
-"""What is kept of stdout and of stderr."""
-_STOP_READING_BYTES = 64 << 20
-_START_TIMEOUT_S = 60.0
-_KILL_GRACE_S = 5.0
-_MAX_FETCH_BYTES = 64 << 20
-_CHUNK = 1 << 16
-_SCIENTIFIC = ("numpy", "sympy", "scipy")
+PRELOAD = ("numpy", "sympy", "scipy")
 """Imported before the fork for programs that name one of them: sympy alone takes a third of a second."""
-_SCIENTIFIC_NAME = re.compile(rf"\b({'|'.join(_SCIENTIFIC)})\b")
-_FILE_NAMES = {"python": "main.py", "bash": "main.sh"}
-_UIDS = 256
-_PATH = "/usr/local/bin:/usr/bin:/bin"
+_KILL_GRACE_S = 5.0
+_MAX_STATUS_BYTES = 80 << 20
+_READY_PER_CORE = 2
 
 
 @dataclass(slots=True, frozen=True)
-class RunOutcome:
-    """How a program ended and what it left."""
-
-    return_code: int | None
-    """Negative for a signal; None when its time was up."""
-    timed_out: bool
-    execution_time: float
-    """Seconds, the wait for a free worker not counted."""
-    stdout: str
-    stderr: str
-    files: dict[str, bytes]
-    """Those of `fetch_files` that exist, by their path as asked."""
+class _Language:
+    file: str
+    command: tuple[str, ...] = ()
+    """Empty: the worker's own interpreter."""
+    compiler: tuple[str, ...] = ()
+    binary: str = ""
+    limits_address_space: bool = True
+    """False where much more is reserved than used; then what is used counts alone."""
 
 
-class Zygote:
-    """A child process that forks programs (`rl.services.zygote`)."""
-
-    def __init__(self, directory: Path, *, allow_network: bool, preload: tuple[str, ...] = ()) -> None:
-        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        self.first_uid = 20000 + (os.getpid() % 100) * _UIDS
-        options: dict[str, object] = {
-            "preload": preload,
-            "directory": str(directory),
-            "allow_network": allow_network,
-            "first_uid": self.first_uid,
-        }
-        flags = ["-s", "-P", "-X", "no_debug_ranges", "-X", "utf8"]
-        environment = {"PATH": f"{Path(sys.executable).parent}:{_PATH}", "LANG": "C.UTF-8", "PYTHONHASHSEED": "0"}
-        threads = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
-        with theirs:
-            self._process = subprocess.Popen(
-                [sys.executable, *flags, zygote_module.__file__, str(theirs.fileno()), json.dumps(options)],
-                pass_fds=[theirs.fileno()],
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.DEVNULL,
-                env={**environment, **threads},
-                start_new_session=True,
-            )
-        self._control = ours
-        self._control.settimeout(_START_TIMEOUT_S)
-        try:
-            self.layers: dict[str, bool] = json.loads(self._control.recv(_CHUNK) or b"null")
-        except (TimeoutError, ConnectionError) as error:
-            self.close()
-            raise ServiceError(f"sandbox: its interpreter did not start, {error}. Look at its output above.") from error
-        if self.layers is None:
-            self.close()
-            raise ServiceError("sandbox: its interpreter ended at start. Look at its output above.")
-
-    @property
-    def is_alive(self) -> bool:
-        """Whether jobs can be sent."""
-        return self._process.poll() is None
-
-    def send(self, job: dict[str, object], descriptors: list[int]) -> None:
-        """Have a program started.
-
-        Args:
-            job: What `rl.services.zygote` reads.
-            descriptors: stdin, stdout, stderr, status.
-
-        Raises:
-            OSError: The zygote is gone.
-        """
-        socket.send_fds(self._control, [json.dumps(job).encode()], descriptors)
-
-    def close(self) -> None:
-        """End it; programs in progress end when nobody reads their status."""
-        self._control.close()
-        self._process.kill()
-        self._process.wait()
+_LANGUAGES = {
+    "python": _Language("main.py"),
+    "bash": _Language("main.sh", ("bash", "main.sh")),
+    "cpp": _Language("main.cpp", ("./main",), ("g++", "-std=c++17", "-O2", "main.cpp", "-o", "main"), "main"),
+    "nodejs": _Language("main.js", ("node", "main.js"), limits_address_space=False),
+}
 
 
 class SandboxPool:
     """At most `num_workers` programs at once; further ones wait."""
 
-    def __init__(self, num_workers: int, *, allow_network: bool = False) -> None:
+    def __init__(
+        self,
+        num_workers: int,
+        *,
+        allow_network: bool = False,
+        preload: tuple[str, ...] = PRELOAD,
+        require_isolation: bool = False,
+    ) -> None:
+        """Start the interpreters.
+
+        Args:
+            num_workers: Programs at once; sessions come on top.
+            allow_network: Leave programs on the machine's network.
+            preload: Modules that are imported ahead for programs that name one of them.
+            require_isolation: Refuse to start where a layer of isolation is missing, rather than warn.
+
+        Raises:
+            ServiceError: No interpreter starts, or a required layer is missing.
+        """
         self.num_workers = num_workers
+        self.num_restarts = 0
+        """Interpreters and workers that died."""
         self._allow_network = allow_network
-        self._slots: asyncio.Queue[int] = asyncio.Queue()
-        for slot in range(min(num_workers, _UIDS)):
-            self._slots.put_nowait(slot)
+        self._preload = preload
+        names = "|".join(re.escape(name.partition(".")[0]) for name in preload)
+        self._names_preloaded = re.compile(rf"\b({names})\b") if names else None
+        self._slots = asyncio.Semaphore(num_workers)
+        self._starting = asyncio.Lock()
+        self._is_wrapped = False
         self._root = Path(tempfile.mkdtemp(prefix="turnwise-sandbox-"))
         self._root.chmod(0o711)
-        self.num_restarts = 0
-        self._zygotes: dict[tuple[str, ...], Zygote] = {(): Zygote(self._root, allow_network=allow_network)}
-        self.layers = self._zygotes[()].layers
-        """Isolation that this machine allows, by name."""
-        self._starting = asyncio.Lock()
+        self._zygotes: dict[tuple[str, ...], Zygote] = {}
+        self._unready: set[tuple[str, ...]] = set()
+        try:
+            self.layers = self._start_first(require_isolation)
+            """Isolation that this machine allows, by name."""
+            if preload:
+                self._start(preload)
+        except ServiceError:
+            self.close()
+            raise
 
     async def run(self, request: RunRequest) -> RunOutcome:
         """Run one program to its end or its deadline.
@@ -136,159 +105,167 @@ class SandboxPool:
             request: Checked.
 
         Returns:
-            The outcome. Nothing of the program is left when this returns or is cancelled.
+            The outcome. Nothing of the program is left when this returns; a program that is cancelled is killed.
 
         Raises:
-            ServiceError: The sandbox itself failed.
+            ServiceError: The sandbox itself failed, or the language is not installed.
         """
-        slot = await self._slots.get()
-        directory = Path(tempfile.mkdtemp(dir=self._root))
-        try:
-            return await self._run_in(directory, slot, request)
-        except OSError as error:
-            raise ServiceError(f"sandbox: {error}. Check the space in {self._root} and the limits.") from error
-        finally:
-            self._slots.put_nowait(slot)
-            await asyncio.shield(asyncio.to_thread(_remove, directory))
+        language = _LANGUAGES[request.language]
+        program = (language.compiler or language.command)[:1]
+        if program and shutil.which(program[0], path=SEARCH_PATH) is None:
+            raise ServiceError(f"sandbox: {request.language} needs {program[0]}, which is not installed. Install it.")
+        async with self._slots:
+            if not language.compiler:
+                return await self._run(request, language, language.command)
+            return await self._compile_and_run(request, language)
 
-    async def _run_in(self, directory: Path, slot: int, request: RunRequest) -> RunOutcome:
-        zygote = await self._zygote_for(request)
-        uid = zygote.first_uid + slot
-        _write_files(directory, request, uid if self.layers["own_uid"] else None)
-        job: dict[str, object] = {
-            "language": request.language,
-            "file": _FILE_NAMES[request.language],
-            "directory": str(directory),
-            "timeout": request.run_timeout,
-            "memory_bytes": request.memory_limit_mb << 20,
-            "uid": uid,
-        }
-        stdin = os.memfd_create("stdin")
-        os.write(stdin, request.stdin)
-        os.lseek(stdin, 0, os.SEEK_SET)
-        with contextlib.ExitStack() as stack:
-            ends = [stack.enter_context(_Capture(limit)) for limit in (MAX_OUTPUT_BYTES, MAX_OUTPUT_BYTES, _CHUNK)]
+    async def open_session(self, *, memory_limit_mb: int, files: dict[str, bytes] | None = None) -> InterpreterSession:
+        """Start an interpreter that keeps its state, isolated as a program is; it takes none of the `num_workers`.
+
+        Args:
+            memory_limit_mb: Of all its processes.
+            files: To put into its folder, by relative path.
+
+        Returns:
+            The session, alive.
+
+        Raises:
+            ServiceError: It did not start.
+        """
+        zygote = await self._ready_zygote(self._preload)
+        cells, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        status = Capture(_MAX_STATUS_BYTES)
+        job: dict[str, Any] = {"is_session": True, "timeout": float("inf"), "cpu_s": None, "fetch": []}
+        with theirs:
             try:
-                zygote.send(job, [stdin, *(end.write_end for end in ends)])
+                payload = _payload({**job, **_memory(memory_limit_mb)}, files or {})
+                try:
+                    zygote.send_session([payload, status.write_end, theirs.fileno()])
+                finally:
+                    os.close(payload)
+            except OSError as error:
+                status.finish()
+                cells.close()
+                raise ServiceError(f"sandbox: no session starts, {error}. Check the limits.") from error
             finally:
-                os.close(stdin)
-                for end in ends:
-                    end.close_write_end()
-            stdout, stderr, status = ends
-            limit = request.run_timeout + _KILL_GRACE_S
-            await asyncio.wait({status.done}, timeout=limit)
-            if not status.done.done() or not status.content:
-                raise ServiceError("sandbox: the process that keeps a program died. Send it again.")
-            await asyncio.wait({stdout.done, stderr.done}, timeout=_KILL_GRACE_S)
-            outcome = json.loads(bytes(status.content))
-            files = _read_files(directory, request.fetch_files)
-            return RunOutcome(**outcome, stdout=stdout.text(), stderr=stderr.text(), files=files)
-
-    async def _zygote_for(self, request: RunRequest) -> Zygote:
-        """The bare interpreter, or for a program that names one of `_SCIENTIFIC` the one that has them imported."""
-        is_scientific = request.language == "python" and _SCIENTIFIC_NAME.search(request.code) is not None
-        preload = _SCIENTIFIC if is_scientific else ()
-        async with self._starting:
-            known = self._zygotes.get(preload)
-            if known is not None and known.is_alive:
-                return known
-            if known is not None:
-                logger.warning("sandbox: an interpreter died and is started again")
-                self.num_restarts += 1
-                known.close()
-            start = partial(Zygote, self._root, allow_network=self._allow_network, preload=preload)
-            self._zygotes[preload] = await asyncio.to_thread(start)
-            return self._zygotes[preload]
+                status.close_write_end()
+        return InterpreterSession(cells, status)
 
     def close(self) -> None:
         """End everything and remove the directories."""
         for zygote in self._zygotes.values():
             zygote.close()
-        _remove(self._root)
+        shutil.rmtree(self._root, ignore_errors=True)
 
+    async def _compile_and_run(self, request: RunRequest, language: _Language) -> RunOutcome:
+        compiling = replace(request, run_timeout=request.compile_timeout, stdin=b"", fetch_files=(language.binary,))
+        done = await self._run(compiling, language, language.compiler)
+        outcome = CompileOutcome(done.return_code, done.timed_out, done.execution_time, done.stdout, done.stderr)
+        if done.return_code != 0:
+            return RunOutcome(None, False, 0.0, "", "", {}, outcome)
+        running = replace(request, files={**request.files, **done.files})
+        return replace(await self._run(running, language, language.command), compile=outcome)
 
-class _Capture:
-    """Reads a pipe on the event loop while the program runs, keeping the first `limit` bytes."""
-
-    def __init__(self, limit: int) -> None:
-        self._read_end, self.write_end = os.pipe()
-        os.set_blocking(self._read_end, False)
-        self._limit = limit
-        self._num_bytes = 0
-        self.content = bytearray()
-        self._loop = asyncio.get_running_loop()
-        self.done: asyncio.Future[None] = self._loop.create_future()
-        self._loop.add_reader(self._read_end, self._read)
-
-    def _read(self) -> None:
+    async def _run(self, request: RunRequest, language: _Language, command: tuple[str, ...]) -> RunOutcome:
+        is_preloaded = not command and self._names_preloaded is not None and self._names_preloaded.search(request.code)
+        zygote = await self._ready_zygote(self._preload if is_preloaded else ())
+        job = {
+            "is_session": False,
+            "file": language.file,
+            "command": command,
+            "timeout": request.run_timeout,
+            "cpu_s": int(request.run_timeout) + 2,
+            "fetch": request.fetch_files,
+            **_memory(request.memory_limit_mb),
+        }
+        if not language.limits_address_space:
+            job["address_space"] = None
+        files = {**request.files, language.file: request.code.encode("utf-8", "replace")}
+        zygote.num_in_flight += 1
         try:
-            chunk = os.read(self._read_end, _CHUNK)
-        except BlockingIOError:
-            return
-        self._num_bytes += len(chunk)
-        self.content += chunk[: max(0, self._limit - len(self.content))]
-        if not chunk or self._num_bytes > _STOP_READING_BYTES:
-            self._finish()  # a program that goes on writing gets a broken pipe
+            return await self._send_and_wait(zygote, job, files, request)
+        except OSError as error:
+            raise ServiceError(f"sandbox: {error}. Check the limits on memory and open files.") from error
+        finally:
+            zygote.num_in_flight -= 1
 
-    def _finish(self) -> None:
-        if self._read_end >= 0:
-            self._loop.remove_reader(self._read_end)
-            os.close(self._read_end)
-            self._read_end = -1
-        if not self.done.done():
-            self.done.set_result(None)
+    async def _send_and_wait(
+        self, zygote: Zygote, job: dict[str, Any], files: dict[str, bytes], request: RunRequest
+    ) -> RunOutcome:
+        with ExitStack() as stack:
+            limits = (_MAX_STATUS_BYTES, MAX_OUTPUT_BYTES, MAX_OUTPUT_BYTES)
+            status, stdout, stderr = ends = [stack.enter_context(Capture(limit)) for limit in limits]
+            with ExitStack() as sent:
+                payload, stdin = _payload(job, files), memory_file(request.stdin)
+                sent.callback(os.close, payload)
+                sent.callback(os.close, stdin)
+                for end in ends:
+                    sent.callback(end.close_write_end)
+                zygote.send([payload, status.write_end, stdin, stdout.write_end, stderr.write_end])
+            await asyncio.wait({status.done}, timeout=request.run_timeout + _KILL_GRACE_S)
+            if not status.content:
+                self.num_restarts += 1
+                raise ServiceError("sandbox: the worker that kept a program died. Send it again.")
+            outcome, found = parse_files(bytes(status.content))
+            if "error" in outcome:
+                raise ServiceError(f"sandbox: the program's files cannot be written, {outcome['error']}.")
+            await asyncio.wait({stdout.done, stderr.done}, timeout=_KILL_GRACE_S)
+            note = ""
+            if outcome.pop("out_of_memory"):
+                note = f"\nkilled: its processes together used more than {request.memory_limit_mb} MiB\n"
+            return RunOutcome(**outcome, stdout=stdout.text(), stderr=stderr.text() + note, files=found)
 
-    def text(self) -> str:
-        """What was read, with a marker where it was cut; bytes that are not UTF-8 are replaced."""
-        text = self.content.decode("utf-8", "replace")
-        if self._num_bytes > self._limit:
-            text += f"\n...(output cut after {self._limit} bytes)"
-        return text
+    def _start_first(self, require_isolation: bool) -> dict[str, bool]:
+        """Start the bare interpreter, inside bubblewrap where that reaches more."""
+        self._start(())
+        layers = self._zygotes[()].wait()
+        missing = missing_layers(layers, allow_network=self._allow_network)
+        if missing and shutil.which("bwrap"):
+            self._is_wrapped = True
+            self._zygotes.pop(()).close()
+            self._start(())
+            layers = self._zygotes[()].wait()
+            missing = missing_layers(layers, allow_network=self._allow_network)
+        self._unready.discard(())
+        for _ in range(min(self.num_workers, _READY_PER_CORE * (os.cpu_count() or 1))):
+            self._zygotes[()].add_worker()
+        if missing and require_isolation:
+            raise ServiceError(
+                f"sandbox: isolation is required, and this machine does not allow: {', '.join(missing)}. "
+                "Run as root or with user namespaces, or without --require-isolation."
+            )
+        if missing:
+            logger.warning("sandbox: this machine does not allow the isolation of %s", ", ".join(missing))
+        return layers
 
-    def close_write_end(self) -> None:
-        """Leave the write end to the program."""
-        if self.write_end >= 0:
-            os.close(self.write_end)
-            self.write_end = -1
+    def _start(self, preload: tuple[str, ...]) -> None:
+        directory = Path(tempfile.mkdtemp(dir=self._root))
+        directory.chmod(0o711)
+        arguments = {"allow_network": self._allow_network, "is_wrapped": self._is_wrapped}
+        self._zygotes[preload] = Zygote(directory, preload=preload, **arguments)
+        self._unready.add(preload)
 
-    def __enter__(self) -> _Capture:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close_write_end()
-        self._finish()
-
-
-def _write_files(directory: Path, request: RunRequest, uid: int | None) -> None:
-    files = {**request.files, _FILE_NAMES[request.language]: request.code.encode("utf-8", "replace")}
-    for name, content in files.items():
-        path = directory / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(content)
-    if uid is not None:
-        for parent, names, children in os.walk(directory):
-            for name in (".", *names, *children):
-                os.chown(os.path.join(parent, name), uid, uid, follow_symlinks=False)
+    async def _ready_zygote(self, preload: tuple[str, ...]) -> Zygote:
+        zygote = self._zygotes[preload]
+        if preload not in self._unready and zygote.is_alive:
+            return zygote
+        async with self._starting:
+            if preload not in self._unready and not self._zygotes[preload].is_alive:
+                logger.warning("sandbox: an interpreter died and is started again")
+                self.num_restarts += 1
+                self._zygotes[preload].close()
+                self._start(preload)
+            if preload in self._unready:
+                self._unready.discard(preload)
+                await asyncio.to_thread(self._zygotes[preload].wait)
+            return self._zygotes[preload]
 
 
-def _read_files(directory: Path, names: tuple[str, ...]) -> dict[str, bytes]:
-    """Regular files inside the directory; a link that leads out of it counts as missing."""
-    found: dict[str, bytes] = {}
-    root = directory.resolve()
-    for name in names:
-        path = (directory / name).resolve()
-        if path.is_relative_to(root) and path.is_file() and path.stat().st_size <= _MAX_FETCH_BYTES:
-            found[name] = path.read_bytes()
-    return found
+def _memory(megabytes: int) -> dict[str, Any]:
+    return {"memory_bytes": megabytes << 20, "address_space": megabytes << 20}
 
 
-def _remove(directory: Path) -> None:
-    """Remove a tree, also one whose directories the program has closed to itself."""
-    shutil.rmtree(directory, ignore_errors=True)
-    if not directory.exists():
-        return
-    for parent, names, _ in os.walk(directory):
-        for name in names:
-            with contextlib.suppress(OSError):
-                os.chmod(os.path.join(parent, name), 0o700)
-    shutil.rmtree(directory, ignore_errors=True)
+def _payload(job: dict[str, Any], files: dict[str, bytes]) -> int:
+    content = BytesIO()
+    write_files(content, job, files)
+    return memory_file(content.getvalue())

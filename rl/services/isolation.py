@@ -1,0 +1,293 @@
+"""Layers between a program and the machine, each tried before it is relied on. Runs with the standard library alone.
+
+Once for all programs, the zygote moves into a file tree that holds the system's programs and the interpreter and
+nothing else of the machine, read-only. Each worker adds namespaces of
+its own; each program gives up what it could use against them (`confine`).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import resource
+import socket
+import sys
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from functools import partial
+
+from rl.services import kernel, landlock, seccomp
+
+BOX = "/box"
+"""Where in the private tree the one writable folder is mounted."""
+MAX_PROCESSES = 64
+_MAX_OPEN_FILES = 256
+_MAX_FILE_BYTES = 64 << 20
+_SYSTEM = ("/usr", "/bin", "/sbin", "/lib", "/lib32", "/lib64", "/libx32")
+_SETTINGS = ("alternatives", "ld.so.cache", "localtime", "mime.types", "nsswitch.conf", "protocols", "services")
+_NETWORK_SETTINGS = ("hosts", "resolv.conf", "ssl/certs", "ca-certificates")
+_DEVICES = ("null", "zero", "full", "random", "urandom")
+_DEVICE_LINKS = {"fd": "/proc/self/fd", "stdin": "fd/0", "stdout": "fd/1", "stderr": "fd/2", "shm": f"{BOX}/run/shm"}
+_USERS = "root:x:0:0::/:/usr/sbin/nologin\nsandbox:x:{uid}:{uid}::{box}/run/work:/bin/bash\n"
+
+
+@dataclass(slots=True, frozen=True)
+class Isolation:
+    """What was found to work, for the workers."""
+
+    layers: dict[str, bool]
+    """By the names that `GET /health` shows."""
+    namespaces: int
+    """Those that each worker enters, as flags of unshare(2)."""
+    first_uid: int
+    filter: bytes
+    """Of system calls, for the layer `seccomp`."""
+    allow_internet: bool
+    """Sockets are not denied: the network is allowed, or a namespace without one holds them."""
+
+
+def missing_layers(layers: dict[str, bool], *, allow_network: bool) -> list[str]:
+    """What a program could abuse on this machine, by the names of layers; empty where all holds.
+
+    A mount namespace or Landlock keep files, a user of its own or a user namespace the identity, and bubblewrap stands
+    for the namespaces that it makes.
+
+    Args:
+        layers: As `Isolation.layers`.
+        allow_network: The network is not to be kept from programs.
+
+    Returns:
+        Names joined by " or " where one of several would do.
+    """
+    has_bubblewrap = layers.get("bubblewrap", False)
+    wanted = ["rlimits", "process_limit", "no_new_privileges", "seccomp", "own_uid or user", "pid", "ipc"]
+    wanted += ["mount or landlock"] + ["network"] * (not allow_network)
+    replaced = {"own_uid or user", "pid", "ipc", "mount or landlock", "network"} if has_bubblewrap else set()
+    return [w for w in wanted if w not in replaced and not any(layers.get(name) for name in w.split(" or "))]
+
+
+def prepare(directory: str, *, allow_network: bool, is_wrapped: bool) -> Isolation:
+    """Find out what works, and move this process into the private tree.
+
+    Args:
+        directory: A folder of the server's, empty; the tree is mounted over it, in this process's view alone.
+        allow_network: Leave programs on the machine's network.
+        is_wrapped: This process lives inside bubblewrap.
+
+    Returns:
+        What the workers and programs shall use.
+    """
+    uid, is_root = os.geteuid(), os.geteuid() == 0
+    first_uid = 20000 + os.getpid() % 80 * 512
+    user = not _works(lambda: _enter(kernel.CLONE_NEWPID, None)) and _works(lambda: _enter(kernel.CLONE_NEWUSER, uid))
+    own_user = kernel.CLONE_NEWUSER if user else 0
+
+    def move() -> None:
+        _enter(own_user | kernel.CLONE_NEWNS, uid if user else None)
+        _build_root(directory, uid=first_uid if is_root else uid, allow_network=allow_network)
+
+    layers = {"bubblewrap": is_wrapped, "user": user, "mount": _works(move)}
+    if layers["mount"]:
+        move()
+    namespaces = own_user | (kernel.CLONE_NEWNS if layers["mount"] else 0)
+    kinds = {"pid": kernel.CLONE_NEWPID, "ipc": kernel.CLONE_NEWIPC | kernel.CLONE_NEWUTS}
+    if not allow_network:
+        kinds["network"] = kernel.CLONE_NEWNET
+    for name, flags in kinds.items():
+        layers[name] = _works(partial(_enter, own_user | flags, uid if user else None))
+        namespaces |= flags if layers[name] else 0
+    layers["own_uid"] = is_root and _works(lambda: _try_uid(first_uid))
+    layers["process_limit"] = layers["own_uid"] or (user and not is_root)  # the kernel never limits root's
+    allow_internet = allow_network or layers["network"]
+    layers["rlimits"] = _works(lambda: limit_resources(_MAX_FILE_BYTES * 16, 60))
+    layers["no_new_privileges"] = _works(_forbid_new_privileges)
+    code = b""
+    with contextlib.suppress(KeyError):  # a machine whose calls have no numbers here
+        code = seccomp.build_filter(allow_internet=allow_internet)
+    layers["seccomp"] = bool(code) and _works(partial(_filter_calls, code))
+    layers["landlock"] = _works(partial(_restrict_files, directory, layers, True))
+    if not allow_network:
+        layers["network"] = layers["network"] or layers["seccomp"]  # which denies sockets where it has to
+    return Isolation(layers, namespaces, first_uid, code, allow_internet)
+
+
+def enter_namespaces(isolation: Isolation) -> None:
+    """Give a worker namespaces of its own; its next child is process 1 of the new pid namespace.
+
+    Raises:
+        OSError: Refused, though it worked before.
+    """
+    if isolation.namespaces:
+        _enter(isolation.namespaces, os.geteuid() if isolation.layers["user"] else None, with_child=False)
+
+
+def furnish(isolation: Isolation) -> None:
+    """As process 1 of the namespaces: show only their processes under /proc, and a host name of no meaning."""
+    with contextlib.suppress(OSError):
+        if isolation.layers["user"]:  # inotify is counted by user, and all workers have the same
+            with open("/proc/sys/user/max_inotify_instances", "w") as file:
+                file.write("32")
+    if isolation.layers["mount"] and isolation.layers["pid"]:
+        flags = kernel.MS_NOSUID | kernel.MS_NODEV | kernel.MS_NOEXEC
+        try:
+            kernel.mount("proc", "/proc", "proc", flags, "hidepid=2,subset=pid")
+        except OSError:  # parts of the machine's own are covered, as in a container, so it must not be seen anew
+            kernel.mount("tmpfs", "/proc", "tmpfs", flags, "size=4k,mode=555")
+    if isolation.layers["ipc"]:
+        with contextlib.suppress(OSError):
+            socket.sethostname("sandbox")
+
+
+def confine(isolation: Isolation, uid: int, directory: str) -> None:
+    """Become a program's process: without rights, and without a way to get any.
+
+    Args:
+        isolation: What works.
+        uid: The program's user, for the layer `own_uid`.
+        directory: What it may write to, where a mount namespace does not say so.
+
+    Raises:
+        OSError: Refused, though it worked before.
+    """
+    layers = isolation.layers
+    if layers["process_limit"]:
+        resource.setrlimit(resource.RLIMIT_NPROC, (MAX_PROCESSES, MAX_PROCESSES))
+    if layers["own_uid"]:
+        os.setgroups([])
+        os.setresgid(uid, uid, uid)
+        os.setresuid(uid, uid, uid)
+    else:
+        kernel.drop_capabilities()
+    kernel.prctl(kernel.PR_SET_DUMPABLE, 1)  # its own /proc/self belongs to it
+    if layers["no_new_privileges"]:
+        _forbid_new_privileges()
+    if layers["landlock"]:
+        _restrict_files(directory, layers, isolation.allow_internet)
+    if layers["seccomp"]:
+        _filter_calls(isolation.filter)
+
+
+def limit_resources(memory_bytes: int | None, cpu_s: int | None) -> None:
+    """Limit what each process of a program may use.
+
+    Args:
+        memory_bytes: Of address space; None for programs that reserve more than they use.
+        cpu_s: Seconds of processor time; None for an interpreter that goes on.
+
+    Raises:
+        OSError: Refused.
+    """
+    limits = {
+        resource.RLIMIT_CPU: cpu_s,
+        resource.RLIMIT_AS: memory_bytes,
+        resource.RLIMIT_FSIZE: _MAX_FILE_BYTES,
+        resource.RLIMIT_NOFILE: _MAX_OPEN_FILES,
+        resource.RLIMIT_MEMLOCK: 0,
+        resource.RLIMIT_MSGQUEUE: 0,
+        resource.RLIMIT_SIGPENDING: 256,
+        resource.RLIMIT_CORE: 0,
+    }
+    for limit, value in limits.items():
+        if value is not None:
+            hard = resource.getrlimit(limit)[1]
+            value = value if hard == resource.RLIM_INFINITY else min(value, hard)
+            resource.setrlimit(limit, (value, value))
+
+
+def _works(attempt: Callable[[], object]) -> bool:
+    """Whether an attempt succeeds, made in a process of its own."""
+    pid = os.fork()
+    if pid == 0:
+        with contextlib.suppress(OSError, KeyError):
+            attempt()
+            os._exit(0)
+        os._exit(1)
+    return os.waitpid(pid, 0)[1] == 0
+
+
+def _enter(flags: int, uid: int | None, *, with_child: bool = True) -> None:
+    gid = os.getegid()
+    kernel.unshare(flags)
+    if uid is not None:
+        kernel.map_own_ids(uid, gid)
+    if with_child and flags & kernel.CLONE_NEWPID and not _works(lambda: None):
+        raise OSError("no process starts in the namespace")
+
+
+def _try_uid(uid: int) -> None:
+    """Whether another user than root can read the interpreter's libraries."""
+    os.setgroups([])
+    os.setresgid(uid, uid, uid)
+    os.setresuid(uid, uid, uid)
+    for path in (sys.prefix, sys.base_prefix, os.path.dirname(os.__file__)):
+        os.listdir(path)
+
+
+def _forbid_new_privileges() -> None:
+    kernel.prctl(kernel.PR_SET_NO_NEW_PRIVS, 1)
+
+
+def _filter_calls(code: bytes) -> None:
+    _forbid_new_privileges()
+    seccomp.install(code)
+
+
+def _restrict_files(directory: str, layers: dict[str, bool], allow_internet: bool) -> None:
+    _forbid_new_privileges()
+    devices = [f"/dev/{name}" for name in _DEVICES]
+    readable, writable = ["/"], [BOX, *devices]
+    if not layers["mount"]:
+        settings = [f"/etc/{name}" for name in (*_SETTINGS, *_NETWORK_SETTINGS, "passwd", "group")]
+        readable = [*_SYSTEM, sys.prefix, sys.base_prefix, *settings, f"/proc/{os.getpid()}"]
+        writable = [directory, *devices]
+    rules = landlock.build_rules(readable, writable, allow_internet=allow_internet)
+    landlock.restrict(rules)
+    os.close(rules)
+
+
+def _build_root(directory: str, *, uid: int, allow_network: bool) -> None:
+    """A new root in memory: system and interpreter read-only, a few devices, and nothing else of the machine."""
+    previous = os.umask(0o022)
+    kernel.mount(None, "/", None, kernel.MS_REC | kernel.MS_PRIVATE)
+    kernel.mount("tmpfs", directory, "tmpfs", kernel.MS_NOSUID, "mode=755,size=1m")
+    settings = [f"/etc/{name}" for name in (*_SETTINGS, *(_NETWORK_SETTINGS if allow_network else ()))]
+    trees = {*_SYSTEM, sys.prefix, sys.base_prefix, os.path.realpath(sys.prefix), os.path.realpath(sys.base_prefix)}
+    for path in _outermost(trees):
+        _bind(path, directory + path)
+    for path in (*settings, *(f"/dev/{name}" for name in _DEVICES)):
+        _bind(os.path.realpath(path), directory + path)
+    for name, target in _DEVICE_LINKS.items():
+        os.symlink(target, f"{directory}/dev/{name}")
+    with open(f"{directory}/etc/passwd", "w") as file:
+        file.write(_USERS.format(uid=uid, box=BOX))
+    for path in (f"{BOX}/run", "/proc", "/var"):
+        os.makedirs(directory + path)
+    for path in ("/tmp", "/var/tmp"):
+        os.symlink(f"{BOX}/run/tmp", directory + path)
+    kernel.make_read_only(directory)
+    kernel.mount("/proc", f"{directory}/proc", None, kernel.MS_BIND | kernel.MS_REC)  # the workers cover it
+    kernel.change_root(directory)
+    os.umask(previous)
+
+
+def _outermost(paths: Iterable[str]) -> list[str]:
+    """Leave out what another path holds already; it would come there with a mount of its own."""
+    chosen: list[str] = []
+    for path in sorted(path.rstrip("/") for path in paths):
+        if path and not any(path == other or path.startswith(other + "/") for other in chosen):
+            chosen.append(path)
+    return chosen
+
+
+def _bind(source: str, target: str) -> None:
+    if os.path.islink(source):
+        os.symlink(os.readlink(source), target)
+        return
+    if os.path.isdir(source):
+        os.makedirs(target, exist_ok=True)
+    elif os.path.exists(source):
+        os.makedirs(os.path.dirname(target), exist_ok=True)
+        os.close(os.open(target, os.O_CREAT | os.O_WRONLY, 0o644))
+    else:
+        return
+    kernel.mount(source, target, None, kernel.MS_BIND | kernel.MS_REC)

@@ -1,0 +1,129 @@
+"""The calls of Linux that isolation needs and the standard library lacks. Runs with the standard library alone."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import platform
+import struct
+from typing import Any
+
+CLONE_NEWNS, CLONE_NEWUTS, CLONE_NEWIPC = 0x00020000, 0x04000000, 0x08000000
+CLONE_NEWUSER, CLONE_NEWPID, CLONE_NEWNET = 0x10000000, 0x20000000, 0x40000000
+MS_NOSUID, MS_NODEV, MS_NOEXEC, MS_BIND, MS_REC, MS_PRIVATE = 0x2, 0x4, 0x8, 0x1000, 0x4000, 0x40000
+PR_SET_DUMPABLE, PR_SET_SECCOMP, PR_SET_SECUREBITS = 4, 22, 28
+PR_SET_CHILD_SUBREAPER, PR_SET_NO_NEW_PRIVS, PR_CAP_AMBIENT = 36, 38, 47
+
+_MNT_DETACH = 2
+_AT_RECURSIVE = 0x8000
+_MOUNT_ATTR_RDONLY, _MOUNT_ATTR_NOSUID = 0x1, 0x2
+_MOUNT_SETATTR = 442
+"""New calls have one number on all machines."""
+_PIVOT_ROOT = {"x86_64": 155, "aarch64": 41}
+_CAPABILITY_VERSION_3 = 0x20080522
+_CAP_AMBIENT_CLEAR_ALL = 4
+_SECBIT_NOROOT_AND_FIXUP_LOCKED = 0x2F
+
+_libc = ctypes.CDLL(None, use_errno=True)
+_libc.mount.argtypes = (ctypes.c_char_p, ctypes.c_char_p, ctypes.c_char_p, ctypes.c_ulong, ctypes.c_char_p)
+_libc.syscall.restype = ctypes.c_long
+
+
+def unshare(flags: int) -> None:
+    """Enter new namespaces.
+
+    Raises:
+        OSError: Refused.
+    """
+    _check(_libc.unshare(flags), "unshare")
+
+
+def prctl(option: int, value: int, argument: Any = 0) -> None:
+    """Set an attribute of this process.
+
+    Raises:
+        OSError: Refused.
+    """
+    _check(_libc.prctl(option, ctypes.c_ulong(value), argument, 0, 0), f"prctl {option}")
+
+
+def syscall(number: int, *arguments: Any) -> int:
+    """A call that the C library has no function for.
+
+    Raises:
+        OSError: Refused.
+    """
+    return _check(_libc.syscall(ctypes.c_long(number), *arguments), f"system call {number}")
+
+
+def mount(source: str | None, target: str, kind: str | None, flags: int, options: str | None = None) -> None:
+    """Attach a file system, or with `MS_BIND` a part of another.
+
+    Raises:
+        OSError: Refused.
+    """
+    texts = [text.encode() if text is not None else None for text in (source, target, kind)]
+    _check(_libc.mount(*texts, flags, options.encode() if options is not None else None), f"mount on {target}")
+
+
+def unmount(target: str) -> None:
+    """Detach a file system; what it holds goes with the last process that uses it.
+
+    Raises:
+        OSError: Refused.
+    """
+    _check(_libc.umount2(target.encode(), _MNT_DETACH), f"unmount of {target}")
+
+
+def make_read_only(tree: str) -> None:
+    """Close a mounted tree, with all that is mounted below, to writing and to programs with a set-user-id bit.
+
+    Raises:
+        OSError: Refused, or Linux is older than 5.12.
+    """
+    attributes = struct.pack("QQQQ", _MOUNT_ATTR_RDONLY | _MOUNT_ATTR_NOSUID, 0, 0, 0)
+    syscall(_MOUNT_SETATTR, -100, tree.encode(), _AT_RECURSIVE, attributes, len(attributes))
+
+
+def change_root(directory: str) -> None:
+    """Make a mounted folder the root, and leave no way to the old one.
+
+    Raises:
+        OSError: Refused.
+        KeyError: A machine whose call numbers are not known.
+    """
+    os.chdir(directory)
+    syscall(_PIVOT_ROOT[platform.machine()], b".", b".")  # the old root lies on the new one, as runc does it
+    unmount(".")
+    os.chdir("/")
+
+
+def map_own_ids(uid: int, gid: int) -> None:
+    """In a new user namespace: keep the user's and the group's number, and no others.
+
+    Raises:
+        OSError: Refused.
+    """
+    for name, text in (("setgroups", "deny"), ("uid_map", f"{uid} {uid} 1"), ("gid_map", f"{gid} {gid} 1")):
+        with open(f"/proc/self/{name}", "w") as file:
+            file.write(text)
+
+
+def drop_capabilities() -> None:
+    """Give up all capabilities, also those that the name root would bring back at an exec.
+
+    Raises:
+        OSError: Refused.
+    """
+    if os.geteuid() == 0:
+        prctl(PR_SET_SECUREBITS, _SECBIT_NOROOT_AND_FIXUP_LOCKED)
+    prctl(PR_CAP_AMBIENT, _CAP_AMBIENT_CLEAR_ALL)
+    header, nothing = struct.pack("Ii", _CAPABILITY_VERSION_3, 0), bytes(24)
+    _check(_libc.capset(header, nothing), "capset")
+
+
+def _check(result: int, what: str) -> int:
+    if result < 0:
+        number = ctypes.get_errno()
+        raise OSError(number, f"{what}: {os.strerror(number)}")
+    return int(result)

@@ -1,0 +1,183 @@
+"""What happens in a program's own process: its code is executed, at once or cell by cell. Standard library alone."""
+
+from __future__ import annotations
+
+import atexit
+import builtins
+import contextlib
+import json
+import linecache
+import os
+import signal
+import socket
+import sys
+import traceback
+import types
+from typing import IO, Any, NoReturn
+
+from rl.services.box import read_files
+
+LARGEST_MESSAGE = 1 << 16
+_LARGEST_FETCH_BYTES = 64 << 20
+
+
+def take_streams(descriptors: list[int]) -> None:
+    """Make descriptors the standard ones, from 0 on, and close the originals."""
+    for target, descriptor in enumerate(descriptors):
+        os.dup2(descriptor, target)
+        os.close(descriptor)
+
+
+def run_python(file: str, directory: str) -> NoReturn:
+    """Execute a file as `python file` would; tracebacks begin with the file's own frame."""
+    module = _new_main(file, directory)
+    code = 0
+    try:
+        with open(file, "rb") as source:
+            text = source.read()
+        exec(compile(text, file, "exec", dont_inherit=True), module.__dict__)
+    except SystemExit as request:
+        code = _code_of(request)
+    except BaseException as error:  # whatever it is, it is the program's
+        code = 1
+        _show(error)
+    _end(code)
+
+
+def serve_cells(cells: socket.socket, directory: str) -> None:
+    """Execute one piece of code after the other in one namespace, until the server closes the socket.
+
+    A message is JSON with descriptors: `{"run": bytes of code}` with code, stdin, stdout and stderr is answered
+    `{"return_code": n}`; `{"fetch": [paths]}` with a pipe is answered there (`write_files`).
+
+    Args:
+        cells: From the server, of the kind that keeps messages apart.
+        directory: The session's folder.
+    """
+    module = _new_main("session.py", directory)
+    own_pid, number = os.getpid(), 0
+    while True:
+        message, descriptors, _, _ = socket.recv_fds(cells, LARGEST_MESSAGE, 4)
+        if not message:
+            os._exit(0)
+        request = json.loads(message)
+        if "fetch" in request:
+            with open(descriptors[0], "wb") as pipe, contextlib.suppress(OSError):
+                write_files(pipe, {}, read_files(directory, request["fetch"], _LARGEST_FETCH_BYTES))
+            continue
+        number += 1
+        with open(descriptors[0], "rb") as source:
+            text = source.read().decode("utf-8", "replace")
+        take_streams(descriptors[1:])
+        sys.stdin = _text_stream(0, "r")
+        code = _execute(text, f"<cell {number}>", module)
+        if os.getpid() != own_pid:  # a child that the code forked and did not end
+            os._exit(code)
+        _flush()
+        nothing = os.open("/dev/null", os.O_RDWR)
+        take_streams([os.dup(nothing), os.dup(nothing), nothing])
+        cells.send(json.dumps({"return_code": code}).encode())
+
+
+def write_files(pipe: IO[bytes], header: dict[str, Any], files: dict[str, bytes]) -> None:
+    """Write a line of JSON, the header and the names and sizes of files, and then their contents."""
+    sizes = [[name, len(content)] for name, content in files.items()]
+    pipe.write(json.dumps({**header, "files": sizes}).encode() + b"\n")
+    for content in files.values():
+        pipe.write(content)
+
+
+def parse_files(text: bytes) -> tuple[dict[str, Any], dict[str, bytes]]:
+    """Read what `write_files` wrote.
+
+    Args:
+        text: All of it.
+
+    Returns:
+        The header, and contents by name.
+
+    Raises:
+        ValueError: It is something else, or cut.
+    """
+    line, _, content = text.partition(b"\n")
+    header = json.loads(line)
+    files: dict[str, bytes] = {}
+    start = 0
+    for name, size in header.pop("files"):
+        files[name] = content[start : start + size]
+        start += size
+    if start != len(content):
+        raise ValueError(f"{start} bytes were announced and {len(content)} came")
+    return header, files
+
+
+def _new_main(file: str, directory: str) -> types.ModuleType:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGPIPE, signal.SIG_IGN)
+    module = types.ModuleType("__main__")
+    module.__dict__.update(__file__=file, __builtins__=builtins, __cached__=None)
+    sys.modules["__main__"] = module
+    sys.argv[:] = [file]
+    sys.path.insert(0, directory)
+    sys.stdin, sys.stdout, sys.stderr = _text_stream(0, "r"), _text_stream(1, "w"), _text_stream(2, "w")
+    sys.__stdin__, sys.__stdout__, sys.__stderr__ = sys.stdin, sys.stdout, sys.stderr  # type: ignore[misc]
+    return module
+
+
+def _text_stream(descriptor: int, mode: str) -> Any:
+    errors = "backslashreplace" if descriptor == 2 else "surrogateescape"
+    return open(descriptor, mode, encoding="utf-8", errors=errors, buffering=1, closefd=False)
+
+
+def _execute(text: str, name: str, module: types.ModuleType) -> int:
+    linecache.cache[name] = (len(text), None, text.splitlines(keepends=True), name)
+    try:
+        exec(compile(text, name, "exec", dont_inherit=True), module.__dict__)
+    except SystemExit as request:
+        return _code_of(request)
+    except BaseException as error:  # whatever it is, it is the code's, and the session goes on
+        _show(error)
+        return 1
+    return 0
+
+
+def _show(error: BaseException) -> None:
+    trace = error.__traceback__
+    while trace is not None and trace.tb_frame.f_code.co_filename == __file__:
+        trace = trace.tb_next
+    error.__traceback__ = trace
+    try:
+        sys.excepthook(type(error), error, trace)
+    except BaseException:  # a hook of the program's own, or no stderr
+        with contextlib.suppress(OSError, ValueError, AttributeError):
+            traceback.print_exception(type(error), error, trace)
+
+
+def _code_of(request: SystemExit) -> int:
+    if request.code is None:
+        return 0
+    if isinstance(request.code, int):
+        return request.code & 0xFF
+    with contextlib.suppress(OSError, ValueError, AttributeError):
+        sys.stderr.write(f"{request.code}\n")
+    return 1
+
+
+def _flush() -> None:
+    for stream in (sys.stdout, sys.stderr, sys.__stdout__, sys.__stderr__):
+        with contextlib.suppress(OSError, ValueError, AttributeError):
+            stream.flush()  # type: ignore[union-attr]  # the code may have closed or replaced it
+
+
+def _end(code: int) -> NoReturn:
+    """Do what the interpreter's end does for the program, without tearing down what would take longer than it ran."""
+    try:
+        if "threading" in sys.modules:
+            sys.modules["threading"]._shutdown()  # waits for threads
+        atexit._run_exitfuncs()
+    except BaseException as error:  # of a thread's or a function's own
+        code = code or 1
+        if not isinstance(error, SystemExit):
+            _show(error)
+    _flush()
+    os._exit(code)

@@ -1,0 +1,125 @@
+"""How a program ended, and the pipes that its output is read from while it runs."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from dataclasses import dataclass
+from typing import Self
+
+MAX_OUTPUT_BYTES = 1 << 20
+"""What is kept of stdout and of stderr."""
+_STOP_READING_BYTES = 64 << 20
+_CHUNK = 1 << 16
+
+
+@dataclass(slots=True, frozen=True)
+class CompileOutcome:
+    """How the compiler ended."""
+
+    return_code: int | None
+    timed_out: bool
+    execution_time: float
+    """Seconds."""
+    stdout: str
+    stderr: str
+
+
+@dataclass(slots=True, frozen=True)
+class RunOutcome:
+    """How a program ended and what it left."""
+
+    return_code: int | None
+    """Negative for a signal; None when its time was up."""
+    timed_out: bool
+    execution_time: float
+    """Seconds, the wait for a free worker not counted."""
+    stdout: str
+    stderr: str
+    files: dict[str, bytes]
+    """Those of `fetch_files` that exist, by their path as asked."""
+    compile: CompileOutcome | None = None
+    """Of a language that is compiled; when it failed, nothing was run and `return_code` is None."""
+
+
+class Capture:
+    """Reads a pipe on the event loop while the program runs, keeping the first `limit` bytes. A context manager."""
+
+    def __init__(self, limit: int, stop_after: int = _STOP_READING_BYTES) -> None:
+        """Open the pipe.
+
+        Args:
+            limit: Bytes to keep.
+            stop_after: Bytes after which nothing is read any more; a program that goes on gets a broken pipe.
+        """
+        self._read_end, self.write_end = os.pipe()
+        os.set_blocking(self._read_end, False)
+        self._limit, self._stop_after = limit, stop_after
+        self._num_bytes = 0
+        self.content = bytearray()
+        self._loop = asyncio.get_running_loop()
+        self.done: asyncio.Future[None] = self._loop.create_future()
+        """Done when all writers are gone."""
+        self._loop.add_reader(self._read_end, self._read)
+
+    def drain(self) -> None:
+        """Read what is there now, and no more, though there may be writers."""
+        while self._read():
+            pass
+        self.finish()
+
+    def text(self) -> str:
+        """What was read, with a marker where it was cut; bytes that are not UTF-8 are replaced."""
+        text = self.content.decode("utf-8", "replace")
+        if self._num_bytes > self._limit:
+            text += f"\n...(output cut after {self._limit} bytes)"
+        return text
+
+    def close_write_end(self) -> None:
+        """Leave the write end to the program."""
+        if self.write_end >= 0:
+            os.close(self.write_end)
+            self.write_end = -1
+
+    def finish(self) -> None:
+        """Read no more."""
+        if self._read_end >= 0:
+            self._loop.remove_reader(self._read_end)
+            os.close(self._read_end)
+            self._read_end = -1
+        if not self.done.done():
+            self.done.set_result(None)
+
+    def _read(self) -> bool:
+        """Whether more may be there."""
+        if self._read_end < 0:
+            return False
+        try:
+            chunk = os.read(self._read_end, _CHUNK)
+        except BlockingIOError:
+            return False
+        self._num_bytes += len(chunk)
+        self.content += chunk[: max(0, self._limit - len(self.content))]
+        if not chunk or self._num_bytes > self._stop_after:
+            self.finish()
+        return bool(chunk)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close_write_end()
+        self.finish()
+
+
+def memory_file(content: bytes) -> int:
+    """A descriptor of a file in memory with this content, at its start.
+
+    Raises:
+        OSError: No descriptor is free.
+    """
+    descriptor = os.memfd_create("content")
+    with open(descriptor, "wb", closefd=False) as file:
+        file.write(content)
+    os.lseek(descriptor, 0, os.SEEK_SET)
+    return descriptor

@@ -1,0 +1,142 @@
+"""The server's end of a zygote: it starts one, waits for its word, and sends it jobs."""
+
+from __future__ import annotations
+
+import json
+import logging
+import socket
+import subprocess
+import sys
+from dataclasses import asdict
+from pathlib import Path
+
+from rl.errors import ServiceError
+from rl.services.zygote import ONE_SESSION, ONE_WORKER, Hello, ZygoteOptions
+
+logger = logging.getLogger(__name__)
+
+_START_TIMEOUT_S = 60.0
+_SEND_TIMEOUT_S = 5.0
+_PACKAGE_ROOT = Path(__file__).resolve().parents[2]
+_PROGRAM = f"import sys; sys.path.insert(0, {str(_PACKAGE_ROOT)!r}); from rl.services.zygote import main; main()"
+SEARCH_PATH = "/usr/local/bin:/usr/bin:/bin"
+"""Of the machine's programs, as sandboxed programs see them."""
+_FLAGS = ("-s", "-P", "-X", "no_debug_ranges", "-X", "utf8")
+
+
+class Zygote:
+    """A child process that forks workers (`rl.services.zygote`)."""
+
+    def __init__(self, directory: Path, *, allow_network: bool, preload: tuple[str, ...], is_wrapped: bool) -> None:
+        """Start it; `wait` waits until it is ready.
+
+        Args:
+            directory: An empty folder of its own.
+            allow_network: Leave programs on the machine's network.
+            preload: Modules to import before the fork.
+            is_wrapped: Start it inside bubblewrap.
+        """
+        self._directory, self._preload = directory, preload
+        self._control, control = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self._jobs, jobs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        options = ZygoteOptions(preload, str(directory), allow_network, is_wrapped)
+        environment = {"PATH": f"{Path(sys.executable).parent}:{SEARCH_PATH}", "LANG": "C.UTF-8", "PYTHONHASHSEED": "0"}
+        threads = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
+        command = [sys.executable, *_FLAGS, "-c", _PROGRAM, str(control.fileno()), str(jobs.fileno())]
+        if is_wrapped:
+            command = [*_bubblewrap(directory, allow_network=allow_network), *command]
+        with control, jobs:
+            self._process = subprocess.Popen(
+                [*command, json.dumps(asdict(options))],
+                pass_fds=[control.fileno(), jobs.fileno()],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                env={**environment, **threads},
+                start_new_session=True,
+            )
+        self._jobs.settimeout(_SEND_TIMEOUT_S)
+        self._num_workers = 0
+        self.num_in_flight = 0
+        """Jobs sent and not yet reported as ended."""
+
+    def wait(self) -> dict[str, bool]:
+        """Wait until it is ready.
+
+        Returns:
+            The layers of isolation it has reached.
+
+        Raises:
+            ServiceError: It did not start.
+        """
+        self._control.settimeout(_START_TIMEOUT_S)
+        try:
+            text = self._control.recv(1 << 16)
+        except OSError as error:
+            self.close()
+            raise ServiceError(f"sandbox: its interpreter did not start, {error}. Look at its output above.") from error
+        if not text:
+            self.close()
+            raise ServiceError("sandbox: its interpreter ended at start. Look at its output above.")
+        self._control.settimeout(_SEND_TIMEOUT_S)
+        hello = Hello(**json.loads(text))
+        if hello.not_imported:
+            logger.info("sandbox: not installed, so not imported in advance: %s", ", ".join(hello.not_imported))
+        return hello.layers
+
+    @property
+    def is_alive(self) -> bool:
+        """Whether jobs can be sent."""
+        return self._process.poll() is None
+
+    def add_worker(self) -> None:
+        """Have one more worker got ready.
+
+        Raises:
+            OSError: The zygote is gone.
+        """
+        self._control.send(ONE_WORKER)
+        self._num_workers += 1
+
+    def send(self, descriptors: list[int]) -> None:
+        """Have a program run by a worker that is free, or by a new one; `num_in_flight` is the caller's to count.
+
+        Args:
+            descriptors: Payload, status, stdin, stdout and stderr, as `rl.services.keeper` takes them.
+
+        Raises:
+            OSError: The zygote is gone.
+        """
+        if self.num_in_flight > self._num_workers:
+            self.add_worker()
+        socket.send_fds(self._jobs, [b"j"], descriptors)
+
+    def send_session(self, descriptors: list[int]) -> None:
+        """Have a session started in a worker of its own.
+
+        Args:
+            descriptors: Payload, status and the socket for its cells.
+
+        Raises:
+            OSError: The zygote is gone.
+        """
+        socket.send_fds(self._control, [ONE_SESSION], descriptors)
+
+    def close(self) -> None:
+        """End it; programs in progress end when nobody reads their status."""
+        self._control.close()
+        self._jobs.close()
+        self._process.kill()
+        self._process.wait()
+
+
+def _bubblewrap(directory: Path, *, allow_network: bool) -> list[str]:
+    """A command to put before the interpreter's: namespaces by bubblewrap, which may have rights that we lack."""
+    paths = ["/usr", "/bin", "/sbin", "/lib", "/lib32", "/lib64", "/etc/alternatives", "/etc/ld.so.cache"]
+    paths += [sys.prefix, sys.base_prefix, f"{_PACKAGE_ROOT}/rl/__init__.py", f"{_PACKAGE_ROOT}/rl/services"]
+    if allow_network:
+        paths += ["/etc/hosts", "/etc/resolv.conf", "/etc/ssl/certs"]
+    command = ["bwrap", "--unshare-all", "--die-with-parent", "--new-session", "--cap-drop", "ALL"]
+    command += ["--share-net"] * allow_network + ["--proc", "/proc", "--dev", "/dev", "--tmpfs", "/tmp"]
+    for path in paths:
+        command += ["--ro-bind-try", path, path]
+    return [*command, "--bind", str(directory), str(directory), "--chdir", "/", "--"]
