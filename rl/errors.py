@@ -42,6 +42,10 @@ class RolloutError(TurnwiseError):
     """Rollouts cannot go on: an engine died, or a service failed for too many trajectories."""
 
 
+class TrainingError(TurnwiseError):
+    """The update cannot go on: step after step has NaN or Inf in it."""
+
+
 class CheckpointError(TurnwiseError):
     """A checkpoint is missing, incomplete, or does not fit this configuration."""
 

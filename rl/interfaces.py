@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator, MutableMapping
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
@@ -104,11 +104,16 @@ class Actor(Protocol):
 class Rollouts(Protocol):
     """Where scored groups come from (`rl.cluster.group.RolloutGroup`)."""
 
-    def take(self, num_prompts: int) -> list[Group]:
+    def take(self, num_prompts: int, metrics: MutableMapping[str, float]) -> list[Group]:
         """Run the next prompts of the dataset to scored groups.
+
+        Args:
+            num_prompts: Groups to train on; with `filter_groups_enable` informative ones.
+            metrics: Gets `rollout/{carried,surplus,missing}_groups`, `rollout/engine_idle_share`, `timing_s/reward`.
 
         Raises:
             RolloutError: No rollout worker is left, or too many trajectories met an unavailable service.
+            RewardError: No reward gives `filter_groups_metric`.
         """
         ...
 

@@ -44,7 +44,7 @@ def main(config: Config, name: str) -> None:
                 rows = _next_rows(samples, cursor, training.global_batch_size)
                 batch = pack_samples(rows, layout)
                 with metrics.time("update_actor"):
-                    metrics.update(actor.update(batch))
+                    metrics.record_update(actor.update(batch))
                 metrics["perf/total_num_tokens"] = float(sum(len(row.token_ids) for row in rows))
                 if run.is_save_due(step):
                     with metrics.time("save_checkpoint"):

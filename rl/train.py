@@ -45,14 +45,16 @@ def train(config: Config, run: Run, actor: ActorGroup, rollouts: RolloutGroup, h
     for step in range(start_step, run.num_steps):
         with run.step(step) as metrics:
             with metrics.time("gen"):
-                groups = rollouts.take(training.global_batch_size)
+                groups = rollouts.take(training.global_batch_size, metrics)
             with metrics.time("adv"):
                 samples = make_samples(groups, config, metrics)
             if samples:  # else nothing to learn from: no optimizer step, no publish
                 with metrics.time("old_log_prob"):
-                    batch = actor.add_logprobs(pack_samples(samples, layout))
+                    batch = actor.add_old_logprobs(pack_samples(samples, layout))
+                with metrics.time("ref"):
+                    batch = actor.add_ref_logprobs(batch)
                 with metrics.time("update_actor"):
-                    metrics.update(actor.update(batch))
+                    metrics.record_update(actor.update(batch))
                 with metrics.time("update_weights"):
                     publish_weights(actor, rollouts, version=step + 1)
             metrics.record(groups)

@@ -33,6 +33,7 @@ def update_config(model_folder: Path, **actor: object) -> Config:
     config.rl_config.entropy_coeff = 0.01
     config.rl_config.init_kl_coef = 0.1
     config.rl_config.max_packing_token_size = 48
+    config.rl_config.rollout_correction.rollout_is = None  # the rollout's log-probs are far from any policy's
     config.generate_config.sampling_config.temperature = 0.7
     return config
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
+from rl.errors import RewardError, unknown_name
 from rl.types import Group, Trajectory
 
 
 def drop_uninformative_groups(groups: list[Group], metric: str = "score") -> tuple[list[Group], int]:
-    """Keep the groups whose scored trajectories differ in `metric`.
-
-    A group with fewer than two scored trajectories cannot differ, and is dropped too.
+    """Keep the groups that `is_informative` finds so.
 
     Args:
         groups: Scored groups.
@@ -16,13 +17,39 @@ def drop_uninformative_groups(groups: list[Group], metric: str = "score") -> tup
 
     Returns:
         The kept groups, in order, and the number dropped.
+    """
+    kept = [group for group in groups if is_informative(group, metric)]
+    return kept, len(groups) - len(kept)
+
+
+def is_informative(group: Group, metric: str = "score") -> bool:
+    """Whether the scored trajectories of a group differ in a metric.
+
+    A group with fewer than two scored trajectories cannot differ.
+
+    Args:
+        group: A scored group.
+        metric: `score`, or a key of `Trajectory.rewards`.
 
     Source: DAPO, arXiv:2503.14476, section 3.2.
     """
-    kept = [
-        group for group in groups if len({_value(t, metric) for t in group.trajectories if t.score is not None}) > 1
-    ]
-    return kept, len(groups) - len(kept)
+    return len({_value(t, metric) for t in group.trajectories if t.score is not None}) > 1
+
+
+def check_filter_metric(groups: Iterable[Group], metric: str) -> None:
+    """Refuse a metric that no reward gives: all groups would seem uninformative.
+
+    Args:
+        groups: Scored groups.
+        metric: `score`, or a key of `Trajectory.rewards`.
+
+    Raises:
+        RewardError: There are scored trajectories, and none has the metric.
+    """
+    scored = [t for group in groups for t in group.trajectories if t.score is not None]
+    if metric != "score" and scored and all(metric not in t.rewards for t in scored):
+        known = {name for t in scored for name in t.rewards}
+        raise RewardError(unknown_name("rl_config.filter_groups_metric", metric, {"score"} | known))
 
 
 def _value(trajectory: Trajectory, metric: str) -> float | None:

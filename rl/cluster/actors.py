@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ from torch import Tensor
 
 from rl.cluster.health import get_all
 from rl.config.schema import Config
-from rl.types import Batch, MicroBatch, MiniBatch, WeightUpdate
+from rl.types import Batch, MicroBatch, MiniBatch, UpdateReport, WeightUpdate
 from rl.weight_sync.plan import join_checksums
 
 _UPDATE_TIMEOUT_S = 3600.0
@@ -42,27 +43,41 @@ class ActorGroup:
         """Ranks that train on different samples."""
         return len(self.actors) // self.model_parallel
 
-    def add_logprobs(self, batch: Batch) -> Batch:
-        """Fill in the reference's log-probs, and the old ones where an optimizer step comes between.
+    def add_old_logprobs(self, batch: Batch) -> Batch:
+        """Fill in the log-probs of the policy as it is now, where an optimizer step comes before one that needs them.
 
-        With one optimizer step for the batch the old log-probs are the current ones, and the update takes those.
+        With one optimizer step for the batch they are the current ones, and the update takes those; with `bypass_mode`
+        it takes the engine's.
         """
         if self.offload:
             self._call(self.actors, "onload", what="the actor's return to the accelerator")
-        if len(batch.mini_batches) > 1:
+        if len(batch.mini_batches) > 1 and not self.config.rl_config.rollout_correction.bypass_mode:
             self._fill(self.actors, batch, "old_logprobs")
+        return batch
+
+    def add_ref_logprobs(self, batch: Batch) -> Batch:
+        """Fill in the reference's log-probs, where there is one."""
         if self.references:
             self._fill(self.references, batch, "ref_logprobs")
         return batch
 
-    def update(self, batch: Batch) -> dict[str, float]:
-        """One optimizer step for each mini-batch; metrics averaged over them."""
+    def update(self, batch: Batch) -> UpdateReport:
+        """One optimizer step for each mini-batch.
+
+        Metrics are averaged over the steps; counts are added up. Of a skipped step what is not finite is left out.
+        """
         totals: dict[str, list[float]] = {}
+        offending: dict[str, None] = {}
         for mini_batch in batch.mini_batches:
             refs = [w.update.remote(self._share(mini_batch, rank)) for rank, w in enumerate(self.actors)]
-            for name, value in get_all(refs, what="the actor's update", timeout_s=_UPDATE_TIMEOUT_S)[0].items():
-                totals.setdefault(name, []).append(value)
-        return {name: _combine(name)(values) for name, values in totals.items()}
+            metrics = get_all(refs, what="the actor's update", timeout_s=_UPDATE_TIMEOUT_S)[0]
+            for name, value in metrics.items():
+                if math.isfinite(value):
+                    totals.setdefault(name, []).append(value)
+            if metrics.get("actor/skipped_steps"):
+                offending |= dict.fromkeys(self._offending(mini_batch))
+        combined = {name: _combine(name)(values) for name, values in totals.items()}
+        return UpdateReport(combined, list(offending))
 
     def publish(self, version: int) -> WeightUpdate:
         """Write the weights to shared memory, with a checksum the first time."""
@@ -86,6 +101,12 @@ class ActorGroup:
     def _call(self, workers: list[Any], method: str, *args: Any, what: str) -> list[Any]:
         refs = [getattr(w, method).remote(*args) for w in workers]
         return get_all(refs, what=what, timeout_s=_UPDATE_TIMEOUT_S)
+
+    def _offending(self, mini_batch: MiniBatch) -> list[str]:
+        """Trajectories with a NaN or Inf; all of the mini-batch's where only the gradient had one."""
+        samples = {i for found in self._call(self.actors, "broken_samples", what="finding the NaN") for i in found}
+        ids = mini_batch.trajectory_ids
+        return [ids[i] for i in sorted(samples)] or ids
 
     def _share(self, mini_batch: MiniBatch, rank: int) -> list[MicroBatch]:
         return mini_batch.micro_batches[self._data_parallel_rank(rank)]
@@ -119,8 +140,15 @@ class ActorGroup:
         return sorted(first.items())
 
 
-def _combine(name: str) -> Callable[[list[float]], float]:
+_COUNTS = ("actor/skipped_steps", "actor/broken_tokens")
+
+
+def _combine(name: str) -> Callable[[Sequence[float]], float]:
     """How a metric's values of several optimizer steps become one."""
+    if name in _COUNTS:
+        return sum
     if name.endswith("_max"):
         return max
+    if name.endswith("_min"):
+        return min
     return lambda values: sum(values) / len(values)

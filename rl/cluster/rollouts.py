@@ -6,18 +6,20 @@ import logging
 import math
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, MutableMapping
 from dataclasses import dataclass, field, replace
+from types import MappingProxyType
 from typing import Any
 
 import ray
 
-from rl.algorithms.filters import drop_uninformative_groups
+from rl.algorithms.filters import check_filter_metric
 from rl.cluster.health import WorkerDiedError, get_all, result
 from rl.config.schema import Config
 from rl.data.prompts import PromptCursor, id_in_epoch
 from rl.errors import RolloutError
 from rl.inference.router import Router
+from rl.rollout.buffer import Filling, GroupBuffer
 from rl.types import Group, Prompt, Sampling, StopReason, WeightUpdate
 
 logger = logging.getLogger(__name__)
@@ -79,39 +81,34 @@ class RolloutGroup:
         self.router = Router(list(self.workers))
         self.prompts, self.config, self.sleep_between, self.on_group = prompts, config, sleep_between, on_group
         self.cursor = PromptCursor(len(prompts), config.megatron_training.seed)
+        rl = config.rl_config
+        self.buffer = GroupBuffer(rl.filter_groups_metric if rl.filter_groups_enable else None)
         self.is_asleep = False
 
-    def take(self, num_prompts: int) -> list[Group]:
+    def take(self, num_prompts: int, metrics: MutableMapping[str, float]) -> list[Group]:
         """Run the next prompts to scored groups; see `rl.interfaces.Rollouts`.
 
         With `filter_groups_enable` each group whose trajectories all score the same is replaced by a new prompt as
         soon as it is known, up to `filter_groups_max_batches` times `num_prompts` prompts, or where that is 0 or less,
         up to as many as the dataset has. The uninformative groups are returned too: they count in the metrics, and
-        `make_samples` drops them. Which prompts are used does not depend on the order in which groups end.
+        `make_samples` drops them. Which prompts are used does not depend on the order in which groups end, and groups
+        beyond those wanted come first in the next call (`rl.rollout.buffer`).
         """
         self._wake()
-        filters = self.config.rl_config.filter_groups_enable
-        limit = self._prompt_limit(num_prompts)
+        self._call("restart_clocks", what="restarting the clocks", timeout_s=_PUBLISH_TIMEOUT_S)
+        start = time.monotonic()
+        filling = self.buffer.begin(num_prompts, self._prompt_limit(num_prompts))
         batch = _Batch(self.config.rl_config.n_samples_per_prompt, self._training_sampling())
-        batch.add(self._next_prompts(num_prompts))
-        finished: dict[int, Group] = {}
-        num_informative = 0
+        batch.add(self._next_prompts(filling.num_to_start()))
         for order, group in self._run(batch):
-            finished[order] = group
-            is_informative = not filters or self._is_informative(group)
-            num_informative += is_informative
-            self.on_group(num_informative, num_prompts)
-            if not is_informative and batch.num_added < limit:
-                if len(finished) >= num_prompts:
-                    self._check_tools(list(finished.values()))  # a dead service makes every group uninformative
-                batch.add(self._next_prompts(1))
-        if num_informative < num_prompts:
-            logger.warning(
-                "rl_config.filter_groups_max_batches: only %d of %d groups have differing scores after %d prompts; "
-                "training on those.", num_informative, num_prompts, batch.num_added,
-            )  # fmt: skip
-        groups = [finished[order] for order in sorted(finished)]
-        self._check_tools(groups)
+            filling.add(order, group)
+            self.on_group(filling.num_filled, num_prompts)
+            if len(filling.finished) >= num_prompts:  # a dead service makes every group uninformative
+                self._check(filling)
+            batch.add(self._next_prompts(filling.num_to_start()))
+        groups = self.buffer.end(filling)
+        self._check(filling)
+        self._report(filling, time.monotonic() - start, metrics)
         if self.sleep_between:
             self._call("sleep", what="putting the engines to sleep", timeout_s=_PUBLISH_TIMEOUT_S)
             self.is_asleep = True
@@ -133,15 +130,17 @@ class RolloutGroup:
     def update_weights(self, update: WeightUpdate) -> None:
         """Load published weights into every engine."""
         self._wake()
-        self._call("update_weights", update, what="loading published weights", timeout_s=_PUBLISH_TIMEOUT_S)
+        updates = dict.fromkeys(self.workers, (update,))
+        self._call("update_weights", updates, what="loading published weights", timeout_s=_PUBLISH_TIMEOUT_S)
 
     def state_dict(self) -> dict[str, Any]:
-        """What a checkpoint keeps: the place in the data."""
-        return {"cursor": self.cursor.state_dict()}
+        """What a checkpoint keeps: the place in the data, and the groups that are left over."""
+        return {"cursor": self.cursor.state_dict(), "buffer": self.buffer.state_dict()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from the place in the data that a checkpoint kept."""
         self.cursor.load_state_dict(state["cursor"])
+        self.buffer.load_state_dict(state["buffer"])
 
     def _wake(self) -> None:
         """Engines sleep from `take` to the next publish; a step without samples has none."""
@@ -158,8 +157,28 @@ class RolloutGroup:
             return rl.filter_groups_max_batches * num_prompts
         return max(num_prompts, len(self.prompts))
 
-    def _is_informative(self, group: Group) -> bool:
-        return drop_uninformative_groups([group], self.config.rl_config.filter_groups_metric)[1] == 0
+    def _check(self, filling: Filling) -> None:
+        groups = list(filling.finished.values())
+        self._check_tools(groups)
+        if filling.metric is not None:
+            check_filter_metric(groups, filling.metric)
+
+    def _report(self, filling: Filling, elapsed_s: float, metrics: MutableMapping[str, float]) -> None:
+        """Say how the batch was filled, and what engines and rewards did meanwhile."""
+        missing = filling.num_wanted - filling.num_filled
+        if missing:
+            logger.warning(
+                "rl_config.filter_groups_max_batches: only %d of %d groups have differing scores after %d prompts; "
+                "training on those.", filling.num_filled, filling.num_wanted, filling.num_started,
+            )  # fmt: skip
+        metrics["rollout/missing_groups"] = float(missing)
+        metrics["rollout/carried_groups"] = float(len(filling.carried))
+        metrics["rollout/surplus_groups"] = float(len(self.buffer.surplus))
+        busy = self._call("restart_clocks", what="reading the clocks", timeout_s=_PUBLISH_TIMEOUT_S)
+        if filling.finished and elapsed_s > 0:
+            idle_s = sum(max(0.0, elapsed_s - one.engine_s) for one in busy)
+            metrics["rollout/engine_idle_share"] = idle_s / (len(busy) * elapsed_s)
+            metrics["timing_s/reward"] = max(one.reward_s for one in busy)
 
     def _next_prompts(self, count: int) -> list[Prompt]:
         """The next prompts, named after their epoch: met again, a prompt is sampled with other noise."""
@@ -173,14 +192,30 @@ class RolloutGroup:
             seed=self.config.megatron_training.seed,
         )  # fmt: skip
 
-    def _call(self, method: str, *args: Any, what: str, timeout_s: float) -> None:
-        """Call every worker; one that has died is taken out, and the others go on."""
-        refs = {replica: getattr(worker, method).remote(*args) for replica, worker in self.workers.items()}
+    def _call(
+        self,
+        method: str,
+        arguments: Mapping[int, tuple[Any, ...]] = MappingProxyType({}),
+        *,
+        what: str,
+        timeout_s: float,
+    ) -> list[Any]:
+        """Call every worker, with its own arguments; one that has died is taken out, and the others go on.
+
+        Returns:
+            What the living ones gave.
+        """
+        refs = {
+            replica: getattr(worker, method).remote(*arguments.get(replica, ()))
+            for replica, worker in self.workers.items()
+        }
+        results = []
         for replica, ref in refs.items():
             try:
-                get_all([ref], what=f"{what}, rollout worker {replica}", timeout_s=timeout_s)
+                results += get_all([ref], what=f"{what}, rollout worker {replica}", timeout_s=timeout_s)
             except WorkerDiedError as error:
                 self._bury(replica, error)
+        return results
 
     def _run(self, batch: _Batch) -> Iterator[tuple[int, Group]]:
         """Yield groups with their places as they end, until none is left; the batch may grow meanwhile."""

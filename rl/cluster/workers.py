@@ -15,13 +15,14 @@ from torch import Tensor
 from rl.config.schema import Config
 from rl.errors import RewardError
 from rl.inference.engine import VllmEngine
+from rl.observability.busy_clock import BusyClock
 from rl.observability.log import setup_logging
 from rl.rewards.registry import load_rewards
 from rl.rollout.agent_loop import AgentLoop
 from rl.rollout.dialog import load_dialog
 from rl.rollout.group import run_group
 from rl.training.actor import Actor
-from rl.types import Group, MicroBatch, Prompt, Sampling, Trajectory, WeightUpdate
+from rl.types import BusySeconds, Group, MicroBatch, Prompt, Sampling, Trajectory, WeightUpdate
 from rl.weight_sync.shared_memory import Shard, publish
 
 
@@ -44,6 +45,10 @@ class ActorWorker:
     def update(self, mini_batch: list[MicroBatch]) -> dict[str, float]:
         """See `rl.interfaces.Actor`."""
         return self.actor.update(mini_batch)
+
+    def broken_samples(self) -> list[int]:
+        """See `rl.training.actor.Actor`."""
+        return self.actor.broken_samples
 
     def publish(self, directory: Path, version: int, with_checksum: bool) -> Shard | None:
         """Write this pipeline stage's weights to shared memory; one rank of each stage does, all take part."""
@@ -129,6 +134,7 @@ class RolloutWorker:
         _log_to(log_file)
         self.config, self.replica, self.model_folder = config, replica, model_folder
         self.reward_worker, self.tool_overrides = reward_worker, tool_overrides
+        self.scoring = BusyClock()
 
     async def start(self) -> None:
         """Check the chat template against the parser and start the engine."""
@@ -149,13 +155,18 @@ class RolloutWorker:
 
     async def _score(self, trajectory: Trajectory) -> None:
         try:
-            scored = await self.reward_worker.score.remote(trajectory)
+            with self.scoring:
+                scored = await self.reward_worker.score.remote(trajectory)
         except (RayActorError, OutOfMemoryError) as error:
             raise RewardError(
                 f"reward worker: its process died while scoring {trajectory.id}. See reward-0.log of the run directory."
             ) from error
         trajectory.score, trajectory.rewards = scored.score, scored.rewards
         trajectory.turn_rewards, trajectory.reward_error = scored.turn_rewards, scored.reward_error
+
+    async def restart_clocks(self) -> BusySeconds:
+        """Seconds since the last call in which the engine had a request, and in which a trajectory was being scored."""
+        return BusySeconds(engine_s=self.engine.busy.restart(), reward_s=self.scoring.restart())
 
     async def update_weights(self, update: WeightUpdate) -> None:
         """See `rl.interfaces.Engine`."""

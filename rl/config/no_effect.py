@@ -20,6 +20,9 @@ class Condition:
     """Why they do nothing where it is not met, and what to set."""
 
 
+_CORRECTION = "rl_config.rollout_correction"
+
+
 def no_effect_problems(config: Config, given: frozenset[str]) -> Iterator[Problem]:
     """Warn of each key that was given another value than its default, and is not read in this combination.
 
@@ -89,6 +92,16 @@ def _conditions(config: Config) -> tuple[Condition, ...]:
             ("rl_config.kl_target", "rl_config.kl_horizon"),
             rl.kl_ctrl_type is KlControl.ADAPTIVE,
             "kl_ctrl_type is fixed. Set adaptive.",
+        ),
+        Condition(
+            (f"{_CORRECTION}.rollout_is_threshold", f"{_CORRECTION}.rollout_is_threshold_lower"),
+            rl.rollout_correction.rollout_is is not None,
+            "rollout_is is null. Set token or sequence.",
+        ),
+        Condition(
+            (f"{_CORRECTION}.rollout_rs_threshold", f"{_CORRECTION}.rollout_rs_threshold_lower"),
+            rl.rollout_correction.rollout_rs is not None,
+            "rollout_rs is null. Set that.",
         ),
         Condition(
             ("rl_config.filter_groups_metric", "rl_config.filter_groups_max_batches"),

@@ -129,6 +129,7 @@ def algorithm_problems(config: Config) -> Iterator[Problem]:
             f"rl_config.filter_groups_metric: must be 'score' or a reward of verifier_function "
             f"({', '.join(rl.verifier_function)}), got '{metric}'. Set score."
         )
+    yield from _correction_problems(config)
     yield from _overlong_problems(config)
     if config.actor_config.min_lr > config.actor_config.lr:
         yield error(
@@ -202,4 +203,33 @@ def _overlong_problems(config: Config) -> Iterator[Problem]:
         yield warning(
             f"rl_config.overlong_buffer: has no effect: it begins at {begin} tokens, but responses end at "
             f"max_total_response_length, {rl.max_total_response_length}. Lower rollout_max_tokens."
+        )
+
+
+def _correction_problems(config: Config) -> Iterator[Problem]:
+    rl, where = config.rl_config, "rl_config.rollout_correction"
+    correction = rl.rollout_correction
+    for kind in ("is", "rs"):
+        upper = getattr(correction, f"rollout_{kind}_threshold")
+        lower = getattr(correction, f"rollout_{kind}_threshold_lower")
+        if upper is not None and lower is not None and lower > upper:
+            yield error(
+                f"{where}.rollout_{kind}_threshold_lower: must be at most rollout_{kind}_threshold, {upper:g}, got "
+                f"{lower:g}. Lower it, or remove it."
+            )
+    if correction.rollout_rs is not None and correction.rollout_rs_threshold is None:
+        yield error(
+            f"{where}.rollout_rs_threshold: must be given with rollout_rs {correction.rollout_rs}, got null. Set 2.0 "
+            "for a ratio (seq_*_k1), 0.1 for a divergence, for example."
+        )
+    is_ratio = correction.rollout_rs is not None and correction.rollout_rs.endswith("_k1")
+    if correction.rollout_rs is not None and not is_ratio and correction.rollout_rs_threshold_lower is not None:
+        yield error(
+            f"{where}.rollout_rs_threshold_lower: a divergence such as {correction.rollout_rs} has no lower bound, got "
+            f"{correction.rollout_rs_threshold_lower:g}. Remove it, or set rollout_rs to seq_mean_k1."
+        )
+    if correction.bypass_mode and correction.rollout_is is not None and rl.policy_loss != "reinforce":
+        yield error(
+            f"{where}.bypass_mode: policy_loss {rl.policy_loss} then has the ratio to the engine's policy already, got "
+            f"rollout_is {correction.rollout_is} to weigh by it again. Set rollout_is to null, or bypass_mode to false."
         )

@@ -21,6 +21,7 @@ from rl.config.device import runs_on_cuda
 from rl.config.schema import Config
 from rl.errors import ModelError, RolloutError, WeightSyncError
 from rl.inference.output_tail import first_error, tail_of_output
+from rl.observability.busy_clock import BusyClock
 from rl.types import FinishReason, Generation, Sampling, WeightUpdate
 
 logger = logging.getLogger(__name__)
@@ -46,6 +47,8 @@ class VllmEngine:
     def __init__(self, llm: AsyncLLM, *, name: str, stop_token_ids: Sequence[int], on_cuda: bool) -> None:
         self.name = name
         self.policy_version = 0
+        self.busy = BusyClock()
+        """Runs while vLLM has a request."""
         self._broken_by: int | None = None
         self._llm = llm
         self._stop_token_ids = list(stop_token_ids)
@@ -95,8 +98,9 @@ class VllmEngine:
             raise RolloutError(f"{self.name}: its weights are broken since version {self._broken_by} did not load.")
         version, final = self.policy_version, None
         try:
-            async for output in self._llm.generate(tokens_input(token_ids), params, request_id):
-                final = output
+            with self.busy:
+                async for output in self._llm.generate(tokens_input(token_ids), params, request_id):
+                    final = output
         except (EngineDeadError, EngineGenerateError) as error:
             raise self._died("generating", error) from error
         except VLLMClientError as error:

@@ -12,6 +12,7 @@ from typing import Any, Protocol
 
 from rl.config.schema import Config
 from rl.errors import CheckpointError
+from rl.observability.guard import SkipGuard
 from rl.observability.log import setup_logging
 from rl.observability.metrics import evaluation_metrics, speed_metrics
 from rl.observability.progress import RunProgress, duration
@@ -48,6 +49,7 @@ class Run:
         self.progress = RunProgress(num_steps)
         self._writer = MetricsWriter(directory, config)
         self._trajectories = TrajectoryWriter(directory.trajectories)
+        self._guard = SkipGuard(directory, config.rl_config.max_skipped_steps)
         self._start = time.monotonic()
         self._completed = 0
         self._tokens = self._earlier_s = 0.0
@@ -122,6 +124,9 @@ class Run:
 
         Yields:
             The metrics, to be filled. Nothing is kept of a step that fails.
+
+        Raises:
+            TrainingError: Too many steps in a row had NaN or Inf in their update; this one is kept.
         """
         rl = self.config.rl_config
         metrics = StepMetrics(max_response_length=rl.max_total_response_length, on_phase=self._on_phase)
@@ -141,6 +146,7 @@ class Run:
         if metrics.groups:
             self._trajectories.write_step(step + 1, metrics.groups)
         self.progress.step(step + 1, metrics)
+        self._guard.check(step + 1, metrics.offending, metrics.groups)
 
     def log_evaluation(self, step: int, groups: Sequence[Group]) -> None:
         """Keep and show an evaluation.

@@ -7,6 +7,7 @@
     summary.json           written last: a run that has it ended by itself
     report.png             curves (`python -m rl report`)
     trajectories/          step_000000.jsonl and eval_000000.jsonl
+    skipped/               step_000000.jsonl: trajectories of steps with NaN or Inf, where there were any
     checkpoints/step_000012/
     tensorboard/  logs/
 """
@@ -115,6 +116,11 @@ class RunDirectory:
     def trajectories(self) -> Path:
         """Folder of trajectories as JSON lines."""
         return self.path / "trajectories"
+
+    @property
+    def skipped(self) -> Path:
+        """Folder of the trajectories whose NaN or Inf made steps be skipped; made by the first."""
+        return self.path / "skipped"
 
     @property
     def checkpoints(self) -> Path:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 from rl.observability.metrics import num_tokens, rollout_metrics
-from rl.types import Group
+from rl.types import Group, UpdateReport
 
 
 class StepMetrics(dict[str, float]):
@@ -24,6 +24,8 @@ class StepMetrics(dict[str, float]):
         super().__init__()
         self._max_response_length, self._on_phase = max_response_length, on_phase
         self.groups: list[Group] = []
+        self.offending: list[str] = []
+        """Trajectories whose NaN or Inf made an optimizer step be skipped."""
 
     @contextmanager
     def time(self, name: str) -> Iterator[None]:
@@ -35,6 +37,11 @@ class StepMetrics(dict[str, float]):
         finally:
             key = f"timing_s/{name}"
             self[key] = self.get(key, 0.0) + time.monotonic() - start
+
+    def record_update(self, report: UpdateReport) -> None:
+        """Add the metrics of the step's update, and keep whose fault it was where one was skipped."""
+        self.update(report.metrics)
+        self.offending = report.offending
 
     def record(self, groups: Sequence[Group]) -> None:
         """Add the metrics of the step's rollouts, and keep the rollouts to be written."""

@@ -87,6 +87,8 @@ class Actor:
         else:
             self.chunks = wrap_chunks(self.chunks, config)
             self.optimizer = PolicyOptimizer(self.chunks, config, self.parallel)
+        self.broken_samples: list[int] = []
+        """Of the last update: this rank's samples with a NaN or Inf, by their numbers in the mini-batch."""
         self._stash = HostStash()
 
     def __enter__(self) -> Actor:
@@ -113,25 +115,27 @@ class Actor:
         """One optimizer step.
 
         A gradient norm that is not finite leaves parameters and moments as they were, and counts in
-        `actor/skipped_steps`.
+        `actor/skipped_steps`; `broken_samples` then tells whose NaN or Inf it was.
 
         Args:
             mini_batch: This data-parallel rank's micro-batches, at least one, as many on every rank.
 
         Returns:
             Metrics of the whole mini-batch, the same on every rank: those of
-            `rl.training.step.accumulate_gradients` (of `sft`: `actor/loss`, nats per token, and `actor/entropy`),
-            `actor/grad_norm` (before clipping), `actor/lr`, `actor/skipped_steps`.
+            `rl.training.step.accumulate_gradients` (of `sft`: `actor/loss`, nats per token, `actor/entropy` and
+            `actor/broken_tokens`), `actor/grad_norm` (before clipping), `actor/lr`, `actor/skipped_steps`.
         """
         assert self.optimizer is not None, "a reference has no optimizer"
         self.onload()
         self.optimizer.zero_grad()
-        metrics = accumulate_gradients(self.chunks, mini_batch, self.objective, self.parallel)
+        report = accumulate_gradients(self.chunks, mini_batch, self.objective, self.parallel)
+        metrics, self.broken_samples = report.metrics, report.broken_samples
         result = self.optimizer.step()
         if result.is_skipped:
             logger.warning("optimizer step skipped: the gradient norm is %s", result.grad_norm)
         if self.loss == "sft":
-            metrics = {"actor/loss": metrics["actor/pg_loss"], "actor/entropy": metrics["actor/entropy"]}
+            kept = {name: metrics[name] for name in ("actor/entropy", "actor/broken_tokens")}
+            metrics = {"actor/loss": metrics["actor/pg_loss"]} | kept
         metrics["actor/grad_norm"] = result.grad_norm
         metrics["actor/lr"] = result.lr
         metrics["actor/skipped_steps"] = float(result.is_skipped)

@@ -2,6 +2,9 @@
 
 Gradients are sums. Each token's weight already holds the denominator of the whole mini-batch, so nothing may divide
 again: with `calculate_per_token_loss` and a token count of 0 Megatron adds up micro-batches and data-parallel ranks.
+
+A NaN or Inf in the log-probs or the loss of any token makes the gradient NaN on every rank, even where a clip or a
+bound would have hidden it: the optimizer then skips the step.
 """
 
 from __future__ import annotations
@@ -17,10 +20,12 @@ from megatron.core.pipeline_parallel import get_forward_backward_func
 from torch import Tensor, nn
 
 from rl.algorithms.aggregation import sequence_ids
+from rl.algorithms.importance import correct
 from rl.algorithms.kl import kl_estimate
 from rl.algorithms.losses import LOSSES
+from rl.algorithms.mismatch import NUM_MAXIMA, NUM_SUMS, MismatchSums, mismatch_metrics, mismatch_sums
 from rl.algorithms.token_loss import PolicyLoss
-from rl.config.schema import Config, KlPenalty
+from rl.config.schema import Config, KlPenalty, RolloutCorrection
 from rl.training.head import HeadOutput, logprobs_and_entropy
 from rl.training.parallel import ParallelState
 from rl.types import MicroBatch
@@ -28,7 +33,10 @@ from rl.types import MicroBatch
 
 @dataclass(slots=True, frozen=True)
 class Objective:
-    """What is minimized: sum of loss_weights * (policy loss + kl_coef * KL - entropy_coef * entropy)."""
+    """What is minimized: sum of loss_weights * (w * policy loss + kl_coef * KL - entropy_coef * entropy).
+
+    w is the importance weight of `correction`; tokens of rejected sequences count in no term, but in the denominators.
+    """
 
     loss: PolicyLoss
     temperature: float
@@ -40,6 +48,8 @@ class Objective:
     kl_coef: float = 0.0
     kl_kind: KlPenalty = KlPenalty.LOW_VAR_KL
     entropy_coef: float = 0.0
+    correction: RolloutCorrection | None = None
+    """None: nothing was rolled out."""
 
     @staticmethod
     def of(config: Config) -> Objective:
@@ -54,6 +64,7 @@ class Objective:
             kl_coef=rl.init_kl_coef,
             kl_kind=rl.kl_penalty,
             entropy_coef=rl.entropy_coeff,
+            correction=rl.rollout_correction,
         )
 
     @staticmethod
@@ -62,7 +73,7 @@ class Objective:
         return Objective(loss=LOSSES["sft"], temperature=1.0)
 
 
-_SUMS = ("actor/pg_loss", "actor/kl_loss", "actor/entropy", "actor/ppo_kl", "actor/pg_clipfrac")
+_MEANS = ("actor/pg_loss", "actor/kl_loss", "actor/entropy", "actor/ppo_kl", "actor/pg_clipfrac")
 """Metrics that are sums over tokens, each weighted as in the loss: so they are means of the mini-batch."""
 
 
@@ -71,9 +82,23 @@ class TokenSums:
     """What is logged of one micro-batch."""
 
     sums: Tensor
-    """[len(_SUMS) + 2]: `_SUMS`, then the sum of the rollout's differences in probability and the loss tokens."""
+    """[len(_MEANS) + 3]: `_MEANS`, then the rollout's differences in probability, loss tokens, and broken ones."""
     largest_difference: Tensor
     """Scalar: the largest difference in probability."""
+    mismatch: MismatchSums
+    is_broken: Tensor
+    """[T] bool, loss tokens with a NaN or Inf."""
+
+
+@dataclass(slots=True, frozen=True)
+class GradientReport:
+    """What came of one pass forward and backward."""
+
+    metrics: dict[str, float]
+    """Of the whole mini-batch, the same on every rank."""
+    broken_samples: list[int]
+    """Samples of this data-parallel rank with a NaN or Inf, as `MicroBatch.sample_ids` numbers them; on the last
+    pipeline stage."""
 
 
 def policy_loss(micro_batch: MicroBatch, head: HeadOutput, objective: Objective) -> tuple[Tensor, TokenSums]:
@@ -85,10 +110,11 @@ def policy_loss(micro_batch: MicroBatch, head: HeadOutput, objective: Objective)
         objective: What is minimized.
 
     Returns:
-        The scalar loss and what is logged of it.
+        The scalar loss, NaN with a NaN gradient where any token is broken, and what is logged of it.
     """
-    weights, current = micro_batch.loss_weights, head.logprobs.detach()
-    old = current if micro_batch.old_logprobs is None else micro_batch.old_logprobs
+    weights, mask, current = micro_batch.loss_weights, micro_batch.loss_mask, head.logprobs.detach()
+    ids = sequence_ids(micro_batch.cu_seqlens, mask)
+    old, trained = _old_and_trained(micro_batch, current, objective.correction)
     token = objective.loss(
         head.logprobs,
         old,
@@ -96,26 +122,57 @@ def policy_loss(micro_batch: MicroBatch, head: HeadOutput, objective: Objective)
         clip_low=objective.clip_low,
         clip_high=objective.clip_high,
         clip_c=objective.clip_c,
-        loss_mask=micro_batch.loss_mask,
-        sequence_ids=sequence_ids(micro_batch.cu_seqlens, micro_batch.loss_mask),
+        loss_mask=mask,
+        sequence_ids=ids,
     )
-    per_token = token.loss
+    settings = objective.correction or _NO_CORRECTION
+    correction = correct(trained - micro_batch.rollout_logprobs, ids, settings)
+    per_token = policy = correction.weights * token.loss
     kl = torch.zeros_like(current)
     if micro_batch.ref_logprobs is not None:
         kl = kl_estimate(head.logprobs, micro_batch.ref_logprobs, objective.kl_kind)
         per_token = per_token + objective.kl_coef * kl
     if objective.entropy_coef:
         per_token = per_token - objective.entropy_coef * head.entropy
-    logged = torch.stack([token.loss, kl, head.entropy, token.ppo_kl, token.is_clipped]).detach()
-    mask = micro_batch.loss_mask
-    difference = (micro_batch.rollout_logprobs.exp() - old.exp()).abs() * mask
-    sums = torch.cat([(logged * weights).sum(1), torch.stack([difference.sum(), mask.sum()])])
-    return (weights * per_token).sum(), TokenSums(sums, difference.max())
+    loss = (weights * correction.is_kept * per_token).sum()
+    is_broken = _is_broken(micro_batch, old, current, per_token) & (mask > 0)
+    logged = torch.stack([policy * correction.is_kept, kl, head.entropy, token.ppo_kl, token.is_clipped]).detach()
+    difference = (micro_batch.rollout_logprobs.exp() - trained.exp()).abs() * mask
+    counts = torch.stack([difference.sum(), mask.sum(), is_broken.float().sum()])
+    sums = TokenSums(
+        torch.cat([(logged * weights).sum(1), counts]),
+        difference.max(),
+        mismatch_sums(trained, micro_batch.rollout_logprobs, ids, correction, settings),
+        is_broken,
+    )
+    # Added, not multiplied: where a clamp has stopped the gradient, NaN times it is 0.
+    return loss + torch.where(is_broken.any(), torch.nan, 0.0) * head.logprobs.sum(), sums
+
+
+_NO_CORRECTION = RolloutCorrection(rollout_is=None)
+
+
+def _old_and_trained(
+    micro_batch: MicroBatch, current: Tensor, correction: RolloutCorrection | None
+) -> tuple[Tensor, Tensor]:
+    """Log-probs that the policy loss measures the change from, and those that the engine's are compared with."""
+    if correction is not None and correction.bypass_mode:
+        return micro_batch.rollout_logprobs, current
+    old = current if micro_batch.old_logprobs is None else micro_batch.old_logprobs
+    return old, old
+
+
+def _is_broken(micro_batch: MicroBatch, old: Tensor, current: Tensor, per_token: Tensor) -> Tensor:
+    """[T] bool, where a number that enters the loss is NaN or Inf; bounds may hide it from the loss itself."""
+    numbers = [per_token.detach(), current, old, micro_batch.rollout_logprobs, micro_batch.advantages]
+    if micro_batch.ref_logprobs is not None:
+        numbers.append(micro_batch.ref_logprobs)
+    return ~torch.isfinite(torch.stack(numbers)).all(0)
 
 
 def accumulate_gradients(
     chunks: list[Any], micro_batches: list[MicroBatch], objective: Objective, parallel: ParallelState
-) -> dict[str, float]:
+) -> GradientReport:
     """Forward and backward over all micro-batches; gradients end in the buffers, summed over data-parallel ranks.
 
     Args:
@@ -125,8 +182,9 @@ def accumulate_gradients(
         parallel: This rank's place.
 
     Returns:
-        Metrics of the whole mini-batch, the same on every rank: `actor/pg_loss`, `actor/kl_loss`, `actor/entropy`,
-        `actor/ppo_kl`, `actor/pg_clipfrac`, `training/rollout_probs_diff_mean` and `_max`.
+        Metrics `actor/pg_loss` (after importance weights), `actor/kl_loss`, `actor/entropy`, `actor/ppo_kl`,
+        `actor/pg_clipfrac` and `actor/broken_tokens`; with a correction `training/rollout_probs_diff_mean` and `_max`
+        and those of `rl.algorithms.mismatch`. Samples with a NaN or Inf.
     """
 
     def loss_of(micro_batch: MicroBatch, head: HeadOutput) -> tuple[Tensor, Tensor, TokenSums]:
@@ -134,7 +192,9 @@ def accumulate_gradients(
         return loss, torch.zeros((), dtype=torch.int, device=loss.device), sums
 
     results = _run(chunks, micro_batches, objective.temperature, parallel, loss_of, forward_only=False)
-    return _reduce_metrics(results, parallel)
+    metrics = _reduce_metrics(results, objective.correction, parallel)
+    broken = _broken_samples(results, micro_batches) if metrics["actor/broken_tokens"] else []
+    return GradientReport(metrics, broken)
 
 
 def compute_logprobs(
@@ -209,21 +269,38 @@ def _run(
     return results
 
 
-def _reduce_metrics(results: list[TokenSums], parallel: ParallelState) -> dict[str, float]:
-    sums = torch.zeros(len(_SUMS) + 2, device=parallel.device)
-    largest = torch.zeros(1, device=parallel.device)
+def _reduce_metrics(
+    results: list[TokenSums], correction: RolloutCorrection | None, parallel: ParallelState
+) -> dict[str, float]:
+    """Join what the micro-batches of all ranks have to log; `results` is empty before the last stage."""
+    num_own = len(_MEANS) + 3
+    sums = torch.zeros(num_own + NUM_SUMS, device=parallel.device)
+    maxima = torch.full((1 + NUM_MAXIMA,), -torch.inf, device=parallel.device)
     if results:
-        sums = torch.stack([r.sums for r in results]).sum(0)
-        largest = torch.stack([r.largest_difference for r in results]).max(0, keepdim=True).values
+        sums = torch.stack([torch.cat([r.sums, r.mismatch.sums]) for r in results]).sum(0)
+        maxima = torch.stack([torch.cat([r.largest_difference[None], r.mismatch.maxima]) for r in results]).amax(0)
     dist.all_reduce(sums, group=parallel.dp_group)
-    dist.all_reduce(largest, op=dist.ReduceOp.MAX, group=parallel.dp_group)
-    joined = torch.cat([sums, largest])
+    dist.all_reduce(maxima, op=dist.ReduceOp.MAX, group=parallel.dp_group)
+    joined = torch.cat([sums, maxima])
     _broadcast_from_last_stage(joined, parallel)
-    *means, difference, num_tokens, largest_difference = joined.tolist()
-    metrics = dict(zip(_SUMS, means, strict=True))
-    metrics["training/rollout_probs_diff_mean"] = difference / max(num_tokens, 1.0)
-    metrics["training/rollout_probs_diff_max"] = largest_difference
+    own, mismatch, largest, extremes = joined.cpu().split([num_own, NUM_SUMS, 1, NUM_MAXIMA])
+    *means, difference, num_tokens, num_broken = own.tolist()
+    metrics = dict(zip(_MEANS, means, strict=True))
+    metrics["actor/broken_tokens"] = num_broken
+    if correction is not None:
+        metrics["training/rollout_probs_diff_mean"] = difference / max(num_tokens, 1.0)
+        metrics["training/rollout_probs_diff_max"] = float(largest)
+        metrics |= mismatch_metrics(MismatchSums(mismatch, extremes), correction)
     return metrics
+
+
+def _broken_samples(results: list[TokenSums], micro_batches: list[MicroBatch]) -> list[int]:
+    found: set[int] = set()
+    for result, micro_batch in zip(results, micro_batches, strict=False):  # no results before the last stage
+        if micro_batch.sample_ids is not None:
+            owners = micro_batch.sample_ids.repeat_interleave(micro_batch.cu_seqlens.diff().long())
+            found |= set(owners[result.is_broken.cpu()].tolist())
+    return sorted(found)
 
 
 def _broadcast_from_last_stage(tensor: Tensor, parallel: ParallelState) -> None:

@@ -1,4 +1,7 @@
-from rl.algorithms.filters import drop_uninformative_groups
+import pytest
+
+from rl.algorithms.filters import check_filter_metric, drop_uninformative_groups
+from rl.errors import RewardError
 from rl.types import Group, Prompt, StopReason, Trajectory
 
 
@@ -35,3 +38,14 @@ def test_drop_uninformative_groups_compares_a_named_reward():
 
 def test_drop_uninformative_groups_of_nothing_is_nothing():
     assert drop_uninformative_groups([]) == ([], 0)
+
+
+def test_check_filter_metric_refuses_what_no_reward_gives():
+    groups = [group("a", [1.0, None], [1.0]), group("b", [0.0])]
+    check_filter_metric(groups, "acc")
+    check_filter_metric(groups, "score")
+    check_filter_metric([group("c", [None])], "f1")
+    with pytest.raises(
+        RewardError, match=r"filter_groups_metric: unknown name 'ac'\. Did you mean 'acc'\?.*acc, score"
+    ):
+        check_filter_metric(groups, "ac")

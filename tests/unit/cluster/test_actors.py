@@ -1,13 +1,15 @@
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
+import pytest
 import torch
 
 from rl.cluster.actors import ActorGroup
 from rl.config.schema import Config
 from rl.data.packing import PackingLayout, pack_samples
-from rl.types import Batch, MicroBatch, Sample
+from rl.types import Batch, MicroBatch, Sample, UpdateReport
 from rl.weight_sync.shared_memory import Shard
 from tests.unit.cluster.conftest import Method
 
@@ -35,6 +37,8 @@ class Rank:
 
         self.compute_logprobs = Method(lambda m: [-b.token_ids.float() for b in keep(m)])
         self.update = Method(lambda m: next(answers) if keep(m) else {})
+        self.broken: list[int] = []
+        self.broken_samples = Method(lambda: self.broken)
 
         def publish(directory: Path, version: int, with_checksum: bool) -> Shard | None:
             self.called.append(f"publish {version} {with_checksum}")
@@ -69,20 +73,40 @@ def test_update_gives_each_rank_the_share_of_its_data_parallel_rank() -> None:
 def test_update_averages_metrics_over_optimizer_steps_and_keeps_the_largest_maximum() -> None:
     first = {"actor/pg_loss": 1.0, "training/rollout_probs_diff_max": 0.5}
     second = {"actor/pg_loss": 2.0, "training/rollout_probs_diff_max": 0.25}
-    metrics = make_group([Rank([first, second])]).update(make_batch(num_ranks=1))
-    assert metrics == {"actor/pg_loss": 1.5, "training/rollout_probs_diff_max": 0.5}
+    report = make_group([Rank([first, second])]).update(make_batch(num_ranks=1))
+    assert report == UpdateReport({"actor/pg_loss": 1.5, "training/rollout_probs_diff_max": 0.5})
 
 
-def test_add_logprobs_leaves_the_old_ones_out_for_one_optimizer_step() -> None:
+def test_update_adds_counts_up_and_leaves_out_what_is_not_finite() -> None:
+    first = {"actor/pg_loss": math.nan, "actor/grad_norm": math.inf, "actor/skipped_steps": 1.0, "a/b_min": 3.0}
+    second = {"actor/pg_loss": 2.0, "actor/grad_norm": 1.0, "actor/skipped_steps": 0.0, "a/b_min": 4.0}
+    metrics = make_group([Rank([first, second])]).update(make_batch(num_ranks=1)).metrics
+    assert metrics == {"actor/pg_loss": 2.0, "actor/grad_norm": 1.0, "actor/skipped_steps": 1.0, "a/b_min": 3.0}
+
+
+def test_update_names_the_trajectories_of_skipped_steps() -> None:
+    """Samples s3 to s6 in two mini-batches of two; the second rank found number 1 of each to be broken."""
+    good, bad = {"actor/skipped_steps": 0.0}, {"actor/skipped_steps": 1.0}
+    ranks = [Rank([good, bad]), Rank([good, bad])]
+    ranks[1].broken = [1]
+    assert make_group(ranks).update(make_batch(num_ranks=2)).offending == ["s6"]
+    ranks = [Rank([good, bad]), Rank([good, bad])]  # only the gradient was not finite: it may be any of them
+    assert make_group(ranks).update(make_batch(num_ranks=2)).offending == ["s5", "s6"]
+
+
+@pytest.mark.parametrize(("mini_batch_prompts", "bypass_mode"), [(4, False), (2, True)])
+def test_add_old_logprobs_leaves_them_out_where_none_are_needed(mini_batch_prompts: int, bypass_mode: bool) -> None:
     rank = Rank()
-    batch = make_group([rank]).add_logprobs(make_batch(num_ranks=1, mini_batch_prompts=4))
+    group = make_group([rank])
+    group.config.rl_config.rollout_correction.bypass_mode = bypass_mode
+    batch = group.add_old_logprobs(make_batch(num_ranks=1, mini_batch_prompts=mini_batch_prompts))
     assert rank.given == []
     assert all(m.old_logprobs is None for m in batch.mini_batches[0].micro_batches[0])
 
 
-def test_add_logprobs_computes_each_micro_batch_once_for_all_epochs() -> None:
+def test_add_old_logprobs_computes_each_micro_batch_once_for_all_epochs() -> None:
     rank = Rank()
-    batch = make_group([rank]).add_logprobs(make_batch(num_ranks=1, epochs=3))
+    batch = make_group([rank]).add_old_logprobs(make_batch(num_ranks=1, epochs=3))
     assert len(batch.mini_batches) == 6
     (given,) = rank.given
     assert len({id(m) for m in given}) == len(given)
@@ -91,9 +115,9 @@ def test_add_logprobs_computes_each_micro_batch_once_for_all_epochs() -> None:
             assert torch.equal(micro.old_logprobs, -micro.token_ids.float())
 
 
-def test_add_logprobs_fills_every_share_with_its_own_reference() -> None:
+def test_add_ref_logprobs_fills_every_share_with_its_own_reference() -> None:
     references = [Rank() for _ in range(4)]
-    batch = make_group([Rank() for _ in range(4)], references, tp=2).add_logprobs(
+    batch = make_group([Rank() for _ in range(4)], references, tp=2).add_ref_logprobs(
         make_batch(num_ranks=2, mini_batch_prompts=4)
     )
     for share in batch.mini_batches[0].micro_batches:

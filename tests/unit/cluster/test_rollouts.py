@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from typing import Any
 
@@ -9,8 +10,9 @@ from ray.exceptions import RayActorError
 from rl.cluster import rollouts as module
 from rl.cluster.rollouts import RolloutGroup
 from rl.config.schema import Config
-from rl.errors import RolloutError
+from rl.errors import RewardError, RolloutError
 from rl.types import (
+    BusySeconds,
     Group,
     Prompt,
     Sampling,
@@ -39,6 +41,7 @@ class Worker:
         self.called: list[str] = []
         self.run_group = Method(self._run_group)
         self.sleep = Method(lambda: self.called.append("sleep"))
+        self.restart_clocks = Method(lambda: BusySeconds(engine_s=0.0, reward_s=0.25))
         self.wake_up = Method(lambda: self.called.append("wake_up"))
         self.update_weights = Method(lambda update: self.called.append(f"update {update.version}"))
 
@@ -68,12 +71,12 @@ def filtering(max_batches: int = 10) -> Config:
 
 def test_take_gives_the_next_prompts_in_order() -> None:
     rollouts, expected = make_rollouts(Worker(mixed)), make_rollouts(Worker(mixed)).cursor.take(8)
-    taken = [group.prompt.id for _ in range(2) for group in rollouts.take(4)]
+    taken = [group.prompt.id for _ in range(2) for group in rollouts.take(4, {})]
     assert taken == [f"p{i}" for i in expected]
 
 
 def test_take_over_an_epochs_end_names_a_prompt_met_again_after_its_epoch() -> None:
-    taken = [group.prompt.id for group in make_rollouts(Worker(mixed), num_prompts=2).take(5)]
+    taken = [group.prompt.id for group in make_rollouts(Worker(mixed), num_prompts=2).take(5, {})]
     assert sorted(taken[:2]) == ["p0", "p1"]
     assert sorted(taken[2:4]) == ["p0@1", "p1@1"]
     assert taken[4] in ("p0@2", "p1@2")
@@ -81,11 +84,11 @@ def test_take_over_an_epochs_end_names_a_prompt_met_again_after_its_epoch() -> N
 
 def test_take_resumed_goes_on_with_the_same_names() -> None:
     whole, killed, resumed = (make_rollouts(Worker(mixed), num_prompts=3) for _ in range(3))
-    expected = [group.prompt.id for _ in range(3) for group in whole.take(2)][4:]
+    expected = [group.prompt.id for _ in range(3) for group in whole.take(2, {})][4:]
     for _ in range(2):
-        killed.take(2)
+        killed.take(2, {})
     resumed.load_state_dict(killed.state_dict())
-    assert [group.prompt.id for group in resumed.take(2)] == expected
+    assert [group.prompt.id for group in resumed.take(2, {})] == expected
 
 
 def test_take_refills_groups_without_variance_and_keeps_them() -> None:
@@ -95,33 +98,75 @@ def test_take_refills_groups_without_variance_and_keeps_them() -> None:
     rollouts.workers[0].answer = lambda p: make_group(p, (1.0, 1.0)) if p.id in solved else mixed(p)
     shown: list[tuple[int, int]] = []
     rollouts.on_group = lambda done, wanted: shown.append((done, wanted))
-    assert [group.prompt.id for group in rollouts.take(4)] == order[:7]
+    assert [group.prompt.id for group in rollouts.take(4, {})] == order[:7]
     assert shown[-1] == (4, 4)
-    assert [group.prompt.id for group in rollouts.take(1)] == [order[7]]
+    assert [group.prompt.id for group in rollouts.take(1, {})] == [order[7]]
 
 
 @pytest.mark.parametrize(("max_batches", "num_tried"), [(1, 4), (2, 8), (0, 20), (-1, 20)])
 def test_take_gives_up_refilling_at_the_limit(max_batches: int, num_tried: int) -> None:
     rollouts = make_rollouts(Worker(lambda p: make_group(p, (0.0, 0.0))), config=filtering(max_batches))
-    assert len(rollouts.take(4)) == num_tried
+    assert len(rollouts.take(4, {})) == num_tried
+
+
+def half_solved(prompt: Prompt) -> Group:
+    return make_group(prompt, (1.0, 1.0)) if int(prompt.id.split("@")[0][1:]) % 2 else mixed(prompt)
+
+
+def test_take_carries_surplus_groups_over_and_a_resumed_run_repeats_it() -> None:
+    whole, killed, resumed = (make_rollouts(Worker(half_solved), config=filtering()) for _ in range(3))
+    for rollouts in (whole, killed):
+        rollouts.buffer.useful_share = 0.3  # 14 prompts at once, of which about half are useful
+    steps: list[list[str]] = []
+    metrics: list[dict[str, float]] = [{}, {}, {}]
+    for step in metrics:
+        steps.append([group.prompt.id for group in whole.take(4, step)])
+    assert metrics[0]["rollout/surplus_groups"] == metrics[1]["rollout/carried_groups"] == 2.0
+    killed.take(4, {})
+    state = json.loads(json.dumps(killed.state_dict()))
+    resumed.load_state_dict(state)
+    assert len(state["buffer"]["surplus"]) == 2
+    assert [[group.prompt.id for group in resumed.take(4, {})] for _ in range(2)] == steps[1:]
+    for names in steps:
+        assert sum(not int(name.split("@")[0][1:]) % 2 for name in names) == 4
+    assert len({name for names in steps for name in names}) == sum(map(len, steps))  # no group is used twice
+
+
+def test_take_says_how_the_batch_was_filled(caplog: pytest.LogCaptureFixture) -> None:
+    rollouts = make_rollouts(Worker(lambda p: make_group(p, (0.0, 0.0))), config=filtering(2))
+    metrics: dict[str, float] = {}
+    rollouts.take(4, metrics)
+    assert metrics["rollout/missing_groups"] == 4.0
+    assert metrics["rollout/engine_idle_share"] == 1.0
+    assert metrics["timing_s/reward"] == 0.25
+    assert "only 0 of 4 groups have differing scores after 8 prompts" in caplog.text
+
+
+def test_take_refuses_a_filter_metric_that_no_reward_gives() -> None:
+    config = filtering()
+    config.rl_config.filter_groups_metric = "base_acc/f1"
+    worker = Worker(mixed)
+    with pytest.raises(RewardError, match=r"filter_groups_metric: unknown name 'base_acc/f1'"):
+        make_rollouts(worker, config=config).take(4, {})
+    assert len(worker.prompts) < 9
 
 
 def test_take_sends_the_prompts_of_a_dead_worker_to_another() -> None:
     dead, alive = Worker(lambda p: Ref(error=RayActorError())), Worker(mixed)
-    groups = make_rollouts(dead, alive).take(6)
+    groups = make_rollouts(dead, alive).take(6, {})
     assert len({group.prompt.id for group in groups}) == 6
     assert set(alive.prompts) == {group.prompt.id for group in groups}
 
 
 def test_take_repeats_a_whole_group_elsewhere_when_its_engine_died() -> None:
     dead = Worker(lambda p: make_group(p, (1.0, None), StopReason.ENGINE_FAILED))
-    groups = make_rollouts(dead, Worker(mixed)).take(2)
+    groups = make_rollouts(dead, Worker(mixed)).take(2, {})
     assert all(t.stop_reason is StopReason.FINISHED for group in groups for t in group.trajectories)
 
 
 def test_take_without_a_worker_left_is_an_error() -> None:
     with pytest.raises(RolloutError, match="no rollout worker is left"):
-        make_rollouts(Worker(lambda p: Ref(error=RayActorError()))).take(2)
+        make_rollouts(Worker(lambda p: Ref(error=RayActorError()))).take(2, {})
 
 
 def test_take_kills_a_hung_worker_and_goes_on_with_another(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -141,7 +186,7 @@ def test_take_kills_a_hung_worker_and_goes_on_with_another(monkeypatch: pytest.M
             ref.never, ref.error = False, RayActorError()
 
     monkeypatch.setattr(hung, "killed", killed)
-    groups = make_rollouts(hung, Worker(mixed)).take(4)
+    groups = make_rollouts(hung, Worker(mixed)).take(4, {})
     assert len({group.prompt.id for group in groups}) == 4
     assert hung.called == ["kill"]
 
@@ -153,7 +198,7 @@ def test_take_sends_an_engine_no_more_than_it_can_run_soon() -> None:
     worker = Worker(mixed)
     rollouts = make_rollouts(worker, config=config)
     worker.answer = lambda p: most.__setitem__(0, max(most[0], rollouts.router.num_sessions(0))) or mixed(p)
-    assert len(rollouts.take(10)) == 10
+    assert len(rollouts.take(10, {})) == 10
     assert most == [2]
 
 
@@ -167,7 +212,7 @@ def unavailable(prompt: Prompt) -> Group:
 def test_take_with_a_dead_service_fails_with_its_name_after_one_batch() -> None:
     worker = Worker(unavailable)
     with pytest.raises(RolloutError, match="tool search: its service did not answer in 8 of 8"):
-        make_rollouts(worker, config=filtering()).take(4)
+        make_rollouts(worker, config=filtering()).take(4, {})
     assert len(worker.prompts) < 9
 
 
@@ -180,19 +225,19 @@ def test_evaluate_with_a_dead_service_fails_too() -> None:
 def test_take_tolerates_the_configured_share_of_unavailable_tools() -> None:
     worker = Worker(lambda p: unavailable(p) if p.id[:2] in ("p0", "p1") else mixed(p))
     rollouts = make_rollouts(worker, num_prompts=4)
-    assert len(rollouts.take(4)) == 4  # 0.5 is not above 0.5
+    assert len(rollouts.take(4, {})) == 4  # 0.5 is not above 0.5
     rollouts.config.rl_config.max_tool_unavailable_share = 0.4
     with pytest.raises(RolloutError, match="4 of 8"):
-        rollouts.take(4)
+        rollouts.take(4, {})
 
 
 def test_engines_that_sleep_are_woken_before_they_are_asked() -> None:
     worker = Worker(mixed)
     rollouts = make_rollouts(worker, sleep_between=True)
     rollouts.update_weights(WeightUpdate(0, ()))
-    rollouts.take(1)
+    rollouts.take(1, {})
     rollouts.evaluate(rollouts.prompts[:1], GREEDY)  # a step without samples: nothing was published in between
-    rollouts.take(1)
+    rollouts.take(1, {})
     rollouts.update_weights(WeightUpdate(1, ()))
     assert worker.called == ["update 0", "sleep", "wake_up", "sleep", "wake_up", "update 1"]
 

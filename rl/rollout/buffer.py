@@ -1,0 +1,113 @@
+"""Dynamic sampling: which prompts to start until a batch is full of groups that teach something, and what is kept over.
+
+A batch takes the first groups *in order of their prompts* that are informative, whatever the order in which they end,
+and a prompt is started only when those started before it cannot be enough. So the prompts used, the batch and what is
+carried over are functions of what the groups turn out to be, and not of time.
+
+Source: DAPO, arXiv:2503.14476, section 3.2.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections import deque
+from dataclasses import dataclass, field
+from typing import Any
+
+from pydantic import TypeAdapter
+
+from rl.algorithms.filters import is_informative
+from rl.types import Group
+
+_GROUP = TypeAdapter(Group)
+
+
+@dataclass(slots=True)
+class Filling:
+    """A batch that is being filled. Prompts are numbered from 0 in the order in which they are started."""
+
+    num_wanted: int
+    """Informative groups the batch is to have."""
+    limit: int
+    """Prompts that may be started for it."""
+    metric: str | None
+    """What must differ within a group, as `rl_config.filter_groups_metric`; None: every group is taken."""
+    carried: list[Group]
+    """Informative groups of earlier batches."""
+    num_ahead: int
+    """Prompts to start at once."""
+    num_started: int = 0
+    finished: dict[int, Group] = field(default_factory=dict)
+    informative: set[int] = field(default_factory=set)
+    """Of `finished`."""
+
+    def num_to_start(self) -> int:
+        """Prompts to start now; they count as started."""
+        num_useless = len(self.finished) - len(self.informative)
+        num_hoped_for = len(self.carried) + self.num_started - num_useless
+        num = self.num_ahead if self.num_started == 0 else self.num_wanted - num_hoped_for
+        num = max(0, min(num, self.limit - self.num_started))
+        self.num_started += num
+        return num
+
+    def add(self, number: int, group: Group) -> None:
+        """Take a group that has ended."""
+        self.finished[number] = group
+        if self.metric is None or is_informative(group, self.metric):
+            self.informative.add(number)
+
+    @property
+    def num_filled(self) -> int:
+        """Informative groups so far, at most those wanted."""
+        return min(self.num_wanted, len(self.carried) + len(self.informative))
+
+
+class GroupBuffer:
+    """What goes from one batch to the next: surplus groups, and the share of prompts that turns out useful."""
+
+    def __init__(self, metric: str | None) -> None:
+        self.metric = metric
+        self.surplus: deque[Group] = deque()
+        self.useful_share = 1.0
+        """Share of informative groups, smoothed over batches."""
+
+    def begin(self, num_wanted: int, limit: int) -> Filling:
+        """Begin a batch with the groups that are left over.
+
+        As many prompts are started at once as the share of useful ones suggests, so that the last group of a batch is
+        seldom waited for alone; what is then too much is carried over.
+
+        Args:
+            num_wanted: Informative groups.
+            limit: Prompts that may be started.
+        """
+        carried = [self.surplus.popleft() for _ in range(min(num_wanted, len(self.surplus)))]
+        num_ahead = math.ceil((num_wanted - len(carried)) / self.useful_share)
+        return Filling(num_wanted, limit, self.metric, carried, num_ahead)
+
+    def end(self, batch: Filling) -> list[Group]:
+        """Close a batch whose prompts have all ended; keep its surplus.
+
+        Returns:
+            The carried groups, and those of the batch in order of their prompts: the informative ones that were wanted,
+            and the others, which count in the metrics.
+        """
+        informative = sorted(batch.informative)
+        num_taken = batch.num_wanted - len(batch.carried)
+        surplus = set(informative[num_taken:])
+        self.surplus.extend(batch.finished[number] for number in sorted(surplus))
+        if batch.num_started:
+            share = max(len(informative), 1) / batch.num_started
+            self.useful_share = (self.useful_share + share) / 2
+        return batch.carried + [batch.finished[n] for n in sorted(batch.finished) if n not in surplus]
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a checkpoint keeps: the surplus groups whole, each as JSON text, since their weights are gone."""
+        groups = [json.dumps(_GROUP.dump_python(group, mode="json")) for group in self.surplus]
+        return {"useful_share": self.useful_share, "surplus": groups}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on where `state_dict` was taken."""
+        self.useful_share = state["useful_share"]
+        self.surplus = deque(_GROUP.validate_python(json.loads(text)) for text in state["surplus"])

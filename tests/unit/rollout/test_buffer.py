@@ -1,0 +1,119 @@
+import json
+import random
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from rl.rollout.buffer import GroupBuffer
+from rl.types import Group, Prompt, Span, StopReason, TokenSequence, ToolCall, ToolResult, ToolStatus, Trajectory, Turn
+
+
+def make_group(number: int, *, useful: bool) -> Group:
+    prompt = Prompt(f"p{number}", [], "", "test")
+    scores = (1.0, 0.0) if useful else (1.0, 1.0)
+    return Group(prompt, [Trajectory(prompt, i, [], [], StopReason.FINISHED, score=s) for i, s in enumerate(scores)])
+
+
+def names(groups: list[Group]) -> list[str]:
+    return [group.prompt.id for group in groups]
+
+
+class Source:
+    """Prompts p0, p1, ... of which `useful` tells which differ; groups end in a random order."""
+
+    def __init__(self, useful: list[bool], order: random.Random) -> None:
+        self.useful, self.order, self.next = useful, order, 0
+
+    def fill(self, buffer: GroupBuffer, num_wanted: int, limit: int) -> list[Group]:
+        filling = buffer.begin(num_wanted, limit)
+        first, running = self.next, []
+        while True:
+            num = filling.num_to_start()
+            running += range(self.next, self.next + num)
+            self.next += num
+            if not running:
+                return buffer.end(filling)
+            ended = running.pop(self.order.randrange(len(running)))
+            filling.add(ended - first, make_group(ended, useful=self.useful[ended % len(self.useful)]))
+
+
+def test_fill_starts_a_prompt_for_each_useless_group_as_soon_as_it_is_known():
+    filling = GroupBuffer("score").begin(2, limit=10)
+    assert filling.num_to_start() == 2
+    filling.add(1, make_group(1, useful=False))
+    assert filling.num_to_start() == 1  # p0 is still under way
+    filling.add(2, make_group(2, useful=True))
+    assert filling.num_to_start() == 0
+    assert filling.num_filled == 1
+
+
+def test_fill_takes_the_first_useful_groups_and_carries_the_rest_over():
+    buffer = GroupBuffer("score")
+    buffer.useful_share = 0.5  # 4 prompts for 2 groups
+    source = Source([True, False, True, True, True], random.Random(0))
+    assert names(source.fill(buffer, 2, limit=10)) == ["p0", "p1", "p2"]
+    assert names(list(buffer.surplus)) == ["p3"]
+    assert buffer.useful_share == (0.5 + 3 / 4) / 2
+    assert names(source.fill(buffer, 2, limit=10)) == ["p3", "p4"]  # 1 missing / 0.625 starts p4 and p5
+    assert names(list(buffer.surplus)) == ["p5"]
+
+
+def test_fill_needs_no_prompt_where_enough_is_left_over():
+    buffer = GroupBuffer("score")
+    buffer.surplus.extend(make_group(n, useful=True) for n in range(3))
+    source = Source([True], random.Random(0))
+    assert names(source.fill(buffer, 2, limit=10)) == ["p0", "p1"]
+    assert source.next == 0 and names(list(buffer.surplus)) == ["p2"]
+
+
+@pytest.mark.parametrize("num_wanted", [1, 3])
+def test_fill_gives_up_at_the_limit(num_wanted: int):
+    buffer, source = GroupBuffer("score"), Source([False], random.Random(0))
+    filling = buffer.begin(num_wanted, limit=7)
+    assert len(source.fill(buffer, num_wanted, limit=7)) == 7
+    assert filling.num_filled == 0 and buffer.useful_share > 0
+
+
+def test_fill_without_a_metric_takes_every_group():
+    assert names(Source([False], random.Random(0)).fill(GroupBuffer(None), 3, limit=3)) == ["p0", "p1", "p2"]
+
+
+@given(
+    useful=st.lists(st.booleans(), min_size=1, max_size=12),
+    wanted=st.lists(st.integers(1, 5), min_size=1, max_size=4),
+    seeds=st.tuples(st.integers(), st.integers()),
+    resumed_after=st.integers(0, 3),
+)
+def test_fill_does_not_depend_on_the_order_of_endings_or_on_a_resume(
+    useful: list[bool], wanted: list[int], seeds: tuple[int, int], resumed_after: int
+):
+    outcomes = []
+    for seed in seeds:
+        buffer, source = GroupBuffer("score"), Source(useful, random.Random(seed))
+        batches = []
+        for step, num_wanted in enumerate(wanted):
+            if step == resumed_after and seed == seeds[1]:
+                state = json.loads(json.dumps(buffer.state_dict()))
+                buffer = GroupBuffer("score")
+                buffer.load_state_dict(state)
+            batches.append((names(source.fill(buffer, num_wanted, limit=4 * num_wanted)), names(list(buffer.surplus))))
+        outcomes.append((batches, source.next))
+    assert outcomes[0] == outcomes[1]
+
+
+def test_state_keeps_groups_whole():
+    sequence = TokenSequence([5, 6])
+    sequence.append_sampled([7, 8], [-0.1, -1e-9], policy_version=3)
+    sequence.append_context([9])
+    call = ToolCall("add", {"a": [1, None]}, raw="{}")
+    turn = Turn("text", 2, [call], [ToolResult("add", "2", ToolStatus.OK, reward=0.5, metrics={"m": 1.0})])
+    prompt = Prompt("p@1", [{"role": "user", "content": "é"}], "42", "test", {"level": 3})
+    trajectory = Trajectory(prompt, 0, [sequence], [turn], StopReason.LENGTH, 1 / 3, {"acc": 1.0}, wall_s=1.5)
+    buffer, again = GroupBuffer("score"), GroupBuffer("score")
+    buffer.surplus.append(Group(prompt, [trajectory]))
+    again.load_state_dict(json.loads(json.dumps(buffer.state_dict())))
+    assert list(again.surplus) == list(buffer.surplus)
+    (restored,) = again.surplus
+    assert restored.trajectories[0].stop_reason is StopReason.LENGTH
+    assert restored.trajectories[0].sequences[0].spans == [Span(2, 4, 3)]
