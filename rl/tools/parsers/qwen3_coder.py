@@ -57,11 +57,11 @@ class Qwen3CoderParser:
         if tag.group() != "<tool_call>":
             raw, after, _ = until_end(text, tag.start(), _ENDS)
             return failed_call(raw, f"<function=...> stands outside <tool_call>. Write {_EXAMPLE}"), after
-        following = _NEXT_CALL.search(text, start)
-        limit = following.start() if following else len(text)
-        function = _FUNCTION.match(text, start, limit)
+        function = _FUNCTION.match(text, start)
         if function is None:
             return _malformed(text, start, f"the tool call does not begin with <function=NAME>. Write {_EXAMPLE}")
+        following = _NEXT_CALL.search(text, start)
+        limit = following.start() if following else len(text)
         name = function[1].strip()
         arguments: dict[str, Any] = {}
         position = function.end()

@@ -8,34 +8,15 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
+from rl.bench.parsers import PIECES, TOOLS, measure
 from rl.errors import ConfigError
 from rl.tools.parsers import PARSERS, check_parser_name, is_thinking, load_parser
 from rl.types import ToolCall
 
-TOOLS = [
-    {
-        "type": "function",
-        "function": {
-            "name": "search",
-            "description": "Finds documents.",
-            "parameters": {
-                "type": "object",
-                "properties": {"query_list": {"type": "array", "items": {"type": "string"}, "description": "Queries."}},
-                "required": ["query_list"],
-            },
-        },
-    }
-]
 BOUND = {name: parser.for_tools(TOOLS) for name, parser in PARSERS.items()}
 ONE_PER_TURN = ("search_r1", "text_environment")
 
-TAGS = [
-    *("<tool_call>", "</tool_call>", "<think>", "</think>", "<function=f>", "</function>", "<parameter=p>"),
-    *("</parameter>", "<function=", "<|python_tag|>", "<search>", "</search>", "<answer>", "<request>", "<search"),
-    *("<call>", "<submit>", "<response>", "<tool>", "{", "}", "[", ";", '"', '"name"', '{"name":', ":", ","),
-    *('"arguments"', '"parameters"', '{"type": "function"', "\\", "\\ud800", "\n", " ", "é", "1e999", "NaN", "-"),
-]
-texts = st.lists(st.sampled_from(TAGS) | st.text(max_size=3), max_size=30).map("".join)
+texts = st.lists(st.sampled_from(PIECES) | st.text(max_size=3), max_size=30).map("".join)
 words = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="<>"), min_size=1, max_size=20)
 queries = words.map(str.strip).filter(lambda q: bool(q) and not q.startswith("["))
 
@@ -113,9 +94,9 @@ def test_parsers_leave_their_tags_inside_a_value_to_it(name: str) -> None:
 
 @pytest.mark.parametrize("name", PARSERS)
 def test_parsers_stay_fast_on_hostile_text(name: str) -> None:
-    """Quadratic work on any of these would take minutes."""
-    for part in (*TAGS, '{"name": [', '<tool_call>{"a": "', "<tool_call> <function=f><parameter=p>", "<request><a>"):
-        PARSERS[name].parse(part * 20_000)
+    """Work that grows with the square of the length would take minutes here."""
+    for part in (*PIECES, '{"name": [', '<tool_call>{"a": "', "<tool_call> <function=f><parameter=p>", "<request><a>"):
+        PARSERS[name].parse(part * 4_000)
 
 
 def test_parsers_declare_what_a_run_needs() -> None:
@@ -163,3 +144,9 @@ def test_plain_text_parsers_refuse_a_tool_that_takes_more(name: str) -> None:
 )
 def test_is_thinking_looks_at_the_end(text: str, expected: bool) -> None:
     assert is_thinking(text) is expected
+
+
+def test_bench_counts_exceptions_and_lost_calls() -> None:
+    exceptions, lost, *speeds = measure(num_turns=2000, num_calls=1000)
+    assert (exceptions.value, exceptions.is_reached, lost.value, lost.is_reached) == (0, True, 0, True)
+    assert [figure.name for figure in speeds] == [f"parser {name}" for name in PARSERS]
