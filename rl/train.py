@@ -46,6 +46,8 @@ def train(config: Config, run: Run, actor: ActorGroup, rollouts: RolloutGroup, h
         with run.step(step) as metrics:
             with metrics.time("gen"):
                 groups = rollouts.take(training.global_batch_size, metrics)
+            with metrics.time("ref"):
+                metrics.update(actor.add_kl_penalty(groups))  # nothing, unless the KL term is in the reward
             with metrics.time("adv"):
                 samples = make_samples(groups, config, metrics)
             if samples:  # else nothing to learn from: no optimizer step, no publish

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from rl.config.schema import KlControl, KlPenalty, RLConfig
+from rl.types import MicroBatch
 
 MAX_LOG_RATIO = 20.0
 
@@ -43,6 +44,27 @@ def kl_estimate(logprobs: Tensor, ref_logprobs: Tensor, kind: KlPenalty) -> Tens
         return half_square
     assert kind == KlPenalty.K1, f"an estimator was added to KlPenalty without a formula here: {kind}"
     return difference.detach() + (half_square - half_square.detach())
+
+
+def kl_of_samples(micro_batches: list[MicroBatch], num_samples: int, kind: KlPenalty) -> Tensor:
+    """Sum the estimates over the sampled tokens of each sample of a mini-batch, with the engine's log-probs.
+
+    Args:
+        micro_batches: Of all ranks, with `ref_logprobs` and `sample_ids`.
+        num_samples: N, of the mini-batch.
+        kind: The estimator.
+
+    Returns:
+        [N] float32, nats.
+    """
+    totals = torch.zeros(num_samples)
+    for micro in micro_batches:
+        assert micro.ref_logprobs is not None and micro.sample_ids is not None, "of a packed batch, after the reference"
+        estimates = kl_estimate(micro.rollout_logprobs, micro.ref_logprobs, kind)
+        owners = micro.sample_ids.repeat_interleave(micro.cu_seqlens.diff().long())
+        is_sampled = micro.loss_mask > 0
+        totals.index_add_(0, owners[is_sampled], estimates[is_sampled])
+    return totals
 
 
 @dataclass(slots=True)

@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
+from rl.algorithms.kl import KlCoefficient, kl_of_samples
 from rl.cluster.health import get_all
 from rl.config.schema import Config
-from rl.types import Batch, MicroBatch, MiniBatch, UpdateReport, WeightUpdate
+from rl.data.packing import pack_samples, packing_layout
+from rl.rollout.samples import sampled_rows
+from rl.types import Batch, Group, MicroBatch, MiniBatch, UpdateReport, WeightUpdate
 from rl.weight_sync.plan import join_checksums
 
 _UPDATE_TIMEOUT_S = 3600.0
 _PUBLISH_TIMEOUT_S = 600.0
+_KL_FILE = "kl_coefficient.json"
+"""In a checkpoint, where the weight of the KL term is steered."""
 
 
 class ActorGroup:
@@ -37,11 +44,46 @@ class ActorGroup:
         actor = config.actor_config
         self.model_parallel = actor.tensor_model_parallel_size * actor.pipeline_model_parallel_size
         self.num_publishes = 0
+        self.kl = KlCoefficient.of(config.rl_config)
 
     @property
     def num_data_parallel(self) -> int:
         """Ranks that train on different samples."""
         return len(self.actors) // self.model_parallel
+
+    def add_kl_penalty(self, groups: list[Group]) -> dict[str, float]:
+        """Fill in `kl_penalty` of the scored trajectories, where the KL term is in the reward; else do nothing.
+
+        kl_penalty = coefficient * sum over the sampled tokens of the estimate of KL(policy || reference). The policy's
+        log-probs are the engine's, of the very distribution that was sampled from.
+
+        Args:
+            groups: Scored; changed in place.
+
+        Returns:
+            `actor/reward_kl_penalty`, the mean estimate per token, and `actor/reward_kl_penalty_coeff`.
+        """
+        rl = self.config.rl_config
+        trajectories = {t.id: t for group in groups for t in group.trajectories if t.score is not None and t.num_sampled}
+        if not (self.references and rl.use_kl_in_reward and trajectories):
+            return {}
+        layout = packing_layout(self.config, num_data_parallel=self.num_data_parallel)
+        layout = replace(layout, mini_batch_prompts=len(groups), epochs=1)
+        batch = pack_samples(sampled_rows(list(trajectories.values())), layout)
+        self._fill(self.references, batch, "ref_logprobs")
+        coefficient, total = self.kl.value, 0.0
+        for mini_batch in batch.mini_batches:
+            micro_batches = [micro for share in mini_batch.micro_batches for micro in share]
+            for name, kl in zip(
+                mini_batch.trajectory_ids,
+                kl_of_samples(micro_batches, len(mini_batch.trajectory_ids), rl.kl_penalty).tolist(),
+                strict=True,
+            ):
+                trajectories[name].kl_penalty += coefficient * kl
+                total += kl
+        mean = total / sum(t.num_sampled for t in trajectories.values())
+        self.kl.observe(mean, len(trajectories))
+        return {"actor/reward_kl_penalty": mean, "actor/reward_kl_penalty_coeff": coefficient}
 
     def add_old_logprobs(self, batch: Batch) -> Batch:
         """Fill in the log-probs of the policy as it is now, where an optimizer step comes before one that needs them.
@@ -56,8 +98,8 @@ class ActorGroup:
         return batch
 
     def add_ref_logprobs(self, batch: Batch) -> Batch:
-        """Fill in the reference's log-probs, where there is one."""
-        if self.references:
+        """Fill in the reference's log-probs, where the KL term is in the loss."""
+        if self.references and not self.config.rl_config.use_kl_in_reward:
             self._fill(self.references, batch, "ref_logprobs")
         return batch
 
@@ -69,7 +111,9 @@ class ActorGroup:
         totals: dict[str, list[float]] = {}
         offending: dict[str, None] = {}
         for mini_batch in batch.mini_batches:
-            refs = [w.update.remote(self._share(mini_batch, rank)) for rank, w in enumerate(self.actors)]
+            refs = [
+                w.update.remote(self._share(mini_batch, rank), self.kl.value) for rank, w in enumerate(self.actors)
+            ]
             metrics = get_all(refs, what="the actor's update", timeout_s=_UPDATE_TIMEOUT_S)[0]
             for name, value in metrics.items():
                 if math.isfinite(value):
@@ -77,6 +121,10 @@ class ActorGroup:
             if metrics.get("actor/skipped_steps"):
                 offending |= dict.fromkeys(self._offending(mini_batch))
         combined = {name: _combine(name)(values) for name, values in totals.items()}
+        if self.references and not self.config.rl_config.use_kl_in_reward:
+            combined["actor/kl_coef"] = self.kl.value
+            distinct = {id(mini): mini for mini in batch.mini_batches}.values()
+            self.kl.observe(combined.get("actor/kl_loss", self.kl.target), sum(m.num_trajectories for m in distinct))
         return UpdateReport(combined, list(offending))
 
     def publish(self, version: int) -> WeightUpdate:
@@ -91,12 +139,16 @@ class ActorGroup:
         return WeightUpdate(version=version, paths=tuple(str(s.path) for s in shards), checksum=checksum)
 
     def save_checkpoint(self, directory: Path) -> None:
-        """Write Hugging Face weights and the optimizer's state."""
+        """Write Hugging Face weights, the optimizer's state, and the weight of the KL term where it is steered."""
         self._call(self.actors, "save_checkpoint", directory, what="writing the checkpoint")
+        if self.kl.is_adaptive:
+            (directory / _KL_FILE).write_text(json.dumps({"value": self.kl.value}) + "\n", encoding="utf-8")
 
     def load_checkpoint(self, directory: Path) -> None:
         """Restore a checkpoint into the actor; the reference stays what `actor_config.load` is."""
         self._call(self.actors, "load_checkpoint", directory, what="reading the checkpoint")
+        if self.kl.is_adaptive and (directory / _KL_FILE).is_file():
+            self.kl.value = float(json.loads((directory / _KL_FILE).read_text(encoding="utf-8"))["value"])
 
     def _call(self, workers: list[Any], method: str, *args: Any, what: str) -> list[Any]:
         refs = [getattr(w, method).remote(*args) for w in workers]

@@ -42,9 +42,9 @@ class ActorWorker:
         """See `rl.interfaces.Actor`."""
         return self.actor.compute_logprobs(micro_batches)
 
-    def update(self, mini_batch: list[MicroBatch]) -> dict[str, float]:
+    def update(self, mini_batch: list[MicroBatch], kl_coef: float) -> dict[str, float]:
         """See `rl.interfaces.Actor`."""
-        return self.actor.update(mini_batch)
+        return self.actor.update(mini_batch, kl_coef=kl_coef)
 
     def broken_samples(self) -> list[int]:
         """See `rl.training.actor.Actor`."""

@@ -69,6 +69,18 @@ def make_samples(groups: list[Group], config: Config, metrics: MutableMapping[st
     return samples
 
 
+def sampled_rows(trajectories: Sequence[Trajectory]) -> list[Sample]:
+    """Rows of what was sampled, without advantages: for log-probs alone.
+
+    Args:
+        trajectories: Scored or not.
+
+    Returns:
+        A sample for each token sequence with sampled tokens.
+    """
+    return [row for t in trajectories for row in _to_samples(t, torch.zeros(t.num_sampled))]
+
+
 def _score(groups: Sequence[Group], rl: RLConfig) -> _Scored:
     members = [(i, t) for i, group in enumerate(groups) for t in group.trajectories if _takes_part(t, rl)]
     trajectories = [trajectory for _, trajectory in members]

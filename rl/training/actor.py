@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import tempfile
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import Literal
@@ -111,7 +112,7 @@ class Actor:
         self.onload()
         return compute_logprobs(self.chunks, micro_batches, self.objective.temperature, self.parallel)
 
-    def update(self, mini_batch: list[MicroBatch]) -> dict[str, float]:
+    def update(self, mini_batch: list[MicroBatch], *, kl_coef: float | None = None) -> dict[str, float]:
         """One optimizer step.
 
         A gradient norm that is not finite leaves parameters and moments as they were, and counts in
@@ -119,6 +120,7 @@ class Actor:
 
         Args:
             mini_batch: This data-parallel rank's micro-batches, at least one, as many on every rank.
+            kl_coef: Weight of the KL term of this step; by default `rl_config.init_kl_coef`.
 
         Returns:
             Metrics of the whole mini-batch, the same on every rank: those of
@@ -128,7 +130,8 @@ class Actor:
         assert self.optimizer is not None, "a reference has no optimizer"
         self.onload()
         self.optimizer.zero_grad()
-        report = accumulate_gradients(self.chunks, mini_batch, self.objective, self.parallel)
+        objective = self.objective if kl_coef is None else replace(self.objective, kl_coef=kl_coef)
+        report = accumulate_gradients(self.chunks, mini_batch, objective, self.parallel)
         metrics, self.broken_samples = report.metrics, report.broken_samples
         result = self.optimizer.step()
         if result.is_skipped:

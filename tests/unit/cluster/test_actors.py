@@ -36,7 +36,16 @@ class Rank:
             return micro_batches
 
         self.compute_logprobs = Method(lambda m: [-b.token_ids.float() for b in keep(m)])
-        self.update = Method(lambda m: next(answers) if keep(m) else {})
+        self.kl_coefs: list[float] = []
+
+        def update(micro_batches: list[MicroBatch], kl_coef: float) -> dict[str, float]:
+            self.kl_coefs.append(kl_coef)
+            keep(micro_batches)
+            return next(answers)
+
+        self.update = Method(update)
+        self.save_checkpoint = Method(lambda directory: self.called.append("save"))
+        self.load_checkpoint = Method(lambda directory: self.called.append("load"))
         self.broken: list[int] = []
         self.broken_samples = Method(lambda: self.broken)
 
