@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -9,6 +10,8 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM
 
 from rl.config.schema import Config, Device
+from rl.training.actor import Actor
+from rl.training.hf_weights import WeightMapping, map_to_hf, name_parameters
 from rl.types import MicroBatch, MiniBatch, Sample
 
 VOCAB_SIZE = 500
@@ -131,3 +134,53 @@ def with_logprobs(mini_batch: MiniBatch) -> MiniBatch:
         for micro in rank:
             set_logprobs(micro)
     return mini_batch
+
+
+@dataclass
+class UpdateTrace:
+    """Three updates of one actor, as far as its rank holds them."""
+
+    metrics: list[dict[str, float]]
+    """Of each."""
+    gradients: dict[str, Tensor]
+    """Of the first, whole and unclipped, under Hugging Face names."""
+    weights: dict[str, Tensor]
+    """After the third."""
+
+
+def trace_updates(actor: Actor, micros: list[MicroBatch]) -> UpdateTrace:
+    """Train three steps on the same micro-batches."""
+    metrics = [actor.update(micros)]
+    gradients = _first_gradients(actor, metrics[0]["actor/grad_norm"])
+    metrics += [actor.update(micros) for _ in range(2)]
+    weights = {name: tensor.clone() for name, tensor in actor.export_hf_weights()}
+    return UpdateTrace(metrics, gradients, weights)
+
+
+def _first_gradients(actor: Actor, norm: float) -> dict[str, Tensor]:
+    """Read off Adam's first moment, which after one step is (1 - beta1) times the clipped gradient."""
+    config = actor.config.actor_config
+    scale = max(1.0, norm / config.clip_grad) / (1 - config.adam_beta1)
+    assert actor.optimizer is not None
+    moments = [
+        (name, actor.optimizer.gather_state(parameter, "exp_avg") * scale)
+        for name, parameter in name_parameters(actor.chunks).items()
+    ]
+    hf_config = actor.chunks[0].module.hf_config
+    return {name: t.clone() for name, t in map_to_hf(moments, WeightMapping.of(hf_config, actor.parallel))}
+
+
+def assert_same_updates(actual: UpdateTrace, expected: UpdateTrace, *, rel: float = 1e-5) -> None:
+    """Gradients, gradient norms and parameters agree, each tensor to `rel` of its norm."""
+    for one, other in zip(actual.metrics, expected.metrics, strict=True):
+        assert abs(one["actor/grad_norm"] / other["actor/grad_norm"] - 1) < rel, (one, other)
+    for field in ("gradients", "weights"):
+        errors = relative_errors(getattr(actual, field), getattr(expected, field))
+        worst = max(errors, key=lambda name: errors[name])
+        assert errors[worst] < rel, (field, worst, errors[worst])
+
+
+def relative_errors(actual: dict[str, Tensor], expected: dict[str, Tensor]) -> dict[str, float]:
+    """|a - b| / |b| of each tensor."""
+    assert actual.keys() == expected.keys()
+    return {name: float((actual[name] - b).norm() / b.norm()) for name, b in expected.items()}

@@ -13,7 +13,7 @@ from rl.config.schema import Config
 from rl.data.packing import pack_samples, packing_layout
 from rl.training.actor import Actor
 from rl.types import MicroBatch, MiniBatch
-from tests.update_case import update_config, update_samples, with_logprobs
+from tests.update_case import UpdateTrace, trace_updates, update_config, update_samples, with_logprobs
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,9 @@ class Layout:
     tp: int = 1
     pp: int = 1
     dp: int = 1
+    vpp: int = 1
     first_rank: int = 0
+    max_tokens: int = 48
     sequence_parallel: bool = False
     recompute: str = "none"
     is_distributed: bool = True
@@ -39,8 +41,10 @@ class Layout:
             folder / self.model,
             tensor_model_parallel_size=self.tp,
             pipeline_model_parallel_size=self.pp,
+            num_layers_per_virtual_pipeline_stage=_NUM_LAYERS // (self.pp * self.vpp) if self.vpp > 1 else None,
             recompute_granularity=self.recompute,
         )
+        config.rl_config.max_packing_token_size = self.max_tokens
         config.megatron_training.sequence_parallel = self.sequence_parallel
         config.megatron_training.use_distributed_optimizer = self.is_distributed
         return config
@@ -48,13 +52,19 @@ class Layout:
 
 TIED, UNTIED = "qwen3-tied", "qwen2-untied"
 """qwen3: norms on query and key, and 509 words, which two ranks do not divide. qwen2: biases."""
+_NUM_LAYERS = 4
 
 PHASES: tuple[tuple[Layout, ...], ...] = (
     (Layout("tp2", TIED, tp=2), Layout("pp2", TIED, pp=2, first_rank=2)),
     (Layout("dp2", TIED, dp=2), Layout("tp2-sequence", TIED, tp=2, sequence_parallel=True, first_rank=2)),
+    (
+        Layout("pp2-vpp2", TIED, pp=2, vpp=2, max_tokens=20),
+        Layout("pp2-vpp2-untied", UNTIED, pp=2, vpp=2, recompute="full", first_rank=2),
+    ),
     (Layout("tp2-pp2", TIED, tp=2, pp=2),),
     (Layout("tp2-pp2-untied", UNTIED, tp=2, pp=2, sequence_parallel=True, recompute="full"),),
-    (Layout("pp2-dp2", UNTIED, pp=2, dp=2),),
+    (Layout("pp2-dp2", UNTIED, pp=2, dp=2, max_tokens=1000),),
+    (Layout("pp2-vpp2-dp2", TIED, pp=2, vpp=2, dp=2),),
     (Layout("tp2-dp2", UNTIED, tp=2, dp=2, is_distributed=False),),
 )
 """Layouts of one phase run side by side."""
@@ -66,12 +76,10 @@ LAYOUTS = {layout.name: layout for phase in PHASES for layout in phase}
 class Outcome:
     """What one rank saw."""
 
-    metrics: list[dict[str, float]]
-    """Of three updates."""
+    updates: UpdateTrace
+    """Three of them; this rank's stage."""
     logprobs: dict[tuple[int, ...], Tensor]
     """After them, by the sequence's token ids; this rank's share."""
-    weights: dict[str, Tensor]
-    """After them, under Hugging Face names; of this rank's stage."""
     resumed: dict[str, float]
     """Of the fourth update, after loading the checkpoint of the run in one process."""
 
@@ -93,13 +101,12 @@ def run_layout(layout: Layout, folder: Path, *, rank: int, init_method: str | No
     config = layout.config(folder)
     with Actor(config, rank=rank, world_size=layout.world_size, init_method=init_method, num_threads=1) as actor:
         micros = mini_batch(config, layout.dp).micro_batches[actor.parallel.dp_rank]
-        metrics = [actor.update(micros) for _ in range(3)]
+        updates = trace_updates(actor, micros)
         logprobs = by_sequence(micros, actor.compute_logprobs(micros))
-        weights = {name: tensor.clone() for name, tensor in actor.export_hf_weights()}
         actor.save_checkpoint(folder / f"{layout.name}.checkpoint")
         alone = folder / f"{layout.model}.checkpoint"
         actor.load_checkpoint(alone if alone.exists() else folder / f"{layout.name}.checkpoint")
-        return Outcome(metrics, logprobs, weights, resumed=actor.update(micros))
+        return Outcome(updates, logprobs, resumed=actor.update(micros))
 
 
 def mini_batch(config: Config, num_data_parallel: int) -> MiniBatch:

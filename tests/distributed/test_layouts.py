@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from torch import Tensor
 from rl.training.actor import Actor
 from tests.distributed.layouts import LAYOUTS, TIED, UNTIED, Layout, Outcome, mini_batch, run_layout, run_layouts
 from tests.tiny import make_tiny_model
+from tests.update_case import UpdateTrace, assert_same_updates
 
 _DEADLINE_S = 240.0
 
@@ -35,7 +37,7 @@ class Results:
 def results(tmp_path_factory: pytest.TempPathFactory) -> Results:
     """One spawn of four processes for all layouts; the reference runs here."""
     folder = tmp_path_factory.mktemp("layouts")
-    make_tiny_model(folder / TIED, "qwen3", tied=True, vocab_size=509, num_layers=2)
+    make_tiny_model(folder / TIED, "qwen3", tied=True, vocab_size=509, num_layers=4)
     make_tiny_model(folder / UNTIED, "qwen2-untied", num_layers=4)
     num_threads = torch.get_num_threads()
     alone = {}
@@ -59,9 +61,9 @@ def layout(request: pytest.FixtureRequest) -> Layout:
 
 
 def test_metrics_of_every_rank_equal_those_of_one_process(results: Results, layout: Layout):
-    expected = results.alone[layout.model].metrics
+    expected = results.alone[layout.model].updates.metrics
     for outcome in results.ranks(layout):
-        for one, other in zip(outcome.metrics, expected, strict=True):
+        for one, other in zip(outcome.updates.metrics, expected, strict=True):
             assert one == pytest.approx(other, rel=1e-4, abs=1e-6)
 
 
@@ -75,17 +77,16 @@ def test_logprobs_equal_those_of_one_process(results: Results, layout: Layout):
     assert seen == expected.keys()
 
 
-def test_parameters_after_three_steps_equal_those_of_one_process(results: Results, layout: Layout):
-    joined: dict[str, Tensor] = {}
-    for outcome in results.ranks(layout):
-        joined |= outcome.weights
-    _assert_close(joined, results.alone[layout.model].weights)
+def test_gradients_norms_and_parameters_equal_those_of_one_process(results: Results, layout: Layout):
+    ranks = [outcome.updates for outcome in results.ranks(layout)]
+    joined = UpdateTrace(ranks[0].metrics, _join(r.gradients for r in ranks), _join(r.weights for r in ranks))
+    assert_same_updates(joined, results.alone[layout.model].updates)
 
 
 def test_ranks_that_share_a_stage_export_the_same_weights(results: Results, layout: Layout):
     seen: dict[str, Tensor] = {}
     for outcome in results.ranks(layout):
-        for name, tensor in outcome.weights.items():
+        for name, tensor in outcome.updates.weights.items():
             assert torch.equal(seen.setdefault(name, tensor), tensor), name
 
 
@@ -100,9 +101,13 @@ def test_checkpoint_of_every_layout_goes_on_in_one_process(results: Results, lay
     config = Layout("alone", layout.model).config(results.folder)
     with Actor(config) as actor:
         actor.load_checkpoint(results.folder / f"{layout.name}.checkpoint")
-        _assert_close(dict(actor.export_hf_weights()), alone.weights)
+        _assert_close(dict(actor.export_hf_weights()), alone.updates.weights)
         metrics = actor.update(mini_batch(config, 1).micro_batches[0])
     assert metrics == pytest.approx(alone.resumed, rel=1e-4, abs=1e-6)
+
+
+def _join(stages: Iterable[dict[str, Tensor]]) -> dict[str, Tensor]:
+    return {name: tensor for stage in stages for name, tensor in stage.items()}
 
 
 def _assert_close(actual: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
