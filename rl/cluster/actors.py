@@ -64,7 +64,9 @@ class ActorGroup:
             `actor/reward_kl_penalty`, the mean estimate per token, and `actor/reward_kl_penalty_coeff`.
         """
         rl = self.config.rl_config
-        trajectories = {t.id: t for group in groups for t in group.trajectories if t.score is not None and t.num_sampled}
+        trajectories = {
+            t.id: t for group in groups for t in group.trajectories if t.score is not None and t.num_sampled
+        }
         if not (self.references and rl.use_kl_in_reward and trajectories):
             return {}
         layout = packing_layout(self.config, num_data_parallel=self.num_data_parallel)
@@ -111,9 +113,7 @@ class ActorGroup:
         totals: dict[str, list[float]] = {}
         offending: dict[str, None] = {}
         for mini_batch in batch.mini_batches:
-            refs = [
-                w.update.remote(self._share(mini_batch, rank), self.kl.value) for rank, w in enumerate(self.actors)
-            ]
+            refs = [w.update.remote(self._share(mini_batch, rank), self.kl.value) for rank, w in enumerate(self.actors)]
             metrics = get_all(refs, what="the actor's update", timeout_s=_UPDATE_TIMEOUT_S)[0]
             for name, value in metrics.items():
                 if math.isfinite(value):

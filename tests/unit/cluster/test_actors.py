@@ -7,9 +7,19 @@ import pytest
 import torch
 
 from rl.cluster.actors import ActorGroup
-from rl.config.schema import Config
+from rl.config.schema import Config, KlControl, KlPenalty
 from rl.data.packing import PackingLayout, pack_samples
-from rl.types import Batch, MicroBatch, Sample, UpdateReport
+from rl.types import (
+    Batch,
+    Group,
+    MicroBatch,
+    Prompt,
+    Sample,
+    StopReason,
+    TokenSequence,
+    Trajectory,
+    UpdateReport,
+)
 from rl.weight_sync.shared_memory import Shard
 from tests.unit.cluster.conftest import Method
 
@@ -59,9 +69,17 @@ class Rank:
 
 
 def make_group(
-    ranks: list[Rank], references: list[Rank] | None = None, *, tp: int = 1, pp: int = 1, offload: bool = False
+    ranks: list[Rank],
+    references: list[Rank] | None = None,
+    *,
+    tp: int = 1,
+    pp: int = 1,
+    offload: bool = False,
+    **settings: object,
 ) -> ActorGroup:
     config = Config()
+    for key, value in settings.items():
+        setattr(config.rl_config, key, value)
     config.actor_config.tensor_model_parallel_size = tp
     config.actor_config.pipeline_model_parallel_size = pp
     return ActorGroup(ranks, references or [], config, Path("/dev/shm/none"), offload=offload)
@@ -143,3 +161,62 @@ def test_publish_sends_a_checksum_the_first_time_alone() -> None:
     assert int(first.checksum or "", 16) == 15
     assert second.checksum is None
     assert ranks[0].called == ["publish 0 True", "offload", "publish 1 False", "offload"]
+
+
+def kl_groups() -> list[Group]:
+    """Two trajectories of a prompt, sampled tokens 2, 3 and 4, and one whose reward failed."""
+    prompt = Prompt("p", [], "", "test")
+    group = Group(prompt, [])
+    for number, (tokens, logprobs, score) in enumerate(
+        [([2, 3], [-0.5, -1.0], 1.0), ([4], [-2.0], 0.0), ([5], [-1.0], None)]
+    ):
+        sequence = TokenSequence([1])
+        sequence.append_sampled(tokens, logprobs, 0)
+        group.trajectories.append(Trajectory(prompt, number, [sequence], [], StopReason.FINISHED, score=score))
+    return [group]
+
+
+def test_add_kl_penalty_sums_the_estimates_of_each_trajectory() -> None:
+    """A reference's log-prob is minus the token before. k1: (-0.5 + 1) + (-1 + 2) = 1.5, and -2 + 1 = -1."""
+    settings = {"init_kl_coef": 0.1, "use_kl_in_reward": True, "kl_penalty": KlPenalty.K1}
+    ranks, references = [Rank(), Rank()], [Rank(), Rank()]
+    group = make_group(ranks, references, **settings)
+    groups = kl_groups()
+    metrics = group.add_kl_penalty(groups)
+    assert [t.kl_penalty for t in groups[0].trajectories] == [pytest.approx(0.15), pytest.approx(-0.1), 0.0]
+    assert metrics == {
+        "actor/reward_kl_penalty": pytest.approx(0.5 / 3),
+        "actor/reward_kl_penalty_coeff": pytest.approx(0.1),
+    }
+    batch = group.add_ref_logprobs(make_batch(num_ranks=2))
+    assert all(m.ref_logprobs is None for m in batch.mini_batches[0].micro_batches[0])  # not in the loss as well
+
+
+def test_add_kl_penalty_does_nothing_where_the_term_is_in_the_loss() -> None:
+    groups, reference = kl_groups(), Rank()
+    assert make_group([Rank()], [reference], init_kl_coef=0.1).add_kl_penalty(groups) == {}
+    assert reference.given == [] and groups[0].trajectories[0].kl_penalty == 0.0
+    assert make_group([Rank()], [Rank()], init_kl_coef=0.1, use_kl_in_reward=True).add_kl_penalty([]) == {}
+
+
+def test_adaptive_weight_of_the_loss_term_follows_the_steps_and_is_kept_in_checkpoints(tmp_path: Path) -> None:
+    """Twice the target, bounded to 0.2, over 4 trajectories of a horizon of 8: each step adds a tenth."""
+    settings = {"init_kl_coef": 1.0, "kl_ctrl_type": KlControl.ADAPTIVE, "kl_target": 0.5, "kl_horizon": 8.0}
+    rank = Rank([{"actor/kl_loss": 1.0}] * 4)
+    group = make_group([rank], [Rank()], **settings)
+    reports = [group.update(make_batch(num_ranks=1)) for _ in range(2)]  # two optimizer steps each
+    assert rank.kl_coefs == [1.0, 1.0, pytest.approx(1.1), pytest.approx(1.1)]
+    assert [r.metrics["actor/kl_coef"] for r in reports] == [1.0, pytest.approx(1.1)]
+    group.save_checkpoint(tmp_path)
+    resumed = make_group([Rank()], [Rank()], **settings)
+    resumed.load_checkpoint(tmp_path)
+    assert resumed.kl.value == group.kl.value == pytest.approx(1.21)
+
+
+def test_fixed_weight_of_the_loss_term_leaves_nothing_in_checkpoints(tmp_path: Path) -> None:
+    rank = Rank([{"actor/kl_loss": 9.0}])
+    group = make_group([rank], [Rank()], init_kl_coef=0.5)
+    group.update(make_batch(num_ranks=1, mini_batch_prompts=4))
+    group.save_checkpoint(tmp_path)
+    assert rank.kl_coefs == [0.5] and group.kl.value == 0.5
+    assert list(tmp_path.iterdir()) == []
