@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import inspect
 from collections.abc import Iterator
 from contextlib import ExitStack, suppress
 from pathlib import Path
@@ -11,6 +12,7 @@ import psutil
 import torch
 
 from rl.algorithms.advantages import ADVANTAGES, NEED_CRITIC
+from rl.algorithms.importance import REJECTIONS
 from rl.algorithms.losses import LOSSES
 from rl.config.estimates import GIB, memory_estimate
 from rl.config.model_facts import find_model_facts
@@ -19,11 +21,11 @@ from rl.config.schema import Config, Device
 from rl.config.validate import find_problems
 from rl.data.prompts import drop_long_prompts, load_prompts
 from rl.data.templates import TEMPLATES
-from rl.errors import CheckpointError, DataError, ModelError, RewardError, ToolError, unknown_name
+from rl.errors import CheckpointError, ConfigError, DataError, ModelError, RewardError, ToolError, unknown_name
 from rl.observability.run import find_checkpoint
 from rl.rewards.registry import load_rewards
 from rl.rollout.dialog import load_dialog
-from rl.tools.parsers import PARSERS
+from rl.tools.parsers import check_parser_name
 from rl.tools.registry import Toolbox, load_toolbox
 from rl.training.families import FAMILIES
 from rl.training.hf_files import open_tensors
@@ -101,9 +103,12 @@ def _name_problems(config: Config) -> Iterator[Problem]:
     tables = {
         "adv_estimator": ADVANTAGES,
         "policy_loss": [name for name in LOSSES if name != "sft"],
-        "tool_parser_format": PARSERS,
         "prompt_type": TEMPLATES,
     }
+    yield from _parser_problems(rl.tool_parser_format)
+    rejection = rl.rollout_correction.rollout_rs
+    if rejection is not None and rejection not in REJECTIONS:
+        yield error(unknown_name("rl_config.rollout_correction.rollout_rs", rejection, REJECTIONS))
     for key, table in tables.items():
         name = getattr(rl, key)
         if key == "adv_estimator" and name in NEED_CRITIC:
@@ -115,6 +120,13 @@ def _name_problems(config: Config) -> Iterator[Problem]:
             yield error(unknown_name(f"rl_config.{key}", name, table))
 
 
+def _parser_problems(name: str) -> Iterator[Problem]:
+    try:
+        check_parser_name(name)
+    except ConfigError as failure:
+        yield error(str(failure))
+
+
 def _reward_problems(config: Config) -> Iterator[Problem]:
     rl = config.rl_config
     if len(rl.verifier_function) != len(rl.verifier_weight):
@@ -122,9 +134,16 @@ def _reward_problems(config: Config) -> Iterator[Problem]:
     for name, weight in zip(rl.verifier_function, rl.verifier_weight, strict=True):
         kwargs = {name: rl.verifier_kwargs[name]} if name in rl.verifier_kwargs else {}
         try:
-            load_rewards([name], [weight], kwargs, rl.verifier_timeout)
+            (reward,) = load_rewards([name], [weight], kwargs, rl.verifier_timeout).rewards
         except RewardError as failure:
             yield error(str(failure))
+            continue
+        metric = rl.filter_groups_metric
+        gives_metrics = inspect.signature(reward.function).return_annotation not in (float, "float")
+        if rl.filter_groups_enable and metric.startswith(f"{name}/") and not gives_metrics:
+            yield error(
+                f"rl_config.filter_groups_metric: {name} returns its score alone, got '{metric}'. Set {name}, or score."
+            )
 
 
 def _tool_problems(config: Config, *, is_strict: bool) -> Iterator[Problem]:
@@ -180,11 +199,12 @@ def _model_problems(config: Config, *, is_strict: bool) -> Iterator[Problem]:
             open_tensors(folder, stack)
         except ModelError as failure:
             yield error(str(failure))
-    if config.rl_config.tool_parser_format in PARSERS and config.rl_config.prompt_type in TEMPLATES:
+    names_are_known = not any(_parser_problems(config.rl_config.tool_parser_format))
+    if names_are_known and config.rl_config.prompt_type in TEMPLATES:
         with suppress(ToolError):  # told by _tool_problems
             try:
                 load_dialog(config)
-            except ModelError as failure:
+            except (ConfigError, ModelError) as failure:
                 yield error(str(failure))
 
 

@@ -323,7 +323,7 @@ class RLConfig:
     tool_response_truncate_side: TruncateSide = TruncateSide.MIDDLE
     """The part that is kept."""
     tool_parser_format: str = "hermes"
-    """Name in `rl.tools.parsers.PARSERS`."""
+    """How calls are written: name in `rl.tools.parsers.PARSERS`, or `vllm:<name>` for a parser of vLLM."""
     final_answer_reserve: int = 0
     """Tokens kept back from earlier turns for the last answer."""
     prompt_type: str = "empty"

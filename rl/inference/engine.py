@@ -236,6 +236,7 @@ def _sampling_params(sampling: Sampling, stop_token_ids: list[int]) -> SamplingP
         stop_token_ids=stop_token_ids,
         include_stop_str_in_output=has_stop_strings,
         detokenize=has_stop_strings,
+        skip_special_tokens=not has_stop_strings,  # a stop string may be, or hold, a special token
         logprobs=0,  # of the sampled token alone
         flat_logprobs=True,
         output_kind=RequestOutputKind.FINAL_ONLY,

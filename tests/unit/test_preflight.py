@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from rl.config.schema import Config, Device
+from rl.config.schema import Config, Device, RolloutCorrection
 from rl.errors import ConfigError, DataError
 from rl.preflight import inspect_run, preflight, preflight_sft
 from tests.tiny import make_tiny_model
@@ -89,6 +89,7 @@ def spoil(**changes: object) -> Callable[[Config], None]:
             "rl_config.adv_estimator: gae needs a critic, and none is trained here. Choose from group_norm, rloo, ",
         ),
         (spoil(r_tool_parser_format="hermees"), "Did you mean 'hermes'?"),
+        (spoil(r_tool_parser_format="qwen3_coder"), "the chat template writes a tool call as"),
         (
             spoil(r_prompt_type="qwen_retol"),
             "rl_config.prompt_type: unknown name 'qwen_retol'. Did you mean 'qwen_retool'?",
@@ -96,6 +97,14 @@ def spoil(**changes: object) -> Callable[[Config], None]:
         (
             spoil(r_verifier_function=["base_ac"]),
             "rl_config.verifier_function: unknown name 'base_ac'. Did you mean 'base_acc'?",
+        ),
+        (
+            spoil(r_filter_groups_enable=True, r_filter_groups_metric="base_acc/acc"),
+            "rl_config.filter_groups_metric: base_acc returns its score alone, got 'base_acc/acc'. Set base_acc,",
+        ),
+        (
+            spoil(r_rollout_correction=RolloutCorrection(rollout_rs="seq_mean_k4", rollout_rs_threshold=2.0)),
+            "rl_config.rollout_correction.rollout_rs: unknown name 'seq_mean_k4'. Did you mean 'seq_mean_k3'?",
         ),
         (spoil(r_verifier_function=["no.such:f"]), "rl_config.verifier_function: 'no.such:f' does not import"),
         (spoil(r_tool_config_path="nowhere.yaml"), "nowhere.yaml: cannot be read"),
