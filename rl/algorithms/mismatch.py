@@ -68,11 +68,11 @@ def mismatch_sums(
     high = settings.rollout_is_threshold
     low = settings.rollout_is_threshold_lower or 1.0 / high
     # x - 1 is summed instead of x where x is near 1: float32 would round the differences away.
-    tokens = (-d, torch.expm1(d) - d, torch.expm1(2 * d), weights - 1.0, (weights - 1.0).square())
-    tokens = (*tokens, (correction.ratios > high).float(), (correction.ratios < low).float(), rejected)
+    tokens = [-d, torch.expm1(d) - d, torch.expm1(2 * d), weights - 1.0, (weights - 1.0).square()]
+    tokens += [(correction.ratios > high).float(), (correction.ratios < low).float(), rejected]
     whole = sequence_sum(d, ids).clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO)
-    sequences = ((-sequence_mean(trained, ids)).exp(), (-sequence_mean(rollout, ids)).exp(), gap, gap.abs())
-    sequences = (*sequences, gap.exp(), torch.expm1(2 * whole), rejected)
+    sequences = [(-sequence_mean(trained, ids)).exp(), (-sequence_mean(rollout, ids)).exp(), gap, gap.abs()]
+    sequences += [gap.exp(), torch.expm1(2 * whole), rejected]
     sums = torch.cat(
         [
             (torch.stack(tokens) * is_loss).sum(1),

@@ -31,6 +31,9 @@ REWARDS: dict[str, RewardFunction] = {
 }
 """The project's own rewards by name."""
 
+_LARGEST = 1e18
+"""Of a score: its square, in the standard deviation of a group, is still finite in float32."""
+
 _QUICK = frozenset({"base_acc", "format", "gsm8k_boxed", "search_em", "search_f1"})
 """Rewards that only compare text; called where they are. sympy can hang on an answer, so the others get a process."""
 
@@ -94,6 +97,8 @@ class RewardSet:
                 before = trajectory.turn_rewards or [0.0] * len(trajectory.turns)
                 added = zip(before, outcome.turn_scores, strict=True)
                 trajectory.turn_rewards = [given + reward.weight * score for given, score in added]
+        if not abs(total) <= _LARGEST:
+            errors.append(f"the weighted sum is {total:g}, not a finite number")
         trajectory.score = None if errors else total
         trajectory.reward_error = "; ".join(errors) or None
 
@@ -222,7 +227,7 @@ def _checked(value: Any, num_turns: int) -> _Outcome | str:
     if not isinstance(turn_scores, list) or len(turn_scores) not in (0, num_turns):
         return f"returned {turn_scores!r} as turn_scores, not a list with a number for each of the {num_turns} turns"
     for key, number in [*numbers.items(), *(("turn_scores", number) for number in turn_scores)]:
-        if not isinstance(number, int | float) or not math.isfinite(number):
+        if not isinstance(number, int | float) or not abs(number) <= _LARGEST:
             return f"returned {number!r} as {key}, not a finite number"
     score = float(numbers.pop("score"))
     metrics = {str(key): float(number) for key, number in numbers.items()}

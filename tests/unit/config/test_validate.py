@@ -16,6 +16,8 @@ from rl.config.validate import find_problems
 SMALL = "model_type: qwen2\nnum_hidden_layers: 4\nhidden_size: 8\nintermediate_size: 16\nnum_attention_heads: 4\n"
 SMALL += "num_key_value_heads: 2\nvocab_size: 32\nmax_position_embeddings: 8192\n"
 
+CORRECTION = "rl_config.rollout_correction"
+
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
@@ -142,6 +144,52 @@ def test_find_problems_accepts_the_defaults(folder: Path) -> None:
             "Put its place into output_dir.",
         ),
         (
+            [f"{CORRECTION}.rollout_is_threshold=-1"],
+            f"error {CORRECTION}.rollout_is_threshold: must be above 0, got -1.0. Correct the value.",
+        ),
+        (
+            [f"{CORRECTION}.rollout_is_threshold_lower=3"],
+            f"error {CORRECTION}.rollout_is_threshold_lower: must be at most rollout_is_threshold, 2, got 3. "
+            "Lower it, or remove it.",
+        ),
+        (
+            [f"{CORRECTION}.rollout_rs=seq_mean_k1"],
+            f"error {CORRECTION}.rollout_rs_threshold: must be given with rollout_rs seq_mean_k1, got null. "
+            "Set 2.0 for a ratio (seq_*_k1), 0.1 for a divergence, for example.",
+        ),
+        (
+            [
+                f"{CORRECTION}.rollout_rs=seq_max_k3",
+                f"{CORRECTION}.rollout_rs_threshold=0.1",
+                f"{CORRECTION}.rollout_rs_threshold_lower=0.05",
+            ],
+            f"error {CORRECTION}.rollout_rs_threshold_lower: a divergence such as seq_max_k3 has no lower bound, got "
+            "0.05. Remove it, or set rollout_rs to seq_mean_k1.",
+        ),
+        (
+            [f"{CORRECTION}.bypass_mode=true"],
+            f"error {CORRECTION}.bypass_mode: policy_loss clip then has the ratio to the engine's policy already, got "
+            "rollout_is token to weigh by it again. Set rollout_is to null, or bypass_mode to false.",
+        ),
+        (
+            [f"{CORRECTION}.rollout_is=null", f"{CORRECTION}.rollout_is_threshold=3"],
+            f"warning {CORRECTION}.rollout_is_threshold: has no effect, got 3.0, because rollout_is is null. "
+            "Set token or sequence.",
+        ),
+        (
+            [f"{CORRECTION}.rollout_rs_threshold=3"],
+            f"warning {CORRECTION}.rollout_rs_threshold: has no effect, got 3.0, because rollout_rs is null. Set that.",
+        ),
+        (
+            ["rl_config.max_skipped_steps=0"],
+            "error rl_config.max_skipped_steps: must be at least 1, got 0. Correct the value.",
+        ),
+        (
+            ["rl_config.filter_groups_enable=true", "rl_config.filter_groups_metric=acc"],
+            "error rl_config.filter_groups_metric: must be 'score' or a reward of verifier_function (base_acc), got "
+            "'acc'. Set score.",
+        ),
+        (
             ["megatron_training.data_path=''"],
             "error megatron_training.data_path: must name a data file, got nothing. Set what `rl preprocess` wrote.",
         ),
@@ -166,6 +214,11 @@ def test_find_problems_accepts_the_defaults(folder: Path) -> None:
 )
 def test_find_problems_names_the_key_the_value_and_the_remedy(folder: Path, overrides: list[str], message: str) -> None:
     assert problems_of(folder, *overrides) == [message]
+
+
+def test_find_problems_lets_a_loss_without_ratio_be_weighed_in_bypass_mode(folder: Path) -> None:
+    assert problems_of(folder, f"{CORRECTION}.bypass_mode=true", "rl_config.policy_loss=reinforce") == []
+    assert problems_of(folder, f"{CORRECTION}.bypass_mode=true", f"{CORRECTION}.rollout_is=null") == []
 
 
 def test_find_problems_is_silent_on_a_default_written_out(folder: Path) -> None:

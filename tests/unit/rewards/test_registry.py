@@ -39,6 +39,7 @@ def prints(trajectory):
 
 def text(trajectory): return "1"
 def not_a_number(trajectory): return float("nan")
+def too_large(trajectory): return 1e300
 def no_score(trajectory): return {"acc": 1.0}
 def nothing(trajectory): return None
 def each_turn(trajectory):
@@ -116,6 +117,7 @@ async def test_every_registered_reward_scores(load, trajectory):
         ("dies", "its process died"),
         ("text", "returned '1' as score, not a finite number"),
         ("not_a_number", "returned nan as score"),
+        ("too_large", "returned 1e+300 as score, not a finite number"),
         ("no_score", "returned a dict without 'score', with acc"),
         ("nothing", "returned None as score"),
         ("one_turn_short", "returned [1.0] as turn_scores, not a list with a number for each of the 2 turns"),

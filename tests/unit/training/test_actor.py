@@ -1,12 +1,16 @@
 from collections.abc import Iterator
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
+from rl.algorithms.losses import clipped_policy_loss
+from rl.algorithms.token_loss import TokenLoss
 from rl.config.schema import LrDecayStyle
 from rl.data.packing import pack_samples, packing_layout
 from rl.errors import CheckpointError
@@ -98,6 +102,64 @@ def test_first_mini_batch_has_ratio_exactly_one_and_the_second_has_not(qwen2: Pa
         assert actor.update(second.micro_batches[0])["actor/ppo_kl"] != 0.0
 
 
+class RecordedRatios:
+    """The clipped loss, which keeps current - old of every loss token it sees."""
+
+    def __init__(self) -> None:
+        self.log_ratios: list[Tensor] = []
+
+    def __call__(self, logprobs: Tensor, old_logprobs: Tensor, advantages: Tensor, **settings: Any) -> TokenLoss:
+        self.log_ratios.append((logprobs - old_logprobs).detach()[settings["loss_mask"] > 0])
+        return clipped_policy_loss(logprobs, old_logprobs, advantages, **settings)
+
+    def largest(self) -> float:
+        """The largest distance from ratio 1 since the last call."""
+        found = torch.cat(self.log_ratios).abs().max()
+        self.log_ratios.clear()
+        return float(found)
+
+
+def test_old_logprobs_computed_once_give_ratio_one_in_the_first_mini_batch_of_the_first_epoch_alone(qwen2: Path):
+    config = update_config(qwen2)
+    config.rl_config.mini_batch_size, config.rl_config.epochs = 2, 2
+    batch = pack_samples(update_samples(), packing_layout(config, num_data_parallel=1))
+    assert [mini.num_trajectories for mini in batch.mini_batches] == [5, 2, 5, 2]  # prompts 0 and 1, then prompt 2
+    ratios = RecordedRatios()
+    with Actor(config) as actor:
+        actor.objective = replace(actor.objective, loss=ratios)
+        first_epoch = [micro for mini in batch.mini_batches[:2] for micro in mini.micro_batches[0]]
+        for micro, logprobs in zip(first_epoch, actor.compute_logprobs(first_epoch), strict=True):
+            micro.old_logprobs = logprobs
+        metrics = [actor.update(batch.mini_batches[0].micro_batches[0])]
+        assert ratios.largest() == 0.0
+        for mini in batch.mini_batches[1:]:
+            metrics.append(actor.update(mini.micro_batches[0]))
+            assert ratios.largest() > 1e-3
+    assert metrics[0]["actor/pg_clipfrac"] == metrics[0]["actor/ppo_kl"] == 0.0
+    mismatch = [{k: v for k, v in m.items() if k.startswith("rollout_corr/")} for m in metrics]
+    assert mismatch[0] == mismatch[2] and mismatch[1] == mismatch[3]  # old against rollout: no update changes it
+
+
+def test_old_logprobs_of_another_packing_give_ratio_one_to_rounding(qwen2: Path):
+    config = update_config(qwen2)
+    ratios = RecordedRatios()
+    with Actor(config) as actor:
+        actor.objective = replace(actor.objective, loss=ratios)
+        alone = micro_batches(update_samples(), max_tokens=1, share_prefix=False)
+        by_tokens = {}
+        for micro, logprobs in zip(alone, actor.compute_logprobs(alone), strict=True):
+            by_tokens[tuple(micro.target_ids[micro.loss_mask > 0].tolist())] = logprobs[micro.loss_mask > 0]
+        packed = micro_batches(update_samples(), max_tokens=1000, share_prefix=False)
+        for micro in packed:
+            micro.old_logprobs = torch.zeros_like(micro.loss_mask)
+            for start, end in pairwise(micro.cu_seqlens.tolist()):
+                chosen = micro.loss_mask[start:end] > 0
+                old = by_tokens[tuple(micro.target_ids[start:end][chosen].tolist())]
+                micro.old_logprobs[start:end][chosen] = old
+        actor.update(packed)
+    assert ratios.largest() < 1e-5
+
+
 def test_missing_old_logprobs_are_the_current_ones(qwen2: Path):
     results = []
     for is_given in (True, False):
@@ -152,6 +214,26 @@ def test_reference_has_the_logprobs_of_the_start(qwen2: Path):
             assert torch.equal(one, other)
         with pytest.raises(AssertionError, match="a reference has no optimizer"):
             reference.update(micros)
+
+
+@pytest.mark.parametrize("field", ["rollout_logprobs", "old_logprobs"])
+def test_log_prob_that_is_not_finite_skips_the_step_and_names_its_samples(qwen2: Path, field: str):
+    """Though clips and bounds would have made a finite gradient of it."""
+    with Actor(update_config(qwen2)) as actor:
+        before = weights_of(actor)
+        broken = micro_batches(update_samples(), max_tokens=48)
+        assert len(broken) > 1
+        owner = broken[1].sample_ids
+        assert owner is not None
+        sequence = int((owner >= 0).nonzero()[-1])
+        start = int(broken[1].cu_seqlens[sequence])
+        getattr(broken[1], field)[start + int(broken[1].loss_mask[start:].argmax())] = -torch.inf
+        metrics = actor.update(broken)
+        assert metrics["actor/skipped_steps"] == metrics["actor/broken_tokens"] == 1.0
+        assert actor.broken_samples == [int(owner[sequence])]
+        assert_close(weights_of(actor), before, atol=0.0)
+        assert actor.update(micro_batches(update_samples()))["actor/skipped_steps"] == 0.0
+        assert actor.broken_samples == []
 
 
 def test_gradient_that_is_not_finite_changes_nothing(qwen2: Path):
