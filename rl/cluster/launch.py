@@ -1,4 +1,4 @@
-"""Start and end everything a run needs: Ray, the sandbox, the workers and the folder in shared memory."""
+"""Start and end everything a run needs: Ray, embedded services, the workers and the folder in shared memory."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from typing import Any
 
 import psutil
 import ray
-import yaml
 from ray.util.placement_group import PlacementGroup, placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from rl.cluster.actors import ActorGroup
+from rl.cluster.embedded_services import embedded_services
 from rl.cluster.endings import (
     adopting_orphans,
     descendants,
@@ -32,7 +32,6 @@ from rl.cluster.rollouts import RolloutGroup
 from rl.config.device import runs_on_cuda
 from rl.config.schema import Config
 from rl.inference.environment import engine_environment
-from rl.services.embedded import EmbeddedSandbox
 from rl.types import Prompt
 
 logger = logging.getLogger(__name__)
@@ -88,7 +87,7 @@ def launch(
     model_folder = model_folder or Path(config.actor_config.load)
     with ExitStack() as stack:
         stack.enter_context(terminated_like_interrupted())
-        overrides = stack.enter_context(_embedded_sandbox(config)) if prompts is not None else {}
+        overrides = stack.enter_context(embedded_services(config)) if prompts is not None else {}
         shards = stack.enter_context(_shard_directory())
         stack.enter_context(adopting_orphans())
         stack.enter_context(_ray(config))
@@ -247,23 +246,6 @@ def _shut_down(workers: list[Any]) -> Callable[..., None]:
             logger.warning("%d workers did not shut down within %.0f s; killing them", len(late), _SHUTDOWN_TIMEOUT_S)
 
     return leave
-
-
-@contextmanager
-def _embedded_sandbox(config: Config) -> Iterator[dict[str, dict]]:
-    """Start a sandbox for each tool whose `sandbox_fusion_url` is `embedded` (one for all of them)."""
-    path = config.rl_config.tool_config_path
-    entries = yaml.safe_load(Path(path).read_text())["tools"] if config.rl_config.multi_turn_enable and path else []
-    names = [
-        entry["tool_schema"]["function"]["name"]
-        for entry in entries
-        if (entry.get("config") or {}).get("sandbox_fusion_url") == "embedded"
-    ]
-    if not names:
-        yield {}
-        return
-    with EmbeddedSandbox() as sandbox:
-        yield {name: {"sandbox_fusion_url": sandbox.url} for name in names}
 
 
 @contextmanager

@@ -1,0 +1,52 @@
+"""Starts the services that the tool YAML wants to have with the run, and says where they listen."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from rl.config.schema import Config
+from rl.services.embedded import EmbeddedRetriever, EmbeddedSandbox, EmbeddedService
+
+_EMBEDDED = "embedded"
+_STARTERS: dict[str, Callable[[dict[str, Any]], EmbeddedService]] = {
+    "sandbox_fusion_url": lambda settings: EmbeddedSandbox(),
+    "retrieval_service_url": lambda settings: EmbeddedRetriever(Path(settings["corpus_path"])),
+}
+"""What to start where a tool's setting of this name is `embedded`."""
+
+
+@contextmanager
+def embedded_services(config: Config) -> Iterator[dict[str, dict[str, str]]]:
+    """Start the services of the tools whose address is `embedded`; they end with the context.
+
+    One sandbox serves all tools, one retriever all that search the same corpus.
+
+    Args:
+        config: `rl_config.tool_config_path` names the tools.
+
+    Yields:
+        Settings to replace, by tool name: `{"search": {"retrieval_service_url": "http://..."}}`.
+
+    Raises:
+        ServiceError: One did not start.
+    """
+    path = config.rl_config.tool_config_path
+    entries = yaml.safe_load(Path(path).read_text())["tools"] if config.rl_config.multi_turn_enable and path else []
+    overrides: dict[str, dict[str, str]] = {}
+    urls: dict[tuple[str, Any], str] = {}
+    with ExitStack() as stack:
+        for entry in entries:
+            settings = entry.get("config") or {}
+            for key, start in _STARTERS.items():
+                if settings.get(key) != _EMBEDDED:
+                    continue
+                service = (key, settings.get("corpus_path"))
+                if service not in urls:
+                    urls[service] = stack.enter_context(start(settings)).url
+                overrides[entry["tool_schema"]["function"]["name"]] = {key: urls[service]}
+        yield overrides
