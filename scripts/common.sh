@@ -25,13 +25,14 @@ newest_checkpoint() {
     [[ -d "${found[-1]}" ]] && printf '%s\n' "${found[-1]}"
 }
 
+# prepare [MODULE]: environment, model, and the data that the module of an example makes
 prepare() {
     say "environment"
     bash scripts/setup.sh
     say "model"
     .venv/bin/python tools/fetch_model.py --output "$MODEL"
     say "data"
-    .venv/bin/python examples/quickstart/make_data.py
+    .venv/bin/python -m "${1:-examples.quickstart.make_data}"
 }
 
 # evaluate NAME CONFIG MODEL [overrides]

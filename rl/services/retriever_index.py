@@ -105,9 +105,10 @@ class Bm25Index:
             if number is not None:
                 part = slice(self._starts[number], self._starts[number + 1])
                 scores[self._rows[part]] += self._data[part]  # a row occurs once among those of a word
-        last = self.num_documents - min(topk, self.num_documents)
-        least = np.partition(scores, last)[last]
-        found = np.flatnonzero(scores >= least if least > 0 else scores)
+        found = np.flatnonzero(scores)
+        if len(found) > topk:
+            least = np.partition(scores[found], -topk)[-topk]
+            found = found[scores[found] >= least]
         best = found[np.argsort(-scores[found], kind="stable")[:topk]]
         return tuple(Hit(int(row), float(scores[row])) for row in best)
 

