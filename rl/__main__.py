@@ -127,6 +127,10 @@ def sandbox(argv: list[str]) -> int:
     parser.add_argument("--workers", type=int, help="programs at once; default: four for each core")
     parser.add_argument("--max-queue", type=int, default=4096, help="requests that may wait; default: %(default)s")
     parser.add_argument("--allow-network", action="store_true", help="leave programs on the machine's network")
+    isolation = "refuse to start where a layer of isolation is missing"
+    parser.add_argument("--require-isolation", action="store_true", help=isolation)
+    modules = "modules to import ahead, separated by commas; default: numpy,sympy,scipy where installed"
+    parser.add_argument("--preload", type=_names, metavar="MODULES", help=modules)
     arguments = parser.parse_args(argv)
     _log_to_terminal()
     from rl.services.sandbox import serve
@@ -232,6 +236,10 @@ def _checked_config(arguments: argparse.Namespace) -> Config:
 
 def _run_name(arguments: argparse.Namespace) -> str:
     return Path(arguments.config_name).stem
+
+
+def _names(text: str) -> tuple[str, ...]:
+    return tuple(name.strip() for name in text.split(",") if name.strip())
 
 
 def _log_to_terminal() -> None:

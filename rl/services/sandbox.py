@@ -1,7 +1,8 @@
 """The code sandbox: an HTTP server with the wire format of SandboxFusion.
 
-`POST /run_code` runs a program, `GET /health` says what isolation this machine allows, `GET /metrics` is Prometheus
-text. The trainer starts one for itself with `EmbeddedSandbox`; `python -m rl sandbox` starts one alone.
+`POST /run_code` runs a program, in a session where one is named; `DELETE /sessions/{id}` ends a session; `POST
+/run_jupyter` runs a notebook; `GET /health` says what isolation this machine allows; `GET /metrics` is Prometheus text.
+The trainer starts one for itself with `EmbeddedSandbox`; `python -m rl sandbox` starts one alone.
 """
 
 from __future__ import annotations
@@ -11,105 +12,189 @@ import base64
 import json
 import logging
 import os
-import signal
 import socket
 import time
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
 from typing import Any
 
 from aiohttp import web
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
 from rl.errors import ServiceError
+from rl.services.admission import Admission, RefusedError
 from rl.services.embedded import EmbeddedSandbox
-from rl.services.sandbox_pool import RunOutcome, SandboxPool
-from rl.services.sandbox_request import RequestError, RunRequest, parse_request
+from rl.services.http_server import listen, metrics_response, serve_until_stopped
+from rl.services.notebook import cell_results, notebook_program, visible_files
+from rl.services.sandbox_metrics import SandboxMetrics
+from rl.services.sandbox_outcome import CompileOutcome, RunOutcome
+from rl.services.sandbox_pool import SandboxPool
+from rl.services.sandbox_request import RequestError, parse_notebook, parse_request
+from rl.services.sandbox_sessions import SessionTable
 
 __all__ = ["EmbeddedSandbox", "SandboxServer", "serve"]
 
 logger = logging.getLogger(__name__)
 
 _MAX_BODY_BYTES = 128 << 20
-_BUCKETS = (0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30, 60)
 _WORKERS_PER_CORE = 4
+_DRAIN_GRACE_S = 30.0
+_RETRY_AFTER_S = 1
+_CALLER_HEADER = "X-Caller"
 
 
 class SandboxServer:
     """The handlers, around one pool of programs."""
 
-    def __init__(self, pool: SandboxPool, max_queue: int) -> None:
+    def __init__(self, pool: SandboxPool, max_queue: int, *, drain_grace_s: float = 0.0) -> None:
+        """Serve a pool.
+
+        Args:
+            pool: Runs the programs; closed by whoever made it.
+            max_queue: Requests that may wait for a worker.
+            drain_grace_s: How long programs may go on when the server stops, seconds.
+        """
         self._pool = pool
-        self._max_queue = max_queue
-        self._in_flight = 0
+        self._drain_grace_s = drain_grace_s
+        self._admission = Admission(pool.num_workers, max_queue)
+        self._sessions = SessionTable(pool)
+        self._metrics = SandboxMetrics(pool, self._admission, self._sessions)
         self._host = socket.gethostname()
-        self._registry = CollectorRegistry()
-        to = self._registry
-        self._requests = Counter("sandbox_requests", "Answered requests", ["language", "status"], registry=to)
-        self._seconds = Histogram("sandbox_run_seconds", "Programs", ["language"], buckets=_BUCKETS, registry=to)
-        self._wall = Histogram("sandbox_request_seconds", "Requests, with the queue", buckets=_BUCKETS, registry=to)
-        in_flight = Gauge("sandbox_in_flight", "Requests in progress or waiting", registry=to)
-        in_flight.set_function(lambda: self._in_flight)
-        restarts = Gauge("sandbox_interpreter_restarts", "Interpreters that died and were replaced", registry=to)
-        restarts.set_function(lambda: self._pool.num_restarts)
 
     def application(self) -> web.Application:
-        """The routes."""
+        """The routes; stopping the application drains it."""
         application = web.Application(client_max_size=_MAX_BODY_BYTES)
         application.router.add_post("/run_code", self._run_code)
+        application.router.add_post("/run_jupyter", self._run_jupyter)
+        application.router.add_delete("/sessions/{id}", self._delete_session)
         application.router.add_get("/health", self._health)
-        application.router.add_get("/metrics", self._metrics)
+        application.router.add_get("/metrics", self._show_metrics)
+        application.on_shutdown.append(self._drain)
         return application
 
     async def _run_code(self, http: web.Request) -> web.Response:
+        return await self._handle(http, self._run)
+
+    async def _run_jupyter(self, http: web.Request) -> web.Response:
+        return await self._handle(http, self._run_notebook)
+
+    async def _handle(self, http: web.Request, run: Callable[[_Arrival], Awaitable[dict[str, Any]]]) -> web.Response:
+        """Answer a request, and count how it ended."""
+        arrival = _Arrival(http.headers.get(_CALLER_HEADER) or http.remote or "", time.monotonic())
+        status = "500"
         try:
-            request = parse_request(await http.json())
+            arrival.body = await http.json()
+            answer = await run(arrival)
+            status = answer["status"]
+            return web.json_response(answer)
         except RequestError as error:
-            self._requests.labels("", "422").inc()
+            status = "422"
             return web.json_response({"detail": str(error)}, status=422)
         except (json.JSONDecodeError, UnicodeDecodeError) as error:
-            self._requests.labels("", "400").inc()
+            status = "400"
             return web.json_response({"detail": f"the body is not JSON: {error}"}, status=400)
-        if self._in_flight >= self._pool.num_workers + self._max_queue:
-            self._requests.labels(request.language, "503").inc()
-            detail = f"{self._max_queue} programs are waiting already. Try again, or start with a longer --max-queue."
-            return web.json_response({"detail": detail}, status=503)
-        start = time.monotonic()
-        self._in_flight += 1
-        try:
-            answer = await self._answer(request)
-        finally:
-            self._in_flight -= 1
-            self._wall.observe(time.monotonic() - start)
-        self._requests.labels(request.language, answer["status"]).inc()
-        return web.json_response(answer)
-
-    async def _answer(self, request: RunRequest) -> dict[str, Any]:
-        try:
-            outcome = await self._pool.run(request)
+        except RefusedError as refusal:
+            status = str(refusal.http_status)
+            headers = {"Retry-After": str(_RETRY_AFTER_S)}
+            return web.json_response(self._failure(refusal, arrival), status=refusal.http_status, headers=headers)
         except ServiceError as error:
             logger.warning("%s", error)
-            return self._body("SandboxError", str(error), None, {})
-        self._seconds.labels(request.language).observe(outcome.execution_time)
-        status = "Success" if outcome.return_code == 0 else "Failed"
-        return self._body(status, "", _run_result(outcome), outcome.files)
+            status = "SandboxError"
+            return web.json_response(self._failure(error, arrival))
+        except asyncio.CancelledError:
+            status = "disconnected"
+            raise
+        finally:
+            self._metrics.observe_request(arrival.language, status, time.monotonic() - arrival.time)
 
-    def _body(self, status: str, message: str, run: dict[str, Any] | None, files: dict[str, bytes]) -> dict[str, Any]:
-        encoded = {name: base64.b64encode(content).decode() for name, content in files.items()}
+    async def _run(self, arrival: _Arrival) -> dict[str, Any]:
+        """Run a program in its turn, in its session if it has one."""
+        request = parse_request(arrival.body)
+        arrival.language = request.language
+        if request.session_id is None:
+            async with self._admission.admit(arrival.caller, request.queue_timeout) as queue_s:
+                outcome = await self._pool.run(request)
+            return self._answer(request.language, outcome, queue_s)
+        async with self._sessions.take_turn(request) as session:
+            patience = request.queue_timeout - (time.monotonic() - arrival.time)
+            async with self._admission.admit(arrival.caller, patience):
+                queue_s = time.monotonic() - arrival.time
+                done = await self._sessions.run(session, request)
+        answer = self._answer(request.language, done.outcome, queue_s)
+        return answer | {"message": done.message, "session": {"id": session.id, "num_programs": done.num_programs}}
+
+    async def _run_notebook(self, arrival: _Arrival) -> dict[str, Any]:
+        request = parse_notebook(arrival.body)
+        arrival.language = "jupyter"
+        async with self._admission.admit(arrival.caller, request.queue_timeout) as queue_s:
+            outcome = await self._pool.run(notebook_program(request))
+        answer = self._answer("jupyter", outcome, queue_s)
+        del answer["compile_result"]
+        driver = answer.pop("run_result")
+        files = _encode(visible_files(outcome))
+        return answer | {"driver": driver, "cells": cell_results(outcome), "files": files}
+
+    def _answer(self, language: str, outcome: RunOutcome, queue_s: float) -> dict[str, Any]:
+        self._metrics.observe_run(language, queue_s, outcome.execution_time)
+        is_compiled = outcome.compile is None or outcome.compile.return_code == 0
         return {
-            "status": status,
-            "message": message,
-            "compile_result": None,
-            "run_result": run,
+            "status": "Success" if is_compiled and outcome.return_code == 0 else "Failed",
+            "message": "",
+            "compile_result": None if outcome.compile is None else _result(outcome.compile),
+            "run_result": _result(outcome) if is_compiled else None,
             "executor_pod_name": self._host,
-            "files": encoded,
+            "files": _encode(outcome.files),
+            "queue_time": queue_s,
         }
 
+    def _failure(self, error: Exception, arrival: _Arrival) -> dict[str, Any]:
+        """The answer for a program that was not run."""
+        return {
+            "status": "SandboxError",
+            "message": str(error),
+            "compile_result": None,
+            "run_result": None,
+            "executor_pod_name": self._host,
+            "files": {},
+            "queue_time": time.monotonic() - arrival.time,
+        }
+
+    async def _delete_session(self, http: web.Request) -> web.Response:
+        name = http.match_info["id"]
+        if not await self._sessions.delete(name):
+            return web.json_response({"detail": f"there is no session '{name:.128}'"}, status=404)
+        return web.json_response({"status": "deleted"})
+
     async def _health(self, _: web.Request) -> web.Response:
-        layers = self._pool.layers
-        body = {"status": "ok", "workers": self._pool.num_workers, "in_flight": self._in_flight, "isolation": layers}
+        body = {
+            "status": "draining" if self._admission.is_closed else "ok",
+            "workers": self._pool.num_workers,
+            "in_flight": self._admission.num_running + self._admission.num_waiting,
+            "sessions": self._sessions.num_open,
+            "isolation": self._pool.layers,
+        }
         return web.json_response(body)
 
-    async def _metrics(self, _: web.Request) -> web.Response:
-        return web.Response(body=generate_latest(self._registry), headers={"Content-Type": "text/plain; version=0.0.4"})
+    async def _show_metrics(self, _: web.Request) -> web.Response:
+        return await asyncio.to_thread(metrics_response, self._metrics.registry)
+
+    async def _drain(self, _: web.Application) -> None:
+        """Refuse what waits, let what runs end, and end the sessions."""
+        self._admission.close()
+        if self._admission.num_running and self._drain_grace_s > 0:
+            text = "sandbox: stopping; %d programs may go on for %g s"
+            logger.info(text, self._admission.num_running, self._drain_grace_s)
+        await self._admission.wait_idle(self._drain_grace_s)
+        await self._sessions.close()
+
+
+@dataclass(slots=True)
+class _Arrival:
+    """A request before it is understood."""
+
+    caller: str
+    time: float
+    language: str = ""
+    body: Any = None
 
 
 def serve(
@@ -119,10 +204,12 @@ def serve(
     max_queue: int = 4096,
     *,
     allow_network: bool = False,
+    require_isolation: bool = False,
+    preload: tuple[str, ...] | None = None,
     inherited_socket: int | None = None,
     parent_pipe: int | None = None,
 ) -> None:
-    """Run the server until SIGTERM or SIGINT.
+    """Run the server until SIGTERM or SIGINT. Programs in progress then get half a minute, embedded none.
 
     Args:
         host: Address to listen on.
@@ -130,59 +217,42 @@ def serve(
         workers: Programs at once; by default four for each core.
         max_queue: Requests that may wait; further ones get HTTP 503.
         allow_network: Leave programs on the machine's network.
+        require_isolation: Refuse to start where a layer of isolation is missing, rather than warn.
+        preload: Modules that are imported ahead for the programs that name one of them; by default the pool's choice.
         inherited_socket: Descriptor of a listening socket to use instead of host and port.
         parent_pipe: Descriptor whose end of file means that the parent is gone; the server ends then.
 
     Raises:
-        ServiceError: The port is in use, or no interpreter starts.
+        ServiceError: The port is in use, no interpreter starts, or a required layer is missing.
     """
-    listener = _listen(host, port) if inherited_socket is None else socket.socket(fileno=inherited_socket)
-    num_workers = workers or _WORKERS_PER_CORE * (os.cpu_count() or 1)
-    with listener:
-        asyncio.run(_serve(listener, num_workers, max_queue, allow_network, parent_pipe))
-
-
-def _listen(host: str, port: int) -> socket.socket:
-    try:
-        return socket.create_server((host, port), backlog=1024)
-    except OSError as error:
-        raise ServiceError(
-            f"sandbox: cannot listen on {host}:{port}, {error.strerror}. Choose another --port, or stop what uses it."
-        ) from error
+    options: dict[str, Any] = {"allow_network": allow_network, "require_isolation": require_isolation}
+    if preload is not None:
+        options["preload"] = preload
+    grace_s = _DRAIN_GRACE_S if parent_pipe is None else 0.0
+    with listen("sandbox", host, port, inherited_socket) as listener:
+        num_workers = workers or _WORKERS_PER_CORE * (os.cpu_count() or 1)
+        asyncio.run(_serve(listener, num_workers, max_queue, options, grace_s, parent_pipe))
 
 
 async def _serve(
-    listener: socket.socket, workers: int, max_queue: int, allow_network: bool, parent_pipe: int | None
+    listener: socket.socket,
+    workers: int,
+    max_queue: int,
+    options: dict[str, Any],
+    grace_s: float,
+    parent_pipe: int | None,
 ) -> None:
-    pool = SandboxPool(workers, allow_network=allow_network)
-    wanted = ("pid", "process_limit") if allow_network else ("network", "pid", "process_limit")
-    missing = [name for name in wanted if not pool.layers[name]]
-    if missing:
-        logger.warning(
-            "sandbox: this machine does not allow the isolation of %s; programs run without it", ", ".join(missing)
-        )
-    application = SandboxServer(pool, max_queue).application()
-    runner = web.AppRunner(application, access_log=None, shutdown_timeout=1.0, handler_cancellation=True)
+    pool = SandboxPool(workers, **options)
     try:
-        await runner.setup()
-        await web.SockSite(runner, listener).start()
+        application = SandboxServer(pool, max_queue, drain_grace_s=grace_s).application()
         address = listener.getsockname()
         logger.info("sandbox: POST http://%s:%s/run_code, %d programs at once", address[0], address[1], workers)
-        stopped = asyncio.Event()
-        loop = asyncio.get_running_loop()
-        for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, stopped.set)
-        if parent_pipe is not None:
-            loop.add_reader(parent_pipe, stopped.set)
-        await stopped.wait()
-        if parent_pipe is not None:
-            loop.remove_reader(parent_pipe)
+        await serve_until_stopped(application, listener, parent_pipe)
     finally:
-        await runner.cleanup()
         pool.close()
 
 
-def _run_result(outcome: RunOutcome) -> dict[str, Any]:
+def _result(outcome: RunOutcome | CompileOutcome) -> dict[str, Any]:
     return {
         "status": "TimeLimitExceeded" if outcome.timed_out else "Finished",
         "execution_time": outcome.execution_time,
@@ -190,3 +260,7 @@ def _run_result(outcome: RunOutcome) -> dict[str, Any]:
         "stdout": outcome.stdout,
         "stderr": outcome.stderr,
     }
+
+
+def _encode(files: dict[str, bytes]) -> dict[str, str]:
+    return {name: base64.b64encode(content).decode() for name, content in files.items()}

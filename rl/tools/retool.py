@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
+import logging
+import os
 import signal
+import socket
+import uuid
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,9 +18,14 @@ from rl.tools.base import ServiceUnavailableError, Tool, ToolConfig, ToolOutput
 from rl.tools.repl import show_last_expression, strip_display
 from rl.types import ToolStatus
 
+logger = logging.getLogger(__name__)
+
 _NO_OUTPUT = "(the code ran and printed nothing)"
 _TRANSPORT_GRACE_S = 2.0
+_RELEASE_TIMEOUT_S = 5.0
 _MAX_STDERR_CHARACTERS = 4000
+_BUSY = (408, 429)
+"""Refusals that are the service's own, beside 5xx."""
 
 
 @dataclass
@@ -26,7 +36,18 @@ class ReToolConfig(ToolConfig):
     """Address of `POST /run_code`; `embedded` is replaced by the sandbox that the trainer starts."""
     default_language: str = "python"
     memory_limit_mb: int = 1024
-    """Memory of one program, MiB."""
+    """Memory of one program, or of the interpreter of one trajectory, MiB."""
+    session: bool = False
+    """Keep one Python interpreter for each trajectory, so that its calls see what earlier ones defined."""
+
+
+@dataclass(slots=True)
+class InterpreterState:
+    """One trajectory's interpreter in the sandbox."""
+
+    session_id: str
+    has_run: bool = False
+    """Whether a program has run, so that there is state to lose."""
 
 
 class ReTool(Tool):
@@ -43,11 +64,33 @@ class ReTool(Tool):
         """None: the sandbox limits the run to `default_timeout`, behind a queue of its own."""
         return None
 
-    async def execute(self, state: Any, arguments: dict[str, Any]) -> ToolOutput:
+    async def create(self, trajectory_id: str) -> InterpreterState | None:
+        """Name the interpreter of a trajectory; the sandbox starts it with the first program.
+
+        Args:
+            trajectory_id: Not part of the name, which nobody can guess.
+
+        Returns:
+            For `execute` and `release`; None without `session`.
+        """
+        return InterpreterState(uuid.uuid4().hex) if self.config.session else None
+
+    async def release(self, state: InterpreterState | None) -> None:
+        """Have the trajectory's interpreter ended; a sandbox that does not hear of it ends it after idle time."""
+        if state is None:
+            return
+        url = f"{self._url().removesuffix('/run_code')}/sessions/{state.session_id}"
+        try:
+            async with asyncio.timeout(_RELEASE_TIMEOUT_S), self._connections().delete(url):
+                pass
+        except (aiohttp.ClientError, TimeoutError) as error:
+            logger.warning("%s: %s", url, error or type(error).__name__)
+
+    async def execute(self, state: InterpreterState | None, arguments: dict[str, Any]) -> ToolOutput:
         """Run `arguments["code"]`.
 
         Args:
-            state: Unused; each call is a program of its own.
+            state: The trajectory's interpreter; with None the call is a program of its own.
             arguments: `code`, and optionally `language`.
 
         Returns:
@@ -62,8 +105,12 @@ class ReTool(Tool):
             "language": language,
             "compile_timeout": self.config.default_timeout,
             "run_timeout": self.config.default_timeout,
+            "queue_timeout": self.config.queue_timeout,
             "memory_limit_MB": self.config.memory_limit_mb,
         }
+        interpreter = state if language == "python" else None
+        if interpreter is not None:
+            body["session_id"] = interpreter.session_id
         answer = await self._post(body)
         if isinstance(answer, str):
             return ToolOutput(f"Error: {answer}", ToolStatus.ERROR)
@@ -72,19 +119,19 @@ class ReTool(Tool):
             raise ServiceUnavailableError(
                 f"{self.config.sandbox_fusion_url}: {answer.get('message') or 'SandboxError'}"
             )
-        return _describe(run, self.config.default_timeout)
+        output = _describe(run, self.config.default_timeout)
+        output.metrics["sandbox_queue_s"] = float(answer.get("queue_time") or 0.0)
+        if interpreter is not None:
+            output.text = _join(_notice(interpreter, answer), output.text)
+            interpreter.has_run = True
+        return output
 
     async def _post(self, body: dict[str, Any]) -> dict[str, Any] | str:
         """Send one program. Returns the answer, or the text of a refusal (4xx)."""
         url = self._url()
-        limit = aiohttp.ClientTimeout(
-            total=self.config.queue_timeout + self.config.default_timeout + _TRANSPORT_GRACE_S
-        )
-        if self._http is None:
-            self._http = aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0), timeout=limit)
         try:
-            async with self._http.post(url, json=body) as response:
-                if response.status >= 500:
+            async with self._connections().post(url, json=body) as response:
+                if response.status >= 500 or response.status in _BUSY:
                     raise ServiceUnavailableError(f"{url}: HTTP {response.status}: {(await response.text())[:200]}")
                 if response.status >= 400:
                     return (await response.text())[:500]
@@ -95,6 +142,17 @@ class ReTool(Tool):
             raise ServiceUnavailableError(f"{url}: the answer is not a JSON object")
         return answer
 
+    def _connections(self) -> aiohttp.ClientSession:
+        """Opened at the first call, in the event loop that uses them."""
+        if self._http is None:
+            patience = self.config.queue_timeout + 2 * self.config.default_timeout + _TRANSPORT_GRACE_S
+            self._http = aiohttp.ClientSession(
+                connector=aiohttp.TCPConnector(limit=0),
+                timeout=aiohttp.ClientTimeout(total=patience),
+                headers={"X-Caller": f"{socket.gethostname()}:{os.getpid()}"},
+            )
+        return self._http
+
     def _url(self) -> str:
         url: str = self.config.sandbox_fusion_url
         if url == "embedded":
@@ -102,7 +160,7 @@ class ReTool(Tool):
         return url
 
     async def check(self) -> None:
-        """Run a program that prints a number; nothing for `embedded`, which starts with the run.
+        """Run a program that prints a number, in a session two; nothing for `embedded`, which starts with the run.
 
         Raises:
             ToolError: The sandbox does not answer, or not as it should.
@@ -110,14 +168,22 @@ class ReTool(Tool):
         if self.config.sandbox_fusion_url == "embedded":
             return
         advice = "Start it with `python -m rl sandbox`, or set sandbox_fusion_url: embedded"
+        state = await self.create("check")
         try:
-            output = await self.execute(None, {"code": "print(6 * 7)", "language": "python"})
+            code = "print(6 * 7)"
+            if state is not None:
+                await self.execute(state, {"code": "answer = 6 * 7", "language": "python"})
+                code = "print(answer)"
+            output = await self.execute(state, {"code": code, "language": "python"})
+            await self.release(state)
         except ServiceUnavailableError as error:
             raise ToolError(
                 f"{self.name}.sandbox_fusion_url: the sandbox does not answer, {error}. {advice}."
             ) from error
         finally:
             await self.close()
+        if state is not None and output.status is ToolStatus.ERROR:
+            raise ToolError(f"{self.name}.session: the sandbox keeps no sessions, got {output.text!r}. {advice}.")
         if output.text != "42":
             raise ToolError(f"{self.name}.sandbox_fusion_url: print(6 * 7) gave {output.text!r}, not 42. {advice}.")
 
@@ -126,6 +192,16 @@ class ReTool(Tool):
         if self._http is not None:
             await self._http.close()
             self._http = None
+
+
+def _notice(state: InterpreterState, answer: dict[str, Any]) -> str:
+    """What the model must know of its interpreter; the number of programs also tells of a restarted sandbox."""
+    session = answer.get("session")
+    if answer.get("message"):
+        return f"Note: {answer['message']}."
+    if state.has_run and isinstance(session, dict) and session.get("num_programs") == 1:
+        return "Note: the session's interpreter was restarted: what earlier calls defined is lost."
+    return ""
 
 
 def _describe(run: dict[str, Any], timeout: float) -> ToolOutput:

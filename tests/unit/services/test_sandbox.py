@@ -26,7 +26,9 @@ def encode(text: str) -> str:
 
 def test_run_code_answers_in_the_wire_format(post):
     answer = post("print(6 * 7)")
-    assert set(answer) == {"status", "message", "compile_result", "run_result", "executor_pod_name", "files"}
+    fusion = {"status", "message", "compile_result", "run_result", "executor_pod_name", "files"}
+    assert set(answer) == fusion | {"queue_time"}
+    assert 0 <= answer["queue_time"] < 5
     assert (answer["status"], answer["compile_result"], answer["files"]) == ("Success", None, {})
     run = answer["run_result"]
     assert set(run) == {"status", "execution_time", "return_code", "stdout", "stderr"}
@@ -127,7 +129,7 @@ def test_fetch_files_does_not_follow_links_out(post, tmp_path):
 @pytest.mark.parametrize(
     ("fields", "part"),
     [
-        ({"language": "cobol"}, "must be one of python, bash"),
+        ({"language": "cobol"}, "must be one of python, bash, cpp, nodejs"),
         ({"code": 3}, "code: must be a text"),
         ({"run_timeout": "soon"}, "run_timeout: must be a number, got 'soon'"),
         ({"run_timeout": 0}, "run_timeout: must be above 0"),
@@ -137,6 +139,11 @@ def test_fetch_files_does_not_follow_links_out(post, tmp_path):
         ({"fetch_files": ["a/../../x"]}, "leads out of the program's directory"),
         ({"files": {"a": "***"}}, "'a' is not base64"),
         ({"stdin": 4}, "stdin: must be a text"),
+        ({"queue_timeout": -1}, "queue_timeout: must be above 0"),
+        ({"compile_timeout": "nan"}, "compile_timeout: must be a number, got 'nan'"),
+        ({"files": {"\ud800": ""}}, "a path must be a text"),
+        ({"session_id": "a/b"}, "session_id: must be up to 128 letters"),
+        ({"session_id": "a", "language": "bash"}, "session_id: a session runs python, got bash"),
     ],
 )
 def test_wrong_requests_are_refused_by_name(sandbox, fields, part):
@@ -169,13 +176,113 @@ def test_a_client_that_goes_away_frees_its_worker(sandbox, post):
     assert sandbox.health()["in_flight"] == 0
 
 
-def test_health_and_metrics_tell_what_happened(sandbox, post):
+def read_metrics(sandbox) -> dict[str, float]:
+    with urllib.request.urlopen(f"http://127.0.0.1:{sandbox.port}/metrics", timeout=10) as response:
+        samples = (line for line in response.read().decode().splitlines() if not line.startswith("#"))
+    return {name: float(value) for name, _, value in (sample.rpartition(" ") for sample in samples)}
+
+
+def test_health_tells_what_is_there(sandbox, post):
     post("print(1)")
     health = sandbox.health()
-    assert (health["status"], health["workers"]) == ("ok", 4)
-    assert set(health["isolation"]) == {"user", "network", "ipc", "pid", "own_uid", "process_limit"}
-    with urllib.request.urlopen(f"http://127.0.0.1:{sandbox.port}/metrics", timeout=10) as response:
-        assert 'sandbox_requests_total{language="python",status="Success"}' in response.read().decode()
+    assert (health["status"], health["workers"], health["in_flight"]) == ("ok", 4, 0)
+    assert all(isinstance(is_there, bool) for is_there in health["isolation"].values())
+
+
+def test_metrics_count_what_happened(sandbox, post):
+    before = read_metrics(sandbox)
+    post("print(1)")
+    post("exit(1)")
+    post("import time; time.sleep(60)", run_timeout=0.1)
+    post("print(1)", language="cobol", status=422)
+    after = read_metrics(sandbox)
+    added = {name: after[name] - before.get(name, 0.0) for name in after}
+    assert added['sandbox_requests_total{language="python",status="Success"}'] == 1
+    assert added['sandbox_requests_total{language="python",status="Failed"}'] == 2
+    assert added['sandbox_requests_total{language="",status="422"}'] == 1
+    assert added['sandbox_run_seconds_count{language="python"}'] == 3
+    assert added["sandbox_queue_seconds_count"] == 3
+    assert added["sandbox_request_seconds_count"] == 4
+    assert 0.1 <= added['sandbox_run_seconds_sum{language="python"}'] < 5
+    assert 10 << 20 < after["sandbox_memory_bytes"] < 2 << 30
+    for name in ("sandbox_running", "sandbox_queue_depth", "sandbox_sessions", "sandbox_workers_restarted_total"):
+        assert after[name] == 0
+
+
+@pytest.fixture
+def small_sandbox():
+    """One worker, and room for one request to wait."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    program = f"from rl.services.sandbox import serve; serve(port={port}, workers=1, max_queue=1)"
+    process = subprocess.Popen([sys.executable, "-c", program], cwd=ROOT)
+    wait_until(lambda: ask(port, "/health") is not None)
+    yield SmallSandbox(process, port)
+    process.kill()
+    process.wait()
+
+
+class SmallSandbox:
+    def __init__(self, process: subprocess.Popen, port: int) -> None:
+        self.process, self.port = process, port
+        self.url = f"http://127.0.0.1:{port}/run_code"
+
+    def post(self, code: str, *, status: int = 200, **fields: object) -> dict:
+        body = {"code": code, "language": "python", **fields}
+        return post_json(self.url, json.dumps(body).encode(), status)
+
+    def wait_in_flight(self, number: int) -> None:
+        wait_until(lambda: (ask(self.port, "/health") or {}).get("in_flight") == number)
+
+
+def ask(port: int, path: str) -> dict | None:
+    try:
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}{path}", timeout=1) as response:
+            return json.load(response)
+    except OSError:
+        return None
+
+
+def wait_until(condition) -> None:
+    deadline = time.monotonic() + 20
+    while not condition():
+        assert time.monotonic() < deadline, "it did not happen within 20 s"
+        time.sleep(0.01)
+
+
+def test_a_request_is_answered_when_its_patience_in_the_queue_ends(small_sandbox):
+    with ThreadPoolExecutor(1) as pool:
+        first = pool.submit(small_sandbox.post, "import time; time.sleep(0.6); print('done')")
+        small_sandbox.wait_in_flight(1)
+        answer = small_sandbox.post("print(1)", queue_timeout="0.1", status=504)
+        assert (answer["status"], answer["run_result"]) == ("SandboxError", None)
+        assert answer["message"] == "no worker was free within 0.1 s; the program was not run"
+        assert 0.1 <= answer["queue_time"] < 0.6
+        waited = small_sandbox.post("print(1)")
+        assert first.result()["run_result"]["stdout"] == "done\n"
+    assert waited["run_result"]["execution_time"] < waited["queue_time"]
+
+
+def test_a_full_queue_is_said_at_once(small_sandbox):
+    with ThreadPoolExecutor(2) as pool:
+        busy = [pool.submit(small_sandbox.post, "import time; time.sleep(0.5); print(2)") for _ in range(2)]
+        small_sandbox.wait_in_flight(2)
+        answer = small_sandbox.post("print(1)", status=503)
+        assert (answer["status"], answer["message"]) == ("SandboxError", "1 programs are waiting already")
+        assert [future.result()["run_result"]["stdout"] for future in busy] == ["2\n", "2\n"]
+
+
+def test_sigterm_lets_what_runs_end_and_refuses_what_waits(small_sandbox):
+    with ThreadPoolExecutor(2) as pool:
+        runs = pool.submit(small_sandbox.post, "import time; time.sleep(0.5); print('done')")
+        small_sandbox.wait_in_flight(1)
+        waits = pool.submit(small_sandbox.post, "print(1)", status=503)
+        small_sandbox.wait_in_flight(2)
+        small_sandbox.process.send_signal(signal.SIGTERM)
+        assert "stopping" in waits.result()["message"]
+        assert runs.result()["run_result"]["stdout"] == "done\n"
+    assert small_sandbox.process.wait(10) == 0
+    assert ask(small_sandbox.port, "/health") is None
 
 
 def test_serve_says_what_to_do_about_a_port_in_use():
@@ -193,26 +300,6 @@ def wait_gone(pid: int) -> None:
             return
         assert time.monotonic() < deadline, f"process {pid} is still there"
         time.sleep(0.02)
-
-
-def test_serve_stops_cleanly_at_sigterm():
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
-    program = f"from rl.services.sandbox import serve; serve(port={port}, workers=2)"
-    process = subprocess.Popen([sys.executable, "-c", program], cwd=ROOT)
-    try:
-        deadline = time.monotonic() + 20
-        while time.monotonic() < deadline:
-            try:
-                urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=1).close()
-                break
-            except OSError:
-                time.sleep(0.05)
-        process.send_signal(signal.SIGTERM)
-        assert process.wait(10) == 0
-    finally:
-        process.kill()
-        process.wait()
 
 
 def test_the_embedded_sandbox_ends_with_its_parent():
