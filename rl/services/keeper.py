@@ -27,7 +27,8 @@ from rl.services.isolation import Isolation
 _MAX_DESCRIPTORS = 5
 _HIGHEST_DESCRIPTOR = 1024
 _TICK_S = 0.05
-_MANY_THREADS = 8
+_MANY, _NICE_OF_MANY = 16, 17
+"""64 processes of this niceness count little more than one of none."""
 _PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
 
 
@@ -191,18 +192,20 @@ def _watch(memory_bytes: int, own_pages: int, isolation: Isolation) -> bool:
     What a process has in common with the worker that it was forked from does not count.
     """
     pages = threads = 0
+    sessions = set()
     pids = _others(isolation)
     for pid in pids:
         with contextlib.suppress(OSError, IndexError, ValueError), open(f"/proc/{pid}/stat", "rb") as file:
             fields = file.read().rpartition(b")")[2].split()
+            sessions.add(fields[3])
             threads += int(fields[17])
             pages += max(0, int(fields[21]) - own_pages)
-    if threads > _MANY_THREADS:
-        for pid in pids:
-            with contextlib.suppress(OSError):
-                os.setpriority(os.PRIO_PROCESS, pid, 19)
-                with open(f"/proc/{pid}/autogroup", "w") as file:  # counts by session where the kernel does so
-                    file.write("19")
+    for pid in pids if threads > _MANY else ():
+        with contextlib.suppress(OSError):
+            os.setpriority(os.PRIO_PROCESS, pid, _NICE_OF_MANY)
+            if len(sessions) > _MANY:  # the kernel may share time by session first
+                with open(f"/proc/{pid}/autogroup", "w") as file:
+                    file.write(str(_NICE_OF_MANY))
     return pages * _PAGE_BYTES > memory_bytes
 
 

@@ -74,7 +74,9 @@ _DENIED = {  # name: number on x86_64, on aarch64; None where the machine has no
     "mbind": (237, 235),
     "lookup_dcookie": (212, 18),
 }
-_SHARED_MEMORY = {  # of System V and message queues: they outlive the program that made them
+_UNCOUNTED_MEMORY = {  # outlives the program that made it, or counts for no process
+    "memfd_create": (319, 279),
+    "memfd_secret": (447, 447),
     "shmget": (29, 194),
     "msgget": (68, 186),
     "semget": (64, 190),
@@ -134,7 +136,7 @@ def build_filter(*, allow_internet: bool) -> bytes:
         _step(_EQUAL, _CLONE3[column], 0, 1),
         _step(_RETURN, _FAIL | errno.ENOSYS),
     ]
-    denied = [number for call in (_DENIED | _SHARED_MEMORY).values() if (number := call[column]) is not None]
+    denied = [number for call in (_DENIED | _UNCOUNTED_MEMORY).values() if (number := call[column]) is not None]
     for i, number in enumerate(denied):
         code.append(_step(_EQUAL, number, len(denied) - i, 0))
     code += [_step(_RETURN, _ALLOW), _step(_RETURN, _FAIL | errno.EPERM)]

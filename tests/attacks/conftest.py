@@ -1,0 +1,133 @@
+"""A sandbox to attack, and things of the host that programs must not reach."""
+
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from rl.services.sandbox import EmbeddedSandbox
+
+MARK = "turnwise_attack"
+NUM_PROCESSES = 2 + 2 * (2 + 1)
+"""Of the sandbox at rest: two interpreters; two workers and one for numpy, each with a program forked in advance."""
+_ENVIRONMENT_MARK = "turnwise_environment_of_the_server"
+
+
+@dataclass(slots=True)
+class Host:
+    """The machine around the sandbox."""
+
+    sandbox: EmbeddedSandbox
+    folder: Path
+    """Open to all users."""
+    victim: subprocess.Popen[bytes]
+    sockets: list[socket.socket] = field(default_factory=list)
+    given: dict[str, Any] = field(default_factory=dict)
+    """What the attacks are told."""
+
+    def request(self, method: str, path: str, body: Any = None) -> tuple[int, Any]:
+        """Send a request; HTTP status and decoded answer."""
+        url = f"http://127.0.0.1:{self.sandbox.port}{path}"
+        headers = {"Content-Type": "application/json"}
+        data = None if body is None else json.dumps(body).encode()
+        request = urllib.request.Request(url, data, headers, method=method)
+        try:
+            with urllib.request.urlopen(request, timeout=40) as response:
+                return response.status, json.load(response)
+        except urllib.error.HTTPError as error:
+            return error.code, json.load(error)
+
+    def post(self, code: str, **fields: Any) -> tuple[int, Any]:
+        """Run a program with small limits."""
+        body = {"code": code, "language": "python", "run_timeout": 10, "memory_limit_MB": 128, **fields}
+        return self.request("POST", "/run_code", body)
+
+    def processes(self) -> list[psutil.Process]:
+        """Those of the sandbox that still run."""
+        family = psutil.Process(self.sandbox.pid).children(recursive=True)
+        return [process for process in family if process.status() != psutil.STATUS_ZOMBIE]
+
+    def namespaces(self) -> set[str]:
+        """Those that the sandbox's processes live in."""
+        found = set()
+        for process in self.processes():
+            for name in ("mnt", "pid", "net", "ipc", "user", "uts"):
+                try:
+                    found.add(os.readlink(f"/proc/{process.pid}/ns/{name}"))
+                except OSError:
+                    continue
+        return found
+
+    def marked_files(self) -> list[str]:
+        """Files that an attack has left where all users may write, or in the sandbox's folders."""
+        folders = [self.folder, *map(Path, ("/", "/tmp", "/dev/shm", "/var/tmp", "/etc", "/usr", sys.prefix))]
+        found = [str(path) for folder in folders for path in folder.glob(f"{MARK}*")]
+        for root in Path(tempfile.gettempdir()).glob("turnwise-sandbox-*"):
+            found += [str(path) for path in root.rglob(f"{MARK}*")]
+        return found
+
+
+@pytest.fixture(scope="session")
+def host() -> Iterator[Host]:
+    folder = Path(tempfile.mkdtemp(prefix="turnwise-host-"))
+    folder.chmod(0o777)
+    os.environ[_ENVIRONMENT_MARK] = "1"
+    victim = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"], start_new_session=True)
+    try:
+        with EmbeddedSandbox(workers=2) as sandbox:
+            del os.environ[_ENVIRONMENT_MARK]
+            host = Host(sandbox, folder, victim)
+            _make_bait(host)
+            assert (
+                host.post("import numpy; print(1)")[1]["run_result"]["stdout"] == "1\n"
+            )  # both interpreters are ready
+            yield host
+            for bait in host.sockets:
+                bait.close()
+    finally:
+        victim.kill()
+        victim.wait()
+        shutil.rmtree(folder)
+
+
+def _make_bait(host: Host) -> None:
+    readable = host.folder / "readable"
+    readable.write_text("secret")
+    readable.chmod(0o644)
+    tcp = socket.create_server(("127.0.0.1", 0))
+    udp = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+    udp.bind(("127.0.0.1", 0))
+    unix, abstract = socket.socket(socket.AF_UNIX), socket.socket(socket.AF_UNIX)
+    path, name = str(host.folder / "socket"), f"{MARK}_{os.getpid()}"
+    unix.bind(path)
+    os.chmod(path, 0o777)
+    abstract.bind("\0" + name)
+    for bait in (tcp, udp, unix, abstract):
+        bait.setblocking(False)
+        host.sockets.append(bait)
+    for listener in (unix, abstract):
+        listener.listen()
+    host.given = {
+        "readable_file": str(readable),
+        "open_folder": str(host.folder),
+        "repository": str(Path(__file__).resolve().parents[2]),
+        "environment_mark": _ENVIRONMENT_MARK,
+        "server_pid": host.sandbox.pid,
+        "victim_pid": host.victim.pid,
+        "tcp_port": tcp.getsockname()[1],
+        "udp_port": udp.getsockname()[1],
+        "unix_socket": path,
+        "abstract_socket": name,
+    }

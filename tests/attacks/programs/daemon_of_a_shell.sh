@@ -1,0 +1,2 @@
+(setsid nohup sleep 60 >/dev/null 2>&1 </dev/null &)
+echo tried

