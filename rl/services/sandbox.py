@@ -223,14 +223,18 @@ def serve(
         parent_pipe: Descriptor whose end of file means that the parent is gone; the server ends then.
 
     Raises:
-        ServiceError: The port is in use, no interpreter starts, or a required layer is missing.
+        ServiceError: The port is in use, a number is out of range, no interpreter starts, or a required layer is
+            missing.
     """
     options: dict[str, Any] = {"allow_network": allow_network, "require_isolation": require_isolation}
     if preload is not None:
         options["preload"] = preload
     grace_s = _DRAIN_GRACE_S if parent_pipe is None else 0.0
+    for name, value, least in (("workers", workers, 1), ("max-queue", max_queue, 0)):
+        if value is not None and value < least:
+            raise ServiceError(f"sandbox: --{name} must be at least {least}, got {value}. Give a larger number.")
     with listen("sandbox", host, port, inherited_socket) as listener:
-        num_workers = workers or _WORKERS_PER_CORE * (os.cpu_count() or 1)
+        num_workers = workers if workers is not None else _WORKERS_PER_CORE * (os.cpu_count() or 1)
         asyncio.run(_serve(listener, num_workers, max_queue, options, grace_s, parent_pipe))
 
 

@@ -20,7 +20,7 @@ from rl.services.interpreter_session import InterpreterSession
 from rl.services.isolation import missing_layers
 from rl.services.program import parse_files, write_files
 from rl.services.sandbox_outcome import MAX_OUTPUT_BYTES, Capture, CompileOutcome, RunOutcome, memory_file
-from rl.services.sandbox_request import RunRequest
+from rl.services.sandbox_request import RequestError, RunRequest
 from rl.services.zygote_process import SEARCH_PATH, Zygote
 
 __all__ = ["MAX_OUTPUT_BYTES", "CompileOutcome", "InterpreterSession", "RunOutcome", "SandboxPool"]
@@ -108,12 +108,13 @@ class SandboxPool:
             The outcome. Nothing of the program is left when this returns; a program that is cancelled is killed.
 
         Raises:
-            ServiceError: The sandbox itself failed, or the language is not installed.
+            RequestError: The language is not installed.
+            ServiceError: The sandbox itself failed.
         """
         language = _LANGUAGES[request.language]
         program = (language.compiler or language.command)[:1]
         if program and shutil.which(program[0], path=SEARCH_PATH) is None:
-            raise ServiceError(f"sandbox: {request.language} needs {program[0]}, which is not installed. Install it.")
+            raise RequestError(f"language: {request.language} needs {program[0]}, which the sandbox's machine lacks")
         async with self._slots:
             if not language.compiler:
                 return await self._run(request, language, language.command)

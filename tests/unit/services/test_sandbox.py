@@ -1,6 +1,7 @@
 import base64
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -151,6 +152,27 @@ def test_wrong_requests_are_refused_by_name(sandbox, fields, part):
     assert part in post_json(sandbox.url, json.dumps(body).encode(), 422)["detail"]
 
 
+@pytest.mark.parametrize(
+    ("language", "code", "compiled", "return_code", "output"),
+    [
+        ("nodejs", "console.log(6 * 7); process.exit(3)", None, 3, "42\n"),
+        ("cpp", '#include <cstdio>\nint main() { int x; scanf("%d", &x); printf("%d", x * 2); }', 0, 0, "42"),
+        ("cpp", "int main() { return x; }", 1, None, None),
+        ("cpp", "#include <csignal>\nint main() { raise(SIGSEGV); }", 0, -11, ""),
+    ],
+)
+def test_other_languages_run_or_say_what_is_missing(post, language, code, compiled, return_code, output):
+    needed = {"nodejs": "node", "cpp": "g++"}[language]
+    if shutil.which(needed, path="/usr/local/bin:/usr/bin:/bin") is None:
+        assert f"needs {needed}" in post(code, language, status=422)["detail"]
+        return
+    answer = post(code, language, stdin="21", compile_timeout=30)
+    assert (answer["compile_result"] and answer["compile_result"]["return_code"]) == compiled
+    run = answer["run_result"] or {"return_code": None, "stdout": None}
+    assert (run["return_code"], run["stdout"]) == (return_code, output)
+    assert answer["status"] == ("Success" if return_code == 0 else "Failed")
+
+
 def test_a_body_that_is_not_json_is_refused(sandbox):
     assert "not JSON" in post_json(sandbox.url, b"{", 400)["detail"]
 
@@ -290,6 +312,15 @@ def test_serve_says_what_to_do_about_a_port_in_use():
         port = taken.getsockname()[1]
         with pytest.raises(ServiceError, match=rf"cannot listen on 127.0.0.1:{port}.*another --port"):
             serve("127.0.0.1", port)
+
+
+@pytest.mark.parametrize(
+    ("options", "text"),
+    [({"workers": 0}, "--workers must be at least 1, got 0"), ({"max_queue": -1}, "--max-queue must be at least 0")],
+)
+def test_serve_refuses_numbers_out_of_range(options, text):
+    with pytest.raises(ServiceError, match=text):
+        serve(port=0, **options)
 
 
 def wait_gone(pid: int) -> None:
