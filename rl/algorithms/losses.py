@@ -36,8 +36,7 @@ def clipped_policy_loss(
     Returns:
         The loss, where it was clipped, and the change of the log-probs.
 
-    Source: PPO, arXiv:1707.06347, equation 7; DAPO, arXiv:2503.14476, equation 10; dual clip, arXiv:1912.09729,
-    equation 5.
+    Source: PPO, arXiv:1707.06347, equation 7; DAPO, arXiv:2503.14476, equation 10; dual clip, arXiv:1912.09729.
     """
     log_ratio = logprobs - old_logprobs
     ratio = log_ratio.clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO).exp()
@@ -76,7 +75,7 @@ def clipped_weight_loss(
     Returns:
         The loss, where a weight was bounded, and the change of the log-probs.
 
-    Source: MiniMax-M1, arXiv:2506.13585, equations 4 and 5.
+    Source: MiniMax-M1, arXiv:2506.13585.
     """
     log_ratio = (logprobs - old_logprobs).detach()
     ratio = log_ratio.clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO).exp()

@@ -42,7 +42,7 @@ def sequence_ratio_loss(
     Returns:
         The loss, where it was clipped (on whole sequences), and the change of the log-probs.
 
-    Source: arXiv:2507.18071, equations 5, 7 and 13.
+    Source: arXiv:2507.18071, GSPO and GSPO-token.
     """
     change = logprobs - old_logprobs
     mean = sequence_mean(change.detach(), sequence_ids).clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO)
@@ -80,7 +80,7 @@ def geometric_mean_loss(
     Returns:
         The loss, the tokens whose ratio was clipped, and the change of the log-probs.
 
-    Source: arXiv:2507.20673, equation 4 and algorithm 1.
+    Source: arXiv:2507.20673.
     """
     change, sign = logprobs - old_logprobs, advantages.sign()
     clipped = change.clamp(-clip_low, clip_high)
