@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import torch
 from ray.exceptions import OutOfMemoryError, RayActorError
 from torch import Tensor
 
+from rl.cluster.rate_limits import RemotePermits
 from rl.config.schema import Config
 from rl.errors import RewardError
 from rl.inference.engine import VllmEngine
@@ -130,16 +132,19 @@ class RolloutWorker:
         model_folder: Path,
         reward_worker: Any,
         tool_overrides: dict[str, dict],
+        rate_limits: Any | None = None,
     ) -> None:
         _log_to(log_file)
         self.config, self.replica, self.model_folder = config, replica, model_folder
-        self.reward_worker, self.tool_overrides = reward_worker, tool_overrides
+        self.reward_worker, self.tool_overrides, self.rate_limits = reward_worker, tool_overrides, rate_limits
         self.scoring = BusyClock()
 
     async def start(self) -> None:
         """Check the chat template against the parser and start the engine."""
         dialog = load_dialog(self.config, tool_overrides=self.tool_overrides)
         self.toolbox = dialog.toolbox
+        if self.toolbox is not None and self.rate_limits is not None:
+            self.toolbox.share_rate_limits(partial(RemotePermits, self.rate_limits))
         self.engine = await VllmEngine.create(
             self.config,
             model_folder=self.model_folder,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import random
 from collections import deque
 from contextlib import AbstractAsyncContextManager
 from typing import Any, Protocol
@@ -39,7 +40,7 @@ class PermitPool:
     def __init__(self, limit: int) -> None:
         self._limit = limit
         self._leases: dict[int, float] = {}
-        self._numbers = itertools.count()
+        self._numbers = itertools.count(random.getrandbits(48))  # unlike those of a pool that this one replaces
         self._turn = asyncio.Lock()
         self._returned = asyncio.Event()
 

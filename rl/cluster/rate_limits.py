@@ -1,0 +1,67 @@
+"""The tools' rate limits that several rollout workers share, kept by one small Ray actor."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import ray
+import yaml
+
+from rl.config.schema import Config
+from rl.tools.limits import PermitPool
+
+
+@ray.remote(num_cpus=0, max_concurrency=100_000, max_restarts=-1, max_task_retries=-1)
+class RateLimits:
+    """A `PermitPool` for each tool, made when it is first asked for. A restarted one begins with all permits free."""
+
+    def __init__(self) -> None:
+        self.pools: dict[str, PermitPool] = {}
+
+    async def take(self, tool: str, limit: int, at_most: int, lease_s: float) -> list[int]:
+        """See `rl.tools.limits.PermitPool.take`."""
+        if tool not in self.pools:
+            self.pools[tool] = PermitPool(limit)
+        return await self.pools[tool].take(at_most, lease_s)
+
+    async def give_back(self, tool: str, permits: list[int]) -> None:
+        """See `rl.tools.limits.PermitPool.give_back`."""
+        if tool in self.pools:
+            self.pools[tool].give_back(permits)
+
+
+class RemotePermits:
+    """The permits of one tool at a `RateLimits` actor, as `rl.tools.limits.PermitSource`.
+
+    Args:
+        actor: Handle of the actor.
+        tool: Name of the tool.
+        limit: Its `rate_limit`.
+    """
+
+    def __init__(self, actor: Any, tool: str, limit: int) -> None:
+        self._actor, self._tool, self._limit = actor, tool, limit
+
+    async def take(self, at_most: int, lease_s: float) -> list[int]:
+        """See `rl.tools.limits.PermitPool.take`."""
+        permits: list[int] = await self._actor.take.remote(self._tool, self._limit, at_most, lease_s)
+        return permits
+
+    def give_back(self, permits: list[int]) -> None:
+        """See `rl.tools.limits.PermitPool.give_back`."""
+        self._actor.give_back.remote(self._tool, permits)
+
+
+def start_rate_limits(config: Config, num_rollout_workers: int) -> Any | None:
+    """Start the actor where it is needed: several rollout workers, and a tool with `enable_global_rate_limit`.
+
+    Returns:
+        Its handle, or None: each worker then has the limits for itself.
+    """
+    path = config.rl_config.tool_config_path
+    if num_rollout_workers < 2 or not config.rl_config.multi_turn_enable or not path:
+        return None
+    entries = yaml.safe_load(Path(path).read_text())["tools"]
+    is_limited = any((entry.get("config") or {}).get("enable_global_rate_limit") for entry in entries)
+    return RateLimits.remote() if is_limited else None  # type: ignore[attr-defined]
