@@ -161,7 +161,7 @@ def test_compose_rejects_a_mindspeed_setting_that_would_change_results(folder: P
         "rl_config.actor_resource.num_npus: this setting of MindSpeed-RL is not available, got 8 (integer). "
         "Here it is rl_config.actor_resource.num_devices.",
         "rl_config.gamma: this setting of MindSpeed-RL is not available, got 0.9 (number). "
-        "Rewards of a trajectory are not discounted. Set 1.0 or remove it.",
+        "Tokens are not discounted, turns by turn_reward_discount. Set 1.0 or remove it.",
     ]
 
 
