@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import re
 from collections.abc import Sequence
@@ -13,6 +12,8 @@ from vllm.tokenizers.hf import get_cached_tokenizer
 from vllm.tool_parsers import ToolParser, ToolParserManager
 
 from rl.errors import ConfigError
+from rl.tools.parsers.base import failed_call
+from rl.tools.parsers.json_calls import decode_json, json_problem
 from rl.types import ToolCall
 
 logger = logging.getLogger(__name__)
@@ -56,7 +57,7 @@ class VllmParser:
             found = self._new_parser().extract_tool_calls(said, self._request).tool_calls
         except Exception as error:  # any of vLLM's parsers may raise anything for a text that it did not expect
             logger.warning("vLLM's parser '%s' failed, got %r.", self._name, error)
-            return [ToolCall("", {}, said, f"the tool call cannot be read: {error}.")]
+            return [failed_call(said, f"the tool call cannot be read: {error}")]
         return [_as_call(call.function.name, call.function.arguments) for call in found]
 
     def render(self, call: ToolCall) -> None:
@@ -98,10 +99,9 @@ def _without_thoughts(text: str) -> str:
 
 def _as_call(name: str, arguments: str) -> ToolCall:
     try:
-        value = json.loads(arguments)
-        json.dumps(value, ensure_ascii=False).encode()
+        value, _ = decode_json(arguments)
     except (ValueError, RecursionError) as error:
-        return ToolCall(name, {}, arguments, f"the arguments of '{name}' are not valid JSON: {error}.")
+        return failed_call(arguments, f"the arguments of '{name}' are not valid JSON: {json_problem(error, 0)}", name)
     if not isinstance(value, dict):
-        return ToolCall(name, {}, arguments, f"the arguments of '{name}' are not a JSON object, got {arguments}.")
+        return failed_call(arguments, f"the arguments of '{name}' are not a JSON object, got {arguments}", name)
     return ToolCall(name, value, arguments)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -19,39 +21,37 @@ TOOL = {
     "function": {"name": "add", "parameters": {"type": "object", "properties": {"a": {"type": "integer"}}}},
 }
 CALL = ToolCall("add", {"a": 1})
-TAGS = [
-    "<tool_call>",
-    "</tool_call>",
-    "<think>",
-    "</think>",
-    "<function=add>",
-    "[add(a=1)]",
-    '{"name": "add"',
-    "{",
-    "}",
+DEEPSEEK = [f"<｜tool▁{part}｜>" for part in ("calls▁begin", "calls▁end", "call▁begin", "call▁end", "sep")]
+VOCABULARY = [
+    *("<tool_call>", "</tool_call>", "<tool_calls>", "</tool_calls>", "<tool_sep>", "<arg_key>", "</arg_key>"),
+    *("<arg_value>", "</arg_value>", "<|tool_call_start|>", "<|tool_call_end|>", "<|python_tag|>", "[TOOL_CALLS]"),
+    *DEEPSEEK,
 ]
+"""Tags that parsers look for in the vocabulary."""
+TAGS = [*VOCABULARY, "<think>", "</think>", "<function=add>", "[add(a=1)]", '{"name": "add"', "{", "}", "add", "\n"]
 
 
 @pytest.fixture(scope="module")
 def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> PreTrainedTokenizerFast:
-    return load_tokenizer(make_tiny_tokenizer(tmp_path_factory.mktemp("tokenizer")))
+    tokenizer = load_tokenizer(make_tiny_tokenizer(tmp_path_factory.mktemp("tokenizer")))
+    tokenizer.add_tokens(VOCABULARY)
+    return tokenizer
 
 
 @pytest.fixture(scope="module")
 def parsers(tokenizer: PreTrainedTokenizerFast) -> dict[str, VllmParser]:
-    """Those that this tokenizer has the tags for."""
-    found = {}
-    for name in adapted_names():
-        try:
-            found[name] = load_parser(f"vllm:{name}", [TOOL], tokenizer)
-        except ConfigError as error:
-            assert f"vLLM's parser '{name}' cannot be used here" in str(error)
-    return found
+    """All of them."""
+    return {name: load_parser(f"vllm:{name}", [TOOL], tokenizer) for name in adapted_names()}  # type: ignore[misc]
 
 
-def test_vllm_parsers_are_nearly_all_there(parsers: dict[str, VllmParser]):
-    assert {"hermes", "qwen3_coder", "pythonic", "glm45", "internlm"} <= set(parsers)
-    assert len(parsers) > 20
+def test_vllm_parsers_are_all_there(parsers: dict[str, VllmParser]):
+    assert {"hermes", "qwen3_coder", "pythonic", "glm45", "deepseek_v3", "mistral", "kimi_k2"} <= set(parsers)
+
+
+def test_vllm_parsers_are_refused_with_a_tokenizer_of_another_model(tmp_path: Path):
+    tokenizer = load_tokenizer(make_tiny_tokenizer(tmp_path))
+    with pytest.raises(ConfigError, match="vLLM's parser 'deepseek_v3' cannot be used here, got 'DeepSeek-V3 Tool"):
+        load_parser("vllm:deepseek_v3", [TOOL], tokenizer)
 
 
 @pytest.mark.parametrize(
@@ -60,17 +60,24 @@ def test_vllm_parsers_are_nearly_all_there(parsers: dict[str, VllmParser]):
         ("hermes", PARSERS["hermes"].render(CALL)),
         ("qwen3_coder", PARSERS["qwen3_coder"].render(CALL)),
         ("pythonic", "[add(a=1)]"),
+        ("llama3_json", PARSERS["llama3_json"].render(CALL)),
+        ("mistral", '[TOOL_CALLS][{"name": "add", "arguments": {"a": 1}}]'),
+        ("glm45", "<tool_call>add\n<arg_key>a</arg_key>\n<arg_value>1</arg_value>\n</tool_call>"),
+        (
+            "deepseek_v3",
+            f'{DEEPSEEK[0]}{DEEPSEEK[2]}function{DEEPSEEK[4]}add\n```json\n{{"a": 1}}\n```{DEEPSEEK[3]}{DEEPSEEK[1]}',
+        ),
     ],
 )
 def test_vllm_parsers_read_calls_and_no_thoughts(parsers: dict[str, VllmParser], name: str, text: str):
     read = parsers[name].parse(text)
     assert [(call.name, call.arguments, call.error) for call in read] == [("add", {"a": 1}, None)]
-    assert [call.name for call in parsers[name].parse(f"<think>{text}</think>{text}")] == ["add"]
-    assert [call.name for call in parsers[name].parse(f"{text}</think>{text}")] == ["add"]
+    for thought in (f"<think>{text}</think>", f"{text}</think>"):
+        assert [call.name for call in parsers[name].parse(thought + text)] == ["add"]
     assert parsers[name].parse(f"<think>{text}") == []
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=150, deadline=None)
 @given(st.lists(st.sampled_from(TAGS) | st.text(max_size=3), max_size=12).map("".join))
 def test_vllm_parsers_read_any_text_without_raising(parsers: dict[str, VllmParser], text: str):
     for parser in parsers.values():
