@@ -72,8 +72,9 @@ def read_countries(rows: list[dict[str, Any]]) -> list[Country]:
 def _read_country(row: dict[str, Any]) -> Country | None:
     texts = {key: row.get(key) for key in ("name", "capital", "region", "subregion", "demonym")}
     currencies, calling_codes, domains = (row.get(key) or [] for key in ("currencies", "callingCodes", "tld"))
-    code, area = (row.get("ISO") or {}).get("alpha3"), row.get("area")
-    if not all((code, area, domains, *texts.values())) or len(currencies) != 1 or len(calling_codes) != 1:
+    code, area = (row.get("ISO") or {}).get("alpha3"), row.get("area") or 0.0
+    is_whole = all(isinstance(text, str) and text for text in texts.values()) and code and domains and area >= 1
+    if not is_whole or len(currencies) != 1 or len(calling_codes) != 1:
         return None
     return Country(
         code=code,

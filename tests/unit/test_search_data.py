@@ -61,7 +61,8 @@ def test_read_countries_keeps_those_with_one_value_of_each_fact() -> None:
     two_codes = {**KABUL, "name": "B", "capital": "b", "callingCodes": ["1", "2"]}
     city_state = {**KABUL, "name": "Singapore", "capital": "Singapore"}
     no_capital = {**KABUL, "name": "C", "capital": ""}
-    (country,) = read_countries([KABUL, two_codes, city_state, no_capital])
+    two_capitals = {**KABUL, "name": "D", "capital": ["d", "e"]}
+    (country,) = read_countries([KABUL, two_codes, city_state, no_capital, two_capitals])
     assert country == Country(
         "AFG", "Afghanistan", "Kabul", "Asia", "Southern Asia", "Afghan", "652230", "AFN", "93", ".af", ("IRN", "PAK")
     )
