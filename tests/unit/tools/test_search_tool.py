@@ -19,6 +19,23 @@ from rl.types import ToolCall, ToolResult, ToolStatus
 SHIPPED = Path(__file__).resolve().parents[3] / "configs/tools/search_tool_config.yaml"
 CITIES = ['"Rome"\nThe capital of Italy.', '"Paris"\nThe capital of France.', "Milan\nA city in Italy."]
 
+MINDSPEED = """
+tools:
+  - class_name: rl.tools.search_tool.SearchTool
+    config: {retrieval_service_url: URL, num_workers: 120, enable_global_rate_limit: true, rate_limit: 120, timeout: 30,
+             topk: 3, type: native}
+    tool_schema:
+      type: function
+      function:
+        name: search
+        description: Searches.
+        parameters:
+          type: object
+          properties:
+            query_list: {type: array, item: {type: string}, description: Queries.}
+          required: [query_list]
+"""
+
 
 def toolbox(url: str, **settings: Any) -> Toolbox:
     return load_toolbox(SHIPPED, overrides={"search": {"retrieval_service_url": url, **settings}})
@@ -109,6 +126,15 @@ async def test_check_finds_the_retriever_or_says_what_to_do(url: str, tmp_path: 
         await toolbox("embedded", corpus_path="none.jsonl").check()
     with pytest.raises(ToolError, match=r"search\.topk: must be at least 1, got 0"):
         await toolbox(url, topk=0).check()
+
+
+async def test_search_takes_the_settings_of_mindspeed_rl(url: str, tmp_path: Path) -> None:
+    settings = tmp_path / "search_tool_config.yaml"
+    settings.write_text(MINDSPEED.replace("URL", url))
+    tools = load_toolbox(settings)
+    assert tools.tools["search"].config.default_timeout == 30.0
+    assert (await search(tools, query_list=[1])).status is ToolStatus.INVALID_ARGUMENTS  # `item` was read as `items`
+    assert (await search(tools, query_list=["Paris"])).status is ToolStatus.OK
 
 
 def test_format_documents_shows_a_document_without_text_by_its_title() -> None:
