@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from rl.config.problems import Problem, warning
 from rl.config.ranges import value_at
-from rl.config.schema import Config, Device, KlControl, LossAggregation, LrDecayStyle
+from rl.config.schema import Config, Device, KlControl, LossAggregation, LrDecayStyle, RLConfig
 
 
 @dataclass(slots=True, frozen=True)
@@ -41,7 +41,11 @@ def no_effect_problems(config: Config, given: frozenset[str]) -> Iterator[Proble
 
 
 def _conditions(config: Config) -> tuple[Condition, ...]:
-    rl, training, actor = config.rl_config, config.megatron_training, config.actor_config
+    rl = config.rl_config
+    return (*_objective_conditions(rl), *_batch_conditions(rl), *_rollout_conditions(rl), *_placement_conditions(config))
+
+
+def _objective_conditions(rl: RLConfig) -> tuple[Condition, ...]:
     return (
         Condition(
             ("rl_config.clip_ratio",), not rl.clip_higher_enable, "clip_higher_enable is true. Set clip_ratio_low."
@@ -93,6 +97,11 @@ def _conditions(config: Config) -> tuple[Condition, ...]:
             rl.kl_ctrl_type is KlControl.ADAPTIVE,
             "kl_ctrl_type is fixed. Set adaptive.",
         ),
+    )
+
+
+def _batch_conditions(rl: RLConfig) -> tuple[Condition, ...]:
+    return (
         Condition(
             (f"{_CORRECTION}.rollout_is_threshold", f"{_CORRECTION}.rollout_is_threshold_lower"),
             rl.rollout_correction.rollout_is is not None,
@@ -117,6 +126,11 @@ def _conditions(config: Config) -> tuple[Condition, ...]:
             rl.overlong_buffer_enable,
             "overlong_buffer_enable is false. Set that.",
         ),
+    )
+
+
+def _rollout_conditions(rl: RLConfig) -> tuple[Condition, ...]:
+    return (
         Condition(
             (
                 "rl_config.tool_config_path",
@@ -134,6 +148,12 @@ def _conditions(config: Config) -> tuple[Condition, ...]:
         Condition(
             ("rl_config.wandb_project", "rl_config.wandb_exp_name"), rl.use_wandb, "use_wandb is false. Set that."
         ),
+    )
+
+
+def _placement_conditions(config: Config) -> tuple[Condition, ...]:
+    rl, training, actor = config.rl_config, config.megatron_training, config.actor_config
+    return (
         Condition(
             ("rl_config.rollout_resource.num_devices",),
             training.device is not Device.CUDA or not rl.use_integrated_worker,
