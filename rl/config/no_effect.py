@@ -42,7 +42,12 @@ def no_effect_problems(config: Config, given: frozenset[str]) -> Iterator[Proble
 
 def _conditions(config: Config) -> tuple[Condition, ...]:
     rl = config.rl_config
-    return (*_objective_conditions(rl), *_batch_conditions(rl), *_rollout_conditions(rl), *_placement_conditions(config))
+    return (
+        *_objective_conditions(rl),
+        *_batch_conditions(rl),
+        *_rollout_conditions(rl),
+        *_placement_conditions(config),
+    )
 
 
 def _objective_conditions(rl: RLConfig) -> tuple[Condition, ...]:
