@@ -42,8 +42,8 @@ def to_record(trajectory: Trajectory) -> dict[str, Any]:
 
     Returns:
         `id`, `data_source`, `messages`, `ground_truth`, `turns` (text, number of tokens, calls, results with status
-        and times), `stop_reason`, `score`, `rewards`, `reward_error`, `num_sampled`, `response_length`,
-        `policy_versions` and `wall_s`.
+        and times), `stop_reason`, `score`, `rewards`, `turn_rewards`, `kl_penalty`, `reward_error`, `num_sampled`,
+        `response_length`, `policy_versions` and `wall_s`.
     """
     versions = sorted({span.policy_version for s in trajectory.sequences for span in s.spans})
     return {
@@ -55,6 +55,8 @@ def to_record(trajectory: Trajectory) -> dict[str, Any]:
         "stop_reason": trajectory.stop_reason.value,
         "score": trajectory.score,
         "rewards": trajectory.rewards,
+        "turn_rewards": trajectory.turn_rewards,
+        "kl_penalty": trajectory.kl_penalty,
         "reward_error": trajectory.reward_error,
         "num_sampled": trajectory.num_sampled,
         "response_length": trajectory.response_length,
