@@ -38,6 +38,8 @@ class CircuitBreaker:
         self._next_probe_at: float | None = None
         self._is_probing = False
         self._changed = asyncio.Event()
+        self.failure: ServiceUnavailableError | None = None
+        """Why it is open; None while it is closed."""
 
     @property
     def is_open(self) -> bool:
@@ -81,6 +83,8 @@ class CircuitBreaker:
 
     def _note_failure(self, error: ServiceUnavailableError, *, is_probe: bool) -> None:
         now = asyncio.get_running_loop().time()
+        if self.is_open:
+            self.failure = error
         if is_probe and self.is_open:
             self._pause_s = min(2 * self._pause_s, _LONGEST_PAUSE_S)
             self._next_probe_at = now + self._pause_s
@@ -88,7 +92,7 @@ class CircuitBreaker:
             return
         self._num_failures += 1
         if self._num_failures >= _FAILURES_TO_OPEN and not self.is_open:
-            self._opened_at, self._pause_s = now, _FIRST_PAUSE_S
+            self._opened_at, self._pause_s, self.failure = now, _FIRST_PAUSE_S, error
             self._next_probe_at = now + self._pause_s
             logger.warning("tool '%s': %s. Calls wait until its service answers.", self._name, error)
 
@@ -97,7 +101,7 @@ class CircuitBreaker:
         if self.is_open:
             lasted = asyncio.get_running_loop().time() - self._opened_at
             logger.warning("tool '%s': its service answers again, after %.1f s.", self._name, lasted)
-            self._next_probe_at = None
+            self._next_probe_at = self.failure = None
             self._end_probe()
 
     def _end_probe(self) -> None:

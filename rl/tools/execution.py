@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import random
 from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type, stop_before_delay, wait_random_exponential
+from tenacity import AsyncRetrying, retry_if_exception_type, stop_before_delay, wait_random_exponential
 
 from rl.errors import unknown_name
 from rl.tools.base import ServiceUnavailableError, Tool, ToolOutput, ToolTimeoutError
@@ -46,13 +47,19 @@ class _Call:
     """When the last attempt must have begun."""
     num_failures: int = 0
     """Attempts that failed for the service's reasons."""
-    failure: BaseException | None = None
+    failure: ServiceUnavailableError | None = None
     """The last of them."""
     failed_at: float | None = None
     """When the first of them ended."""
     run_s: float = 0.0
     is_late: bool = False
     """The attempt ran into the tool's own limit, or the call into its deadline."""
+
+    def note_failure(self, error: ServiceUnavailableError, now: float) -> None:
+        """Count an attempt that failed for the service's reasons."""
+        self.num_failures += 1
+        self.failure = error
+        self.failed_at = now if self.failed_at is None else self.failed_at
 
 
 class ToolRunner:
@@ -114,21 +121,26 @@ class ToolRunner:
     async def _attempts(
         self, call: _Call, make_state: Callable[[], Awaitable[Any]], arguments: dict[str, Any]
     ) -> ToolOutput:
-        """Try, and again after growing random waits as long as the service is what fails."""
+        """Try, and again after growing random waits as long as the service is what fails.
 
-        def note_failure(attempt: RetryCallState) -> None:
-            assert attempt.outcome is not None, "called after an attempt"
-            call.num_failures, call.failure = attempt.attempt_number, attempt.outcome.exception()
-            call.failed_at = asyncio.get_running_loop().time() if call.failed_at is None else call.failed_at
-
-        retrying = AsyncRetrying(
-            retry=retry_if_exception_type(ServiceUnavailableError),
-            wait=wait_random_exponential(_RETRY_FIRST_S, _RETRY_LONGEST_S),
-            stop=stop_before_delay(self.tool.config.queue_timeout),
-            after=note_failure,
-            reraise=True,
-        )
-        value: Any = await retrying(self._attempt, call, make_state, arguments)
+        The first attempt goes without tenacity, which costs as much time as all else that is done for a call.
+        """
+        attempt = partial(self._attempt, call, make_state, arguments)
+        try:
+            value: Any = await attempt()
+        except ServiceUnavailableError:
+            wait_s = random.uniform(0.0, _RETRY_FIRST_S)
+            left_s = call.start_by - asyncio.get_running_loop().time() - wait_s
+            if left_s <= 0:
+                raise
+            await asyncio.sleep(wait_s)
+            retrying = AsyncRetrying(
+                retry=retry_if_exception_type(ServiceUnavailableError),
+                wait=wait_random_exponential(2 * _RETRY_FIRST_S, _RETRY_LONGEST_S),
+                stop=stop_before_delay(left_s),
+                reraise=True,
+            )
+            value = await retrying(attempt)
         return value if isinstance(value, ToolOutput) else ToolOutput(str(value))
 
     async def _attempt(self, call: _Call, make_state: Callable[[], Awaitable[Any]], arguments: dict[str, Any]) -> Any:
@@ -140,11 +152,14 @@ class ToolRunner:
                     await held.enter_async_context(self._permits)
                     await held.enter_async_context(self._breaker.guard())
                     state = await make_state()
+                return await self._execute(call, state, arguments)
             except TimeoutError:
                 if start_by.expired():
                     raise _NotStartedError from None
                 raise
-            return await self._execute(call, state, arguments)
+            except ServiceUnavailableError as error:
+                call.note_failure(error, asyncio.get_running_loop().time())
+                raise
 
     async def _execute(self, call: _Call, state: Any, arguments: dict[str, Any]) -> Any:
         loop = asyncio.get_running_loop()
@@ -175,11 +190,11 @@ class ToolRunner:
         error = task.exception()
         if error is None:
             return task.result()
-        if isinstance(error, _NotStartedError) and call.failure is None:
+        cause = (call.failure or self._breaker.failure) if isinstance(error, _NotStartedError) else error
+        if cause is None:
             text = f"Error: no worker of '{name}' was free within {config.queue_timeout:g} s."
             return ToolOutput(text, ToolStatus.UNAVAILABLE)
         if isinstance(error, _NotStartedError | _CreateError | ServiceUnavailableError):
-            cause = call.failure if isinstance(error, _NotStartedError) else error
             logger.warning("tool '%s': %s", name, cause)
             return ToolOutput(f"Error: the service of '{name}' is not available: {cause}.", ToolStatus.UNAVAILABLE)
         if isinstance(error, ToolTimeoutError):
