@@ -191,5 +191,5 @@ def _write_model(folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    _, output, *_ = sys.argv[1:]
+    output = sys.argv[2]
     write_json(measure(), Path(output))

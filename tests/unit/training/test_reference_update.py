@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Callable
+from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -241,7 +242,7 @@ def megatron_step(actor: Actor, config: Config) -> dict[str, float]:
     (mini_batch,) = pack_samples(samples, packing_layout(config, num_data_parallel=1)).mini_batches
     for micro in mini_batch.micro_batches[0]:
         set_logprobs(micro)
-    return actor.update(mini_batch.micro_batches[0])
+    return actor.update(mini_batch.micro_batches[0], kl_coef=config.rl_config.init_kl_coef)
 
 
 CASES: dict[str, dict[str, Any]] = {
@@ -275,8 +276,9 @@ def test_update_equals_the_one_written_out(model_folder: Path, case: str):
     for key, value in CASES[case].items():
         assert hasattr(config.rl_config, key)
         setattr(config.rl_config, key, value)
-    plain = PlainUpdate(config)
-    with Actor(config) as actor:
+    plain, other = PlainUpdate(config), deepcopy(config)
+    other.rl_config.init_kl_coef = 9.0  # the weight that comes with the update is the one that counts
+    with Actor(other) as actor:
         for _ in range(3):
             expected, metrics = plain_step(plain), megatron_step(actor, config)
             for name, value in expected.items():
