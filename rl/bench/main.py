@@ -19,7 +19,7 @@ from rl.config.load import load_config
 from rl.errors import TurnwiseError
 from rl.inference.environment import engine_environment
 
-BENCHMARKS = ("update", "generation", "step", "algorithms", "retriever", "tools", "parsers")
+BENCHMARKS = ("update", "generation", "step", "algorithms", "retriever", "tools", "parsers", "sandbox")
 _TIMEOUT_S = 1800
 _END_TIMEOUT_S = 40.0
 

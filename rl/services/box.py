@@ -35,9 +35,9 @@ class Box:
         """
         self._uid = uid
         self._is_mounted = is_mounted
-        self._root = f"{BOX}/run" if is_mounted else f"{directory}/{os.getpid()}"
-        self.work = f"{self._root}/work"
-        self.tmp = f"{self._root}/tmp"
+        self.root = f"{BOX}/run" if is_mounted else f"{directory}/{os.getpid()}"
+        self.work = f"{self.root}/work"
+        self.tmp = "/tmp" if is_mounted else f"{self.root}/tmp"
         self._fill()
 
     def clear(self) -> None:
@@ -48,7 +48,7 @@ class Box:
         """
         try:
             for folder in _FOLDERS:
-                self._clear_shallow(f"{self._root}/{folder}")
+                self._clear_shallow(f"{self.root}/{folder}")
         except OSError:
             self._empty()
             self._fill()
@@ -81,18 +81,18 @@ class Box:
     def _fill(self) -> None:
         if self._is_mounted:
             options = f"mode=711,size={MAX_BYTES},nr_inodes={_MAX_FILES}"
-            kernel.mount("tmpfs", self._root, "tmpfs", kernel.MS_NOSUID | kernel.MS_NODEV, options)
+            kernel.mount("tmpfs", self.root, "tmpfs", kernel.MS_NOSUID | kernel.MS_NODEV, options)
         else:
-            os.mkdir(self._root, 0o711)
+            os.mkdir(self.root, 0o711)
         for folder in _FOLDERS:
-            self._make(f"{self._root}/{folder}")
+            self._make(f"{self.root}/{folder}")
 
     def _empty(self) -> None:
         if self._is_mounted:
-            kernel.unmount(self._root)
+            kernel.unmount(self.root)
         else:  # a tree may be deeper than Python's own removal can follow, and closed to its owner
-            subprocess.run(["chmod", "-R", "u+rwX", self._root], capture_output=True, check=False)
-            subprocess.run(["rm", "-rf", "--one-file-system", self._root], capture_output=True, check=False)
+            subprocess.run(["chmod", "-R", "u+rwX", self.root], capture_output=True, check=False)
+            subprocess.run(["rm", "-rf", "--one-file-system", self.root], capture_output=True, check=False)
 
     def _clear_shallow(self, folder: str) -> None:
         """Most programs leave no more than a file or two, which is faster removed than a file system is mounted."""

@@ -105,7 +105,7 @@ def prepare(directory: str, *, allow_network: bool, is_wrapped: bool) -> Isolati
     with contextlib.suppress(KeyError):  # a machine whose calls have no numbers here
         code = seccomp.build_filter(allow_internet=allow_internet)
     layers["seccomp"] = bool(code) and _works(partial(_filter_calls, code))
-    layers["landlock"] = _works(partial(_restrict_files, directory, layers, True))
+    layers["landlock"] = _works(partial(_restrict_files, directory, layers["mount"]))
     if not allow_network:
         layers["network"] = layers["network"] or layers["seccomp"]  # which denies sockets where it has to
     return Isolation(layers, namespaces, first_uid, code, allow_internet)
@@ -138,13 +138,28 @@ def furnish(isolation: Isolation) -> None:
             socket.sethostname("sandbox")
 
 
-def confine(isolation: Isolation, uid: int, directory: str) -> None:
+def build_file_rules(isolation: Isolation, directory: str) -> int | None:
+    """Landlock's rules for the programs of a worker.
+
+    Args:
+        isolation: What works.
+        directory: What they may write to, where a mount namespace does not say so.
+
+    Returns:
+        A descriptor for `confine`; None without the layer `landlock`.
+    """
+    if not isolation.layers["landlock"]:
+        return None
+    return _file_rules(directory, is_private=isolation.layers["mount"], allow_internet=isolation.allow_internet)
+
+
+def confine(isolation: Isolation, uid: int, file_rules: int | None) -> None:
     """Become a program's process: without rights, and without a way to get any.
 
     Args:
         isolation: What works.
         uid: The program's user, for the layer `own_uid`.
-        directory: What it may write to, where a mount namespace does not say so.
+        file_rules: From `build_file_rules`; closed here.
 
     Raises:
         OSError: Refused, though it worked before.
@@ -161,10 +176,11 @@ def confine(isolation: Isolation, uid: int, directory: str) -> None:
     kernel.prctl(kernel.PR_SET_DUMPABLE, 1)  # its own /proc/self belongs to it
     if layers["no_new_privileges"]:
         _forbid_new_privileges()
-    if layers["landlock"]:
-        _restrict_files(directory, layers, isolation.allow_internet)
+    if file_rules is not None:
+        landlock.restrict(file_rules)
+        os.close(file_rules)
     if layers["seccomp"]:
-        _filter_calls(isolation.filter)
+        seccomp.install(isolation.filter)
 
 
 def limit_resources(memory_bytes: int | None, cpu_s: int | None) -> None:
@@ -232,17 +248,18 @@ def _filter_calls(code: bytes) -> None:
     seccomp.install(code)
 
 
-def _restrict_files(directory: str, layers: dict[str, bool], allow_internet: bool) -> None:
+def _restrict_files(directory: str, is_private: bool) -> None:
     _forbid_new_privileges()
+    landlock.restrict(_file_rules(directory, is_private=is_private, allow_internet=True))
+
+
+def _file_rules(directory: str, *, is_private: bool, allow_internet: bool) -> int:
     devices = [f"/dev/{name}" for name in _DEVICES]
-    readable, writable = ["/"], [BOX, *devices]
-    if not layers["mount"]:
-        settings = [f"/etc/{name}" for name in (*_SETTINGS, *_NETWORK_SETTINGS, "passwd", "group")]
-        readable = [*_SYSTEM, sys.prefix, sys.base_prefix, *settings, f"/proc/{os.getpid()}"]
-        writable = [directory, *devices]
-    rules = landlock.build_rules(readable, writable, allow_internet=allow_internet)
-    landlock.restrict(rules)
-    os.close(rules)
+    if is_private:
+        return landlock.build_rules(["/"], [BOX, *devices], allow_internet=allow_internet)
+    settings = [f"/etc/{name}" for name in (*_SETTINGS, *_NETWORK_SETTINGS, "passwd", "group")]
+    readable = [*_SYSTEM, sys.prefix, sys.base_prefix, *settings]
+    return landlock.build_rules(readable, [directory, *devices], allow_internet=allow_internet)
 
 
 def _build_root(directory: str, *, uid: int, allow_network: bool) -> None:

@@ -41,24 +41,34 @@ def keep_programs(jobs: socket.socket, isolation: Isolation, directory: str, uid
         directory: For the program's folder, where the file tree is not private.
         uid: The programs' user.
     """
-    box = _new_box(isolation, directory, uid)
+    place = _furnish_place(isolation, directory, uid)
     while True:
-        ready = _prepare(isolation, box, uid)
+        ready = _prepare(place)
         message, descriptors, _, _ = socket.recv_fds(jobs, 1, _MAX_DESCRIPTORS)
         if not message:
             kill_all(has_pid_namespace=isolation.layers["pid"])
-            box.remove()
+            place.box.remove()
             os._exit(0)
-        _keep(ready, descriptors, isolation, box)
-        box.clear()
+        _keep(ready, descriptors, place)
+        place.box.clear()
 
 
 def keep_session(descriptors: list[int], isolation: Isolation, directory: str, uid: int) -> NoReturn:
     """Run one job, an interpreter that goes on until the server closes it."""
-    box = _new_box(isolation, directory, uid)
-    _keep(_prepare(isolation, box, uid), descriptors, isolation, box)
-    box.remove()
+    place = _furnish_place(isolation, directory, uid)
+    _keep(_prepare(place), descriptors, place)
+    place.box.remove()
     os._exit(0)
+
+
+@dataclass(slots=True, frozen=True)
+class _Place:
+    """Where a worker's programs live."""
+
+    isolation: Isolation
+    uid: int
+    box: Box
+    file_rules: int | None
 
 
 @dataclass(slots=True)
@@ -70,29 +80,28 @@ class _Program:
     """Of the children that ended, by process."""
 
 
-def _new_box(isolation: Isolation, directory: str, uid: int) -> Box:
+def _furnish_place(isolation: Isolation, directory: str, uid: int) -> _Place:
     owner = uid if isolation.layers["own_uid"] else None
-    return Box(directory, owner, is_mounted=isolation.layers["mount"])
+    box = Box(directory, owner, is_mounted=isolation.layers["mount"])
+    os.environ.update(HOME=box.work, TMPDIR=box.tmp)
+    return _Place(isolation, uid, box, layers_of.build_file_rules(isolation, box.root))
 
 
-def _prepare(isolation: Isolation, box: Box, uid: int) -> _Program:
-    """Fork a program that has everything but its code."""
+def _prepare(place: _Place) -> _Program:
+    """Fork a program that has everything but its code: done ahead, this takes no time of a request's."""
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     pid = os.fork()
     if pid == 0:
-        descriptor = theirs.fileno()
-        os.closerange(3, descriptor)
-        os.closerange(descriptor + 1, _HIGHEST_DESCRIPTOR)
-        _be_program(theirs, isolation, box, uid)
+        _be_program(theirs, place)
     theirs.close()
     return _Program(pid, ours)
 
 
-def _be_program(channel: socket.socket, isolation: Isolation, box: Box, uid: int) -> NoReturn:
+def _be_program(channel: socket.socket, place: _Place) -> NoReturn:
+    _close_others({channel.fileno(), place.file_rules or 0})
     os.setsid()
-    os.chdir(box.work)
-    os.environ.update(HOME=box.work, TMPDIR="/tmp" if isolation.layers["mount"] else box.tmp)
-    layers_of.confine(isolation, uid, os.path.dirname(box.work))
+    os.chdir(place.box.work)
+    layers_of.confine(place.isolation, place.uid, place.file_rules)
     message, descriptors, _, _ = socket.recv_fds(channel, program.LARGEST_MESSAGE, _MAX_DESCRIPTORS)
     channel.close()
     if not message:
@@ -100,10 +109,10 @@ def _be_program(channel: socket.socket, isolation: Isolation, box: Box, uid: int
     job = json.loads(message)
     layers_of.limit_resources(job["address_space"], job["cpu_s"])
     if job["is_session"]:
-        program.serve_cells(socket.socket(fileno=descriptors[0]), box.work)
+        program.serve_cells(socket.socket(fileno=descriptors[0]), place.box.work)
     program.take_streams(descriptors)
     if not job["command"]:
-        program.run_python(job["file"], box.work)
+        program.run_python(job["file"], place.box.work)
     for number in (signal.SIGINT, signal.SIGPIPE):
         signal.signal(number, signal.SIG_DFL)
     try:
@@ -113,7 +122,16 @@ def _be_program(channel: socket.socket, isolation: Isolation, box: Box, uid: int
         os._exit(127)
 
 
-def _keep(ready: _Program, descriptors: list[int], isolation: Isolation, box: Box) -> None:
+def _close_others(kept: set[int]) -> None:
+    """Close all descriptors but the standard ones and these."""
+    first = 3
+    for descriptor in sorted(kept):
+        os.closerange(first, descriptor)
+        first = max(first, descriptor + 1)
+    os.closerange(first, _HIGHEST_DESCRIPTOR)
+
+
+def _keep(ready: _Program, descriptors: list[int], place: _Place) -> None:
     payload, status, *rest = descriptors
     outcome: dict[str, Any]
     files: dict[str, bytes] = {}
@@ -121,18 +139,17 @@ def _keep(ready: _Program, descriptors: list[int], isolation: Isolation, box: Bo
         job, given = program.parse_files(file.read())
     try:
         for name, content in given.items():
-            box.write(name, content)
+            place.box.write(name, content)
     except OSError as error:
         outcome = {"error": str(error)}
-        kill_all(has_pid_namespace=isolation.layers["pid"])
+        kill_all(has_pid_namespace=place.isolation.layers["pid"])
     else:
-        outcome = _run(ready, job, rest, status, isolation)
-        files = read_files(box.work, job["fetch"], MAX_BYTES)
+        outcome = _run(ready, job, rest, status, place.isolation)
+        files = read_files(place.box.work, job["fetch"], MAX_BYTES)
     finally:
         ready.channel.close()
         for descriptor in rest:
-            with contextlib.suppress(OSError):
-                os.close(descriptor)
+            os.close(descriptor)
     with contextlib.suppress(OSError), open(status, "wb") as pipe:
         program.write_files(pipe, outcome, files)
 

@@ -69,7 +69,7 @@ def serve_cells(cells: socket.socket, directory: str) -> None:
         with open(descriptors[0], "rb") as source:
             text = source.read().decode("utf-8", "replace")
         take_streams(descriptors[1:])
-        sys.stdin = _text_stream(0, "r")
+        sys.stdin = open(0, encoding="utf-8", closefd=False)  # noqa: SIM115  # nothing read ahead is in it
         code = _execute(text, f"<cell {number}>", module)
         if os.getpid() != own_pid:  # a child that the code forked and did not end
             os._exit(code)
@@ -119,14 +119,7 @@ def _new_main(file: str, directory: str) -> types.ModuleType:
     sys.modules["__main__"] = module
     sys.argv[:] = [file]
     sys.path.insert(0, directory)
-    sys.stdin, sys.stdout, sys.stderr = _text_stream(0, "r"), _text_stream(1, "w"), _text_stream(2, "w")
-    sys.__stdin__, sys.__stdout__, sys.__stderr__ = sys.stdin, sys.stdout, sys.stderr  # type: ignore[misc]
     return module
-
-
-def _text_stream(descriptor: int, mode: str) -> Any:
-    errors = "backslashreplace" if descriptor == 2 else "surrogateescape"
-    return open(descriptor, mode, encoding="utf-8", errors=errors, buffering=1, closefd=False)
 
 
 def _execute(text: str, name: str, module: types.ModuleType) -> int:

@@ -18,6 +18,7 @@ import sys
 import time
 import traceback
 from dataclasses import asdict, dataclass
+from io import TextIOWrapper
 from typing import NoReturn
 
 from rl.services import keeper
@@ -63,6 +64,8 @@ def main() -> None:
     isolation = prepare(options.directory, allow_network=options.allow_network, is_wrapped=options.is_wrapped)
     _hide_own_modules()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if isinstance(sys.stdout, TextIOWrapper):
+        sys.stdout.reconfigure(line_buffering=True)  # the programs', who put their own pipe under it
     keeper.become_subreaper()
     gc.collect()
     gc.freeze()
