@@ -7,6 +7,7 @@ is the gradient of the divergence when sampling is on-policy. k3 keeps its own g
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -95,12 +96,12 @@ class KlCoefficient:
         return KlCoefficient(rl.init_kl_coef, is_adaptive, rl.kl_target, rl.kl_horizon)
 
     def observe(self, divergence: float, num_trajectories: int) -> None:
-        """Steer by what a step measured; a fixed coefficient stays.
+        """Steer by what a step measured; a fixed coefficient stays, and so does any where that is NaN or Inf.
 
         Args:
             divergence: Mean estimate per token, nats.
             num_trajectories: It was measured on.
         """
-        if self.is_adaptive:
+        if self.is_adaptive and math.isfinite(divergence):
             error = min(max(divergence / self.target - 1.0, -0.2), 0.2)
             self.value = max(self.value * (1.0 + error * num_trajectories / self.horizon), 0.0)

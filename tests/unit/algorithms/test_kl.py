@@ -1,3 +1,5 @@
+import math
+
 import pytest
 import torch
 
@@ -72,6 +74,7 @@ def test_kl_coefficient_follows_the_divergence_by_at_most_a_fifth():
 def test_kl_coefficient_stays_at_the_target_and_where_it_is_fixed_and_never_goes_below_zero():
     kl = KlCoefficient.of(RLConfig(init_kl_coef=0.1, kl_ctrl_type=KlControl.ADAPTIVE, kl_target=0.5))
     kl.observe(0.5, 1000)
+    kl.observe(math.nan, 1000)
     assert kl.value == 0.1
     kl.observe(0.0, 10**9)
     assert kl.value == 0.0

@@ -11,9 +11,10 @@ import pytest
 import yaml
 
 from rl.config.schema import Config
-from rl.errors import CheckpointError, ConfigError, DataError
+from rl.errors import CheckpointError, ConfigError, DataError, TrainingError
 from rl.observability.run import Run, count_steps, find_checkpoint
 from rl.observability.run_directory import RunDirectory
+from rl.types import UpdateReport
 from tests.unit.observability.examples import make_group
 
 
@@ -99,6 +100,20 @@ def test_resumed_run_goes_on_from_its_last_checkpoint(config: Config, tmp_path: 
     assert [row["seen"] for row in resumed.directory.read_metrics()] == [11.0, 22.0, 33.0, 44.0]
     assert json.loads(resumed.directory.summary_file.read_text())["tokens"] == 28.0
     assert [r["seen"] for r in whole.directory.read_metrics()] == [r["seen"] for r in resumed.directory.read_metrics()]
+
+
+def test_run_stops_after_skipped_steps_in_a_row_and_keeps_them(config: Config, tmp_path: Path) -> None:
+    config.rl_config.max_skipped_steps = 2
+    message = rf"2 steps in a row\. .* {tmp_path}/first/skipped/step_000003\.jsonl"
+    with pytest.raises(TrainingError, match=message), Run.open(config, "tiny") as run:
+        for step in range(run.resume(Counter(), Counter()), run.num_steps):
+            with run.step(step) as metrics:
+                group = make_group()
+                offending = [group.trajectories[0].id] if step else []
+                metrics.record_update(UpdateReport({"actor/skipped_steps": float(bool(step))}, offending))
+                metrics.record([group])
+    assert [row["actor/skipped_steps"] for row in run.directory.read_metrics()] == [0.0, 1.0, 1.0]
+    assert sorted(p.name for p in run.directory.skipped.iterdir()) == ["step_000002.jsonl", "step_000003.jsonl"]
 
 
 def test_interrupted_run_says_how_to_resume(config: Config, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
