@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+import logging
 from collections.abc import Iterator
 from contextlib import ExitStack, suppress
 from pathlib import Path
@@ -16,7 +17,7 @@ from rl.algorithms.importance import REJECTIONS
 from rl.algorithms.losses import LOSSES
 from rl.config.estimates import GIB, memory_estimate
 from rl.config.model_facts import find_model_facts
-from rl.config.problems import Problem, error, note, raise_errors
+from rl.config.problems import Problem, error, note, raise_errors, warning
 from rl.config.schema import Config, Device
 from rl.config.validate import find_problems
 from rl.data.prompts import drop_long_prompts, load_prompts
@@ -30,6 +31,8 @@ from rl.tools.registry import Toolbox, load_toolbox
 from rl.training.families import FAMILIES
 from rl.training.hf_files import open_tensors
 from rl.types import Prompt
+
+logger = logging.getLogger(__name__)
 
 _SERVICE_TIMEOUT_S = 15.0
 
@@ -50,7 +53,10 @@ def preflight(config: Config) -> list[Prompt]:
     raise_errors(inspect_run(config, is_strict=True))
     training = config.megatron_training
     prompts = load_prompts(Path(training.data_path), training.dataset_additional_keys)
-    return drop_long_prompts(prompts, load_dialog(config).renderer, config.rl_config.max_prompt_length)[0]
+    dialog = load_dialog(config)
+    for text in dialog.toolbox.warnings if dialog.toolbox else []:
+        logger.warning("%s", text)
+    return drop_long_prompts(prompts, dialog.renderer, config.rl_config.max_prompt_length)[0]
 
 
 def preflight_sft(config: Config) -> None:
@@ -155,6 +161,7 @@ def _tool_problems(config: Config, *, is_strict: bool) -> Iterator[Problem]:
     except ToolError as failure:
         yield error(str(failure))
         return
+    yield from map(warning, toolbox.warnings)
     yield from _service_problems(toolbox, is_strict=is_strict)
 
 

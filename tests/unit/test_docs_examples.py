@@ -17,15 +17,16 @@ from tests.unit.observability.examples import make_trajectory
 DOCS = Path(__file__).resolve().parents[2] / "docs"
 
 
-def python_and_yaml(page: str) -> tuple[str, str]:
-    """The first Python block of a page that is followed by a YAML block, and that."""
-    found = re.search(r"```python\n((?:(?!```).)*)```\s*```yaml\n(.*?)```", (DOCS / page).read_text(), re.S)
+def python_and_yaml(page: str, heading: str = "") -> tuple[str, str]:
+    """The first Python block of a page, from a heading on, that is followed by a YAML block, and that."""
+    text = (DOCS / page).read_text().partition(heading)[2] if heading else (DOCS / page).read_text()
+    found = re.search(r"```python\n((?:(?!```).)*)```\s*```yaml\n(.*?)```", text, re.S)
     assert found is not None, page
     return found.group(1), found.group(2)
 
 
 async def test_tools_page_tool_loads_and_answers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    code, settings = python_and_yaml("tools.md")
+    code, settings = python_and_yaml("tools.md", "## Write a class")
     (tmp_path / "my_tools.py").write_text(code)
     (tmp_path / "my_tools.yaml").write_text(settings)
     monkeypatch.syspath_prepend(tmp_path)
@@ -42,6 +43,20 @@ async def test_tools_page_tool_loads_and_answers(tmp_path: Path, monkeypatch: py
     assert (right.text, right.status, right.metrics) == ("0.667", ToolStatus.OK, {"num_calls": 1})
     assert (raised.text, raised.status) == ("Error: ValueError: the divisor is 0", ToolStatus.ERROR)
     assert invalid.status is ToolStatus.INVALID_ARGUMENTS
+
+
+async def test_tools_page_function_loads_and_answers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    code, settings = python_and_yaml("tools.md", "## Functions")
+    (tmp_path / "my_functions.py").write_text(code)
+    (tmp_path / "my_functions.yaml").write_text(settings)
+    monkeypatch.syspath_prepend(tmp_path)
+    toolbox = load_toolbox(tmp_path / "my_functions.yaml")
+    session = toolbox.open_session("train-1/0")
+    result = await session.execute(ToolCall("convert", {"value": 2}))
+    await session.close()
+    sys.modules.pop("my_functions", None)
+    assert (result.text, result.status) == ("2000.0", ToolStatus.OK)
+    assert toolbox.schemas[0]["function"]["parameters"]["properties"]["unit"]["enum"] == ["km", "mi"]
 
 
 def test_tools_page_first_yaml_is_a_toolbox(tmp_path: Path) -> None:

@@ -53,6 +53,18 @@ def test_preflight_returns_the_prompts_that_are_short_enough(config: Config, cap
     assert "1 of 2 prompts are longer than 400 tokens." in caplog.text
 
 
+def test_preflight_warns_of_tool_settings_without_effect(
+    config: Config, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    shipped = Path(str(config.rl_config.tool_config_path)).read_text()
+    tools = tmp_path / "tools.yaml"
+    tools.write_text(shipped.replace("      rate_limit:", "      num_workers: 4\n      rate_limit:"))
+    config.rl_config.tool_config_path = str(tools)
+    preflight(config)
+    assert "tools[1].config.num_workers: has no effect, 'code_interpreter' is asynchronous" in caplog.text
+    assert any("num_workers: has no effect" in problem.text for problem in inspect_run(config, is_strict=False))
+
+
 def test_preflight_says_when_no_prompt_is_short_enough(config: Config) -> None:
     config.rl_config.max_prompt_length = 3
     with pytest.raises(DataError, match=r"rl_config.max_prompt_length: no prompt has at most 3 tokens"):
