@@ -98,5 +98,5 @@ def _lost_calls(parser: Parser, rng: random.Random, count: int) -> int:
 
 
 if __name__ == "__main__":
-    _, output, *_ = sys.argv[1:]
+    _, output, *_overrides = sys.argv[1:]
     write_json(measure(), Path(output))

@@ -86,10 +86,19 @@ def renderer(tmp_path_factory: pytest.TempPathFactory) -> Renderer:
 
 
 def run(
-    renderer: Renderer, said: list[str], aborts: set[int], *, parser: str = "search_r1", max_tokens: int = 500
+    renderer: Renderer,
+    said: list[str],
+    aborts: set[int],
+    *,
+    parser: str = "search_r1",
+    max_tokens: int = 500,
+    **limits: int,
 ) -> tuple[Trajectory, StoppingEngine]:
     config = Config()
     config.rl_config.multi_turn_enable, config.rl_config.max_tool_calls = True, 3
+    for key, value in limits.items():
+        assert hasattr(config.rl_config, key)
+        setattr(config.rl_config, key, value)
     ids = [i for text in said for i in renderer.tokenizer.encode(text)]
     engine = StoppingEngine(renderer, ids, set(aborts))
     loop = AgentLoop(engine, renderer, FakeToolbox(answer), PARSERS[parser].for_tools([TOOL]), config)
@@ -145,6 +154,25 @@ def test_agent_loop_does_not_depend_on_where_publishes_cut_turns(renderer: Rende
     assert [turn.text for turn in trajectory.turns] == [turn.text for turn in expected.turns]
     assert [turn.calls for turn in trajectory.turns] == [turn.calls for turn in expected.turns]
     assert trajectory.stop_reason is expected.stop_reason
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    said=st.lists(st.sampled_from([*SAID, "<search> never closed<|im_end|>", "plain<|im_end|>"]), max_size=5),
+    max_response=st.integers(1, 150),
+    reserve=st.integers(0, 30),
+)
+def test_agent_loop_keeps_its_limits_with_results_in_the_turn(
+    renderer: Renderer, said: list[str], max_response: int, reserve: int
+):
+    filler = ["x" * 200]  # what an engine says on and on
+    limits = {"max_total_response_length": max_response, "final_answer_reserve": reserve, "max_tool_response_length": 9}
+    trajectory, engine = run(renderer, said + filler, set(), **limits)
+    (sequence,) = trajectory.sequences
+    sampled = [i for i, m in zip(sequence.token_ids, sequence.loss_mask, strict=True) if m]
+    assert sampled == engine.ids[: engine.sampled]
+    assert sequence.response_length <= max_response
+    assert all(sequence.token_ids[: len(request)] == request for request in engine.requests)
 
 
 def test_agent_loop_takes_a_call_in_a_thought_that_the_header_opened_for_a_thought(tmp_path: Path):
