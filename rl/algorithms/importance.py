@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from rl.algorithms.aggregation import sequence_mean, sequence_sum
-from rl.config.schema import ImportanceLevel, RolloutCorrection
+from rl.config.correction import ImportanceLevel, RolloutCorrection
 
 MAX_LOG_RATIO = 20.0
 """Exponents are bounded to this, so that exp cannot overflow."""

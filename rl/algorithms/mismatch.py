@@ -10,7 +10,7 @@ from torch import Tensor
 
 from rl.algorithms.aggregation import sequence_mean, sequence_sum
 from rl.algorithms.importance import MAX_LOG_RATIO, Correction
-from rl.config.schema import RolloutCorrection
+from rl.config.correction import RolloutCorrection
 
 _TOKEN_MEANS = (
     "rollout_corr/kl",

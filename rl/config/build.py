@@ -50,7 +50,7 @@ def build_section(cls: type[T], node: Any, path: str, problems: list[Problem], r
 @cache
 def field_types(cls: type) -> dict[str, Any]:
     """Types of a dataclass's fields by name, with string annotations resolved."""
-    hints = typing.get_type_hints(cls, vars(schema))
+    hints = typing.get_type_hints(cls)
     return {field.name: hints[field.name] for field in dataclasses.fields(cls)}
 
 

@@ -25,7 +25,8 @@ from rl.algorithms.kl import kl_estimate
 from rl.algorithms.losses import LOSSES
 from rl.algorithms.mismatch import NUM_MAXIMA, NUM_SUMS, MismatchSums, mismatch_metrics, mismatch_sums
 from rl.algorithms.token_loss import PolicyLoss
-from rl.config.schema import Config, KlPenalty, RolloutCorrection
+from rl.config.correction import RolloutCorrection
+from rl.config.schema import Config, KlPenalty
 from rl.training.head import HeadOutput, logprobs_and_entropy
 from rl.training.parallel import ParallelState
 from rl.types import MicroBatch

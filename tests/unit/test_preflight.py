@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from rl.config.schema import Config, Device, RolloutCorrection
+from rl.config.correction import RolloutCorrection
+from rl.config.schema import Config, Device
 from rl.errors import ConfigError, DataError
 from rl.preflight import inspect_run, preflight, preflight_sft
 from tests.tiny import make_tiny_model

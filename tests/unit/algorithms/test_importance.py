@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from rl.algorithms.importance import REJECTIONS, bound_weights, correct, importance_ratios, keep_sequences
-from rl.config.schema import ImportanceLevel, RolloutCorrection
+from rl.config.correction import ImportanceLevel, RolloutCorrection
 
 IDS = torch.tensor([-1, 0, 0, -1, 1, 1, 1])
 """A sequence of two loss tokens and one of three."""

@@ -6,7 +6,7 @@ from torch import Tensor
 
 from rl.algorithms.importance import correct
 from rl.algorithms.mismatch import MismatchSums, mismatch_metrics, mismatch_sums
-from rl.config.schema import RolloutCorrection
+from rl.config.correction import RolloutCorrection
 
 IDS = torch.tensor([-1, 0, 0, -1, 1])
 TRAINED = torch.tensor([0.0, 0.5, 0.25, 0.0, 0.4]).clamp(min=1e-9).log() * (IDS >= 0)

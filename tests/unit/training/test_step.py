@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from rl.algorithms.losses import LOSSES
-from rl.config.schema import ImportanceLevel, RolloutCorrection
+from rl.config.correction import ImportanceLevel, RolloutCorrection
 from rl.training.head import HeadOutput
 from rl.training.step import Objective, policy_loss
 from rl.types import MicroBatch
