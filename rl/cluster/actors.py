@@ -33,14 +33,22 @@ class ActorGroup:
         references: Handles in order of rank, or none.
         config: The run's configuration.
         shard_directory: Folder in shared memory for published weights.
+        nodes: Ray's id of each actor's node.
         offload: Move the training state to the host between updates (engines share the accelerators).
     """
 
     def __init__(
-        self, actors: list[Any], references: list[Any], config: Config, shard_directory: Path, *, offload: bool = False
+        self,
+        actors: list[Any],
+        references: list[Any],
+        config: Config,
+        shard_directory: Path,
+        *,
+        nodes: Sequence[str],
+        offload: bool = False,
     ) -> None:
         self.actors, self.references, self.config = actors, references, config
-        self.shard_directory, self.offload = shard_directory, offload
+        self.shard_directory, self.nodes, self.offload = shard_directory, nodes, offload
         actor = config.actor_config
         self.model_parallel = actor.tensor_model_parallel_size * actor.pipeline_model_parallel_size
         self.num_publishes = 0
@@ -132,11 +140,17 @@ class ActorGroup:
         with_checksum = self.num_publishes == 0
         self.num_publishes += 1
         refs = [w.publish.remote(self.shard_directory, version, with_checksum) for w in self.actors]
-        shards = [s for s in get_all(refs, what="publishing the weights", timeout_s=_PUBLISH_TIMEOUT_S) if s]
+        written = get_all(refs, what="publishing the weights", timeout_s=_PUBLISH_TIMEOUT_S)
+        places = [(node, shard) for node, shard in zip(self.nodes, written, strict=True) if shard]
         if self.offload:
             self._call(self.actors, "offload", what="the actor's move to the host")
-        checksum = join_checksums(s.checksum for s in shards) if with_checksum else None
-        return WeightUpdate(version=version, paths=tuple(str(s.path) for s in shards), checksum=checksum)
+        return WeightUpdate(
+            version=version,
+            paths=tuple(str(shard.path) for _, shard in places),
+            checksum=join_checksums(shard.checksum for _, shard in places) if with_checksum else None,
+            nodes=tuple(node for node, _ in places),
+            num_bytes=tuple(shard.num_bytes for _, shard in places),
+        )
 
     def save_checkpoint(self, directory: Path) -> None:
         """Write Hugging Face weights, the optimizer's state, and the weight of the KL term where it is steered."""

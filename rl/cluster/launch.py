@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import os
 import shutil
-import socket
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -14,8 +13,6 @@ from typing import Any
 
 import psutil
 import ray
-from ray.util.placement_group import PlacementGroup, placement_group
-from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from rl.cluster.actors import ActorGroup
 from rl.cluster.embedded_services import embedded_services
@@ -27,10 +24,14 @@ from rl.cluster.endings import (
     terminated_like_interrupted,
 )
 from rl.cluster.health import get_all
+from rl.cluster.nodes import Nodes, machines
 from rl.cluster.placement import Placement, Process, place
+from rl.cluster.rate_limits import start_rate_limits
+from rl.cluster.relay import remove_folder
 from rl.cluster.rollouts import RolloutGroup
 from rl.config.device import runs_on_cuda
 from rl.config.schema import Config
+from rl.errors import ConfigError
 from rl.inference.environment import engine_environment
 from rl.types import Prompt
 
@@ -81,8 +82,6 @@ def launch(
     """
     on_cuda = runs_on_cuda(config)
     with_reference = loss == "policy" and config.rl_config.init_kl_coef > 0
-    cores = tuple(sorted(os.sched_getaffinity(0)))
-    layout = place(config, cores=cores, on_cuda=on_cuda, with_reference=with_reference)
     colocated = on_cuda and config.rl_config.use_integrated_worker and loss is not None and prompts is not None
     model_folder = model_folder or Path(config.actor_config.load)
     with ExitStack() as stack:
@@ -93,66 +92,36 @@ def launch(
         stack.enter_context(_ray(config))
         interrupt_on_sigterm()  # again: Ray has set a handler of its own
         stack.callback(ignore_interrupts)  # a second Ctrl-C must not leave processes behind
-        nodes = _Nodes(layout)
+        here, *others = machines()
+        layout = place(
+            config,
+            cores=here.cores,
+            on_cuda=on_cuda,
+            with_reference=with_reference,
+            other_cores=tuple(m.cores for m in others),
+        )
+        nodes = Nodes(layout, [here, *others])
+        away = {nodes.node_of(p) for p in (*layout.actors, *layout.rollouts)} - {here.id}
+        stack.callback(remove_folder, shards, away)
         rollouts = actor = None
         if prompts is not None:
             reward, workers = _start_rollouts(config, layout, nodes, log_directory, model_folder, overrides)
             stack.push(_shut_down([*workers, reward]))
-            rollouts = RolloutGroup(workers, prompts, config, sleep_between=colocated, on_group=on_group)
+            homes = [nodes.node_of(process) for process in layout.rollouts]
+            _check_services_reach(overrides, set(homes) - {here.id})
+            rollouts = RolloutGroup(workers, prompts, config, nodes=homes, sleep_between=colocated, on_group=on_group)
         if loss is not None:
             actors = _start_actors(config, layout.actors, nodes, log_directory, loss=loss)
             references = _start_actors(config, layout.references, nodes, log_directory, loss="reference")
             stack.push(_shut_down(actors + references))
-            actor = ActorGroup(actors, references, config, shards, offload=colocated)
+            homes = [nodes.node_of(process) for process in layout.actors]
+            actor = ActorGroup(actors, references, config, shards, nodes=homes, offload=colocated)
         stack.callback(ignore_interrupts)  # the first of all endings
         yield Cluster(actor, rollouts)
 
 
-class _Nodes:
-    """Where the bundles of the placement lie: their nodes' addresses and accelerators."""
-
-    def __init__(self, layout: Placement) -> None:
-        self.group: PlacementGroup | None = None
-        self.devices: list[str] = []
-        if layout.num_devices:
-            self.group = placement_group([{"GPU": 1, "CPU": 1}] * layout.num_devices, strategy="PACK")
-            get_all([self.group.ready()], what=f"{layout.num_devices} accelerators", timeout_s=_START_TIMEOUT_S)
-            probe = ray.remote(num_gpus=1, num_cpus=0)(lambda: ray.get_gpu_ids()[0])
-            refs = [probe.options(scheduling_strategy=self._bundle(i)).remote() for i in range(layout.num_devices)]
-            ids = get_all(refs, what="asking for the accelerators", timeout_s=_START_TIMEOUT_S)
-            self.devices = [str(i) for i in ids]
-
-    def options(self, process: Process, environment: dict[str, str]) -> dict[str, Any]:
-        """Ray's options for a worker process; the bundle reserves the accelerators, the environment names them."""
-        environment = environment | _COMMON_ENVIRONMENT
-        options: dict[str, Any] = {"num_cpus": 0, "max_restarts": 0}
-        if process.devices and self.group is not None:
-            environment["CUDA_VISIBLE_DEVICES"] = ",".join(self.devices[i] for i in process.devices)
-            options["scheduling_strategy"] = self._bundle(process.devices[0])
-        return options | {"runtime_env": {"env_vars": environment}}
-
-    def rendezvous(self, process: Process) -> str:
-        """An address where the ranks of a process group can meet: a free port beside rank 0."""
-        task = ray.remote(num_cpus=0)(_free_address)
-        if process.devices and self.group is not None:
-            task = task.options(scheduling_strategy=self._bundle(process.devices[0]))
-        address: str = get_all([task.remote()], what="choosing a port", timeout_s=_START_TIMEOUT_S)[0]
-        return address
-
-    def _bundle(self, index: int) -> PlacementGroupSchedulingStrategy:
-        return PlacementGroupSchedulingStrategy(self.group, placement_group_bundle_index=index)
-
-
-_COMMON_ENVIRONMENT = {
-    "HF_HUB_OFFLINE": "1",
-    "TOKENIZERS_PARALLELISM": "false",
-    "CUDA_DEVICE_MAX_CONNECTIONS": "1",
-    "RAY_EXPERIMENTAL_NOSET_CUDA_VISIBLE_DEVICES": "1",
-}
-
-
 def _start_actors(
-    config: Config, processes: tuple[Process, ...], nodes: _Nodes, log_directory: Path, *, loss: str
+    config: Config, processes: tuple[Process, ...], nodes: Nodes, log_directory: Path, *, loss: str
 ) -> list[Any]:
     from rl.cluster.workers import ActorWorker  # imports Megatron: only where an actor is wanted
 
@@ -178,7 +147,7 @@ def _start_actors(
 def _start_rollouts(
     config: Config,
     layout: Placement,
-    nodes: _Nodes,
+    nodes: Nodes,
     log_directory: Path,
     model_folder: Path,
     overrides: dict[str, dict],
@@ -186,6 +155,7 @@ def _start_rollouts(
     """The reward worker and the engines."""
     from rl.cluster.workers import RewardWorker, RolloutWorker  # imports vLLM: only where an engine is wanted
 
+    rate_limits = start_rate_limits(config, len(layout.rollouts))
     reward = RewardWorker.options(  # type: ignore[attr-defined]
         max_concurrency=100_000, **nodes.options(layout.reward, {})
     ).remote(config, log_file=log_directory / f"reward-{layout.reward.index}.log")
@@ -199,6 +169,7 @@ def _start_rollouts(
             model_folder=model_folder,
             reward_worker=reward,
             tool_overrides=overrides,
+            rate_limits=rate_limits,
         )
         for process in layout.rollouts
     ]
@@ -248,6 +219,16 @@ def _shut_down(workers: list[Any]) -> Callable[..., None]:
     return leave
 
 
+def _check_services_reach(overrides: dict[str, dict], away: set[str]) -> None:
+    """An embedded service answers on its own machine alone: what runs programs must not listen to a network."""
+    if overrides and away:
+        raise ConfigError(
+            f"rl_config.tool_config_path: {', '.join(overrides)} is set to `embedded`, but engines run on "
+            f"{len(away)} other machines. Start the service by itself (`python -m rl sandbox --host ADDRESS`), and "
+            "give its address in the tool YAML."
+        )
+
+
 @contextmanager
 def _shard_directory() -> Iterator[Path]:
     """A folder in shared memory for published weights; those that killed runs left behind are removed first."""
@@ -261,9 +242,3 @@ def _shard_directory() -> Iterator[Path]:
         yield directory
     finally:
         shutil.rmtree(directory, ignore_errors=True)
-
-
-def _free_address() -> str:
-    with socket.socket() as probe:
-        probe.bind(("", 0))
-        return f"tcp://{ray.util.get_node_ip_address()}:{probe.getsockname()[1]}"

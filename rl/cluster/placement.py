@@ -20,6 +20,8 @@ class Process:
     """Cores its threads may use, on CPU."""
     devices: tuple[int, ...] = ()
     """Accelerators it sees, as indices into the placement's devices."""
+    machine: int = 0
+    """Where it runs on CPU: 0 is the driver's machine, 1 the first of the others."""
 
 
 @dataclass(slots=True, frozen=True)
@@ -33,19 +35,28 @@ class Placement:
     num_devices: int
 
 
-def place(config: Config, *, cores: tuple[int, ...], on_cuda: bool, with_reference: bool) -> Placement:
+def place(
+    config: Config,
+    *,
+    cores: tuple[int, ...],
+    on_cuda: bool,
+    with_reference: bool,
+    other_cores: tuple[tuple[int, ...], ...] = (),
+) -> Placement:
     """Lay out the workers.
 
     On CUDA each actor rank has one device. Colocated engines take the actor's devices in order,
     `infer_tensor_parallel_size` each; apart, they take the `rollout_resource.num_devices` that follow the actor's.
     On CPU the actor's ranks split the cores, and `rollout_resource.num_devices` engines split them too: the phases
-    take turns, so every phase has the whole machine.
+    take turns, so every phase has the whole machine. In a cluster of several machines without accelerators,
+    `use_integrated_worker: false` puts the engines on the others, in turn.
 
     Args:
         config: The run's configuration.
-        cores: Cores of the machine, for processes on CPU.
+        cores: Cores of the driver's machine, for processes on CPU.
         on_cuda: Models run on accelerators.
         with_reference: A KL term needs the reference; it shares the actor's devices.
+        other_cores: Cores of each other machine.
 
     Returns:
         The placement.
@@ -59,11 +70,10 @@ def place(config: Config, *, cores: tuple[int, ...], on_cuda: bool, with_referen
     reward = Process("reward", 0)
     if not on_cuda:
         actor_cores = _split(cores, world_size, rl.actor_resource.num_cpus)
-        engine_cores = _split(cores, rl.rollout_resource.num_devices, rl.rollout_resource.num_cpus)
         return Placement(
             actors=tuple(Process("actor", i, cores=c) for i, c in enumerate(actor_cores)),
             references=tuple(Process("reference", i, cores=c) for i, c in enumerate(actor_cores) if with_reference),
-            rollouts=tuple(Process("rollout", i, cores=c) for i, c in enumerate(engine_cores)),
+            rollouts=_engines_on_cpu(config, cores, () if rl.use_integrated_worker else other_cores),
             reward=reward,
             num_devices=0,
         )
@@ -86,6 +96,20 @@ def place(config: Config, *, cores: tuple[int, ...], on_cuda: bool, with_referen
         reward=reward,
         num_devices=world_size if colocated else world_size + num_rollout_devices,
     )
+
+
+def _engines_on_cpu(
+    config: Config, cores: tuple[int, ...], other_cores: tuple[tuple[int, ...], ...]
+) -> tuple[Process, ...]:
+    resource = config.rl_config.rollout_resource
+    machines = list(enumerate(other_cores, start=1)) or [(0, cores)]
+    engines: list[Process] = []
+    for k, (machine, its_cores) in enumerate(machines):
+        mine = range(k, resource.num_devices, len(machines))
+        if mine:
+            shares = _split(its_cores, len(mine), resource.num_cpus)
+            engines += [Process("rollout", i, cores=c, machine=machine) for i, c in zip(mine, shares, strict=True)]
+    return tuple(sorted(engines, key=lambda process: process.index))
 
 
 def _split(cores: tuple[int, ...], num_processes: int, num_cpus: int | None) -> list[tuple[int, ...]]:

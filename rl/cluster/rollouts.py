@@ -6,7 +6,7 @@ import logging
 import math
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, MutableMapping
+from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import Any
@@ -15,6 +15,7 @@ import ray
 
 from rl.algorithms.filters import check_filter_metric
 from rl.cluster.health import WorkerDiedError, get_all, result
+from rl.cluster.relay import relay
 from rl.config.schema import Config
 from rl.data.prompts import PromptCursor, id_in_epoch
 from rl.errors import RolloutError
@@ -64,6 +65,7 @@ class RolloutGroup:
         workers: Handles by replica number; engines already started.
         prompts: The training prompts, those too long already dropped.
         config: The run's configuration.
+        nodes: Ray's id of each worker's node.
         sleep_between: Engines give up their accelerator's memory between `take` and the next publish.
         on_group: Called with (groups done, groups wanted) as they finish, for the progress bar.
     """
@@ -74,10 +76,12 @@ class RolloutGroup:
         prompts: list[Prompt],
         config: Config,
         *,
+        nodes: Sequence[str],
         sleep_between: bool = False,
         on_group: Callable[[int, int], None] = lambda done, wanted: None,
     ) -> None:
         self.workers = dict(enumerate(workers))
+        self.nodes = dict(enumerate(nodes))
         self.router = Router(list(self.workers))
         self.prompts, self.config, self.sleep_between, self.on_group = prompts, config, sleep_between, on_group
         self.cursor = PromptCursor(len(prompts), config.megatron_training.seed)
@@ -130,7 +134,8 @@ class RolloutGroup:
     def update_weights(self, update: WeightUpdate) -> None:
         """Load published weights into every engine."""
         self._wake()
-        updates = dict.fromkeys(self.workers, (update,))
+        local = relay(update, [self.nodes[replica] for replica in self.workers])
+        updates = {replica: (local[self.nodes[replica]],) for replica in self.workers}
         self._call("update_weights", updates, what="loading published weights", timeout_s=_PUBLISH_TIMEOUT_S)
 
     def state_dict(self) -> dict[str, Any]:

@@ -8,6 +8,8 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import psutil
@@ -15,8 +17,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from ray.cluster_utils import Cluster
 from transformers import AutoModelForCausalLM
 
+from rl.services.embedded import EmbeddedSandbox
 from tests.tiny import make_tiny_model
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -152,6 +156,36 @@ def test_two_dapo_steps_and_resume_repeat_the_uninterrupted_run(workspace: Path,
     resumed = [m for m in metrics_of(workspace, "resumed") if "timing_s/step" in m][-1]
     for name in ("critic/score/mean", "actor/pg_loss", "actor/grad_norm", "response_length/mean"):
         assert resumed[name] == pytest.approx(steps[1][name], rel=1e-4), name
+
+
+def test_engine_on_another_machine_repeats_the_run_on_one(workspace: Path, cold_started: Path) -> None:
+    """Two Ray nodes stand for two machines: one trains, the other generates, and weights are copied between them."""
+    one_machine = [m for m in metrics_of(workspace, "whole") if "timing_s/step" in m]
+    tools = workspace / "tools.yaml"
+    with EmbeddedSandbox() as sandbox, two_ray_nodes() as address:
+        tools.write_text((ROOT / "configs/tools/retool_config.yaml").read_text().replace("embedded", sandbox.url, 1))
+        finish(
+            start(
+                "train", workspace, "apart", f"actor_config.load={cold_started}",
+                f"rl_config.ray_address={address}", "rl_config.use_integrated_worker=false",
+                f"rl_config.tool_config_path={tools}",
+            )
+        )  # fmt: skip
+    apart = [m for m in metrics_of(workspace, "apart") if "timing_s/step" in m]
+    for ours, theirs in zip(apart, one_machine, strict=True):
+        for name in ("critic/score/mean", "actor/pg_loss", "actor/grad_norm", "response_length/mean"):
+            assert ours[name] == pytest.approx(theirs[name], rel=1e-4), name
+
+
+@contextmanager
+def two_ray_nodes() -> Iterator[str]:
+    size = {"num_cpus": 2, "object_store_memory": 256 * 1024**2}
+    cluster = Cluster(initialize_head=True, head_node_args=size)
+    try:
+        cluster.add_node(**size)
+        yield cluster.address
+    finally:
+        cluster.shutdown()
 
 
 def test_interrupt_ends_every_process_within_seconds(workspace: Path) -> None:

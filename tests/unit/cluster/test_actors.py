@@ -82,7 +82,8 @@ def make_group(
         setattr(config.rl_config, key, value)
     config.actor_config.tensor_model_parallel_size = tp
     config.actor_config.pipeline_model_parallel_size = pp
-    return ActorGroup(ranks, references or [], config, Path("/dev/shm/none"), offload=offload)
+    nodes = ["here"] * len(ranks)
+    return ActorGroup(ranks, references or [], config, Path("/dev/shm/none"), nodes=nodes, offload=offload)
 
 
 def test_update_gives_each_rank_the_share_of_its_data_parallel_rank() -> None:

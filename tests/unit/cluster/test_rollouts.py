@@ -59,7 +59,8 @@ def mixed(prompt: Prompt) -> Group:
 
 def make_rollouts(*workers: Worker, num_prompts: int = 20, config: Config | None = None, **kwargs: Any) -> RolloutGroup:
     prompts = [Prompt(f"p{i}", [], "", "test") for i in range(num_prompts)]
-    return RolloutGroup(list(workers), prompts, config or Config(), **kwargs)
+    nodes = ["here"] * len(workers)
+    return RolloutGroup(list(workers), prompts, config or Config(), nodes=nodes, **kwargs)
 
 
 def filtering(max_batches: int = 10) -> Config:
