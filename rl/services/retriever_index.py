@@ -106,10 +106,11 @@ class Bm25Index:
                 part = slice(self._starts[number], self._starts[number + 1])
                 scores[self._rows[part]] += self._data[part]  # a row occurs once among those of a word
         found = np.flatnonzero(scores)
+        order = -scores[found]  # the best in front: numpy finds the few at the front sooner than those at the end
         if len(found) > topk:
-            least = np.partition(scores[found], -topk)[-topk]
-            found = found[scores[found] >= least]
-        best = found[np.argsort(-scores[found], kind="stable")[:topk]]
+            is_near = order <= np.partition(order, topk - 1)[topk - 1]
+            found, order = found[is_near], order[is_near]
+        best = found[np.argsort(order, kind="stable")[:topk]]
         return tuple(Hit(int(row), float(scores[row])) for row in best)
 
     def document(self, row: int) -> bytes:

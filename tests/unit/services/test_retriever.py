@@ -114,6 +114,19 @@ async def test_health_and_metrics_tell_what_is_served(client: TestClient, corpus
         assert line in metrics.splitlines()
 
 
+async def test_retriever_page_request_gets_the_answer_that_it_shows(tmp_path: Path) -> None:
+    page = (ROOT / "docs/retriever.md").read_text()
+    corpus = tmp_path / "corpus.jsonl"
+    corpus.write_text(re.findall(r"```jsonl\n(.*?)```", page, re.DOTALL)[0])
+    body, shown = re.search(r"-d '(.*?)'", page), re.search(r"```json\n(.*?)```", page, re.DOTALL)
+    assert body is not None and shown is not None
+    server = TestServer(RetrieverServer(open_index(corpus), corpus, "bm25s").application())
+    async with TestClient(server) as client:
+        answer = await retrieve(client, **json.loads(body[1]))
+    answer["result"][0][0]["score"] = round(answer["result"][0][0]["score"], 4)
+    assert answer == json.loads(shown[1])
+
+
 def test_serve_says_when_the_port_is_taken(corpus: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
