@@ -139,11 +139,12 @@ def _show(error: BaseException) -> None:
     while trace is not None and trace.tb_frame.f_code.co_filename == __file__:
         trace = trace.tb_next
     error.__traceback__ = trace
-    try:
-        sys.excepthook(type(error), error, trace)
-    except BaseException:  # a hook of the program's own, or no stderr
-        with contextlib.suppress(OSError, ValueError, AttributeError):
-            traceback.print_exception(type(error), error, trace)
+    with contextlib.suppress(OSError, ValueError, AttributeError):
+        if sys.excepthook is not sys.__excepthook__:
+            with contextlib.suppress(BaseException):  # a hook of the program's own
+                sys.excepthook(type(error), error, trace)
+                return
+        traceback.print_exception(type(error), error, trace)
 
 
 def _code_of(request: SystemExit) -> int:

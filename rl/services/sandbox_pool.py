@@ -222,10 +222,7 @@ class SandboxPool:
         layers = self._zygotes[()].wait()
         missing = missing_layers(layers, allow_network=self._allow_network)
         if missing and shutil.which("bwrap"):
-            self._is_wrapped = True
-            self._zygotes.pop(()).close()
-            self._start(())
-            layers = self._zygotes[()].wait()
+            layers = self._start_wrapped() or layers
             missing = missing_layers(layers, allow_network=self._allow_network)
         self._unready.discard(())
         for _ in range(min(self.num_workers, _READY_PER_CORE * (os.cpu_count() or 1))):
@@ -237,6 +234,20 @@ class SandboxPool:
             )
         if missing:
             logger.warning("sandbox: this machine does not allow the isolation of %s", ", ".join(missing))
+        return layers
+
+    def _start_wrapped(self) -> dict[str, bool] | None:
+        """Replace the bare interpreter by one inside bubblewrap; None where that does not start either."""
+        bare = self._zygotes.pop(())
+        self._is_wrapped = True
+        self._start(())
+        try:
+            layers = self._zygotes[()].wait()
+        except ServiceError:
+            logger.warning("sandbox: bubblewrap is installed, and does not work here")
+            self._is_wrapped, self._zygotes[()] = False, bare
+            return None
+        bare.close()
         return layers
 
     def _start(self, preload: tuple[str, ...]) -> None:
