@@ -174,7 +174,8 @@ def _ratio(
         run()
         return num_tokens / (time.perf_counter() - start)
 
-    ours(), theirs()
+    ours()
+    theirs()
     ratio, a, b = median_ratio(lambda _: speed(ours), lambda _: speed(theirs), _ROUNDS)
     detail = f"{a:.0f} against {b:.0f} tokens/s, {len(samples)} samples of {num_tokens} tokens"
     return Figure(name, ratio, "", goal, detail=detail)

@@ -14,6 +14,9 @@ from rl.config.schema import Config, LossAggregation
 from rl.data.balance import CostModel, balance
 from rl.types import Batch, MicroBatch, MiniBatch, Sample
 
+_LEAST_ROOT = 16
+"""Tokens that all samples must begin with to be held apart: a sequence more costs attention calls."""
+
 
 @dataclass(slots=True, frozen=True)
 class PackingLayout:
@@ -34,7 +37,7 @@ class PackingLayout:
     pad_to_multiple: int = 1
     """A micro-batch's length is a multiple of this: the tensor-parallel size, with sequence parallelism."""
     share_prefix: bool = False
-    """Hold what the samples of a group have in common once."""
+    """Hold what the samples of a group, and the groups, have in common once in each micro-batch."""
     num_micro_batches_multiple: int = 1
     """A rank's number of micro-batches is a multiple of this: the pipeline size, with virtual pipeline stages."""
     cost: CostModel = field(default_factory=CostModel)
@@ -77,9 +80,9 @@ class _Bundle:
     rows: list[int]
     """Indices of the samples."""
     prefix_length: int
-    """Tokens held once for all of them."""
+    """Tokens held once for all of them, the root included."""
     num_tokens: int
-    """Those and each sample's own."""
+    """Those and each sample's own, without the root: what every sample of the mini-batch begins with."""
 
 
 def pack_samples(samples: list[Sample], layout: PackingLayout) -> Batch:
@@ -88,7 +91,8 @@ def pack_samples(samples: list[Sample], layout: PackingLayout) -> Batch:
     Groups keep the order in which they first appear. Samples without loss tokens are left out, and so is a mini-batch
     that has no others. Samples are distributed over ranks by their cost and over micro-batches by their length
     (`rl.data.balance`); the result is the same on every call. With `share_prefix` it is not samples that are
-    distributed but groups, cut where `max_tokens` or the balance of ranks demands it.
+    distributed but groups, cut where `max_tokens` or the balance of ranks demands it; and what all samples begin with,
+    a system prompt with tool schemas for example, is the first sequence of every micro-batch.
 
     The epochs hold the same micro-batch objects, so log-probs filled in once are there in each.
 
@@ -118,21 +122,24 @@ def _pack_mini_batch(samples: list[Sample], layout: PackingLayout) -> MiniBatch:
     weights, num_trajectories = _weigh(samples, layout)
     multiple = layout.pad_to_multiple
     max_tokens = max(layout.max_tokens // multiple, 1) * multiple
-    bundles = _bundle(samples, max_tokens, share_prefix=layout.share_prefix)
+    root = _shared_length(samples) if layout.share_prefix else 0
+    root = root if root >= _LEAST_ROOT else 0
+    budget = max(max_tokens - root, 1)
+    bundles = _bundle(samples, budget, root, share_prefix=layout.share_prefix)
     if layout.share_prefix and layout.num_data_parallel > 1:
         # Groups of half a rank's share at most: whole ones may be too few, or too unequal, to balance.
         share = sum(bundle.num_tokens for bundle in bundles) // (2 * layout.num_data_parallel)
-        bundles = _bundle(samples, min(max_tokens, share), share_prefix=True)
+        bundles = _bundle(samples, min(budget, share), root, share_prefix=True)
     ranks = balance(
         [bundle.num_tokens for bundle in bundles],
-        [_cost(bundle, samples, layout.cost) for bundle in bundles],
+        [_cost(bundle, samples, layout.cost, root) for bundle in bundles],
         num_ranks=layout.num_data_parallel,
-        max_tokens=max_tokens,
+        max_tokens=budget,
         num_bins_multiple=layout.num_micro_batches_multiple,
     )
     return MiniBatch(
         micro_batches=[
-            [_pack_micro_batch([bundles[i] for i in content], samples, weights, multiple) for content in bins]
+            [_pack_micro_batch([bundles[i] for i in content], samples, weights, root, multiple) for content in bins]
             for bins in ranks
         ],
         num_loss_tokens=sum(int(s.loss_mask[1:].sum()) for s in samples),
@@ -141,20 +148,21 @@ def _pack_mini_batch(samples: list[Sample], layout: PackingLayout) -> MiniBatch:
     )
 
 
-def _cost(bundle: _Bundle, samples: list[Sample], cost: CostModel) -> float:
+def _cost(bundle: _Bundle, samples: list[Sample], cost: CostModel, root: int) -> float:
     members = [samples[row] for row in bundle.rows]
     num_loss_tokens = sum(int(sample.loss_mask[1:].sum()) for sample in members)
-    return cost.cost([len(sample.token_ids) for sample in members], bundle.prefix_length, num_loss_tokens)
+    whole = cost.cost([len(sample.token_ids) for sample in members], bundle.prefix_length, num_loss_tokens)
+    return whole - cost.cost([root], 0, 0)
 
 
-def _bundle(samples: list[Sample], max_tokens: int, *, share_prefix: bool) -> list[_Bundle]:
+def _bundle(samples: list[Sample], max_tokens: int, root: int, *, share_prefix: bool) -> list[_Bundle]:
     """Cut each group into bundles of at most `max_tokens`, in order; without sharing each sample is one."""
     groups: dict[str, list[int]] = {}
     for row, sample in enumerate(samples):
         groups.setdefault(sample.group_id if share_prefix else str(row), []).append(row)
     bundles: list[_Bundle] = []
     for rows in groups.values():
-        shared = _shared_length([samples[row] for row in rows]) if len(rows) > 1 else 0
+        shared = _shared_length([samples[row] for row in rows]) if len(rows) > 1 else root
         start = len(bundles)
         for row in rows:
             own = len(samples[row].token_ids) - shared
@@ -162,7 +170,7 @@ def _bundle(samples: list[Sample], max_tokens: int, *, share_prefix: bool) -> li
             if last is not None and last.num_tokens + own <= max_tokens:
                 bundles[-1] = _Bundle([*last.rows, row], shared, last.num_tokens + own)
             else:
-                bundles.append(_Bundle([row], shared, shared + own))
+                bundles.append(_Bundle([row], shared, shared - root + own))
     return bundles
 
 
@@ -208,19 +216,31 @@ class _Segment:
         return shifted[self.start : self.end]
 
 
+def _segments(bundles: list[_Bundle], samples: list[Sample], weights: list[Tensor], root: int) -> list[_Segment]:
+    """The root, then of each bundle what its samples share beyond it, and each sample's own tokens."""
+
+    def shared(sample: Sample, start: int, end: int, prefix: int) -> _Segment:
+        return _Segment(sample, torch.zeros_like(sample.loss_mask), start, end, prefix)
+
+    segments: list[_Segment] = []
+    if bundles and root:
+        segments.append(shared(samples[bundles[0].rows[0]], 0, root, -1))
+    for bundle in bundles:
+        prefix = 0 if root else -1
+        if bundle.prefix_length > root:
+            segments.append(shared(samples[bundle.rows[0]], root, bundle.prefix_length, prefix))
+            prefix = len(segments) - 1
+        for row in bundle.rows:
+            end = len(samples[row].token_ids)
+            segments.append(_Segment(samples[row], weights[row], bundle.prefix_length, end, prefix, row))
+    return segments
+
+
 def _pack_micro_batch(
-    bundles: list[_Bundle], samples: list[Sample], weights: list[Tensor], pad_to_multiple: int
+    bundles: list[_Bundle], samples: list[Sample], weights: list[Tensor], root: int, pad_to_multiple: int
 ) -> MicroBatch:
     """Concatenate the segments, and append the padding as a zero-weight sequence of its own."""
-    segments: list[_Segment] = []
-    for bundle in bundles:
-        first, shared = bundle.rows[0], bundle.prefix_length
-        prefix = -1
-        if shared:
-            prefix = len(segments)
-            segments.append(_Segment(samples[first], torch.zeros_like(weights[first]), 0, shared))
-        for row in bundle.rows:
-            segments.append(_Segment(samples[row], weights[row], shared, len(samples[row].token_ids), prefix, row))
+    segments = _segments(bundles, samples, weights, root)
     lengths = [s.end - s.start for s in segments]
     starts = [s.start for s in segments]
     prefixes = [s.prefix for s in segments]

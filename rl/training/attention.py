@@ -26,7 +26,7 @@ class PackedSequences(PackedSeqParams):
     lengths: tuple[int, ...] = ()
     """Tokens of each sequence; they add up to T."""
     prefixes: tuple[int, ...] = ()
-    """The sequence whose tokens come before each one's own, or -1."""
+    """The sequence whose tokens, after those of its own prefix, come before each one's own, or -1."""
     cos: Tensor | None = None
     """[T, 1, D], of each token's position, in the model's dtype."""
     sin: Tensor | None = None
@@ -92,13 +92,16 @@ class PackedAttention(nn.Module):
         """
         packed = packed_seq_params
         assert packed.cos is not None and packed.sin is not None, "made by pack_sequences"
+        dtype = query.dtype
         query = rotate(query, packed.cos, packed.sin)
         key = rotate(key, packed.cos, packed.sin)
         # Flash attention has no float32 kernel, and the packed one knows no shared prefixes.
         is_packed_kernel = query.is_cuda and query.dtype != torch.float32 and max(packed.prefixes) < 0
         attend = _attend_packed if is_packed_kernel else _attend_by_sequence
+        if not query.is_cuda:  # where torch's backward kernel is faster in float32
+            query, key, value = query.float(), key.float(), value.float()
         context = attend(query, key, value, packed)
-        return context.flatten(1)
+        return context.flatten(1).to(dtype)
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
@@ -140,12 +143,13 @@ def _attend_by_sequence(query: Tensor, key: Tensor, value: Tensor, packed: Packe
         context = _causal(*(x.unflatten(0, batch) for x in (query, key, value)))
         return context.flatten(0, 1)
     # `split` and not slices: the backward of a slice fills a zero tensor of the whole length.
-    queries, keys, values = (x.split(lengths) for x in (query, key, value))
+    queries, keys, values = (list(x.split(lengths)) for x in (query, key, value))
     contexts = []
-    for q, k, v, prefix in zip(queries, keys, values, packed.prefixes, strict=True):
-        if prefix >= 0:
-            k, v = torch.cat([keys[prefix], k]), torch.cat([values[prefix], v])
-        contexts.append(_causal(q[None], k[None], v[None])[0])
+    for i, prefix in enumerate(packed.prefixes):
+        if prefix >= 0:  # stands earlier, so that its own prefix is there already
+            keys[i] = torch.cat([keys[prefix], keys[i]])
+            values[i] = torch.cat([values[prefix], values[i]])
+        contexts.append(_causal(queries[i][None], keys[i][None], values[i][None])[0])
     return torch.cat(contexts)
 
 

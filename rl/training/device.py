@@ -10,8 +10,10 @@ changes nothing.
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import functools
 import importlib
+import platform
 from collections.abc import Callable, Iterator
 from types import ModuleType
 from typing import Any
@@ -38,6 +40,10 @@ _MEGATRON_MODULES = (
 """Modules whose name `torch` is replaced on the CPU."""
 
 
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
+"""From malloc.h of glibc."""
+
+
 def setup_device(device: Device, *, num_threads: int | None = None, index: int = 0) -> torch.device:
     """Make this process train on a device; call it once, before any model is built.
 
@@ -61,7 +67,20 @@ def setup_device(device: Device, *, num_threads: int | None = None, index: int =
         torch.cuda.set_device(index)
         return torch.device("cuda", index)
     _run_megatron_on_cpu()
+    _keep_freed_memory()
     return torch.device("cpu")
+
+
+def _keep_freed_memory() -> None:
+    """Let this process keep what it frees, for its next allocation.
+
+    By default the C library gives blocks of 32 MB and more, and the free end of the heap, back to the system at once,
+    and the next micro-batch has every page of them made and zeroed anew: a tenth of an update's time.
+    """
+    if platform.libc_ver()[0] == "glibc":
+        libc = ctypes.CDLL(None)
+        libc.mallopt(_M_MMAP_THRESHOLD, 1 << 30)
+        libc.mallopt(_M_TRIM_THRESHOLD, (1 << 31) - 1)
 
 
 class _CudaOnCpu(ModuleType):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import Tensor, nn
@@ -25,4 +27,33 @@ class RMSNorm(nn.Module):
 
     def forward(self, hidden: Tensor) -> Tensor:
         """Normalize [..., H]."""
-        return functional.rms_norm(hidden, (hidden.shape[-1],), self.weight, self.eps)
+        if hidden.is_cuda:
+            return functional.rms_norm(hidden, (hidden.shape[-1],), self.weight, self.eps)
+        return _RMSNormOnCpu.apply(hidden, self.weight, self.eps)
+
+
+class _RMSNormOnCpu(torch.autograd.Function):
+    """The same in few passes over memory, all in float32; keeps its input alone for the backward pass.
+
+    With n = x s, s = 1 / sqrt(mean(x^2) + eps), and y = n w:
+
+        dx = s (g w - n mean(g w n))        dw = sum over tokens of g n
+    """
+
+    @staticmethod
+    def forward(ctx: Any, hidden: Tensor, weight: Tensor, eps: float) -> Tensor:
+        x = hidden.float()
+        norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
+        scale = norm.square_().div_(x.shape[-1]).add_(eps).rsqrt_()
+        ctx.save_for_backward(hidden, weight, scale)
+        return (x * scale).mul_(weight.float()).to(hidden.dtype)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:
+        hidden, weight, scale = ctx.saved_tensors
+        size = hidden.shape[-1]
+        normed, w = hidden.float() * scale, weight.float()
+        product = grad * normed
+        mean = (product @ w).div_(size).unsqueeze(-1)
+        grad_hidden = (grad * w).addcmul_(normed, mean, value=-1).mul_(scale)
+        return grad_hidden.to(hidden.dtype), product.view(-1, size).sum(0).to(weight.dtype), None

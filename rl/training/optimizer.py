@@ -13,6 +13,7 @@ from megatron.core.optimizer import USING_PYTORCH_OPTIMIZER, OptimizerConfig, ge
 from megatron.core.optimizer.clip_grads import clip_grad_by_total_norm_fp32
 from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
 from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler
+from megatron.core.parallel_state import get_data_parallel_world_size
 from megatron.core.tensor_parallel import (
     ColumnParallelLinear,
     RowParallelLinear,
@@ -50,7 +51,7 @@ def wrap_chunks(chunks: list[Any], config: Config) -> list[Any]:
     ddp_config = DistributedDataParallelConfig(
         grad_reduce_in_fp32=True,
         overlap_grad_reduce=False,
-        use_distributed_optimizer=config.megatron_training.use_distributed_optimizer,
+        use_distributed_optimizer=_shares_state(config),
     )
     wrapped = []
     for index, chunk in enumerate(chunks):
@@ -196,6 +197,11 @@ class PolicyOptimizer:
         return self.megatron.optimizer.param_groups[group]["params"][order], span.start, span.end
 
 
+def _shares_state(config: Config) -> bool:
+    """Whether the distributed optimizer is used: with a single data-parallel rank it only copies its buffers about."""
+    return config.megatron_training.use_distributed_optimizer and get_data_parallel_world_size() > 1
+
+
 def _mark_sharded(chunk: nn.Module) -> None:
     """Say which parameters are split over tensor-parallel ranks.
 
@@ -223,7 +229,7 @@ def _optimizer_config(config: Config) -> OptimizerConfig:
         clip_grad=actor.clip_grad,
         bf16=training.bf16,
         params_dtype=torch.bfloat16 if training.bf16 else torch.float32,
-        use_distributed_optimizer=training.use_distributed_optimizer,
+        use_distributed_optimizer=_shares_state(config),
     )
 
 

@@ -74,6 +74,28 @@ def test_pack_samples_cuts_a_group_that_is_too_long_and_repeats_its_prompt():
     assert [m.prefix_ids.tolist() for m in micros] == [[-1, 0, 0], [-1, 0]]
 
 
+def test_pack_samples_holds_what_all_samples_begin_with_once_in_each_micro_batch():
+    # A system prompt of 17 tokens; a group of two with 2 more, a group of one with 1 more. Held once: all but the last
+    # token of what is shared.
+    system = list(range(100, 117))
+    samples = [
+        make_sample("a/0", [*system, 5, 9, 7], [0] * 19 + [1]),
+        make_sample("a/1", [*system, 5, 9, 8], [0] * 19 + [1]),
+        make_sample("b/0", [*system, 6, 4], [0] * 18 + [1]),
+    ]
+    layout = PackingLayout(num_data_parallel=1, max_tokens=100, mini_batch_prompts=2, share_prefix=True)
+    ((micro,),) = pack_samples(samples, layout).mini_batches[0].micro_batches
+    assert micro.token_ids.tolist() == [*system, 5, 9, 7, 9, 8, 116, 6, 4]
+    assert micro.position_ids.tolist() == [*range(16), 16, 17, 18, 19, 18, 19, 16, 17, 18]
+    assert micro.cu_seqlens.tolist() == [0, 16, 18, 20, 22, 25]
+    assert micro.prefix_ids.tolist() == [-1, 0, 1, 1, 0]
+    assert micro.loss_mask.tolist() == [0] * 18 + [1, 0, 1, 0, 0, 1, 0]
+    # 16 + 6 and 16 + 3 tokens, not 16 + 6 + 3.
+    layout = PackingLayout(num_data_parallel=1, max_tokens=24, mini_batch_prompts=2, share_prefix=True)
+    (micros,) = pack_samples(samples, layout).mini_batches[0].micro_batches
+    assert [m.num_tokens for m in micros] == [22, 19]
+
+
 def test_pack_samples_counts_a_trajectory_of_several_samples_once():
     samples = [
         make_sample("a/0:0", [1, 2], [0, 1]),

@@ -85,3 +85,17 @@ def test_attention_with_a_shared_prefix_equals_each_whole_sequence_alone() -> No
         plain_attention(*(x[other] for x in qkv)),
     ])  # fmt: skip
     torch.testing.assert_close(context, expected, atol=1e-6, rtol=1e-5)
+
+
+def test_attention_with_a_prefix_of_a_prefix_equals_each_whole_sequence_alone() -> None:
+    # A system prompt of 2 tokens; a prompt of 3 after it with answers of 2 and 4; an answer of 1 right after it.
+    qkv = random_qkv(12)
+    context = _attend_by_sequence(*qkv, packed(0, 2, 5, 7, 11, 12, prefixes=(-1, 0, 1, 1, 0)))
+    system, prompt, first, second, other = (list(range(a, b)) for a, b in ((0, 2), (2, 5), (5, 7), (7, 11), (11, 12)))
+    expected = torch.cat([
+        plain_attention(*(x[system + prompt] for x in qkv)),
+        plain_attention(*(x[system + prompt + first] for x in qkv))[5:],
+        plain_attention(*(x[system + prompt + second] for x in qkv))[5:],
+        plain_attention(*(x[system + other] for x in qkv))[2:],
+    ])  # fmt: skip
+    torch.testing.assert_close(context, expected, atol=1e-6, rtol=1e-5)

@@ -56,6 +56,19 @@ def padded(sample: Sample, length: int) -> Sample:
     )
 
 
+def after_system_prompt(sample: Sample) -> Sample:
+    """The sample with 20 tokens before it that are the same for all."""
+    zeros = torch.zeros(20)
+    return Sample(
+        sample.trajectory_id,
+        sample.group_id,
+        token_ids=torch.cat([torch.arange(50, 70), sample.token_ids]),
+        loss_mask=torch.cat([zeros, sample.loss_mask]),
+        advantages=torch.cat([zeros, sample.advantages]),
+        rollout_logprobs=torch.cat([zeros, sample.rollout_logprobs]),
+    )
+
+
 @pytest.mark.parametrize("max_tokens", [20, 48, 1000])
 @pytest.mark.parametrize("share", [False, True], ids=["whole", "shared-prompts"])
 def test_updates_do_not_depend_on_the_token_budget(
@@ -74,6 +87,13 @@ def test_updates_do_not_depend_on_the_order_of_samples(folder: Path, one_by_one:
 def test_updates_do_not_depend_on_padding(folder: Path, one_by_one: UpdateTrace) -> None:
     samples = [padded(sample, 40) for sample in update_samples()]
     assert_same_updates(updates(folder, samples, max_tokens=120), one_by_one)
+
+
+def test_updates_do_not_depend_on_sharing_what_all_prompts_begin_with(folder: Path) -> None:
+    samples = [after_system_prompt(sample) for sample in update_samples()]
+    expected = updates(folder, samples, max_tokens=2)
+    for max_tokens in (80, 1000):
+        assert_same_updates(updates(folder, samples, max_tokens=max_tokens, share=True), expected)
 
 
 @pytest.mark.parametrize("share", [False, True], ids=["whole", "shared-prompts"])
