@@ -35,6 +35,10 @@ class SearchTool(Tool):
 
     def __init__(self, config: ToolConfig, schema: dict[str, Any]) -> None:
         super().__init__(config, schema)
+        if self.config.topk < 1:
+            raise ToolError(
+                f"{self.name}.topk: must be at least 1, got {self.config.topk}. Ask for one document or more."
+            )
         self._http: aiohttp.ClientSession | None = None
 
     @property
@@ -96,8 +100,6 @@ class SearchTool(Tool):
         Raises:
             ToolError: The retriever does not answer, or not as it should, or there is no corpus.
         """
-        if self.config.topk < 1:
-            raise ToolError(f"{self.name}.topk: must be at least 1, got {self.config.topk}.")
         if self.config.retrieval_service_url == "embedded":
             if not Path(self.config.corpus_path).is_file():
                 raise ToolError(
@@ -105,6 +107,11 @@ class SearchTool(Tool):
                     "Name a .jsonl or .parquet file, or set retrieval_service_url."
                 )
             return
+        if self.config.corpus_path:
+            raise ToolError(
+                f"{self.name}.corpus_path: only an embedded retriever reads it, got '{self.config.corpus_path}'. "
+                "Leave it out, or set retrieval_service_url: embedded."
+            )
         try:
             output = await self.execute(None, {"query_list": ["test"]})
         except ServiceUnavailableError as error:

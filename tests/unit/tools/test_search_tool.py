@@ -125,7 +125,9 @@ async def test_check_finds_the_retriever_or_says_what_to_do(url: str, tmp_path: 
     with pytest.raises(ToolError, match=r"search\.corpus_path: an embedded retriever needs a corpus, got 'none.jsonl'"):
         await toolbox("embedded", corpus_path="none.jsonl").check()
     with pytest.raises(ToolError, match=r"search\.topk: must be at least 1, got 0"):
-        await toolbox(url, topk=0).check()
+        toolbox(url, topk=0)
+    with pytest.raises(ToolError, match=r"search\.corpus_path: only an embedded retriever reads it, got 'c\.jsonl'"):
+        await toolbox(url, corpus_path="c.jsonl").check()
 
 
 async def test_search_takes_the_settings_of_mindspeed_rl(url: str, tmp_path: Path) -> None:
