@@ -18,10 +18,11 @@ from rl.training.checkpoint import load_checkpoint, save_checkpoint
 from rl.training.device import setup_device
 from rl.training.hf_weights import export_hf_weights, load_hf_weights
 from rl.training.model import build_model, load_hf_config
+from rl.training.objective import Objective
 from rl.training.offload import HostStash
 from rl.training.optimizer import PolicyOptimizer, wrap_chunks
 from rl.training.parallel import destroy_parallel, init_parallel, virtual_pipeline_size
-from rl.training.step import Objective, accumulate_gradients, compute_logprobs
+from rl.training.step import accumulate_gradients, compute_logprobs
 from rl.types import MicroBatch
 
 logger = logging.getLogger(__name__)

@@ -11,7 +11,7 @@ from torch import Tensor
 from rl.algorithms.losses import LOSSES
 from rl.config.correction import ImportanceLevel, RolloutCorrection
 from rl.training.head import HeadOutput
-from rl.training.step import Objective, policy_loss
+from rl.training.objective import Objective, policy_loss
 from rl.types import MicroBatch
 
 MASK = torch.tensor([0.0, 1.0, 1.0, 0.0, 1.0])
