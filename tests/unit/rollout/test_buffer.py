@@ -2,7 +2,7 @@ import json
 import random
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rl.rollout.buffer import GroupBuffer
@@ -79,6 +79,7 @@ def test_fill_without_a_metric_takes_every_group():
     assert names(Source([False], random.Random(0)).fill(GroupBuffer(None), 3, limit=3)) == ["p0", "p1", "p2"]
 
 
+@settings(deadline=None)
 @given(
     useful=st.lists(st.booleans(), min_size=1, max_size=12),
     wanted=st.lists(st.integers(1, 5), min_size=1, max_size=4),
