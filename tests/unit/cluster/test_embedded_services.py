@@ -11,6 +11,10 @@ import yaml
 
 from rl.cluster.embedded_services import embedded_services
 from rl.config.schema import Config
+from rl.tools.registry import load_toolbox
+from rl.types import ToolCall
+
+CONFIGS = Path(__file__).resolve().parents[3] / "configs"
 
 
 def config(path: Path, *tools: tuple[str, dict[str, str]]) -> Config:
@@ -40,6 +44,21 @@ def test_embedded_services_serve_every_tool_that_asks_and_end(tmp_path: Path) ->
     for url in urls.values():
         with pytest.raises(urllib.error.URLError):
             health(url)
+
+
+async def test_embedded_services_answer_the_tools_that_ship(tmp_path: Path) -> None:
+    (tmp_path / "corpus.jsonl").write_text('{"title": "Lima", "text": "The capital of Peru."}\n')
+    content = yaml.safe_load((CONFIGS / "tools/search_embedded_config.yaml").read_text())
+    content["tools"][0]["config"]["corpus_path"] = str(tmp_path / "corpus.jsonl")
+    made = config(tmp_path)
+    (tmp_path / "tools.yaml").write_text(yaml.safe_dump(content))
+    with embedded_services(made) as overrides:
+        toolbox = load_toolbox(tmp_path / "tools.yaml", overrides=overrides)
+        session = toolbox.open_session("test-1/0")
+        result = await session.execute(ToolCall("search", {"query_list": ["capital of Peru"]}))
+        await session.close()
+        await toolbox.close()
+    assert result.text == "Doc 1 (Title: Lima)\nThe capital of Peru."
 
 
 def test_embedded_services_start_nothing_without_tools(tmp_path: Path) -> None:
