@@ -76,14 +76,16 @@ class GroupBuffer:
         """Begin a batch with the groups that are left over.
 
         As many prompts are started at once as the share of useful ones suggests, so that the last group of a batch is
-        seldom waited for alone; what is then too much is carried over.
+        seldom waited for alone; what is then too much is carried over. It is never more than `num_wanted` groups: they
+        fit into the next batch, and none gets older than that.
 
         Args:
             num_wanted: Informative groups.
             limit: Prompts that may be started.
         """
         carried = [self.surplus.popleft() for _ in range(min(num_wanted, len(self.surplus)))]
-        num_ahead = math.ceil((num_wanted - len(carried)) / self.useful_share)
+        num_missing = num_wanted - len(carried)
+        num_ahead = min(math.ceil(num_missing / self.useful_share), num_missing + num_wanted)
         return Filling(num_wanted, limit, self.metric, carried, num_ahead)
 
     def end(self, batch: Filling) -> list[Group]:

@@ -67,6 +67,13 @@ def test_fill_needs_no_prompt_where_enough_is_left_over():
     assert source.next == 0 and names(list(buffer.surplus)) == ["p2"]
 
 
+def test_fill_never_carries_over_more_than_one_batch():
+    buffer = GroupBuffer("score")
+    buffer.useful_share = 0.01
+    Source([True], random.Random(0)).fill(buffer, 3, limit=100)
+    assert names(list(buffer.surplus)) == ["p3", "p4", "p5"]
+
+
 @pytest.mark.parametrize("num_wanted", [1, 3])
 def test_fill_gives_up_at_the_limit(num_wanted: int):
     buffer, source = GroupBuffer("score"), Source([False], random.Random(0))
@@ -98,6 +105,7 @@ def test_fill_does_not_depend_on_the_order_of_endings_or_on_a_resume(
                 state = json.loads(json.dumps(buffer.state_dict()))
                 buffer = GroupBuffer("score")
                 buffer.load_state_dict(state)
+            assert len(buffer.surplus) <= max(wanted)
             batches.append((names(source.fill(buffer, num_wanted, limit=4 * num_wanted)), names(list(buffer.surplus))))
         outcomes.append((batches, source.next))
     assert outcomes[0] == outcomes[1]
