@@ -14,7 +14,7 @@ import subprocess
 from collections.abc import Iterable
 
 from rl.services import kernel
-from rl.services.isolation import BOX
+from rl.services.file_tree import BOX
 
 MAX_BYTES = 64 << 20
 """Of all files together."""
@@ -52,6 +52,13 @@ class Box:
         except OSError:
             self._empty()
             self._fill()
+
+    def memory_bytes(self) -> int:
+        """What the files in it take of the memory."""
+        if not self._is_mounted:
+            return 0
+        used = os.statvfs(self.root)
+        return (used.f_blocks - used.f_bfree) * used.f_frsize
 
     def remove(self) -> None:
         """Remove all of it."""

@@ -12,23 +12,19 @@ import os
 import resource
 import socket
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 
 from rl.services import kernel, landlock, seccomp
+from rl.services.file_tree import BOX, DEVICES, NETWORK_SETTINGS, SETTINGS, SYSTEM, build_tree
 
-BOX = "/box"
-"""Where in the private tree the one writable folder is mounted."""
+MAX_UIDS = 1024
+"""Workers and sessions of a zygote with a user of their own."""
+_FIRST_UID, _UID_RANGES = 20000, 40
 MAX_PROCESSES = 64
 _MAX_OPEN_FILES = 256
 _MAX_FILE_BYTES = 64 << 20
-_SYSTEM = ("/usr", "/bin", "/sbin", "/lib", "/lib32", "/lib64", "/libx32")
-_SETTINGS = ("alternatives", "ld.so.cache", "localtime", "mime.types", "nsswitch.conf", "protocols", "services")
-_NETWORK_SETTINGS = ("hosts", "resolv.conf", "ssl/certs", "ca-certificates")
-_DEVICES = ("null", "zero", "full", "random", "urandom")
-_DEVICE_LINKS = {"fd": "/proc/self/fd", "stdin": "fd/0", "stdout": "fd/1", "stderr": "fd/2", "shm": f"{BOX}/run/shm"}
-_USERS = "root:x:0:0::/:/usr/sbin/nologin\nsandbox:x:{uid}:{uid}::{box}/run/work:/bin/bash\n"
 
 
 @dataclass(slots=True, frozen=True)
@@ -78,13 +74,13 @@ def prepare(directory: str, *, allow_network: bool, is_wrapped: bool) -> Isolati
         What the workers and programs shall use.
     """
     uid, is_root = os.geteuid(), os.geteuid() == 0
-    first_uid = 20000 + os.getpid() % 80 * 512
+    first_uid = _FIRST_UID + os.getpid() % _UID_RANGES * MAX_UIDS
     user = not _works(lambda: _enter(kernel.CLONE_NEWPID, None)) and _works(lambda: _enter(kernel.CLONE_NEWUSER, uid))
     own_user = kernel.CLONE_NEWUSER if user else 0
 
     def move() -> None:
         _enter(own_user | kernel.CLONE_NEWNS, uid if user else None)
-        _build_root(directory, uid=first_uid if is_root else uid, allow_network=allow_network)
+        build_tree(directory, uid=first_uid if is_root else uid, allow_network=allow_network)
 
     layers = {"bubblewrap": is_wrapped, "user": user, "mount": _works(move)}
     if layers["mount"]:
@@ -99,13 +95,7 @@ def prepare(directory: str, *, allow_network: bool, is_wrapped: bool) -> Isolati
     layers["own_uid"] = is_root and _works(lambda: _try_uid(first_uid))
     layers["process_limit"] = layers["own_uid"] or (user and not is_root)  # the kernel never limits root's
     allow_internet = allow_network or layers["network"]
-    layers["rlimits"] = _works(lambda: limit_resources(_MAX_FILE_BYTES * 16, 60))
-    layers["no_new_privileges"] = _works(_forbid_new_privileges)
-    code = b""
-    with contextlib.suppress(KeyError):  # a machine whose calls have no numbers here
-        code = seccomp.build_filter(allow_internet=allow_internet)
-    layers["seccomp"] = bool(code) and _works(partial(_filter_calls, code))
-    layers["landlock"] = _works(partial(_restrict_files, directory, layers["mount"]))
+    code = _try_rules(layers, directory, allow_internet=allow_internet)
     if not allow_network:
         layers["network"] = layers["network"] or layers["seccomp"]  # which denies sockets where it has to
     return Isolation(layers, namespaces, first_uid, code, allow_internet)
@@ -210,6 +200,18 @@ def limit_resources(memory_bytes: int | None, cpu_s: int | None) -> None:
             resource.setrlimit(limit, (value, value))
 
 
+def _try_rules(layers: dict[str, bool], directory: str, *, allow_internet: bool) -> bytes:
+    """Try what a program puts on itself; returns the filter of system calls."""
+    code = b""
+    with contextlib.suppress(KeyError):  # a machine whose calls have no numbers here
+        code = seccomp.build_filter(allow_internet=allow_internet)
+    layers["rlimits"] = _works(lambda: limit_resources(_MAX_FILE_BYTES * 16, 60))
+    layers["no_new_privileges"] = _works(_forbid_new_privileges)
+    layers["seccomp"] = bool(code) and _works(partial(_filter_calls, code))
+    layers["landlock"] = _works(partial(_restrict_files, directory, layers["mount"]))
+    return code
+
+
 def _works(attempt: Callable[[], object]) -> bool:
     """Whether an attempt succeeds, made in a process of its own."""
     pid = os.fork()
@@ -254,57 +256,9 @@ def _restrict_files(directory: str, is_private: bool) -> None:
 
 
 def _file_rules(directory: str, *, is_private: bool, allow_internet: bool) -> int:
-    devices = [f"/dev/{name}" for name in _DEVICES]
+    devices = [f"/dev/{name}" for name in DEVICES]
     if is_private:
         return landlock.build_rules(["/"], [BOX, *devices], allow_internet=allow_internet)
-    settings = [f"/etc/{name}" for name in (*_SETTINGS, *_NETWORK_SETTINGS, "passwd", "group")]
-    readable = [*_SYSTEM, sys.prefix, sys.base_prefix, *settings]
+    settings = [f"/etc/{name}" for name in (*SETTINGS, *NETWORK_SETTINGS, "passwd", "group")]
+    readable = [*SYSTEM, sys.prefix, sys.base_prefix, *settings]
     return landlock.build_rules(readable, [directory, *devices], allow_internet=allow_internet)
-
-
-def _build_root(directory: str, *, uid: int, allow_network: bool) -> None:
-    """A new root in memory: system and interpreter read-only, a few devices, and nothing else of the machine."""
-    previous = os.umask(0o022)
-    kernel.mount(None, "/", None, kernel.MS_REC | kernel.MS_PRIVATE)
-    kernel.mount("tmpfs", directory, "tmpfs", kernel.MS_NOSUID, "mode=755,size=1m")
-    settings = [f"/etc/{name}" for name in (*_SETTINGS, *(_NETWORK_SETTINGS if allow_network else ()))]
-    trees = {*_SYSTEM, sys.prefix, sys.base_prefix, os.path.realpath(sys.prefix), os.path.realpath(sys.base_prefix)}
-    for path in _outermost(trees):
-        _bind(path, directory + path)
-    for path in (*settings, *(f"/dev/{name}" for name in _DEVICES)):
-        _bind(os.path.realpath(path), directory + path)
-    for name, target in _DEVICE_LINKS.items():
-        os.symlink(target, f"{directory}/dev/{name}")
-    with open(f"{directory}/etc/passwd", "w") as file:
-        file.write(_USERS.format(uid=uid, box=BOX))
-    for path in (f"{BOX}/run", "/proc", "/var"):
-        os.makedirs(directory + path)
-    for path in ("/tmp", "/var/tmp"):
-        os.symlink(f"{BOX}/run/tmp", directory + path)
-    kernel.make_read_only(directory)
-    kernel.mount("/proc", f"{directory}/proc", None, kernel.MS_BIND | kernel.MS_REC)  # the workers cover it
-    kernel.change_root(directory)
-    os.umask(previous)
-
-
-def _outermost(paths: Iterable[str]) -> list[str]:
-    """Leave out what another path holds already; it would come there with a mount of its own."""
-    chosen: list[str] = []
-    for path in sorted(path.rstrip("/") for path in paths):
-        if path and not any(path == other or path.startswith(other + "/") for other in chosen):
-            chosen.append(path)
-    return chosen
-
-
-def _bind(source: str, target: str) -> None:
-    if os.path.islink(source):
-        os.symlink(os.readlink(source), target)
-        return
-    if os.path.isdir(source):
-        os.makedirs(target, exist_ok=True)
-    elif os.path.exists(source):
-        os.makedirs(os.path.dirname(target), exist_ok=True)
-        os.close(os.open(target, os.O_CREAT | os.O_WRONLY, 0o644))
-    else:
-        return
-    kernel.mount(source, target, None, kernel.MS_BIND | kernel.MS_REC)

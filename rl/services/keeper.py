@@ -83,7 +83,7 @@ class _Program:
 def _furnish_place(isolation: Isolation, directory: str, uid: int) -> _Place:
     owner = uid if isolation.layers["own_uid"] else None
     box = Box(directory, owner, is_mounted=isolation.layers["mount"])
-    os.environ.update(HOME=box.work, TMPDIR=box.tmp)
+    os.environ.update(HOME=box.work, TMPDIR=box.tmp, USER="sandbox")
     return _Place(isolation, uid, box, layers_of.build_file_rules(isolation, box.root))
 
 
@@ -144,7 +144,7 @@ def _keep(ready: _Program, descriptors: list[int], place: _Place) -> None:
         outcome = {"error": str(error)}
         kill_all(has_pid_namespace=place.isolation.layers["pid"])
     else:
-        outcome = _run(ready, job, rest, status, place.isolation)
+        outcome = _run(ready, job, rest, status, place)
         files = read_files(place.box.work, job["fetch"], MAX_BYTES)
     finally:
         ready.channel.close()
@@ -154,7 +154,7 @@ def _keep(ready: _Program, descriptors: list[int], place: _Place) -> None:
         program.write_files(pipe, outcome, files)
 
 
-def _run(ready: _Program, job: dict[str, Any], streams: list[int], status: int, isolation: Isolation) -> dict[str, Any]:
+def _run(ready: _Program, job: dict[str, Any], streams: list[int], status: int, place: _Place) -> dict[str, Any]:
     """Hand the program its job, wait for its end or its deadline, and kill whatever is left of it."""
     start = time.monotonic()
     own_pages = _pages("self")
@@ -162,8 +162,8 @@ def _run(ready: _Program, job: dict[str, Any], streams: list[int], status: int, 
         socket.send_fds(ready.channel, [json.dumps(job).encode()], streams)
     while streams:
         os.close(streams.pop())
-    reason = _await_end(ready, status, start + job["timeout"], job["memory_bytes"], own_pages, isolation)
-    ready.statuses |= kill_all(has_pid_namespace=isolation.layers["pid"])
+    reason = _await_end(ready, status, start + job["timeout"], job["memory_bytes"], own_pages, place)
+    ready.statuses |= kill_all(has_pid_namespace=place.isolation.layers["pid"])
     elapsed = time.monotonic() - start
     wait_status = ready.statuses.get(ready.pid)
     code = None if wait_status is None else os.waitstatus_to_exitcode(wait_status)
@@ -176,9 +176,7 @@ def _run(ready: _Program, job: dict[str, Any], streams: list[int], status: int, 
     }
 
 
-def _await_end(
-    ready: _Program, status: int, deadline: float, memory_bytes: int, own_pages: int, isolation: Isolation
-) -> str:
+def _await_end(ready: _Program, status: int, deadline: float, memory_bytes: int, own_pages: int, place: _Place) -> str:
     """Wait until the program ends, its time is up, it uses too much, or nobody reads its status.
 
     Returns:
@@ -197,20 +195,20 @@ def _await_end(
             if left <= 0:
                 return "time"
             ready.statuses |= _reap(os.WNOHANG)
-            if _watch(memory_bytes, own_pages, isolation):
+            if _watch(memory_bytes, own_pages, place):
                 return "memory"
     finally:
         os.close(ended)
 
 
-def _watch(memory_bytes: int, own_pages: int, isolation: Isolation) -> bool:
+def _watch(memory_bytes: int, own_pages: int, place: _Place) -> bool:
     """Give way to others where there are many processes or threads; tell whether all use too much memory together.
 
-    What a process has in common with the worker that it was forked from does not count.
+    Files in memory count too. What a process has in common with the worker that it was forked from does not.
     """
     pages = threads = 0
     sessions = set()
-    pids = _others(isolation)
+    pids = _others(place.isolation)
     for pid in pids:
         with contextlib.suppress(OSError, IndexError, ValueError), open(f"/proc/{pid}/stat", "rb") as file:
             fields = file.read().rpartition(b")")[2].split()
@@ -223,7 +221,7 @@ def _watch(memory_bytes: int, own_pages: int, isolation: Isolation) -> bool:
             if len(sessions) > _MANY:  # the kernel may share time by session first
                 with open(f"/proc/{pid}/autogroup", "w") as file:
                     file.write(str(_NICE_OF_MANY))
-    return pages * _PAGE_BYTES > memory_bytes
+    return pages * _PAGE_BYTES + place.box.memory_bytes() > memory_bytes
 
 
 def _pages(pid: str) -> int:

@@ -29,7 +29,7 @@ logger = logging.getLogger(__name__)
 
 PRELOAD = ("numpy", "sympy", "scipy")
 """Imported before the fork for programs that name one of them: sympy alone takes a third of a second."""
-_KILL_GRACE_S = 5.0
+_KILL_GRACE_S = 15.0
 _MAX_STATUS_BYTES = 80 << 20
 _READY_PER_CORE = 2
 
@@ -206,7 +206,8 @@ class SandboxPool:
             await asyncio.wait({status.done}, timeout=request.run_timeout + _KILL_GRACE_S)
             if not status.content:
                 self.num_restarts += 1
-                raise ServiceError("sandbox: the worker that kept a program died. Send it again.")
+                how = "died" if status.done.done() else f"did not answer within {_KILL_GRACE_S:g} s of the time limit"
+                raise ServiceError(f"sandbox: the worker that kept a program {how}. Send it again.")
             outcome, found = parse_files(bytes(status.content))
             if "error" in outcome:
                 raise ServiceError(f"sandbox: the program's files cannot be written, {outcome['error']}.")

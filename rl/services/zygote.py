@@ -22,11 +22,10 @@ from io import TextIOWrapper
 from typing import NoReturn
 
 from rl.services import keeper
-from rl.services.isolation import Isolation, enter_namespaces, furnish, prepare
+from rl.services.isolation import MAX_UIDS, Isolation, enter_namespaces, furnish, prepare
 
 ONE_WORKER, ONE_SESSION = b"worker", b"session"
 """What the server asks for; a session comes with the descriptors of its job."""
-_MAX_UIDS = 512
 _REPLACE_AFTER_S = 0.1
 
 
@@ -125,7 +124,7 @@ class _Nursery:
 
     def _start(self, session: list[int] | None) -> None:
         taken = set(self._numbers.values())
-        number = next(i for i in range(_MAX_UIDS) if i not in taken or i == _MAX_UIDS - 1)
+        number = next(i for i in range(MAX_UIDS) if i not in taken or i == MAX_UIDS - 1)
         read_end, write_end = os.pipe()
         first = os.fork()
         if first == 0:

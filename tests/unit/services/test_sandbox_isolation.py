@@ -170,7 +170,7 @@ def test_the_machine_cannot_be_written_to(sandbox, post, tmp_path):
 def test_the_environment_of_the_server_is_not_visible(post):
     names = run(post, "import os; print(*sorted(os.environ))")["stdout"].split()
     assert set(names) <= {
-        *("PATH", "LANG", "HOME", "TMPDIR", "PYTHONHASHSEED", "LC_CTYPE"),
+        *("PATH", "LANG", "HOME", "USER", "TMPDIR", "PYTHONHASHSEED", "LC_CTYPE"),
         *("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"),
     }
 
