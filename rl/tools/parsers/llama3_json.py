@@ -16,6 +16,9 @@ _TAGS = opening_tags(
     r'(?:<\|python_tag\|>\s*)+\{?|\{\s*"(?:name|parameters|arguments)"\s*:|\{\s*"type"\s*:\s*"function"'
 )
 
+_INSIDE = re.compile(r"[:,\[]\s*\Z")
+_MAX_SPACE = 100
+
 
 @dataclass(slots=True, frozen=True)
 class Llama3JsonParser:
@@ -64,5 +67,10 @@ def _malformed(text: str, start: int, error: Exception) -> tuple[ToolCall, int]:
 
 
 def _next_tag(text: str, position: int) -> int:
-    following = _TAGS.search(text, position)
-    return following.start() if following else len(text)
+    """Where the next call or thought may begin; not at an object that is a value inside the malformed one."""
+    for following in _TAGS.finditer(text, position):
+        start = following.start()
+        is_thought = following["think"] is not None or following["end"] is not None
+        if is_thought or _INSIDE.search(text, max(start - _MAX_SPACE, 0), start) is None:
+            return start
+    return len(text)

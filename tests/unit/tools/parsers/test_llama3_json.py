@@ -52,6 +52,15 @@ def test_llama3_json_keeps_good_calls_beside_malformed_ones():
     assert [call.error is None for call in calls] == [True, False, True, False, True]
 
 
+def test_llama3_json_runs_nothing_out_of_a_malformed_call():
+    inner = '{"name": "mul", "parameters": {}}'
+    (call,) = LLAMA.parse(
+        f'{{"name": "add", "parameters": {{"x": NaN, "inner": {inner}, "more": [{inner}, {inner}]}}}}'
+    )
+    assert call.error is not None
+    assert [c.error is None for c in LLAMA.parse(f'{{"name": "add", oops: {inner}}}\n{GOOD}')] == [False, True]
+
+
 @pytest.mark.parametrize(
     ("text", "part"),
     [
