@@ -89,9 +89,12 @@ class SandboxServer:
         except RequestError as error:
             status = "422"
             return web.json_response({"detail": str(error)}, status=422)
-        except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
             status = "400"
             return web.json_response({"detail": f"the body is not JSON: {error}"}, status=400)
+        except web.HTTPRequestEntityTooLarge:
+            status = "413"
+            return web.json_response({"detail": f"the body has more than {_MAX_BODY_BYTES >> 20} MiB"}, status=413)
         except RefusedError as refusal:
             status = str(refusal.http_status)
             headers = {"Retry-After": str(_RETRY_AFTER_S)}

@@ -175,7 +175,9 @@ def test_other_languages_run_or_say_what_is_missing(post, language, code, compil
 
 
 def test_a_body_that_is_not_json_is_refused(sandbox):
-    assert "not JSON" in post_json(sandbox.url, b"{", 400)["detail"]
+    for body in (b"{", b"\xff", b"[" * 200_000):
+        assert "not JSON" in post_json(sandbox.url, body, 400)["detail"]
+    assert "must be a JSON object" in post_json(sandbox.url, b"[1]", 422)["detail"]
 
 
 def test_files_in_conflict_with_each_other_are_an_error_result(post):

@@ -1,4 +1,5 @@
 import base64
+import http.client
 import json
 import time
 import urllib.error
@@ -18,6 +19,13 @@ class Client:
 
     def run(self, code: str, **fields: object) -> dict:
         return self._post(code, session_id=self.id, **fields)
+
+    def begin(self, code: str) -> http.client.HTTPConnection:
+        """Send a program and do not wait for it; closing the connection ends it."""
+        connection = http.client.HTTPConnection("127.0.0.1", self._sandbox.port, timeout=60)
+        body = {"code": code, "language": "python", "run_timeout": 60, "session_id": self.id}
+        connection.request("POST", "/run_code", json.dumps(body), {"Content-Type": "application/json"})
+        return connection
 
     def output(self, code: str, **fields: object) -> str:
         return self.run(code, **fields)["run_result"]["stdout"]
@@ -45,8 +53,15 @@ def open_session(sandbox, post):
 
 
 def wait_for_sessions(sandbox, number: int) -> None:
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 30
     while sandbox.health()["sessions"] != number:
+        assert time.monotonic() < deadline, sandbox.health()
+        time.sleep(0.01)
+
+
+def wait_in_flight(sandbox, number: int) -> None:
+    deadline = time.monotonic() + 30
+    while sandbox.health()["in_flight"] != number:
         assert time.monotonic() < deadline, sandbox.health()
         time.sleep(0.01)
 
@@ -148,26 +163,23 @@ def test_programs_of_a_session_run_one_after_the_other(open_session):
 
 def test_a_program_waits_for_its_session_no_longer_than_its_queue_time_out(sandbox, open_session, post):
     client = open_session()
-    with ThreadPoolExecutor(1) as pool:
-        first = pool.submit(client.run, "import time; time.sleep(0.8)")
-        wait_for_sessions(sandbox, 1)
-        answer = post("1", status=504, session_id=client.id, queue_timeout=0.1)
-        assert answer["message"] == "an earlier program of the session still ran after 0.1 s; this one was not run"
-        assert first.result()["status"] == "Success"
+    client.run("1")
+    running = client.begin("import time; time.sleep(60)")
+    wait_in_flight(sandbox, 1)
+    answer = post("1", status=504, session_id=client.id, queue_timeout=0.1)
+    assert answer["message"] == "an earlier program of the session still ran after 0.1 s; this one was not run"
+    running.close()
 
 
-def test_deleting_a_session_ends_the_program_in_it(sandbox, open_session, post):
+def test_deleting_a_session_ends_the_program_in_it(sandbox, open_session):
     client = open_session()
     client.run("1")
-    with ThreadPoolExecutor(1) as pool:
-        code = "import time; time.sleep(60)"
-        running = pool.submit(post, code, session_id=client.id, run_timeout=60, status=409)
-        deadline = time.monotonic() + 10
-        while sandbox.health()["in_flight"] == 0:
-            assert time.monotonic() < deadline
-            time.sleep(0.01)
-        assert client.delete() == 200
-        assert "was deleted while this program ran" in running.result(timeout=10)["message"]
+    running = client.begin("import time; time.sleep(60)")
+    wait_in_flight(sandbox, 1)
+    assert client.delete() == 200
+    answer = running.getresponse()
+    assert answer.status == 409
+    assert "was deleted while this program ran" in json.load(answer)["message"]
 
 
 def test_a_session_takes_files_with_its_first_program_and_sends_files_back(open_session, post):
@@ -182,9 +194,8 @@ def test_a_session_takes_files_with_its_first_program_and_sends_files_back(open_
 def test_a_client_that_goes_away_ends_the_program_and_the_state_is_told_lost(sandbox, open_session):
     client = open_session()
     client.run("x = 1")
-    body = {"code": "import time; time.sleep(60)", "language": "python", "run_timeout": 60, "session_id": client.id}
-    request = urllib.request.Request(sandbox.url, json.dumps(body).encode(), {"Content-Type": "application/json"})
-    with pytest.raises(TimeoutError):
-        urllib.request.urlopen(request, timeout=0.2)
+    running = client.begin("import time; time.sleep(60)")
+    wait_in_flight(sandbox, 1)
+    running.close()
     wait_for_sessions(sandbox, 0)
     assert "its client went away" in client.run("1")["message"]
