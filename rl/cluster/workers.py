@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import os
 from functools import partial
 from pathlib import Path
@@ -153,6 +154,8 @@ class RolloutWorker:
             stop_token_ids=dialog.renderer.end_of_turn_ids,
         )
         self.loop = AgentLoop(self.engine, dialog.renderer, dialog.toolbox, dialog.parser, self.config)
+        gc.collect()
+        gc.freeze()  # what was imported stays: collections among thousands of trajectories need not look at it again
 
     async def run_group(self, prompt: Prompt, num_samples: int, sampling: Sampling) -> Group:
         """See `rl.rollout.group.run_group`."""
