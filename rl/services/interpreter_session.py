@@ -12,7 +12,7 @@ from contextlib import ExitStack
 
 from rl.errors import ServiceError
 from rl.services.program import LARGEST_MESSAGE, parse_files
-from rl.services.sandbox_outcome import MAX_OUTPUT_BYTES, Capture, RunOutcome, memory_file
+from rl.services.sandbox_outcome import MAX_OUTPUT_BYTES, OUT_OF_MEMORY, Capture, RunOutcome, memory_file
 
 _END_GRACE_S = 5.0
 _MAX_FETCH_BYTES = 65 << 20
@@ -74,8 +74,10 @@ class InterpreterSession:
                 await self.close()
             for capture in (stdout, stderr):
                 capture.drain()
-            code_of = None if is_late else self._exit_code() if reply is None else reply
-            return RunOutcome(code_of, is_late, elapsed, stdout.text(), stderr.text(), {})
+            note = ""
+            if reply is None and not is_late:
+                reply, note = self._ending()
+            return RunOutcome(reply, is_late, elapsed, stdout.text(), stderr.text() + note, {})
 
     async def fetch(self, names: tuple[str, ...]) -> dict[str, bytes]:
         """Read files of its folder.
@@ -139,9 +141,10 @@ class InterpreterSession:
         except (OSError, ValueError, TypeError, KeyError) as error:
             raise ServiceError(f"sandbox: the session's answer makes no sense, {error}. Open another.") from error
 
-    def _exit_code(self) -> int | None:
+    def _ending(self) -> tuple[int | None, str]:
+        """The return code of a session that died, and what to tell about it."""
         try:
-            code = parse_files(bytes(self._status.content))[0]["return_code"]
-        except (ValueError, KeyError):
-            return None
-        return None if code is None else int(code)
+            ending = parse_files(bytes(self._status.content))[0]
+        except ValueError:
+            return None, ""
+        return ending["return_code"], OUT_OF_MEMORY if ending["out_of_memory"] else ""

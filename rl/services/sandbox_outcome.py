@@ -9,6 +9,8 @@ from typing import Self
 
 MAX_OUTPUT_BYTES = 1 << 20
 """What is kept of stdout and of stderr."""
+OUT_OF_MEMORY = "\nkilled: its processes and files together used more memory than allowed\n"
+"""Added to stderr."""
 _STOP_READING_BYTES = 64 << 20
 _CHUNK = 1 << 16
 

@@ -19,7 +19,14 @@ from rl.errors import ServiceError
 from rl.services.interpreter_session import InterpreterSession
 from rl.services.isolation import missing_layers
 from rl.services.program import parse_files, write_files
-from rl.services.sandbox_outcome import MAX_OUTPUT_BYTES, Capture, CompileOutcome, RunOutcome, memory_file
+from rl.services.sandbox_outcome import (
+    MAX_OUTPUT_BYTES,
+    OUT_OF_MEMORY,
+    Capture,
+    CompileOutcome,
+    RunOutcome,
+    memory_file,
+)
 from rl.services.sandbox_request import RequestError, RunRequest
 from rl.services.zygote_process import SEARCH_PATH, Zygote
 
@@ -212,9 +219,7 @@ class SandboxPool:
             if "error" in outcome:
                 raise ServiceError(f"sandbox: the program's files cannot be written, {outcome['error']}.")
             await asyncio.wait({stdout.done, stderr.done}, timeout=_KILL_GRACE_S)
-            note = ""
-            if outcome.pop("out_of_memory"):
-                note = f"\nkilled: its processes together used more than {request.memory_limit_mb} MiB\n"
+            note = OUT_OF_MEMORY if outcome.pop("out_of_memory") else ""
             return RunOutcome(**outcome, stdout=stdout.text(), stderr=stderr.text() + note, files=found)
 
     def _start_first(self, require_isolation: bool) -> dict[str, bool]:

@@ -85,7 +85,7 @@ def _run_program(host: Host, name: str) -> None:
         assert (run["status"], run["return_code"]) == ("TimeLimitExceeded", None), run
     elif ending == "killed":
         assert (run["status"], run["return_code"]) == ("Finished", -9), run
-        assert "together used more than 128 MiB" in run["stderr"]
+        assert "together used more memory than allowed" in run["stderr"]
 
 
 def _run_requests(host: Host, name: str) -> None:

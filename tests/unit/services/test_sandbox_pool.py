@@ -70,6 +70,15 @@ async def test_session_that_dies_tells_its_signal(pool):
     assert not session.is_alive
 
 
+async def test_session_is_killed_for_the_memory_of_all_its_processes(pool):
+    session = await pool.open_session(memory_limit_mb=96)
+    code = "import os, time\nfor _ in range(4):\n  if os.fork() == 0: x = b'1' * (40 << 20); break\ntime.sleep(50)"
+    outcome = await session.run(code, timeout=20)
+    assert (outcome.timed_out, outcome.return_code) == (False, -signal.SIGKILL)
+    assert "used more memory than allowed" in outcome.stderr
+    assert not session.is_alive
+
+
 async def test_session_does_not_wait_for_a_background_process_that_holds_the_output(pool):
     session = await pool.open_session(memory_limit_mb=256)
     outcome = await session.run("import subprocess; p = subprocess.Popen(['sleep', '50']); print('on')", timeout=10)
