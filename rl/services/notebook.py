@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from rl.services import notebook_driver
-from rl.services.notebook_driver import CELLS, MAX_STREAM_BYTES, OUTPUTS, STREAMS
+from rl.services.notebook_driver import MAX_STREAM_BYTES, OUTPUTS, STREAMS
 from rl.services.sandbox_outcome import RunOutcome
 from rl.services.sandbox_request import NotebookRequest, RunRequest
 
@@ -23,14 +23,14 @@ def notebook_program(request: NotebookRequest) -> RunRequest:
     Returns:
         What the pool shall run.
     """
-    cells = json.dumps([request.cells, request.cell_timeout]).encode()
+    arguments = json.dumps([request.cells, request.cell_timeout])
     return RunRequest(
-        code=_DRIVER,
+        code=f"{_DRIVER}\n\nrun_cells(*json.loads({arguments!r}))\n",
         language="python",
         stdin=b"",
         run_timeout=request.total_timeout,
         memory_limit_mb=request.memory_limit_mb,
-        files={**request.files, CELLS: cells},
+        files=request.files,
         fetch_files=(*request.fetch_files, OUTPUTS, *STREAMS),
         queue_timeout=request.queue_timeout,
     )

@@ -13,10 +13,8 @@ from collections.abc import Sequence
 from types import FrameType
 from typing import IO, Any
 
-CELLS = ".notebook_cells.json"
-"""In: the cells, and the seconds of each or null."""
 OUTPUTS = ".notebook_outputs.jsonl"
-"""Out: a line for each cell that ended."""
+"""A line for each cell that ended."""
 STREAMS = (".notebook_stdout", ".notebook_stderr")
 """What the present cell writes; left behind when the notebook is stopped within a cell."""
 MAX_STREAM_BYTES = 1 << 20
@@ -26,11 +24,13 @@ class CellTimeout(BaseException):
     """Raised in a cell whose time is up; no `except Exception` of the cell catches it."""
 
 
-def main() -> None:
-    """Run all cells; an error or a time-out ends its cell, and the next one begins."""
-    with open(CELLS, encoding="utf-8") as file:
-        cells, limit = json.load(file)
-    os.remove(CELLS)
+def run_cells(cells: list[str], limit: float | None) -> None:
+    """Run all cells; an error or a time-out ends its cell, and the next one begins.
+
+    Args:
+        cells: Python code each.
+        limit: Seconds of each; None for no limit.
+    """
     scope: dict[str, Any] = {"__name__": "__main__"}
     signal.signal(signal.SIGALRM, _stop)
     real = [os.dup(1), os.dup(2)]
@@ -102,7 +102,3 @@ def _evaluate(cell: str, name: str, scope: dict[str, Any]) -> list[dict[str, str
     if hasattr(value, "_repr_html_") and not isinstance(value, type):
         shown["text/html"] = str(value._repr_html_())
     return [shown]
-
-
-if __name__ == "__main__":
-    main()

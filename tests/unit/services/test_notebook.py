@@ -18,13 +18,13 @@ def run(sandbox):
 
 def test_cells_share_their_names_and_keep_their_output_apart(run):
     answer = run(
-        "a = 123", "a", "print(a)", "import sys; sys.stderr.write('to stderr')", "import os; os.system('echo x')"
+        "a = 123", "a", "print(a, 'é')", "import sys; sys.stderr.write('to stderr')", "import os; os.system('echo x')"
     )
     nothing = {"stdout": "", "stderr": "", "display": [], "error": []}
     assert answer["cells"] == [
         nothing,
         nothing | {"display": [{"text/plain": "123"}]},
-        nothing | {"stdout": "123\n"},
+        nothing | {"stdout": "123 é\n"},
         nothing | {"stderr": "to stderr", "display": [{"text/plain": "9"}]},
         nothing | {"stdout": "x\n", "display": [{"text/plain": "0"}]},
     ]
