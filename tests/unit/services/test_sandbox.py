@@ -1,3 +1,4 @@
+import asyncio
 import base64
 import http.client
 import json
@@ -13,10 +14,13 @@ import urllib.request
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import aiohttp
 import pytest
+from aiohttp.test_utils import TestServer
 
 from rl.errors import ServiceError
-from rl.services.sandbox import EmbeddedSandbox, serve
+from rl.services.sandbox import EmbeddedSandbox, SandboxServer, serve
+from rl.services.sandbox_pool import SandboxPool
 from tests.unit.services.conftest import post_json
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -303,6 +307,40 @@ def test_a_full_queue_is_said_at_once(small_sandbox):
     for connection in reversed(busy):
         connection.close()
     small_sandbox.wait_in_flight(0)
+
+
+async def test_callers_take_turns_by_the_header_that_names_them():
+    pool = SandboxPool(1)
+    server = TestServer(SandboxServer(pool, max_queue=10).application(), handler_cancellation=True)
+    await server.start_server()
+    try:
+        async with aiohttp.ClientSession() as http:
+
+            async def post(caller: str, code: str) -> float:
+                body = {"code": code, "language": "python", "run_timeout": 60, "queue_timeout": 60}
+                async with http.post(server.make_url("/run_code"), json=body, headers={"X-Caller": caller}) as answer:
+                    return float((await answer.json())["run_result"]["stdout"])
+
+            async def begin(caller: str, code: str) -> asyncio.Task[float]:
+                async def in_flight() -> int:
+                    async with http.get(server.make_url("/health")) as answer:
+                        return (await answer.json())["in_flight"]
+
+                before = await in_flight()
+                task = asyncio.create_task(post(caller, code))
+                async with asyncio.timeout(30):
+                    while await in_flight() == before:
+                        await asyncio.sleep(0.005)
+                return task
+
+            busy = await begin("a", "import time; time.sleep(60)")
+            tasks = [await begin(caller, "import time; print(time.monotonic())") for caller in "aaab"]
+            busy.cancel()
+            first, second, third, other = await asyncio.gather(*tasks)
+    finally:
+        await server.close()
+        pool.close()
+    assert first < other < second < third
 
 
 def test_sigterm_lets_what_runs_end_and_refuses_what_waits(small_sandbox):
