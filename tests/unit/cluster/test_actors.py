@@ -5,10 +5,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from transformers import AutoModelForCausalLM
 
 from rl.cluster.actors import ActorGroup
 from rl.config.schema import Config, KlControl, KlPenalty
 from rl.data.packing import PackingLayout, pack_samples
+from rl.training.actor import Actor
 from rl.types import (
     Batch,
     Group,
@@ -21,7 +23,9 @@ from rl.types import (
     UpdateReport,
 )
 from rl.weight_sync.shared_memory import Shard
+from tests.tiny import make_tiny_model
 from tests.unit.cluster.conftest import Method
+from tests.update_case import update_config
 
 
 def make_batch(*, num_ranks: int, epochs: int = 1, mini_batch_prompts: int = 2) -> Batch:
@@ -221,3 +225,23 @@ def test_fixed_weight_of_the_loss_term_leaves_nothing_in_checkpoints(tmp_path: P
     group.save_checkpoint(tmp_path)
     assert rank.kl_coefs == [0.5] and group.kl.value == 0.5
     assert list(tmp_path.iterdir()) == []
+
+
+def test_kl_penalty_of_a_real_reference_is_that_of_transformers(tmp_path: Path) -> None:
+    config = update_config(make_tiny_model(tmp_path / "model", num_layers=2))
+    config.rl_config.use_kl_in_reward, config.rl_config.kl_penalty = True, KlPenalty.K3
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "model", dtype=torch.float32).requires_grad_(False)
+    groups = kl_groups()
+    expected = []
+    for trajectory in groups[0].trajectories[:2]:
+        (sequence,) = trajectory.sequences
+        token_ids = torch.tensor(sequence.token_ids)
+        logits = model(token_ids[None]).logits[0, :-1] / config.generate_config.sampling_config.temperature
+        ref = logits.log_softmax(-1).gather(1, token_ids[1:, None])[:, 0]
+        difference = torch.tensor(sequence.logprobs[1:]) - ref
+        expected.append(0.1 * float(((-difference).exp() - 1 + difference).sum()))
+    with Actor(config, loss="reference") as reference:
+        handle = Rank()
+        handle.compute_logprobs = Method(reference.compute_logprobs)
+        ActorGroup([Rank()], [handle], config, tmp_path, nodes=["here"]).add_kl_penalty(groups)
+    assert [t.kl_penalty for t in groups[0].trajectories] == [*(pytest.approx(e, rel=1e-4) for e in expected), 0.0]
