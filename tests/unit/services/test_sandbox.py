@@ -245,10 +245,12 @@ def small_sandbox():
         port = free.getsockname()[1]
     program = f"from rl.services.sandbox import serve; serve(port={port}, workers=1, max_queue=1)"
     process = subprocess.Popen([sys.executable, "-c", program], cwd=ROOT)
-    wait_until(lambda: ask(port, "/health") is not None)
-    yield SmallSandbox(process, port)
-    process.terminate()
-    process.wait(40)
+    try:
+        wait_until(lambda: ask(port, "/health") is not None)
+        yield SmallSandbox(process, port)
+    finally:
+        process.terminate()
+        process.wait(40)
 
 
 class SmallSandbox:
