@@ -27,8 +27,10 @@ from rl.services.isolation import Isolation
 _MAX_DESCRIPTORS = 5
 _HIGHEST_DESCRIPTOR = 1024
 _TICK_S = 0.05
-_MANY, _NICE_OF_MANY = 16, 17
-"""64 processes of this niceness count little more than one of none."""
+_MANY = 16
+"""Threads of one program that its neighbours would notice."""
+_NICE, _NICE_GROUP = 19, 5
+"""64 processes, or sessions, of the first niceness weigh as much as one of none; one session of the second a third."""
 _PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
 
 
@@ -215,12 +217,12 @@ def _watch(memory_bytes: int, own_pages: int, place: _Place) -> bool:
             sessions.add(fields[3])
             threads += int(fields[17])
             pages += max(0, int(fields[21]) - own_pages)
+    group_niceness = _NICE if len(sessions) > _MANY else _NICE_GROUP
     for pid in pids if threads > _MANY else ():
         with contextlib.suppress(OSError):
-            os.setpriority(os.PRIO_PROCESS, pid, _NICE_OF_MANY)
-            if len(sessions) > _MANY:  # the kernel may share time by session first
-                with open(f"/proc/{pid}/autogroup", "w") as file:
-                    file.write(str(_NICE_OF_MANY))
+            os.setpriority(os.PRIO_PROCESS, pid, _NICE)
+            with open(f"/proc/{pid}/autogroup", "w") as file:  # the kernel may share time by session first
+                file.write(str(group_niceness))
     return pages * _PAGE_BYTES + place.box.memory_bytes() > memory_bytes
 
 
