@@ -149,6 +149,7 @@ async def _many(config: Config, dialog: Dialog) -> list[Figure]:
     loop, tool = _loop(config, dialog, engine, _Waiting, draw, num_workers=1)
     gc.collect()
     gc.freeze()  # as a rollout worker does
+    gc.set_threshold(10_000, 10, 100)
     running = [asyncio.ensure_future(_run(loop, i)) for i in range(_NUM_IN_FLIGHT)]
     while len(tool._num_calls) < _NUM_IN_FLIGHT:
         await asyncio.sleep(0.1)
