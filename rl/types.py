@@ -264,8 +264,8 @@ class MicroBatch:
     cu_seqlens: Tensor
     """[S + 1] int32, sequence boundaries, from 0 to T."""
     prefix_ids: Tensor
-    """[S] int64, the sequence of this micro-batch whose tokens come before this one's own, or -1; it stands earlier, and
-    may have one before it too. A group's prompt is held once, without its last token; each answer's sequence begins
+    """[S] int64, the sequence of this micro-batch whose tokens come before this one's own, or -1; it stands earlier,
+    and may have one before it too. A group's prompt is held once, without its last token; each answer's sequence begins
     with that token and names the prompt here. What all prompts begin with is a sequence before those."""
     loss_mask: Tensor
     """[T] float32, 1 where `target_ids` was sampled by the model."""

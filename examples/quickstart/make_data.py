@@ -4,7 +4,7 @@
     <output>/test.parquet             held-out prompts; none of their questions occurs elsewhere
     <output>/demonstrations.parquet   conversations with a call of the code interpreter and its real output
 
-Two of the tasks are never demonstrated. Usage: python examples/quickstart/make_data.py [--demonstrations 48] ...
+Two of the tasks are never demonstrated. Usage: python examples/quickstart/make_data.py [--demonstrations 96] ...
 """
 
 from __future__ import annotations
@@ -22,20 +22,18 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import reasoning_gym
 
-UNDEMONSTRATED = ("leg_counting", "simple_equations")
-COUNT_PRIMES = (
-    "count = 0\nfor n in range(max(2, {0}), {1} + 1):\n"
-    "    if all(n % d for d in range(2, int(n**0.5) + 1)):\n        count += 1\nprint(count)"
-)
-PROGRAMS: dict[str, tuple[str, ...]] = {
-    "chain_sum": ("print({expression})", "result = {expression}\nprint(result)"),
-    "products": ("print({0} * {1})", "a = {0}\nb = {1}\nprint(a * b)"),
-    "gcd": ("import math\nprint(math.gcd({0}, {1}))", "from math import gcd\nprint(gcd({0}, {1}))"),
-    "lcm": ("import math\nprint(math.lcm({0}, {1}))", "from math import lcm\nprint(lcm({0}, {1}))"),
-    "decimal_arithmetic": ("print({expression})", "result = {expression}\nprint(result)"),
-    "count_primes": (COUNT_PRIMES,),
+UNDEMONSTRATED = ("basic_arithmetic", "decimal_chain_sum")
+HEADER = "from math import gcd, lcm\n"
+PROGRAMS: dict[str, str] = {
+    "chain_sum": "print({expression})",
+    "products": "print({0} * {1})",
+    "gcd": "print(gcd({0}, {1}))",
+    "lcm": "print(lcm({0}, {1}))",
+    "count_bits": "print(bin({1}).count('1'))",
+    "spell_backward": "print('{word}'[::-1])",
 }
-"""Ways to compute each demonstrated task; {0}, {1} are the question's numbers, {expression} its arithmetic."""
+"""How each demonstrated task is computed, after `HEADER`: {0}, {1} are the question's numbers, {expression} its
+arithmetic, {word} its last word."""
 FINAL_ANSWERS = ("\\boxed{%s}", "The answer is \\boxed{%s}.")
 
 
@@ -75,20 +73,21 @@ def demonstrate(row: dict[str, Any], number: int) -> dict[str, Any]:
 
     Args:
         row: A row of `make_rows`.
-        number: Chooses the program and the wording.
+        number: Chooses the wording of the answer.
 
     Returns:
         The row with the whole conversation as its messages.
     """
-    task, question, programs = row["task"], row["messages"][0]["content"], PROGRAMS[row["task"]]
-    code = programs[number % len(programs)].format(*re.findall(r"\d+", question), expression=_expression(question))
+    task, question, program = row["task"], row["messages"][0]["content"], PROGRAMS[row["task"]]
+    numbers, word = re.findall(r"\d+", question), re.findall(r"\w+", question)[-1]
+    code = HEADER + program.format(*numbers, expression=_expression(question), word=word)
     run = subprocess.run([sys.executable, "-I", "-c", code], capture_output=True, text=True, timeout=30, check=True)
     output = run.stdout.rstrip("\n")
     assert reasoning_gym.get_score_answer_fn(task)(output, json.loads(row["entry"])) == 1.0, (
         f"{task}: {code!r} printed {output!r}"
     )
     call = {"type": "function", "function": {"name": "code_interpreter", "arguments": {"code": code}}}
-    answer = FINAL_ANSWERS[number // len(programs) % len(FINAL_ANSWERS)] % output
+    answer = FINAL_ANSWERS[number % len(FINAL_ANSWERS)] % output
     conversation = [
         *row["messages"],
         {"role": "assistant", "content": "", "tool_calls": [call]},
@@ -121,9 +120,9 @@ def make_data(output: Path, num_train: int, num_test: int, num_demonstrations: i
     train = [row for i, task in enumerate(tasks) for row in make_rows(task, num_train, seed * 1000 + 100 + i, taken)]
     share = -(-num_demonstrations // len(PROGRAMS))
     pools = [make_rows(task, share, seed * 1000 + 200 + i, taken) for i, task in enumerate(PROGRAMS)] if share else []
-    demonstrations = [demonstrate(rows[n], n) for n in range(share) for rows in pools][:num_demonstrations]
+    demonstrations = [demonstrate(row, number) for rows in pools for number, row in enumerate(rows)]
     random.Random(seed).shuffle(demonstrations)
-    for name, rows in (("test", test), ("train", train), ("demonstrations", demonstrations)):
+    for name, rows in (("test", test), ("train", train), ("demonstrations", demonstrations[:num_demonstrations])):
         pq.write_table(pa.Table.from_pylist(rows), output / f"{name}.parquet")
         print(f"make_data: {output / name}.parquet, {len(rows)} rows")
     manifest.write_text(json.dumps(wanted) + "\n")
@@ -140,7 +139,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=Path("data/quickstart"))
     parser.add_argument("--train", type=int, default=128, help="training prompts of each task")
     parser.add_argument("--test", type=int, default=25, help="held-out prompts of each task")
-    parser.add_argument("--demonstrations", type=int, default=48, help="in all, without those of two tasks")
+    parser.add_argument("--demonstrations", type=int, default=96, help="in all, without those of two tasks")
     parser.add_argument("--seed", type=int, default=1)
     given = parser.parse_args()
     make_data(given.output, given.train, given.test, given.demonstrations, given.seed)

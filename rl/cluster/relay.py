@@ -76,7 +76,7 @@ def _write(path: str, start: int, size: int, piece: np.ndarray) -> None:
     file = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
     try:
         os.ftruncate(file, size)
-        view, offset = memoryview(piece), start
+        view, offset = piece.data, start
         while view:
             written = os.pwrite(file, view, offset)
             view, offset = view[written:], offset + written
