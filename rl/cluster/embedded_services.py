@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import yaml
 
 from rl.config.schema import Config
 from rl.services.embedded import EmbeddedRetriever, EmbeddedSandbox, EmbeddedService
+from rl.tools.registry import import_tool_class
 
 _EMBEDDED = "embedded"
 _STARTERS: dict[str, Callable[[dict[str, Any]], EmbeddedService]] = {
@@ -43,10 +45,18 @@ def embedded_services(config: Config) -> Iterator[dict[str, dict[str, str]]]:
         for entry in entries:
             settings = entry.get("config") or {}
             for key, start in _STARTERS.items():
-                if settings.get(key) != _EMBEDDED:
+                if settings.get(key, _default(entry, key)) != _EMBEDDED:
                     continue
                 service = (key, settings.get("corpus_path"))
                 if service not in urls:
                     urls[service] = stack.enter_context(start(settings)).url
                 overrides[entry["tool_schema"]["function"]["name"]] = {key: urls[service]}
         yield overrides
+
+
+def _default(entry: dict[str, Any], key: str) -> Any:
+    """What the tool's class takes where the YAML does not say."""
+    if "class_name" not in entry:
+        return None
+    tool_class = import_tool_class(f"tool '{entry['class_name']}'", entry["class_name"])
+    return next((field.default for field in fields(tool_class.config_class) if field.name == key), None)

@@ -224,8 +224,8 @@ def _check_services_reach(overrides: dict[str, dict], away: set[str]) -> None:
     if overrides and away:
         raise ConfigError(
             f"rl_config.tool_config_path: {', '.join(overrides)} is set to `embedded`, but engines run on "
-            f"{len(away)} other machines. Start the service by itself (`python -m rl sandbox --host ADDRESS`), and "
-            "give its address in the tool YAML."
+            f"{len(away)} other machines. Start the service by itself (`python -m rl sandbox|retriever --host "
+            "ADDRESS`), and give its address in the tool YAML."
         )
 
 

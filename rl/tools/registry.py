@@ -142,7 +142,7 @@ def _class_tools(
     check_keys(where, entry, ("class_name", "config", "tool_schema"))
     schema, corrections = checked_schema(f"{where}.tool_schema", entry.get("tool_schema"))
     warnings += corrections
-    tool_class = _import_tool_class(where, entry.get("class_name"))
+    tool_class = import_tool_class(where, entry.get("class_name"))
     given, changes = _given_settings(where, entry), overrides.pop(schema["function"]["name"], None)
     tool = tool_class(read_settings(f"{where}.config", tool_class.config_class, given, changes), schema)
     warnings += _idle_settings(f"{where}.config", tool, given)
@@ -202,7 +202,16 @@ def _idle_settings(where: str, tool: Tool, given: dict[str, Any]) -> list[str]:
     return idle
 
 
-def _import_tool_class(where: str, class_name: Any) -> type[Tool]:
+def import_tool_class(where: str, class_name: Any) -> type[Tool]:
+    """Look a tool's class up by its path.
+
+    Args:
+        where: What to name in an error.
+        class_name: `package.module.Class`.
+
+    Raises:
+        ToolError: It is no such path, does not import, or is no tool.
+    """
     if not isinstance(class_name, str) or "." not in class_name:
         raise ToolError(f"{where}.class_name: must be `package.module.Class`, got {class_name!r}.")
     if class_name.startswith(_MOVED):

@@ -68,3 +68,15 @@ def test_embedded_services_start_nothing_without_tools(tmp_path: Path) -> None:
     made.rl_config.multi_turn_enable = False
     with embedded_services(made) as overrides:
         assert overrides == {}
+
+
+def test_embedded_services_know_what_a_tool_class_takes_by_default(tmp_path: Path) -> None:
+    made = config(tmp_path)
+    schema = {"function": {"name": "code"}}
+    entries = [
+        {"class_name": "rl.tools.retool.ReTool", "tool_schema": schema},
+        {"function": "rl.tools.calculator:calculator"},
+    ]
+    (tmp_path / "tools.yaml").write_text(yaml.safe_dump({"tools": entries}))
+    with embedded_services(made) as overrides:
+        assert set(overrides) == {"code"}
