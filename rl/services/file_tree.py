@@ -44,9 +44,10 @@ def build_tree(directory: str, *, uid: int, allow_network: bool) -> None:
     with open(f"{directory}/etc/passwd", "w") as file:
         file.write(_USERS.format(uid=uid, box=BOX))
     for path in (f"{BOX}/run", "/proc", "/var"):
-        os.makedirs(directory + path)
+        os.makedirs(directory + path, exist_ok=True)
     for path in ("/tmp", "/var/tmp"):
-        os.symlink(f"{BOX}/run/tmp", directory + path)
+        if not os.path.lexists(directory + path):  # it is there, read-only, where the interpreter lies under it
+            os.symlink(f"{BOX}/run/tmp", directory + path)
     kernel.make_read_only(directory)
     kernel.mount("/proc", f"{directory}/proc", None, kernel.MS_BIND | kernel.MS_REC)  # the workers cover it
     kernel.change_root(directory)

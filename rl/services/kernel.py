@@ -12,6 +12,7 @@ CLONE_NEWNS, CLONE_NEWUTS, CLONE_NEWIPC = 0x00020000, 0x04000000, 0x08000000
 CLONE_NEWUSER, CLONE_NEWPID, CLONE_NEWNET = 0x10000000, 0x20000000, 0x40000000
 MS_NOSUID, MS_NODEV, MS_NOEXEC, MS_BIND, MS_REC, MS_PRIVATE = 0x2, 0x4, 0x8, 0x1000, 0x4000, 0x40000
 PR_SET_DUMPABLE, PR_SET_SECCOMP, PR_SET_SECUREBITS = 4, 22, 28
+PR_CAPBSET_READ = 23
 PR_SET_CHILD_SUBREAPER, PR_SET_NO_NEW_PRIVS, PR_CAP_AMBIENT = 36, 38, 47
 
 _MNT_DETACH = 2
@@ -22,6 +23,7 @@ _MOUNT_SETATTR = 442
 _PIVOT_ROOT = {"x86_64": 155, "aarch64": 41}
 _CAPABILITY_VERSION_3 = 0x20080522
 _CAP_AMBIENT_CLEAR_ALL = 4
+_CAP_SETPCAP = 8
 _SECBIT_NOROOT_AND_FIXUP_LOCKED = 0x2F
 
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -38,13 +40,13 @@ def unshare(flags: int) -> None:
     _check(_libc.unshare(flags), "unshare")
 
 
-def prctl(option: int, value: int, argument: Any = 0) -> None:
-    """Set an attribute of this process.
+def prctl(option: int, value: int, argument: Any = 0) -> int:
+    """Set or read an attribute of this process.
 
     Raises:
         OSError: Refused.
     """
-    _check(_libc.prctl(option, ctypes.c_ulong(value), argument, 0, 0), f"prctl {option}")
+    return _check(_libc.prctl(option, ctypes.c_ulong(value), argument, 0, 0), f"prctl {option}")
 
 
 def syscall(number: int, *arguments: Any) -> int:
@@ -115,7 +117,7 @@ def drop_capabilities() -> None:
     Raises:
         OSError: Refused.
     """
-    if os.geteuid() == 0:
+    if os.geteuid() == 0 and prctl(PR_CAPBSET_READ, _CAP_SETPCAP):  # bubblewrap leaves none that could come back
         prctl(PR_SET_SECUREBITS, _SECBIT_NOROOT_AND_FIXUP_LOCKED)
     prctl(PR_CAP_AMBIENT, _CAP_AMBIENT_CLEAR_ALL)
     header, nothing = struct.pack("Ii", _CAPABILITY_VERSION_3, 0), bytes(24)
