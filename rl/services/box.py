@@ -1,7 +1,7 @@
 """The one folder that a program may write to, and the files that go in and out. Standard library alone.
 
 run/work  the program's folder: its files, its home, where it starts
-run/tmp   for temporary files; /tmp where the file tree is private
+run/tmp   for temporary files; also as /tmp where the file tree is private
 run/shm   /dev/shm, there too
 """
 
@@ -37,7 +37,7 @@ class Box:
         self._is_mounted = is_mounted
         self.root = f"{BOX}/run" if is_mounted else f"{directory}/{os.getpid()}"
         self.work = f"{self.root}/work"
-        self.tmp = "/tmp" if is_mounted else f"{self.root}/tmp"
+        self.tmp = f"{self.root}/tmp"
         self._fill()
 
     def clear(self) -> None:
