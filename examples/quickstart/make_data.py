@@ -2,9 +2,13 @@
 
     <output>/train.parquet            prompts to learn from
     <output>/test.parquet             held-out prompts; none of their questions occurs elsewhere
-    <output>/demonstrations.parquet   conversations with a call of the code interpreter and its real output
+    <output>/demonstrations.parquet   conversations with a call and its real output, and answers given at once
 
-Two of the tasks are never demonstrated. Usage: python examples/quickstart/make_data.py [--demonstrations 96] ...
+Demonstrations of two tasks always call the code interpreter; of four tasks a third calls it, and the rest answers at
+once, rightly, which so small a model cannot repeat with other numbers: that the call is worth it is left to
+reinforcement learning. Two tasks are never demonstrated.
+
+Usage: python examples/quickstart/make_data.py [--demonstrations 192] ...
 """
 
 from __future__ import annotations
@@ -34,7 +38,10 @@ PROGRAMS: dict[str, str] = {
 }
 """How each demonstrated task is computed, after `HEADER`: {0}, {1} are the question's numbers, {expression} its
 arithmetic, {word} its last word."""
-FINAL_ANSWERS = ("\\boxed{%s}", "The answer is \\boxed{%s}.")
+FINAL_ANSWER = "\\boxed{%s}"
+ALWAYS_CALLED = ("gcd", "lcm")
+CALL_EVERY = 3
+"""Of so many demonstrations of each other task one calls the tool."""
 
 
 def make_rows(task: str, num: int, seed: int, taken: set[str]) -> list[dict[str, Any]]:
@@ -68,33 +75,35 @@ def make_rows(task: str, num: int, seed: int, taken: set[str]) -> list[dict[str,
     raise SystemExit(f"{task}: only {len(rows)} different questions with seed {seed}, wanted {num}. Ask for fewer.")
 
 
-def demonstrate(row: dict[str, Any], number: int) -> dict[str, Any]:
-    """Answer a row's question by a program, with the output the program really has.
+def demonstrate(row: dict[str, Any], *, with_call: bool) -> dict[str, Any]:
+    """Answer a row's question.
 
     Args:
         row: A row of `make_rows`.
-        number: Chooses the wording of the answer.
+        with_call: By a program, with the output that it really has; else at once.
 
     Returns:
         The row with the whole conversation as its messages.
     """
-    task, question, program = row["task"], row["messages"][0]["content"], PROGRAMS[row["task"]]
+    turns = _compute(row) if with_call else [_say(FINAL_ANSWER % row["ground_truth"])]
+    return {**row, "messages": [*row["messages"], *turns]}
+
+
+def _compute(row: dict[str, Any]) -> list[dict[str, Any]]:
+    task, question = row["task"], row["messages"][0]["content"]
     numbers, word = re.findall(r"\d+", question), re.findall(r"\w+", question)[-1]
-    code = HEADER + program.format(*numbers, expression=_expression(question), word=word)
+    code = HEADER + PROGRAMS[task].format(*numbers, expression=_expression(question), word=word)
     run = subprocess.run([sys.executable, "-I", "-c", code], capture_output=True, text=True, timeout=30, check=True)
     output = run.stdout.rstrip("\n")
     assert reasoning_gym.get_score_answer_fn(task)(output, json.loads(row["entry"])) == 1.0, (
         f"{task}: {code!r} printed {output!r}"
     )
     call = {"type": "function", "function": {"name": "code_interpreter", "arguments": {"code": code}}}
-    answer = FINAL_ANSWERS[number % len(FINAL_ANSWERS)] % output
-    conversation = [
-        *row["messages"],
-        {"role": "assistant", "content": "", "tool_calls": [call]},
-        {"role": "tool", "content": output},
-        {"role": "assistant", "content": answer},
-    ]
-    return {**row, "messages": conversation}
+    return [_say("", tool_calls=[call]), {"role": "tool", "content": output}, _say(FINAL_ANSWER % output)]
+
+
+def _say(text: str, **more: Any) -> dict[str, Any]:
+    return {"role": "assistant", "content": text, **more}
 
 
 def make_data(output: Path, num_train: int, num_test: int, num_demonstrations: int, seed: int) -> None:
@@ -120,7 +129,11 @@ def make_data(output: Path, num_train: int, num_test: int, num_demonstrations: i
     train = [row for i, task in enumerate(tasks) for row in make_rows(task, num_train, seed * 1000 + 100 + i, taken)]
     share = -(-num_demonstrations // len(PROGRAMS))
     pools = [make_rows(task, share, seed * 1000 + 200 + i, taken) for i, task in enumerate(PROGRAMS)] if share else []
-    demonstrations = [demonstrate(row, number) for rows in pools for number, row in enumerate(rows)]
+    demonstrations = [
+        demonstrate(row, with_call=row["task"] in ALWAYS_CALLED or number % CALL_EVERY == 0)
+        for rows in pools
+        for number, row in enumerate(rows)
+    ]
     random.Random(seed).shuffle(demonstrations)
     for name, rows in (("test", test), ("train", train), ("demonstrations", demonstrations[:num_demonstrations])):
         pq.write_table(pa.Table.from_pylist(rows), output / f"{name}.parquet")
@@ -139,7 +152,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=Path("data/quickstart"))
     parser.add_argument("--train", type=int, default=128, help="training prompts of each task")
     parser.add_argument("--test", type=int, default=25, help="held-out prompts of each task")
-    parser.add_argument("--demonstrations", type=int, default=96, help="in all, without those of two tasks")
+    parser.add_argument("--demonstrations", type=int, default=192, help="in all, without those of two tasks")
     parser.add_argument("--seed", type=int, default=1)
     given = parser.parse_args()
     make_data(given.output, given.train, given.test, given.demonstrations, given.seed)

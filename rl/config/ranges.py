@@ -49,6 +49,7 @@ RANGES: dict[str, Range] = {
     "megatron_training.total_epochs": _COUNT,
     "megatron_training.seq_length": Range(minimum=2),
     "megatron_training.save_interval": _COUNT,
+    "megatron_training.max_checkpoints": _COUNT,
     "megatron_training.test_freq": _NOT_NEGATIVE,
     "megatron_training.seed": _NOT_NEGATIVE,
     "actor_config.tensor_model_parallel_size": _COUNT,

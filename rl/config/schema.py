@@ -111,6 +111,8 @@ class MegatronTraining:
     """Longest demonstration of `rl sft`, tokens; by default `generate_config.max_model_len`. Not read by `rl train`."""
     save_interval: int = 100
     """Steps between checkpoints, at least 1; the last step always saves."""
+    max_checkpoints: int | None = None
+    """Checkpoints of this run to keep, the newest, at least 1; by default all."""
     test_freq: int = 0
     """Steps between evaluations; 0 evaluates only where `test_before_train` and `test_after_train` say so."""
     test_before_train: bool = True

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import shutil
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -26,6 +27,8 @@ logger = logging.getLogger(__name__)
 
 STATE_FILE = "run_state.json"
 """In a checkpoint: steps completed, and the place in the data."""
+_FULL_DISK_MB = 100
+"""A checkpoint that failed with less left than this failed for want of room; few files fit to the last byte."""
 _PHASES = {"gen": "rollout", "testing": "evaluation", "update_actor": "update", "save_checkpoint": "checkpoint"}
 
 
@@ -180,7 +183,7 @@ class Run:
         return step + 1 == self.num_steps or (step + 1) % self.config.megatron_training.save_interval == 0
 
     def save(self, step: int, actor: _Checkpointed, rows: _Stateful) -> Path:
-        """Write a checkpoint; it gets its name only when it is complete.
+        """Write a checkpoint, which gets its name only when it is complete, and remove those too old to keep.
 
         Args:
             step: Steps completed.
@@ -189,16 +192,37 @@ class Run:
 
         Returns:
             The checkpoint's folder.
+
+        Raises:
+            CheckpointError: The disk is full. Nothing is left of the checkpoint, and earlier ones stay.
         """
         final = self.directory.checkpoint(step)
         partial = final.with_name(f"{final.name}.partial")
         partial.mkdir()
-        actor.save_checkpoint(partial)
-        state = {"step": step, "data": rows.state_dict()}
-        (partial / STATE_FILE).write_text(json.dumps(state, indent=2) + "\n", encoding="utf-8")
+        try:
+            actor.save_checkpoint(partial)
+            state = {"step": step, "data": rows.state_dict()}
+            (partial / STATE_FILE).write_text(json.dumps(state, indent=2) + "\n", encoding="utf-8")
+        except Exception as error:
+            free_mb = shutil.disk_usage(final.parent).free // 1_000_000
+            for left in final.parent.glob(f"{partial.name}*"):
+                shutil.rmtree(left)
+            if free_mb < _FULL_DISK_MB:
+                raise CheckpointError(
+                    f"{final}: the disk is full ({free_mb} MB were left). Make room, keep fewer with "
+                    f"megatron_training.max_checkpoints, then: {_how_to_resume(self.directory)}"
+                ) from error
+            raise
         partial.rename(final)
         logger.info("checkpoint %s", final)
+        self._remove_old_checkpoints()
         return final
+
+    def _remove_old_checkpoints(self) -> None:
+        kept = self.config.megatron_training.max_checkpoints
+        for old in self.directory.complete_checkpoints()[:-kept] if kept else ():
+            shutil.rmtree(old)
+            logger.info("removed %s: max_checkpoints is %d", old, kept)
 
     def _on_phase(self, name: str) -> None:
         self.progress.phase(_PHASES.get(name, name.replace("_", " ")))

@@ -146,9 +146,13 @@ class RunDirectory:
         """Folder of the checkpoint taken after `step` steps."""
         return self.checkpoints / f"step_{step:06d}"
 
+    def complete_checkpoints(self) -> list[Path]:
+        """Complete checkpoints, oldest first; one under way, or cut off by a kill, has a name with a suffix."""
+        return sorted(p for p in self.checkpoints.glob("step_*") if p.is_dir() and not p.suffix)
+
     def latest_checkpoint(self) -> Path | None:
-        """The newest complete checkpoint; one under way, or cut off by a kill, has a name with a suffix."""
-        found = sorted(p for p in self.checkpoints.glob("step_*") if p.is_dir() and not p.suffix)
+        """The newest complete checkpoint."""
+        found = self.complete_checkpoints()
         return found[-1] if found else None
 
     def read_metrics(self) -> list[dict[str, Any]]:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import reasoning_gym
 
-from examples.quickstart.make_data import PROGRAMS, UNDEMONSTRATED, make_data
+from examples.quickstart.make_data import ALWAYS_CALLED, PROGRAMS, UNDEMONSTRATED, make_data
 from rl.data.prompts import load_prompts
 from rl.types import Prompt
 
@@ -52,14 +52,23 @@ def test_two_tasks_are_never_demonstrated(folder: Path, demonstrations: list[Pro
     assert {p.data_source for p in load_prompts(folder / "train.parquet")} == {*PROGRAMS, *UNDEMONSTRATED}
 
 
-def test_demonstrations_answer_with_what_the_program_printed(demonstrations: list[Prompt]) -> None:
-    for prompt in demonstrations:
-        question, call, result, answer = prompt.messages
+def test_demonstrated_calls_have_what_the_program_printed(demonstrations: list[Prompt]) -> None:
+    with_call = [p.messages for p in demonstrations if len(p.messages) == 4]
+    assert len(with_call) == 2 * 2 + 4 * 1  # both of gcd and of lcm, the first of two of each other task
+    for question, call, result, answer in with_call:
         assert call["tool_calls"][0]["function"]["name"] == "code_interpreter"
         assert "print(" in call["tool_calls"][0]["function"]["arguments"]["code"]
         assert question["role"] == "user"
         assert (result["role"], answer["role"]) == ("tool", "assistant")
-        assert f"\\boxed{{{result['content']}}}" in answer["content"]
+        assert answer["content"] == f"\\boxed{{{result['content']}}}"
+
+
+def test_other_demonstrations_answer_at_once(demonstrations: list[Prompt]) -> None:
+    at_once = [p for p in demonstrations if len(p.messages) == 2]
+    assert len(at_once) == 4
+    for prompt in at_once:
+        assert prompt.data_source not in ALWAYS_CALLED
+        assert prompt.messages[1]["content"] == f"\\boxed{{{prompt.ground_truth}}}"
 
 
 def test_data_made_with_the_same_arguments_is_left_alone(folder: Path) -> None:

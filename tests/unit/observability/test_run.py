@@ -129,6 +129,27 @@ def test_checkpoint_cut_off_by_a_kill_is_no_checkpoint(config: Config, tmp_path:
     assert find_checkpoint(tmp_path / "first").name == "step_000004"
 
 
+def test_only_the_newest_checkpoints_are_kept(config: Config, tmp_path: Path) -> None:
+    config.megatron_training.save_interval = 1
+    config.megatron_training.max_checkpoints = 2
+    run_steps(config)
+    assert sorted(p.name for p in (tmp_path / "first/checkpoints").iterdir()) == ["step_000003", "step_000004"]
+
+
+def test_failed_checkpoint_leaves_nothing_and_earlier_ones_stay(config: Config, tmp_path: Path) -> None:
+    class FailsSecondTime(Counter):
+        def save_checkpoint(self, directory: Path) -> None:
+            super().save_checkpoint(directory)
+            if directory.name.startswith("step_000002"):
+                raise OSError("Input/output error")
+
+    with pytest.raises(OSError, match="Input/output"), Run.open(config, "tiny") as run:
+        for step in (1, 2):
+            run.save(step, FailsSecondTime(), Counter())
+    left = list(tmp_path.glob("*/checkpoints/*"))
+    assert [p.name for p in left] == ["step_000001"]
+
+
 def test_second_run_of_a_name_is_refused(config: Config) -> None:
     run_steps(config)
     with pytest.raises(ConfigError, match=r"run_name: .*first exists already"):
