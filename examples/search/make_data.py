@@ -3,9 +3,13 @@
     <output>/corpus.jsonl             countries, their capitals, and passages of Wikipedia articles
     <output>/train.parquet            questions to learn from
     <output>/test.parquet             questions about countries that occur nowhere else
-    <output>/demonstrations.parquet   conversations with searches and what the retriever really answered
+    <output>/demonstrations.parquet   conversations with searches and their real results, and answers given at once
 
-Usage: python -m examples.search.make_data [--output data/search] [--demonstrations 64] ...
+Demonstrations of questions about capitals alone always search. Of the others a third searches, as often as it has hops,
+and the rest answers at once, rightly, which so small a model cannot repeat for other countries: that searching is worth
+it is left to reinforcement learning.
+
+Usage: python -m examples.search.make_data [--output data/search] [--demonstrations 192] ...
 """
 
 from __future__ import annotations
@@ -34,28 +38,25 @@ FACTS = {
     "subregion": "subregion",
 }
 """Facts of a country that are asked for, and how."""
-FINAL_ANSWERS = ("\\boxed{%s}", "The answer is \\boxed{%s}.")
+FINAL_ANSWER = "\\boxed{%s}"
+SEARCH_EVERY = 3
+"""Of so many demonstrations that ask for a fact one searches."""
 
 
-def describe(country: Country, names: dict[str, str]) -> list[dict[str, str]]:
+def describe(country: Country) -> list[dict[str, str]]:
     """Write the documents of a country: one does not name the capital, the other knows nothing else.
 
     Args:
         country: With all facts.
-        names: Names of countries by ISO code, for the borders.
 
     Returns:
         Rows of the corpus; their titles are the country and its capital.
     """
-    borders = [names[code] for code in country.borders if code in names]
     text = (
-        f"{country.name} is a country in the subregion {country.subregion} of {country.region}. "
-        f"Its demonym is {country.demonym}. It has an area of {country.area} square kilometres. "
-        f"Its currency code is {country.currency}, its international calling code is {country.calling_code}, "
-        f"and its internet domain is {country.domain}."
+        f"{country.name} is a country in the subregion {country.subregion}. Its demonym is {country.demonym}, "
+        f"its area is {country.area} square kilometres, its currency code is {country.currency}, "
+        f"its international calling code is {country.calling_code}, and its internet domain is {country.domain}."
     )
-    if borders:
-        text += f" It borders {', '.join(borders)}."
     capital = f"{country.capital} is the capital of {country.name}."
     return [
         {"id": country.code, "title": country.name, "text": text},
@@ -70,20 +71,22 @@ def ask(country: Country) -> list[dict[str, Any]]:
         country: With all facts.
 
     Returns:
-        Rows of messages, ground truth, data source (`one_hop` or `two_hops`), the titles of the documents it needs,
-        and the searches that find them.
+        Rows of messages, ground truth, data source (`one_hop` or `two_hops`), `fact` (of `FACTS`, or `capital`), the
+        titles of the documents it needs, and the searches for them.
     """
     name, capital = country.name, country.capital
     rows = [
-        _row(f"What is the capital of {name}?", capital, [capital], [f"capital of {name}"]),
-        _row(f"Of which country is {capital} the capital?", name, [capital], [f"{capital} capital"]),
+        _row("capital", f"What is the capital of {name}?", capital, [capital], [f"capital of {name}"]),
+        _row("capital", f"Of which country is {capital} the capital?", name, [capital], [f"{capital} capital"]),
     ]
     for fact, words in FACTS.items():
         answer, search = getattr(country, fact), f"{name} {words}"
+        question = f"What is the {words} of %s?"
         rows += [
-            _row(f"What is the {words} of {name}?", answer, [name], [search]),
+            _row(fact, question % name, answer, [name], [search]),
             _row(
-                f"What is the {words} of the country whose capital is {capital}?",
+                fact,
+                question % f"the country whose capital is {capital}",
                 answer,
                 [capital, name],
                 [f"{capital} capital", search],
@@ -92,40 +95,55 @@ def ask(country: Country) -> list[dict[str, Any]]:
     return rows
 
 
-def _row(question: str, answer: str, titles: list[str], searches: list[str]) -> dict[str, Any]:
+def _row(fact: str, question: str, answer: str, titles: list[str], searches: list[str]) -> dict[str, Any]:
     return {
         "messages": [{"role": "user", "content": question}],
         "ground_truth": answer,
         "data_source": "one_hop" if len(titles) == 1 else "two_hops",
+        "fact": fact,
         "gold_titles": titles,
         "searches": searches,
     }
 
 
-def demonstrate(row: dict[str, Any], number: int, index: Bm25Index) -> dict[str, Any] | None:
-    """Answer a question by its searches, with what the retriever answers.
+def find(row: dict[str, Any], index: Bm25Index) -> list[str] | None:
+    """Search for what a question needs.
 
     Args:
         row: A row of `ask`.
-        number: Chooses the wording of the answer.
         index: Of the corpus.
 
     Returns:
-        The row with the whole conversation as its messages; None where a search does not find its document.
+        What the search tool shows of each search; None where one does not find its document.
     """
-    messages = list(row["messages"])
+    results = []
     for search, title in zip(row["searches"], row["gold_titles"], strict=True):
         found = [json.loads(index.document(hit.row)) for hit in index.search(search, TOPK)]
         if title not in [document["title"] for document in found]:
             return None
+        results.append(format_documents([document["contents"] for document in found]))
+    return results
+
+
+def demonstrate(row: dict[str, Any], results: list[str]) -> dict[str, Any]:
+    """Answer a question.
+
+    Args:
+        row: A row of `ask`.
+        results: Of its searches, as `find` returns them; none answers at once.
+
+    Returns:
+        The row with the whole conversation as its messages.
+    """
+    messages = list(row["messages"])
+    for search, result in zip(row["searches"], results, strict=False):
         call = {"type": "function", "function": {"name": "search", "arguments": {"query_list": [search]}}}
-        result = format_documents([document["contents"] for document in found])
         messages += [
             {"role": "assistant", "content": "", "tool_calls": [call]},
             {"role": "tool", "content": result},
         ]
-    answer = FINAL_ANSWERS[number % len(FINAL_ANSWERS)] % row["ground_truth"]
-    return {**row, "messages": [*messages, {"role": "assistant", "content": answer}]}
+    messages.append({"role": "assistant", "content": FINAL_ANSWER % row["ground_truth"]})
+    return {**row, "messages": messages}
 
 
 def make_data(
@@ -141,28 +159,30 @@ def make_data(
         seed: Of all choices.
     """
     output.mkdir(parents=True, exist_ok=True)
-    names = {country.code: country.name for country in countries}
-    documents = [row for country in countries for row in describe(country, names)] + passages
+    documents = [row for country in countries for row in describe(country)] + passages
     (output / "corpus.jsonl").write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in documents))
     index, rng = open_index(output / "corpus.jsonl"), random.Random(seed)
     shuffled = rng.sample(countries, len(countries))
     held_out, known = shuffled[: len(shuffled) // 5], shuffled[len(shuffled) // 5 :]
-    test, pool = _draw(held_out, rng), _draw(known, rng)
-    shown = [made for n, row in enumerate(pool) if (made := demonstrate(row, n // 2, index)) is not None]
-    shown = shown[: wanted["demonstrations"]]
-    asked = {row["messages"][0]["content"] for row in shown}
-    train = [row for row in pool if row["messages"][0]["content"] not in asked]
-    for name, rows in (("train", train), ("test", test), ("demonstrations", shown)):
-        pq.write_table(pa.Table.from_pylist(rows[: wanted[name]]), output / f"{name}.parquet")
-        print(f"make_data: {output / name}.parquet, {min(len(rows), wanted[name])} rows")
+    test, pool = _draw(held_out, index, rng), _draw(known, index, rng)
+    shown, train = pool[: wanted["demonstrations"]], pool[wanted["demonstrations"] :]
+    demonstrations = [
+        demonstrate(row, results if row["fact"] == "capital" or number // 2 % SEARCH_EVERY == 0 else [])
+        for number, (row, results) in enumerate(shown)
+    ]
+    questions = {name: [row for row, _ in rows[: wanted[name]]] for name, rows in (("train", train), ("test", test))}
+    for name, rows in {**questions, "demonstrations": demonstrations}.items():
+        pq.write_table(pa.Table.from_pylist(rows), output / f"{name}.parquet")
+        print(f"make_data: {output / name}.parquet, {len(rows)} rows")
 
 
-def _draw(countries: list[Country], rng: random.Random) -> list[dict[str, Any]]:
-    """All questions in random order, those of one and of two hops by turns."""
+def _draw(countries: list[Country], index: Bm25Index, rng: random.Random) -> list[tuple[dict[str, Any], list[str]]]:
+    """Questions whose searches find their documents, and the results: in random order, one and two hops by turns."""
     rows = [row for country in countries for row in ask(country)]
     rng.shuffle(rows)
-    hops = [[row for row in rows if row["data_source"] == source] for source in ("one_hop", "two_hops")]
-    return [row for pair in zip(*hops, strict=False) for row in pair]
+    found = [(row, results) for row in rows if (results := find(row, index)) is not None]
+    hops = [[pair for pair in found if pair[0]["data_source"] == source] for source in ("one_hop", "two_hops")]
+    return [pair for pairs in zip(*hops, strict=False) for pair in pairs]
 
 
 def main() -> None:
@@ -171,7 +191,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=Path("data/search"))
     parser.add_argument("--train", type=int, default=1024)
     parser.add_argument("--test", type=int, default=200)
-    parser.add_argument("--demonstrations", type=int, default=64)
+    parser.add_argument("--demonstrations", type=int, default=192)
     parser.add_argument("--seed", type=int, default=1)
     given = parser.parse_args()
     wanted = {name: getattr(given, name) for name in ("train", "test", "demonstrations")}
@@ -179,6 +199,7 @@ def main() -> None:
     if manifest.is_file() and json.loads(manifest.read_text()) == made:
         print(f"make_data: {given.output} is there")
         return
+    manifest.unlink(missing_ok=True)
     make_data(given.output, load_countries(), load_passages(), wanted, given.seed)
     manifest.write_text(json.dumps(made) + "\n")
 

@@ -22,7 +22,7 @@ WIKIPEDIA = "gensim==4.4.0"
 """Its test data hold a piece of a Wikipedia dump (text: CC BY-SA)."""
 DUMP = "gensim/test/test_data/enwiki-latest-pages-articles1.xml-p000000010p000030302-shortened.bz2"
 COUNTRIES = "countryinfo==1.0.1"
-PASSAGE_WORDS = 60
+PASSAGE_WORDS = 40
 _REFERENCE = re.compile(r"<ref[^>]*/>|<ref.*?</ref>", re.DOTALL)
 
 
@@ -34,7 +34,6 @@ class Country:
     """ISO 3166 alpha-3."""
     name: str
     capital: str
-    region: str
     subregion: str
     demonym: str
     area: str
@@ -43,8 +42,6 @@ class Country:
     """ISO 4217."""
     calling_code: str
     domain: str
-    borders: tuple[str, ...]
-    """Codes of its neighbours."""
 
 
 def load_countries() -> list[Country]:
@@ -70,7 +67,7 @@ def read_countries(rows: list[dict[str, Any]]) -> list[Country]:
 
 
 def _read_country(row: dict[str, Any]) -> Country | None:
-    texts = {key: row.get(key) for key in ("name", "capital", "region", "subregion", "demonym")}
+    texts = {key: row.get(key) for key in ("name", "capital", "subregion", "demonym")}
     currencies, calling_codes, domains = (row.get(key) or [] for key in ("currencies", "callingCodes", "tld"))
     code, area = (row.get("ISO") or {}).get("alpha3"), row.get("area") or 0.0
     is_whole = all(isinstance(text, str) and text for text in texts.values()) and code and domains and area >= 1
@@ -82,7 +79,6 @@ def _read_country(row: dict[str, Any]) -> Country | None:
         currency=currencies[0],
         calling_code=calling_codes[0],
         domain=domains[0],
-        borders=tuple(row.get("borders") or ()),
         **texts,
     )
 

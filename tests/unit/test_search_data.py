@@ -17,7 +17,6 @@ from rl.types import Prompt, StopReason, ToolResult, ToolStatus, Trajectory, Tur
 KABUL = {
     "name": "Afghanistan",
     "capital": "Kabul",
-    "region": "Asia",
     "subregion": "Southern Asia",
     "demonym": "Afghan",
     "area": 652230.0,
@@ -25,7 +24,6 @@ KABUL = {
     "currencies": ["AFN"],
     "callingCodes": ["93"],
     "tld": [".af", "x"],
-    "borders": ["IRN", "PAK"],
 }
 DUMP = """<mediawiki xmlns="http://www.mediawiki.org/xml/export-0.10/">
 <page><title>Anarchism</title><ns>0</ns><id>12</id>
@@ -43,8 +41,8 @@ def countries(num: int) -> list[Country]:
     syllables = ["ba", "de", "fi", "go", "lu", "ma", "ne", "pi", "ro", "su"]
     names = [f"{a}{b}".capitalize() for a in syllables for b in syllables]
     return [
-        Country(f"C{i}", f"{names[i]}land", f"{names[i]}ville", "Asia", "Southern Asia", f"{names[i]}ese", str(900 + i),
-                f"Q{i}", str(i), f".c{i}", (f"C{i + 1}", "XXX"))
+        Country(f"C{i}", f"{names[i]}land", f"{names[i]}ville", "Southern Asia", f"{names[i]}ese", str(900 + i),
+                f"Q{i}", str(i), f".c{i}")
         for i in range(num)
     ]  # fmt: skip
 
@@ -63,16 +61,14 @@ def test_read_countries_keeps_those_with_one_value_of_each_fact() -> None:
     no_capital = {**KABUL, "name": "C", "capital": ""}
     two_capitals = {**KABUL, "name": "D", "capital": ["d", "e"]}
     (country,) = read_countries([KABUL, two_codes, city_state, no_capital, two_capitals])
-    assert country == Country(
-        "AFG", "Afghanistan", "Kabul", "Asia", "Southern Asia", "Afghan", "652230", "AFN", "93", ".af", ("IRN", "PAK")
-    )
+    assert country == Country("AFG", "Afghanistan", "Kabul", "Southern Asia", "Afghan", "652230", "AFN", "93", ".af")
 
 
 def test_read_passages_cuts_the_plain_text_of_articles() -> None:
-    dump = bz2.compress((DUMP % " ".join(["word"] * 70)).encode())
+    dump = bz2.compress((DUMP % " ".join(["word"] * 50)).encode())
     first, second = read_passages(dump)
-    assert (first["id"], first["title"], second["id"]) == ("wiki-12-0", "Anarchism", "wiki-12-60")
-    assert first["text"] == "Anarchism is a philosophy" + " word" * 56
+    assert (first["id"], first["title"], second["id"]) == ("wiki-12-0", "Anarchism", "wiki-12-40")
+    assert first["text"] == "Anarchism is a philosophy" + " word" * 36
     assert second["text"] == " ".join(["word"] * 13) + " word."
 
 
@@ -102,22 +98,40 @@ def test_no_question_occurs_twice_and_half_have_two_hops(folder: Path) -> None:
     assert sum(p.data_source == "two_hops" for p in prompts) in range(48, 55)
 
 
-def test_demonstrations_show_what_the_retriever_answers_and_score_full_marks(folder: Path) -> None:
-    for prompt in load_prompts(folder / "demonstrations.parquet"):
+def test_demonstrations_that_search_show_what_the_retriever_answers_and_score_full_marks(folder: Path) -> None:
+    prompts = [p for p in load_prompts(folder / "demonstrations.parquet") if len(p.messages) > 2]
+    assert {p.data_source for p in prompts} == {"one_hop", "two_hops"}
+    for prompt in prompts:
         *searches, answer = prompt.messages[1:]
         assert [m["role"] for m in searches] == ["assistant", "tool"] * len(prompt.extra["gold_titles"])
-        assert answer["content"].endswith(f"\\boxed{{{prompt.ground_truth}}}" + "." * answer["content"].endswith("."))
+        assert answer["content"] == f"\\boxed{{{prompt.ground_truth}}}"
         results = [ToolResult("search", m["content"], ToolStatus.OK) for m in searches if m["role"] == "tool"]
         turns = [Turn("", 1, results=results), Turn(answer["content"], 1)]
         made = Trajectory(as_question(prompt), 0, [], turns, StopReason.FINISHED)
         assert search_em(made) == {"score": 1.0, "f1": 1.0, "recall": 1.0}
 
 
+def test_of_three_demonstrations_two_answer_at_once_unless_they_are_about_capitals(folder: Path) -> None:
+    prompts = load_prompts(folder / "demonstrations.parquet")
+    at_once = [number for number, p in enumerate(prompts) if len(p.messages) == 2]
+    assert all(prompts[n].messages[1]["content"] == f"\\boxed{{{prompts[n].ground_truth}}}" for n in at_once)
+    facts = [number for number, p in enumerate(prompts) if p.extra["fact"] != "capital"]
+    assert at_once == [number for number in facts if number not in (0, 1, 6, 7)]
+
+
+def test_questions_whose_document_is_not_found_are_left_out(tmp_path: Path) -> None:
+    hidden = {"title": "Badeville", "text": "Badeville is the capital capital of Badeland Badeland."}
+    passages = [{"id": str(number), **hidden, "title": f"Badeville {number}"} for number in range(2)]
+    wanted = {"train": 100, "test": 100, "demonstrations": 0}
+    make_data(tmp_path, countries(20), passages, wanted, seed=1)
+    rows = [p for name in ("train", "test") for p in load_prompts(tmp_path / f"{name}.parquet")]
+    assert not any("Badeville" in p.extra["gold_titles"] for p in rows)
+
+
 def test_corpus_names_the_capital_in_one_document_alone(folder: Path) -> None:
     rows = [json.loads(line) for line in (folder / "corpus.jsonl").read_text().splitlines()]
     assert len(rows) == 41
     assert sum("Badeville" in row["text"] for row in rows) == 1
-    assert "It borders Bafiland." in next(row["text"] for row in rows if row["title"] == "Badeland")
 
 
 def as_question(prompt: Prompt) -> Prompt:
