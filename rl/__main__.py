@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import argparse
 import logging
+import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rl.errors import ConfigError, TurnwiseError, unknown_name
+from rl.errors import TurnwiseError, unknown_name
 
 if TYPE_CHECKING:
     from rl.config.load import Composed
@@ -31,6 +32,8 @@ def main(argv: list[str] | None = None) -> int:
         The exit code: 0, 2 for an error of the user's or the environment's, 130 after Ctrl-C.
     """
     argv = sys.argv[1:] if argv is None else argv
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # a script's background job; stoppable, as under torchrun
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     if not argv or argv[0] in ("-h", "--help"):
         sys.stdout.write(_overview())
         return 0
@@ -77,8 +80,6 @@ def evaluate(argv: list[str]) -> int:
         arguments.overrides.append(f"actor_config.load={arguments.model!r}")
     _log_to_terminal()
     config = _checked_config(arguments)
-    if not config.megatron_training.test_data_path:
-        raise ConfigError("megatron_training.test_data_path: must name held-out prompts, got nothing. Set a data file.")
     from rl import evaluate as page
 
     page.main(config, _run_name(arguments), Path(config.actor_config.load))

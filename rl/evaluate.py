@@ -9,7 +9,7 @@ from rl.cluster.rollouts import RolloutGroup
 from rl.config.schema import Config
 from rl.data.prompts import drop_long_prompts, load_prompts
 from rl.observability.run import Run
-from rl.preflight import preflight
+from rl.preflight import preflight_evaluation
 from rl.rollout.dialog import load_dialog
 from rl.types import Group, Prompt, Sampling
 
@@ -25,7 +25,7 @@ def main(config: Config, name: str, model: Path) -> None:
     Raises:
         TurnwiseError: Anything a user can mend.
     """
-    preflight(config)
+    preflight_evaluation(config)
     held_out = load_held_out(config)
     with (
         Run.open(config, name) as run,

@@ -9,13 +9,14 @@ from collections.abc import Iterator
 from contextlib import ExitStack, suppress
 from pathlib import Path
 
-import psutil
 import torch
 
 from rl.algorithms.advantages import ADVANTAGES, NEED_CRITIC
 from rl.algorithms.importance import REJECTIONS
 from rl.algorithms.losses import LOSSES
+from rl.config.device import runs_on_cuda
 from rl.config.estimates import GIB, memory_estimate
+from rl.config.machine import free_memory_bytes, free_shared_bytes
 from rl.config.model_facts import find_model_facts
 from rl.config.problems import Problem, error, note, raise_errors, warning
 from rl.config.schema import Config, Device
@@ -38,7 +39,7 @@ _SERVICE_TIMEOUT_S = 15.0
 
 
 def preflight(config: Config) -> list[Prompt]:
-    """Check a training run or an evaluation on this machine.
+    """Check a training run on this machine.
 
     Args:
         config: As composed.
@@ -71,11 +72,32 @@ def preflight_sft(config: Config) -> None:
             *_name_problems(config),
             *_device_problems(config),
             *_resume_problems(config),
-            *_data_problems(config, is_strict=True),
+            *_data_problems(config, ("data_path",), is_strict=True),
             *_model_problems(config, is_strict=True),
-            *_memory_problems(config, with_engine=False),
+            *_memory_problems(config, with_engines=False),
         ]
     )
+
+
+def preflight_evaluation(config: Config) -> None:
+    """Check an evaluation on this machine: as `preflight`, without training prompts, actor and checkpoint.
+
+    Raises:
+        ConfigError: Something is wrong; the message has a line for each finding.
+    """
+    problems = [
+        *find_problems(config),
+        *_name_problems(config),
+        *_reward_problems(config),
+        *_tool_problems(config, is_strict=True),
+        *_device_problems(config),
+        *_data_problems(config, ("test_data_path",), is_strict=True),
+        *_model_problems(config, is_strict=True),
+        *_memory_problems(config, with_actor=False),
+    ]
+    if not config.megatron_training.test_data_path:
+        problems.append(error("megatron_training.test_data_path: must name held-out prompts, got nothing. Set a file."))
+    raise_errors(problems)
 
 
 def inspect_run(config: Config, given: frozenset[str] = frozenset(), *, is_strict: bool) -> list[Problem]:
@@ -97,8 +119,8 @@ def inspect_run(config: Config, given: frozenset[str] = frozenset(), *, is_stric
     if is_strict:
         problems += _device_problems(config)
         problems += _resume_problems(config)
-        problems += _memory_problems(config, with_engine=True)
-    problems += _data_problems(config, is_strict=is_strict)
+        problems += _memory_problems(config)
+    problems += _data_problems(config, ("data_path", "test_data_path"), is_strict=is_strict)
     problems += _model_problems(config, is_strict=is_strict)
     return problems
 
@@ -174,9 +196,11 @@ def _service_problems(toolbox: Toolbox, *, is_strict: bool) -> Iterator[Problem]
         yield error(text) if is_strict else note(f"{text} Not checked here.")
 
 
-def _data_problems(config: Config, *, is_strict: bool) -> Iterator[Problem]:
+def _data_problems(config: Config, keys: tuple[str, ...], *, is_strict: bool) -> Iterator[Problem]:
     training = config.megatron_training
-    for key in ("data_path", "test_data_path"):
+    if "data_path" in keys and not training.data_path:
+        yield error("megatron_training.data_path: must name a data file, got nothing. Set what `rl preprocess` wrote.")
+    for key in keys:
         path = getattr(training, key)
         if not path:
             continue
@@ -238,20 +262,24 @@ def _device_problems(config: Config) -> Iterator[Problem]:
             )
 
 
-def _memory_problems(config: Config, *, with_engine: bool) -> Iterator[Problem]:
+def _memory_problems(config: Config, *, with_actor: bool = True, with_engines: bool = True) -> Iterator[Problem]:
     """Estimated need against free memory, for runs on this machine's CPU."""
     facts, _ = find_model_facts(config)
-    on_cuda = config.megatron_training.device is not Device.CPU and torch.cuda.is_available()
-    if facts is None or on_cuda or config.rl_config.ray_address is not None:
+    if facts is None or runs_on_cuda(config) or config.rl_config.ray_address is not None:
         return
     rl, generate = config.rl_config, config.generate_config
     estimate = memory_estimate(config, facts)
     engine = estimate.engine_parameter_bytes * generate.infer_tensor_parallel_size + generate.kv_cache_memory_gb * GIB
-    need = estimate.actor_bytes * rl.actor_resource.num_devices
-    need += int(engine) * rl.rollout_resource.num_devices if with_engine else 0
-    free = psutil.virtual_memory().available
-    if need > free:
+    need = estimate.actor_bytes * rl.actor_resource.num_devices if with_actor else 0
+    need += int(engine) * rl.rollout_resource.num_devices if with_engines else 0
+    if need > (free := free_memory_bytes()):
         yield error(
             f"actor_config.load: the run needs about {need / GIB:.1f} GiB of memory, {free / GIB:.1f} GiB are free. "
             "Lower rl_config.max_packing_token_size or generate_config.kv_cache_memory_gb, or take a smaller model."
+        )
+    published = estimate.engine_parameter_bytes * generate.infer_tensor_parallel_size
+    if with_actor and with_engines and published > (free := free_shared_bytes()):
+        yield error(
+            f"actor_config.load: published weights need {published / GIB:.2f} GiB of shared memory, {free / GIB:.2f} "
+            "GiB are free in /dev/shm. Make room there; a container gets more with `--shm-size=8g`."
         )

@@ -12,14 +12,17 @@ import psutil
 
 _PR_SET_CHILD_SUBREAPER = 36
 """Linux, prctl(2)."""
-_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 @contextmanager
 def terminated_like_interrupted() -> Iterator[None]:
-    """SIGTERM unwinds the stack as Ctrl-C does, so that nothing is left running; after the block both are as before."""
+    """SIGTERM, and SIGHUP of a closed terminal, unwind the stack as Ctrl-C does, so that nothing is left running.
+
+    After the block all are as before.
+    """
     previous = {number: signal.getsignal(number) for number in _SIGNALS}
-    interrupt_on_sigterm()
+    interrupt_on_termination()
     try:
         yield
     finally:
@@ -27,13 +30,15 @@ def terminated_like_interrupted() -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def interrupt_on_sigterm() -> None:
-    """Raise `KeyboardInterrupt` at SIGTERM from here on."""
+def interrupt_on_termination() -> None:
+    """Raise `KeyboardInterrupt` at SIGTERM from here on, and at SIGHUP unless `nohup` had it ignored."""
 
     def interrupt(signum: int, frame: Any) -> None:
         raise KeyboardInterrupt
 
     signal.signal(signal.SIGTERM, interrupt)
+    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
+        signal.signal(signal.SIGHUP, interrupt)
 
 
 def ignore_interrupts() -> None:

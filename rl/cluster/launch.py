@@ -20,7 +20,7 @@ from rl.cluster.endings import (
     adopting_orphans,
     descendants,
     ignore_interrupts,
-    interrupt_on_sigterm,
+    interrupt_on_termination,
     terminated_like_interrupted,
 )
 from rl.cluster.health import get_all
@@ -90,7 +90,7 @@ def launch(
         shards = stack.enter_context(_shard_directory())
         stack.enter_context(adopting_orphans())
         stack.enter_context(_ray(config))
-        interrupt_on_sigterm()  # again: Ray has set a handler of its own
+        interrupt_on_termination()  # again: Ray has set a handler of its own
         stack.callback(ignore_interrupts)  # a second Ctrl-C must not leave processes behind
         here, *others = machines()
         layout = place(

@@ -153,8 +153,6 @@ def multi_turn_problems(config: Config) -> Iterator[Problem]:
 def run_problems(config: Config) -> Iterator[Problem]:
     """The run's paths and names."""
     training = config.megatron_training
-    if not training.data_path:
-        yield error("megatron_training.data_path: must name a data file, got nothing. Set what `rl preprocess` wrote.")
     if training.test_freq > 0 and not training.test_data_path:
         yield warning("megatron_training.test_freq: has no effect without test_data_path. Set that, or remove this.")
     if training.run_name is not None and ("/" in training.run_name or training.run_name in ("", ".", "..")):

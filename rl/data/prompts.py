@@ -150,7 +150,10 @@ def drop_long_prompts(
             "Raise it, or check data_path and prompt_type."
         )
     if num_dropped:
-        logger.warning("%d of %d prompts are longer than %d tokens.", num_dropped, len(prompts), max_prompt_length)
+        logger.warning(
+            "dropped %d of %d prompts, which have more than rl_config.max_prompt_length tokens, %d.",
+            num_dropped, len(prompts), max_prompt_length,
+        )  # fmt: skip
     return kept, num_dropped
 
 

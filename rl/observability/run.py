@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from rl.config.schema import Config
-from rl.errors import CheckpointError
+from rl.errors import CheckpointError, TurnwiseError
 from rl.observability.guard import SkipGuard
 from rl.observability.log import setup_logging
 from rl.observability.metrics import evaluation_metrics, speed_metrics
@@ -68,9 +68,9 @@ class Run:
             num_rows: Rows of the training data; needed where `total_epochs` is set.
 
         Yields:
-            The run. When the block ends by itself, `summary.json` is written; when it is interrupted, how to resume
-            is shown. A block that fails before it has written a metric gives its `run_name` free: the directory gets
-            `-failed-1` (2, 3, ...) appended.
+            The run. When the block ends by itself, `summary.json` is written; when it is interrupted or fails, how to
+            resume is shown. A block that fails before it has written a metric gives its `run_name` free: the
+            directory gets `-failed-1` (2, 3, ...) appended.
 
         Raises:
             ConfigError: The directory cannot be made, or a wanted tracker is not installed.
@@ -84,7 +84,11 @@ class Run:
             try:
                 yield run
             except KeyboardInterrupt:
-                run.progress.note(_how_to_resume(directory))
+                run.progress.note(f"interrupted. {_how_to_resume(directory)}")
+                raise
+            except TurnwiseError as failure:
+                if directory.latest_checkpoint() and not isinstance(failure, CheckpointError):  # which tells it itself
+                    run.progress.note(_how_to_resume(directory))
                 raise
             run._finish()
 
@@ -311,10 +315,10 @@ def _freeing_the_name(directory: RunDirectory) -> Iterator[None]:
 def _how_to_resume(directory: RunDirectory) -> str:
     checkpoint = directory.latest_checkpoint()
     if directory.is_empty:
-        return "interrupted before the first step: start the run again."
+        return "Nothing was trained yet: start the run again."
     if checkpoint is None:
-        return "interrupted before the first checkpoint: start the run again, under another run_name if one is set."
+        return "There is no checkpoint yet: start the run again, under another run_name if one is set."
     return (
-        f"interrupted. Resume after {checkpoint.name.replace('_', ' ')} with the same command and "
-        f"megatron_training.resume={directory.path}, under another run_name if one is set."
+        f"To resume after step {int(checkpoint.name.removeprefix('step_'))}, give the same command with "
+        f"megatron_training.resume={directory.path}, and another run_name if one is set."
     )

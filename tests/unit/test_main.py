@@ -65,6 +65,17 @@ def test_validate_lists_all_problems_and_fails(
     assert "3 errors." in shown
 
 
+def test_main_can_be_interrupted_where_a_script_started_it_in_the_background() -> None:
+    script = (
+        "import os, signal; signal.signal(signal.SIGINT, signal.SIG_IGN)\n"
+        "from rl.__main__ import COMMANDS, main\n"
+        "COMMANDS['view'] = lambda argv: os.kill(os.getpid(), signal.SIGINT)\n"
+        "print(main(['view']))"
+    )
+    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert (done.stdout, done.stderr) == ("130\n", "Interrupted.\n")
+
+
 def test_help_imports_nothing_heavy() -> None:
     heavy = "{'torch', 'hydra', 'rich'}"
     script = f"import sys; from rl.__main__ import main; main([]); print(sorted({heavy} & set(sys.modules)))"

@@ -12,7 +12,7 @@ import pytest
 from rl.config.correction import RolloutCorrection
 from rl.config.schema import Config, Device
 from rl.errors import ConfigError, DataError
-from rl.preflight import inspect_run, preflight, preflight_sft
+from rl.preflight import inspect_run, preflight, preflight_evaluation, preflight_sft
 from tests.tiny import make_tiny_model
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -51,7 +51,7 @@ def config(model: Path, tmp_path: Path) -> Config:
 def test_preflight_returns_the_prompts_that_are_short_enough(config: Config, caplog: pytest.LogCaptureFixture) -> None:
     kept = preflight(config)
     assert [prompt.messages[0]["content"] for prompt in kept] == ["a"]
-    assert "1 of 2 prompts are longer than 400 tokens." in caplog.text
+    assert "dropped 1 of 2 prompts, which have more than rl_config.max_prompt_length tokens, 400." in caplog.text
 
 
 def test_preflight_warns_of_tool_settings_without_effect(
@@ -72,9 +72,36 @@ def test_preflight_says_when_no_prompt_is_short_enough(config: Config) -> None:
         preflight(config)
 
 
-def test_preflight_sft_needs_neither_rewards_nor_tools_services(config: Config) -> None:
+def test_preflight_sft_needs_neither_rewards_nor_tools_services_nor_held_out_prompts(config: Config) -> None:
     config.rl_config.verifier_function = ["no_such_reward"]
+    config.megatron_training.test_data_path = "nowhere.parquet"
     preflight_sft(config)
+
+
+@pytest.mark.parametrize("training_data", ["", "nowhere.parquet"])
+def test_preflight_evaluation_needs_no_training_prompts(config: Config, training_data: str) -> None:
+    config.megatron_training.test_data_path = config.megatron_training.data_path
+    config.megatron_training.data_path = training_data
+    preflight_evaluation(config)
+
+
+def test_preflight_evaluation_needs_held_out_prompts(config: Config) -> None:
+    with pytest.raises(ConfigError, match=r"megatron_training.test_data_path: must name held-out prompts, got nothing"):
+        preflight_evaluation(config)
+
+
+def test_preflight_evaluation_needs_no_memory_for_an_actor(config: Config) -> None:
+    config.megatron_training.test_data_path = config.megatron_training.data_path
+    config.rl_config.actor_resource.num_devices = 10**9
+    preflight_evaluation(config)
+    with pytest.raises(ConfigError, match="of memory"):
+        preflight(config)
+
+
+def test_preflight_names_shared_memory_that_is_too_small(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("rl.preflight.free_shared_bytes", lambda: 1000)
+    with pytest.raises(ConfigError, match=r"published weights need 0.00 GiB of shared memory, 0.00 GiB are free in"):
+        preflight(config)
 
 
 def spoil(**changes: object) -> Callable[[Config], None]:
@@ -121,6 +148,7 @@ def spoil(**changes: object) -> Callable[[Config], None]:
         ),
         (spoil(r_verifier_function=["no.such:f"]), "rl_config.verifier_function: 'no.such:f' does not import"),
         (spoil(r_tool_config_path="nowhere.yaml"), "nowhere.yaml: cannot be read"),
+        (spoil(m_data_path=""), "megatron_training.data_path: must name a data file, got nothing. Set what"),
         (spoil(m_data_path="nowhere.parquet"), "megatron_training.data_path: nowhere.parquet: no such data file."),
         (
             spoil(m_test_data_path="nowhere.parquet"),

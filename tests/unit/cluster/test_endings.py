@@ -20,17 +20,31 @@ os.kill(os.getpid(), 9)
 """
 
 
-def test_sigterm_is_an_interrupt_until_the_clean_up_begins() -> None:
-    before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_termination_is_an_interrupt_until_the_clean_up_begins(number: signal.Signals) -> None:
+    hangup = signal.signal(signal.SIGHUP, signal.SIG_DFL)  # the tests may run under nohup
+    before = [signal.getsignal(each) for each in SIGNALS]
     with terminated_like_interrupted():
         with pytest.raises(KeyboardInterrupt):
-            os.kill(os.getpid(), signal.SIGTERM)
+            os.kill(os.getpid(), number)
             time.sleep(5)
         ignore_interrupts()
-        os.kill(os.getpid(), signal.SIGTERM)
-        os.kill(os.getpid(), signal.SIGINT)
+        for each in SIGNALS:
+            os.kill(os.getpid(), each)
         time.sleep(0.05)
-    assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == before
+    assert [signal.getsignal(each) for each in SIGNALS] == before
+    signal.signal(signal.SIGHUP, hangup)
+
+
+def test_hangup_stays_ignored_under_nohup() -> None:
+    hangup = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    with terminated_like_interrupted():
+        os.kill(os.getpid(), signal.SIGHUP)
+        time.sleep(0.05)
+    signal.signal(signal.SIGHUP, hangup)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="prctl is Linux's")

@@ -190,10 +190,6 @@ def test_find_problems_accepts_the_defaults(folder: Path) -> None:
             "'acc'. Set score.",
         ),
         (
-            ["megatron_training.data_path=''"],
-            "error megatron_training.data_path: must name a data file, got nothing. Set what `rl preprocess` wrote.",
-        ),
-        (
             ["megatron_training.test_freq=5"],
             "warning megatron_training.test_freq: has no effect without test_data_path. Set that, or remove this.",
         ),

@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 from rl.config.schema import Config
-from rl.errors import CheckpointError, ConfigError, DataError, TrainingError
+from rl.errors import CheckpointError, ConfigError, DataError, RolloutError, TrainingError
 from rl.observability.run import Run, count_steps, find_checkpoint
 from rl.observability.run_directory import RunDirectory
 from rl.types import UpdateReport
@@ -119,7 +119,17 @@ def test_run_stops_after_skipped_steps_in_a_row_and_keeps_them(config: Config, t
 def test_interrupted_run_says_how_to_resume(config: Config, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(KeyboardInterrupt):
         run_steps(config, until=3)
-    assert f"megatron_training.resume={tmp_path / 'first'}" in capsys.readouterr().out
+    told = f"To resume after step 2, give the same command with megatron_training.resume={tmp_path / 'first'}, and"
+    assert f"interrupted. {told}" in capsys.readouterr().out
+
+
+def test_failed_run_says_how_to_resume_once(config: Config, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(RolloutError), Run.open(config, "tiny") as run:
+        with run.step(0) as metrics:
+            metrics["seen"] = 1.0
+        run.save(1, Counter(), Counter())
+        raise RolloutError("no rollout worker is left.")
+    assert capsys.readouterr().out.count("To resume after step 1, give the same command with") == 1
 
 
 def test_checkpoint_cut_off_by_a_kill_is_no_checkpoint(config: Config, tmp_path: Path) -> None:
