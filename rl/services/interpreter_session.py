@@ -11,8 +11,9 @@ import time
 from contextlib import ExitStack
 
 from rl.errors import ServiceError
-from rl.services.program import LARGEST_MESSAGE, parse_files
-from rl.services.sandbox_outcome import MAX_OUTPUT_BYTES, OUT_OF_MEMORY, Capture, RunOutcome, memory_file
+from rl.services.job import memory_file, parse_files
+from rl.services.program import LARGEST_MESSAGE
+from rl.services.sandbox_outcome import MAX_OUTPUT_BYTES, OUT_OF_MEMORY, Capture, RunOutcome
 
 _END_GRACE_S = 5.0
 _MAX_FETCH_BYTES = 65 << 20

@@ -3,7 +3,7 @@
     zygote ── worker (process 1 of its namespace) ── program ── whatever it forks
                                                      └─ the next program is forked in advance, and waits for its code
 
-A job comes as descriptors: payload (`write_files`), status, and the program's stdin, stdout and stderr or, for a
+A job comes as descriptors: payload (`rl.services.job`), status, and the program's stdin, stdout and stderr or, for a
 session, a socket for its cells. The outcome goes to status. A status pipe without a reader ends the program too.
 """
 
@@ -16,15 +16,15 @@ import select
 import signal
 import socket
 import time
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, NoReturn
 
 from rl.services import isolation as layers_of
 from rl.services import kernel, program
 from rl.services.box import MAX_BYTES, Box, read_files
 from rl.services.isolation import Isolation
+from rl.services.job import Job, parse_files, receive, write_files
 
-_MAX_DESCRIPTORS = 5
 _HIGHEST_DESCRIPTOR = 1024
 _TICK_S = 0.05
 _MANY = 16
@@ -46,7 +46,7 @@ def keep_programs(jobs: socket.socket, isolation: Isolation, directory: str, uid
     place = _furnish_place(isolation, directory, uid)
     while True:
         ready = _prepare(place)
-        message, descriptors, _, _ = socket.recv_fds(jobs, 1, _MAX_DESCRIPTORS)
+        message, descriptors = receive(jobs, 1)
         if not message:
             kill_all(has_pid_namespace=isolation.layers["pid"])
             place.box.remove()
@@ -104,23 +104,23 @@ def _be_program(channel: socket.socket, place: _Place) -> NoReturn:
     os.setsid()
     os.chdir(place.box.work)
     layers_of.confine(place.isolation, place.uid, place.file_rules)
-    message, descriptors, _, _ = socket.recv_fds(channel, program.LARGEST_MESSAGE, _MAX_DESCRIPTORS)
+    message, descriptors = receive(channel, program.LARGEST_MESSAGE)
     channel.close()
     if not message:
         os._exit(0)
-    job = json.loads(message)
-    layers_of.limit_resources(job["address_space"], job["cpu_s"])
-    if job["is_session"]:
+    job = Job(**json.loads(message))
+    layers_of.limit_resources(job.address_space, job.cpu_s)
+    if job.is_session:
         program.serve_cells(socket.socket(fileno=descriptors[0]), place.box.work)
     program.take_streams(descriptors)
-    if not job["command"]:
-        program.run_python(job["file"], place.box.work)
+    if not job.command:
+        program.run_python(job.file, place.box.work)
     for number in (signal.SIGINT, signal.SIGPIPE):
         signal.signal(number, signal.SIG_DFL)
     try:
-        os.execvp(job["command"][0], job["command"])
+        os.execvp(job.command[0], job.command)
     except OSError as error:
-        os.write(2, f"{job['command'][0]}: {error.strerror}\n".encode())
+        os.write(2, f"{job.command[0]}: {error.strerror}\n".encode())
         os._exit(127)
 
 
@@ -138,7 +138,8 @@ def _keep(ready: _Program, descriptors: list[int], place: _Place) -> None:
     outcome: dict[str, Any]
     files: dict[str, bytes] = {}
     with open(payload, "rb") as file:
-        job, given = program.parse_files(file.read())
+        header, given = parse_files(file.read())
+    job = Job(**header)
     try:
         for name, content in given.items():
             place.box.write(name, content)
@@ -147,24 +148,24 @@ def _keep(ready: _Program, descriptors: list[int], place: _Place) -> None:
         kill_all(has_pid_namespace=place.isolation.layers["pid"])
     else:
         outcome = _run(ready, job, rest, status, place)
-        files = read_files(place.box.work, job["fetch"], MAX_BYTES)
+        files = read_files(place.box.work, job.fetch, MAX_BYTES)
     finally:
         ready.channel.close()
         for descriptor in rest:
             os.close(descriptor)
     with contextlib.suppress(OSError), open(status, "wb") as pipe:
-        program.write_files(pipe, outcome, files)
+        write_files(pipe, outcome, files)
 
 
-def _run(ready: _Program, job: dict[str, Any], streams: list[int], status: int, place: _Place) -> dict[str, Any]:
+def _run(ready: _Program, job: Job, streams: list[int], status: int, place: _Place) -> dict[str, Any]:
     """Hand the program its job, wait for its end or its deadline, and kill whatever is left of it."""
     start = time.monotonic()
     own_pages = _pages("self")
     with contextlib.suppress(OSError):  # it died before it had anything to do; its status tells
-        socket.send_fds(ready.channel, [json.dumps(job).encode()], streams)
+        socket.send_fds(ready.channel, [json.dumps(asdict(replace(job, fetch=()))).encode()], streams)
     while streams:
         os.close(streams.pop())
-    reason = _await_end(ready, status, start + job["timeout"], job["memory_bytes"], own_pages, place)
+    reason = _await_end(ready, status, start + job.timeout, job.memory_bytes, own_pages, place)
     ready.statuses |= kill_all(has_pid_namespace=place.isolation.layers["pid"])
     elapsed = time.monotonic() - start
     wait_status = ready.statuses.get(ready.pid)

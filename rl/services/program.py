@@ -13,9 +13,10 @@ import socket
 import sys
 import traceback
 import types
-from typing import IO, Any, NoReturn
+from typing import NoReturn
 
 from rl.services.box import read_files
+from rl.services.job import receive, write_files
 
 LARGEST_MESSAGE = 1 << 16
 _LARGEST_FETCH_BYTES = 64 << 20
@@ -57,7 +58,7 @@ def serve_cells(cells: socket.socket, directory: str) -> None:
     module = _new_main("session.py", directory)
     own_pid, number = os.getpid(), 0
     while True:
-        message, descriptors, _, _ = socket.recv_fds(cells, LARGEST_MESSAGE, 4)
+        message, descriptors = receive(cells, LARGEST_MESSAGE)
         if not message:
             os._exit(0)
         request = json.loads(message)
@@ -77,38 +78,6 @@ def serve_cells(cells: socket.socket, directory: str) -> None:
         nothing = os.open("/dev/null", os.O_RDWR)
         take_streams([os.dup(nothing), os.dup(nothing), nothing])
         cells.send(json.dumps({"return_code": code}).encode())
-
-
-def write_files(pipe: IO[bytes], header: dict[str, Any], files: dict[str, bytes]) -> None:
-    """Write a line of JSON, the header and the names and sizes of files, and then their contents."""
-    sizes = [[name, len(content)] for name, content in files.items()]
-    pipe.write(json.dumps({**header, "files": sizes}).encode() + b"\n")
-    for content in files.values():
-        pipe.write(content)
-
-
-def parse_files(text: bytes) -> tuple[dict[str, Any], dict[str, bytes]]:
-    """Read what `write_files` wrote.
-
-    Args:
-        text: All of it.
-
-    Returns:
-        The header, and contents by name.
-
-    Raises:
-        ValueError: It is something else, or cut.
-    """
-    line, _, content = text.partition(b"\n")
-    header = json.loads(line)
-    files: dict[str, bytes] = {}
-    start = 0
-    for name, size in header.pop("files"):
-        files[name] = content[start : start + size]
-        start += size
-    if start != len(content):
-        raise ValueError(f"{start} bytes were announced and {len(content)} came")
-    return header, files
 
 
 def _new_main(file: str, directory: str) -> types.ModuleType:

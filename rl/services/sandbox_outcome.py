@@ -112,16 +112,3 @@ class Capture:
     def __exit__(self, *_: object) -> None:
         self.close_write_end()
         self.finish()
-
-
-def memory_file(content: bytes) -> int:
-    """A descriptor of a file in memory with this content, at its start.
-
-    Raises:
-        OSError: No descriptor is free.
-    """
-    descriptor = os.memfd_create("content")
-    with open(descriptor, "wb", closefd=False) as file:
-        file.write(content)
-    os.lseek(descriptor, 0, os.SEEK_SET)
-    return descriptor

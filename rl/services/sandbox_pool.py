@@ -8,26 +8,20 @@ import os
 import re
 import shutil
 import socket
+import sys
 import tempfile
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
-from io import BytesIO
 from pathlib import Path
-from typing import Any
 
 from rl.errors import ServiceError
 from rl.services.interpreter_session import InterpreterSession
 from rl.services.isolation import missing_layers
-from rl.services.program import parse_files, write_files
-from rl.services.sandbox_outcome import (
-    MAX_OUTPUT_BYTES,
-    OUT_OF_MEMORY,
-    Capture,
-    CompileOutcome,
-    RunOutcome,
-    memory_file,
-)
+from rl.services.job import Job, memory_file, pack_job, parse_files
+from rl.services.sandbox_outcome import MAX_OUTPUT_BYTES, OUT_OF_MEMORY, Capture, CompileOutcome, RunOutcome
 from rl.services.sandbox_request import RequestError, RunRequest
+from rl.services.sandbox_trial import find_problem
+from rl.services.server_folder import ServerFolder
 from rl.services.zygote_process import SEARCH_PATH, Zygote
 
 __all__ = ["MAX_OUTPUT_BYTES", "CompileOutcome", "InterpreterSession", "RunOutcome", "SandboxPool"]
@@ -80,7 +74,7 @@ class SandboxPool:
             require_isolation: Refuse to start where a layer of isolation is missing, rather than warn.
 
         Raises:
-            ServiceError: No interpreter starts, or a required layer is missing.
+            ServiceError: No program runs here, or a required layer is missing.
         """
         self.num_workers = num_workers
         self.num_restarts = 0
@@ -92,8 +86,7 @@ class SandboxPool:
         self._slots = asyncio.Semaphore(num_workers)
         self._starting = asyncio.Lock()
         self._is_wrapped = False
-        self._root = Path(tempfile.mkdtemp(prefix="turnwise-sandbox-"))
-        self._root.chmod(0o711)
+        self._folder = ServerFolder()
         self._zygotes: dict[tuple[str, ...], Zygote] = {}
         self._unready: set[tuple[str, ...]] = set()
         try:
@@ -143,10 +136,11 @@ class SandboxPool:
         zygote = await self._ready_zygote(self._preload)
         cells, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         status = Capture(_MAX_STATUS_BYTES)
-        job: dict[str, Any] = {"is_session": True, "timeout": float("inf"), "cpu_s": None, "fetch": []}
+        memory_bytes = memory_limit_mb << 20
+        job = Job("", (), float("inf"), None, memory_bytes, memory_bytes, is_session=True)
         with theirs:
             try:
-                payload = _payload({**job, **_memory(memory_limit_mb)}, files or {})
+                payload = pack_job(job, files or {})
                 try:
                     zygote.send_session([payload, status.write_end, theirs.fileno()])
                 finally:
@@ -163,7 +157,7 @@ class SandboxPool:
         """End everything and remove the directories."""
         for zygote in self._zygotes.values():
             zygote.close()
-        shutil.rmtree(self._root, ignore_errors=True)
+        self._folder.close()
 
     async def _compile_and_run(self, request: RunRequest, language: _Language) -> RunOutcome:
         compiling = replace(request, run_timeout=request.compile_timeout, stdin=b"", fetch_files=(language.binary,))
@@ -177,17 +171,16 @@ class SandboxPool:
     async def _run(self, request: RunRequest, language: _Language, command: tuple[str, ...]) -> RunOutcome:
         is_preloaded = not command and self._names_preloaded is not None and self._names_preloaded.search(request.code)
         zygote = await self._ready_zygote(self._preload if is_preloaded else ())
-        job = {
-            "is_session": False,
-            "file": language.file,
-            "command": command,
-            "timeout": request.run_timeout,
-            "cpu_s": int(request.run_timeout) + 2,
-            "fetch": request.fetch_files,
-            **_memory(request.memory_limit_mb),
-        }
-        if not language.limits_address_space:
-            job["address_space"] = None
+        memory_bytes = request.memory_limit_mb << 20
+        job = Job(
+            language.file,
+            command,
+            timeout=request.run_timeout,
+            cpu_s=int(request.run_timeout) + 2,
+            memory_bytes=memory_bytes,
+            address_space=memory_bytes if language.limits_address_space else None,
+            fetch=request.fetch_files,
+        )
         files = {**request.files, language.file: request.code.encode("utf-8", "replace")}
         zygote.num_in_flight += 1
         try:
@@ -198,13 +191,13 @@ class SandboxPool:
             zygote.num_in_flight -= 1
 
     async def _send_and_wait(
-        self, zygote: Zygote, job: dict[str, Any], files: dict[str, bytes], request: RunRequest
+        self, zygote: Zygote, job: Job, files: dict[str, bytes], request: RunRequest
     ) -> RunOutcome:
         with ExitStack() as stack:
             limits = (_MAX_STATUS_BYTES, MAX_OUTPUT_BYTES, MAX_OUTPUT_BYTES)
             status, stdout, stderr = ends = [stack.enter_context(Capture(limit)) for limit in limits]
             with ExitStack() as sent:
-                payload, stdin = _payload(job, files), memory_file(request.stdin)
+                payload, stdin = pack_job(job, files), memory_file(request.stdin)
                 sent.callback(os.close, payload)
                 sent.callback(os.close, stdin)
                 for end in ends:
@@ -223,16 +216,26 @@ class SandboxPool:
             return RunOutcome(**outcome, stdout=stdout.text(), stderr=stderr.text() + note, files=found)
 
     def _start_first(self, require_isolation: bool) -> dict[str, bool]:
-        """Start the bare interpreter, inside bubblewrap where that reaches more."""
-        self._start(())
-        layers = self._zygotes[()].wait()
+        """Start the bare interpreter, inside bubblewrap where that reaches more, or where programs run only there."""
+        layers, problem = self._start_bare()
         missing = missing_layers(layers, allow_network=self._allow_network)
         if missing and shutil.which("bwrap"):
-            layers = self._start_wrapped() or layers
-            missing = missing_layers(layers, allow_network=self._allow_network)
-        self._unready.discard(())
-        for _ in range(min(self.num_workers, _READY_PER_CORE * (os.cpu_count() or 1))):
-            self._zygotes[()].add_worker()
+            direct, self._is_wrapped = self._zygotes.pop(()), True
+            wrapped_layers, wrapped_problem = self._start_bare()
+            if wrapped_problem:
+                problem = problem and f"{problem}; inside bubblewrap, {wrapped_problem}"
+                logger.warning("sandbox: bubblewrap is installed, and does not work here: %s", wrapped_problem)
+                self._zygotes[()].close()
+                self._is_wrapped, self._zygotes[()] = False, direct
+            else:
+                direct.close()
+                layers, problem = wrapped_layers, ""
+                missing = missing_layers(layers, allow_network=self._allow_network)
+        if problem:
+            raise ServiceError(
+                f"sandbox: its first program failed: {problem}. "
+                f"Look at the messages above, and whether {sys.executable} runs with the rights of an ordinary user."
+            )
         if missing and require_isolation:
             raise ServiceError(
                 f"sandbox: isolation is required, and this machine does not allow: {', '.join(missing)}. "
@@ -240,24 +243,23 @@ class SandboxPool:
             )
         if missing:
             logger.warning("sandbox: this machine does not allow the isolation of %s", ", ".join(missing))
+        for _ in range(min(self.num_workers, _READY_PER_CORE * (os.cpu_count() or 1)) - 1):
+            self._zygotes[()].add_worker()
         return layers
 
-    def _start_wrapped(self) -> dict[str, bool] | None:
-        """Replace the bare interpreter by one inside bubblewrap; None where that does not start either."""
-        bare = self._zygotes.pop(())
-        self._is_wrapped = True
+    def _start_bare(self) -> tuple[dict[str, bool], str]:
+        """Start the bare interpreter and run a program; returns the layers it has reached, and what went wrong."""
         self._start(())
+        self._unready.discard(())
         try:
             layers = self._zygotes[()].wait()
-        except ServiceError:
-            logger.warning("sandbox: bubblewrap is installed, and does not work here")
-            self._is_wrapped, self._zygotes[()] = False, bare
-            return None
-        bare.close()
-        return layers
+        except ServiceError as error:
+            return {}, str(error)
+        problem = find_problem(self._zygotes[()])
+        return ({}, problem) if problem else (layers, "")
 
     def _start(self, preload: tuple[str, ...]) -> None:
-        directory = Path(tempfile.mkdtemp(dir=self._root))
+        directory = Path(tempfile.mkdtemp(dir=self._folder.path))
         directory.chmod(0o711)
         arguments = {"allow_network": self._allow_network, "is_wrapped": self._is_wrapped}
         self._zygotes[preload] = Zygote(directory, preload=preload, **arguments)
@@ -277,13 +279,3 @@ class SandboxPool:
                 self._unready.discard(preload)
                 await asyncio.to_thread(self._zygotes[preload].wait)
             return self._zygotes[preload]
-
-
-def _memory(megabytes: int) -> dict[str, Any]:
-    return {"memory_bytes": megabytes << 20, "address_space": megabytes << 20}
-
-
-def _payload(job: dict[str, Any], files: dict[str, bytes]) -> int:
-    content = BytesIO()
-    write_files(content, job, files)
-    return memory_file(content.getvalue())

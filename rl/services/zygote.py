@@ -23,6 +23,7 @@ from typing import NoReturn
 
 from rl.services import keeper
 from rl.services.isolation import MAX_UIDS, Isolation, enter_namespaces, furnish, prepare
+from rl.services.job import receive
 
 ONE_WORKER, ONE_SESSION = b"worker", b"session"
 """What the server asks for; a session comes with the descriptors of its job."""
@@ -68,8 +69,9 @@ def main() -> None:
     keeper.become_subreaper()
     gc.collect()
     gc.freeze()
-    control.send(json.dumps(asdict(Hello(isolation.layers, tuple(missing)))).encode())
-    _Nursery(control, jobs, isolation, options.directory).serve()
+    with contextlib.suppress(BrokenPipeError):  # the server is gone already; then there is nothing to serve
+        control.send(json.dumps(asdict(Hello(isolation.layers, tuple(missing)))).encode())
+        _Nursery(control, jobs, isolation, options.directory).serve()
 
 
 def _hide_own_modules() -> None:
@@ -106,7 +108,7 @@ class _Nursery:
                 os.read(wake, 4096)
                 self._bury()
             if self._control.fileno() in events:
-                message, descriptors, _, _ = socket.recv_fds(self._control, 64, 4)
+                message, descriptors = receive(self._control, 64)
                 if not message:
                     return
                 self._start(descriptors if message == ONE_SESSION else None)
@@ -163,6 +165,8 @@ def _be_worker_or_its_parent(write_end: int, nursery: _Nursery, session: list[in
             nursery.become_worker(session, number)
         os.write(write_end, str(pid).encode())
         os._exit(0)
+    except BrokenPipeError:  # the zygote was killed meanwhile
+        os._exit(1)
     except BaseException:  # nothing above could tell
         traceback.print_exc()
         os._exit(1)

@@ -4,12 +4,13 @@ import json
 import shutil
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
 
 from rl.errors import ServiceError
-from rl.services import isolation, landlock, sandbox_pool
+from rl.services import isolation, landlock, sandbox_pool, zygote_process
 from rl.services.sandbox_pool import SandboxPool
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -54,7 +55,7 @@ async def main():
     await session.run("x = 5", timeout=5)
     found["session"] = (await session.run("print(x)", timeout=5)).stdout
     await session.close()
-    root = pool._root
+    root = pool._folder.path
     pool.close()
     found["files left"] = root.exists()
     print(json.dumps(found))
@@ -109,6 +110,20 @@ def test_bubblewrap_makes_the_namespaces_that_are_refused_otherwise(has_more):
     assert layers["user"] is has_more
     expected = [] if has_more else ["process_limit"]
     assert isolation.missing_layers(layers, allow_network=False) == expected
+
+
+@pytest.mark.parametrize("has_bubblewrap", [True, False])
+def test_pool_refuses_to_start_where_its_first_program_fails(monkeypatch, tmp_path, has_bubblewrap):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    broken = "from rl.services import program; program.run_python = lambda *_: 1 / 0; from rl.services.zygote"
+    monkeypatch.setattr(zygote_process, "_PROGRAM", zygote_process._PROGRAM.replace("from rl.services.zygote", broken))
+    if not has_bubblewrap:
+        monkeypatch.setattr(shutil, "which", lambda *_, **__: None)
+    with pytest.raises(ServiceError, match=r"its first program failed: exit code 1, .*ZeroDivisionError") as failure:
+        SandboxPool(1, preload=())
+    is_told = "inside bubblewrap, " in str(failure.value)
+    assert is_told is (shutil.which("bwrap") is not None)
+    assert list(tmp_path.iterdir()) == []
 
 
 async def test_missing_isolation_is_refused_when_it_is_required(monkeypatch):

@@ -9,7 +9,7 @@ import psutil
 import pytest
 
 from rl.errors import ServiceError
-from rl.services.program import parse_files
+from rl.services.job import parse_files
 from rl.services.sandbox_outcome import Capture
 from rl.services.sandbox_pool import SandboxPool
 from rl.services.sandbox_request import RequestError, parse_request

@@ -1,0 +1,42 @@
+import os
+import subprocess
+import sys
+import tempfile
+
+from rl.services.server_folder import ServerFolder
+
+HOLD = """
+import sys
+from rl.services.server_folder import ServerFolder
+print(ServerFolder().path, flush=True)
+sys.stdin.read()
+"""
+
+
+def test_server_folder_of_a_killed_process_is_removed_by_the_next(tmp_path, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    others = tmp_path / "turnwise-sandbox-of-nobody"
+    others.mkdir()
+    owners = [
+        subprocess.Popen(
+            [sys.executable, "-c", HOLD],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            env={**os.environ, "TMPDIR": str(tmp_path)},
+            text=True,
+        )
+        for _ in range(2)
+    ]
+    try:
+        killed, living = (owner.stdout.readline().strip() for owner in owners)
+        os.makedirs(f"{killed}/zygote")
+        owners[0].kill()
+        owners[0].wait()
+        folder = ServerFolder()
+        assert {str(path) for path in tmp_path.iterdir()} == {living, str(folder.path), str(others)}
+        folder.close()
+        assert not folder.path.exists()
+    finally:
+        for owner in owners:
+            owner.kill()
+            owner.communicate()
