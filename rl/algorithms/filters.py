@@ -5,35 +5,51 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from rl.errors import RewardError, unknown_name
-from rl.types import Group, Trajectory
+from rl.types import Group, StopReason, Trajectory
 
 
-def drop_uninformative_groups(groups: list[Group], metric: str = "score") -> tuple[list[Group], int]:
+def takes_part(trajectory: Trajectory, *, drop_overlong: bool) -> bool:
+    """Whether a trajectory is trained on: it has a score, and the token budget did not cut it off where that counts.
+
+    Args:
+        trajectory: A scored trajectory.
+        drop_overlong: As `rl_config.overlong_filter_enable`.
+
+    Source: DAPO, arXiv:2503.14476, section 3.4, overlong filtering.
+    """
+    return trajectory.score is not None and not (drop_overlong and trajectory.stop_reason is StopReason.LENGTH)
+
+
+def drop_uninformative_groups(
+    groups: list[Group], metric: str = "score", *, drop_overlong: bool = False
+) -> tuple[list[Group], int]:
     """Keep the groups that `is_informative` finds so.
 
     Args:
         groups: Scored groups.
         metric: `score`, or a key of `Trajectory.rewards`.
+        drop_overlong: As `rl_config.overlong_filter_enable`.
 
     Returns:
         The kept groups, in order, and the number dropped.
     """
-    kept = [group for group in groups if is_informative(group, metric)]
+    kept = [group for group in groups if is_informative(group, metric, drop_overlong=drop_overlong)]
     return kept, len(groups) - len(kept)
 
 
-def is_informative(group: Group, metric: str = "score") -> bool:
-    """Whether the scored trajectories of a group differ in a metric.
+def is_informative(group: Group, metric: str = "score", *, drop_overlong: bool = False) -> bool:
+    """Whether the trajectories of a group that take part in the training differ in a metric.
 
-    A group with fewer than two scored trajectories cannot differ.
+    A group with fewer than two of them cannot differ.
 
     Args:
         group: A scored group.
         metric: `score`, or a key of `Trajectory.rewards`.
+        drop_overlong: As `rl_config.overlong_filter_enable`.
 
     Source: DAPO, arXiv:2503.14476, section 3.2.
     """
-    return len({_value(t, metric) for t in group.trajectories if t.score is not None}) > 1
+    return len({_value(t, metric) for t in group.trajectories if takes_part(t, drop_overlong=drop_overlong)}) > 1
 
 
 def check_filter_metric(groups: Iterable[Group], metric: str) -> None:

@@ -86,7 +86,8 @@ class RolloutGroup:
         self.prompts, self.config, self.sleep_between, self.on_group = prompts, config, sleep_between, on_group
         self.cursor = PromptCursor(len(prompts), config.megatron_training.seed)
         rl = config.rl_config
-        self.buffer = GroupBuffer(rl.filter_groups_metric if rl.filter_groups_enable else None)
+        metric = rl.filter_groups_metric if rl.filter_groups_enable else None
+        self.buffer = GroupBuffer(metric, drop_overlong=rl.overlong_filter_enable)
         self.is_asleep = False
 
     def take(self, num_prompts: int, metrics: MutableMapping[str, float]) -> list[Group]:
@@ -145,7 +146,8 @@ class RolloutGroup:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from the place in the data that a checkpoint kept."""
         self.cursor.load_state_dict(state["cursor"])
-        self.buffer.load_state_dict(state["buffer"])
+        if "buffer" in state:  # not in checkpoints from before groups were carried over
+            self.buffer.load_state_dict(state["buffer"])
 
     def _wake(self) -> None:
         """Engines sleep from `take` to the next publish; a step without samples has none."""

@@ -37,6 +37,8 @@ class Filling:
     """Informative groups of earlier batches."""
     num_ahead: int
     """Prompts to start at once."""
+    drop_overlong: bool = False
+    """Trajectories that the token budget cut off are not trained on, so a difference of theirs does not count."""
     num_started: int = 0
     finished: dict[int, Group] = field(default_factory=dict)
     informative: set[int] = field(default_factory=set)
@@ -54,7 +56,7 @@ class Filling:
     def add(self, number: int, group: Group) -> None:
         """Take a group that has ended."""
         self.finished[number] = group
-        if self.metric is None or is_informative(group, self.metric):
+        if self.metric is None or is_informative(group, self.metric, drop_overlong=self.drop_overlong):
             self.informative.add(number)
 
     @property
@@ -64,10 +66,16 @@ class Filling:
 
 
 class GroupBuffer:
-    """What goes from one batch to the next: surplus groups, and the share of prompts that turns out useful."""
+    """What goes from one batch to the next: surplus groups, and the share of prompts that turns out useful.
 
-    def __init__(self, metric: str | None) -> None:
+    Args:
+        metric: What must differ within a group; None: every group is taken.
+        drop_overlong: As `rl_config.overlong_filter_enable`.
+    """
+
+    def __init__(self, metric: str | None, *, drop_overlong: bool = False) -> None:
         self.metric = metric
+        self.drop_overlong = drop_overlong
         self.surplus: deque[Group] = deque()
         self.useful_share = 1.0
         """Share of informative groups, smoothed over batches."""
@@ -86,7 +94,7 @@ class GroupBuffer:
         carried = [self.surplus.popleft() for _ in range(min(num_wanted, len(self.surplus)))]
         num_missing = num_wanted - len(carried)
         num_ahead = min(math.ceil(num_missing / self.useful_share), num_missing + num_wanted)
-        return Filling(num_wanted, limit, self.metric, carried, num_ahead)
+        return Filling(num_wanted, limit, self.metric, carried, num_ahead, self.drop_overlong)
 
     def end(self, batch: Filling) -> list[Group]:
         """Close a batch whose prompts have all ended; keep its surplus.

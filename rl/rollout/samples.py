@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 
 from rl.algorithms.advantages import ADVANTAGES
-from rl.algorithms.filters import drop_uninformative_groups
+from rl.algorithms.filters import drop_uninformative_groups, takes_part
 from rl.algorithms.shaping import overlong_penalty
 from rl.algorithms.turns import turn_advantages, turn_returns
 from rl.config.schema import Config, RLConfig
-from rl.types import Group, Sample, StopReason, TokenSequence, Trajectory
+from rl.types import Group, Sample, TokenSequence, Trajectory
 
 
 @dataclass(slots=True)
@@ -50,7 +50,7 @@ def make_samples(groups: list[Group], config: Config, metrics: MutableMapping[st
     everything = _score(groups, rl)
     kept = groups
     if rl.filter_groups_enable:
-        kept, _ = drop_uninformative_groups(groups, rl.filter_groups_metric)
+        kept, _ = drop_uninformative_groups(groups, rl.filter_groups_metric, drop_overlong=rl.overlong_filter_enable)
     scored = _score(kept, rl)
     advantages = _advantages(scored, rl)
     informative = {int(g) for g, a in zip(scored.group_ids, advantages, strict=True) if bool(a.any())}
@@ -82,7 +82,13 @@ def sampled_rows(trajectories: Sequence[Trajectory]) -> list[Sample]:
 
 
 def _score(groups: Sequence[Group], rl: RLConfig) -> _Scored:
-    members = [(i, t) for i, group in enumerate(groups) for t in group.trajectories if _takes_part(t, rl)]
+    drop_overlong = rl.overlong_filter_enable
+    members = [
+        (i, t)
+        for i, group in enumerate(groups)
+        for t in group.trajectories
+        if takes_part(t, drop_overlong=drop_overlong)
+    ]
     trajectories = [trajectory for _, trajectory in members]
     rewards = torch.tensor([t.score for t in trajectories], dtype=torch.float32)
     rewards -= torch.tensor([t.kl_penalty for t in trajectories], dtype=torch.float32)
@@ -96,12 +102,6 @@ def _score(groups: Sequence[Group], rl: RLConfig) -> _Scored:
         )
     group_ids = torch.tensor([i for i, _ in members], dtype=torch.int64)
     return _Scored(trajectories, group_ids, rewards)
-
-
-def _takes_part(trajectory: Trajectory, rl: RLConfig) -> bool:
-    if trajectory.score is None:
-        return False
-    return not (rl.overlong_filter_enable and trajectory.stop_reason is StopReason.LENGTH)
 
 
 def _advantages(scored: _Scored, rl: RLConfig) -> list[Tensor]:

@@ -36,6 +36,15 @@ def test_drop_uninformative_groups_compares_a_named_reward():
     assert [g.prompt.id for g in kept] == ["b"]
 
 
+def test_drop_uninformative_groups_sees_no_difference_in_what_is_masked_out():
+    groups = [group("a", [1.0, 1.0, 0.0]), group("b", [1.0, 0.0, 0.0]), group("c", [1.0, 0.0])]
+    for one in groups:
+        one.trajectories[-1].stop_reason = StopReason.LENGTH
+    assert drop_uninformative_groups(groups) == (groups, 0)
+    kept, _ = drop_uninformative_groups(groups, drop_overlong=True)
+    assert [g.prompt.id for g in kept] == ["b"]  # of a only 1 and 1 are left, of c one alone
+
+
 def test_drop_uninformative_groups_of_nothing_is_nothing():
     assert drop_uninformative_groups([]) == ([], 0)
 

@@ -86,6 +86,16 @@ def test_fill_without_a_metric_takes_every_group():
     assert names(Source([False], random.Random(0)).fill(GroupBuffer(None), 3, limit=3)) == ["p0", "p1", "p2"]
 
 
+def test_fill_replaces_a_group_in_which_only_masked_trajectories_differ():
+    group = make_group(0, useful=True)
+    group.trajectories[1].stop_reason = StopReason.LENGTH
+    for drop_overlong, num_more in ((False, 0), (True, 1)):
+        filling = GroupBuffer("score", drop_overlong=drop_overlong).begin(1, limit=10)
+        assert filling.num_to_start() == 1
+        filling.add(0, group)
+        assert (filling.num_filled, filling.num_to_start()) == (1 - num_more, num_more)
+
+
 @settings(deadline=None)
 @given(
     useful=st.lists(st.booleans(), min_size=1, max_size=12),
