@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from vllm.entrypoints.openai.chat_completion.protocol import ChatCompletionRequest, ChatCompletionToolsParam
+from vllm.parser.engine.parser_engine_config import ParserState
 from vllm.tokenizers.hf import get_cached_tokenizer
 from vllm.tool_parsers import ToolParser, ToolParserManager
 
@@ -18,14 +19,24 @@ from rl.types import ToolCall
 
 logger = logging.getLogger(__name__)
 
+_TAG_ATTRIBUTES = (
+    *("tool_calls_start_token", "tool_call_start_token", "tool_start_token", "bot_token", "bot_string"),
+    *("tc_start", "tools_open", "_TOOL_CALLS_START"),
+)
+"""Where parsers without a grammar keep the tag that opens their calls."""
+_IN_A_CALL = (ParserState.TOOL_PREAMBLE, ParserState.TOOL_NAME, ParserState.TOOL_ARGS)
+_OPEN, _CLOSE = ("<", "["), (">", "]")
+
 _THOUGHT = re.compile(r"<think>.*?(?:</think>|\Z)", re.DOTALL)
 
 
 class VllmParser:
     """A parser of vLLM, made total.
 
-    What vLLM cannot read it takes for prose, so unlike ours these parsers are silent about a malformed call. Thoughts
-    are cut out before it reads, closed or not, and so is what stands before a `</think>` that the prompt opened.
+    What vLLM cannot read it takes for prose. A turn that holds a tag which opens a call and yields none is an error
+    here, for the parsers whose tags are known (`opening_tags_of`); beside a call that was read a malformed one goes
+    unnoticed. Thoughts are cut out before it reads, closed or not, and so is what stands before a `</think>` that the
+    prompt opened.
 
     Args:
         name: In vLLM's registry.
@@ -44,28 +55,59 @@ class VllmParser:
         self._name, self._class, self._tokenizer = name, parser_class, tokenizer
         self._tools = [ChatCompletionToolsParam.model_validate(tool) for tool in tools]
         self._request = ChatCompletionRequest(messages=[], tools=list(self._tools) or None)
-        self._new_parser()
+        self.opening_tags = opening_tags_of(self._new_parser())
+        """What a call begins with; empty where the parser does not tell."""
 
     def for_tools(self, tools: Sequence[dict[str, Any]]) -> VllmParser:
         """The same parser for other tools."""
         return VllmParser(self._name, self._class, tools, self._tokenizer)
 
     def parse(self, text: str) -> list[ToolCall]:
-        """The calls that vLLM finds; one that carries an `error` where its parser failed."""
+        """The calls that vLLM finds; one that carries an `error` where its parser failed or missed a call."""
         said = _without_thoughts(text)
         try:
             found = self._new_parser().extract_tool_calls(said, self._request).tool_calls
         except Exception as error:  # any of vLLM's parsers may raise anything for a text that it did not expect
             logger.warning("vLLM's parser '%s' failed, got %r.", self._name, error)
             return [failed_call(said, f"the tool call cannot be read: {error}")]
+        if not found:
+            return self._missed(said)
         return [_as_call(call.function.name, call.function.arguments) for call in found]
 
     def render(self, call: ToolCall) -> None:
         """None: vLLM has no writers."""
 
+    def _missed(self, said: str) -> list[ToolCall]:
+        """An error for the first call that was begun."""
+        begun = {said.find(tag): tag for tag in self.opening_tags if tag in said}
+        if not begun:
+            return []
+        start = min(begun)
+        problem = f"the text after {begun[start]} cannot be read as a tool call. Write it as shown at the beginning"
+        return [failed_call(said[start:], problem)]
+
     def _new_parser(self) -> ToolParser:
         """A parser keeps what it has read, so every text gets a new one."""
         return self._class(self._tokenizer, self._tools)
+
+
+def opening_tags_of(parser: ToolParser) -> tuple[str, ...]:
+    """The tags that open a call, as far as a parser of vLLM tells them.
+
+    A parser made from a grammar has them in its transitions from content into a call; of the others most keep them in
+    an attribute, under one of a few names. Only tags in brackets count: a bare word may stand in prose.
+    """
+    grammar = getattr(getattr(parser, "_parser_engine", None), "parser_engine_config", None)
+    if grammar is None:
+        found = [getattr(parser, name, None) for name in _TAG_ATTRIBUTES]
+    else:
+        openings = {
+            terminal
+            for (state, terminal), transition in grammar.transitions.items()
+            if state is ParserState.CONTENT and transition.next_state in _IN_A_CALL
+        }
+        found = [grammar.terminal_literal(terminal) for terminal in openings]
+    return tuple(sorted({tag for tag in found if isinstance(tag, str) and tag[:1] in _OPEN and tag[-1:] in _CLOSE}))
 
 
 def adapted_names() -> list[str]:

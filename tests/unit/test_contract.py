@@ -31,6 +31,7 @@ METHODS = {
     "vllm:AsyncEngineArgs.create_engine_config": (),
     "vllm.v1.worker.gpu_model_runner:GPUModelRunner.reload_weights": ("weights_iterator",),
     "vllm.v1.worker.gpu_model_runner:GPUModelRunner.get_model": (),
+    "vllm.parser.engine.parser_engine_config:ParserEngineConfig.terminal_literal": ("name",),
     "vllm.model_executor.layers.linear:UnquantizedLinearMethod.apply": ("layer", "x", "bias"),
     "vllm.model_executor.layers.linear:UnquantizedLinearMethod.process_weights_after_loading": ("layer",),
     "vllm.model_executor.layers.vocab_parallel_embedding:UnquantizedEmbeddingMethod.apply": ("layer", "x", "bias"),
@@ -49,6 +50,8 @@ FIELDS = {
     "vllm.outputs:RequestOutput": ("request_id", "outputs"),
     "vllm.outputs:CompletionOutput": ("token_ids", "logprobs", "finish_reason"),
     "vllm.logprobs:FlatLogprobs": ("logprobs",),
+    "vllm.parser.engine.parser_engine_config:ParserEngineConfig": ("terminals", "transitions"),
+    "vllm.parser.engine.parser_engine_config:Transition": ("next_state",),
 }
 """Attributes read of records, by the parameters or fields that make them."""
 

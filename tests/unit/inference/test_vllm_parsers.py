@@ -77,6 +77,32 @@ def test_vllm_parsers_read_calls_and_no_thoughts(parsers: dict[str, VllmParser],
     assert parsers[name].parse(f"<think>{text}") == []
 
 
+@pytest.mark.parametrize(
+    ("name", "tag"),
+    [
+        ("hermes", "<tool_call>"),
+        ("qwen3_coder", "<tool_call>"),
+        ("glm45", "<tool_call>"),
+        ("deepseek_v3", DEEPSEEK[0]),
+        ("mistral", "[TOOL_CALLS]"),
+        ("llama3_json", "<|python_tag|>"),
+        ("kimi_k2", "<|tool_calls_section_begin|>"),
+    ],
+)
+def test_vllm_parsers_answer_a_call_that_cannot_be_read(parsers: dict[str, VllmParser], name: str, tag: str):
+    assert tag in parsers[name].opening_tags
+    (call,) = parsers[name].parse(f"I add. {tag}{{oops")
+    assert call.raw == f"{tag}{{oops"
+    assert call.error is not None and call.error.startswith(f"the text after {tag} cannot be read as a tool call.")
+    assert parsers[name].parse("I add. {oops") == []
+    assert parsers[name].parse(f"<think>{tag}{{oops</think>done") == []
+
+
+def test_vllm_parsers_of_bare_lists_are_silent(parsers: dict[str, VllmParser]):
+    assert parsers["pythonic"].opening_tags == ()
+    assert parsers["pythonic"].parse("[add(a=1") == []
+
+
 @settings(max_examples=150, deadline=None)
 @given(st.lists(st.sampled_from(TAGS) | st.text(max_size=3), max_size=12).map("".join))
 def test_vllm_parsers_read_any_text_without_raising(parsers: dict[str, VllmParser], text: str):
