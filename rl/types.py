@@ -103,6 +103,8 @@ class ToolResult:
     """Attempts that failed for the service's reasons; all but the last of an unavailable call were made again."""
     outage_s: float = 0.0
     """From the first such failure to the call's end; 0 where there was none."""
+    met_open_breaker: bool = False
+    """The tool's circuit breaker was open when an attempt began: it was held back, or went as the probe."""
     has_abandoned_thread: bool = False
     """A plain function did not end at its deadline, and goes on in a thread that nobody waits for."""
 

@@ -122,6 +122,8 @@ def _one_tool_metrics(name: str, answers: Sequence[ToolResult]) -> dict[str, flo
         f"{name}/timeouts": float(sum(r.status is ToolStatus.TIMEOUT for r in answers)),
         f"{name}/unavailable": float(sum(r.status is ToolStatus.UNAVAILABLE for r in answers)),
         f"{name}/failed_attempts": float(sum(r.num_failed_attempts for r in answers)),
+        f"{name}/retries": float(sum(_num_retries(r) for r in answers)),
+        f"{name}/breaker_waits": float(sum(r.met_open_breaker for r in answers)),
         f"{name}/outage_s/max": max(r.outage_s for r in answers),
         f"{name}/abandoned_threads": float(sum(r.has_abandoned_thread for r in answers)),
     }
@@ -138,6 +140,11 @@ def _one_tool_metrics(name: str, answers: Sequence[ToolResult]) -> dict[str, flo
         for key, value in answer.metrics.items():
             own[key].append(value)
     return metrics | {f"{name}/{key}/mean": _mean(values) for key, values in sorted(own.items())}
+
+
+def _num_retries(result: ToolResult) -> int:
+    """Failed attempts after which another one was made: all, but for the last of a call that was given up."""
+    return max(0, result.num_failed_attempts - (result.status is ToolStatus.UNAVAILABLE))
 
 
 def tool_wait_share(trajectories: Sequence[Trajectory]) -> float:

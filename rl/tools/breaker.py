@@ -24,6 +24,12 @@ class CircuitBreaker:
     closes it and lets all go on. Waiting rather than failing keeps the trajectories alive through a restart; their
     calls' own deadlines end the wait.
 
+    Each process has one of its own for a tool, unlike the rate limit. A limit is a promise to the service, which only a
+    common count can keep. Whether the service answers is an observation, and may differ between machines: one whose
+    network is cut must not hold the others back. To find out for itself costs a process five failed attempts and then
+    a probe every 5 s at most, nothing to a service that is down; a common breaker would cost every call a question to
+    another process, whose death would be one more way to stall.
+
     Args:
         name: Of the tool, for the log.
 

@@ -51,6 +51,7 @@ class _Call:
     """The last of them."""
     failed_at: float | None = None
     """When the first of them ended."""
+    met_open_breaker: bool = False
     run_s: float = 0.0
     is_late: bool = False
     """The attempt ran into the tool's own limit, or the call into its deadline."""
@@ -115,6 +116,7 @@ class ToolRunner:
             metrics=output.metrics,
             num_failed_attempts=call.num_failures,
             outage_s=0.0 if call.failed_at is None else loop.time() - call.failed_at,
+            met_open_breaker=call.met_open_breaker,
             has_abandoned_thread=call.is_late and self._threads is not None,
         )
 
@@ -150,6 +152,7 @@ class ToolRunner:
                 async with start_by:
                     await held.enter_async_context(self._workers)
                     await held.enter_async_context(self._permits)
+                    call.met_open_breaker = call.met_open_breaker or self._breaker.is_open
                     await held.enter_async_context(self._breaker.guard())
                     state = await make_state()
                 return await self._execute(call, state, arguments)

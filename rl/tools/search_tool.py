@@ -12,6 +12,8 @@ from rl.errors import ToolError
 from rl.tools.base import ServiceUnavailableError, Tool, ToolConfig, ToolOutput
 from rl.types import ToolStatus
 
+_BUSY = (408, 429)
+"""Refusals that are the service's own, beside 5xx."""
 _NOTHING = "No documents were found."
 _BETWEEN_QUERIES = "\n---\n"
 
@@ -83,7 +85,7 @@ class SearchTool(Tool):
             self._http = aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0), timeout=limit)
         try:
             async with self._http.post(url, json=body) as response:
-                if response.status >= 500:
+                if response.status >= 500 or response.status in _BUSY:
                     raise ServiceUnavailableError(f"{url}: HTTP {response.status}: {(await response.text())[:200]}")
                 if response.status >= 400:
                     return (await response.text())[:500]

@@ -67,10 +67,12 @@ def test_tool_metrics_name_an_outage_and_what_tools_return() -> None:
     down.turns[0].results[0].num_failed_attempts, down.turns[0].results[0].outage_s = 7, 60.0
     back.turns[0].results[0].num_failed_attempts, back.turns[0].results[0].outage_s = 2, 3.5
     back.turns[0].results[0].metrics, back.turns[0].results[0].reward = {"num_steps": 4.0}, None
-    back.turns[0].results[0].has_abandoned_thread = True
+    back.turns[0].results[0].has_abandoned_thread = back.turns[0].results[0].met_open_breaker = True
     metrics = tool_metrics([down, back])
     assert metrics["tools/calc/unavailable"] == metrics["tools/unavailable"] == 1.0
     assert metrics["tools/calc/failed_attempts"] == 9.0
+    assert metrics["tools/calc/retries"] == 8.0  # 6 of the call that was given up, and 2
+    assert metrics["tools/calc/breaker_waits"] == 1.0
     assert metrics["tools/calc/outage_s/max"] == 60.0
     assert metrics["tools/calc/abandoned_threads"] == 1.0
     assert metrics["tools/calc/queue_s/p95"] == 0.04

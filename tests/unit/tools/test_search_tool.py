@@ -86,7 +86,13 @@ async def test_search_checks_its_arguments(url: str) -> None:
 
 
 async def test_search_tries_again_while_the_retriever_fails() -> None:
-    answers = [web.Response(status=503), web.json_response({"results": []}), web.json_response([]), web.Response()]
+    answers = [
+        web.Response(status=503),
+        web.Response(status=429),
+        web.json_response({"results": []}),
+        web.json_response([]),
+        web.Response(),
+    ]
 
     async def handle(request: web.Request) -> web.Response:
         body = await request.json()
