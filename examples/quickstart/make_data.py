@@ -4,7 +4,7 @@
     <output>/test.parquet             held-out prompts; none of their questions occurs elsewhere
     <output>/demonstrations.parquet   conversations with a call and its real output, and answers given at once
 
-Demonstrations of two tasks always call the code interpreter; of four tasks a third calls it, and the rest answers at
+Demonstrations of one task always call the code interpreter; of five tasks a third calls it, and the rest answers at
 once, rightly, which so small a model cannot repeat with other numbers: that the call is worth it is left to
 reinforcement learning. Two tasks are never demonstrated.
 
@@ -39,7 +39,7 @@ PROGRAMS: dict[str, str] = {
 """How each demonstrated task is computed, after `HEADER`: {0}, {1} are the question's numbers, {expression} its
 arithmetic, {word} its last word."""
 FINAL_ANSWER = "\\boxed{%s}"
-ALWAYS_CALLED = ("gcd", "lcm")
+ALWAYS_CALLED = ("chain_sum",)
 CALL_EVERY = 3
 """Of so many demonstrations of each other task one calls the tool."""
 
