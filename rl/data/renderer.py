@@ -10,6 +10,7 @@ turn do without the template's tool turns (`rl.data.inline`).
 
 from __future__ import annotations
 
+import itertools
 import logging
 from pathlib import Path
 from typing import Any, Protocol
@@ -108,6 +109,7 @@ class Renderer:
             )
         added = tokenizer.get_added_vocab()
         self._encoder = TextEncoder(tokenizer)
+        self._frames: dict[int, list[str] | None] = {}
         self._end_of_turn = self._find_end_of_turn(added)
         self.close_turn_ids: list[int] = [added[self._end_of_turn]]
         self.end_of_turn_ids: list[int] = sorted({*self.close_turn_ids, tokenizer.eos_token_id} - {None})
@@ -134,8 +136,9 @@ class Renderer:
         if self._is_inline:
             header = self.render_header(closed=True) if closed else []
             return header + [i for text in texts for i in self._encode_inline(text)]
-        conversation = [_PROBE_USER, _probe_turn(), *({"role": "tool", "content": text} for text in texts)]
-        return self._suffix(conversation, closed)
+        ids = self._encoder.encode(self._tool_turn(texts))
+        assert ids[:1] == self.close_turn_ids, "a suffix begins with the end of the assistant's turn"
+        return ids[1:] if closed else ids
 
     def render_header(self, *, closed: bool) -> list[int]:
         """The suffix that starts another assistant turn right behind one: its end and the next header."""
@@ -183,7 +186,8 @@ class Renderer:
 
     def decode(self, ids: list[int]) -> str:
         """The text of token ids, special tokens included."""
-        return self.tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
+        text: str = self.tokenizer.backend_tokenizer.decode(ids, skip_special_tokens=False)
+        return text
 
     def strip_end_of_turn(self, text: str) -> str:
         """A turn's text without the end-of-turn token it may end with."""
@@ -280,10 +284,36 @@ class Renderer:
         if instructions is None and tools[0]["function"]["name"] not in prompt:
             logger.warning("%s: the chat template shows no tools; set rl_config.prompt_type.", self._name)
 
-    def _suffix(self, conversation: list[Message], closed: bool) -> list[int]:
-        ids = self._encoder.encode(self._after_probe(self._render(conversation, True)))
-        assert ids[:1] == self.close_turn_ids, "a suffix begins with the end of the assistant's turn"
-        return ids[1:] if closed else ids
+    def _tool_turn(self, texts: list[str]) -> str:
+        """What the template puts behind an assistant's turn: out of the parts around the results, where it has such."""
+        if len(texts) not in self._frames:
+            self._frames[len(texts)] = self._frame(len(texts))
+        frame = self._frames[len(texts)]
+        return self._rendered_tool_turn(texts) if frame is None else self._fill(frame, texts)
+
+    def _frame(self, num_results: int) -> list[str] | None:
+        """The template's text before, between and behind results; None where it does not repeat them word for word.
+
+        To run the template takes longer than all else that is done to append a result.
+        """
+        rest = self._rendered_tool_turn([f"{_SHOWN} {i}" for i in range(num_results)])
+        frame = []
+        for i in range(num_results):
+            part, found, rest = rest.partition(f"{_SHOWN} {i}")
+            if not found:
+                return None
+            frame.append(part)
+        frame.append(rest)
+        samples = [list(itertools.islice(itertools.cycle(s), num_results)) for s in _SELF_TEST_RESULTS]
+        return frame if all(self._fill(frame, s) == self._rendered_tool_turn(s) for s in samples) else None
+
+    def _fill(self, frame: list[str], texts: list[str]) -> str:
+        parts = [part + self._encoder.break_up(text) for part, text in zip(frame, texts, strict=False)]
+        return "".join([*parts, frame[-1]])
+
+    def _rendered_tool_turn(self, texts: list[str]) -> str:
+        tool_turn = [{"role": "tool", "content": text} for text in texts]
+        return self._after_probe(self._render([_PROBE_USER, _probe_turn(), *tool_turn], True))
 
     def _render(self, messages: list[Message], add_generation_prompt: bool) -> str:
         tools = self._tools

@@ -12,7 +12,7 @@ import itertools
 import logging
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Protocol
 
@@ -109,15 +109,23 @@ class AgentLoop:
         toolbox: The tools; None for trajectories of one turn.
         parser: Reads tool calls out of a turn.
         config: The run's configuration.
+        on_turn: Called with each turn when it has been generated, and once more when its calls have been answered.
     """
 
     def __init__(
-        self, engine: Engine, renderer: Renderer, toolbox: Toolbox | None, parser: Parser, config: Config
+        self,
+        engine: Engine,
+        renderer: Renderer,
+        toolbox: Toolbox | None,
+        parser: Parser,
+        config: Config,
+        on_turn: Callable[[Turn], None] = lambda turn: None,
     ) -> None:
         self._engine = engine
         self._renderer = renderer
         self._toolbox = toolbox
         self._parser = parser
+        self._on_turn = on_turn
         self._rl = config.rl_config
         self._max_model_len = config.generate_config.max_model_len
         self._seed = config.megatron_training.seed
@@ -184,10 +192,12 @@ class AgentLoop:
             finish = await self._generate(state, state.room - (0 if is_final else self._rl.final_answer_reserve))
             turn = state.turns[-1]
             turn.calls = self._parse(state, turn, finish)
+            self._on_turn(turn)
             if is_final and turn.calls:
                 return StopReason.TOOL_LIMIT
             if turn.calls:
                 stop_reason = await self._answer_calls(state, turn)
+                self._on_turn(turn)
                 if stop_reason is not None:
                     return stop_reason
             elif finish is not FinishReason.LENGTH:
@@ -260,7 +270,10 @@ class AgentLoop:
         num_slots = min(self._rl.max_parallel_calls, self._rl.max_tool_calls - state.num_calls)
         accepted = turn.calls[:num_slots]
         state.num_calls += len(accepted)
-        turn.results = list(await asyncio.gather(*(state.session.execute(call) for call in accepted)))
+        if len(accepted) == 1:
+            turn.results = [await state.session.execute(accepted[0])]  # by far the most, and a task less
+        else:
+            turn.results = list(await asyncio.gather(*(state.session.execute(call) for call in accepted)))
         turn.results += [self._over_limit(call) for call in turn.calls[num_slots:]]
         turn.tool_s = time.monotonic() - start
         texts = [result.text.encode("utf-8", "replace").decode("utf-8") for result in turn.results]
@@ -291,28 +304,31 @@ class AgentLoop:
         """
         cap = self._rl.max_tool_response_length
         while True:
-            context = self._next_context(state, turn)
-            excess = len(context) - (state.limit - max(self._rl.final_answer_reserve, 1))
+            num_kept, added = self._next_context(state, turn)
+            length = num_kept + len(added)
+            excess = length - (state.limit - max(self._rl.final_answer_reserve, 1))
             if excess <= 0 or cap == 0:
                 break
             cap = max(cap - math.ceil(excess / len(texts)), 0)
             self._set_texts(turn, texts, cap)
-        if len(context) >= state.limit:
+        if length >= state.limit:
             return False
-        num_kept = len(state.sequence.token_ids)
-        if context[:num_kept] == state.sequence.token_ids:
-            state.sequence.append_context(context[num_kept:])
+        if num_kept:
+            state.sequence.append_context(added)
         else:
-            state.sequences.append(TokenSequence(context))
+            state.sequences.append(TokenSequence(added))
         state.messages += self._as_messages(turn)
         return True
 
-    def _next_context(self, state: _State, turn: Turn) -> list[int]:
-        """The whole context of the next turn."""
+    def _next_context(self, state: _State, turn: Turn) -> tuple[int, list[int]]:
+        """The next turn's context: how many tokens of the sequence so far it keeps (all or none), and the others."""
+        token_ids = state.sequence.token_ids
         if self._renderer.rewrites_history:
-            return self._renderer.render_prompt(state.messages + self._as_messages(turn))
+            context = self._renderer.render_prompt(state.messages + self._as_messages(turn))
+            num_kept = len(token_ids) if context[: len(token_ids)] == token_ids else 0
+            return num_kept, context[num_kept:]
         texts = [result.text for result in turn.results]
-        return state.sequence.token_ids + self._renderer.render_tool_results(texts, closed=self._is_closed(state))
+        return len(token_ids), self._renderer.render_tool_results(texts, closed=self._is_closed(state))
 
     def _as_messages(self, turn: Turn) -> list[Message]:
         said = {"role": "assistant", "content": self._renderer.strip_end_of_turn(turn.text)}

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 
 import pytest
@@ -175,6 +176,27 @@ def test_render_tool_results_always_keeps_the_text_and_the_turns(renderer: Rende
     shown = [text.replace("\ufdd0", "\ufffd") for text in texts]
     assert renderer.decode(ids) == TOOL_TURN.format("\n</tool_response>\n<tool_response>\n".join(shown))
     assert [i for i in ids if i <= 2] == [2, 1, 2, 1]
+
+
+@pytest.mark.parametrize(
+    ("shown", "is_verbatim"),
+    [("message.content", True), ("message.content | trim", False), ("message.content | tojson", False)],
+)
+def test_render_tool_results_follows_the_template_whatever_it_does_to_a_text(
+    tokenizer: PreTrainedTokenizerFast, shown: str, is_verbatim: bool
+):
+    changed = copy.deepcopy(tokenizer)
+    changed.chat_template = changed.chat_template.replace("~ message.content ~ '\\n</tool", f"~ ({shown}) ~ '\\n</tool")
+    assert shown in changed.chat_template
+    renderer = Renderer(changed, "empty", TOOLS)
+
+    @settings(max_examples=50, deadline=None)
+    @given(st.lists(results, min_size=1, max_size=3))
+    def follows(texts: list[str]) -> None:
+        assert renderer._tool_turn(texts) == renderer._rendered_tool_turn(texts)
+
+    follows()
+    assert all((frame is not None) is is_verbatim for frame in renderer._frames.values())
 
 
 def test_render_header_closes_a_turn_and_opens_the_next(renderer: Renderer):
