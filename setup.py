@@ -40,6 +40,8 @@ setup(
         "cuda": ["torch==2.11.0", "vllm==0.24.0", "megatron-core>=0.19,<0.20"],
         "examples": ["mwparserfromhell>=0.7"],
         "mcp": ["mcp>=2.3"],
+        "tantivy": ["tantivy>=0.27"],
+        "dense": ["faiss-cpu>=1.15", "torch"],
         "dev": [
             "pytest",
             "pytest-asyncio",

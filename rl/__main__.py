@@ -145,11 +145,14 @@ def retriever(argv: list[str]) -> int:
     from rl.services.retriever import BACKENDS, serve
 
     parser = _parser("retriever", retriever)
-    parser.add_argument("--corpus", type=Path, required=True, metavar="FILE", help=".jsonl or .parquet")
+    corpus = ".jsonl or .parquet; several files, or shards, make up one corpus"
+    parser.add_argument("--corpus", "--shards", type=Path, nargs="+", required=True, metavar="FILE", help=corpus)
     parser.add_argument("--index", type=Path, metavar="FOLDER", help="default: beside the corpus")
     parser.add_argument("--host", default="127.0.0.1", help="default: %(default)s")
     parser.add_argument("--port", type=int, default=8000, help="default: %(default)s")
     parser.add_argument("--backend", choices=BACKENDS, default="bm25s", help="default: %(default)s")
+    model = "folder of a sentence-transformers model, for --backend dense"
+    parser.add_argument("--model", type=Path, metavar="FOLDER", help=model)
     arguments = parser.parse_args(argv)
     _log_to_terminal()
     serve(**vars(arguments))

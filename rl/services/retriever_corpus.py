@@ -1,10 +1,10 @@
-"""Reads a corpus: a .jsonl or .parquet file of documents, in the form in which the retriever sends them."""
+"""Reads a corpus, .jsonl or .parquet files of documents, chunk by chunk and in the form in which documents are sent."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,8 +14,13 @@ import pyarrow.parquet as pq
 
 from rl.errors import ServiceError
 
-_CHUNK_BYTES = 1 << 20
+CHUNK_BYTES = 4 << 20
+"""Of a .jsonl file, about."""
+
+_CHUNK_ROWS = 8192
+_COUNTED_BYTES = 1 << 20
 _SUFFIXES = (".jsonl", ".parquet")
+_ENCODER = json.JSONEncoder(ensure_ascii=False)
 
 
 @dataclass(slots=True, frozen=True)
@@ -28,74 +33,110 @@ class Document:
     """The JSON object of an answer, on one line: `contents`, and what else the corpus says (`id`, `title`, ...)."""
 
 
-def iter_documents(path: Path) -> Iterator[Document]:
-    """Read a corpus document by document.
+@dataclass(slots=True, frozen=True)
+class Chunk:
+    """Neighbouring rows of one file, as they stand there."""
 
-    A row has `contents`, as Search-R1's corpora have, or `title` and `text`; other columns are kept. A row without
-    `id` gets its number, from 0.
+    path: Path
+    place: int
+    """Line or row of the first, from 1."""
+    first: int
+    """Its number in the corpus, from 0."""
+    num_documents: int
+    rows: list[bytes] | pa.RecordBatch
+    """Lines, of which blank ones are no documents; or rows of a table."""
+
+
+def iter_chunks(corpus: Sequence[Path]) -> Iterator[Chunk]:
+    """Cut a corpus into chunks, which are quick to hand to another process.
 
     Args:
-        path: .jsonl, one object a line, blank lines skipped; or .parquet.
+        corpus: Files, read one after the other: .jsonl, one object a line, blank lines skipped; or .parquet.
 
     Yields:
-        The documents in order; at least one.
+        Chunks in order; in all at least one document.
 
     Raises:
-        ServiceError: The file is missing, empty or of another type, or a row is malformed; says which, from 1.
+        ServiceError: A file is missing or of another type, or there is no document.
     """
-    check_corpus(path)
-    rows = _read_jsonl(path) if path.suffix == ".jsonl" else _read_parquet(path)
-    number = -1
-    for number, (where, row) in enumerate(rows):
+    number = 0
+    for path in corpus:
+        for chunk in _cut_jsonl(path, number) if path.suffix == ".jsonl" else _cut_parquet(path, number):
+            yield chunk
+            number += chunk.num_documents
+    if not number:
+        raise ServiceError(f"{', '.join(map(str, corpus))}: has no document. Give a corpus of at least one.")
+
+
+def read_chunk(chunk: Chunk) -> Iterator[Document]:
+    """Read the documents of a chunk.
+
+    A row has `contents`, as Search-R1's corpora have, or `title` and `text`; other columns are kept. A row without
+    `id` gets its number in the corpus, from 0.
+
+    Args:
+        chunk: Of `iter_chunks`.
+
+    Yields:
+        The documents in order.
+
+    Raises:
+        ServiceError: A row is malformed; says which, from 1.
+    """
+    rows = _parse_lines(chunk, chunk.rows) if isinstance(chunk.rows, list) else _parse_table(chunk, chunk.rows)
+    for number, (where, row) in enumerate(rows, start=chunk.first):
         yield _to_document(where, number, row)
-    if number < 0:
-        raise ServiceError(f"{path}: has no document. Give a corpus of at least one.")
 
 
-def check_corpus(path: Path) -> None:
-    """See that a corpus is there and of a known type.
+def check_corpus(corpus: Sequence[Path]) -> None:
+    """See that the files of a corpus are there and of a known type.
 
     Raises:
-        ServiceError: It is not.
+        ServiceError: One is not, or is named twice.
     """
-    if path.suffix not in _SUFFIXES:
-        raise ServiceError(f"{path}: unknown file type '{path.suffix}'. Give one of {', '.join(_SUFFIXES)}.")
-    if not path.is_file():
-        raise ServiceError(f"{path}: no such corpus. Correct the path.")
+    for number, path in enumerate(corpus):
+        if path.suffix not in _SUFFIXES:
+            raise ServiceError(f"{path}: unknown file type '{path.suffix}'. Give one of {', '.join(_SUFFIXES)}.")
+        if not path.is_file():
+            raise ServiceError(f"{path}: no such corpus. Correct the path.")
+        if path in corpus[:number]:
+            raise ServiceError(f"{path}: is named twice. Name every file of the corpus once.")
 
 
-def count_rows(path: Path) -> int:
+def count_rows(corpus: Sequence[Path]) -> int:
     """Documents of a corpus, for a progress bar; blank lines count."""
-    if path.suffix == ".parquet":
-        return int(_open_parquet(path).metadata.num_rows)
-    with path.open("rb") as stream:
-        return sum(chunk.count(b"\n") for chunk in iter(lambda: stream.read(_CHUNK_BYTES), b""))
+    return sum(map(_count_file, corpus))
 
 
-def hash_corpus(path: Path) -> str:
+def hash_file(path: Path) -> str:
     """SHA-256 of the file, in hexadecimal."""
     with path.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
-def _read_jsonl(path: Path) -> Iterator[tuple[str, Any]]:
+def _count_file(path: Path) -> int:
+    if path.suffix == ".parquet":
+        return int(_open_parquet(path).metadata.num_rows)
     with path.open("rb") as stream:
-        for number, line in enumerate(stream, start=1):
-            if line.isspace():
-                continue
-            try:
-                row = json.loads(line)
-            except ValueError as error:  # JSONDecodeError and UnicodeDecodeError
-                raise ServiceError(f"{path}: line {number} is not JSON: {error}. Correct the line.") from error
-            yield f"{path}: line {number}", row
+        return sum(piece.count(b"\n") for piece in iter(lambda: stream.read(_COUNTED_BYTES), b""))
 
 
-def _read_parquet(path: Path) -> Iterator[tuple[str, Any]]:
-    number = 0
-    for batch in _open_parquet(path).iter_batches():
-        for row in batch.to_pylist():
-            number += 1
-            yield f"{path}: row {number}", row
+def _cut_jsonl(path: Path, first: int) -> Iterator[Chunk]:
+    place = 1
+    with path.open("rb") as stream:
+        while lines := stream.readlines(CHUNK_BYTES):
+            num_documents = sum(not line.isspace() for line in lines)
+            yield Chunk(path, place, first, num_documents, lines)
+            place += len(lines)
+            first += num_documents
+
+
+def _cut_parquet(path: Path, first: int) -> Iterator[Chunk]:
+    place = 1
+    for batch in _open_parquet(path).iter_batches(_CHUNK_ROWS):
+        yield Chunk(path, place, first, batch.num_rows, batch)
+        place += batch.num_rows
+        first += batch.num_rows
 
 
 def _open_parquet(path: Path) -> pq.ParquetFile:
@@ -103,6 +144,23 @@ def _open_parquet(path: Path) -> pq.ParquetFile:
         return pq.ParquetFile(path)
     except (pa.ArrowException, OSError) as error:
         raise ServiceError(f"{path}: is not a parquet file: {error}. Write it again.") from error
+
+
+def _parse_lines(chunk: Chunk, lines: list[bytes]) -> Iterator[tuple[str, Any]]:
+    for place, line in enumerate(lines, start=chunk.place):
+        if line.isspace():
+            continue
+        where = f"{chunk.path}: line {place}"
+        try:
+            row = json.loads(line)
+        except ValueError as error:  # JSONDecodeError and UnicodeDecodeError
+            raise ServiceError(f"{where} is not JSON: {error}. Correct the line.") from error
+        yield where, row
+
+
+def _parse_table(chunk: Chunk, rows: pa.RecordBatch) -> Iterator[tuple[str, Any]]:
+    for place, row in enumerate(rows.to_pylist(), start=chunk.place):
+        yield f"{chunk.path}: row {place}", row
 
 
 def _to_document(where: str, number: int, row: Any) -> Document:
@@ -119,7 +177,7 @@ def _to_document(where: str, number: int, row: Any) -> Document:
     others = {key: value for key, value in row.items() if key not in ("contents", "text")}
     body = {"id": str(number), **others, "contents": contents}
     try:
-        encoded = json.dumps(body, ensure_ascii=False).encode()
+        encoded = _ENCODER.encode(body).encode()
     except (TypeError, UnicodeEncodeError) as error:
         raise ServiceError(f"{where} cannot be sent as JSON: {error}. Correct it.") from error
     return Document(contents, encoded)

@@ -5,7 +5,7 @@ import re
 import socket
 import subprocess
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,8 @@ from aiohttp.test_utils import TestClient, TestServer
 
 from rl.errors import ServiceError
 from rl.services.embedded import EmbeddedRetriever
-from rl.services.retriever import RetrieverServer, serve
+from rl.services.retriever import RetrieverServer, open_backend, serve
+from rl.services.retriever_folder import Hit
 from rl.services.retriever_index import open_index
 from tests.unit.services.conftest import post_json
 
@@ -177,3 +178,42 @@ def test_command_ends_on_sigterm_and_refuses_unknown_backends(corpus: Path) -> N
     refused = subprocess.run([*command, "--backend", "lucene"], cwd=ROOT, capture_output=True, text=True, timeout=60)
     assert refused.returncode == 2
     assert "invalid choice: 'lucene'" in refused.stderr
+
+
+def test_open_backend_names_the_extra_that_is_missing(corpus: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "tantivy", None)
+    monkeypatch.delitem(sys.modules, "rl.services.retriever_tantivy", raising=False)
+    with pytest.raises(
+        ServiceError, match=r"'tantivy' is not installed\. Install it: `pip install 'turnwise\[tantivy\]"
+    ):
+        open_backend("tantivy", corpus)
+    with pytest.raises(ServiceError, match="retriever --model: is what --backend dense needs, and only that, got None"):
+        open_backend("dense", corpus)
+    with pytest.raises(ServiceError, match=r"retriever --model: .*got m with bm25s"):
+        open_backend("bm25s", corpus, model=Path("m"))
+
+
+class SlowIndex:
+    """Two queries at a time; keeps what it was asked."""
+
+    batch_size, num_documents = 2, 1
+
+    def __init__(self) -> None:
+        self.asked: list[list[str]] = []
+
+    def search_batch(self, queries: Sequence[str], topk: int) -> list[tuple[Hit, ...]]:
+        self.asked.append(list(queries))
+        return [(Hit(0, float(len(query))),) for query in queries]
+
+    def document(self, row: int) -> bytes:
+        return b"{}"
+
+
+async def test_retrieve_asks_a_backend_for_batches_of_new_queries() -> None:
+    index = SlowIndex()
+    async with TestClient(TestServer(RetrieverServer(index, Path("c"), "dense").application())) as client:
+        first = await retrieve(client, queries=["aa", "b", "aa", "cccc"], return_scores=True)
+        await retrieve(client, queries=["b", "dd"])
+        await retrieve(client, queries=["b"], topk=1)
+    assert [found[0]["score"] for found in first["result"]] == [2, 1, 2, 4]
+    assert index.asked == [["aa", "b"], ["cccc"], ["dd"], ["b"]]

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 
 import pyarrow as pa
@@ -8,7 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from rl.errors import ServiceError
-from rl.services.retriever_corpus import count_rows, iter_documents
+from rl.services.retriever_corpus import Document, check_corpus, count_rows, iter_chunks, read_chunk
 
 
 def write(path: Path, *lines: str) -> Path:
@@ -16,8 +17,16 @@ def write(path: Path, *lines: str) -> Path:
     return path
 
 
-def read(path: Path) -> list[dict]:
-    documents = list(iter_documents(path))
+def iter_documents(*corpus: Path) -> Iterator[Document]:
+    check_corpus(corpus)
+    for chunk in iter_chunks(corpus):
+        documents = list(read_chunk(chunk))
+        assert len(documents) == chunk.num_documents
+        yield from documents
+
+
+def read(*corpus: Path) -> list[dict]:
+    documents = list(iter_documents(*corpus))
     bodies = [json.loads(document.encoded) for document in documents]
     assert [body["contents"] for body in bodies] == [document.contents for document in documents]
     assert not any(b"\n" in document.encoded for document in documents)
@@ -44,7 +53,21 @@ def test_iter_documents_reads_parquet_as_jsonl(tmp_path: Path) -> None:
     pq.write_table(pa.Table.from_pylist(rows), tmp_path / "corpus.parquet")
     lines = write(tmp_path / "corpus.jsonl", *map(json.dumps, rows))
     assert read(tmp_path / "corpus.parquet") == read(lines)
-    assert (count_rows(tmp_path / "corpus.parquet"), count_rows(lines)) == (2, 2)
+    assert (count_rows([tmp_path / "corpus.parquet"]), count_rows([lines, lines])) == (2, 4)
+
+
+def test_iter_documents_reads_several_files_as_one_and_in_any_chunks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = write(tmp_path / "a.jsonl", '{"contents": "a"}', "", '{"contents": "b"}', '{"contents": "c"}')
+    pq.write_table(pa.Table.from_pylist([{"contents": text} for text in "def"]), tmp_path / "b.parquet")
+    files = (first, tmp_path / "b.parquet", write(tmp_path / "c.jsonl", "", '{"contents": "g"}', "{"))
+    for size in (1, 20, 1 << 20):
+        monkeypatch.setattr("rl.services.retriever_corpus.CHUNK_BYTES", size)
+        monkeypatch.setattr("rl.services.retriever_corpus._CHUNK_ROWS", size)
+        assert [(d["id"], d["contents"]) for d in read(*files[:2])] == [(str(n), "abcdef"[n]) for n in range(6)]
+        with pytest.raises(ServiceError, match=r"c\.jsonl: line 3 is not JSON"):
+            read(*files)
 
 
 @pytest.mark.parametrize(
@@ -74,3 +97,5 @@ def test_iter_documents_refuses_what_is_no_corpus(tmp_path: Path) -> None:
         list(iter_documents(write(tmp_path / "corpus.jsonl", "")))
     with pytest.raises(ServiceError, match="is not a parquet file"):
         list(iter_documents(write(tmp_path / "corpus.parquet", "PAR?")))
+    with pytest.raises(ServiceError, match=r"twice.jsonl: is named twice\. Name every file of the corpus once\."):
+        list(iter_documents(*[write(tmp_path / "twice.jsonl", "")] * 2))

@@ -3,13 +3,16 @@ from __future__ import annotations
 import json
 import os
 import random
+import re
 from pathlib import Path
 
 import bm25s
 import pytest
 import Stemmer
+from bm25s.stopwords import STOPWORDS_EN
 
 from rl.errors import ServiceError
+from rl.services.retriever_counts import STOP_WORDS, WORD
 from rl.services.retriever_index import open_index
 
 
@@ -61,6 +64,42 @@ def test_search_ranks_as_bm25s_used_directly(tmp_path: Path) -> None:
             assert ours == {row for row, theirs in zip(their_rows, their_scores, strict=True) if theirs == score}
 
 
+def test_search_words_are_those_of_bm25s() -> None:
+    assert sorted(STOP_WORDS) == sorted(STOPWORDS_EN)
+    text = "a bc d_e f'g h\u00e9 Straße x1 1 \u0301ab ab\u0301c ١٢ 東京 -- a.bc _ __"
+    assert WORD.findall(text) == re.findall(r"(?u)\b\w\w+\b", text)
+
+
+def test_bm25s_opens_the_folder_and_finds_the_same(tmp_path: Path) -> None:
+    index = open_index(write(tmp_path / "c.jsonl", ["cat\ndogs", "Cats, a cat. The bird", "", "the bird bird"]))
+    theirs = bm25s.BM25.load(tmp_path / "c.jsonl.bm25s", mmap=True)
+    asked = bm25s.tokenize(["cats", "bird"], stopwords="en", stemmer=Stemmer.Stemmer("english"), show_progress=False)
+    rows, scores = theirs.retrieve(asked, k=2, show_progress=False)
+    for number, query in enumerate(("cats", "bird")):
+        hits = index.search_batch([query, "zebra"], 2)[0]
+        assert [(hit.row, hit.score) for hit in hits] == list(zip(rows[number], scores[number], strict=True))
+    assert theirs.retrieve([["zebra"]], k=1, show_progress=False)[1].tolist() == [[0.0]]
+
+
+def test_count_chunks_gives_the_same_index_from_several_processes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rng = random.Random(1)
+    texts = [" ".join(rng.choices(["cats", "cat", "dogs", "the", "bird", "run", "running"], k=9)) for _ in range(60)]
+    whole = open_index(write(tmp_path / "whole.jsonl", texts))
+    files = [write(tmp_path / "a.jsonl", texts[:25]), write(tmp_path / "b.jsonl", texts[25:])]
+    monkeypatch.setattr("rl.services.retriever_corpus.CHUNK_BYTES", 700)
+    monkeypatch.setattr("rl.services.retriever_counts.CHUNK_BYTES", 700)
+    parts = open_index(files)
+    assert (tmp_path / "a.jsonl+1.bm25s").is_dir()
+    for query in ("cat", "dog bird", "runs", "the cat running cat"):
+        assert parts.search(query, 20) == whole.search(query, 20)
+    assert json.loads(parts.document(25))["contents"] == texts[25]
+    (tmp_path / "b.jsonl").write_text('{"contents": "cat"}\n' * 40 + "{\n")
+    with pytest.raises(ServiceError, match=r"b\.jsonl: line 41 is not JSON"):
+        open_index(files)
+
+
 def test_open_index_builds_once_and_again_when_the_corpus_changes(tmp_path: Path) -> None:
     corpus, manifest = tmp_path / "c.jsonl", tmp_path / "c.jsonl.bm25s/manifest.json"
     open_index(write(corpus, ["cat"]))
@@ -71,6 +110,9 @@ def test_open_index_builds_once_and_again_when_the_corpus_changes(tmp_path: Path
     assert manifest.stat().st_mtime_ns == built
     assert open_index(write(corpus, ["dog"])).search("dog", 1)[0].row == 0  # as many bytes as before
     assert open_index(write(corpus, ["dog", "dog cat"])).num_documents == 2
+    manifest.write_text('{"format": 1}')  # of another version
+    assert open_index(corpus).num_documents == 2
+    assert "settings" in json.loads(manifest.read_text())
     assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
 
 
