@@ -10,6 +10,7 @@ from contextlib import ExitStack, suppress
 from pathlib import Path
 
 import torch
+from transformers import AutoConfig
 
 from rl.algorithms.advantages import ADVANTAGES, NEED_CRITIC
 from rl.algorithms.importance import REJECTIONS
@@ -17,9 +18,9 @@ from rl.algorithms.losses import LOSSES
 from rl.config.device import runs_on_cuda
 from rl.config.estimates import GIB, memory_estimate
 from rl.config.machine import free_memory_bytes, free_shared_bytes
-from rl.config.model_facts import find_model_facts
+from rl.config.model_facts import find_model_facts, head_size
 from rl.config.problems import Problem, error, note, raise_errors, warning
-from rl.config.schema import Config, Device
+from rl.config.schema import Config, Device, ModelConfig
 from rl.config.validate import find_problems
 from rl.data.prompts import drop_long_prompts, load_prompts
 from rl.data.templates import TEMPLATES
@@ -29,7 +30,7 @@ from rl.rewards.registry import load_rewards
 from rl.rollout.dialog import load_dialog
 from rl.tools.parsers import check_parser_name
 from rl.tools.registry import Toolbox, load_toolbox
-from rl.training.families import FAMILIES
+from rl.training.families import FAMILIES, family_of
 from rl.training.hf_files import open_tensors
 from rl.types import Prompt
 
@@ -225,11 +226,11 @@ def _model_problems(config: Config, *, is_strict: bool) -> Iterator[Problem]:
         if is_strict:
             yield error(f"actor_config.load: no folder '{folder}'. Fetch the model, or correct the path.")
         return
-    with ExitStack() as stack:
-        try:
-            open_tensors(folder, stack)
-        except ModelError as failure:
-            yield error(str(failure))
+    try:
+        if facts is not None and facts.model_type in FAMILIES:
+            _check_weights(folder, facts)
+    except ModelError as failure:
+        yield error(str(failure))
     names_are_known = not any(_parser_problems(config.rl_config.tool_parser_format))
     if names_are_known and config.rl_config.prompt_type in TEMPLATES:
         with suppress(ToolError):  # told by _tool_problems
@@ -237,6 +238,33 @@ def _model_problems(config: Config, *, is_strict: bool) -> Iterator[Problem]:
                 load_dialog(config)
             except (ConfigError, ModelError) as failure:
                 yield error(str(failure))
+
+
+def _check_weights(folder: Path, facts: ModelConfig) -> None:
+    """Each tensor that the family has must be there, and be of the size that config.json says.
+
+    Raises:
+        ModelError: A file is missing or corrupt, a tensor is missing, or has another size.
+    """
+    hf_config = AutoConfig.from_pretrained(str(folder), local_files_only=True)
+    rules = family_of(hf_config).rules(is_tied=hf_config.tie_word_embeddings)
+    names = {name.format(layer=layer) for layer in range(facts.num_hidden_layers) for rule in rules for name in rule.hf}
+    sizes = {
+        "embed_tokens": (facts.vocab_size, facts.hidden_size),
+        "q_proj": (facts.num_attention_heads * head_size(facts), facts.hidden_size),
+        "k_proj": (facts.num_key_value_heads * head_size(facts), facts.hidden_size),
+        "up_proj": (facts.intermediate_size, facts.hidden_size),
+    }
+    with ExitStack() as stack:
+        read = open_tensors(folder, stack)
+        for name in sorted(names):
+            found = tuple(read(name).shape)  # a view of the mapped file
+            wanted = sizes.get(name.split(".")[-2], found)
+            if name.endswith(".weight") and found != wanted:
+                raise ModelError(
+                    f"{folder}: {name}: config.json says {wanted}, got {found}. Config and weights are of different "
+                    "models: fetch the model again."
+                )
 
 
 def _resume_problems(config: Config) -> Iterator[Problem]:

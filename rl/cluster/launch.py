@@ -188,9 +188,7 @@ def _ray(config: Config) -> Iterator[None]:
     address = config.rl_config.ray_address
     before = {p.pid for p in psutil.Process().children()}
     try:
-        ray.init(
-            address=address or "local", log_to_driver=False, configure_logging=False, **({} if address else _OWN_RAY)
-        )
+        _connect(address)
         yield
     finally:
         children = [p for p in psutil.Process().children() if p.pid not in before]
@@ -200,6 +198,21 @@ def _ray(config: Config) -> Iterator[None]:
         for process in alive:
             process.kill()
         psutil.wait_procs(alive, timeout=3)
+
+
+def _connect(address: str | None) -> None:
+    quiet = {"log_to_driver": False, "configure_logging": False}
+    if address is None:
+        ray.init(address="local", **quiet, **_OWN_RAY)
+        return
+    try:
+        ray.init(address=address, **quiet)
+    except (ConnectionError, RuntimeError, ValueError) as error:  # Ray raises any of them, by the form of the address
+        reason = str(error).partition("\n")[0].rstrip(".")
+        raise ConfigError(
+            f"rl_config.ray_address: no Ray cluster answers there, got '{address}' ({reason}). Start one with "
+            "`ray start --head`, or remove the key: the run then starts its own."
+        ) from error
 
 
 def _shut_down(workers: list[Any]) -> Callable[..., None]:

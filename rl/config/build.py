@@ -66,6 +66,16 @@ def key_paths(cls: type, prefix: str = "") -> tuple[str, ...]:
     return tuple(paths)
 
 
+@cache
+def section_paths(cls: type, prefix: str = "") -> tuple[str, ...]:
+    """Dotted paths of all sections below one."""
+    paths: list[str] = []
+    for name, kind in field_types(cls).items():
+        if dataclasses.is_dataclass(kind):
+            paths += [prefix + name, *section_paths(typing.cast(type, kind), f"{prefix}{name}.")]
+    return tuple(paths)
+
+
 def default_mapping(cls: type) -> dict[str, Any]:
     """The defaults of a section as plain YAML types."""
     return plain_mapping(cls())
@@ -154,7 +164,7 @@ def _unknown_key(where: str, value: Any, root: type) -> Problem:
         if entry.accepts(value):
             return warning(f"{where}: has no effect here, got {_show(value)}. {entry.advice}")
         return error(f"{where}: this setting of MindSpeed-RL is not available, got {_show(value)}. {entry.advice}")
-    near = nearest_key(where, key_paths(root))
+    near = nearest_key(where, (*key_paths(root), *section_paths(root)))
     hint = f" Did you mean {near}?" if near else " All keys are in docs/configuration.md."
     return error(f"{where}: unknown key, got {_show(value)}.{hint}")
 

@@ -234,7 +234,8 @@ def _to_prompt(path: Path, number: int, row: dict[str, Any], required: Sequence[
     where = f"{path}, row {number}"
     for key in (*COLUMNS, *required):
         if row.get(key) is None:
-            raise DataError(f"{where}: column '{key}' is missing, got {', '.join(row)}. Run `python -m rl preprocess`.")
+            got = "null" if key in row else f"columns {', '.join(row) or 'none'}"
+            raise DataError(f"{where}: needs a value in column '{key}', got {got}. Run `python -m rl preprocess`.")
     messages, truth = row["messages"], row["ground_truth"]
     if isinstance(messages, str):
         try:

@@ -201,8 +201,9 @@ def _import(name: str) -> RewardFunction:
     where = f"rl_config.verifier_function: '{name}'"
     try:
         function = import_target(name)
-    except (ImportError, AttributeError, SyntaxError) as error:
-        raise RewardError(f"{where} does not import: {error}. Check the path and the function's name.") from error
+    except Exception as error:  # the user's file may raise anything
+        reason = f"{type(error).__name__}: {error}"
+        raise RewardError(f"{where} does not import: {reason}. Check the path, the name and the file.") from error
     if not callable(function):
         raise RewardError(f"{where} is not a function, got {type(function).__name__}.")
     return function

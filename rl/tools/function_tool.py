@@ -64,9 +64,10 @@ def load_function_tool(where: str, path: Any, config: ToolConfig) -> FunctionToo
     module_name, _, name = path.partition(":")
     try:
         module = importlib.import_module(module_name)
-    except (ImportError, SyntaxError, ValueError) as error:
+    except Exception as error:  # the user's file may raise anything
+        reason = f"{type(error).__name__}: {error}"
         raise ToolError(
-            f"{where}: '{module_name}' does not import: {error}. Check the path and what it needs."
+            f"{where}: '{module_name}' does not import: {reason}. Check the path and what it needs."
         ) from error
     function = getattr(module, name, None)
     if function is None:

@@ -220,9 +220,10 @@ def import_tool_class(where: str, class_name: Any) -> type[Tool]:
     module_name, _, attribute = class_name.rpartition(".")
     try:
         module = importlib.import_module(module_name)
-    except (ImportError, SyntaxError) as error:
+    except Exception as error:  # the user's file may raise anything
+        reason = f"{type(error).__name__}: {error}"
         raise ToolError(
-            f"{where}.class_name: '{module_name}' does not import: {error}. Check the path and what it needs."
+            f"{where}.class_name: '{module_name}' does not import: {reason}. Check the path and what it needs."
         ) from error
     found = getattr(module, attribute, None)
     if found is None:

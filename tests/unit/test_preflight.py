@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from safetensors.torch import save
 
 from rl.config.correction import RolloutCorrection
 from rl.config.schema import Config, Device
@@ -170,6 +171,7 @@ def test_preflight_names_what_is_wrong(config: Config, change: Callable[[Config]
     [
         ("model.safetensors", b"junk", "not a safetensors file"),
         ("model.safetensors", None, "model.safetensors is missing"),
+        ("model.safetensors", save({}), "the tensor model.embed_tokens.weight is missing or unreadable"),
         ("config.json", b'{"model_type": "mamba"}', "'num_hidden_layers' must be an integer, got None."),
         ("tokenizer.json", None, "holds no tokenizer (tokenizer.json)"),
     ],
@@ -185,6 +187,32 @@ def test_preflight_names_what_is_wrong_with_a_model_folder(
     with pytest.raises(ConfigError) as raised:
         preflight(config)
     assert message in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"intermediate_size": 1}, "up_proj.weight: config.json says (1, "),
+        ({"hidden_act": "gelu"}, "hidden_act: only silu is supported, got 'gelu'."),
+    ],
+)
+def test_preflight_rejects_a_config_of_another_model(
+    config: Config, tmp_path: Path, change: dict[str, object], message: str
+) -> None:
+    folder = make_tiny_model(tmp_path / "other")
+    facts = json.loads((folder / "config.json").read_text()) | change
+    (folder / "config.json").write_text(json.dumps(facts))
+    config.actor_config.load = str(folder)
+    with pytest.raises(ConfigError) as raised:
+        preflight(config)
+    assert message in str(raised.value)
+
+
+def test_preflight_names_what_a_users_file_raises(config: Config, tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text("threshold = undefined")
+    config.rl_config.verifier_function = [f"{tmp_path}/mine.py:f"]
+    with pytest.raises(ConfigError, match=r"mine.py:f' does not import: NameError: name 'undefined' is not defined."):
+        preflight(config)
 
 
 def test_preflight_rejects_an_unsupported_family(config: Config, tmp_path: Path) -> None:

@@ -76,6 +76,10 @@ def test_load_tells_which_keys_were_given(folder: Path) -> None:
             "actor_config.clip_ratio_lo: unknown key, got 0.1 (number). Did you mean rl_config.clip_ratio_low?",
         ),
         (
+            "rlconfig.epochs=2",
+            "rlconfig: unknown key, got a section with epochs. Did you mean rl_config?",
+        ),
+        (
             "rl_config.learning=1",
             "rl_config.learning: unknown key, got 1 (integer). All keys are in docs/configuration.md.",
         ),

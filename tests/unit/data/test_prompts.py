@@ -55,8 +55,11 @@ def test_load_prompts_drops_the_nulls_a_columnar_file_fills_in(tmp_path: Path):
     [
         ("{", "not JSON"),
         ("[1]", "must be an object, got [1]"),
-        ({"messages": ROW["messages"], "data_source": "sums"}, "column 'ground_truth' is missing"),
-        (ROW | {"level": None}, "column 'level' is missing"),
+        (
+            {"messages": ROW["messages"], "data_source": "sums"},
+            "needs a value in column 'ground_truth', got columns messages, data_source",
+        ),
+        (ROW | {"level": None}, "needs a value in column 'level', got null"),
         (ROW | {"messages": []}, "must be a non-empty list"),
         (ROW | {"messages": "2+2?"}, "text but not JSON"),
         (ROW | {"messages": ["2+2?"]}, "message 0 must be an object"),

@@ -175,9 +175,9 @@ async def test_a_reward_may_print(load, own, trajectory):
         (["base_acc"], [float("nan")], {}, "must be a number, got nan"),
         (["retool_reward"], [1.0], {"retool_reward": {"tol_bonus": 1}}, "Did you mean 'tool_bonus'"),
         (["base_acc"], [1.0], {"base_ac": {}}, "Did you mean 'base_acc'"),
-        (["rl.rewards.nowhere:x"], [1.0], {}, "does not import: No module named"),
+        (["rl.rewards.nowhere:x"], [1.0], {}, "does not import: ModuleNotFoundError: No module named"),
         (["rl.rewards.rules:x"], [1.0], {}, "has no attribute 'x'"),
-        (["nowhere.py:x"], [1.0], {}, "does not import: no file"),
+        (["nowhere.py:x"], [1.0], {}, "does not import: ImportError: no file"),
     ],
 )
 def test_load_rewards_says_what_is_wrong(names, weights, kwargs, message):
