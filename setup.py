@@ -19,6 +19,7 @@ CORE = [
     "math-verify>=0.9",
     "reasoning-gym>=0.1.25",
     "prometheus-client",
+    "scipy",
     "bm25s>=0.3.14",
     "PyStemmer>=3",
     "psutil",

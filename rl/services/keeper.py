@@ -218,13 +218,20 @@ def _watch(memory_bytes: int, own_pages: int, place: _Place) -> bool:
             sessions.add(fields[3])
             threads += int(fields[17])
             pages += max(0, int(fields[21]) - own_pages)
-    group_niceness = _NICE if len(sessions) > _MANY else _NICE_GROUP
-    for pid in pids if threads > _MANY else ():
+    if threads > _MANY:
+        _give_way(pids, _NICE if len(sessions) > _MANY else _NICE_GROUP)
+    return pages * _PAGE_BYTES + place.box.memory_bytes() > memory_bytes
+
+
+def _give_way(pids: list[int], group_niceness: int) -> None:
+    """Leave processes, all threads of each, the time that nobody else wants; they cannot take it back."""
+    for pid in pids:
         with contextlib.suppress(OSError):
-            os.setpriority(os.PRIO_PROCESS, pid, _NICE)
+            for thread in map(int, os.listdir(f"/proc/{pid}/task")):
+                os.setpriority(os.PRIO_PROCESS, thread, _NICE)
+                os.sched_setscheduler(thread, os.SCHED_IDLE, os.sched_param(0))
             with open(f"/proc/{pid}/autogroup", "w") as file:  # the kernel may share time by session first
                 file.write(str(group_niceness))
-    return pages * _PAGE_BYTES + place.box.memory_bytes() > memory_bytes
 
 
 def _pages(pid: str) -> int:

@@ -59,6 +59,7 @@ class SandboxServer:
         self._sessions = SessionTable(pool)
         self._metrics = SandboxMetrics(pool, self._admission, self._sessions)
         self._host = socket.gethostname()
+        self._warming: asyncio.Task[None] | None = None
 
     def application(self) -> web.Application:
         """The routes; stopping the application drains it."""
@@ -68,6 +69,7 @@ class SandboxServer:
         application.router.add_delete("/sessions/{id}", self._delete_session)
         application.router.add_get("/health", self._health)
         application.router.add_get("/metrics", self._show_metrics)
+        application.on_startup.append(self._warm)
         application.on_shutdown.append(self._drain)
         return application
 
@@ -174,11 +176,17 @@ class SandboxServer:
             "in_flight": self._admission.num_running + self._admission.num_waiting,
             "sessions": self._sessions.num_open,
             "isolation": self._pool.layers,
+            "preloaded": self._pool.preloaded,
         }
         return web.json_response(body)
 
     async def _show_metrics(self, _: web.Request) -> web.Response:
         return await asyncio.to_thread(metrics_response, self._metrics.registry)
+
+    async def _warm(self, _: web.Application) -> None:
+        """Get the interpreter with the modules ready, while requests are answered already."""
+        self._warming = asyncio.create_task(self._pool.warm())
+        self._warming.add_done_callback(_tell_failure)
 
     async def _drain(self, _: web.Application) -> None:
         """Refuse what waits, let what runs end, and end the sessions."""
@@ -257,6 +265,11 @@ async def _serve(
         await serve_until_stopped(application, listener, parent_pipe)
     finally:
         pool.close()
+
+
+def _tell_failure(warming: asyncio.Task[None]) -> None:
+    if not warming.cancelled() and (error := warming.exception()) is not None:
+        logger.warning("sandbox: the modules are not imported ahead: %s", error)
 
 
 def _result(outcome: RunOutcome | CompileOutcome) -> dict[str, Any]:

@@ -83,6 +83,7 @@ class SandboxPool:
         self._preload = preload
         names = "|".join(re.escape(name.partition(".")[0]) for name in preload)
         self._names_preloaded = re.compile(rf"\b({names})\b") if names else None
+        self._num_ready = min(num_workers, _READY_PER_CORE * (os.cpu_count() or 1))
         self._slots = asyncio.Semaphore(num_workers)
         self._starting = asyncio.Lock()
         self._is_wrapped = False
@@ -152,6 +153,19 @@ class SandboxPool:
             finally:
                 status.close_write_end()
         return InterpreterSession(cells, status)
+
+    @property
+    def preloaded(self) -> tuple[str, ...] | None:
+        """The modules that are imported ahead; None while their interpreter starts."""
+        return self._zygotes[self._preload].imported
+
+    async def warm(self) -> None:
+        """Wait until the interpreter with the modules is ready, so that the first program that needs it does not.
+
+        Raises:
+            ServiceError: It does not start.
+        """
+        await self._ready_zygote(self._preload)
 
     def close(self) -> None:
         """End everything and remove the directories."""
@@ -243,8 +257,7 @@ class SandboxPool:
             )
         if missing:
             logger.warning("sandbox: this machine does not allow the isolation of %s", ", ".join(missing))
-        for _ in range(min(self.num_workers, _READY_PER_CORE * (os.cpu_count() or 1)) - 1):
-            self._zygotes[()].add_worker()
+        self._add_workers(self._zygotes[()], self._num_ready - 1)
         return layers
 
     def _start_bare(self) -> tuple[dict[str, bool], str]:
@@ -265,6 +278,13 @@ class SandboxPool:
         self._zygotes[preload] = Zygote(directory, preload=preload, **arguments)
         self._unready.add(preload)
 
+    def _add_workers(self, zygote: Zygote, number: int) -> None:
+        try:
+            for _ in range(number):
+                zygote.add_worker()
+        except OSError as error:
+            raise ServiceError(f"sandbox: an interpreter ended as soon as it had started, {error}.") from error
+
     async def _ready_zygote(self, preload: tuple[str, ...]) -> Zygote:
         zygote = self._zygotes[preload]
         if preload not in self._unready and zygote.is_alive:
@@ -276,6 +296,9 @@ class SandboxPool:
                 self._zygotes[preload].close()
                 self._start(preload)
             if preload in self._unready:
-                self._unready.discard(preload)
-                await asyncio.to_thread(self._zygotes[preload].wait)
+                try:
+                    await asyncio.to_thread(self._zygotes[preload].wait)
+                    self._add_workers(self._zygotes[preload], self._num_ready)
+                finally:
+                    self._unready.discard(preload)
             return self._zygotes[preload]

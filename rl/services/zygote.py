@@ -104,9 +104,10 @@ class _Nursery:
         poll.register(wake, select.POLLIN)
         while True:
             events = dict(poll.poll())
+            num_dead = 0
             if wake in events:
                 os.read(wake, 4096)
-                self._bury()
+                num_dead = self._bury()
             if self._control.fileno() in events:
                 message, descriptors = receive(self._control, 64)
                 if not message:
@@ -114,15 +115,19 @@ class _Nursery:
                 self._start(descriptors if message == ONE_SESSION else None)
                 for descriptor in descriptors:
                     os.close(descriptor)
+            for _ in range(num_dead):
+                time.sleep(_REPLACE_AFTER_S)  # it may be the machine, which should not be made busier
+                self._start(None)
 
-    def _bury(self) -> None:
-        """Take note of those that ended; a worker that did is replaced."""
+    def _bury(self) -> int:
+        """Take note of those that ended; returns the number of workers among them, which are to be replaced."""
+        num_workers = 0
         with contextlib.suppress(ChildProcessError):
             while pid := os.waitpid(-1, os.WNOHANG)[0]:
                 if self._numbers.pop(pid, None) is not None and pid not in self._sessions:
-                    time.sleep(_REPLACE_AFTER_S)  # it may be the machine, which should not be made busier
-                    self._start(None)
+                    num_workers += 1
                 self._sessions.discard(pid)
+        return num_workers
 
     def _start(self, session: list[int] | None) -> None:
         taken = set(self._numbers.values())

@@ -56,6 +56,8 @@ class Zygote:
             )
         self._jobs.settimeout(_SEND_TIMEOUT_S)
         self._num_workers = 0
+        self.imported: tuple[str, ...] | None = None
+        """Of `preload`, those that are installed; None until `wait` has returned."""
         self.num_in_flight = 0
         """Jobs sent and not yet reported as ended."""
 
@@ -79,6 +81,7 @@ class Zygote:
             raise ServiceError("sandbox: its interpreter ended at start. Look at its output above.")
         self._control.settimeout(_SEND_TIMEOUT_S)
         hello = Hello(**json.loads(text))
+        self.imported = tuple(name for name in self._preload if name not in hello.not_imported)
         if hello.not_imported:
             logger.info("sandbox: not installed, so not imported in advance: %s", ", ".join(hello.not_imported))
         return hello.layers

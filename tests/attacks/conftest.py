@@ -20,8 +20,8 @@ import pytest
 from rl.services.sandbox import EmbeddedSandbox
 
 MARK = "turnwise_attack"
-NUM_PROCESSES = 2 + 2 * (2 + 1)
-"""Of the sandbox at rest: two interpreters; two workers and one for numpy, each with a program forked in advance."""
+NUM_PROCESSES = 2 + 2 * (2 + 2)
+"""Of the sandbox at rest: two interpreters; two workers of each, with a program forked in advance."""
 _ENVIRONMENT_MARK = "turnwise_environment_of_the_server"
 
 

@@ -216,6 +216,8 @@ def test_health_tells_what_is_there(sandbox, post):
     health = sandbox.health()
     assert (health["status"], health["workers"], health["in_flight"]) == ("ok", 4, 0)
     assert all(isinstance(is_there, bool) for is_there in health["isolation"].values())
+    wait_until(lambda: sandbox.health()["preloaded"] is not None)
+    assert sandbox.health()["preloaded"] == ["numpy", "sympy", "scipy"]
 
 
 def test_metrics_count_what_happened(sandbox, post):

@@ -134,8 +134,10 @@ async def test_a_worker_that_dies_is_told_and_replaced(pool):
 async def test_modules_named_by_the_code_are_imported_ahead():
     pool = SandboxPool(1, preload=("colorsys", "no_such_module"))
     try:
+        assert pool.preloaded is None
         show = "import sys; print('colorsys' in sys.modules)"
         assert (await pool.run(request(show))).stdout == "True\n"
+        assert pool.preloaded == ("colorsys",)
         assert (await pool.run(request("import sys; print('color' + 'sys' in sys.modules)"))).stdout == "False\n"
     finally:
         pool.close()
