@@ -30,6 +30,7 @@ from rl.training.attention import PackedAttention, pack_sequences
 from rl.training.families import FAMILIES, Family, family_of
 from rl.training.norm import RMSNorm
 from rl.training.parallel import ParallelState
+from rl.training.swiglu import SwiGlu
 from rl.types import MicroBatch
 
 _ROPE_TYPES = ("default", "linear", "llama3", "yarn")
@@ -178,6 +179,7 @@ def transformer_config(hf_config: Any, *, config: Config, parallel: ParallelStat
         layernorm_epsilon=hf_config.rms_norm_eps,
         gated_linear_unit=True,
         activation_func=functional.silu,
+        use_te_activation_func=True,  # takes the spec's activation, which is not Transformer Engine's here
         add_bias_linear=False,
         add_qkv_bias=family.has_qkv_bias,
         qk_layernorm=family.has_qk_norm,
@@ -213,7 +215,7 @@ def transformer_config(hf_config: Any, *, config: Config, parallel: ParallelStat
 def _block_spec(
     config: TransformerConfig, family: Family, vp_stage: int | None, pp_rank: int
 ) -> TransformerBlockSubmodules:
-    """Megatron's local layer with the project's attention and norms."""
+    """Megatron's local layer with the project's attention, norms and gate."""
     qk_norm = RMSNorm if family.has_qk_norm else IdentityOp
     attention = ModuleSpec(
         module=SelfAttention,
@@ -234,7 +236,10 @@ def _block_spec(
             self_attn_bda=get_bias_dropout_add,
             pre_mlp_layernorm=RMSNorm,
             mlp=ModuleSpec(
-                module=MLP, submodules=MLPSubmodules(linear_fc1=ColumnParallelLinear, linear_fc2=RowParallelLinear)
+                module=MLP,
+                submodules=MLPSubmodules(
+                    linear_fc1=ColumnParallelLinear, activation_func=SwiGlu, linear_fc2=RowParallelLinear
+                ),
             ),
             mlp_bda=get_bias_dropout_add,
         ),
