@@ -33,7 +33,7 @@ def main(config: Config, name: str) -> None:
     cursor = PromptCursor(len(samples), training.seed)
     with (
         Run.open(config, name, num_rows=len(samples)) as run,
-        launch(config, log_directory=run.directory.logs, loss="sft") as cluster,
+        launch(config, log_directory=run.directory.logs, loss="sft", num_steps=run.num_steps) as cluster,
     ):
         actor = cluster.actor
         assert actor is not None, "the cold start asked for an actor"

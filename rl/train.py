@@ -27,7 +27,13 @@ def main(config: Config, name: str) -> None:
     prompts, held_out = preflight(config), load_held_out(config)
     with (
         Run.open(config, name, num_rows=len(prompts)) as run,
-        launch(config, log_directory=run.directory.logs, prompts=prompts, on_group=run.progress.groups) as cluster,
+        launch(
+            config,
+            log_directory=run.directory.logs,
+            prompts=prompts,
+            num_steps=run.num_steps,
+            on_group=run.progress.groups,
+        ) as cluster,
     ):
         assert cluster.actor is not None and cluster.rollouts is not None, "training asked for both"
         train(config, run, cluster.actor, cluster.rollouts, held_out)

@@ -61,6 +61,7 @@ def launch(
     log_directory: Path,
     prompts: list[Prompt] | None = None,
     loss: str | None = "policy",
+    num_steps: int | None = None,
     model_folder: Path | None = None,
     on_group: Callable[[int, int], None] = lambda done, wanted: None,
 ) -> Iterator[Cluster]:
@@ -71,6 +72,7 @@ def launch(
         log_directory: Each worker's output goes to a file of its own there.
         prompts: Training prompts for the rollout; None starts no rollout.
         loss: `policy` or `sft`: what the actor minimizes; None starts no actor.
+        num_steps: Steps of the run, over which the learning rate decays; None: `train_iters`.
         model_folder: The model the engines load; by default `actor_config.load`.
         on_group: See `RolloutGroup`.
 
@@ -111,7 +113,7 @@ def launch(
             _check_services_reach(overrides, set(homes) - {here.id})
             rollouts = RolloutGroup(workers, prompts, config, nodes=homes, sleep_between=colocated, on_group=on_group)
         if loss is not None:
-            actors = _start_actors(config, layout.actors, nodes, log_directory, loss=loss)
+            actors = _start_actors(config, layout.actors, nodes, log_directory, loss=loss, num_steps=num_steps)
             references = _start_actors(config, layout.references, nodes, log_directory, loss="reference")
             stack.push(_shut_down(actors + references))
             homes = [nodes.node_of(process) for process in layout.actors]
@@ -121,7 +123,13 @@ def launch(
 
 
 def _start_actors(
-    config: Config, processes: tuple[Process, ...], nodes: Nodes, log_directory: Path, *, loss: str
+    config: Config,
+    processes: tuple[Process, ...],
+    nodes: Nodes,
+    log_directory: Path,
+    *,
+    loss: str,
+    num_steps: int | None = None,
 ) -> list[Any]:
     from rl.cluster.workers import ActorWorker  # imports Megatron: only where an actor is wanted
 
@@ -137,6 +145,7 @@ def _start_actors(
             init_method=init_method,
             loss=loss,
             num_threads=len(process.cores) or None,
+            num_steps=num_steps,
         )
         for process in processes
     ]

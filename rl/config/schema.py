@@ -161,7 +161,7 @@ class ActorConfig:
     lr_decay_style: LrDecayStyle = LrDecayStyle.CONSTANT
     """From `lr` after the warm-up to `min_lr` at the last step."""
     lr_warmup_fraction: float = 0.0
-    """Share of `train_iters` with linearly rising learning rate, 0 to 1."""
+    """Share of the run's steps with linearly rising learning rate, 0 to 1."""
     weight_decay: float = 0.01
     """Decoupled, not applied to norms and biases."""
     clip_grad: float = 1.0

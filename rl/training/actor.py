@@ -48,6 +48,7 @@ class Actor:
         loss: `policy` as the configuration says, `sft` for demonstrations, `reference` for log-probs alone.
         num_threads: Of CPU operators; None leaves torch's own number.
         device_index: The CUDA device among those that this process sees.
+        num_steps: Steps of the run, over which the learning rate decays; None: `train_iters`.
 
     Raises:
         ModelError: The model folder is missing, corrupt, not supported, or cannot be split as configured.
@@ -64,6 +65,7 @@ class Actor:
         loss: Literal["policy", "sft", "reference"] = "policy",
         num_threads: int | None = None,
         device_index: int = 0,
+        num_steps: int | None = None,
     ) -> None:
         self.config = config
         self.loss = loss
@@ -88,7 +90,9 @@ class Actor:
                 chunk.requires_grad_(False)
         else:
             self.chunks = wrap_chunks(self.chunks, config)
-            self.optimizer = PolicyOptimizer(self.chunks, config, self.parallel)
+            if num_steps is None:
+                num_steps = config.megatron_training.train_iters
+            self.optimizer = PolicyOptimizer(self.chunks, config, self.parallel, num_steps=num_steps)
         self.broken_samples: list[int] = []
         """Of the last update: this rank's samples with a NaN or Inf, by their numbers in the mini-batch."""
         self._stash = HostStash()

@@ -22,6 +22,7 @@ from megatron.core.tensor_parallel import (
 )
 from torch import Tensor, nn
 
+from rl.config.estimates import batch_arithmetic
 from rl.config.schema import Config
 from rl.training.parallel import ParallelState
 
@@ -62,14 +63,6 @@ def wrap_chunks(chunks: list[Any], config: Config) -> list[Any]:
     return wrapped
 
 
-def num_optimizer_steps(config: Config) -> int:
-    """Optimizer steps of the whole run, at least 1: what the learning-rate schedule is stretched over."""
-    rl, training = config.rl_config, config.megatron_training
-    mini_batch = rl.mini_batch_size or training.global_batch_size
-    per_iteration = math.ceil(training.global_batch_size / mini_batch) * rl.epochs
-    return max(1, training.train_iters * per_iteration)
-
-
 class PolicyOptimizer:
     """Adam over this rank's share of the parameters, and the learning-rate schedule.
 
@@ -77,9 +70,10 @@ class PolicyOptimizer:
         chunks: As `wrap_chunks` returned them.
         config: Uses `actor_config` and `megatron_training`.
         parallel: This rank's place.
+        num_steps: Steps of the run, over which the schedule is stretched.
     """
 
-    def __init__(self, chunks: list[Any], config: Config, parallel: ParallelState) -> None:
+    def __init__(self, chunks: list[Any], config: Config, parallel: ParallelState, *, num_steps: int) -> None:
         self.chunks, self.parallel = chunks, parallel
         self.clip_grad = config.actor_config.clip_grad
         chained = get_megatron_optimizer(_optimizer_config(config), chunks, use_gloo_process_groups=False)
@@ -89,7 +83,7 @@ class PolicyOptimizer:
         if self.adam is not None and USING_PYTORCH_OPTIMIZER:
             for group in self.adam.param_groups:
                 group["fused"] = True  # one pass over memory instead of ten
-        self.scheduler = _scheduler(self.megatron, config)
+        self.scheduler = _scheduler(self.megatron, config, num_steps)
 
     def zero_grad(self) -> None:
         """Forget the gradients of the last step."""
@@ -233,9 +227,9 @@ def _optimizer_config(config: Config) -> OptimizerConfig:
     )
 
 
-def _scheduler(optimizer: Any, config: Config) -> OptimizerParamScheduler:
+def _scheduler(optimizer: Any, config: Config, num_steps: int) -> OptimizerParamScheduler:
     actor = config.actor_config
-    total = num_optimizer_steps(config)
+    total = max(1, num_steps * batch_arithmetic(config).num_optimizer_steps)
     warmup = int(actor.lr_warmup_fraction * total)
     return OptimizerParamScheduler(
         optimizer,

@@ -308,9 +308,9 @@ def test_host_stash_brings_the_same_training_state_back(checkpointed: tuple[Acto
 
 def test_learning_rate_warms_up_and_decays(qwen2: Path):
     config = update_config(qwen2, lr=1.0e-3, min_lr=1.0e-4, lr_decay_style=LrDecayStyle.LINEAR, lr_warmup_fraction=0.2)
-    config.megatron_training.train_iters = 10
+    config.megatron_training.train_iters = 100  # the run ends earlier, as with total_epochs
     micros = micro_batches(update_samples())
-    with Actor(config) as actor:
+    with Actor(config, num_steps=10) as actor:
         rates = [actor.update(micros)["actor/lr"] for _ in range(11)]
     # Two steps of warm-up: 1/3 and 2/3 of the peak; then 8 steps down to 1e-4.
     expected = [1e-3 / 3, 2e-3 / 3, 1e-3] + [1e-3 - 9e-4 * k / 8 for k in range(1, 9)]
