@@ -1,15 +1,16 @@
-"""Parallel layouts, and what each rank of them does: three updates, log-probs, export, save and load."""
+"""Parallel layouts, and what each rank of them does: three updates, log-probs, export, save, load, and each loss."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from rl.config.schema import Config
+from rl.algorithms.losses import LOSSES
+from rl.config.schema import Config, LossAggregation
 from rl.data.packing import pack_samples, packing_layout
 from rl.training.actor import Actor
 from rl.types import MicroBatch, MiniBatch
@@ -72,6 +73,10 @@ PHASES: tuple[tuple[Layout, ...], ...] = (
 LAYOUTS = {layout.name: layout for phase in PHASES for layout in phase}
 
 
+CLIP_RANGES = {"gspo": (0.01, 0.02), "gmpo": (0.1, 0.15), "cispo": (0.9, 0.1), "reinforce": (0.0, 0.0)}
+"""Of the losses that the three updates are not made with; the first two look at whole sequences."""
+
+
 @dataclass
 class Outcome:
     """What one rank saw."""
@@ -82,6 +87,10 @@ class Outcome:
     """After them, by the sequence's token ids; this rank's share."""
     resumed: dict[str, float]
     """Of the fourth update, after loading the checkpoint of the run in one process."""
+    losses: dict[str, dict[str, float]]
+    """Metrics of one more update with each loss of `CLIP_RANGES`, one after the other."""
+    loss_weights: dict[str, Tensor]
+    """After them; this rank's stage."""
 
 
 def run_layouts(rank: int, folder: Path) -> None:
@@ -97,7 +106,7 @@ def run_layouts(rank: int, folder: Path) -> None:
 
 
 def run_layout(layout: Layout, folder: Path, *, rank: int, init_method: str | None) -> Outcome:
-    """Train three steps, save; then load the checkpoint of one process and train a fourth."""
+    """Train three steps, save; then load the checkpoint of one process, and train a fourth and one with each loss."""
     config = layout.config(folder)
     with Actor(config, rank=rank, world_size=layout.world_size, init_method=init_method, num_threads=1) as actor:
         micros = mini_batch(config, layout.dp).micro_batches[actor.parallel.dp_rank]
@@ -106,7 +115,17 @@ def run_layout(layout: Layout, folder: Path, *, rank: int, init_method: str | No
         actor.save_checkpoint(folder / f"{layout.name}.checkpoint")
         alone = folder / f"{layout.model}.checkpoint"
         actor.load_checkpoint(alone if alone.exists() else folder / f"{layout.name}.checkpoint")
-        return Outcome(updates, logprobs, resumed=actor.update(micros))
+        resumed = actor.update(micros)
+        losses = {}
+        config.rl_config.loss_agg_mode = LossAggregation.SEQ_MEAN_TOKEN_MEAN
+        for name, (low, high) in CLIP_RANGES.items():
+            actor.objective = replace(actor.objective, loss=LOSSES[name], clip_low=low, clip_high=high)
+            micros = mini_batch(config, layout.dp).micro_batches[actor.parallel.dp_rank]
+            for micro, current in zip(micros, actor.compute_logprobs(micros), strict=True):
+                micro.old_logprobs = current + ((micro.target_ids % 7).float() / 7 - 0.4) * micro.loss_mask
+            losses[name] = actor.update(micros)
+        weights = {name: tensor.clone() for name, tensor in actor.export_hf_weights()}
+        return Outcome(updates, logprobs, resumed, losses, weights)
 
 
 def mini_batch(config: Config, num_data_parallel: int) -> MiniBatch:

@@ -12,10 +12,21 @@ import torch
 import torch.multiprocessing
 from torch import Tensor
 
+from rl.algorithms.losses import LOSSES
 from rl.training.actor import Actor
-from tests.distributed.layouts import LAYOUTS, TIED, UNTIED, Layout, Outcome, mini_batch, run_layout, run_layouts
+from tests.distributed.layouts import (
+    CLIP_RANGES,
+    LAYOUTS,
+    TIED,
+    UNTIED,
+    Layout,
+    Outcome,
+    mini_batch,
+    run_layout,
+    run_layouts,
+)
 from tests.tiny import make_tiny_model
-from tests.update_case import UpdateTrace, assert_same_updates
+from tests.update_case import UpdateTrace, assert_same_updates, relative_errors
 
 _DEADLINE_S = 240.0
 
@@ -81,6 +92,21 @@ def test_gradients_norms_and_parameters_equal_those_of_one_process(results: Resu
     ranks = [outcome.updates for outcome in results.ranks(layout)]
     joined = UpdateTrace(ranks[0].metrics, _join(r.gradients for r in ranks), _join(r.weights for r in ranks))
     assert_same_updates(joined, results.alone[layout.model].updates)
+
+
+def test_updates_with_every_loss_equal_those_of_one_process(results: Results, layout: Layout):
+    alone, ranks = results.alone[layout.model], results.ranks(layout)
+    for outcome in ranks:
+        for name, expected in alone.losses.items():
+            assert outcome.losses[name] == pytest.approx(expected, rel=1e-4, abs=1e-6), name
+            assert outcome.losses[name]["actor/grad_norm"] == pytest.approx(expected["actor/grad_norm"], rel=1e-5)
+            assert name == "reinforce" or 0.02 < expected["actor/pg_clipfrac"] < 0.98, name
+    errors = relative_errors(_join(outcome.loss_weights for outcome in ranks), alone.loss_weights)
+    assert max(errors.values()) < 1e-5, errors
+
+
+def test_every_loss_is_trained_under_every_layout():
+    assert {"clip", "sft", *CLIP_RANGES} == set(LOSSES)  # sft: reinforce with advantage 1
 
 
 def test_ranks_that_share_a_stage_export_the_same_weights(results: Results, layout: Layout):
