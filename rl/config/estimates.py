@@ -39,7 +39,9 @@ class MemoryEstimate:
     optimizer_bytes: int
     """Main parameters and both Adam moments, float32."""
     activation_bytes: int
-    """Of one micro-batch of `max_packing_token_size` tokens."""
+    """Of the micro-batches that the first pipeline stage holds at once, of `max_packing_token_size` tokens each."""
+    micro_batches_in_flight: float
+    """How many these are; with virtual stages not a whole number, since it holds more of some chunks."""
     reference_bytes: int
     engine_parameter_bytes: int
     cache_bytes_per_token: int
@@ -90,8 +92,9 @@ def memory_estimate(config: Config, facts: ModelConfig) -> MemoryEstimate:
     """Estimate the bytes on one device.
 
     Activations of a layer, per token: its input and both normed inputs, query, key, value, attention output, and gate,
-    up and product of the MLP, in the compute dtype; full recomputation keeps the inputs and one layer's rest. The
-    logits of a chunk are left out.
+    up and product of the MLP, in the compute dtype; full recomputation keeps the inputs and one layer's rest. A
+    pipeline stage holds them until the backward pass of the micro-batch comes, the first stage longest. The logits of
+    a chunk are left out.
     """
     actor, training = config.actor_config, config.megatron_training
     tp, pp = max(1, actor.tensor_model_parallel_size), max(1, actor.pipeline_model_parallel_size)
@@ -102,25 +105,45 @@ def memory_estimate(config: Config, facts: ModelConfig) -> MemoryEstimate:
     shards = max(1, data_parallel_size(config)) if training.use_distributed_optimizer else 1
     engine_tp = max(1, config.generate_config.infer_tensor_parallel_size)
     kv_heads = math.ceil(facts.num_key_value_heads / engine_tp)
+    in_flight = _micro_batches_in_flight(config, facts)
     return MemoryEstimate(
         num_parameters=total,
         parameter_bytes=local * width,
         gradient_bytes=local * 4,
         optimizer_bytes=local * (12 if training.bf16 else 8) // shards,
-        activation_bytes=_activation_bytes(config, facts, width),
+        activation_bytes=_activation_bytes(config, facts, width, in_flight),
+        micro_batches_in_flight=in_flight,
         reference_bytes=local * width if config.rl_config.init_kl_coef > 0 else 0,
         engine_parameter_bytes=total * engine_width // engine_tp,
         cache_bytes_per_token=2 * facts.num_hidden_layers * kv_heads * head_size(facts) * engine_width,
     )
 
 
-def _activation_bytes(config: Config, facts: ModelConfig, width: int) -> int:
+def _micro_batches_in_flight(config: Config, facts: ModelConfig) -> float:
+    """Micro-batches whose activations the first pipeline stage holds at most.
+
+    P stages: P, since so many forward passes come before the first backward one. With v chunks of layers on each stage
+    2 (P - 1) + (v - 1) P + 1 passes of one chunk, 1 / v of the stage's layers each. Never more than a mini-batch has.
+
+    Source: Megatron-Core's 1F1B schedules, plain and interleaved; arXiv:2104.04473, section 2.2.
+    """
+    actor = config.actor_config
+    pp = max(1, actor.pipeline_model_parallel_size)
+    layers = math.ceil(facts.num_hidden_layers / pp)
+    chunks = max(1, layers // (actor.num_layers_per_virtual_pipeline_stage or layers))
+    held = pp if chunks == 1 else (2 * (pp - 1) + (chunks - 1) * pp + 1) / chunks
+    return min(held, batch_arithmetic(config).micro_batches_per_rank)
+
+
+def _activation_bytes(config: Config, facts: ModelConfig, width: int, in_flight: float) -> int:
     actor = config.actor_config
     tp, pp = max(1, actor.tensor_model_parallel_size), max(1, actor.pipeline_model_parallel_size)
     tokens = max(config.rl_config.max_packing_token_size, longest_sample(config))
     layers = math.ceil(facts.num_hidden_layers / pp)
     split_input = facts.hidden_size / (tp if config.megatron_training.sequence_parallel else 1)
     heads = 2 * (facts.num_attention_heads + facts.num_key_value_heads) * head_size(facts)
-    inside = 4 * split_input + (heads + 4 * facts.intermediate_size) / tp
-    kept = 1 if actor.recompute_granularity == "full" else layers
-    return int(tokens * width * (layers * 2 * split_input + kept * inside))
+    inside = 2 * split_input + (heads + 3 * facts.intermediate_size) / tp
+    held = layers * 2 * split_input * in_flight
+    # Recomputation rebuilds one layer at a time, whatever the number of micro-batches.
+    held += inside if actor.recompute_granularity == "full" else layers * inside * in_flight
+    return int(tokens * width * held)

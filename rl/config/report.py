@@ -75,7 +75,9 @@ def _memory_table(config: Config, facts: ModelConfig) -> Table:
     table.add_row("parameters", _gib(estimate.parameter_bytes), f"{estimate.num_parameters / 1e6:,.0f} M, {layout}")
     table.add_row("gradients", _gib(estimate.gradient_bytes), "float32")
     table.add_row("optimizer", _gib(estimate.optimizer_bytes), "main parameters and both moments")
-    table.add_row("activations", _gib(estimate.activation_bytes), f"of {tokens:,} tokens")
+    table.add_row(
+        "activations", _gib(estimate.activation_bytes), f"{estimate.micro_batches_in_flight:g} x {tokens:,} tokens"
+    )
     if estimate.reference_bytes:
         table.add_row("reference", _gib(estimate.reference_bytes), "its parameters")
     table.add_row("actor in all", _gib(estimate.actor_bytes), "")

@@ -82,6 +82,25 @@ def test_memory_estimate_recomputation_keeps_one_layer() -> None:
     config = make_config()
     kept = memory_estimate(config, SMALL).activation_bytes
     config.actor_config.recompute_granularity = "full"
-    # Per token of 2 bytes: two inputs of 4 in each of 2 layers, and inside one layer 4 * 4 + (2 * 3 * 2 + 4 * 8) / 2.
-    assert memory_estimate(config, SMALL).activation_bytes == 1000 * 2 * (2 * 2 * 4 + 38)
-    assert kept == 1000 * 2 * (2 * 2 * 4 + 2 * 38)
+    # Per token of 2 bytes: two inputs of 4 in each of 2 layers, and inside one layer 2 * 4 + (2 * 3 * 2 + 3 * 8) / 2.
+    assert memory_estimate(config, SMALL).activation_bytes == 1000 * 2 * (2 * 2 * 4 + 26)
+    assert kept == 1000 * 2 * (2 * 2 * 4 + 2 * 26)
+
+
+def test_memory_estimate_holds_a_micro_batch_for_each_pipeline_stage() -> None:
+    config = make_config()
+    facts = replace(SMALL, num_hidden_layers=8)
+    whole = memory_estimate(config, facts).activation_bytes
+    config.actor_config.pipeline_model_parallel_size = 2  # half the layers, two micro-batches
+    assert memory_estimate(config, facts).micro_batches_in_flight == 2
+    assert memory_estimate(config, facts).activation_bytes == whole
+    config.actor_config.num_layers_per_virtual_pipeline_stage = 2  # 2 (2 - 1) + 2 + 1 passes of half a stage's layers
+    assert memory_estimate(config, facts).micro_batches_in_flight == 2.5
+    assert memory_estimate(config, facts).activation_bytes == whole * 5 // 4
+
+
+def test_memory_estimate_holds_no_more_micro_batches_than_there_are() -> None:
+    config = make_config()
+    config.actor_config.pipeline_model_parallel_size = 2
+    config.rl_config.max_packing_token_size = 100_000  # all of a mini-batch's trajectories in one
+    assert memory_estimate(config, SMALL).micro_batches_in_flight == 1
