@@ -111,7 +111,13 @@ class Run:
             checkpoint = find_checkpoint(Path(source))
             state = read_state(checkpoint)
             actor.load_checkpoint(checkpoint)
-            rows.load_state_dict(state["data"])
+            try:
+                rows.load_state_dict(state["data"])
+            except KeyError as error:
+                raise CheckpointError(
+                    f"{checkpoint / STATE_FILE}: its place in the data has no {error}. Resume with the command that "
+                    "wrote it (train or sft)."
+                ) from error
             start_step = int(state["step"])
             self.directory.adopt_history(RunDirectory(checkpoint.parent.parent), start_step)
             history = self.directory.read_metrics()

@@ -92,6 +92,13 @@ def test_take_resumed_goes_on_with_the_same_names() -> None:
     assert [group.prompt.id for group in resumed.take(2, {})] == expected
 
 
+def test_take_resumes_from_a_checkpoint_without_carried_groups() -> None:
+    killed, resumed = make_rollouts(Worker(mixed)), make_rollouts(Worker(mixed))
+    killed.take(2, {})
+    resumed.load_state_dict({"cursor": killed.state_dict()["cursor"]})
+    assert [g.prompt.id for g in resumed.take(2, {})] == [g.prompt.id for g in killed.take(2, {})]
+
+
 def test_take_refills_groups_without_variance_and_keeps_them() -> None:
     rollouts = make_rollouts(Worker(mixed), config=filtering())
     order = [f"p{i}" for i in make_rollouts(Worker(mixed)).cursor.take(8)]

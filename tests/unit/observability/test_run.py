@@ -205,6 +205,15 @@ def test_checkpoint_cut_off_while_written_does_not_count(config: Config, tmp_pat
     assert find_checkpoint(run.directory.path).name == "step_000004"
 
 
+def test_resume_names_a_checkpoint_of_another_command(config: Config, tmp_path: Path) -> None:
+    run = run_steps(config)
+    config.megatron_training.resume, config.megatron_training.run_name = str(run.directory.path), "second"
+    state = run.directory.checkpoint(4) / "run_state.json"
+    state.write_text(json.dumps({"step": 4, "data": {"cursor": {}}}))
+    with pytest.raises(CheckpointError, match=r"run_state.json: its place in the data has no 'value'. Resume with"):
+        run_steps(config)
+
+
 def test_count_steps_takes_the_earlier_end() -> None:
     config = Config()
     config.megatron_training.train_iters = 100
