@@ -21,6 +21,9 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+_PATIENCE_S = 86400
+"""Seconds that a trajectory may take whose turns a person writes."""
+
 
 def main(argv: list[str] | None = None) -> int:
     """Run one command.
@@ -83,6 +86,31 @@ def evaluate(argv: list[str]) -> int:
     from rl import evaluate as page
 
     page.main(config, _run_name(arguments), Path(config.actor_config.load))
+    return 0
+
+
+def play(argv: list[str]) -> int:
+    """Ask a model in the terminal and watch it use its tools, or take its turns to test a tool."""
+    parser = _config_parser("play", play, default="play")
+    parser.add_argument("--tool-config", metavar="FILE", help="tool YAML; short for rl_config.tool_config_path=FILE")
+    parser.add_argument("--model", metavar="FOLDER", help="model or checkpoint; short for actor_config.load=FOLDER")
+    parser.add_argument("--human", action="store_true", help="you write the model's turns; needs its tokenizer alone")
+    arguments = parser.parse_intermixed_args(argv)
+    if arguments.tool_config:
+        arguments.overrides += [
+            f"rl_config.tool_config_path={arguments.tool_config!r}",
+            "rl_config.multi_turn_enable=true",
+        ]
+    if arguments.model:
+        key = "megatron_training.tokenizer_name_or_path" if arguments.human else "actor_config.load"
+        arguments.overrides.append(f"{key}={arguments.model!r}")
+    if arguments.human:
+        arguments.overrides.insert(0, f"rl_config.trajectory_timeout={_PATIENCE_S}")
+    _log_to_terminal()
+    config = _checked_config(arguments)
+    from rl import play as page
+
+    page.main(config, by_hand=arguments.human)
     return 0
 
 
@@ -185,6 +213,7 @@ COMMANDS: dict[str, Callable[[list[str]], int]] = {
     "train": train,
     "sft": sft,
     "evaluate": evaluate,
+    "play": play,
     "preprocess": preprocess,
     "validate": validate,
     "sandbox": sandbox,
@@ -210,9 +239,12 @@ def _parser(name: str, command: Callable[[list[str]], int]) -> argparse.Argument
     return argparse.ArgumentParser(prog=f"rl {name}", description=_summary(command))
 
 
-def _config_parser(name: str, command: Callable[[list[str]], int], example: str = "NAME") -> argparse.ArgumentParser:
+def _config_parser(
+    name: str, command: Callable[[list[str]], int], example: str = "NAME", default: str | None = None
+) -> argparse.ArgumentParser:
     parser = _parser(name, command)
-    parser.add_argument("--config-name", required=True, metavar=example, help="a YAML file of the folder")
+    which = "a YAML file of the folder" + (f"; default: {default}" if default else "")
+    parser.add_argument("--config-name", required=default is None, default=default, metavar=example, help=which)
     parser.add_argument("--config-dir", type=Path, metavar="FOLDER", help="default: configs")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="for example rl_config.epochs=2")
     return parser

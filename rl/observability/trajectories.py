@@ -51,7 +51,7 @@ def to_record(trajectory: Trajectory) -> dict[str, Any]:
         "data_source": trajectory.prompt.data_source,
         "messages": trajectory.prompt.messages,
         "ground_truth": trajectory.prompt.ground_truth,
-        "turns": [_turn_record(turn) for turn in trajectory.turns],
+        "turns": [turn_record(turn) for turn in trajectory.turns],
         "stop_reason": trajectory.stop_reason.value,
         "score": trajectory.score,
         "rewards": trajectory.rewards,
@@ -65,27 +65,8 @@ def to_record(trajectory: Trajectory) -> dict[str, Any]:
     }
 
 
-def read_records(path: Path) -> list[dict[str, Any]]:
-    """Read a file that `TrajectoryWriter` wrote.
-
-    Raises:
-        DataError: The file is missing or malformed; says which row, from 1.
-    """
-    if not path.is_file():
-        raise DataError(f"{path}: no such file of trajectories. `rl view RUN --list` shows what there is.")
-    records = []
-    with path.open(encoding="utf-8") as stream:
-        for number, line in enumerate(stream, start=1):
-            try:
-                records.append(json.loads(line))
-            except json.JSONDecodeError as error:
-                raise DataError(
-                    f"{path}, row {number}: not JSON ({error}). Was the run killed while writing?"
-                ) from error
-    return records
-
-
-def _turn_record(turn: Turn) -> dict[str, Any]:
+def turn_record(turn: Turn) -> dict[str, Any]:
+    """A turn as plain values; see `to_record`."""
     return {
         "text": turn.text,
         "num_tokens": turn.num_tokens,
@@ -111,3 +92,23 @@ def _turn_record(turn: Turn) -> dict[str, Any]:
         "generate_s": round(turn.generate_s, 4),
         "tool_s": round(turn.tool_s, 4),
     }
+
+
+def read_records(path: Path) -> list[dict[str, Any]]:
+    """Read a file that `TrajectoryWriter` wrote.
+
+    Raises:
+        DataError: The file is missing or malformed; says which row, from 1.
+    """
+    if not path.is_file():
+        raise DataError(f"{path}: no such file of trajectories. `rl view RUN --list` shows what there is.")
+    records = []
+    with path.open(encoding="utf-8") as stream:
+        for number, line in enumerate(stream, start=1):
+            try:
+                records.append(json.loads(line))
+            except json.JSONDecodeError as error:
+                raise DataError(
+                    f"{path}, row {number}: not JSON ({error}). Was the run killed while writing?"
+                ) from error
+    return records

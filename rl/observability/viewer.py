@@ -106,18 +106,13 @@ def print_record(record: dict[str, Any], target: Console, *, title: str = "") ->
     """
     target.print(Rule(f"{escape(title)}  [bold]{escape(record['id'])}[/]  {escape(record['data_source'])}"))
     for message in record["messages"]:
-        _block(target, message["role"], message["content"], PROMPT_STYLE)
+        print_message(target, message["role"], message["content"])
     for number, turn in enumerate(record["turns"], start=1):
-        _block(
-            target,
-            f"model, turn {number}, {turn['num_tokens']} tokens, {turn['generate_s']:.2f} s",
-            turn["text"],
-            MODEL_STYLE,
-        )
+        print_generation(target, turn, number)
         for index, call in enumerate(turn["calls"]):
-            _print_call(target, call)
+            print_call(target, call)
             if index < len(turn["results"]):
-                _print_result(target, turn["results"][index])
+                print_result(target, turn["results"][index])
     rewards = "  ".join(f"{name} {value:.3f}" for name, value in record["rewards"].items())
     score = "none" if record["score"] is None else f"{record['score']:.3f}"
     target.print(Text(f"score {score}  {rewards}", style=REWARD_STYLE))
@@ -128,8 +123,25 @@ def print_record(record: dict[str, Any], target: Console, *, title: str = "") ->
     )
 
 
-def _print_call(target: Console, call: dict[str, Any]) -> None:
-    """A call and its arguments, lone code as it is; a call that could not be read, as it was written."""
+def print_message(target: Console, head: str, text: str | None) -> None:
+    """Print what the model reads: a message of the prompt."""
+    _block(target, head, text, PROMPT_STYLE)
+
+
+def print_generation(target: Console, turn: dict[str, Any], number: int) -> None:
+    """Print what was generated in a turn, the calls as they were written.
+
+    Args:
+        target: Where to.
+        turn: As `rl.observability.trajectories.turn_record` makes it.
+        number: Of the turn, from 1.
+    """
+    head = f"model, turn {number}, {turn['num_tokens']} tokens, {turn['generate_s']:.2f} s"
+    _block(target, head, turn["text"], MODEL_STYLE)
+
+
+def print_call(target: Console, call: dict[str, Any]) -> None:
+    """Print a call and its arguments, lone code as it is; a call that could not be read, as it was written."""
     if call["error"] is not None:
         _block(target, f"call of {call['name'] or 'a tool'}, malformed", call["raw"], ERROR_STYLE)
         return
@@ -138,7 +150,8 @@ def _print_call(target: Console, call: dict[str, Any]) -> None:
     _block(target, f"call of {call['name']}", shown, CALL_STYLE)
 
 
-def _print_result(target: Console, result: dict[str, Any]) -> None:
+def print_result(target: Console, result: dict[str, Any]) -> None:
+    """Print the result of a call with its status and times."""
     notes = [f"queued {result['queue_s']:.3f} s", f"ran {result['run_s']:.3f} s"]
     notes += [f"{n} failed attempts"] if (n := result.get("num_failed_attempts", 0)) else []
     notes += [f"reward {result['reward']:g}"] if result["reward"] is not None else []
