@@ -7,7 +7,6 @@ those of a run, the tool waits as long as was drawn for it.
 from __future__ import annotations
 
 import asyncio
-import gc
 import random
 import resource
 import statistics
@@ -24,6 +23,7 @@ from rl.bench.figures import Figure, write_json
 from rl.config.load import load_config
 from rl.config.schema import Config
 from rl.rollout.agent_loop import AgentLoop
+from rl.rollout.collection import collect_seldom
 from rl.rollout.dialog import Dialog, load_dialog
 from rl.tools.base import Tool, ToolConfig
 from rl.tools.registry import Toolbox
@@ -147,9 +147,7 @@ async def _many(config: Config, dialog: Dialog) -> list[Figure]:
         latencies[0] *= random.Random(latencies[0]).random()  # out of step from the start
     engine = _KnownSpeed(dialog, num_calls, 0.0)
     loop, tool = _loop(config, dialog, engine, _Waiting, draw, num_workers=1)
-    gc.collect()
-    gc.freeze()  # as a rollout worker does
-    gc.set_threshold(10_000, 10, 100)
+    collect_seldom()  # as a rollout worker does
     running = [asyncio.ensure_future(_run(loop, i)) for i in range(_NUM_IN_FLIGHT)]
     while len(tool._num_calls) < _NUM_IN_FLIGHT:
         await asyncio.sleep(0.1)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import gc
 import os
 from functools import partial
 from pathlib import Path
@@ -22,6 +21,7 @@ from rl.observability.busy_clock import BusyClock
 from rl.observability.log import setup_logging
 from rl.rewards.registry import load_rewards
 from rl.rollout.agent_loop import AgentLoop
+from rl.rollout.collection import collect_seldom
 from rl.rollout.dialog import load_dialog
 from rl.rollout.group import run_group
 from rl.training.actor import Actor
@@ -154,9 +154,7 @@ class RolloutWorker:
             stop_token_ids=dialog.renderer.end_of_turn_ids,
         )
         self.loop = AgentLoop(self.engine, dialog.renderer, dialog.toolbox, dialog.parser, self.config)
-        gc.collect()
-        gc.freeze()  # what was imported stays: collections among thousands of trajectories need not look at it again
-        gc.set_threshold(10_000, 10, 100)  # full ones were two fifths of the time with 10,000 trajectories
+        collect_seldom()
 
     async def run_group(self, prompt: Prompt, num_samples: int, sampling: Sampling) -> Group:
         """See `rl.rollout.group.run_group`."""

@@ -6,7 +6,7 @@ import asyncio
 import logging
 import random
 from collections.abc import Awaitable, Callable
-from contextlib import AsyncExitStack, nullcontext
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -146,38 +146,36 @@ class ToolRunner:
         return value if isinstance(value, ToolOutput) else ToolOutput(str(value))
 
     async def _attempt(self, call: _Call, make_state: Callable[[], Awaitable[Any]], arguments: dict[str, Any]) -> Any:
-        async with AsyncExitStack() as held:
-            start_by = asyncio.timeout_at(call.start_by)
-            try:
-                async with start_by:
-                    await held.enter_async_context(self._workers)
-                    await held.enter_async_context(self._permits)
-                    call.met_open_breaker = call.met_open_breaker or self._breaker.is_open
-                    await held.enter_async_context(self._breaker.guard())
-                    state = await make_state()
-                return await self._execute(call, state, arguments)
-            except TimeoutError:
-                if start_by.expired():
-                    raise _NotStartedError from None
-                raise
-            except ServiceUnavailableError as error:
-                call.note_failure(error, asyncio.get_running_loop().time())
-                raise
-
-    async def _execute(self, call: _Call, state: Any, arguments: dict[str, Any]) -> Any:
-        loop = asyncio.get_running_loop()
-        start = loop.time()
-        limit = asyncio.timeout(self.tool.run_limit_s)
+        loop, run_limit_s = asyncio.get_running_loop(), self.tool.run_limit_s
+        started_at: float | None = None
+        limit = asyncio.timeout_at(call.start_by)
         try:
-            async with limit:
-                if self._threads is not None:
-                    return await self._threads.run(partial(self.tool.execute, state, arguments))
-                return await self.tool.execute(state, arguments)
+            async with limit, self._workers, self._permits:
+                call.met_open_breaker = call.met_open_breaker or self._breaker.is_open
+                async with self._breaker.guard():
+                    state = await make_state()
+                    started_at = loop.time()
+                    limit.reschedule(None if run_limit_s is None else started_at + run_limit_s)
+                    return await self._execute(state, arguments)
+        except TimeoutError:
+            if started_at is None and limit.expired():
+                raise _NotStartedError from None
+            raise
+        except ServiceUnavailableError as error:
+            call.note_failure(error, loop.time())
+            raise
+        finally:
+            if started_at is not None:
+                call.is_late = call.is_late or limit.expired()
+                call.run_s += loop.time() - started_at
+
+    async def _execute(self, state: Any, arguments: dict[str, Any]) -> Any:
+        try:
+            if self._threads is not None:
+                return await self._threads.run(partial(self.tool.execute, state, arguments))
+            return await self.tool.execute(state, arguments)
         except SystemExit as error:
             raise RuntimeError(f"the tool exited with {error.code!r}") from error
-        finally:
-            call.is_late = call.is_late or limit.expired()
-            call.run_s += loop.time() - start
 
     def _output(self, task: asyncio.Future[ToolOutput], call: _Call) -> ToolOutput:
         """What the task returned; or in words, for the model, what it raised."""
