@@ -15,6 +15,7 @@ from pathlib import Path
 from rich.console import Console
 
 from rl.bench.figures import Figure, print_table, write_json
+from rl.cluster.endings import terminated_like_interrupted
 from rl.config.load import load_config
 from rl.errors import TurnwiseError
 from rl.inference.environment import engine_environment
@@ -40,7 +41,7 @@ def main(argv: list[str]) -> int:
     parser.add_argument("names", nargs="*", help=f"of {', '.join(BENCHMARKS)} (default: all), and key=value overrides")
     parser.add_argument("--config-name", default="dapo_smollm2_135m_retool")
     parser.add_argument("--output", type=Path, default=Path("runs/bench.json"))
-    args = parser.parse_args(argv)
+    args = parser.parse_intermixed_args(argv)
     overrides = [name for name in args.names if "=" in name]
     names = [name for name in args.names if "=" not in name] or list(BENCHMARKS)
     for name in names:
@@ -48,9 +49,10 @@ def main(argv: list[str]) -> int:
             parser.error(f"unknown benchmark '{name}'; choose from {', '.join(BENCHMARKS)}")
     console = Console()
     figures: list[Figure] = []
-    for name in names:
-        console.print(f"measuring {name} ...")
-        figures += _measure(name, args.config_name, overrides)
+    with terminated_like_interrupted():
+        for name in names:
+            console.print(f"measuring {name} ...")
+            figures += _measure(name, args.config_name, overrides)
     print_table(figures, console)
     write_json(figures, args.output)
     console.print(f"written to {args.output}")
