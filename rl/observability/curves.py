@@ -39,8 +39,10 @@ def _draw_rewards(axes: Axes, rows: Sequence[dict[str, Any]]) -> None:
     points = {row["step"]: row["critic/score/mean"] for row in rows if row.get("critic/score/mean") is not None}
     steps = sorted(points)
     values = [points[step] for step in steps]
-    axes.plot(steps, values, color=_BLUE, linewidth=1.2, marker="o", markersize=4, alpha=0.55, label="each step")
-    if len(values) >= _SMOOTHED_FROM:
+    is_smoothed = len(values) >= _SMOOTHED_FROM
+    alpha = 0.55 if is_smoothed else 1.0
+    axes.plot(steps, values, color=_BLUE, linewidth=1.2, marker="o", markersize=4, alpha=alpha, label="each step")
+    if is_smoothed:
         axes.plot(steps, smooth(values), color=_BLUE, linewidth=2.4, label="smoothed")
         axes.legend(frameon=False, loc="lower right")
     _dress(axes, "Reward of the training rollouts", "mean reward", steps)

@@ -48,7 +48,8 @@ def main(argv: list[str]) -> int:
     which.add_argument("--worst", action="store_true", help="the trajectory with the lowest score")
     arguments = parser.parse_args(argv)
     run = RunDirectory.open(arguments.run)
-    kind = "eval" if arguments.eval else "step"
+    has_steps = any(run.trajectories.glob("step_*.jsonl"))  # `rl evaluate` makes none
+    kind = "step" if has_steps and not arguments.eval else "eval"
     if arguments.list:
         _print_list(run, console())
         return 0
@@ -60,7 +61,8 @@ def main(argv: list[str]) -> int:
         record = _by_id(records, arguments.id, path)
     else:
         record = _by_index(records, arguments.index, path)
-    print_record(record, console(), title=path.stem.replace("_", " "))
+    number = int(path.stem.removeprefix(f"{kind}_"))
+    print_record(record, console(), title=f"step {number}" if kind == "step" else f"evaluation after step {number}")
     return 0
 
 
@@ -77,7 +79,7 @@ def trajectory_file(run: RunDirectory, kind: str, step: int | None) -> Path:
     """
     files = sorted(run.trajectories.glob(f"{kind}_*.jsonl"))
     if not files:
-        raise DataError(f"{run.path}: no trajectories of kind '{kind}' yet. See `rl view {run.path} --list`.")
+        raise DataError(f"{run.path}: no trajectories of kind '{kind}' yet. Wait for the first, or choose another run.")
     if step is None:
         return files[-1]
     path = run.trajectories / f"{kind}_{step:06d}.jsonl"

@@ -69,7 +69,7 @@ def test_malformed_record_is_named_by_its_row(tmp_path: Path) -> None:
         (["--step", "1", "--worst"], "train-3/0"),
         (["--step", "1", "--index", "1"], "train-2/0"),
         (["--step", "1", "--id", "train-3/0"], "train-3/0"),
-        ([], "step 000012"),
+        ([], "step 12 "),
         (["--list"], "step_000012"),
     ],
 )
@@ -78,6 +78,14 @@ def test_view_chooses_a_trajectory(
 ) -> None:
     assert viewer.main([str(directory.path), *arguments]) == 0
     assert expected in capsys.readouterr().out
+
+
+def test_view_of_an_evaluation_needs_no_option(directory: RunDirectory, capsys: pytest.CaptureFixture[str]) -> None:
+    for path in directory.trajectories.iterdir():
+        path.unlink()
+    TrajectoryWriter(directory.trajectories).write_evaluation(0, [make_group("gcd", score=1.0, prompt_id="test-1")])
+    assert viewer.main([str(directory.path), "--best"]) == 0
+    assert "evaluation after step 0  test-1/0  gcd" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
