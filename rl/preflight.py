@@ -91,6 +91,7 @@ def preflight_evaluation(config: Config) -> None:
         *_name_problems(config),
         *_reward_problems(config),
         *_tool_problems(config, is_strict=True),
+        *_engine_problems(config, is_strict=True),
         *_device_problems(config),
         *_data_problems(config, ("test_data_path",), is_strict=True),
         *_model_problems(config, is_strict=True),
@@ -117,6 +118,7 @@ def inspect_run(config: Config, given: frozenset[str] = frozenset(), *, is_stric
     problems += _name_problems(config)
     problems += _reward_problems(config)
     problems += _tool_problems(config, is_strict=is_strict)
+    problems += _engine_problems(config, is_strict=is_strict)
     if is_strict:
         problems += _device_problems(config)
         problems += _resume_problems(config)
@@ -273,6 +275,15 @@ def _resume_problems(config: Config) -> Iterator[Problem]:
             find_checkpoint(Path(config.megatron_training.resume))
         except CheckpointError as failure:
             yield error(str(failure))
+
+
+def _engine_problems(config: Config, *, is_strict: bool) -> Iterator[Problem]:
+    size, device = config.generate_config.infer_tensor_parallel_size, config.megatron_training.device
+    if size > 1 and (device is Device.CPU or (is_strict and not runs_on_cuda(config))):
+        yield error(
+            f"generate_config.infer_tensor_parallel_size: must be 1 on CPU, where an engine has all its cores anyway, "
+            f"got {size}. Set 1; rl_config.rollout_resource.num_devices gives more engines."
+        )
 
 
 def _device_problems(config: Config) -> Iterator[Problem]:

@@ -149,6 +149,11 @@ def spoil(**changes: object) -> Callable[[Config], None]:
         ),
         (spoil(r_verifier_function=["no.such:f"]), "rl_config.verifier_function: 'no.such:f' does not import"),
         (spoil(r_tool_config_path="nowhere.yaml"), "nowhere.yaml: cannot be read"),
+        (
+            spoil(g_infer_tensor_parallel_size=2),
+            "generate_config.infer_tensor_parallel_size: must be 1 on CPU, where an engine has all its cores anyway, "
+            "got 2.",
+        ),
         (spoil(m_data_path=""), "megatron_training.data_path: must name a data file, got nothing. Set what"),
         (spoil(m_data_path="nowhere.parquet"), "megatron_training.data_path: nowhere.parquet: no such data file."),
         (
