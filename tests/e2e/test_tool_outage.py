@@ -1,30 +1,25 @@
-"""A real sandbox is killed while trajectories use it, and comes back: nothing is lost, and the metrics tell."""
+"""The sandbox is killed while a training step uses it, and comes back: nothing is lost, and the metrics tell."""
 
 from __future__ import annotations
 
-import asyncio
+import json
 import os
 import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator
+import time
+import urllib.request
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
-from rl.config.schema import Config
-from rl.inference.fake import FakeEngine
-from rl.observability.metrics import rollout_metrics
-from rl.rollout.agent_loop import AgentLoop
-from rl.rollout.dialog import Dialog, load_dialog
-from rl.rollout.group import run_group
-from rl.types import Prompt, Sampling, StopReason, ToolCall, Trajectory
-from tests.tiny import make_tiny_tokenizer
+from tests.e2e.commands import ROOT, TIMEOUT_S, ended, finish, start, steps_of
 
-ROOT = Path(__file__).resolve().parents[2]
-NUM_TRAJECTORIES, NUM_CALLS = 8, 3
-PROGRAM = "import time\ntime.sleep(0.2)\nprint(6 * 7)"
+OUTAGE_S = 10.0
+NUM_TRAJECTORIES = 16
+"""Of a step of configs/tiny.yaml."""
 
 
 class Sandbox:
@@ -43,6 +38,18 @@ class Sandbox:
         os.killpg(self.process.pid, signal.SIGKILL)
         self.process.wait(10)
 
+    def answers(self) -> bool:
+        try:
+            return self.num_running() >= 0
+        except OSError:
+            return False
+
+    def num_running(self) -> float:
+        """Programs under way."""
+        with urllib.request.urlopen(f"http://127.0.0.1:{self.port}/metrics", timeout=10) as answer:
+            lines = answer.read().decode().splitlines()
+        return float(next(line for line in lines if line.startswith("sandbox_running ")).split()[1])
+
 
 @pytest.fixture
 def sandbox() -> Iterator[Sandbox]:
@@ -51,57 +58,50 @@ def sandbox() -> Iterator[Sandbox]:
     server.kill()
 
 
-def speaking(dialog: Dialog) -> FakeEngine:
-    """An engine that calls the code interpreter in every turn but the last."""
-    tokenizer, (end,) = dialog.renderer.tokenizer, dialog.renderer.end_of_turn_ids
-    call = dialog.parser.render(ToolCall("code_interpreter", {"code": PROGRAM}))
-    first = dialog.renderer.render_prompt(PROMPT.messages).count(end)
-
-    def say(token_ids: list[int]) -> list[int]:
-        num_turns = (token_ids.count(end) - first) // 2  # each ends once, and so does the tool's
-        text = call if num_turns < NUM_CALLS else "The answer is \\boxed{42}."
-        return [*tokenizer.encode(text, add_special_tokens=False), end]
-
-    return FakeEngine(say, stop_token_ids={end})
+def wait_until(is_met: Callable[[], bool], run: subprocess.Popen[str] | None = None) -> None:
+    deadline = time.monotonic() + TIMEOUT_S
+    while not is_met():
+        assert run is None or run.poll() is None, run.communicate()[0]
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
 
 
-PROMPT = Prompt("train-1", [{"role": "user", "content": "What is 6 * 7?"}], "42", "test")
-
-
-async def test_sandbox_killed_and_restarted_loses_no_trajectory(
-    sandbox: Sandbox, tmp_path: Path, caplog: pytest.LogCaptureFixture
+@pytest.mark.timeout(2 * TIMEOUT_S)
+def test_sandbox_killed_in_a_training_step_and_restarted_loses_no_trajectory(
+    workspace: Path, cold_started: Path, sandbox: Sandbox
 ) -> None:
-    config = Config()
-    config.megatron_training.tokenizer_name_or_path = str(make_tiny_tokenizer(tmp_path))
-    rl = config.rl_config
-    rl.multi_turn_enable, rl.max_tool_calls, rl.max_total_response_length = True, NUM_CALLS, 1500
-    rl.tool_config_path = str(ROOT / "configs/tools/retool_config.yaml")
-    url = f"http://127.0.0.1:{sandbox.port}/run_code"
-    dialog = load_dialog(config, tool_overrides={"code_interpreter": {"sandbox_fusion_url": url}})
-    assert dialog.toolbox is not None
-    engine = speaking(dialog)
-
-    async def score(trajectory: Trajectory) -> None:
-        trajectory.score = 1.0
-
-    loop = AgentLoop(engine, dialog.renderer, dialog.toolbox, dialog.parser, config)
-    step = asyncio.ensure_future(run_group(loop, PROMPT, NUM_TRAJECTORIES, Sampling(1.0, 500), score))
-    async with asyncio.timeout(120):
-        while len(engine.requests) <= NUM_TRAJECTORIES:  # until some are in their second turn
-            await asyncio.sleep(0.01)
+    tools = workspace / "outage_tools.yaml"
+    shipped = (ROOT / "configs/tools/retool_config.yaml").read_text()
+    shipped = shipped.replace("rl.tools.retool.ReTool", "tests.e2e.slow_interpreter.SlowInterpreter")
+    tools.write_text(shipped.replace("embedded", f"http://127.0.0.1:{sandbox.port}/run_code", 1))
+    wait_until(sandbox.answers)
+    run = start(
+        "train", workspace, "outage", f"actor_config.load={cold_started}", f"rl_config.tool_config_path={tools}",
+        "rl_config.trajectory_timeout=120",
+    )  # fmt: skip
+    with ended(run):
+        wait_until(lambda: len(steps_of(workspace, "outage")) == 1, run)
+        wait_until(lambda: sandbox.num_running() > 0, run)
         sandbox.kill()
-        while "Calls wait until its service answers" not in caplog.text:
-            await asyncio.sleep(0.01)
+        time.sleep(OUTAGE_S)
         sandbox.start()
-        group = await step
-        await dialog.toolbox.close()
-    assert [t.stop_reason for t in group.trajectories] == [StopReason.FINISHED] * NUM_TRAJECTORIES
-    texts = [result.text for t in group.trajectories for turn in t.turns for result in turn.results]
-    assert texts == ["42"] * NUM_TRAJECTORIES * NUM_CALLS
-    metrics = rollout_metrics([group])
-    assert metrics["stop_reason/finished"] == 1.0
-    assert metrics["critic/score/mean"] == 1.0
-    assert metrics["tools/unavailable"] == metrics["tools/code_interpreter/unavailable"] == 0.0
-    assert metrics["tools/code_interpreter/failed_attempts"] >= 5.0
-    assert metrics["tools/code_interpreter/outage_s/max"] > 0.0
-    assert "its service answers again" in caplog.text
+        finish(run)
+
+    calm, hit = steps_of(workspace, "outage")
+    for metrics in (calm, hit):
+        assert metrics["rollout/num_trajectories"] == NUM_TRAJECTORIES
+        assert metrics["training/masked_trajectories"] == metrics["tools/unavailable"] == 0.0
+        assert metrics["stop_reason/tool_unavailable"] == metrics["stop_reason/deadline"] == 0.0
+        assert metrics["actor/grad_norm"] > 0
+    tool = "tools/code_interpreter"
+    assert calm[f"{tool}/failed_attempts"] == calm[f"{tool}/retries"] == calm[f"{tool}/breaker_waits"] == 0.0
+    assert hit[f"{tool}/failed_attempts"] == hit[f"{tool}/retries"] >= 5.0  # as many as open the circuit breaker
+    assert hit[f"{tool}/breaker_waits"] > 0.0
+    assert hit[f"{tool}/outage_s/max"] >= OUTAGE_S
+    lines = (workspace / "runs" / "outage" / "trajectories" / "step_000002.jsonl").read_text().splitlines()
+    trajectories = [json.loads(line) for line in lines]
+    assert all(t["score"] is not None for t in trajectories)
+    results = [r for t in trajectories for turn in t["turns"] for r in turn["results"]]
+    assert any(r["status"] == "ok" and r["queue_s"] > OUTAGE_S - 2 for r in results)
+    log = "".join(path.read_text() for path in (workspace / "runs" / "outage" / "logs").glob("rollout*"))
+    assert "Calls wait until its service answers" in log and "its service answers again" in log

@@ -5,118 +5,19 @@ from __future__ import annotations
 import json
 import os
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import psutil
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 import torch
 from ray.cluster_utils import Cluster
 from transformers import AutoModelForCausalLM
 
 from rl.services.embedded import EmbeddedSandbox
-from tests.tiny import make_tiny_model
-
-ROOT = Path(__file__).resolve().parents[2]
-TIMEOUT_S = 240
-
-
-@pytest.fixture(scope="module")
-def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("e2e")
-    make_tiny_model(folder / "model", "qwen2", tied=True, num_heads=2, num_kv_heads=1)  # vLLM wants 32 a head
-    rows = [
-        {
-            "messages": [{"role": "user", "content": f"What is {i} + 2?"}],
-            "ground_truth": str(i + 2),
-            "data_source": "sums",
-        }
-        for i in range(12)
-    ]
-    pq.write_table(pa.Table.from_pylist(rows), folder / "prompts.parquet")
-    lines = [json.dumps(demonstration(i)) for i in range(12)]
-    (folder / "demonstrations.jsonl").write_text("\n".join(lines) + "\n")
-    return folder
-
-
-def demonstration(i: int) -> dict[str, object]:
-    call = {"type": "function", "function": {"name": "code_interpreter", "arguments": {"code": f"print({i} + 2)"}}}
-    conversation = [
-        {"role": "user", "content": f"What is {i} + 2?"},
-        {"role": "assistant", "content": "", "tool_calls": [call]},
-        {"role": "tool", "content": f"{i + 2}\n"},
-        {"role": "assistant", "content": f"\\boxed{{{i + 2}}}"},
-    ]
-    return {"messages": conversation, "ground_truth": str(i + 2), "data_source": "sums"}
-
-
-def start(command: str, workspace: Path, name: str, *overrides: str) -> subprocess.Popen[str]:
-    settings = {
-        "actor_config.load": workspace / "model",
-        "megatron_training.data_path": workspace / "prompts.parquet",
-        "megatron_training.test_data_path": workspace / "prompts.parquet",
-        "megatron_training.output_dir": workspace / "runs",
-        "megatron_training.run_name": name,
-    }
-    arguments = [f"{key}={value}" for key, value in settings.items()]
-    return subprocess.Popen(
-        [
-            sys.executable,
-            "-m",
-            "rl",
-            command,
-            "--config-dir",
-            "tests/e2e/configs",
-            "--config-name",
-            "tiny",
-            *arguments,
-            *overrides,
-        ],
-        cwd=ROOT,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
-
-
-def finish(process: subprocess.Popen[str]) -> str:
-    """Wait for the end; whatever happened, leave no process behind."""
-    family = psutil.Process(process.pid).children(recursive=True)
-    try:
-        output, _ = process.communicate(timeout=TIMEOUT_S)
-    except subprocess.TimeoutExpired:
-        family = psutil.Process(process.pid).children(recursive=True)
-        for member in [*family, process]:
-            member.kill()
-        raise
-    assert process.returncode == 0, output
-    return output
-
-
-def metrics_of(workspace: Path, name: str) -> list[dict[str, float]]:
-    lines = (workspace / "runs" / name / "metrics.jsonl").read_text().splitlines()
-    return [json.loads(line) for line in lines]
-
-
-@pytest.fixture(scope="module")
-def cold_started(workspace: Path) -> Path:
-    """A model that has learned one conversation by heart, so that it often calls the tool."""
-    finish(
-        start(
-            "sft", workspace, "sft",
-            f"megatron_training.data_path={workspace / 'demonstrations.jsonl'}",
-            "megatron_training.train_iters=48", "megatron_training.save_interval=48", "actor_config.lr=0.003",
-        )
-    )  # fmt: skip
-    losses = [m["actor/loss"] for m in metrics_of(workspace, "sft")]
-    assert losses[-1] < 0.5 < losses[0]
-    return workspace / "runs" / "sft" / "checkpoints" / "step_000048"
+from tests.e2e.commands import ROOT, TIMEOUT_S, finish, start, steps_of
 
 
 def descendants() -> set[int]:
@@ -130,7 +31,7 @@ def test_two_dapo_steps_and_resume_repeat_the_uninterrupted_run(workspace: Path,
     assert descendants() == before
     assert not [p for p in Path("/dev/shm").glob("turnwise-*") if not psutil.pid_exists(int(p.name.split("-")[1]))]
 
-    steps = [m for m in metrics_of(workspace, "whole") if "timing_s/step" in m]
+    steps = steps_of(workspace, "whole")
     assert len(steps) == 2
     for metrics in steps:
         assert metrics["training/rollout_probs_diff_max"] < 1e-3
@@ -153,14 +54,14 @@ def test_two_dapo_steps_and_resume_repeat_the_uninterrupted_run(workspace: Path,
 
     first = workspace / "runs" / "whole" / "checkpoints" / "step_000001"
     finish(start("train", workspace, "resumed", model, f"megatron_training.resume={first}"))
-    resumed = [m for m in metrics_of(workspace, "resumed") if "timing_s/step" in m][-1]
+    resumed = steps_of(workspace, "resumed")[-1]
     for name in ("critic/score/mean", "actor/pg_loss", "actor/grad_norm", "response_length/mean"):
         assert resumed[name] == pytest.approx(steps[1][name], rel=1e-4), name
 
 
 def test_engine_on_another_machine_repeats_the_run_on_one(workspace: Path, cold_started: Path) -> None:
     """Two Ray nodes stand for two machines: one trains, the other generates, and weights are copied between them."""
-    one_machine = [m for m in metrics_of(workspace, "whole") if "timing_s/step" in m]
+    one_machine = steps_of(workspace, "whole")
     tools = workspace / "tools.yaml"
     with EmbeddedSandbox() as sandbox, two_ray_nodes() as address:
         tools.write_text((ROOT / "configs/tools/retool_config.yaml").read_text().replace("embedded", sandbox.url, 1))
@@ -171,7 +72,7 @@ def test_engine_on_another_machine_repeats_the_run_on_one(workspace: Path, cold_
                 f"rl_config.tool_config_path={tools}",
             )
         )  # fmt: skip
-    apart = [m for m in metrics_of(workspace, "apart") if "timing_s/step" in m]
+    apart = steps_of(workspace, "apart")
     for ours, theirs in zip(apart, one_machine, strict=True):
         for name in ("critic/score/mean", "actor/pg_loss", "actor/grad_norm", "response_length/mean"):
             assert ours[name] == pytest.approx(theirs[name], rel=1e-4), name
