@@ -1,11 +1,14 @@
 """Stand-ins shared by tests: an engine that says what a script says, tools that answer from a function, a tokenizer
-whose tokens are words, so that token lists can be written by hand."""
+whose tokens are words, so that token lists can be written by hand, and a clock that nothing but timers moves."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterable
+import functools
+import selectors
+from collections.abc import Awaitable, Callable, Coroutine, Iterable
 from dataclasses import dataclass, field
+from typing import Any
 
 from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
@@ -158,3 +161,39 @@ def answering(text: str, status: ToolStatus = ToolStatus.OK, *, stop: bool = Fal
         return ToolResult(call.name, text, status, stop=stop)
 
     return FakeToolbox(answer)
+
+
+class _TimeSkipper(selectors.DefaultSelector):
+    """Does not wait for a timer, but takes the time until it for passed."""
+
+    now = 0.0
+
+    def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
+        events = super().select(timeout and 0.0)
+        if not events:
+            self.now += timeout or 0.0
+        return events
+
+
+class _VirtualTimeLoop(asyncio.SelectorEventLoop):
+    def __init__(self) -> None:
+        self._skipper = _TimeSkipper()
+        super().__init__(self._skipper)
+
+    def time(self) -> float:
+        return self._skipper.now
+
+
+def in_virtual_time(test: Callable[..., Coroutine[Any, Any, None]]) -> Callable[..., None]:
+    """Run a coroutine on an event loop whose clock stands still while it computes, and skips all waits.
+
+    So a test of timers takes no time and has one outcome, however busy the machine is. Not for what runs in threads or
+    other processes: their time does not count.
+    """
+
+    @functools.wraps(test)
+    def run(*args: Any, **kwargs: Any) -> None:
+        with asyncio.Runner(loop_factory=_VirtualTimeLoop) as runner:
+            runner.run(test(*args, **kwargs))
+
+    return run

@@ -7,6 +7,7 @@ import pytest
 from rl.tools.base import ServiceUnavailableError, Tool, ToolConfig, ToolOutput
 from rl.tools.registry import Toolbox
 from rl.types import ToolCall, ToolStatus
+from tests.fakes import in_virtual_time
 
 PARAMETERS = {"type": "object", "properties": {"n": {"type": "integer"}}, "required": ["n"]}
 
@@ -143,16 +144,19 @@ async def test_session_answers_what_the_model_did_wrong():
     assert tool.log == []
 
 
+@in_virtual_time
 async def test_rate_limit_bounds_calls_in_progress():
     tool = Sleeper(ToolConfig(enable_global_rate_limit=True, rate_limit=2))
     results = await run_one(tool, *(call(20) for _ in range(6)))
     assert tool.most_running == 2
-    assert max(r.queue_s for r in results) >= 0.03
+    assert [r.queue_s for r in results] == pytest.approx([0.0, 0.0, 0.02, 0.02, 0.04, 0.04])
+    assert [r.run_s for r in results] == pytest.approx([0.02] * 6)
     unlimited = Sleeper(ToolConfig(rate_limit=2))
     await run_one(unlimited, *(call(20) for _ in range(6)))
     assert unlimited.most_running == 6
 
 
+@in_virtual_time
 async def test_full_queue_ends_as_unavailable():
     tool = Sleeper(ToolConfig(enable_global_rate_limit=True, rate_limit=1, queue_timeout=0.05))
     first, second = await run_one(tool, call(300), call(1))
@@ -161,6 +165,7 @@ async def test_full_queue_ends_as_unavailable():
     assert second.text == "Error: no worker of 'tool' was free within 0.05 s."
 
 
+@in_virtual_time
 async def test_deadline_cancels_an_async_tool_and_frees_it():
     tool = Sleeper(ToolConfig(default_timeout=0.05, enable_global_rate_limit=True, rate_limit=1))
     late, next_one = await run_one(tool, call(5000), call(1))
@@ -187,6 +192,7 @@ async def test_plain_tools_do_not_block_the_loop():
     assert (await waiting).status == ToolStatus.OK
 
 
+@in_virtual_time
 async def test_service_failures_are_retried_then_reported():
     tool = Flaky(ToolConfig(default_timeout=5))
     (result,) = await run_one(tool, call(2))
@@ -203,28 +209,30 @@ async def test_service_failures_are_retried_then_reported():
     assert result.num_failed_attempts >= 1
 
 
+@in_virtual_time
 async def test_a_service_that_is_down_is_left_alone_and_no_call_is_lost_when_it_comes_back():
     tool = Down(ToolConfig())
     waiting = asyncio.ensure_future(run_one(tool, *[call()] * 50))
-    while tool.attempts < 52:
-        await asyncio.sleep(0.01)
+    await asyncio.sleep(1.0)
+    assert tool.attempts == 52  # each call's first, and probes after 0.25 and 0.75 s
     tool.is_up = True
     results = await waiting
     assert [r.status for r in results] == [ToolStatus.OK] * 50
-    assert sum(r.num_failed_attempts for r in results) == tool.attempts - 50
-    assert 102 <= tool.attempts < 110  # each call failed once and succeeded once, between them two probes or a few more
+    assert tool.attempts == 52 + 50  # the probe after 1.75 s, then all others
+    assert sum(r.num_failed_attempts for r in results) == 52
     assert all(r.met_open_breaker for r in results)
-    assert all(r.outage_s > 0 for r in results)
+    assert [r.outage_s for r in results] == pytest.approx([1.75] * 50)
 
 
+@in_virtual_time
 async def test_waiting_for_a_worker_leaves_the_run_its_whole_time():
     tool = Sleeper(ToolConfig(default_timeout=0.4, queue_timeout=0.4, enable_global_rate_limit=True, rate_limit=1))
     first, second = await run_one(tool, call(300), call(300))
     assert first.status == second.status == ToolStatus.OK
-    assert second.queue_s > 0.25
-    assert 0.25 < second.run_s < 0.4
+    assert (second.queue_s, second.run_s) == pytest.approx((0.3, 0.3))
 
 
+@in_virtual_time
 async def test_create_is_retried_while_its_service_fails():
     tool = Starting(ToolConfig())
     (result,) = await run_one(tool, call(1))
