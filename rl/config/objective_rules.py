@@ -21,6 +21,11 @@ def objective_problems(config: Config) -> Iterator[Problem]:
             f"rl_config.n_samples_per_prompt: must be at least 2 for {rl.adv_estimator}, got 1. "
             "Raise it, to 8 for example."
         )
+    elif rl.filter_groups_enable and rl.n_samples_per_prompt == 1:
+        yield error(
+            "rl_config.filter_groups_enable: keeps groups whose trajectories differ, got n_samples_per_prompt 1, with "
+            "which none can. Set false, or raise that."
+        )
     aggregation = rl.loss_agg_mode
     if aggregation is None and rl.token_level_loss:
         aggregation = LossAggregation.TOKEN_MEAN

@@ -32,6 +32,10 @@ def problems_of(tmp_path, *settings: str) -> list[str]:
             ["n_samples_per_prompt=1", "adv_estimator=rloo"],
             "error rl_config.n_samples_per_prompt: must be at least 2 for rloo, got 1.",
         ),
+        (
+            ["n_samples_per_prompt=1", "adv_estimator=reinforce_plus_plus", "filter_groups_enable=true"],
+            "error rl_config.filter_groups_enable: keeps groups whose trajectories differ, got n_samples_per_prompt 1,",
+        ),
         (["clip_ratio_c=0.9"], "error rl_config.clip_ratio_c: must be at least 1, got 0.9."),
         (["kl_target=0", "init_kl_coef=0.1", "kl_ctrl_type=adaptive"], "error rl_config.kl_target: must be above 0,"),
         (

@@ -134,6 +134,11 @@ def test_find_problems_accepts_the_defaults(folder: Path) -> None:
             "Set the tokens before the limit where the punishment begins.",
         ),
         (
+            ["rl_config.overlong_buffer_enable=true", "rl_config.overlong_buffer=2049"],
+            "error rl_config.overlong_buffer: must be from 1 to rollout_max_tokens, 2048, got 2049. "
+            "Set the tokens before the limit where the punishment begins.",
+        ),
+        (
             ["rl_config.multi_turn_enable=true"],
             "error rl_config.tool_config_path: must name a tool YAML with multi_turn_enable, got nothing. "
             "Set configs/tools/retool_config.yaml, for example.",
