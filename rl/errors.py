@@ -43,7 +43,7 @@ class RolloutError(TurnwiseError):
 
 
 class TrainingError(TurnwiseError):
-    """The update cannot go on: step after step has NaN or Inf in it."""
+    """The update cannot go on: step after step has NaN or Inf in it, or no reward."""
 
 
 class CheckpointError(TurnwiseError):

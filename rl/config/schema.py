@@ -249,7 +249,8 @@ class RLConfig:
     rollout_correction: RolloutCorrection = field(default_factory=RolloutCorrection)
     """The gap between the engine's log-probs and the actor's."""
     max_skipped_steps: int = 3
-    """Steps in a row with an optimizer step skipped for NaN or Inf after which the run stops, at least 1."""
+    """Steps in a row with an optimizer step skipped for NaN or Inf, or in which every reward failed, after which the
+    run stops, at least 1."""
     # Dynamic sampling and length shaping (DAPO)
     filter_groups_enable: bool = False
     """Refill the batch until `global_batch_size` groups have differing scores."""

@@ -1,4 +1,4 @@
-"""Steps with NaN or Inf: their trajectories are kept, and too many of them in a row end the run."""
+"""Steps with NaN or Inf, or without any reward: their trajectories are kept, and too many in a row end the run."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class SkipGuard:
         self._num_in_a_row = 0
 
     def check(self, step: int, offending: Sequence[str], groups: Sequence[Group]) -> None:
-        """Keep the trajectories of a step in which an optimizer step was skipped.
+        """Keep the trajectories of a step in which an optimizer step was skipped, or every reward failed.
 
         Args:
             step: Its number, from 1.
@@ -39,18 +39,25 @@ class SkipGuard:
         Raises:
             TrainingError: It is the last that is tolerated in a row.
         """
-        if not offending:
+        unscored = _without_any_score(groups)
+        if not offending and not unscored:
             self._num_in_a_row = 0
             return
         self._num_in_a_row += 1
-        path = self._write(step, offending, groups)
-        logger.warning("step %d has NaN or Inf: an optimizer step was skipped; see %s", step, path)
-        if self._num_in_a_row >= self._max_in_a_row:
-            raise TrainingError(
-                f"step {step}: the update must be finite, got NaN or Inf in {self._num_in_a_row} steps in a row. The "
-                f"trajectories are in {path}: look for a log-prob, advantage or reward out of range in it. Or lower "
-                "actor_config.lr, and resume from an earlier checkpoint."
-            )
+        path = self._write(step, offending or [t.id for t in unscored], groups)
+        what = "the update must be finite, got NaN or Inf" if offending else "a reward must be a number, got none"
+        logger.warning("step %d: %s, so an optimizer step was left out; see %s", step, what, path)
+        if self._num_in_a_row < self._max_in_a_row:
+            return
+        advice = (
+            "look for a log-prob, advantage or reward out of range in it. Or lower actor_config.lr, and resume from an "
+            "earlier checkpoint."
+            if offending
+            else f"the first says '{unscored[0].reward_error}'. Correct rl_config.verifier_function."
+        )
+        raise TrainingError(
+            f"step {step}: {what} in {self._num_in_a_row} steps in a row. The trajectories are in {path}: {advice}"
+        )
 
     def _write(self, step: int, offending: Sequence[str], groups: Sequence[Group]) -> Path:
         self._directory.skipped.mkdir(exist_ok=True)
@@ -61,6 +68,14 @@ class SkipGuard:
                 record = _to_record(trajectories[name]) if name in trajectories else {"id": name}
                 stream.write(json.dumps(record, ensure_ascii=False, default=str) + "\n")
         return path
+
+
+def _without_any_score(groups: Sequence[Group]) -> list[Trajectory]:
+    """The trajectories whose reward failed, where none of the step has a score."""
+    trajectories = [t for group in groups for t in group.trajectories]
+    if any(t.score is not None for t in trajectories):
+        return []
+    return [t for t in trajectories if t.reward_error is not None]
 
 
 def _to_record(trajectory: Trajectory) -> dict[str, Any]:

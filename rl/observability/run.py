@@ -139,7 +139,7 @@ class Run:
             The metrics, to be filled. Nothing is kept of a step that fails.
 
         Raises:
-            TrainingError: Too many steps in a row had NaN or Inf in their update; this one is kept.
+            TrainingError: Too many steps in a row had NaN or Inf in their update, or no reward; this one is kept.
         """
         rl = self.config.rl_config
         metrics = StepMetrics(max_response_length=rl.max_total_response_length, on_phase=self._on_phase)

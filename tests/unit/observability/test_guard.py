@@ -45,3 +45,29 @@ def test_guard_stops_after_the_last_tolerated_step_in_a_row(tmp_path: Path) -> N
 def test_guard_of_one_stops_at_once(tmp_path: Path) -> None:
     with pytest.raises(TrainingError, match="in 1 steps in a row"):
         SkipGuard(RunDirectory(tmp_path), 1).check(1, ["p/0"], [])
+
+
+def unscored(error: str | None) -> Group:
+    group = make_group()
+    for trajectory in group.trajectories:
+        trajectory.score, trajectory.reward_error = None, error
+    return group
+
+
+def test_guard_stops_where_every_reward_failed_step_after_step(tmp_path: Path) -> None:
+    guard = SkipGuard(RunDirectory(tmp_path), 2)
+    broken = [unscored("right: returned nan as score, not a finite number")]
+    broken[0].trajectories[2].reward_error = None  # it ended in its deadline
+    guard.check(1, [], broken)
+    guard.check(2, [], [unscored("boom"), make_group()])  # some have a score: the others are masked out
+    guard.check(3, [], [unscored(None)])  # no reward was asked
+    guard.check(4, [], broken)
+    path = tmp_path / "skipped/step_000005.jsonl"
+    message = (
+        rf"step 5: a reward must be a number, got none in 2 steps in a row\. .* {path}: the first says 'right: ret"
+    )
+    with pytest.raises(TrainingError, match=message):
+        guard.check(5, [], broken)
+    records = [json.loads(line) for line in path.read_text().splitlines()]
+    assert [r["id"] for r in records] == ["p/0", "p/1"]
+    assert sorted(p.name for p in (tmp_path / "skipped").iterdir()) == [f"step_00000{n}.jsonl" for n in (1, 4, 5)]
