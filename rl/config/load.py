@@ -5,12 +5,13 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 import yaml
 from hydra import compose, initialize_config_dir
-from hydra.errors import HydraException
+from hydra.errors import HydraException, OverrideParseException
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
@@ -122,9 +123,14 @@ def _hydra_compose(folder: Path, name: str, overrides: list[str]) -> Any:
         with initialize_config_dir(str(folder), version_base="1.3", job_name="rl"):
             tree = compose(name, overrides)
         return OmegaConf.to_container(tree, resolve=False)
+    except OverrideParseException as failure:
+        raise ConfigError(
+            f"override: cannot be read, got '{failure.override.lstrip('+')}'. Close every bracket, and put quotes of "
+            "the shell around the whole: 'rl_config.verifier_weight=[1.0, 0.5]'."
+        ) from failure
     except (HydraException, OmegaConfBaseException, yaml.YAMLError) as failure:
         reason = " ".join(str(failure).split("Config search path")[0].split())
-        raise ConfigError(f"{folder.name}/{name}.yaml: cannot be composed, got: {reason}") from failure
+        raise ConfigError(f"{folder / name}.yaml: cannot be composed, got: {reason}") from failure
 
 
 def _resolve(cls: type[S], tree: dict[str, Any], name: str) -> dict[str, Any]:
@@ -166,5 +172,10 @@ def _paths(tree: Any, prefix: str = "") -> Iterable[str]:
 
 
 def _missing_file(folder: Path, name: str) -> str:
-    shipped = ", ".join(sorted(path.stem for path in folder.glob("*.yaml")))
-    return f"--config-name: no file '{name}.yaml' in {folder}. It has: {shipped}."
+    if not folder.is_dir():
+        return f"--config-dir: no folder {folder}. Name the folder of your YAML files."
+    inner = Path(name).parent
+    found = sorted(str(inner / path.stem) for path in (folder / inner).glob("*.yaml"))
+    near = get_close_matches(name, found, n=1)
+    hint = f" Did you mean '{near[0]}'?" if near else ""
+    return f"--config-name: no file '{name}.yaml' in {folder}.{hint} It has: {', '.join(found) or 'none'}."

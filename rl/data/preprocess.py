@@ -78,6 +78,8 @@ def _check(config: DatasetConfig) -> None:
 
 
 def _input_files(source: Path) -> Iterator[Path]:
+    if not source.exists():
+        raise DataError(f"input: no file or folder '{source}'. Put the raw data there, or name another: input=PATH.")
     if not source.is_dir():
         yield source
         return

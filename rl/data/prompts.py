@@ -119,7 +119,7 @@ def check_messages(where: str, messages: Any) -> list[Message]:
             )
         has_calls = role == "assistant" and bool(message.get("tool_calls"))
         if not isinstance(content, str) and not (content is None and has_calls):
-            raise DataError(f"{where}: message {index} must have text content, got {_shorten(content)}.")
+            raise DataError(f"{where}: message {index} must have text content, got {_shorten(content)}. Correct it.")
         checked.append(message)
     return checked
 

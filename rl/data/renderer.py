@@ -332,7 +332,9 @@ class Renderer:
             )
         except jinja2.TemplateError as error:
             roles = " ".join(message["role"] for message in messages)
-            raise ModelError(f"{self._name}: the chat template refuses roles {roles} ({error}).") from error
+            raise ModelError(
+                f"{self._name}: the chat template refuses roles {roles} ({error}). Set another rl_config.prompt_type."
+            ) from error
 
     def _complete(self, message: Message) -> Message:
         if message["role"] == "user" and self._template.user_suffix:

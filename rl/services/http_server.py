@@ -35,7 +35,7 @@ def listen(service: str, host: str, port: int, inherited_socket: int | None = No
         return socket.create_server((host, port), backlog=_BACKLOG)
     except OSError as error:
         raise ServiceError(
-            f"{service}: cannot listen on {host}:{port}, {error.strerror}. Choose another --port, or stop what uses it."
+            f"{service}: cannot listen on {host}:{port}, {error.strerror}. Choose another --port or --host."
         ) from error
 
 

@@ -129,6 +129,10 @@ def test_load_reports_every_problem_at_once(folder: Path) -> None:
     ("override", "part"),
     [
         ("rl_config.epochs", "override: must be key=value, got 'rl_config.epochs'."),
+        (
+            "rl_config.verifier_weight=[1.0",
+            "override: cannot be read, got 'rl_config.verifier_weight=[1.0'. Close every",
+        ),
         ("model=huge", "Available options in 'model': large small"),
         ("rl_config.epochs=1,2", "To use it as a list, use key=[value1,value2]"),
         ("rl_config.epochs=${rl_config.nothing}", "Interpolation key 'rl_config.nothing' not found"),
@@ -141,8 +145,12 @@ def test_compose_rejects_what_cannot_be_composed(folder: Path, override: str, pa
 
 
 def test_compose_lists_the_files_where_the_name_is_wrong(folder: Path) -> None:
-    with pytest.raises(ConfigError, match=r"no file 'runn.yaml' in .*\. It has: run\."):
+    with pytest.raises(ConfigError, match=r"no file 'runn.yaml' in .*\. Did you mean 'run'\? It has: run\."):
         compose_config("runn", (), folder)
+    with pytest.raises(ConfigError, match=r"no file 'datasets/row.yaml' in .* It has: datasets/rows\."):
+        load_dataset_config("datasets/row", (), folder)
+    with pytest.raises(ConfigError, match=r"--config-dir: no folder .*/nowhere\. Name the folder"):
+        compose_config("run", (), folder / "nowhere")
 
 
 def test_compose_names_the_file_of_broken_yaml(folder: Path) -> None:

@@ -125,6 +125,7 @@ def test_preprocess_names_the_row_and_the_reason(tmp_path: Path, row: dict, keys
     ("keys", "error", "reason"),
     [
         ({"input": ""}, ConfigError, "input: is empty"),
+        ({"input": "nowhere.jsonl"}, DataError, "input: no file or folder 'nowhere.jsonl'."),
         ({"prompt_type": "qwen_retol"}, ConfigError, "Did you mean 'qwen_retool'"),
         ({"map_keys": {"promt": "q"}}, ConfigError, "Did you mean 'prompt'"),
         ({"map_keys": {"response": "r"}}, ConfigError, "map_keys.prompt: is empty"),
