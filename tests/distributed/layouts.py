@@ -1,4 +1,5 @@
-"""Parallel layouts, and what each rank of them does: three updates, log-probs, export, save, load, and each loss."""
+"""Parallel layouts, and what each rank of them does: three updates, log-probs, export, save, load, each loss, a
+correction."""
 
 from __future__ import annotations
 
@@ -10,6 +11,7 @@ import torch
 from torch import Tensor
 
 from rl.algorithms.losses import LOSSES
+from rl.config.correction import RolloutCorrection
 from rl.config.schema import Config, LossAggregation
 from rl.data.packing import pack_samples, packing_layout
 from rl.training.actor import Actor
@@ -76,6 +78,8 @@ LAYOUTS = {layout.name: layout for phase in PHASES for layout in phase}
 CLIP_RANGES = {"gspo": (0.01, 0.02), "gmpo": (0.1, 0.15), "cispo": (0.9, 0.1), "reinforce": (0.0, 0.0)}
 """Of the losses that the three updates are not made with; the first two look at whole sequences."""
 
+CORRECTION = RolloutCorrection(rollout_is_threshold=1.3, rollout_rs="seq_sum_k1", rollout_rs_threshold=2.0)
+
 
 @dataclass
 class Outcome:
@@ -89,8 +93,10 @@ class Outcome:
     """Of the fourth update, after loading the checkpoint of the run in one process."""
     losses: dict[str, dict[str, float]]
     """Metrics of one more update with each loss of `CLIP_RANGES`, one after the other."""
+    corrected: dict[str, float]
+    """Metrics of one more, with importance weights and rejected sequences, whose old log-probs are the current ones."""
     loss_weights: dict[str, Tensor]
-    """After them; this rank's stage."""
+    """After all of them; this rank's stage."""
 
 
 def run_layouts(rank: int, folder: Path) -> None:
@@ -106,7 +112,7 @@ def run_layouts(rank: int, folder: Path) -> None:
 
 
 def run_layout(layout: Layout, folder: Path, *, rank: int, init_method: str | None) -> Outcome:
-    """Train three steps, save; then load the checkpoint of one process, and train a fourth and one with each loss."""
+    """Train three steps, save; load the checkpoint of one process, train on: a fourth, each loss, a correction."""
     config = layout.config(folder)
     with Actor(config, rank=rank, world_size=layout.world_size, init_method=init_method, num_threads=1) as actor:
         micros = mini_batch(config, layout.dp).micro_batches[actor.parallel.dp_rank]
@@ -124,8 +130,18 @@ def run_layout(layout: Layout, folder: Path, *, rank: int, init_method: str | No
             for micro, current in zip(micros, actor.compute_logprobs(micros), strict=True):
                 micro.old_logprobs = current + ((micro.target_ids % 7).float() / 7 - 0.4) * micro.loss_mask
             losses[name] = actor.update(micros)
+        corrected = _corrected_update(actor, mini_batch(config, layout.dp).micro_batches[actor.parallel.dp_rank])
         weights = {name: tensor.clone() for name, tensor in actor.export_hf_weights()}
-        return Outcome(updates, logprobs, resumed, losses, weights)
+        return Outcome(updates, logprobs, resumed, losses, corrected, weights)
+
+
+def _corrected_update(actor: Actor, micros: list[MicroBatch]) -> dict[str, float]:
+    """The engine's log-probs up to 0.6 beside the current ones, by the token alone."""
+    actor.objective = replace(actor.objective, loss=LOSSES["clip"], correction=CORRECTION)
+    for micro, current in zip(micros, actor.compute_logprobs(micros), strict=True):
+        micro.old_logprobs = current
+        micro.rollout_logprobs = current + ((micro.target_ids * 31 % 13).float() / 10 - 0.6) * micro.loss_mask
+    return actor.update(micros)
 
 
 def mini_batch(config: Config, num_data_parallel: int) -> MiniBatch:

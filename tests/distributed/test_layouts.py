@@ -105,6 +105,16 @@ def test_updates_with_every_loss_equal_those_of_one_process(results: Results, la
     assert max(errors.values()) < 1e-5, errors
 
 
+def test_corrected_update_equals_that_of_one_process_and_its_ratios_are_exactly_one(results: Results, layout: Layout):
+    """The forward pass of the old log-probs and the one that is trained are the same, bit for bit, under any layout."""
+    expected = results.alone[layout.model].corrected
+    assert 0 < expected["rollout_corr/rollout_rs_seq_masked_fraction"] < 1
+    assert expected["rollout_corr/rollout_is_eff_sample_size"] < 0.99
+    for corrected in [expected, *(outcome.corrected for outcome in results.ranks(layout))]:
+        assert corrected["actor/ppo_kl"] == corrected["actor/pg_clipfrac"] == 0.0
+        assert corrected == pytest.approx(expected, rel=1e-4, abs=1e-6)
+
+
 def test_every_loss_is_trained_under_every_layout():
     assert {"clip", "sft", *CLIP_RANGES} == set(LOSSES)  # sft: reinforce with advantage 1
 
