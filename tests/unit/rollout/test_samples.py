@@ -205,3 +205,14 @@ def test_reinforce_plus_plus_whitens_over_the_sampled_tokens_of_all_groups():
     config.rl_config.adv_estimator = "reinforce_plus_plus"
     samples = make_samples([make_group("a", [1.0]), make_group("b", [0.0])], config, {})
     assert [round(float(sample.advantages[2]), 4) for sample in samples] == [1.0, -1.0]
+
+
+@pytest.mark.parametrize("number", [math.nan, math.inf])
+def test_turn_credit_keeps_a_tools_reward_that_is_not_finite_in_the_advantages(number: float):
+    """So that the update finds it, skips the step and names the trajectories; the other group is as without it."""
+    config = Config()
+    config.rl_config.turn_credit_coef, config.rl_config.norm_adv_by_std = 1.0, False
+    bad, good = multi_turn_group([[number], [1.0]], [1.0, 0.0]), multi_turn_group([[2.0], [0.0]], [1.0, 0.0])
+    first, second, *others = make_samples([bad, good], config, {})
+    assert not any(math.isfinite(float(sample.advantages[1])) for sample in (first, second))
+    assert [float(sample.advantages[1]) for sample in others] == [1.5, -1.5]
