@@ -3,8 +3,10 @@ import math
 import pytest
 import torch
 
-from rl.algorithms.kl import KlCoefficient, kl_estimate
+from rl.algorithms.kl import KlCoefficient, kl_estimate, kl_of_samples
 from rl.config.schema import KlControl, KlPenalty, RLConfig
+from rl.data.packing import PackingLayout, pack_samples
+from rl.types import Sample
 
 KINDS = list(KlPenalty)
 
@@ -59,6 +61,25 @@ def test_kl_estimate_of_equal_policies_is_zero_with_zero_gradient(kind: KlPenalt
 
 def test_kl_estimate_stays_finite_far_from_the_reference():
     assert kl_estimate(torch.tensor([-2000.0]), torch.tensor([0.0]), KlPenalty.K3).isfinite().all()
+
+
+def kl_by_trajectory(max_tokens: int) -> list[float]:
+    """Sampled are 2 and 3, and 4. The log-prob of token n is -n / 10 at the engine, -n / 5 at the reference."""
+    samples = []
+    for name, ids in (("a/0", [1, 2, 3]), ("a/1", [1, 4]), ("b/0", [1, 9])):
+        mask = torch.tensor([0.0] + [1.0] * (len(ids) - 1)) * (name != "b/0")
+        rollout = -0.1 * torch.tensor(ids, dtype=torch.float32) * mask
+        samples.append(Sample(name, name[0], torch.tensor(ids), mask, mask, rollout))
+    layout = PackingLayout(num_data_parallel=1, max_tokens=max_tokens, mini_batch_prompts=2, share_prefix=True)
+    (mini_batch,) = pack_samples(samples, layout).mini_batches
+    for micro in mini_batch.micro_batches[0]:
+        micro.ref_logprobs = -0.2 * micro.target_ids * micro.loss_mask
+    return kl_of_samples(mini_batch.micro_batches[0], len(mini_batch.trajectory_ids), KlPenalty.K1).tolist()
+
+
+@pytest.mark.parametrize("max_tokens", [1, 100])
+def test_kl_of_samples_sums_over_sampled_tokens_however_they_are_packed(max_tokens: int):
+    assert kl_by_trajectory(max_tokens) == pytest.approx([0.5, 0.4])  # 0.1 (2 + 3), 0.1 x 4
 
 
 def test_kl_coefficient_follows_the_divergence_by_at_most_a_fifth():

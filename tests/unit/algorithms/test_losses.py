@@ -94,6 +94,20 @@ def test_losses_stay_finite_at_extreme_differences(loss_name: str):
         assert token.loss.isfinite().all() and math.isfinite(slope)
 
 
+@pytest.mark.parametrize("loss_name", ["clip", "cispo", "reinforce", "sft"])
+def test_token_losses_look_at_each_token_alone(loss_name: str):
+    old, change = torch.tensor([-1.0, -2.0, -0.5, -3.0]), torch.tensor([0.5, -0.4, 0.0, 0.1])
+    advantages, order = torch.tensor([1.0, -2.0, 0.5, 0.0]), torch.tensor([3, 0, 2, 1])
+
+    def losses(rows: torch.Tensor) -> torch.Tensor:
+        settings = {"clip_c": 1.2, "loss_mask": torch.ones(len(rows)), "sequence_ids": torch.zeros(len(rows)).long()}
+        return LOSSES[loss_name]((old + change)[rows], old[rows], advantages[rows], **CLIP, **settings).loss
+
+    together = losses(torch.arange(4))
+    assert torch.equal(losses(order), together[order])
+    assert torch.equal(torch.cat([losses(torch.tensor([i])) for i in range(4)]), together)
+
+
 def test_clipped_policy_loss_depends_on_the_difference_of_logprobs_alone():
     old, current, advantages = torch.tensor([-3.0, -0.5]), torch.tensor([-2.9, -0.7]), torch.tensor([1.0, -1.0])
     one = clipped_policy_loss(current, old, advantages, **CLIP)

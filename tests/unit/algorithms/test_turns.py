@@ -18,6 +18,13 @@ def test_turn_returns_of_one_turn_and_of_none():
     assert turn_returns(torch.zeros(0), 0.9).tolist() == []
 
 
+def test_turn_returns_ignore_turns_without_reward_at_the_end_and_add_up():
+    one, other = torch.tensor([1.0, 0.0, 4.0]), torch.tensor([0.0, -2.0, 0.5])
+    longer = turn_returns(torch.cat([one, torch.zeros(2)]), 0.5)
+    assert longer.tolist() == [*turn_returns(one, 0.5).tolist(), 0.0, 0.0]
+    assert torch.equal(turn_returns(one + other, 0.5), turn_returns(one, 0.5) + turn_returns(other, 0.5))
+
+
 def test_turn_advantages_compare_the_same_turn_within_a_group():
     # First turns of group 0: 1, 0, 0, each against the mean of the other two. Second turns: 1 and 0. Group 1 is alone.
     returns = [torch.tensor([1.0, 1.0]), torch.tensor([0.0, 0.0]), torch.tensor([0.0]), torch.tensor([7.0])]
@@ -31,6 +38,18 @@ def test_turn_advantages_of_single_turns_are_the_estimators_own():
     ones = [torch.ones(1, dtype=torch.int64)] * 5
     actual = turn_advantages(list(scores.split(1)), groups, ones, group_norm, divide_by_std=True)
     torch.testing.assert_close(torch.cat(actual), group_norm(scores, groups))
+
+
+@pytest.mark.parametrize("name", ADVANTAGES)
+def test_turn_advantages_follow_a_permutation_of_the_trajectories(name: str):
+    returns = [torch.tensor(r) for r in ([1.0, 3.0], [0.0, 2.0], [5.0], [4.0, 0.0, 1.0])]
+    tokens, groups = [torch.arange(1, len(r) + 1) for r in returns], torch.tensor([0, 0, 1, 1])
+    settings = {"estimate": ADVANTAGES[name], "divide_by_std": True}
+    expected = turn_advantages(returns, groups, tokens, **settings)
+    order = [2, 0, 3, 1]
+    actual = turn_advantages([returns[i] for i in order], groups[order], [tokens[i] for i in order], **settings)
+    for advantages, i in zip(actual, order, strict=True):
+        torch.testing.assert_close(advantages, expected[i])
 
 
 @pytest.mark.parametrize("name", ADVANTAGES)
