@@ -31,9 +31,11 @@ def load_demonstrations(path: Path, renderer: Renderer, max_length: int) -> list
     """
     samples = []
     for row, prompt in enumerate(load_prompts(path), start=1):
+        if prompt.messages[0]["role"] == "assistant":
+            raise DataError(f"{path}: row {row} begins with the assistant. Put what it answers in front.")
         sequences = renderer.render_demonstration(prompt.messages)
         if not sequences:
-            raise DataError(f"{path}: row {row} has no assistant message, so there is nothing to learn from it.")
+            raise DataError(f"{path}: row {row} has no assistant message, so nothing to learn from. Remove the row.")
         for token_ids, mask in sequences:
             if len(token_ids) > max_length:
                 raise DataError(

@@ -6,6 +6,7 @@ its result.
 
 from __future__ import annotations
 
+import json
 from typing import Any, Protocol
 
 from rl.types import Message, ToolCall
@@ -83,5 +84,8 @@ def _spoken(message: Message, tool_format: Format) -> str:
     text = message.get("content") or ""
     for call in message.get("tool_calls") or ():
         function: dict[str, Any] = call.get("function", call)
-        text += tool_format.render(ToolCall(function["name"], function["arguments"])) or ""
+        arguments = function["arguments"]
+        if isinstance(arguments, str):  # as OpenAI writes them
+            arguments = json.loads(arguments)
+        text += tool_format.render(ToolCall(function["name"], arguments)) or ""
     return text

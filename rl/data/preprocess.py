@@ -165,8 +165,13 @@ def _write(path: Path, rows: list[dict[str, Any]], prompt_type: str) -> None:
     except (pa.ArrowException, OverflowError) as error:
         raise DataError(f"{path}: a column does not have one type in all rows ({error}). Correct the input.") from error
     table = table.replace_schema_metadata({"prompt_type": prompt_type})
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.{os.getpid()}")
-    pq.write_table(table, part)
-    part.replace(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        part = path.with_name(f".{path.name}.{os.getpid()}")
+        pq.write_table(table, part)
+        part.replace(path)
+    except OSError as error:
+        raise ConfigError(
+            f"output_prefix: cannot write {path} ({error.strerror or error}). Choose a folder that can be written."
+        ) from error
     logger.info("%s: %d rows.", path, len(rows))

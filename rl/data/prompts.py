@@ -103,7 +103,7 @@ def check_messages(where: str, messages: Any) -> list[Message]:
         The messages without null fields.
 
     Raises:
-        DataError: It is not a non-empty list of messages with a known role and text content.
+        DataError: It is not a non-empty list of messages with a known role, text content and well-formed calls.
     """
     if not isinstance(messages, list) or not messages:
         raise DataError(f"{where}: `messages` must be a non-empty list, got {_shorten(messages)}. Correct the row.")
@@ -120,6 +120,11 @@ def check_messages(where: str, messages: Any) -> list[Message]:
         has_calls = role == "assistant" and bool(message.get("tool_calls"))
         if not isinstance(content, str) and not (content is None and has_calls):
             raise DataError(f"{where}: message {index} must have text content, got {_shorten(content)}. Correct it.")
+        if has_calls and not (isinstance(calls := message["tool_calls"], list) and all(map(_is_call, calls))):
+            raise DataError(
+                f"{where}: message {index} has tool_calls {_shorten(calls)}. Write a list of "
+                '{"type": "function", "function": {"name": TEXT, "arguments": OBJECT}}.'
+            )
         checked.append(message)
     return checked
 
@@ -281,6 +286,20 @@ def _read_json(path: Path) -> Iterator[tuple[int, Any]]:
     if not isinstance(rows, list):
         raise DataError(f"{path}: must be a list of objects, got {type(rows).__name__}. Use .jsonl or a list.")
     yield from enumerate(rows, start=1)
+
+
+def _is_call(call: Any) -> bool:
+    """Whether chat templates can render it; arguments may be an object's JSON text."""
+    function = call.get("function", call) if isinstance(call, dict) else None
+    if not isinstance(function, dict) or not isinstance(function.get("name"), str):
+        return False
+    arguments = function.get("arguments")
+    if isinstance(arguments, str):
+        try:
+            arguments = json.loads(arguments)
+        except json.JSONDecodeError:
+            return False
+    return isinstance(arguments, dict)
 
 
 def _without_nulls(value: Any) -> Any:

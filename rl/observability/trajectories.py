@@ -106,9 +106,12 @@ def read_records(path: Path) -> list[dict[str, Any]]:
     with path.open(encoding="utf-8") as stream:
         for number, line in enumerate(stream, start=1):
             try:
-                records.append(json.loads(line))
+                record = json.loads(line)
             except json.JSONDecodeError as error:
                 raise DataError(
                     f"{path}, row {number}: not JSON ({error}). Was the run killed while writing?"
                 ) from error
+            if not isinstance(record, dict) or "turns" not in record:
+                raise DataError(f"{path}, row {number}: not a trajectory, it has no `turns`. Remove the row.")
+            records.append(record)
     return records

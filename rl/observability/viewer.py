@@ -55,6 +55,8 @@ def main(argv: list[str]) -> int:
         return 0
     path = trajectory_file(run, kind, arguments.step)
     records = read_records(path)
+    if not records:
+        raise DataError(f"{path}: has no trajectories. `rl view RUN --list` shows which steps have some.")
     if arguments.best or arguments.worst:
         record = by_score(records, highest=arguments.best)
     elif arguments.id:

@@ -184,7 +184,7 @@ def load_rewards(
 
 def _load(name: str, weight: float, kwargs: dict[str, Any]) -> Reward:
     if isinstance(weight, bool) or not isinstance(weight, int | float) or not math.isfinite(weight):
-        raise RewardError(f"rl_config.verifier_weight: must be a number, got {weight!r} for '{name}'.")
+        raise RewardError(f"rl_config.verifier_weight: must be a number, got {weight!r} for '{name}'. Set 1.0.")
     if ":" in name:
         function, target, isolate = _import(name), name, True
     elif name in REWARDS:

@@ -33,9 +33,10 @@ def listen(service: str, host: str, port: int, inherited_socket: int | None = No
         return socket.socket(fileno=inherited_socket)
     try:
         return socket.create_server((host, port), backlog=_BACKLOG)
-    except OSError as error:
+    except (OSError, OverflowError) as error:  # the latter for a number that is no port
+        reason = error.strerror if isinstance(error, OSError) else error
         raise ServiceError(
-            f"{service}: cannot listen on {host}:{port}, {error.strerror}. Choose another --port or --host."
+            f"{service}: cannot listen on {host}:{port}, {reason}. Choose another --port or --host."
         ) from error
 
 

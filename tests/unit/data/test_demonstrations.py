@@ -55,5 +55,7 @@ def test_load_demonstrations_names_the_row_that_cannot_be_used(tmp_path: Path) -
     renderer = Renderer(word_tokenizer(), "empty", [])
     with pytest.raises(DataError, match="row 2 has no assistant message"):
         load_demonstrations(write(tmp_path, [ASKED, ANSWER], [ASKED]), renderer, 100)
+    with pytest.raises(DataError, match="row 1 begins with the assistant"):
+        load_demonstrations(write(tmp_path, [ANSWER, ASKED]), renderer, 100)
     with pytest.raises(DataError, match=r"row 1 has 6 tokens, more than megatron_training\.seq_length 5"):
         load_demonstrations(write(tmp_path, [ASKED, ANSWER]), renderer, 5)

@@ -126,6 +126,11 @@ def test_preprocess_names_the_row_and_the_reason(tmp_path: Path, row: dict, keys
     [
         ({"input": ""}, ConfigError, "input: is empty"),
         ({"input": "nowhere.jsonl"}, DataError, "input: no file or folder 'nowhere.jsonl'."),
+        (
+            {"output_prefix": "/dev/null/rows"},
+            ConfigError,
+            r"output_prefix: cannot write /dev/null/rows.parquet \(",
+        ),
         ({"prompt_type": "qwen_retol"}, ConfigError, "Did you mean 'qwen_retool'"),
         ({"map_keys": {"promt": "q"}}, ConfigError, "Did you mean 'prompt'"),
         ({"map_keys": {"response": "r"}}, ConfigError, "map_keys.prompt: is empty"),

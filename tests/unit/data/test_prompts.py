@@ -12,6 +12,8 @@ from rl.errors import CheckpointError, DataError
 from rl.types import Prompt
 
 ROW = {"messages": [{"role": "user", "content": "2+2?"}], "ground_truth": "4", "data_source": "sums", "level": 3}
+ASSISTANT = {"role": "assistant", "content": ""}
+BROKEN_CALL = {"type": "function", "function": {"name": "add", "arguments": "{"}}
 
 
 def write_jsonl(folder: Path, *rows: object) -> Path:
@@ -66,6 +68,9 @@ def test_load_prompts_drops_the_nulls_a_columnar_file_fills_in(tmp_path: Path):
         (ROW | {"messages": [{"role": "human", "content": "2+2?"}]}, "message 0 has role 'human'"),
         (ROW | {"messages": [{"role": "user", "content": 4}]}, "message 0 must have text content, got 4"),
         (ROW | {"messages": [{"role": "user"}]}, "message 0 must have text content"),
+        (ROW | {"messages": [ASSISTANT | {"tool_calls": "add"}]}, "message 0 has tool_calls 'add'. Write a list of"),
+        (ROW | {"messages": [ASSISTANT | {"tool_calls": [{"function": {}}]}]}, "message 0 has tool_calls [{'function'"),
+        (ROW | {"messages": [ASSISTANT | {"tool_calls": [BROKEN_CALL]}]}, "message 0 has tool_calls [{"),
     ],
 )
 def test_load_prompts_names_the_row_and_the_reason(tmp_path: Path, row: object, reason: str):

@@ -57,8 +57,11 @@ def test_records_are_read_back_as_written(directory: RunDirectory) -> None:
 
 def test_malformed_record_is_named_by_its_row(tmp_path: Path) -> None:
     path = tmp_path / "step_000001.jsonl"
-    path.write_text('{"id": "a"}\n{"id": \n')
+    path.write_text('{"id": "a", "turns": []}\n{"id": \n')
     with pytest.raises(DataError, match="row 2: not JSON"):
+        read_records(path)
+    path.write_text('{"step": 1}\n')
+    with pytest.raises(DataError, match="row 1: not a trajectory"):
         read_records(path)
 
 
