@@ -42,6 +42,10 @@ class RolloutError(TurnwiseError):
     """Rollouts cannot go on: an engine died, or a service failed for too many trajectories."""
 
 
+class WorkerDiedError(RolloutError):
+    """The process of a worker ended, or that of its engine. Where others do the same work, they go on without it."""
+
+
 class TrainingError(TurnwiseError):
     """The update cannot go on: step after step has NaN or Inf in it, or no reward."""
 
@@ -61,7 +65,7 @@ def unknown_name(where: str, name: str, choices: Iterable[str]) -> str:
     Returns:
         The message for a `ConfigError` or a sibling of it.
     """
-    known = sorted(choices)
+    known = sorted(choices) or ["none"]
     near = get_close_matches(name, known, n=1, cutoff=0.6)
     hint = f" Did you mean '{near[0]}'?" if near else ""
     return f"{where}: unknown name '{name}'.{hint} Known: {', '.join(known)}."

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import ctypes
+import re
+import shutil
 import signal
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import Any
 
 import psutil
@@ -13,6 +16,10 @@ import psutil
 _PR_SET_CHILD_SUBREAPER = 36
 """Linux, prctl(2)."""
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+_PATIENCE_S = 3.0
+SHARED_MEMORY = Path("/dev/shm")
+_NAMED_AFTER_PROCESS = re.compile(r"turnwise-(\d+)|__KMP_REGISTERED_LIB_(\d+)_\d+")
+"""Published weights of a run, and the mark of Intel's OpenMP, of which a killed process leaves one."""
 
 
 @contextmanager
@@ -64,9 +71,47 @@ def adopting_orphans() -> Iterator[None]:
         libc.prctl(_PR_SET_CHILD_SUBREAPER, 0, 0, 0, 0)
 
 
+def end_processes(processes: list[psutil.Process]) -> None:
+    """Wait for processes to end by themselves, and kill those that do not.
+
+    Resource trackers of `multiprocessing` are left for last: when all that they serve are gone, they remove what those
+    had in shared memory, and end.
+    """
+    trackers = [process for process in processes if _is_resource_tracker(process)]
+    _kill_those_left([process for process in processes if process not in trackers])
+    _kill_those_left(trackers)
+
+
+def remove_stale_shared_memory() -> None:
+    """Remove from /dev/shm what is named after processes that are gone: those of earlier runs that were killed, too."""
+    for path in SHARED_MEMORY.glob("*"):
+        found = _NAMED_AFTER_PROCESS.fullmatch(path.name)
+        if found is None or psutil.pid_exists(int(found[1] or found[2])):
+            continue
+        if path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            with suppress(OSError):  # another user's
+                path.unlink()
+
+
 def descendants(process: psutil.Process) -> list[psutil.Process]:
     """Children and theirs; none of a process that has ended."""
     try:
         return process.children(recursive=True)
     except psutil.NoSuchProcess:
         return []
+
+
+def _is_resource_tracker(process: psutil.Process) -> bool:
+    try:
+        return any("multiprocessing.resource_tracker" in part for part in process.cmdline())
+    except psutil.Error:
+        return False
+
+
+def _kill_those_left(processes: list[psutil.Process]) -> None:
+    _, alive = psutil.wait_procs(processes, timeout=_PATIENCE_S)
+    for process in alive:
+        process.kill()
+    psutil.wait_procs(alive, timeout=_PATIENCE_S)

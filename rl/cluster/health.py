@@ -9,13 +9,9 @@ from typing import Any
 import ray
 from ray.exceptions import OutOfMemoryError, RayActorError, RayError, RayTaskError
 
-from rl.errors import RolloutError, TurnwiseError
+from rl.errors import RolloutError, TurnwiseError, WorkerDiedError
 
 logger = logging.getLogger(__name__)
-
-
-class WorkerDiedError(RolloutError):
-    """The process of a worker ended."""
 
 
 _REMINDER_S = 30.0
@@ -44,7 +40,7 @@ def get_all(refs: list[ray.ObjectRef], *, what: str, timeout_s: float) -> list[A
     while pending:
         done, pending = ray.wait(pending, num_returns=1, timeout=1.0)
         for ref in done:
-            results[ref] = result(ref, what=what)
+            results[ref] = result(ref, what=what if len(refs) == 1 else f"{what}, worker {refs.index(ref)}")
         now = time.monotonic()
         if pending and now - start > timeout_s:
             raise RolloutError(
@@ -62,7 +58,7 @@ def result(ref: ray.ObjectRef, *, what: str) -> Any:
 
     Raises:
         TurnwiseError: The worker's own, when it raised one.
-        WorkerDiedError: The worker's process ended.
+        WorkerDiedError: The worker's process ended, or its engine's.
     """
     try:
         return ray.get(ref)

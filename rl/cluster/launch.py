@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import shutil
+import socket
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -17,10 +19,13 @@ import ray
 from rl.cluster.actors import ActorGroup
 from rl.cluster.embedded_services import embedded_services
 from rl.cluster.endings import (
+    SHARED_MEMORY,
     adopting_orphans,
     descendants,
+    end_processes,
     ignore_interrupts,
     interrupt_on_termination,
+    remove_stale_shared_memory,
     terminated_like_interrupted,
 )
 from rl.cluster.health import get_all
@@ -39,11 +44,12 @@ logger = logging.getLogger(__name__)
 
 _START_TIMEOUT_S = 900.0
 _SHUTDOWN_TIMEOUT_S = 10.0
+_CONNECT_TIMEOUT_S = 10.0
+_HOST_AND_PORT = re.compile(r"(ray://)?(?P<host>[^:/]+):(?P<port>\d+)")
 _OWN_RAY: dict[str, Any] = {
     "include_dashboard": False,
     "object_store_memory": 512 * 1024**2,
 }
-_SHARED_MEMORY = Path("/dev/shm")
 
 
 @dataclass(slots=True)
@@ -203,10 +209,7 @@ def _ray(config: Config) -> Iterator[None]:
         children = [p for p in psutil.Process().children() if p.pid not in before]
         ours = [p for child in children for p in (child, *descendants(child))]
         ray.shutdown()
-        _, alive = psutil.wait_procs(ours, timeout=3)
-        for process in alive:
-            process.kill()
-        psutil.wait_procs(alive, timeout=3)
+        end_processes(ours)
 
 
 def _connect(address: str | None) -> None:
@@ -215,8 +218,10 @@ def _connect(address: str | None) -> None:
         ray.init(address="local", **quiet, **_OWN_RAY)
         return
     try:
+        if found := _HOST_AND_PORT.fullmatch(address):  # Ray itself would try for many minutes
+            socket.create_connection((found["host"], int(found["port"])), timeout=_CONNECT_TIMEOUT_S).close()
         ray.init(address=address, **quiet)
-    except (ConnectionError, RuntimeError, ValueError) as error:  # Ray raises any of them, by the form of the address
+    except (OSError, OverflowError, RuntimeError, ValueError) as error:  # Ray: any of the last two and ConnectionError
         reason = str(error).partition("\n")[0].rstrip(".")
         raise ConfigError(
             f"rl_config.ray_address: no Ray cluster answers there, got '{address}' ({reason}). Start one with "
@@ -253,14 +258,12 @@ def _check_services_reach(overrides: dict[str, dict], away: set[str]) -> None:
 
 @contextmanager
 def _shard_directory() -> Iterator[Path]:
-    """A folder in shared memory for published weights; those that killed runs left behind are removed first."""
-    for stale in _SHARED_MEMORY.glob("turnwise-*"):
-        pid = stale.name.removeprefix("turnwise-")
-        if pid.isdigit() and not psutil.pid_exists(int(pid)):
-            shutil.rmtree(stale, ignore_errors=True)
-    directory = _SHARED_MEMORY / f"turnwise-{os.getpid()}"
+    """A folder in shared memory for published weights; what killed processes left behind is removed."""
+    remove_stale_shared_memory()
+    directory = SHARED_MEMORY / f"turnwise-{os.getpid()}"
     directory.mkdir()
     try:
         yield directory
     finally:
         shutil.rmtree(directory, ignore_errors=True)
+        remove_stale_shared_memory()

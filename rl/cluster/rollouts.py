@@ -14,11 +14,11 @@ from typing import Any
 import ray
 
 from rl.algorithms.filters import check_filter_metric
-from rl.cluster.health import WorkerDiedError, get_all, result
+from rl.cluster.health import get_all, result
 from rl.cluster.relay import relay
 from rl.config.schema import Config
 from rl.data.prompts import PromptCursor, id_in_epoch
-from rl.errors import RolloutError
+from rl.errors import RolloutError, WorkerDiedError
 from rl.inference.router import Router
 from rl.rollout.buffer import Filling, GroupBuffer
 from rl.types import Group, Prompt, Sampling, StopReason, WeightUpdate

@@ -5,11 +5,20 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import psutil
 import pytest
 
-from rl.cluster.endings import adopting_orphans, ignore_interrupts, terminated_like_interrupted
+from rl.cluster import endings
+from rl.cluster.endings import (
+    adopting_orphans,
+    descendants,
+    end_processes,
+    ignore_interrupts,
+    remove_stale_shared_memory,
+    terminated_like_interrupted,
+)
 
 PARENT_THAT_DIES = """
 import os, subprocess, sys
@@ -19,6 +28,13 @@ print(child.pid, flush=True)
 os.kill(os.getpid(), 9)
 """
 
+OWNER_OF_SHARED_MEMORY = """
+import time
+from multiprocessing.shared_memory import SharedMemory
+block = SharedMemory(create=True, size=8)  # starts a resource tracker
+print(block.name, flush=True)
+time.sleep(60)
+"""
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
@@ -57,3 +73,34 @@ def test_orphans_are_found_among_the_children() -> None:
         assert found
         found[0].kill()
         found[0].wait(5)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="/dev/shm is Linux's")
+def test_end_processes_leaves_no_shared_memory_of_those_it_kills() -> None:
+    command = [sys.executable, "-c", OWNER_OF_SHARED_MEMORY]
+    owner = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+    assert owner.stdout is not None
+    block = Path("/dev/shm") / owner.stdout.readline().strip()
+    process = psutil.Process(owner.pid)
+    (tracker,) = descendants(process)
+    assert block.exists()
+    end_processes([tracker, process])
+    assert not block.exists()
+    assert not tracker.is_running() and not process.is_running()
+    owner.communicate()
+
+
+def test_stale_shared_memory_is_what_is_named_after_processes_that_are_gone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(endings, "SHARED_MEMORY", tmp_path)
+    gone = subprocess.Popen([sys.executable, "-c", ""])
+    gone.wait()
+    for pid in (gone.pid, os.getpid()):
+        (tmp_path / f"turnwise-{pid}").mkdir()
+        (tmp_path / f"turnwise-{pid}" / "weights").touch()
+        (tmp_path / f"__KMP_REGISTERED_LIB_{pid}_0").touch()
+    (tmp_path / "psm_1234").touch()
+    remove_stale_shared_memory()
+    kept = {f"turnwise-{os.getpid()}", f"__KMP_REGISTERED_LIB_{os.getpid()}_0", "psm_1234"}
+    assert {path.name for path in tmp_path.iterdir()} == kept

@@ -3,8 +3,8 @@ from __future__ import annotations
 import pytest
 from ray.exceptions import OutOfMemoryError, RayActorError, RayTaskError
 
-from rl.cluster.health import WorkerDiedError, get_all, result
-from rl.errors import RewardError, RolloutError
+from rl.cluster.health import get_all, result
+from rl.errors import RewardError, RolloutError, WorkerDiedError
 from tests.unit.cluster.conftest import Ref
 
 
@@ -15,6 +15,11 @@ def test_get_all_keeps_the_order_of_the_calls() -> None:
 def test_get_all_says_what_it_waited_for() -> None:
     with pytest.raises(RolloutError, match=r"the update: 1 of 2 workers have not answered within 0 s"):
         get_all([Ref("a"), Ref(never=True)], what="the update", timeout_s=0)
+
+
+def test_get_all_says_which_worker_died() -> None:
+    with pytest.raises(WorkerDiedError, match=r"^the update, worker 1: the worker process died"):
+        get_all([Ref(never=True), Ref(error=RayActorError())], what="the update", timeout_s=60)
 
 
 def test_get_all_fails_with_the_first_failure_though_another_never_ends() -> None:
