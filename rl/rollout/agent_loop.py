@@ -317,7 +317,8 @@ class AgentLoop:
             state.sequence.append_context(added)
         else:
             state.sequences.append(TokenSequence(added))
-        state.messages += self._as_messages(turn)
+        if self._renderer.rewrites_history:
+            state.messages += self._as_messages(turn)
         return True
 
     def _next_context(self, state: _State, turn: Turn) -> tuple[int, list[int]]:

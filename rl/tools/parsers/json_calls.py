@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import json
+import re
 from typing import Any, NoReturn
 
 from rl.tools.parsers.base import failed_call
 from rl.types import ToolCall
+
+_SURROGATE = re.compile(r"[\ud800-\udfff]|\\u[dD][89a-fA-F]")
+"""What an unpaired surrogate can come from: itself, or its escape."""
 
 
 def decode_json(text: str, start: int = 0) -> tuple[Any, int]:
@@ -20,7 +24,8 @@ def decode_json(text: str, start: int = 0) -> tuple[Any, int]:
         RecursionError: It is nested too deeply.
     """
     value, end = _DECODER.raw_decode(text, start)
-    encode_json(value).encode()
+    if _SURROGATE.search(text, start, end):
+        encode_json(value).encode()
     return value, end
 
 
