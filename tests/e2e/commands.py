@@ -12,7 +12,8 @@ from pathlib import Path
 import psutil
 
 ROOT = Path(__file__).resolve().parents[2]
-TIMEOUT_S = 240
+TIMEOUT_S = 600
+"""Longest wait for one thing, seconds: of a machine that is busy with other things."""
 
 
 def start(command: str, workspace: Path, name: str, *overrides: str) -> subprocess.Popen[str]:

@@ -17,6 +17,8 @@ import pytest
 
 from tests.e2e.commands import ROOT, TIMEOUT_S, ended, finish, start, steps_of
 
+pytestmark = pytest.mark.timeout(3 * TIMEOUT_S)
+
 OUTAGE_S = 10.0
 NUM_TRAJECTORIES = 16
 """Of a step of configs/tiny.yaml."""
@@ -38,16 +40,13 @@ class Sandbox:
         os.killpg(self.process.pid, signal.SIGKILL)
         self.process.wait(10)
 
-    def answers(self) -> bool:
+    def num_running(self) -> float | None:
+        """Programs under way; None where it does not answer."""
         try:
-            return self.num_running() >= 0
+            with urllib.request.urlopen(f"http://127.0.0.1:{self.port}/metrics", timeout=10) as answer:
+                lines = answer.read().decode().splitlines()
         except OSError:
-            return False
-
-    def num_running(self) -> float:
-        """Programs under way."""
-        with urllib.request.urlopen(f"http://127.0.0.1:{self.port}/metrics", timeout=10) as answer:
-            lines = answer.read().decode().splitlines()
+            return None
         return float(next(line for line in lines if line.startswith("sandbox_running ")).split()[1])
 
 
@@ -66,22 +65,22 @@ def wait_until(is_met: Callable[[], bool], run: subprocess.Popen[str] | None = N
         time.sleep(0.05)
 
 
-@pytest.mark.timeout(2 * TIMEOUT_S)
 def test_sandbox_killed_in_a_training_step_and_restarted_loses_no_trajectory(
     workspace: Path, cold_started: Path, sandbox: Sandbox
 ) -> None:
     tools = workspace / "outage_tools.yaml"
     shipped = (ROOT / "configs/tools/retool_config.yaml").read_text()
     shipped = shipped.replace("rl.tools.retool.ReTool", "tests.e2e.slow_interpreter.SlowInterpreter")
+    shipped = shipped.replace("queue_timeout: 60", f"queue_timeout: {TIMEOUT_S}")
     tools.write_text(shipped.replace("embedded", f"http://127.0.0.1:{sandbox.port}/run_code", 1))
-    wait_until(sandbox.answers)
+    wait_until(lambda: sandbox.num_running() is not None)
     run = start(
         "train", workspace, "outage", f"actor_config.load={cold_started}", f"rl_config.tool_config_path={tools}",
-        "rl_config.trajectory_timeout=120",
+        f"rl_config.trajectory_timeout={TIMEOUT_S}",
     )  # fmt: skip
     with ended(run):
         wait_until(lambda: len(steps_of(workspace, "outage")) == 1, run)
-        wait_until(lambda: sandbox.num_running() > 0, run)
+        wait_until(lambda: (sandbox.num_running() or 0) > 0, run)
         sandbox.kill()
         time.sleep(OUTAGE_S)
         sandbox.start()

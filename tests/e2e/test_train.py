@@ -19,6 +19,8 @@ from transformers import AutoModelForCausalLM
 from rl.services.embedded import EmbeddedSandbox
 from tests.e2e.commands import ROOT, TIMEOUT_S, finish, start, steps_of
 
+pytestmark = pytest.mark.timeout(3 * TIMEOUT_S)
+
 
 def descendants() -> set[int]:
     return {p.pid for p in psutil.Process(os.getpid()).children(recursive=True)}
