@@ -7,6 +7,7 @@ those of a run, the tool waits as long as was drawn for it.
 from __future__ import annotations
 
 import asyncio
+import math
 import random
 import resource
 import statistics
@@ -18,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import psutil
+from ray._private.async_compat import get_new_event_loop
 
 from rl.bench.figures import Figure, write_json
 from rl.config.load import load_config
@@ -36,6 +38,7 @@ _ROUNDS = 3
 _PATH_GOAL, _INSIDE_GOAL = 1.05, 10.0
 
 _NUM_IN_FLIGHT, _CALLS_PER_S = 10_000, 500.0
+_SECONDS_PER_STEP = 0.02
 _SETTLE_S, _WINDOW_S = 5.0, 30.0
 _CPU_GOAL, _MEMORY_GOAL_GB = 20.0, 2.0
 
@@ -82,7 +85,10 @@ class _WaitingInThread(_Waiting):
 
 
 class _KnownSpeed:
-    """An engine that says a call in every turn of a trajectory but the last."""
+    """An engine that says a call in every turn of a trajectory but the last.
+
+    As vLLM does, it samples in steps, each a token of every request, and requests that end in one step end together.
+    """
 
     def __init__(self, dialog: Dialog, num_calls: int, seconds_per_token: float) -> None:
         call = dialog.parser.render(ToolCall("code_interpreter", {"code": "import math\nmath.gcd(4294967290, 10)"}))
@@ -96,7 +102,9 @@ class _KnownSpeed:
     async def generate(self, token_ids: list[int], sampling: Sampling, *, session_id: str) -> Generation:
         said = self.call if self._num_turns[session_id] < self._num_calls else self.answer
         self._num_turns[session_id] += 1
-        await asyncio.sleep(len(said) * self._seconds_per_token)
+        now = asyncio.get_running_loop().time()
+        last_step = math.ceil(now / self._seconds_per_token) + len(said)
+        await asyncio.sleep(last_step * self._seconds_per_token - now)
         return Generation(list(said), [-0.1] * len(said), FinishReason.STOP, 0)
 
     def path_s(self, latencies: list[float]) -> float:
@@ -145,7 +153,7 @@ async def _many(config: Config, dialog: Dialog) -> list[Figure]:
     draw = _drawn(0, _NUM_IN_FLIGHT, num_calls, mean_s / 2, 1.5 * mean_s)
     for latencies in draw.latencies:
         latencies[0] *= random.Random(latencies[0]).random()  # out of step from the start
-    engine = _KnownSpeed(dialog, num_calls, 0.0)
+    engine = _KnownSpeed(dialog, num_calls, _SECONDS_PER_STEP)
     loop, tool = _loop(config, dialog, engine, _Waiting, draw, num_workers=1)
     collect_seldom()  # as a rollout worker does
     running = [asyncio.ensure_future(_run(loop, i)) for i in range(_NUM_IN_FLIGHT)]
@@ -194,4 +202,5 @@ def _cpu_s() -> float:
 
 if __name__ == "__main__":
     name, output, *overrides = sys.argv[1:]
-    write_json(asyncio.run(measure(load_config(name, overrides))), Path(output))
+    with asyncio.Runner(loop_factory=get_new_event_loop) as runner:  # a rollout worker's is made by it too
+        write_json(runner.run(measure(load_config(name, overrides))), Path(output))
