@@ -13,14 +13,26 @@ from pathlib import Path
 import psutil
 
 from rl.bench.figures import Figure, write_json
+from rl.config.load import load_config
+from rl.types import Trajectory
 
 _NUM_STEPS = 4
 _POLL_S = 2.0
 _STEP_GOAL_S, _PUBLISH_GOAL_S, _MEMORY_GOAL_GB = 45.0, 0.5, 14.0
 
 
+def alternating(trajectory: Trajectory) -> float:
+    """A reward in which the samples of every group differ, so that a step learns from all of them."""
+    return float(trajectory.sample_index % 2)
+
+
 def measure(config_name: str, overrides: list[str]) -> list[Figure]:
-    """Run `rl train` and read its metrics; the first step, which warms everything up, is left out."""
+    """Run `rl train` and read its metrics; the first step, which warms everything up, is left out.
+
+    The configuration's rewards are computed as in training, but `alternating` alone counts: so a step's work does not
+    depend on how good the model is. How many calls and tokens there are does: name one with `actor_config.load`.
+    """
+    rewards = load_config(config_name, overrides).rl_config.verifier_function
     with tempfile.TemporaryDirectory(prefix="turnwise-bench-") as directory:
         settings = {
             "train_iters": _NUM_STEPS,
@@ -31,6 +43,10 @@ def measure(config_name: str, overrides: list[str]) -> list[Figure]:
         }
         command = [sys.executable, "-m", "rl", "train", "--config-name", config_name]
         command += [f"megatron_training.{key}={value}" for key, value in settings.items()] + overrides
+        command += [
+            f"rl_config.verifier_function=[{','.join([*rewards, 'rl.bench.step:alternating'])}]",
+            f"rl_config.verifier_weight={[0.0] * len(rewards) + [1.0]}",
+        ]
         process = subprocess.Popen(command, stdout=sys.stderr)
         peak = _peak_memory_gb(process)
         if process.returncode:
@@ -38,7 +54,8 @@ def measure(config_name: str, overrides: list[str]) -> list[Figure]:
         lines = (Path(directory) / "bench" / "metrics.jsonl").read_text().splitlines()
     steps = [json.loads(line) for line in lines][1:]
     step_s = statistics.median(s["timing_s/step"] for s in steps)
-    publish_s = statistics.median(s["timing_s/update_weights"] for s in steps if "timing_s/update_weights" in s)
+    publish_s = statistics.median(s["timing_s/update_weights"] for s in steps)
+    turns = statistics.mean(s["num_turns/mean"] for s in steps)
     tokens = statistics.median(s["perf/total_num_tokens"] for s in steps)
     return [
         Figure(
@@ -47,7 +64,7 @@ def measure(config_name: str, overrides: list[str]) -> list[Figure]:
             "s",
             _STEP_GOAL_S,
             at_least=False,
-            detail=f"{tokens:.0f} tokens, median of {len(steps)} steps",
+            detail=f"{tokens:.0f} tokens, {turns:.1f} turns, median of {len(steps)} steps",
         ),
         Figure("publish", publish_s, "s", _PUBLISH_GOAL_S, at_least=False, detail="actor to engine, without checksum"),
         Figure("memory", peak, "GB", _MEMORY_GOAL_GB, at_least=False, detail="peak PSS of all processes of training"),
