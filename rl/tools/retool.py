@@ -16,6 +16,7 @@ import aiohttp
 from rl.errors import ToolError
 from rl.tools.base import ServiceUnavailableError, Tool, ToolConfig, ToolOutput
 from rl.tools.repl import show_last_expression, strip_display
+from rl.tools.service import post_json
 from rl.types import ToolStatus
 
 logger = logging.getLogger(__name__)
@@ -24,8 +25,6 @@ _NO_OUTPUT = "(the code ran and printed nothing)"
 _TRANSPORT_GRACE_S = 2.0
 _RELEASE_TIMEOUT_S = 5.0
 _MAX_STDERR_CHARACTERS = 4000
-_BUSY = (408, 429)
-"""Refusals that are the service's own, beside 5xx."""
 
 
 @dataclass
@@ -129,18 +128,7 @@ class ReTool(Tool):
     async def _post(self, body: dict[str, Any]) -> dict[str, Any] | str:
         """Send one program. Returns the answer, or the text of a refusal (4xx)."""
         url = self._url()
-        try:
-            async with self._connections().post(url, json=body) as response:
-                if response.status >= 500 or response.status in _BUSY:
-                    raise ServiceUnavailableError(f"{url}: HTTP {response.status}: {(await response.text())[:200]}")
-                if response.status >= 400:
-                    return (await response.text())[:500]
-                answer = await response.json()
-        except (aiohttp.ClientError, TimeoutError, ValueError) as error:
-            raise ServiceUnavailableError(f"{url}: {type(error).__name__}: {error}") from error
-        if not isinstance(answer, dict):
-            raise ServiceUnavailableError(f"{url}: the answer is not a JSON object")
-        return answer
+        return await post_json(self._connections(), url, body)
 
     def _connections(self) -> aiohttp.ClientSession:
         """Opened at the first call, in the event loop that uses them."""

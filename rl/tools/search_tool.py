@@ -10,10 +10,9 @@ import aiohttp
 
 from rl.errors import ToolError
 from rl.tools.base import ServiceUnavailableError, Tool, ToolConfig, ToolOutput
+from rl.tools.service import post_json
 from rl.types import ToolStatus
 
-_BUSY = (408, 429)
-"""Refusals that are the service's own, beside 5xx."""
 _NOTHING = "No documents were found."
 _BETWEEN_QUERIES = "\n---\n"
 
@@ -83,18 +82,7 @@ class SearchTool(Tool):
         if self._http is None:
             limit = aiohttp.ClientTimeout(total=self.config.default_timeout)
             self._http = aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0), timeout=limit)
-        try:
-            async with self._http.post(url, json=body) as response:
-                if response.status >= 500 or response.status in _BUSY:
-                    raise ServiceUnavailableError(f"{url}: HTTP {response.status}: {(await response.text())[:200]}")
-                if response.status >= 400:
-                    return (await response.text())[:500]
-                answer = await response.json()
-        except (aiohttp.ClientError, TimeoutError, ValueError) as error:
-            raise ServiceUnavailableError(f"{url}: {type(error).__name__}: {error}") from error
-        if not isinstance(answer, dict):
-            raise ServiceUnavailableError(f"{url}: the answer is not a JSON object")
-        return answer
+        return await post_json(self._http, url, body)
 
     async def check(self) -> None:
         """Search once; of an `embedded` retriever, which starts with the run, see that its corpus is there.
