@@ -140,7 +140,7 @@ class ActorGroup:
         with_checksum = self.num_publishes == 0
         self.num_publishes += 1
         refs = [w.publish.remote(self.shard_directory, version, with_checksum) for w in self.actors]
-        written = get_all(refs, what="publishing the weights", timeout_s=_PUBLISH_TIMEOUT_S)
+        written = get_all(refs, what="publishing the actor's weights", timeout_s=_PUBLISH_TIMEOUT_S)
         places = [(node, shard) for node, shard in zip(self.nodes, written, strict=True) if shard]
         if self.offload:
             self._call(self.actors, "offload", what="the actor's move to the host")
@@ -154,13 +154,13 @@ class ActorGroup:
 
     def save_checkpoint(self, directory: Path) -> None:
         """Write Hugging Face weights, the optimizer's state, and the weight of the KL term where it is steered."""
-        self._call(self.actors, "save_checkpoint", directory, what="writing the checkpoint")
+        self._call(self.actors, "save_checkpoint", directory, what="writing the actor's checkpoint")
         if self.kl.is_adaptive:
             (directory / _KL_FILE).write_text(json.dumps({"value": self.kl.value}) + "\n", encoding="utf-8")
 
     def load_checkpoint(self, directory: Path) -> None:
         """Restore a checkpoint into the actor; the reference stays what `actor_config.load` is."""
-        self._call(self.actors, "load_checkpoint", directory, what="reading the checkpoint")
+        self._call(self.actors, "load_checkpoint", directory, what="reading the actor's checkpoint")
         if self.kl.is_adaptive and (directory / _KL_FILE).is_file():
             self.kl.value = float(json.loads((directory / _KL_FILE).read_text(encoding="utf-8"))["value"])
 
@@ -170,7 +170,9 @@ class ActorGroup:
 
     def _offending(self, mini_batch: MiniBatch) -> list[str]:
         """Trajectories with a NaN or Inf; all of the mini-batch's where only the gradient had one."""
-        samples = {i for found in self._call(self.actors, "broken_samples", what="finding the NaN") for i in found}
+        samples = {
+            i for found in self._call(self.actors, "broken_samples", what="finding the actor's NaN") for i in found
+        }
         ids = mini_batch.trajectory_ids
         return [ids[i] for i in sorted(samples)] or ids
 
@@ -192,7 +194,8 @@ class ActorGroup:
             w.compute_logprobs.remote([m for mini in mini_batches for m in self._share(mini, rank)])
             for rank, w in enumerate(workers)
         ]
-        results: list[list[Tensor]] = get_all(refs, what=f"computing {field}", timeout_s=_UPDATE_TIMEOUT_S)
+        role = "reference" if workers is self.references else "actor"
+        results: list[list[Tensor]] = get_all(refs, what=f"the {role}'s {field}", timeout_s=_UPDATE_TIMEOUT_S)
         for dp_rank, rank in self._one_rank_of_each_share(len(workers)):
             values = iter(results[rank])
             for mini in mini_batches:
