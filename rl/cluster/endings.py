@@ -71,6 +71,21 @@ def adopting_orphans() -> Iterator[None]:
         libc.prctl(_PR_SET_CHILD_SUBREAPER, 0, 0, 0, 0)
 
 
+def kill_owners_of_trackers(processes: list[psutil.Process]) -> None:
+    """Kill those that have a resource tracker of `multiprocessing`, and all that they started but the tracker.
+
+    To be done before Ray ends its workers: as a worker ends, Ray has it kill its children, its tracker too, which would
+    remove what they have in shared memory.
+    """
+    for tracker in filter(_is_resource_tracker, processes):
+        with suppress(psutil.NoSuchProcess):
+            owner = tracker.parent()
+            if owner is not None and owner in processes:
+                for process in [owner, *descendants(owner)]:
+                    if not _is_resource_tracker(process):
+                        process.kill()
+
+
 def end_processes(processes: list[psutil.Process]) -> None:
     """Wait for processes to end by themselves, and kill those that do not.
 

@@ -25,6 +25,7 @@ from rl.cluster.endings import (
     end_processes,
     ignore_interrupts,
     interrupt_on_termination,
+    kill_owners_of_trackers,
     remove_stale_shared_memory,
     terminated_like_interrupted,
 )
@@ -208,6 +209,7 @@ def _ray(config: Config) -> Iterator[None]:
     finally:
         children = [p for p in psutil.Process().children() if p.pid not in before]
         ours = [p for child in children for p in (child, *descendants(child))]
+        kill_owners_of_trackers(ours)
         ray.shutdown()
         end_processes(ours)
 

@@ -253,7 +253,8 @@ class RolloutGroup:
     def _group(self, ref: ray.ObjectRef, job: _Job) -> Group:
         group: Group = result(ref, what=f"rollout worker {job.replica}")
         if any(t.stop_reason is StopReason.ENGINE_FAILED for t in group.trajectories):
-            raise WorkerDiedError(f"rollout worker {job.replica}: its engine died. See logs/ of the run directory.")
+            name = f"rollout worker {job.replica}"
+            raise WorkerDiedError(f"{name}: its engine died. See logs/rollout-{job.replica}.log of the run directory.")
         return group
 
     def _bury(self, replica: int, error: RolloutError) -> None:
@@ -261,7 +262,8 @@ class RolloutGroup:
         if replica in self.workers:
             del self.workers[replica]
             self.router.remove(replica)
-            logger.error("%s Its prompts go to the %d workers left.", error, len(self.workers))
+            if self.workers:
+                logger.error("%s Its prompts go to the %d workers left.", error, len(self.workers))
         if not self.workers:
             raise RolloutError(f"no rollout worker is left. {error}") from error
 

@@ -16,6 +16,7 @@ from rl.cluster.endings import (
     descendants,
     end_processes,
     ignore_interrupts,
+    kill_owners_of_trackers,
     remove_stale_shared_memory,
     terminated_like_interrupted,
 )
@@ -84,6 +85,7 @@ def test_end_processes_leaves_no_shared_memory_of_those_it_kills() -> None:
     process = psutil.Process(owner.pid)
     (tracker,) = descendants(process)
     assert block.exists()
+    kill_owners_of_trackers([tracker, process])
     end_processes([tracker, process])
     assert not block.exists()
     assert not tracker.is_running() and not process.is_running()
