@@ -5,9 +5,9 @@ from __future__ import annotations
 import asyncio
 import itertools
 import logging
-from collections.abc import Sequence
+from collections.abc import Awaitable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from vllm import AsyncEngineArgs, SamplingParams
 from vllm.exceptions import VLLMClientError
@@ -19,7 +19,7 @@ from vllm.v1.engine.exceptions import EngineDeadError, EngineGenerateError
 
 from rl.config.device import runs_on_cuda
 from rl.config.schema import Config
-from rl.errors import ModelError, RolloutError, WeightSyncError
+from rl.errors import ModelError, RolloutError, WeightSyncError, WorkerDiedError
 from rl.inference.output_tail import first_error, tail_of_output
 from rl.observability.busy_clock import BusyClock
 from rl.types import FinishReason, Generation, Sampling, WeightUpdate
@@ -34,8 +34,12 @@ _CPU_BLOCK_SIZE = 32
 """Tokens of a block of keys and values, the least that the kernels take at full speed. Only whole blocks are found
 again by the next turn and by the group's other trajectories: with vLLM's 128, up to 127 tokens are computed anew."""
 
+_ALIVE_CHECK_S = 1.0
+"""Between two looks whether the engine that is to answer still runs."""
 _GIB = 1 << 30
 _FINISH_REASONS = {"stop": FinishReason.STOP, "length": FinishReason.LENGTH, "abort": FinishReason.ABORT}
+
+T = TypeVar("T")
 
 
 class VllmEngine:
@@ -127,21 +131,21 @@ class VllmEngine:
     async def sleep(self) -> None:
         """Free the accelerator's memory; nothing on CPU."""
         if self._on_cuda:
-            await self._llm.sleep(level=1)
+            await self._answer(self._llm.sleep(level=1), "going to sleep")
 
     async def wake_up(self) -> None:
         """Undo `sleep`; nothing on CPU."""
         if self._on_cuda:
-            await self._llm.wake_up()
+            await self._answer(self._llm.wake_up(), "waking up")
 
     async def shutdown(self) -> None:
         """End vLLM's processes; a second call does nothing."""
         await asyncio.to_thread(self._llm.shutdown, 5.0)
 
     async def _replace_weights(self, update: WeightUpdate) -> None:
-        await self._llm.pause_generation(mode="abort")
+        await self._answer(self._llm.pause_generation(mode="abort"))
         await self._call_workers("load_published", list(update.paths), update.version)
-        if not await self._llm.reset_prefix_cache():
+        if not await self._answer(self._llm.reset_prefix_cache()):
             raise WeightSyncError(
                 f"{self.name}: vLLM kept its prefix cache at version {update.version}, so old and new weights would "
                 "mix. Set generate_config.enable_prefix_caching=false and report it."
@@ -154,21 +158,34 @@ class VllmEngine:
                     f"{found[0]}, sent {update.checksum}. Compare names and values in {', '.join(update.paths)} with "
                     "the model folder: a tensor is missing, doubled or changed."
                 )
-        await self._llm.resume_generation()
+        await self._answer(self._llm.resume_generation())
 
     async def _call_workers(self, method: str, *arguments: Any) -> list[Any]:
         try:
-            results: list[Any] = await self._llm.collective_rpc(method, args=arguments)
-        except EngineDeadError as error:
-            raise self._died("loading weights", error) from error
+            results: list[Any] = await self._answer(self._llm.collective_rpc(method, args=arguments))
+        except WorkerDiedError:
+            raise
         except Exception as error:  # vLLM raises the bare class for whatever failed inside a worker
             raise WeightSyncError(
                 f"{self.name}: a worker could not run {method}, got '{error}'. The traceback is in this engine's log."
             ) from error
         return results
 
-    def _died(self, doing: str, error: Exception) -> RolloutError:
-        return RolloutError(f"{self.name}: died while {doing}, got '{error}'. The cause is in this engine's log.")
+    async def _answer(self, call: Awaitable[T], doing: str = "loading weights") -> T:
+        """Wait for vLLM's answer; from an engine that dies meanwhile it would never come."""
+        task = asyncio.ensure_future(call)
+        try:
+            while not (await asyncio.wait({task}, timeout=_ALIVE_CHECK_S))[0]:
+                if self._llm.errored:
+                    raise EngineDeadError
+            return task.result()
+        except EngineDeadError as error:
+            raise self._died(doing, error) from error
+        finally:
+            task.cancel()
+
+    def _died(self, doing: str, error: Exception) -> WorkerDiedError:
+        return WorkerDiedError(f"{self.name}: died while {doing}, got '{error}'. The cause is in this engine's log.")
 
 
 def _engine_arguments(config: Config, model_folder: Path, *, seed: int, on_cuda: bool) -> AsyncEngineArgs:

@@ -12,7 +12,7 @@ import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from rl.config.schema import Config, Device
-from rl.errors import ModelError, RolloutError, WeightSyncError
+from rl.errors import ModelError, RolloutError, WeightSyncError, WorkerDiedError
 from rl.inference.engine import VllmEngine
 from rl.inference.environment import engine_environment
 from rl.types import FinishReason, Generation, Sampling, WeightUpdate
@@ -192,6 +192,8 @@ async def test_engine_reports_its_death_and_leaves_no_process(engine):
     with pytest.raises(RolloutError, match="died"):
         await asyncio.wait_for(running, 60)
         await engine.generate(PROMPT, Sampling(0.0, 400), session_id="dead")
+    with pytest.raises(WorkerDiedError, match="rollout engine 0: died while loading weights"):
+        await asyncio.wait_for(engine.update_weights(WeightUpdate(7, ())), 10)
     await engine.shutdown()
     _, alive = psutil.wait_procs(processes.values(), timeout=10)
     assert not alive
