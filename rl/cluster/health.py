@@ -85,4 +85,4 @@ def _told_to_user(cause: BaseException) -> TurnwiseError | None:
 def _reason(error: RayError) -> str:
     """Ray's message is many lines; the last of them tells the cause of death."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[-1] if lines else "no reason given"
+    return lines[-1].rpartition("Worker exit detail: ")[2].rstrip(".") if lines else "no reason given"

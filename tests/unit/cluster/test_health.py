@@ -43,3 +43,11 @@ def test_result_leaves_a_bug_with_its_traceback() -> None:
 def test_result_of_a_dead_worker(error: Exception) -> None:
     with pytest.raises(WorkerDiedError, match="worker 0: the worker process died"):
         result(Ref(error=error), what="worker 0")
+
+
+def test_result_of_a_dead_worker_gives_the_detail_of_what_ray_says() -> None:
+    said = (
+        "The actor died.\n\tpid: 7\nIts worker has died. Worker exit type: SYSTEM_ERROR Worker exit detail: No memory."
+    )
+    with pytest.raises(WorkerDiedError, match=r"worker 0: the worker process died \(No memory\)\. Look"):
+        result(Ref(error=RayActorError(error_msg=said)), what="worker 0")
