@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import psutil
-from ray._private.async_compat import get_new_event_loop
+import uvloop
 
 from rl.bench.figures import Figure, write_json
 from rl.config.load import load_config
@@ -202,5 +202,5 @@ def _cpu_s() -> float:
 
 if __name__ == "__main__":
     name, output, *overrides = sys.argv[1:]
-    with asyncio.Runner(loop_factory=get_new_event_loop) as runner:  # a rollout worker's is made by it too
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:  # as Ray gives it to a rollout worker
         write_json(runner.run(measure(load_config(name, overrides))), Path(output))
