@@ -19,7 +19,9 @@ _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _PATIENCE_S = 3.0
 SHARED_MEMORY = Path("/dev/shm")
 _NAMED_AFTER_PROCESS = re.compile(r"turnwise-(\d+)|__KMP_REGISTERED_LIB_(\d+)_\d+")
-"""Published weights of a run, and the mark of Intel's OpenMP, of which a killed process leaves one."""
+"""The folder of a run, and the mark of Intel's OpenMP, of which a killed process leaves one."""
+_BLOCK = re.compile(r"/dev/shm/((?:psm_|sem\.mp-)\w+)")
+_BLOCKS_FILE = "blocks"
 
 
 @contextmanager
@@ -104,10 +106,27 @@ def remove_stale_shared_memory() -> None:
         if found is None or psutil.pid_exists(int(found[1] or found[2])):
             continue
         if path.is_dir():
-            shutil.rmtree(path, ignore_errors=True)
+            remove_run_memory(path)
         else:
             with suppress(OSError):  # another user's
                 path.unlink()
+
+
+def note_shared_memory(directory: Path) -> None:
+    """Write down which blocks of shared memory the processes under this one have, for `remove_run_memory`.
+
+    They have random names, and whoever would remove them, vLLM or a resource tracker, may be killed with the run.
+    """
+    blocks = {name for process in descendants(psutil.Process()) for name in _blocks_of(process)}
+    (directory / _BLOCKS_FILE).write_text("\n".join(sorted(blocks)))
+
+
+def remove_run_memory(directory: Path) -> None:
+    """Remove a run's folder in shared memory, and the blocks noted there; none of its processes runs any more."""
+    with suppress(OSError):  # nothing was noted yet, or another user's
+        for name in (directory / _BLOCKS_FILE).read_text().split():
+            (SHARED_MEMORY / name).unlink(missing_ok=True)
+    shutil.rmtree(directory, ignore_errors=True)
 
 
 def descendants(process: psutil.Process) -> list[psutil.Process]:
@@ -115,6 +134,14 @@ def descendants(process: psutil.Process) -> list[psutil.Process]:
     try:
         return process.children(recursive=True)
     except psutil.NoSuchProcess:
+        return []
+
+
+def _blocks_of(process: psutil.Process) -> list[str]:
+    """Names of the shared memory and the semaphores of `multiprocessing` that a process has mapped."""
+    try:
+        return _BLOCK.findall(Path(f"/proc/{process.pid}/maps").read_text())
+    except OSError:  # it has ended, or is another user's
         return []
 
 

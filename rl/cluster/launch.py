@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import os
 import re
-import shutil
 import socket
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -26,6 +25,8 @@ from rl.cluster.endings import (
     ignore_interrupts,
     interrupt_on_termination,
     kill_owners_of_trackers,
+    note_shared_memory,
+    remove_run_memory,
     remove_stale_shared_memory,
     terminated_like_interrupted,
 )
@@ -125,6 +126,7 @@ def launch(
             stack.push(_shut_down(actors + references))
             homes = [nodes.node_of(process) for process in layout.actors]
             actor = ActorGroup(actors, references, config, shards, nodes=homes, offload=colocated)
+        note_shared_memory(shards)
         stack.callback(ignore_interrupts)  # the first of all endings
         yield Cluster(actor, rollouts)
 
@@ -267,5 +269,5 @@ def _shard_directory() -> Iterator[Path]:
     try:
         yield directory
     finally:
-        shutil.rmtree(directory, ignore_errors=True)
+        remove_run_memory(directory)
         remove_stale_shared_memory()

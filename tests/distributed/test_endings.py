@@ -11,7 +11,7 @@ import psutil
 import pytest
 import ray
 
-from rl.cluster.endings import adopting_orphans, descendants
+from rl.cluster.endings import adopting_orphans, descendants, note_shared_memory
 from rl.cluster.launch import _ray
 from rl.config.schema import Config
 
@@ -30,7 +30,7 @@ def running(process: psutil.Process) -> set[psutil.Process]:
     return {child for child in descendants(process) if child.status() != psutil.STATUS_ZOMBIE}
 
 
-def test_interrupted_ray_leaves_no_process_and_no_shared_memory() -> None:
+def test_interrupted_ray_leaves_no_process_and_no_shared_memory(tmp_path: Path) -> None:
     here = psutil.Process()
     before = running(here)
     blocks: list[Path] = []
@@ -39,6 +39,8 @@ def test_interrupted_ray_leaves_no_process_and_no_shared_memory() -> None:
         held = ray.get([holder.hold.remote() for holder in holders])
         blocks = [Path("/dev/shm") / name for name, _ in held]
         assert all(block.exists() for block in blocks)
+        note_shared_memory(tmp_path)
+        assert {name for name, _ in held} <= set((tmp_path / "blocks").read_text().split())
         os.kill(held[0][1], signal.SIGKILL)
         raise KeyboardInterrupt
     assert [block.exists() for block in blocks] == [False, False]

@@ -102,7 +102,9 @@ def test_stale_shared_memory_is_what_is_named_after_processes_that_are_gone(
         (tmp_path / f"turnwise-{pid}").mkdir()
         (tmp_path / f"turnwise-{pid}" / "weights").touch()
         (tmp_path / f"__KMP_REGISTERED_LIB_{pid}_0").touch()
-    (tmp_path / "psm_1234").touch()
+    for name in ("psm_1234", "psm_5678", "sem.mp-12ab"):
+        (tmp_path / name).touch()
+    (tmp_path / f"turnwise-{gone.pid}" / "blocks").write_text("psm_5678\npsm_removed\nsem.mp-12ab")
     remove_stale_shared_memory()
     kept = {f"turnwise-{os.getpid()}", f"__KMP_REGISTERED_LIB_{os.getpid()}_0", "psm_1234"}
     assert {path.name for path in tmp_path.iterdir()} == kept
