@@ -34,7 +34,7 @@ def listen(service: str, host: str, port: int, inherited_socket: int | None = No
     try:
         return socket.create_server((host, port), backlog=_BACKLOG)
     except (OSError, OverflowError) as error:  # the latter for a number that is no port
-        reason = error.strerror if isinstance(error, OSError) else error
+        reason = error.strerror if isinstance(error, OSError) else str(error).rstrip(".")
         raise ServiceError(
             f"{service}: cannot listen on {host}:{port}, {reason}. Choose another --port or --host."
         ) from error
