@@ -41,7 +41,7 @@ class WorkerExtension:
             version: The version they must have.
         """
         self.model_runner.reload_weights(weights_iterator=read_tensors(tuple(paths), version=version))
-        repack_tied_head(self.model_runner.get_model())
+        share_packed_embedding(self.model_runner.get_model())
 
     def loaded_checksum(self) -> str:
         """The checksum of the weights the model computes with, under their Hugging Face names."""
@@ -49,15 +49,15 @@ class WorkerExtension:
         return join_checksums(f"{tensor_digest(name, tensor):032x}" for name, tensor in read_back(model))
 
 
-def repack_tied_head(model: nn.Module) -> None:
-    """Make the packed copy of a tied output head anew from the embedding.
+def share_packed_embedding(model: nn.Module) -> None:
+    """Let a tied output head compute with the packed copy that the reload made of the embedding.
 
-    vLLM 0.32 does not on CPU: nothing of the checkpoint is loaded into a tied head, so its reload leaves out the head
-    and the engine goes on to compute logits with the old embedding.
+    vLLM 0.32 packs both on CPU when it starts, but nothing of a checkpoint is loaded into a tied head: its reload
+    leaves out the head, and the engine would go on to compute logits with the old embedding.
     """
     head: Any = getattr(model, "lm_head", None)
     if model.config.tie_word_embeddings and hasattr(head, "cpu_linear"):
-        head.quant_method.process_weights_after_loading(head)
+        head.cpu_linear = next(m for m in model.modules() if isinstance(m, VocabParallelEmbedding)).cpu_linear
 
 
 @torch.no_grad()
