@@ -21,6 +21,9 @@ from rl.errors import TurnwiseError
 from rl.inference.environment import engine_environment
 
 BENCHMARKS = ("update", "generation", "step", "algorithms", "retriever", "tools", "parsers", "sandbox")
+_IN_A_ROLLOUT_WORKER = ("generation", "tools")
+"""These measure what runs in a rollout worker, and get its environment. It binds threads to cores, all of an actor's to
+the first one."""
 _TIMEOUT_S = 1800
 _END_TIMEOUT_S = 40.0
 
@@ -60,7 +63,9 @@ def main(argv: list[str]) -> int:
 
 
 def _measure(name: str, config_name: str, overrides: list[str]) -> list[Figure]:
-    environment = _environment(name, config_name, overrides)
+    environment = {}
+    if name in _IN_A_ROLLOUT_WORKER:
+        environment = engine_environment(load_config(config_name, overrides), tuple(sorted(os.sched_getaffinity(0))))
     with tempfile.TemporaryDirectory(prefix="turnwise-bench-") as directory:
         output = Path(directory) / "figures.json"
         command = [sys.executable, "-m", f"rl.bench.{name}", config_name, str(output), *overrides]
@@ -72,16 +77,6 @@ def _measure(name: str, config_name: str, overrides: list[str]) -> list[Figure]:
             raise TurnwiseError(f"bench {name}: {ending}. It ended with:\n{told}")
         records = json.loads(output.read_text())
     return [Figure(**{k: v for k, v in record.items() if k != "is_reached"}) for record in records]
-
-
-def _environment(name: str, config_name: str, overrides: list[str]) -> dict[str, str]:
-    """What a benchmark's process needs beyond the shell's environment.
-
-    A whole run starts its engines itself, in their own environment: with it in the actor's too, all of the actor's
-    threads were bound to the first core.
-    """
-    config = load_config(config_name, overrides)
-    return {} if name == "step" else engine_environment(config, tuple(sorted(os.sched_getaffinity(0))))
 
 
 def run_in_time(command: list[str], environment: dict[str, str], log: Path, *, timeout_s: float) -> int | None:
