@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Iterator, MutableMapping
 from pathlib import Path
-from typing import Protocol, runtime_checkable
-
-from torch import Tensor
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 from rl.types import (
     Generation,
@@ -19,6 +17,9 @@ from rl.types import (
     Trajectory,
     WeightUpdate,
 )
+
+if TYPE_CHECKING:  # as in rl.types
+    from torch import Tensor
 
 
 @runtime_checkable

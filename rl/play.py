@@ -34,6 +34,7 @@ from rl.observability.trajectories import turn_record
 from rl.observability.viewer import ERROR_STYLE, print_call, print_generation, print_message, print_result
 from rl.rollout.agent_loop import AgentLoop
 from rl.rollout.dialog import Dialog, load_dialog
+from rl.services.owned_folder import owned_folder
 from rl.tools.parsers.plain_text import one_text_argument
 from rl.tools.registry import load_toolbox
 from rl.types import Prompt, Sampling, StopReason, ToolCall, Turn
@@ -220,7 +221,8 @@ def _written_call(name: str, text: str, dialog: Dialog) -> str:
 def _model(config: Config, dialog: Dialog, runner: asyncio.Runner, stack: ExitStack) -> Engine:
     """Start vLLM with the model; it ends with the stack."""
     cores = () if runs_on_cuda(config) else tuple(sorted(os.sched_getaffinity(0)))
-    os.environ.update(engine_environment(config, cores))  # vLLM and the processes it starts read it
+    sockets = stack.enter_context(owned_folder("turnwise-play-"))
+    os.environ.update(engine_environment(config, cores, sockets))  # vLLM and the processes it starts read it
     from rl.inference.engine import VllmEngine
 
     # Ctrl-C reaches every process of the terminal, and would end vLLM's. They inherit what the thread that starts them

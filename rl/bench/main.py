@@ -64,9 +64,10 @@ def main(argv: list[str]) -> int:
 
 def _measure(name: str, config_name: str, overrides: list[str]) -> list[Figure]:
     environment = {}
-    if name in _IN_A_ROLLOUT_WORKER:
-        environment = engine_environment(load_config(config_name, overrides), tuple(sorted(os.sched_getaffinity(0))))
     with tempfile.TemporaryDirectory(prefix="turnwise-bench-") as directory:
+        if name in _IN_A_ROLLOUT_WORKER:
+            cores = tuple(sorted(os.sched_getaffinity(0)))
+            environment = engine_environment(load_config(config_name, overrides), cores, Path(directory))
         output = Path(directory) / "figures.json"
         command = [sys.executable, "-m", f"rl.bench.{name}", config_name, str(output), *overrides]
         log = Path(directory) / "output.log"

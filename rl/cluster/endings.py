@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import ctypes
+import json
 import re
-import shutil
 import signal
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -18,10 +19,10 @@ _PR_SET_CHILD_SUBREAPER = 36
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _PATIENCE_S = 3.0
 SHARED_MEMORY = Path("/dev/shm")
-_NAMED_AFTER_PROCESS = re.compile(r"turnwise-(\d+)|__KMP_REGISTERED_LIB_(\d+)_\d+")
-"""The folder of a run, and the mark of Intel's OpenMP, of which a killed process leaves one."""
+_OPENMP_MARK = re.compile(r"__KMP_REGISTERED_LIB_(\d+)_\d+")
 _BLOCK = re.compile(r"/dev/shm/((?:psm_|sem\.mp-)\w+)")
-_BLOCKS_FILE = "blocks"
+_NOTES = "belongings.json"
+_NOTE_EVERY_S = 2.0
 
 
 @contextmanager
@@ -99,34 +100,64 @@ def end_processes(processes: list[psutil.Process]) -> None:
     _kill_those_left(trackers)
 
 
-def remove_stale_shared_memory() -> None:
-    """Remove from /dev/shm what is named after processes that are gone: those of earlier runs that were killed, too."""
-    for path in SHARED_MEMORY.glob("*"):
-        found = _NAMED_AFTER_PROCESS.fullmatch(path.name)
-        if found is None or psutil.pid_exists(int(found[1] or found[2])):
-            continue
-        if path.is_dir():
-            remove_run_memory(path)
-        else:
+def remove_stale_marks() -> None:
+    """Remove Intel OpenMP's marks of processes that are gone from /dev/shm: each killed process leaves one."""
+    for path in SHARED_MEMORY.glob("__KMP_REGISTERED_LIB_*"):
+        found = _OPENMP_MARK.fullmatch(path.name)
+        if found is not None and not psutil.pid_exists(int(found[1])):
             with suppress(OSError):  # another user's
                 path.unlink()
 
 
-def note_shared_memory(directory: Path) -> None:
-    """Write down which blocks of shared memory the processes under this one have, for `remove_run_memory`.
+@contextmanager
+def noting_belongings(directory: Path) -> Iterator[None]:
+    """Write down, every few seconds of the block and after it, what the processes under this one are and have.
 
-    They have random names, and whoever would remove them, vLLM or a resource tracker, may be killed with the run.
+    Shared memory has random names, and whoever would remove it, vLLM or a resource tracker, may be killed with the
+    run; some of Ray's processes outlive a killed driver. `end_belongings` reads the notes.
     """
-    blocks = {name for process in descendants(psutil.Process()) for name in _blocks_of(process)}
-    (directory / _BLOCKS_FILE).write_text("\n".join(sorted(blocks)))
+    is_over = threading.Event()
+
+    def note() -> None:
+        while not is_over.wait(_NOTE_EVERY_S):
+            _note_belongings(directory)
+
+    thread = threading.Thread(target=note, name="belongings", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        is_over.set()
+        thread.join()
+        _note_belongings(directory)
 
 
-def remove_run_memory(directory: Path) -> None:
-    """Remove a run's folder in shared memory, and the blocks noted there; none of its processes runs any more."""
-    with suppress(OSError):  # nothing was noted yet, or another user's
-        for name in (directory / _BLOCKS_FILE).read_text().split():
+def end_belongings(directory: Path) -> None:
+    """Kill the processes of a run that are noted in its folder and still run, and remove the shared memory noted."""
+    try:
+        notes = json.loads((directory / _NOTES).read_text())
+    except (OSError, ValueError):  # nothing was noted yet
+        return
+    for pid, create_time in notes["processes"]:
+        with suppress(psutil.Error):
+            process = psutil.Process(pid)
+            if process.create_time() == create_time:  # else the number was given to another one since
+                process.kill()
+    for name in notes["blocks"]:
+        with suppress(OSError):
             (SHARED_MEMORY / name).unlink(missing_ok=True)
-    shutil.rmtree(directory, ignore_errors=True)
+
+
+def _note_belongings(directory: Path) -> None:
+    processes = descendants(psutil.Process())
+    started = []
+    for process in processes:
+        with suppress(psutil.NoSuchProcess):
+            started.append((process.pid, process.create_time()))
+    blocks = sorted({name for process in processes for name in _blocks_of(process)})
+    partial = directory / f"{_NOTES}.partial"
+    partial.write_text(json.dumps({"processes": started, "blocks": blocks}))
+    partial.rename(directory / _NOTES)
 
 
 def descendants(process: psutil.Process) -> list[psutil.Process]:

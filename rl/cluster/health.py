@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Sequence
 from typing import Any
 
 import ray
@@ -18,7 +19,7 @@ _REMINDER_S = 30.0
 """Seconds between two lines that say what is waited for."""
 
 
-def get_all(refs: list[ray.ObjectRef], *, what: str, timeout_s: float) -> list[Any]:
+def get_all(refs: list[ray.ObjectRef], *, what: str, timeout_s: float, names: Sequence[str] | None = None) -> list[Any]:
     """Fetch the results of calls that belong together, in order.
 
     Fails as soon as one of them fails: with tensor parallelism the others would wait for it for ever.
@@ -27,6 +28,7 @@ def get_all(refs: list[ray.ObjectRef], *, what: str, timeout_s: float) -> list[A
         refs: Calls under way.
         what: What they do, for the log and the error: "the actor's update".
         timeout_s: Deadline for all of them, seconds.
+        names: What each of them does, for its error; by default `what` and its number.
 
     Returns:
         Their results, in the order of `refs`.
@@ -37,10 +39,12 @@ def get_all(refs: list[ray.ObjectRef], *, what: str, timeout_s: float) -> list[A
     """
     start, reminded, pending = time.monotonic(), time.monotonic(), list(refs)
     results: dict[ray.ObjectRef, Any] = {}
+    if names is None:
+        names = [what] if len(refs) == 1 else [f"{what}, worker {i}" for i in range(len(refs))]
     while pending:
         done, pending = ray.wait(pending, num_returns=1, timeout=1.0)
         for ref in done:
-            results[ref] = result(ref, what=what if len(refs) == 1 else f"{what}, worker {refs.index(ref)}")
+            results[ref] = result(ref, what=names[refs.index(ref)])
         now = time.monotonic()
         if pending and now - start > timeout_s:
             raise RolloutError(

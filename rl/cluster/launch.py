@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import logging
-import os
 import re
+import shutil
 import socket
+import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ from typing import Any
 
 import psutil
 import ray
+import ray._private.worker as ray_worker
 
 from rl.cluster.actors import ActorGroup
 from rl.cluster.embedded_services import embedded_services
@@ -21,13 +23,13 @@ from rl.cluster.endings import (
     SHARED_MEMORY,
     adopting_orphans,
     descendants,
+    end_belongings,
     end_processes,
     ignore_interrupts,
     interrupt_on_termination,
     kill_owners_of_trackers,
-    note_shared_memory,
-    remove_run_memory,
-    remove_stale_shared_memory,
+    noting_belongings,
+    remove_stale_marks,
     terminated_like_interrupted,
 )
 from rl.cluster.health import get_all
@@ -36,17 +38,24 @@ from rl.cluster.placement import Placement, Process, place
 from rl.cluster.rate_limits import start_rate_limits
 from rl.cluster.relay import remove_folder
 from rl.cluster.rollouts import RolloutGroup
+from rl.cluster.workers import ActorWorker, RewardWorker, RolloutWorker
 from rl.config.device import runs_on_cuda
 from rl.config.schema import Config
 from rl.errors import ConfigError
 from rl.inference.environment import engine_environment
+from rl.services.owned_folder import owned_folder
 from rl.types import Prompt
 
 logger = logging.getLogger(__name__)
+ray_log = logging.getLogger("raylet")
+"""Not below `ray`, of which the log file gets errors alone, nor below `rl`, whose warnings the terminal shows."""
 
 _START_TIMEOUT_S = 900.0
 _SHUTDOWN_TIMEOUT_S = 10.0
 _CONNECT_TIMEOUT_S = 10.0
+_FOLDER = "turnwise-run-"
+_LONGEST_PARENT = 20
+"""Of the folder of a run, whose longest path, of a socket of Ray, has 86 characters more."""
 _HOST_AND_PORT = re.compile(r"(ray://)?(?P<host>[^:/]+):(?P<port>\d+)")
 _OWN_RAY: dict[str, Any] = {
     "include_dashboard": False,
@@ -97,9 +106,13 @@ def launch(
     with ExitStack() as stack:
         stack.enter_context(terminated_like_interrupted())
         overrides = stack.enter_context(embedded_services(config)) if prompts is not None else {}
-        shards = stack.enter_context(_shard_directory())
+        stack.callback(remove_stale_marks)
+        shards = stack.enter_context(owned_folder(_FOLDER, SHARED_MEMORY, on_abandoned=end_belongings))
+        folder = stack.enter_context(owned_folder(_FOLDER, _short_folder()))
         stack.enter_context(adopting_orphans())
-        stack.enter_context(_ray(config))
+        stack.enter_context(_ray(config, folder, log_directory))
+        with_notes = stack.enter_context(ExitStack())
+        with_notes.enter_context(noting_belongings(shards))
         interrupt_on_termination()  # again: Ray has set a handler of its own
         stack.callback(ignore_interrupts)  # a second Ctrl-C must not leave processes behind
         here, *others = machines()
@@ -112,21 +125,33 @@ def launch(
         )
         nodes = Nodes(layout, [here, *others])
         away = {nodes.node_of(p) for p in (*layout.actors, *layout.rollouts)} - {here.id}
-        stack.callback(remove_folder, shards, away)
+        for path in (shards, folder):
+            stack.callback(remove_folder, path, away)
         rollouts = actor = None
+        starts: dict[str, ray.ObjectRef] = {}
         if prompts is not None:
-            reward, workers = _start_rollouts(config, layout, nodes, log_directory, model_folder, overrides)
-            stack.push(_shut_down([*workers, reward]))
             homes = [nodes.node_of(process) for process in layout.rollouts]
             _check_services_reach(overrides, set(homes) - {here.id})
+            reward, workers, starts = _start_rollouts(
+                config, layout, nodes, log_directory, model_folder, overrides, folder
+            )
+            stack.push(_shut_down([*workers, reward]))
             rollouts = RolloutGroup(workers, prompts, config, nodes=homes, sleep_between=colocated, on_group=on_group)
+        if colocated:  # the actor loads where the engines are; elsewhere they start side by side
+            _wait_for(starts)
+            starts = {}
         if loss is not None:
-            actors = _start_actors(config, layout.actors, nodes, log_directory, loss=loss, num_steps=num_steps)
-            references = _start_actors(config, layout.references, nodes, log_directory, loss="reference")
-            stack.push(_shut_down(actors + references))
+            actors, loads = _start_actors(config, layout.actors, nodes, log_directory, loss=loss, num_steps=num_steps)
+            stack.push(_shut_down(actors))
+            _wait_for(starts | loads)
+            references, loads = _start_actors(config, layout.references, nodes, log_directory, loss="reference")
+            stack.push(_shut_down(references))
+            _wait_for(loads)
             homes = [nodes.node_of(process) for process in layout.actors]
             actor = ActorGroup(actors, references, config, shards, nodes=homes, offload=colocated)
-        note_shared_memory(shards)
+        else:
+            _wait_for(starts)
+        with_notes.close()
         stack.callback(ignore_interrupts)  # the first of all endings
         yield Cluster(actor, rollouts)
 
@@ -139,11 +164,10 @@ def _start_actors(
     *,
     loss: str,
     num_steps: int | None = None,
-) -> list[Any]:
-    from rl.cluster.workers import ActorWorker  # imports Megatron: only where an actor is wanted
-
+) -> tuple[list[Any], dict[str, ray.ObjectRef]]:
+    """The ranks, and the start of each under its name."""
     if not processes:
-        return []
+        return [], {}
     init_method = nodes.rendezvous(processes[0])
     workers = [
         ActorWorker.options(**nodes.options(process, {})).remote(  # type: ignore[attr-defined]
@@ -158,8 +182,7 @@ def _start_actors(
         )
         for process in processes
     ]
-    get_all([w.start.remote() for w in workers], what=f"starting the {processes[0].role}", timeout_s=_START_TIMEOUT_S)
-    return workers
+    return workers, {f"starting {p.role} {p.index}": w.start.remote() for p, w in zip(processes, workers, strict=True)}
 
 
 def _start_rollouts(
@@ -169,36 +192,48 @@ def _start_rollouts(
     log_directory: Path,
     model_folder: Path,
     overrides: dict[str, dict],
-) -> tuple[Any, list[Any]]:
-    """The reward worker and the engines."""
-    from rl.cluster.workers import RewardWorker, RolloutWorker  # imports vLLM: only where an engine is wanted
-
+    folder: Path,
+) -> tuple[Any, list[Any], dict[str, ray.ObjectRef]]:
+    """The reward worker, the engines, and the start of each under its name."""
     rate_limits = start_rate_limits(config, len(layout.rollouts))
     reward = RewardWorker.options(  # type: ignore[attr-defined]
         max_concurrency=100_000, **nodes.options(layout.reward, {})
     ).remote(config, log_file=log_directory / f"reward-{layout.reward.index}.log")
     workers = [
         RolloutWorker.options(  # type: ignore[attr-defined]
-            max_concurrency=100_000, **nodes.options(process, engine_environment(config, process.cores))
+            max_concurrency=100_000, **nodes.options(process, engine_environment(config, process.cores, folder))
         ).remote(
             config,
             log_file=log_directory / f"rollout-{process.index}.log",
             replica=process.index,
             model_folder=model_folder,
+            socket_folder=folder,
             reward_worker=reward,
             tool_overrides=overrides,
             rate_limits=rate_limits,
         )
         for process in layout.rollouts
     ]
-    get_all([reward.start.remote()], what="starting the reward worker", timeout_s=_START_TIMEOUT_S)
-    get_all([w.start.remote() for w in workers], what="starting the engines", timeout_s=_START_TIMEOUT_S)
-    return reward, workers
+    starts = {f"starting engine {p.index}": w.start.remote() for p, w in zip(layout.rollouts, workers, strict=True)}
+    return reward, workers, {"starting the reward worker": reward.start.remote()} | starts
+
+
+def _wait_for(starts: dict[str, ray.ObjectRef]) -> None:
+    """Wait until all have started, or one has failed."""
+    get_all(list(starts.values()), what="the workers' start", names=list(starts), timeout_s=_START_TIMEOUT_S)
+
+
+def _short_folder() -> Path:
+    """Where a run's folder lies: sockets in it have paths of at most 107 bytes."""
+    usual = Path(tempfile.gettempdir())
+    return usual if len(str(usual)) <= _LONGEST_PARENT else Path("/tmp")
 
 
 @contextmanager
-def _ray(config: Config) -> Iterator[None]:
+def _ray(config: Config, folder: Path, log_directory: Path) -> Iterator[None]:
     """A Ray of our own on this machine, or a connection to a running cluster.
+
+    Ray of our own keeps its sockets and logs in `folder`; its logs are copied to the run's after a failure.
 
     Engines put processes of their own under Ray's workers, which outlive a killed worker: all descendants of this
     process that Ray added are ended by process id.
@@ -206,8 +241,12 @@ def _ray(config: Config) -> Iterator[None]:
     address = config.rl_config.ray_address
     before = {p.pid for p in psutil.Process().children()}
     try:
-        _connect(address)
+        _connect(address, folder)
         yield
+    except Exception:
+        if logs := next(folder.glob("session_*_*/logs"), None):
+            shutil.copytree(logs, log_directory / "ray", ignore_dangling_symlinks=True, dirs_exist_ok=True)
+        raise
     finally:
         children = [p for p in psutil.Process().children() if p.pid not in before]
         ours = [p for child in children for p in (child, *descendants(child))]
@@ -216,10 +255,11 @@ def _ray(config: Config) -> Iterator[None]:
         end_processes(ours)
 
 
-def _connect(address: str | None) -> None:
+def _connect(address: str | None, folder: Path) -> None:
+    ray_worker.print_to_stdstream = _log_ray_message
     quiet = {"log_to_driver": False, "configure_logging": False}
     if address is None:
-        ray.init(address="local", **quiet, **_OWN_RAY)
+        ray.init(address="local", _temp_dir=str(folder), **quiet, **_OWN_RAY)
         return
     try:
         if found := _HOST_AND_PORT.fullmatch(address):  # Ray itself would try for many minutes
@@ -231,6 +271,14 @@ def _connect(address: str | None) -> None:
             f"rl_config.ray_address: no Ray cluster answers there, got '{address}' ({reason}). Start one with "
             "`ray start --head`, or remove the key: the run then starts its own."
         ) from error
+
+
+def _log_ray_message(data: dict[str, Any], ignore_prefix: bool = False) -> None:
+    """Take what Ray would print of its own between the lines of the run, pages long where a worker dies.
+
+    Ray has a setting for what workers print (`log_to_driver`), and none for these messages.
+    """
+    ray_log.warning("%s", "\n".join(data["lines"]))
 
 
 def _shut_down(workers: list[Any]) -> Callable[..., None]:
@@ -258,16 +306,3 @@ def _check_services_reach(overrides: dict[str, dict], away: set[str]) -> None:
             f"{len(away)} other machines. Start the service by itself (`python -m rl sandbox|retriever --host "
             "ADDRESS`), and give its address in the tool YAML."
         )
-
-
-@contextmanager
-def _shard_directory() -> Iterator[Path]:
-    """A folder in shared memory for published weights; what killed processes left behind is removed."""
-    remove_stale_shared_memory()
-    directory = SHARED_MEMORY / f"turnwise-{os.getpid()}"
-    directory.mkdir()
-    try:
-        yield directory
-    finally:
-        remove_run_memory(directory)
-        remove_stale_shared_memory()

@@ -1,4 +1,8 @@
-"""The Ray actors: thin shells around `Actor`, `VllmEngine` with its agent loops, and `RewardSet`."""
+"""The Ray actors: thin shells around `Actor`, `VllmEngine` with its agent loops, and `RewardSet`.
+
+Each imports what it runs when it starts. With torch, vLLM and Megatron at the top, every process of a run would import
+all three, the driver and the reward worker too.
+"""
 
 from __future__ import annotations
 
@@ -6,27 +10,25 @@ import asyncio
 import os
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import ray
-import torch
 from ray.exceptions import OutOfMemoryError, RayActorError
-from torch import Tensor
 
 from rl.cluster.rate_limits import RemotePermits
 from rl.config.schema import Config
 from rl.errors import RewardError
-from rl.inference.engine import VllmEngine
 from rl.observability.busy_clock import BusyClock
 from rl.observability.log import setup_logging
 from rl.rewards.registry import load_rewards
-from rl.rollout.agent_loop import AgentLoop
 from rl.rollout.collection import collect_seldom
-from rl.rollout.dialog import load_dialog
 from rl.rollout.group import run_group
-from rl.training.actor import Actor
 from rl.types import BusySeconds, Group, MicroBatch, Prompt, Sampling, Trajectory, WeightUpdate
-from rl.weight_sync.shared_memory import Shard, publish
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from rl.weight_sync.shared_memory import Shard
 
 
 @ray.remote
@@ -39,6 +41,8 @@ class ActorWorker:
 
     def start(self) -> None:
         """Join the process group and load the model."""
+        from rl.training.actor import Actor
+
         self.actor = Actor(self.config, **self.placement)
 
     def compute_logprobs(self, micro_batches: list[MicroBatch]) -> list[Tensor]:
@@ -55,6 +59,10 @@ class ActorWorker:
 
     def publish(self, directory: Path, version: int, with_checksum: bool) -> Shard | None:
         """Write this pipeline stage's weights to shared memory; one rank of each stage does, all take part."""
+        import torch
+
+        from rl.weight_sync.shared_memory import publish
+
         tensors = self.actor.export_hf_weights()
         place = self.actor.parallel
         if place.tp_rank or place.dp_rank:
@@ -131,17 +139,24 @@ class RolloutWorker:
         log_file: Path,
         replica: int,
         model_folder: Path,
+        socket_folder: Path,
         reward_worker: Any,
         tool_overrides: dict[str, dict],
         rate_limits: Any | None = None,
     ) -> None:
         _log_to(log_file)
         self.config, self.replica, self.model_folder = config, replica, model_folder
+        self.socket_folder = socket_folder
         self.reward_worker, self.tool_overrides, self.rate_limits = reward_worker, tool_overrides, rate_limits
         self.scoring = BusyClock()
 
     async def start(self) -> None:
         """Check the chat template against the parser and start the engine."""
+        from rl.inference.engine import VllmEngine
+        from rl.rollout.agent_loop import AgentLoop
+        from rl.rollout.dialog import load_dialog
+
+        self.socket_folder.mkdir(parents=True, exist_ok=True)  # on another machine than the driver's
         dialog = load_dialog(self.config, tool_overrides=self.tool_overrides)
         self.toolbox = dialog.toolbox
         if self.toolbox is not None and self.rate_limits is not None:

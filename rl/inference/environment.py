@@ -11,12 +11,13 @@ from pathlib import Path
 from rl.config.schema import Config, Device
 
 
-def engine_environment(config: Config, cores: tuple[int, ...]) -> dict[str, str]:
+def engine_environment(config: Config, cores: tuple[int, ...], sockets: Path) -> dict[str, str]:
     """Variables for the process that will create a `VllmEngine`.
 
     Args:
         config: The run's configuration.
         cores: Cores the engine may use; empty on CUDA, or to let vLLM choose.
+        sockets: Folder for the sockets between vLLM's processes, which vLLM leaves there; its path is short.
 
     Returns:
         Names and values; to be set before Python starts, as the dynamic linker reads one of them.
@@ -24,6 +25,7 @@ def engine_environment(config: Config, cores: tuple[int, ...]) -> dict[str, str]
     variables = {
         "HF_HUB_OFFLINE": "1",
         "VLLM_NO_USAGE_STATS": "1",
+        "VLLM_RPC_BASE_PATH": str(sockets),
         "VLLM_LOGGING_LEVEL": "WARNING",
         "VLLM_WORKER_MULTIPROC_METHOD": "spawn",
         "TOKENIZERS_PARALLELISM": "false",

@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn
 
 from rl.observability.log import console
+from rl.observability.shortfall import shortfall_figures
 
 logger = logging.getLogger(__name__)
 
@@ -103,6 +104,7 @@ class RunProgress:
 
     def _figures(self, completed: int, metrics: Mapping[str, float], formats: Mapping[str, str]) -> str:
         shown = [form.format(metrics[name]) for name, form in formats.items() if name in metrics]
+        shown += shortfall_figures(metrics)
         step_s = metrics.get("perf/time_per_step", 0.0)
         if step_s > 0 and "perf/total_num_tokens" in metrics:
             shown.append(f"{metrics['perf/total_num_tokens'] / step_s:.0f} tokens/s")

@@ -18,6 +18,7 @@ from rl.observability.log import setup_logging
 from rl.observability.metrics import evaluation_metrics, speed_metrics
 from rl.observability.progress import RunProgress, duration
 from rl.observability.run_directory import RunDirectory
+from rl.observability.shortfall import Shortfalls, cause_of, unscored_by_kind
 from rl.observability.step_metrics import StepMetrics
 from rl.observability.trackers import MetricsWriter, check_trackers
 from rl.observability.trajectories import TrajectoryWriter
@@ -53,6 +54,7 @@ class Run:
         self._writer = MetricsWriter(directory, config)
         self._trajectories = TrajectoryWriter(directory.trajectories)
         self._guard = SkipGuard(directory, config.rl_config.max_skipped_steps)
+        self._shortfalls = Shortfalls()
         self._start = time.monotonic()
         self._completed = 0
         self._tokens = self._earlier_s = 0.0
@@ -158,6 +160,7 @@ class Run:
         self._writer.write(step + 1, metrics)
         if metrics.groups:
             self._trajectories.write_step(step + 1, metrics.groups)
+        self._shortfalls.observe(step + 1, metrics, metrics.groups)
         self.progress.step(step + 1, metrics)
         self._guard.check(step + 1, metrics.offending, metrics.groups)
 
@@ -180,6 +183,12 @@ class Run:
             f"evaluation after step {step}: accuracy {accuracy:.3f} on {questions} questions, "
             f"95 % interval {low:.3f} to {high:.3f}"
         )
+        for kind, members in unscored_by_kind([t for group in groups for t in group.trajectories]).items():
+            cause = f"{members[0].id}: {cause_of(members[0])}"
+            logger.warning(
+                "evaluation after step %d: %d trajectories %s, counted as wrong. The first, %s",
+                step, len(members), kind, cause,
+            )  # fmt: skip
 
     def is_test_due(self, step: int) -> bool:
         """Whether an evaluation follows the step with this number, from 0."""
@@ -246,9 +255,12 @@ class Run:
                 "tokens": self._tokens,
                 "wall_s": round(self._earlier_s + wall_s, 3),
                 "checkpoint": str(checkpoint) if checkpoint else None,
+                "shortfalls": (shortfalls := self._shortfalls.summary()),
             }
         )
         self.progress.note(f"finished in {duration(wall_s)}: {self.directory.path}")
+        for line in shortfalls:
+            self.progress.note(line)
 
 
 def count_steps(config: Config, num_rows: int | None) -> int:

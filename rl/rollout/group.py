@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+from typing import TYPE_CHECKING
 
 from rl.interfaces import Score
-from rl.rollout.agent_loop import AgentLoop
 from rl.types import Group, Prompt, Sampling, StopReason, Trajectory
+
+if TYPE_CHECKING:  # a reward worker scores without tokenizer and torch
+    from rl.rollout.agent_loop import AgentLoop
 
 INFRASTRUCTURE_FAILURES = frozenset({StopReason.DEADLINE, StopReason.ENGINE_FAILED, StopReason.TOOL_UNAVAILABLE})
 """Ends that say nothing about the model. Such a trajectory is not scored, and so masked out of the training."""

@@ -18,10 +18,10 @@ from rl.errors import ServiceError
 from rl.services.interpreter_session import InterpreterSession
 from rl.services.isolation import missing_layers
 from rl.services.job import Job, memory_file, pack_job, parse_files
+from rl.services.owned_folder import OwnedFolder
 from rl.services.sandbox_outcome import MAX_OUTPUT_BYTES, OUT_OF_MEMORY, Capture, CompileOutcome, RunOutcome
 from rl.services.sandbox_request import RequestError, RunRequest
 from rl.services.sandbox_trial import find_problem
-from rl.services.server_folder import ServerFolder
 from rl.services.zygote_process import SEARCH_PATH, Zygote
 
 __all__ = ["MAX_OUTPUT_BYTES", "CompileOutcome", "InterpreterSession", "RunOutcome", "SandboxPool"]
@@ -87,7 +87,8 @@ class SandboxPool:
         self._slots = asyncio.Semaphore(num_workers)
         self._starting = asyncio.Lock()
         self._is_wrapped = False
-        self._folder = ServerFolder()
+        self._folder = OwnedFolder("turnwise-sandbox-")
+        self._folder.path.chmod(0o711)
         self._zygotes: dict[tuple[str, ...], Zygote] = {}
         self._unready: set[tuple[str, ...]] = set()
         try:

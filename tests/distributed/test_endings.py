@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
+import subprocess
+import sys
 from multiprocessing.shared_memory import SharedMemory
 from pathlib import Path
 
@@ -11,9 +14,10 @@ import psutil
 import pytest
 import ray
 
-from rl.cluster.endings import adopting_orphans, descendants, note_shared_memory
+from rl.cluster.endings import adopting_orphans, descendants, end_belongings
 from rl.cluster.launch import _ray
 from rl.config.schema import Config
+from rl.services.owned_folder import owned_folder
 
 
 @ray.remote(num_cpus=0)
@@ -34,14 +38,51 @@ def test_interrupted_ray_leaves_no_process_and_no_shared_memory(tmp_path: Path) 
     here = psutil.Process()
     before = running(here)
     blocks: list[Path] = []
-    with pytest.raises(KeyboardInterrupt), adopting_orphans(), _ray(Config()):
+    with (
+        pytest.raises(KeyboardInterrupt),
+        owned_folder("turnwise-run-", Path("/tmp")) as folder,
+        adopting_orphans(),
+        _ray(Config(), folder, tmp_path),
+    ):
         holders = [Holder.remote() for _ in range(2)]  # type: ignore[attr-defined]
         held = ray.get([holder.hold.remote() for holder in holders])
         blocks = [Path("/dev/shm") / name for name, _ in held]
         assert all(block.exists() for block in blocks)
-        note_shared_memory(tmp_path)
-        assert {name for name, _ in held} <= set((tmp_path / "blocks").read_text().split())
         os.kill(held[0][1], signal.SIGKILL)
         raise KeyboardInterrupt
     assert [block.exists() for block in blocks] == [False, False]
     assert running(here) == before
+
+
+KILLED_RUN = """
+import os, pathlib, signal, sys, ray
+from rl.cluster.endings import adopting_orphans, noting_belongings
+from rl.cluster.launch import _ray
+from rl.config.schema import Config
+from rl.services.owned_folder import owned_folder
+from rl.services.owned_folder import OwnedFolder
+from tests.distributed.test_endings import Holder
+folder = OwnedFolder(sys.argv[1], pathlib.Path("/tmp")).path
+with adopting_orphans(), _ray(Config(), folder, folder):
+    with noting_belongings(folder):
+        holder = Holder.remote()
+        print(ray.get(holder.hold.remote())[0], flush=True)
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_the_next_run_ends_what_a_killed_driver_has_left() -> None:
+    """The driver has no time to clean up; some of Ray's processes live on for half a minute by themselves."""
+    prefix = f"turnwise-run-{os.getpid()}-"  # of this test alone: others may run beside it
+    script = [sys.executable, "-c", KILLED_RUN, prefix]
+    killed = subprocess.run(script, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, timeout=120)
+    assert killed.returncode == -signal.SIGKILL
+    block = Path("/dev/shm") / killed.stdout.split()[-1]
+    (left,) = Path("/tmp").glob(f"{prefix}*")
+    noted = [pid for pid, _ in json.loads((left / "belongings.json").read_text())["processes"]]
+    with owned_folder(prefix, Path("/tmp"), on_abandoned=end_belongings):
+        pass
+    assert len(noted) > 3
+    assert not block.exists() and not left.exists()
+    _, alive = psutil.wait_procs([psutil.Process(pid) for pid in noted if psutil.pid_exists(pid)], timeout=10)
+    assert not [process for process in alive if process.status() != psutil.STATUS_ZOMBIE]

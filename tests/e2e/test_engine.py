@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import tempfile
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -38,9 +39,11 @@ def tiny_config() -> Config:
 @pytest.fixture(scope="module", autouse=True)
 def environment():
     with pytest.MonkeyPatch.context() as patch:
-        for name, value in engine_environment(tiny_config(), tuple(sorted(os.sched_getaffinity(0)))).items():
-            patch.setenv(name, value)
-        yield
+        cores = tuple(sorted(os.sched_getaffinity(0)))
+        with tempfile.TemporaryDirectory() as sockets:
+            for name, value in engine_environment(tiny_config(), cores, Path(sockets)).items():
+                patch.setenv(name, value)
+            yield
 
 
 @pytest.fixture(scope="module")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import tempfile
 from dataclasses import replace
 from pathlib import Path
 
@@ -78,9 +79,11 @@ def differences(config: Config, sampled: dict[float, list[Trajectory]]) -> dict[
 
 
 def measure(config: Config, monkeypatch: pytest.MonkeyPatch) -> dict[float, Tensor]:
-    for name, value in engine_environment(config, tuple(sorted(os.sched_getaffinity(0)))).items():
-        monkeypatch.setenv(name, value)
-    sampled = asyncio.run(sample(config))
+    cores = tuple(sorted(os.sched_getaffinity(0)))
+    with tempfile.TemporaryDirectory() as sockets:
+        for name, value in engine_environment(config, cores, Path(sockets)).items():
+            monkeypatch.setenv(name, value)
+        sampled = asyncio.run(sample(config))
     for trajectories in sampled.values():
         assert all(len(t.turns) == 2 and t.turns[0].results[0].text == "42\n" for t in trajectories)
     return differences(config, sampled)

@@ -23,6 +23,7 @@ def shared_memory_of(processes: list[psutil.Process]) -> set[Path]:
 
 @pytest.mark.timeout(2 * TIMEOUT_S)
 def test_killed_actor_ends_the_run_which_tells_how_to_resume_and_leaves_nothing(workspace: Path) -> None:
+    folders = {path for parent in ("/dev/shm", "/tmp") for path in Path(parent).glob("turnwise-run-*")}
     run = start("train", workspace, "killed", "megatron_training.train_iters=1000")
     folder = workspace / "runs" / "killed"
     with ended(run):
@@ -40,4 +41,5 @@ def test_killed_actor_ends_the_run_which_tells_how_to_resume_and_leaves_nothing(
     assert "Traceback" not in output
     assert not [process for process in processes if process.is_running()]
     assert not [path for path in shared if path.exists()]
-    assert not Path(f"/dev/shm/turnwise-{run.pid}").exists()
+    assert {path for parent in ("/dev/shm", "/tmp") for path in Path(parent).glob("turnwise-run-*")} <= folders
+    assert "(raylet)" not in output and "A worker died" in (folder / "logs" / "driver.log").read_text()

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -14,10 +15,11 @@ from rl.cluster import endings
 from rl.cluster.endings import (
     adopting_orphans,
     descendants,
+    end_belongings,
     end_processes,
     ignore_interrupts,
     kill_owners_of_trackers,
-    remove_stale_shared_memory,
+    remove_stale_marks,
     terminated_like_interrupted,
 )
 
@@ -92,19 +94,39 @@ def test_end_processes_leaves_no_shared_memory_of_those_it_kills() -> None:
     owner.communicate()
 
 
-def test_stale_shared_memory_is_what_is_named_after_processes_that_are_gone(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_marks_of_processes_that_are_gone_are_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(endings, "SHARED_MEMORY", tmp_path)
     gone = subprocess.Popen([sys.executable, "-c", ""])
     gone.wait()
-    for pid in (gone.pid, os.getpid()):
-        (tmp_path / f"turnwise-{pid}").mkdir()
-        (tmp_path / f"turnwise-{pid}" / "weights").touch()
-        (tmp_path / f"__KMP_REGISTERED_LIB_{pid}_0").touch()
+    for name in (f"__KMP_REGISTERED_LIB_{gone.pid}_0", f"__KMP_REGISTERED_LIB_{os.getpid()}_0", "psm_1234"):
+        (tmp_path / name).touch()
+    remove_stale_marks()
+    assert {path.name for path in tmp_path.iterdir()} == {f"__KMP_REGISTERED_LIB_{os.getpid()}_0", "psm_1234"}
+
+
+def test_belongings_of_a_killed_run_are_ended_and_nothing_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(endings, "SHARED_MEMORY", tmp_path)
+    sleeper = [sys.executable, "-c", "import time; time.sleep(60)"]
+    noted, another = subprocess.Popen(sleeper), subprocess.Popen(sleeper)
     for name in ("psm_1234", "psm_5678", "sem.mp-12ab"):
         (tmp_path / name).touch()
-    (tmp_path / f"turnwise-{gone.pid}" / "blocks").write_text("psm_5678\npsm_removed\nsem.mp-12ab")
-    remove_stale_shared_memory()
-    kept = {f"turnwise-{os.getpid()}", f"__KMP_REGISTERED_LIB_{os.getpid()}_0", "psm_1234"}
-    assert {path.name for path in tmp_path.iterdir()} == kept
+    processes = [(noted.pid, psutil.Process(noted.pid).create_time()), (another.pid, 12.5)]
+    notes = {"processes": processes, "blocks": ["psm_5678", "psm_removed", "sem.mp-12ab"]}
+    folder = tmp_path / "turnwise-run-x"
+    folder.mkdir()
+    (folder / "belongings.json").write_text(json.dumps(notes))
+    try:
+        end_belongings(folder)
+        assert noted.wait(10) == -signal.SIGKILL
+        assert another.poll() is None  # it has the number of a process that ended before it began
+        assert {path.name for path in tmp_path.iterdir()} == {"psm_1234", "turnwise-run-x"}
+    finally:
+        for process in (noted, another):
+            process.kill()
+            process.wait()
+
+
+def test_a_run_killed_before_its_first_note_has_no_belongings(tmp_path: Path) -> None:
+    end_belongings(tmp_path)
+    (tmp_path / "belongings.json").write_text('{"processes": [')
+    end_belongings(tmp_path)

@@ -3,17 +3,17 @@ import subprocess
 import sys
 import tempfile
 
-from rl.services.server_folder import ServerFolder
+from rl.services.owned_folder import OwnedFolder
 
 HOLD = """
 import sys
-from rl.services.server_folder import ServerFolder
-print(ServerFolder().path, flush=True)
+from rl.services.owned_folder import OwnedFolder
+print(OwnedFolder("turnwise-sandbox-").path, flush=True)
 sys.stdin.read()
 """
 
 
-def test_server_folder_of_a_killed_process_is_removed_by_the_next(tmp_path, monkeypatch):
+def test_folder_of_a_killed_process_is_removed_by_the_next(tmp_path, monkeypatch):
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     others = tmp_path / "turnwise-sandbox-of-nobody"
     others.mkdir()
@@ -32,7 +32,9 @@ def test_server_folder_of_a_killed_process_is_removed_by_the_next(tmp_path, monk
         os.makedirs(f"{killed}/zygote")
         owners[0].kill()
         owners[0].wait()
-        folder = ServerFolder()
+        found = []
+        folder = OwnedFolder("turnwise-sandbox-", on_abandoned=found.append)
+        assert [str(path) for path in found] == [killed]
         assert {str(path) for path in tmp_path.iterdir()} == {living, str(folder.path), str(others)}
         folder.close()
         assert not folder.path.exists()

@@ -1,0 +1,121 @@
+"""What a run samples and cannot learn from: in the step's line, once with its first cause, and summed up at the end."""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from collections.abc import Mapping, Sequence
+
+from rl.types import Group, StopReason, ToolStatus, Trajectory
+
+logger = logging.getLogger(__name__)
+
+_NO_REWARD = "without a reward"
+_OVERLONG = "masked by overlong_filter_enable"
+_STOPS = {
+    StopReason.TOOL_UNAVAILABLE: "whose tool was unavailable",
+    StopReason.DEADLINE: "past their deadline",
+    StopReason.ENGINE_FAILED: "whose engine failed",
+}
+"""Ends that leave a trajectory without a score, in words."""
+
+
+class Shortfalls:
+    """Counts over the steps of a run what was sampled and not learned from, and says each kind's first cause."""
+
+    def __init__(self) -> None:
+        self._num_steps = self._num_trajectories = self._num_without_update = 0
+        self._counts: Counter[str] = Counter()
+        self._first: dict[str, str] = {}
+
+    def observe(self, step: int, metrics: Mapping[str, float], groups: Sequence[Group]) -> None:
+        """Count one step, and log the first cause of each kind that was not met before.
+
+        Args:
+            step: Its number, from 1.
+            metrics: The step's.
+            groups: The step's; empty in a cold start.
+        """
+        trajectories = [t for group in groups for t in group.trajectories]
+        self._num_steps += 1
+        self._num_trajectories += len(trajectories)
+        found = unscored_by_kind(trajectories)
+        for kind, members in found.items():
+            self._count(kind, len(members), f"{members[0].id}: {cause_of(members[0])}", step)
+        overlong = int(metrics.get("training/masked_trajectories", 0)) - sum(map(len, found.values()))
+        if overlong > 0:
+            self._count(_OVERLONG, overlong, "the token budget cut them off", step)
+        if metrics.get("training/empty_batch"):
+            self._num_without_update += 1
+            if self._num_without_update == 1:
+                logger.warning("step %d: no update. %s", step, _why_empty(trajectories, found))
+
+    def summary(self) -> list[str]:
+        """What was lost over the run, a sentence each; empty where every step and every trajectory counted."""
+        lines = []
+        if self._num_without_update:
+            lines.append(f"{self._num_without_update} of {self._num_steps} steps made no update.")
+        if num_lost := self._counts.total():
+            kinds = ", ".join(f"{count} {kind}" for kind, count in self._counts.items())
+            share = 100 * num_lost / self._num_trajectories
+            lines.append(f"{num_lost} of {self._num_trajectories} trajectories ({share:.0f} %) did not count: {kinds}.")
+            lines += [f"First {kind}: {cause}" for kind, cause in self._first.items()]
+        return lines
+
+    def _count(self, kind: str, count: int, cause: str, step: int) -> None:
+        self._counts[kind] += count
+        if kind not in self._first:
+            self._first[kind] = f"step {step}, {cause}"
+            logger.warning("step %d: %d trajectories %s. The first, %s", step, count, kind, cause)
+
+
+def unscored_by_kind(trajectories: Sequence[Trajectory]) -> dict[str, list[Trajectory]]:
+    """The trajectories that a failure left without a score, by the kind of failure in words."""
+    found: dict[str, list[Trajectory]] = {}
+    for trajectory in trajectories:
+        kind = _NO_REWARD if trajectory.reward_error is not None else _STOPS.get(trajectory.stop_reason)
+        if kind is not None:
+            found.setdefault(kind, []).append(trajectory)
+    return found
+
+
+def cause_of(trajectory: Trajectory) -> str:
+    """Why a trajectory has no score, in words."""
+    if trajectory.reward_error is not None:
+        return trajectory.reward_error
+    results = [result for turn in trajectory.turns for result in turn.results]
+    if trajectory.stop_reason is StopReason.TOOL_UNAVAILABLE:
+        return next((f"{r.name}: {r.text}" for r in results if r.status is ToolStatus.UNAVAILABLE), "no answer")
+    return f"{trajectory.stop_reason} after {trajectory.wall_s:.1f} s and {len(trajectory.turns)} turns"
+
+
+def shortfall_figures(metrics: Mapping[str, float]) -> list[str]:
+    """What a step's line says of trajectories and updates that did not count; nothing where all did.
+
+    Args:
+        metrics: The step's.
+
+    Returns:
+        For example `["masked 32/64", "dropped 4/8 groups", "no update"]`.
+    """
+    num = metrics.get("rollout/num_trajectories", 0.0)
+    figures = []
+    if masked := metrics.get("training/masked_trajectories"):
+        figures.append(f"masked {masked:.0f}/{num:.0f}")
+    if unavailable := metrics.get(f"stop_reason/{StopReason.TOOL_UNAVAILABLE}"):
+        figures.append(f"unavailable {unavailable * num:.0f}")
+    if dropped := metrics.get("training/dropped_groups"):
+        figures.append(f"dropped {dropped:.0f}/{metrics.get('rollout/num_groups', 0.0):.0f} groups")
+    if metrics.get("training/empty_batch"):
+        figures.append("no update")
+    if skipped := metrics.get("actor/skipped_steps"):
+        figures.append(f"skipped {skipped:.0f} updates")
+    return figures
+
+
+def _why_empty(trajectories: Sequence[Trajectory], found: Mapping[str, Sequence[Trajectory]]) -> str:
+    num_lost = sum(map(len, found.values()))
+    if num_lost == len(trajectories):
+        return "No trajectory has a score."
+    lost = f" ({num_lost} of {len(trajectories)} trajectories have none)" if num_lost else ""
+    return f"In every group the scores are equal{lost}, so all advantages are 0."

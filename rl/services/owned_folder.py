@@ -1,0 +1,80 @@
+"""A folder that belongs to a process. A process that is killed leaves its own behind; the next one removes it."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+_LOCK = "owner"
+
+
+class OwnedFolder:
+    """A folder of this process. A lock in it ends with the process, and is seen from other containers too."""
+
+    def __init__(
+        self, prefix: str, parent: Path | None = None, *, on_abandoned: Callable[[Path], None] = lambda path: None
+    ) -> None:
+        """Make it, and remove those of the same prefix whose owner is gone.
+
+        Args:
+            prefix: Of its name.
+            parent: Where it lies; by default the system's folder for temporary files.
+            on_abandoned: Called with each folder whose owner is gone, before it is removed.
+
+        Raises:
+            OSError: There is no space, or no such parent.
+        """
+        parent = parent or Path(tempfile.gettempdir())
+        _remove_abandoned(parent, prefix, on_abandoned)
+        self.path, self._lock = _claim(parent, prefix)
+
+    def close(self) -> None:
+        """Remove it with all that it holds."""
+        shutil.rmtree(self.path, ignore_errors=True)
+        os.close(self._lock)
+
+
+@contextmanager
+def owned_folder(
+    prefix: str, parent: Path | None = None, *, on_abandoned: Callable[[Path], None] = lambda path: None
+) -> Iterator[Path]:
+    """The path of an `OwnedFolder` that is removed after the block."""
+    folder = OwnedFolder(prefix, parent, on_abandoned=on_abandoned)
+    try:
+        yield folder.path
+    finally:
+        folder.close()
+
+
+def _claim(parent: Path, prefix: str) -> tuple[Path, int]:
+    while True:
+        path = Path(tempfile.mkdtemp(prefix=prefix, dir=parent))
+        with contextlib.suppress(FileNotFoundError):  # another process took it for abandoned before it was locked
+            lock = os.open(path / _LOCK, os.O_CREAT | os.O_RDWR | os.O_NOFOLLOW, 0o600)
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if (path / _LOCK).exists():
+                return path, lock
+            os.close(lock)
+
+
+def _remove_abandoned(parent: Path, prefix: str, on_abandoned: Callable[[Path], None]) -> None:
+    for path in parent.glob(f"{prefix}*"):
+        try:
+            lock = os.open(path / _LOCK, os.O_RDWR | os.O_NOFOLLOW)
+        except OSError:  # another user's, or not locked yet
+            continue
+        try:
+            if os.fstat(lock).st_uid == os.geteuid():
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                on_abandoned(path)
+                shutil.rmtree(path, ignore_errors=True)
+        except BlockingIOError:  # its owner lives
+            continue
+        finally:
+            os.close(lock)
