@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+import math
+from dataclasses import dataclass, field, replace
+from itertools import pairwise
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -13,6 +16,8 @@ from rl.config.model_facts import find_model_facts
 from rl.config.schema import Config, LossAggregation
 from rl.data.balance import CostModel, balance
 from rl.types import Batch, MicroBatch, MiniBatch, Sample
+
+T = TypeVar("T")
 
 _LEAST_ROOT = 16
 """Tokens that all samples must begin with to be held apart: a sequence more costs attention calls."""
@@ -27,7 +32,7 @@ class PackingLayout:
     max_tokens: int
     """Tokens of one micro-batch; a longer sample stands alone."""
     mini_batch_prompts: int
-    """Groups of one optimizer step, at least 1; the last mini-batch may have fewer."""
+    """Groups of one optimizer step at most, at least 1."""
     epochs: int = 1
     """Passes over the mini-batches, at least 1."""
     loss_aggregation: LossAggregation = LossAggregation.TOKEN_MEAN
@@ -73,6 +78,19 @@ def packing_layout(config: Config, *, num_data_parallel: int) -> PackingLayout:
     )
 
 
+def demonstration_layout(config: Config, *, num_data_parallel: int) -> PackingLayout:
+    """As `packing_layout`, for the cold start: one optimizer step a step, on the mean over its tokens.
+
+    How rewards are learned from (`mini_batch_size`, `epochs`, `loss_agg_mode`) says nothing of demonstrations.
+    """
+    return replace(
+        packing_layout(config, num_data_parallel=num_data_parallel),
+        mini_batch_prompts=config.megatron_training.global_batch_size,
+        epochs=1,
+        loss_aggregation=LossAggregation.TOKEN_MEAN,
+    )
+
+
 @dataclass(slots=True, frozen=True)
 class _Bundle:
     """Samples that go into one micro-batch together because they share their first tokens, or one sample alone."""
@@ -88,8 +106,10 @@ class _Bundle:
 def pack_samples(samples: list[Sample], layout: PackingLayout) -> Batch:
     """Cut samples into mini-batches of whole groups, and these into micro-batches.
 
-    Groups keep the order in which they first appear. Samples without loss tokens are left out, and so is a mini-batch
-    that has no others. Samples are distributed over ranks by their cost and over micro-batches by their length
+    Groups keep the order in which they first appear. Samples without loss tokens are left out, and so is a group that
+    has no others. The others are cut into as few mini-batches as `mini_batch_prompts` allows, whose numbers of groups
+    differ by one at most: 17 groups in mini-batches of 16 are 9 and 8, since an optimizer step on the one left over
+    would move the weights as far as that on 16. Samples are distributed over ranks by their cost and over micro-batches by their length
     (`rl.data.balance`); the result is the same on every call. With `share_prefix` it is not samples that are
     distributed but groups, cut where `max_tokens` or the balance of ranks demands it; and what all samples begin with,
     a system prompt with tool schemas for example, is the first sequence of every micro-batch.
@@ -107,15 +127,20 @@ def pack_samples(samples: list[Sample], layout: PackingLayout) -> Batch:
     """
     groups: dict[str, list[Sample]] = {}
     for sample in samples:
-        groups.setdefault(sample.group_id, []).append(sample)
+        if bool(sample.loss_mask[1:].any()):
+            groups.setdefault(sample.group_id, []).append(sample)
     in_order = list(groups.values())
-    mini_batches = []
-    for start in range(0, len(in_order), layout.mini_batch_prompts):
-        members = [s for group in in_order[start : start + layout.mini_batch_prompts] for s in group]
-        members = [s for s in members if bool(s.loss_mask[1:].any())]
-        if members:
-            mini_batches.append(_pack_mini_batch(members, layout))
+    num = math.ceil(len(in_order) / layout.mini_batch_prompts)
+    mini_batches = [
+        _pack_mini_batch([sample for group in part for sample in group], layout) for part in _even_parts(in_order, num)
+    ]
     return Batch(mini_batches=mini_batches * layout.epochs)
+
+
+def _even_parts(items: list[T], num: int) -> list[list[T]]:
+    """Cut a list into `num` parts, in order, the first ones longer by one where it does not come out even."""
+    bounds = [-(-len(items) * part // num) for part in range(num + 1)] if num else []
+    return [items[start:end] for start, end in pairwise(bounds)]
 
 
 def _pack_mini_batch(samples: list[Sample], layout: PackingLayout) -> MiniBatch:
