@@ -69,7 +69,6 @@ def launch(
     log_directory: Path,
     prompts: list[Prompt] | None = None,
     loss: str | None = "policy",
-    num_steps: int | None = None,
     model_folder: Path | None = None,
     on_group: Callable[[int, int], None] = lambda done, wanted: None,
 ) -> Iterator[Cluster]:
@@ -80,7 +79,6 @@ def launch(
         log_directory: Each worker's output goes to a file of its own there.
         prompts: Training prompts for the rollout; None starts no rollout.
         loss: `policy` or `sft`: what the actor minimizes; None starts no actor.
-        num_steps: Steps of the run, over which the learning rate decays; None: `train_iters`.
         model_folder: The model the engines load; by default `actor_config.load`.
         on_group: See `RolloutGroup`.
 
@@ -121,7 +119,7 @@ def launch(
             _check_services_reach(overrides, set(homes) - {here.id})
             rollouts = RolloutGroup(workers, prompts, config, nodes=homes, sleep_between=colocated, on_group=on_group)
         if loss is not None:
-            actors = _start_actors(config, layout.actors, nodes, log_directory, loss=loss, num_steps=num_steps)
+            actors = _start_actors(config, layout.actors, nodes, log_directory, loss=loss)
             references = _start_actors(config, layout.references, nodes, log_directory, loss="reference")
             stack.push(_shut_down(actors + references))
             homes = [nodes.node_of(process) for process in layout.actors]
@@ -138,7 +136,6 @@ def _start_actors(
     log_directory: Path,
     *,
     loss: str,
-    num_steps: int | None = None,
 ) -> list[Any]:
     from rl.cluster.workers import ActorWorker  # imports Megatron: only where an actor is wanted
 
@@ -154,7 +151,6 @@ def _start_actors(
             init_method=init_method,
             loss=loss,
             num_threads=len(process.cores) or None,
-            num_steps=num_steps,
         )
         for process in processes
     ]

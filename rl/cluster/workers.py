@@ -25,7 +25,7 @@ from rl.rollout.collection import collect_seldom
 from rl.rollout.dialog import load_dialog
 from rl.rollout.group import run_group
 from rl.training.actor import Actor
-from rl.types import BusySeconds, Group, MicroBatch, Prompt, Sampling, Trajectory, WeightUpdate
+from rl.types import BusySeconds, Group, MicroBatch, Prompt, RunPlace, Sampling, Trajectory, WeightUpdate
 from rl.weight_sync.shared_memory import Shard, publish
 
 
@@ -45,9 +45,9 @@ class ActorWorker:
         """See `rl.interfaces.Actor`."""
         return self.actor.compute_logprobs(micro_batches)
 
-    def update(self, mini_batch: list[MicroBatch], kl_coef: float) -> dict[str, float]:
+    def update(self, mini_batch: list[MicroBatch], place: RunPlace, kl_coef: float) -> dict[str, float]:
         """See `rl.interfaces.Actor`."""
-        return self.actor.update(mini_batch, kl_coef=kl_coef)
+        return self.actor.update(mini_batch, place=place, kl_coef=kl_coef)
 
     def broken_samples(self) -> list[int]:
         """See `rl.training.actor.Actor`."""
