@@ -231,7 +231,8 @@ def _model_problems(config: Config, *, is_strict: bool) -> Iterator[Problem]:
         if is_strict:
             yield error(f"actor_config.load: no folder '{folder}'. Fetch the model, or correct the path.")
         return
-    damages = list(damaged_files(folder))
+    tokenizer = Path(config.megatron_training.tokenizer_name_or_path or folder)
+    damages = [damage for place in {folder, tokenizer} if place.is_dir() for damage in damaged_files(place)]
     try:
         if facts is not None and facts.model_type in FAMILIES and not damages:
             check_weights(folder, facts)

@@ -154,6 +154,7 @@ class Run:
         while step < self.num_steps(step):
             yield step
             step += 1
+        self._summarize()  # nothing is left to do; that processes still end does not make the run unfinished
 
     def place(self, step: int) -> RunPlace:
         """Where in the run a step is whose prompts have been used, for its learning rate."""
@@ -282,6 +283,10 @@ class Run:
         self.progress.phase(_PHASES.get(name, name.replace("_", " ")))
 
     def _finish(self) -> None:
+        self._summarize()
+        self.progress.note(f"finished in {duration(time.monotonic() - self._start)}: {self.directory.path}")
+
+    def _summarize(self) -> None:
         wall_s = time.monotonic() - self._start
         checkpoint = self.directory.latest_checkpoint()
         self.directory.finish(
@@ -292,7 +297,6 @@ class Run:
                 "checkpoint": str(checkpoint) if checkpoint else None,
             }
         )
-        self.progress.note(f"finished in {duration(wall_s)}: {self.directory.path}")
 
 
 def find_checkpoint(source: Path) -> Path:

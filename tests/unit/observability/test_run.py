@@ -121,6 +121,15 @@ def test_run_stops_after_skipped_steps_in_a_row_and_keeps_them(config: Config, t
     assert sorted(p.name for p in run.directory.skipped.iterdir()) == ["step_000002.jsonl", "step_000003.jsonl"]
 
 
+def test_run_interrupted_while_its_processes_end_is_finished(config: Config, tmp_path: Path) -> None:
+    with pytest.raises(KeyboardInterrupt), Run.open(config, "tiny") as run:
+        for step in run.steps(run.resume(Counter(), Counter())):
+            with run.step(step):
+                pass
+        raise KeyboardInterrupt
+    assert json.loads((tmp_path / "first/summary.json").read_text())["steps"] == 4
+
+
 def test_interrupted_run_says_how_to_resume(config: Config, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(KeyboardInterrupt):
         run_steps(config, until=3)
