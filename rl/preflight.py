@@ -51,7 +51,7 @@ def preflight(config: Config) -> list[Prompt]:
     Raises:
         ConfigError: Something is wrong; the message has a line for each finding.
         DataError: No prompt is short enough.
-        CheckpointError: The run to resume had other prompts.
+        CheckpointError: The run to resume had another seed or other prompts.
     """
     raise_errors(inspect_run(config, is_strict=True))
     training = config.megatron_training
@@ -232,7 +232,7 @@ def _model_problems(config: Config, *, is_strict: bool) -> Iterator[Problem]:
             yield error(f"actor_config.load: no folder '{folder}'. Fetch the model, or correct the path.")
         return
     tokenizer = Path(config.megatron_training.tokenizer_name_or_path or folder)
-    damages = [damage for place in {folder, tokenizer} if place.is_dir() for damage in damaged_files(place)]
+    damages = list(damaged_files(*dict.fromkeys((folder, tokenizer))))
     try:
         if facts is not None and facts.model_type in FAMILIES and not damages:
             check_weights(folder, facts)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
-from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -16,8 +15,6 @@ from rl.config.model_facts import find_model_facts
 from rl.config.schema import Config, LossAggregation
 from rl.data.balance import CostModel, balance
 from rl.types import Batch, MicroBatch, MiniBatch, Sample
-
-T = TypeVar("T")
 
 _LEAST_ROOT = 16
 """Tokens that all samples must begin with to be held apart: a sequence more costs attention calls."""
@@ -109,10 +106,10 @@ def pack_samples(samples: list[Sample], layout: PackingLayout) -> Batch:
     Groups keep the order in which they first appear. Samples without loss tokens are left out, and so is a group that
     has no others. The others are cut into as few mini-batches as `mini_batch_prompts` allows, whose numbers of groups
     differ by one at most: 17 groups in mini-batches of 16 are 9 and 8, since an optimizer step on the one left over
-    would move the weights as far as that on 16. Samples are distributed over ranks by their cost and over micro-batches by their length
-    (`rl.data.balance`); the result is the same on every call. With `share_prefix` it is not samples that are
-    distributed but groups, cut where `max_tokens` or the balance of ranks demands it; and what all samples begin with,
-    a system prompt with tool schemas for example, is the first sequence of every micro-batch.
+    would move the weights as far as that on 16. Samples are distributed over ranks by their cost and over micro-batches
+    by their length (`rl.data.balance`); the result is the same on every call. With `share_prefix` it is not samples
+    that are distributed but groups, cut where `max_tokens` or the balance of ranks demands it; and what all samples
+    begin with, a system prompt with tool schemas for example, is the first sequence of every micro-batch.
 
     The epochs hold the same micro-batch objects, so log-probs filled in once are there in each.
 
@@ -137,10 +134,10 @@ def pack_samples(samples: list[Sample], layout: PackingLayout) -> Batch:
     return Batch(mini_batches=mini_batches * layout.epochs)
 
 
-def _even_parts(items: list[T], num: int) -> list[list[T]]:
-    """Cut a list into `num` parts, in order, the first ones longer by one where it does not come out even."""
-    bounds = [-(-len(items) * part // num) for part in range(num + 1)] if num else []
-    return [items[start:end] for start, end in pairwise(bounds)]
+def _even_parts(groups: list[list[Sample]], num: int) -> list[list[list[Sample]]]:
+    """Cut groups into `num` parts, in order, whose lengths differ by one at most."""
+    bounds = [-(-len(groups) * part // num) for part in range(num + 1)] if num else []
+    return [groups[start:end] for start, end in pairwise(bounds)]
 
 
 def _pack_mini_batch(samples: list[Sample], layout: PackingLayout) -> MiniBatch:

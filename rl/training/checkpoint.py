@@ -86,7 +86,7 @@ def load_checkpoint(directory: Path, chunks: list[Any], optimizer: PolicyOptimiz
             is of another model.
     """
     state = read_trainer_state(directory)
-    for damage in (damage for folder in folders_of(directory) if folder.is_dir() for damage in damaged_files(folder)):
+    for damage in damaged_files(*folders_of(directory)):
         raise CheckpointError(damage)
     parameters = name_parameters(chunks)
     mapping = _mapping(chunks, parallel)

@@ -42,16 +42,19 @@ def read_source_files(folder: Path) -> SourceFiles:
         raise ModelError(f"{folder}: cannot be read ({error}). {replacement(folder)}") from error
 
 
-def damaged_files(folder: Path) -> Iterator[str]:
-    """Look at every file of a model folder, also at those that are not needed to go on.
+def damaged_files(*folders: Path) -> Iterator[str]:
+    """Look at every file of some folders, also at those that are not needed to go on.
 
     Safetensors say how long they are, and JSON ends with the bracket it began with: a file that was cut off, or filled
     with zeros, is found without reading the tensors.
 
+    Args:
+        folders: Model folders, or others with such files; one that is missing has none.
+
     Yields:
         For each damaged file what is wrong with it, and what to do.
     """
-    for path in sorted(folder.iterdir()):
+    for path in (path for folder in folders if folder.is_dir() for path in sorted(folder.iterdir())):
         try:
             if path.suffix == ".safetensors":
                 with _opened(path):
@@ -63,7 +66,7 @@ def damaged_files(folder: Path) -> Iterator[str]:
         except ModelError as error:
             yield str(error)
         except (OSError, ValueError) as error:
-            yield f"{path}: damaged ({error}). {replacement(folder)}"
+            yield f"{path}: damaged ({error}). {replacement(path.parent)}"
 
 
 def open_tensors(folder: Path, stack: ExitStack) -> Callable[[str], Tensor]:

@@ -32,7 +32,7 @@ _SHAPES = (
 def resume_problems(config: Config, command: Literal["train", "sft"]) -> Iterator[Problem]:
     """Compare the checkpoint that `megatron_training.resume` names, if any, with itself and with the configuration.
 
-    Whether it is of the same training rows is left to `PromptCursor.load_state_dict`, which needs them.
+    Whether it is of the same seed and training rows is left to `check_place`, which needs those.
 
     Args:
         config: The run's configuration.
@@ -45,7 +45,7 @@ def resume_problems(config: Config, command: Literal["train", "sft"]) -> Iterato
     except CheckpointError as failure:
         yield error(str(failure))
         return
-    damages = [damage for folder in folders_of(checkpoint) if folder.is_dir() for damage in damaged_files(folder)]
+    damages = list(damaged_files(*folders_of(checkpoint)))
     yield from (error(f"megatron_training.resume: {damage}") for damage in damages)
     if damages:
         return
@@ -61,7 +61,7 @@ def resume_problems(config: Config, command: Literal["train", "sft"]) -> Iterato
 
 
 def check_place(config: Config, rows: PromptCursor) -> None:
-    """Refuse a checkpoint of other training rows.
+    """Refuse a checkpoint of another seed or other training rows.
 
     Args:
         config: The run's configuration.
@@ -109,7 +109,7 @@ def check_weights(folder: Path, facts: ModelConfig, tensors: Path | None = None)
 
 
 def _place_problems(config: Config, command: str, checkpoint: Path, state: dict[str, Any]) -> Iterator[Problem]:
-    """The command, the seed, and whether anything is left to do."""
+    """The command, and whether anything is left to do."""
     training, data = config.megatron_training, state["data"]
     wrote = "train" if "cursor" in data else "sft"
     if wrote != command:
@@ -120,18 +120,13 @@ def _place_problems(config: Config, command: str, checkpoint: Path, state: dict[
         return
     cursor = data.get("cursor", data)
     try:
-        seed, taken = cursor["seed"], cursor["epoch"] * cursor["num_prompts"] + cursor["position"]
+        taken = cursor["epoch"] * cursor["num_prompts"] + cursor["position"]
     except (KeyError, TypeError) as failure:
         yield error(
             f"megatron_training.resume: {checkpoint}: its place in the data cannot be read ({failure!r}). "
             f"{replacement(checkpoint)}"
         )
         return
-    if seed != training.seed:
-        yield error(
-            f"megatron_training.seed: must be that of the run to resume, {seed}, got {training.seed}. Set {seed}, or "
-            "start anew without megatron_training.resume."
-        )
     if state["step"] >= training.train_iters:
         yield error(
             f"megatron_training.resume: nothing is left to do: {checkpoint} is of step {state['step']}, and the run "

@@ -73,7 +73,9 @@ def test_preflight_takes_a_checkpoint_that_fits(config: Config) -> None:
 
 def test_preflight_names_the_seed(config: Config) -> None:
     config.megatron_training.seed = 7
-    with pytest.raises(ConfigError, match=r"megatron_training.seed: must be that of the run to resume, 1234, got 7\."):
+    with pytest.raises(
+        CheckpointError, match=r"megatron_training.seed: must be that of the run to resume, 1234, got 7\."
+    ):
         preflight(config)
 
 
