@@ -11,6 +11,7 @@ from rl.types import (
     Group,
     MicroBatch,
     Prompt,
+    RunPlace,
     Sampling,
     ToolCall,
     ToolResult,
@@ -82,7 +83,9 @@ class Actor(Protocol):
         """Log-probs [T] float32 on CPU of `target_ids`, one tensor for each micro-batch (the same on every rank)."""
         ...
 
-    def update(self, mini_batch: list[MicroBatch], *, kl_coef: float | None = None) -> dict[str, float]:
+    def update(
+        self, mini_batch: list[MicroBatch], *, place: RunPlace | None = None, kl_coef: float | None = None
+    ) -> dict[str, float]:
         """One optimizer step on this rank's micro-batches; metrics reduced over all ranks."""
         ...
 

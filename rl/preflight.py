@@ -6,11 +6,10 @@ import asyncio
 import inspect
 import logging
 from collections.abc import Iterator
-from contextlib import ExitStack, suppress
+from contextlib import suppress
 from pathlib import Path
 
 import torch
-from transformers import AutoConfig
 
 from rl.algorithms.advantages import ADVANTAGES, NEED_CRITIC
 from rl.algorithms.importance import REJECTIONS
@@ -18,20 +17,21 @@ from rl.algorithms.losses import LOSSES
 from rl.config.device import runs_on_cuda
 from rl.config.estimates import GIB, memory_estimate
 from rl.config.machine import free_memory_bytes, free_shared_bytes
-from rl.config.model_facts import find_model_facts, head_size
+from rl.config.model_facts import find_model_facts
 from rl.config.problems import Problem, error, note, raise_errors, warning
-from rl.config.schema import Config, Device, ModelConfig
+from rl.config.schema import Config, Device
 from rl.config.validate import find_problems
+from rl.data.cursor import prompt_cursor
 from rl.data.prompts import drop_long_prompts, load_prompts
 from rl.data.templates import TEMPLATES
-from rl.errors import CheckpointError, ConfigError, DataError, ModelError, RewardError, ToolError, unknown_name
-from rl.observability.run import find_checkpoint
+from rl.errors import ConfigError, DataError, ModelError, RewardError, ToolError, unknown_name
 from rl.rewards.registry import load_rewards
 from rl.rollout.dialog import load_dialog
 from rl.tools.parsers import check_parser_name
 from rl.tools.registry import Toolbox, load_toolbox
-from rl.training.families import FAMILIES, family_of
-from rl.training.hf_files import open_tensors
+from rl.training.families import FAMILIES
+from rl.training.hf_files import damaged_files
+from rl.training.resume import check_place, check_weights, resume_problems
 from rl.types import Prompt
 
 logger = logging.getLogger(__name__)
@@ -51,6 +51,7 @@ def preflight(config: Config) -> list[Prompt]:
     Raises:
         ConfigError: Something is wrong; the message has a line for each finding.
         DataError: No prompt is short enough.
+        CheckpointError: The run to resume had another seed or other prompts.
     """
     raise_errors(inspect_run(config, is_strict=True))
     training = config.megatron_training
@@ -58,7 +59,9 @@ def preflight(config: Config) -> list[Prompt]:
     dialog = load_dialog(config)
     for text in dialog.toolbox.warnings if dialog.toolbox else []:
         logger.warning("%s", text)
-    return drop_long_prompts(prompts, dialog.renderer, config.rl_config.max_prompt_length)[0]
+    kept = drop_long_prompts(prompts, dialog.renderer, config.rl_config.max_prompt_length)[0]
+    check_place(config, prompt_cursor(kept, config))
+    return kept
 
 
 def preflight_sft(config: Config) -> None:
@@ -72,7 +75,7 @@ def preflight_sft(config: Config) -> None:
             *find_problems(config),
             *_name_problems(config),
             *_device_problems(config),
-            *_resume_problems(config),
+            *resume_problems(config, "sft"),
             *_data_problems(config, ("data_path",), is_strict=True),
             *_model_problems(config, is_strict=True),
             *_memory_problems(config, with_engines=False),
@@ -121,7 +124,7 @@ def inspect_run(config: Config, given: frozenset[str] = frozenset(), *, is_stric
     problems += _engine_problems(config, is_strict=is_strict)
     if is_strict:
         problems += _device_problems(config)
-        problems += _resume_problems(config)
+        problems += resume_problems(config, "train")
         problems += _memory_problems(config)
     problems += _data_problems(config, ("data_path", "test_data_path"), is_strict=is_strict)
     problems += _model_problems(config, is_strict=is_strict)
@@ -228,11 +231,16 @@ def _model_problems(config: Config, *, is_strict: bool) -> Iterator[Problem]:
         if is_strict:
             yield error(f"actor_config.load: no folder '{folder}'. Fetch the model, or correct the path.")
         return
+    tokenizer = Path(config.megatron_training.tokenizer_name_or_path or folder)
+    damages = list(damaged_files(*dict.fromkeys((folder, tokenizer))))
     try:
-        if facts is not None and facts.model_type in FAMILIES:
-            _check_weights(folder, facts)
+        if facts is not None and facts.model_type in FAMILIES and not damages:
+            check_weights(folder, facts)
     except ModelError as failure:
-        yield error(str(failure))
+        damages = [str(failure)]
+    if damages:
+        yield from map(error, damages)
+        return
     names_are_known = not any(_parser_problems(config.rl_config.tool_parser_format))
     if names_are_known and config.rl_config.prompt_type in TEMPLATES:
         with suppress(ToolError):  # told by _tool_problems
@@ -240,41 +248,6 @@ def _model_problems(config: Config, *, is_strict: bool) -> Iterator[Problem]:
                 load_dialog(config)
             except (ConfigError, ModelError) as failure:
                 yield error(str(failure))
-
-
-def _check_weights(folder: Path, facts: ModelConfig) -> None:
-    """Each tensor that the family has must be there, and be of the size that config.json says.
-
-    Raises:
-        ModelError: A file is missing or corrupt, a tensor is missing, or has another size.
-    """
-    hf_config = AutoConfig.from_pretrained(str(folder), local_files_only=True)
-    rules = family_of(hf_config).rules(is_tied=hf_config.tie_word_embeddings)
-    names = {name.format(layer=layer) for layer in range(facts.num_hidden_layers) for rule in rules for name in rule.hf}
-    sizes = {
-        "embed_tokens": (facts.vocab_size, facts.hidden_size),
-        "q_proj": (facts.num_attention_heads * head_size(facts), facts.hidden_size),
-        "k_proj": (facts.num_key_value_heads * head_size(facts), facts.hidden_size),
-        "up_proj": (facts.intermediate_size, facts.hidden_size),
-    }
-    with ExitStack() as stack:
-        read = open_tensors(folder, stack)
-        for name in sorted(names):
-            found = tuple(read(name).shape)  # a view of the mapped file
-            wanted = sizes.get(name.split(".")[-2], found)
-            if name.endswith(".weight") and found != wanted:
-                raise ModelError(
-                    f"{folder}: {name}: config.json says {wanted}, got {found}. Config and weights are of different "
-                    "models: fetch the model again."
-                )
-
-
-def _resume_problems(config: Config) -> Iterator[Problem]:
-    if config.megatron_training.resume:
-        try:
-            find_checkpoint(Path(config.megatron_training.resume))
-        except CheckpointError as failure:
-            yield error(str(failure))
 
 
 def _engine_problems(config: Config, *, is_strict: bool) -> Iterator[Problem]:

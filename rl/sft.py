@@ -7,12 +7,14 @@ from pathlib import Path
 
 from rl.cluster.launch import launch
 from rl.config.schema import Config
+from rl.data.cursor import PromptCursor
 from rl.data.demonstrations import load_demonstrations
-from rl.data.packing import pack_samples, packing_layout
-from rl.data.prompts import PromptCursor, id_in_epoch
+from rl.data.packing import demonstration_layout, pack_samples
+from rl.data.prompts import id_in_epoch
 from rl.observability.run import Run
 from rl.preflight import preflight_sft
 from rl.rollout.dialog import load_dialog
+from rl.training.resume import check_place
 from rl.types import Sample
 
 
@@ -30,21 +32,22 @@ def main(config: Config, name: str) -> None:
     training = config.megatron_training
     longest = training.seq_length or config.generate_config.max_model_len
     samples = load_demonstrations(Path(training.data_path), load_dialog(config).renderer, longest)
-    cursor = PromptCursor(len(samples), training.seed)
+    cursor = PromptCursor.over(((s.trajectory_id, s.token_ids.tolist()) for s in samples), training)
+    check_place(config, cursor)
     with (
-        Run.open(config, name, num_rows=len(samples)) as run,
-        launch(config, log_directory=run.directory.logs, loss="sft", num_steps=run.num_steps) as cluster,
+        Run.open(config, name) as run,
+        launch(config, log_directory=run.directory.logs, loss="sft") as cluster,
     ):
         actor = cluster.actor
         assert actor is not None, "the cold start asked for an actor"
-        layout = packing_layout(config, num_data_parallel=actor.num_data_parallel)
+        layout = demonstration_layout(config, num_data_parallel=actor.num_data_parallel)
         start_step = run.resume(actor, cursor)
-        for step in range(start_step, run.num_steps):
+        for step in run.steps(start_step):
             with run.step(step) as metrics:
                 rows = _next_rows(samples, cursor, training.global_batch_size)
                 batch = pack_samples(rows, layout)
                 with metrics.time("update_actor"):
-                    metrics.record_update(actor.update(batch))
+                    metrics.record_update(actor.update(batch, run.place(step)))
                 metrics["perf/total_num_tokens"] = float(sum(len(row.token_ids) for row in rows))
                 if run.is_save_due(step):
                     with metrics.time("save_checkpoint"):

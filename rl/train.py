@@ -26,12 +26,11 @@ def main(config: Config, name: str) -> None:
     """
     prompts, held_out = preflight(config), load_held_out(config)
     with (
-        Run.open(config, name, num_rows=len(prompts)) as run,
+        Run.open(config, name) as run,
         launch(
             config,
             log_directory=run.directory.logs,
             prompts=prompts,
-            num_steps=run.num_steps,
             on_group=run.progress.groups,
         ) as cluster,
     ):
@@ -48,7 +47,7 @@ def train(config: Config, run: Run, actor: ActorGroup, rollouts: RolloutGroup, h
     if training.test_before_train:
         run.log_evaluation(start_step, evaluate(config, rollouts, held_out))
 
-    for step in range(start_step, run.num_steps):
+    for step in run.steps(start_step):
         with run.step(step) as metrics:
             with metrics.time("gen"):
                 groups = rollouts.take(training.global_batch_size, metrics)
@@ -62,7 +61,7 @@ def train(config: Config, run: Run, actor: ActorGroup, rollouts: RolloutGroup, h
                 with metrics.time("ref"):
                     batch = actor.add_ref_logprobs(batch)
                 with metrics.time("update_actor"):
-                    metrics.record_update(actor.update(batch))
+                    metrics.record_update(actor.update(batch, run.place(step)))
                 with metrics.time("update_weights"):
                     publish_weights(actor, rollouts, version=step + 1)
             metrics.record(groups)

@@ -307,12 +307,27 @@ class MiniBatch:
     trajectory_ids: list[str] = field(default_factory=list)
     """Of each sample, in order."""
 
+    @property
+    def loss_weight(self) -> float:
+        """Sum of the weights of all loss tokens: 1, but for seq-mean-token-sum-norm."""
+        return sum(float(micro.loss_weights.sum()) for rank in self.micro_batches for micro in rank)
+
 
 @dataclass(slots=True)
 class Batch:
     """What one step of the run consumes: a mini-batch for each optimizer step."""
 
     mini_batches: list[MiniBatch]
+
+
+@dataclass(slots=True, frozen=True)
+class RunPlace:
+    """How far a run is in one of its steps; the learning rate follows it."""
+
+    step: int
+    """Number of the step, from 0; one that trains on nothing counts too."""
+    num_steps: int
+    """Steps of the whole run, as the rows that were used up to this step let expect."""
 
 
 @dataclass(slots=True, frozen=True)

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 
 from rl.errors import RewardError, unknown_name
 from rl.types import Group, StopReason, Trajectory
+
+_RELATIVE, _ABSOLUTE = 1e-6, 1e-8
+"""Values nearer than this differ by rounding alone: of the weighted sum of rewards, or to float32."""
 
 
 def takes_part(trajectory: Trajectory, *, drop_overlong: bool) -> bool:
@@ -38,9 +42,12 @@ def drop_uninformative_groups(
 
 
 def is_informative(group: Group, metric: str = "score", *, drop_overlong: bool = False) -> bool:
-    """Whether the trajectories of a group that take part in the training differ in a metric.
+    """Whether the trajectories of a group that take part in the training differ in a metric, beyond rounding.
 
-    A group with fewer than two of them cannot differ.
+    Those without the metric are not compared, since that says nothing of what they are worth: a reward may give it in
+    some cases alone. Fewer than two that have it cannot differ.
+
+    Example: 0.3 and 0.1 + 0.2 are equal; with the metric `acc`, 1, none and 1 are equal, 1, none and 0 differ.
 
     Args:
         group: A scored group.
@@ -49,7 +56,9 @@ def is_informative(group: Group, metric: str = "score", *, drop_overlong: bool =
 
     Source: DAPO, arXiv:2503.14476, section 3.2.
     """
-    return len({_value(t, metric) for t in group.trajectories if takes_part(t, drop_overlong=drop_overlong)}) > 1
+    found = (_value(t, metric) for t in group.trajectories if takes_part(t, drop_overlong=drop_overlong))
+    values = [value for value in found if value is not None and math.isfinite(value)]
+    return bool(values) and not math.isclose(min(values), max(values), rel_tol=_RELATIVE, abs_tol=_ABSOLUTE)
 
 
 def check_filter_metric(groups: Iterable[Group], metric: str) -> None:

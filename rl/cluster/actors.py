@@ -16,7 +16,7 @@ from rl.cluster.health import get_all
 from rl.config.schema import Config
 from rl.data.packing import pack_samples, packing_layout
 from rl.rollout.samples import sampled_rows
-from rl.types import Batch, Group, MicroBatch, MiniBatch, UpdateReport, WeightUpdate
+from rl.types import Batch, Group, MicroBatch, MiniBatch, RunPlace, UpdateReport, WeightUpdate
 from rl.weight_sync.plan import join_checksums
 
 _UPDATE_TIMEOUT_S = 3600.0
@@ -113,16 +113,22 @@ class ActorGroup:
             self._fill(self.references, batch, "ref_logprobs")
         return batch
 
-    def update(self, batch: Batch) -> UpdateReport:
-        """One optimizer step for each mini-batch.
+    def update(self, batch: Batch, place: RunPlace) -> UpdateReport:
+        """One optimizer step for each mini-batch, all with the learning rate of the run's step.
 
-        Metrics are averaged over the steps; counts are added up. Of a skipped step what is not finite is left out.
+        Metrics are averaged over the optimizer steps; counts are added up. Of a skipped one what is not finite is left
+        out. `actor/entropy`, `actor/ppo_kl` and `actor/pg_clipfrac` are means here also where the loss is a sum over
+        tokens by a constant.
         """
         totals: dict[str, list[float]] = {}
         offending: dict[str, None] = {}
         for mini_batch in batch.mini_batches:
-            refs = [w.update.remote(self._share(mini_batch, rank), self.kl.value) for rank, w in enumerate(self.actors)]
+            refs = [
+                w.update.remote(self._share(mini_batch, rank), place, self.kl.value)
+                for rank, w in enumerate(self.actors)
+            ]
             metrics = get_all(refs, what="the actor's update", timeout_s=_UPDATE_TIMEOUT_S)[0]
+            metrics |= {name: metrics[name] / mini_batch.loss_weight for name in _MEANS if name in metrics}
             for name, value in metrics.items():
                 if math.isfinite(value):
                     totals.setdefault(name, []).append(value)
@@ -132,7 +138,7 @@ class ActorGroup:
         if self.references and not self.config.rl_config.use_kl_in_reward:
             combined["actor/kl_coef"] = self.kl.value
             distinct = {id(mini): mini for mini in batch.mini_batches}.values()
-            self.kl.observe(combined.get("actor/kl_loss", self.kl.target), sum(m.num_trajectories for m in distinct))
+            self.kl.observe(combined.get("actor/kl", self.kl.target), sum(m.num_trajectories for m in distinct))
         return UpdateReport(combined, list(offending))
 
     def publish(self, version: int) -> WeightUpdate:
@@ -210,6 +216,8 @@ class ActorGroup:
 
 
 _COUNTS = ("actor/skipped_steps", "actor/broken_tokens")
+_MEANS = ("actor/entropy", "actor/ppo_kl", "actor/pg_clipfrac")
+"""Come weighted as in the loss, and are read as means."""
 
 
 def _combine(name: str) -> Callable[[Sequence[float]], float]:

@@ -78,7 +78,6 @@ def launch(
     log_directory: Path,
     prompts: list[Prompt] | None = None,
     loss: str | None = "policy",
-    num_steps: int | None = None,
     model_folder: Path | None = None,
     on_group: Callable[[int, int], None] = lambda done, wanted: None,
 ) -> Iterator[Cluster]:
@@ -89,7 +88,6 @@ def launch(
         log_directory: Each worker's output goes to a file of its own there.
         prompts: Training prompts for the rollout; None starts no rollout.
         loss: `policy` or `sft`: what the actor minimizes; None starts no actor.
-        num_steps: Steps of the run, over which the learning rate decays; None: `train_iters`.
         model_folder: The model the engines load; by default `actor_config.load`.
         on_group: See `RolloutGroup`.
 
@@ -141,7 +139,7 @@ def launch(
             _wait_for(starts)
             starts = {}
         if loss is not None:
-            actors, loads = _start_actors(config, layout.actors, nodes, log_directory, loss=loss, num_steps=num_steps)
+            actors, loads = _start_actors(config, layout.actors, nodes, log_directory, loss=loss)
             stack.push(_shut_down(actors))
             _wait_for(starts | loads)
             references, loads = _start_actors(config, layout.references, nodes, log_directory, loss="reference")
@@ -163,7 +161,6 @@ def _start_actors(
     log_directory: Path,
     *,
     loss: str,
-    num_steps: int | None = None,
 ) -> tuple[list[Any], dict[str, ray.ObjectRef]]:
     """The ranks, and the start of each under its name."""
     if not processes:
@@ -178,7 +175,6 @@ def _start_actors(
             init_method=init_method,
             loss=loss,
             num_threads=len(process.cores) or None,
-            num_steps=num_steps,
         )
         for process in processes
     ]

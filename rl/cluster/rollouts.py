@@ -17,7 +17,8 @@ from rl.algorithms.filters import check_filter_metric
 from rl.cluster.health import get_all, result
 from rl.cluster.relay import relay
 from rl.config.schema import Config
-from rl.data.prompts import PromptCursor, id_in_epoch
+from rl.data.cursor import prompt_cursor
+from rl.data.prompts import id_in_epoch
 from rl.errors import RolloutError, WorkerDiedError
 from rl.inference.router import Router
 from rl.rollout.buffer import Filling, GroupBuffer
@@ -84,7 +85,7 @@ class RolloutGroup:
         self.nodes = dict(enumerate(nodes))
         self.router = Router(list(self.workers))
         self.prompts, self.config, self.sleep_between, self.on_group = prompts, config, sleep_between, on_group
-        self.cursor = PromptCursor(len(prompts), config.megatron_training.seed)
+        self.cursor = prompt_cursor(prompts, config)
         rl = config.rl_config
         metric = rl.filter_groups_metric if rl.filter_groups_enable else None
         self.buffer = GroupBuffer(metric, drop_overlong=rl.overlong_filter_enable)
@@ -97,12 +98,13 @@ class RolloutGroup:
         soon as it is known, up to `filter_groups_max_batches` times `num_prompts` prompts, or where that is 0 or less,
         up to as many as the dataset has. The uninformative groups are returned too: they count in the metrics, and
         `make_samples` drops them. Which prompts are used does not depend on the order in which groups end, and groups
-        beyond those wanted come first in the next call (`rl.rollout.buffer`).
+        beyond those wanted come first in the next call (`rl.rollout.buffer`). At the end of the last of `total_epochs`
+        the batch has what there is.
         """
         self._wake()
         self._call("restart_clocks", what="restarting the clocks", timeout_s=_PUBLISH_TIMEOUT_S)
         start = time.monotonic()
-        filling = self.buffer.begin(num_prompts, self._prompt_limit(num_prompts))
+        filling = self.buffer.begin(num_prompts, int(min(self._prompt_limit(num_prompts), self.cursor.num_left)))
         batch = _Batch(self.config.rl_config.n_samples_per_prompt, self._training_sampling())
         batch.add(self._next_prompts(filling.num_to_start()))
         for order, group in self._run(batch):
@@ -139,6 +141,10 @@ class RolloutGroup:
         updates = {replica: (local[self.nodes[replica]],) for replica in self.workers}
         self._call("update_weights", updates, what="loading published weights", timeout_s=_PUBLISH_TIMEOUT_S)
 
+    def expected_steps(self, completed: int) -> int | None:
+        """Steps of the whole run, as far as the prompts tell; see `PromptCursor.expected_steps`."""
+        return self.cursor.expected_steps(completed, len(self.buffer.surplus))
+
     def state_dict(self) -> dict[str, Any]:
         """What a checkpoint keeps: the place in the data, and the groups that are left over."""
         return {"cursor": self.cursor.state_dict(), "buffer": self.buffer.state_dict()}
@@ -147,7 +153,7 @@ class RolloutGroup:
         """Go on from the place in the data that a checkpoint kept."""
         self.cursor.load_state_dict(state["cursor"])
         if "buffer" in state:  # not in checkpoints from before groups were carried over
-            self.buffer.load_state_dict(state["buffer"])
+            self.buffer.load_state_dict(state["buffer"], self.prompts)
 
     def _wake(self) -> None:
         """Engines sleep from `take` to the next publish; a step without samples has none."""
@@ -173,7 +179,9 @@ class RolloutGroup:
     def _report(self, filling: Filling, elapsed_s: float, metrics: MutableMapping[str, float]) -> None:
         """Say how the batch was filled, and what engines and rewards did meanwhile."""
         missing = filling.num_wanted - filling.num_filled
-        if missing:
+        if missing and not self.cursor.num_left:
+            logger.info("the prompts are used up: %d of %d groups are left", filling.num_filled, filling.num_wanted)
+        elif missing:
             logger.warning(
                 "rl_config.filter_groups_max_batches: only %d of %d groups have differing scores after %d prompts; "
                 "training on those.", filling.num_filled, filling.num_wanted, filling.num_started,

@@ -23,7 +23,7 @@ from rl.observability.log import setup_logging
 from rl.rewards.registry import load_rewards
 from rl.rollout.collection import collect_seldom
 from rl.rollout.group import run_group
-from rl.types import BusySeconds, Group, MicroBatch, Prompt, Sampling, Trajectory, WeightUpdate
+from rl.types import BusySeconds, Group, MicroBatch, Prompt, RunPlace, Sampling, Trajectory, WeightUpdate
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -49,9 +49,9 @@ class ActorWorker:
         """See `rl.interfaces.Actor`."""
         return self.actor.compute_logprobs(micro_batches)
 
-    def update(self, mini_batch: list[MicroBatch], kl_coef: float) -> dict[str, float]:
+    def update(self, mini_batch: list[MicroBatch], place: RunPlace, kl_coef: float) -> dict[str, float]:
         """See `rl.interfaces.Actor`."""
-        return self.actor.update(mini_batch, kl_coef=kl_coef)
+        return self.actor.update(mini_batch, place=place, kl_coef=kl_coef)
 
     def broken_samples(self) -> list[int]:
         """See `rl.training.actor.Actor`."""

@@ -70,12 +70,11 @@ def longest_sample(config: Config) -> int:
 def batch_arithmetic(config: Config) -> BatchArithmetic:
     """Follow one step's prompts to optimizer steps."""
     rl, num_prompts = config.rl_config, config.megatron_training.global_batch_size
-    mini = min(rl.mini_batch_size or num_prompts, num_prompts)
     replicas = max(1, data_parallel_size(config))
     longest = longest_sample(config)
     samples_per_micro = max(1, rl.max_packing_token_size // longest)
-    per_mini = mini * rl.n_samples_per_prompt
-    num_mini = math.ceil(num_prompts / mini)
+    num_mini = math.ceil(num_prompts / min(rl.mini_batch_size or num_prompts, num_prompts))
+    per_mini = math.ceil(num_prompts / num_mini) * rl.n_samples_per_prompt
     return BatchArithmetic(
         num_prompts=num_prompts,
         num_trajectories=num_prompts * rl.n_samples_per_prompt,

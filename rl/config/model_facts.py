@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from rl.config.build import field_types
+from rl.config.model_folder import replacement
 from rl.config.problems import Problem, error, note
 from rl.config.schema import Config, ModelConfig
 from rl.errors import ModelError
@@ -51,9 +52,9 @@ def read_model_facts(folder: Path) -> ModelConfig:
     except FileNotFoundError as failure:
         raise ModelError(f"{path}: no such file. Give a Hugging Face model folder.") from failure
     except (OSError, ValueError) as failure:
-        raise ModelError(f"{path}: cannot be read, got {failure}. Fetch the model again.") from failure
+        raise ModelError(f"{path}: cannot be read, got {failure}. {replacement(folder)}") from failure
     if not isinstance(values, dict):
-        raise ModelError(f"{path}: must hold one JSON object, got {type(values).__name__}. Fetch the model again.")
+        raise ModelError(f"{path}: must hold one JSON object, got {type(values).__name__}. {replacement(folder)}")
     for name in _SIZES:
         if not isinstance(values.get(name), int):
             raise ModelError(f"{path}: '{name}' must be an integer, got {values.get(name)!r}. Is it a language model?")

@@ -106,7 +106,8 @@ class MegatronTraining:
     train_iters: int = 100
     """Steps of the run, at least 0."""
     total_epochs: int | None = None
-    """Passes over the prompts; where given, the run ends at the earlier of this and `train_iters`."""
+    """Times that each prompt is used, those in groups that dynamic sampling drops included; where given, the run ends
+    at the earlier of this and `train_iters`."""
     seq_length: int | None = None
     """Longest demonstration of `rl sft`, tokens; by default `generate_config.max_model_len`. Not read by `rl train`."""
     save_interval: int = 100
@@ -159,7 +160,7 @@ class ActorConfig:
     min_lr: float = 0.0
     """Learning rate at the end of the decay."""
     lr_decay_style: LrDecayStyle = LrDecayStyle.CONSTANT
-    """From `lr` after the warm-up to `min_lr` at the last step."""
+    """From `lr` after the warm-up to `min_lr` at the run's last step. All optimizer steps of a step have the same."""
     lr_warmup_fraction: float = 0.0
     """Share of the run's steps with linearly rising learning rate, 0 to 1."""
     weight_decay: float = 0.01
@@ -192,9 +193,10 @@ class RLConfig:
     n_samples_per_prompt: int = 8
     """Trajectories of a group; at least 2 for group_norm."""
     mini_batch_size: int | None = None
-    """Prompts of one optimizer step; by default `global_batch_size` (on-policy: one optimizer step per step)."""
+    """Prompts of one optimizer step at most; those left to train on are divided evenly. By default `global_batch_size`
+    (on-policy: one optimizer step per step). Not read by `rl sft`."""
     epochs: int = 1
-    """Passes over a batch, at least 1."""
+    """Passes over a batch, at least 1. Not read by `rl sft`."""
     max_prompt_length: int = 2048
     """Tokens; longer prompts are dropped and counted."""
     max_packing_token_size: int = 4096
@@ -255,7 +257,7 @@ class RLConfig:
     filter_groups_enable: bool = False
     """Refill the batch until `global_batch_size` groups have differing scores."""
     filter_groups_metric: str = "score"
-    """`score` or a reward's name: what must differ within a group."""
+    """`score` or a reward's name: what must differ within a group, among the trajectories that have it."""
     filter_groups_max_batches: int = 10
     """Times `global_batch_size` prompts to try at most for one batch; 0 or less: as many as the dataset has."""
     overlong_buffer_enable: bool = False

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+import math
+from dataclasses import dataclass, field, replace
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -27,7 +29,7 @@ class PackingLayout:
     max_tokens: int
     """Tokens of one micro-batch; a longer sample stands alone."""
     mini_batch_prompts: int
-    """Groups of one optimizer step, at least 1; the last mini-batch may have fewer."""
+    """Groups of one optimizer step at most, at least 1."""
     epochs: int = 1
     """Passes over the mini-batches, at least 1."""
     loss_aggregation: LossAggregation = LossAggregation.TOKEN_MEAN
@@ -73,6 +75,19 @@ def packing_layout(config: Config, *, num_data_parallel: int) -> PackingLayout:
     )
 
 
+def demonstration_layout(config: Config, *, num_data_parallel: int) -> PackingLayout:
+    """As `packing_layout`, for the cold start: one optimizer step a step, on the mean over its tokens.
+
+    How rewards are learned from (`mini_batch_size`, `epochs`, `loss_agg_mode`) says nothing of demonstrations.
+    """
+    return replace(
+        packing_layout(config, num_data_parallel=num_data_parallel),
+        mini_batch_prompts=config.megatron_training.global_batch_size,
+        epochs=1,
+        loss_aggregation=LossAggregation.TOKEN_MEAN,
+    )
+
+
 @dataclass(slots=True, frozen=True)
 class _Bundle:
     """Samples that go into one micro-batch together because they share their first tokens, or one sample alone."""
@@ -88,11 +103,13 @@ class _Bundle:
 def pack_samples(samples: list[Sample], layout: PackingLayout) -> Batch:
     """Cut samples into mini-batches of whole groups, and these into micro-batches.
 
-    Groups keep the order in which they first appear. Samples without loss tokens are left out, and so is a mini-batch
-    that has no others. Samples are distributed over ranks by their cost and over micro-batches by their length
-    (`rl.data.balance`); the result is the same on every call. With `share_prefix` it is not samples that are
-    distributed but groups, cut where `max_tokens` or the balance of ranks demands it; and what all samples begin with,
-    a system prompt with tool schemas for example, is the first sequence of every micro-batch.
+    Groups keep the order in which they first appear. Samples without loss tokens are left out, and so is a group that
+    has no others. The others are cut into as few mini-batches as `mini_batch_prompts` allows, whose numbers of groups
+    differ by one at most: 17 groups in mini-batches of 16 are 9 and 8, since an optimizer step on the one left over
+    would move the weights as far as that on 16. Samples are distributed over ranks by their cost and over micro-batches
+    by their length (`rl.data.balance`); the result is the same on every call. With `share_prefix` it is not samples
+    that are distributed but groups, cut where `max_tokens` or the balance of ranks demands it; and what all samples
+    begin with, a system prompt with tool schemas for example, is the first sequence of every micro-batch.
 
     The epochs hold the same micro-batch objects, so log-probs filled in once are there in each.
 
@@ -107,15 +124,20 @@ def pack_samples(samples: list[Sample], layout: PackingLayout) -> Batch:
     """
     groups: dict[str, list[Sample]] = {}
     for sample in samples:
-        groups.setdefault(sample.group_id, []).append(sample)
+        if bool(sample.loss_mask[1:].any()):
+            groups.setdefault(sample.group_id, []).append(sample)
     in_order = list(groups.values())
-    mini_batches = []
-    for start in range(0, len(in_order), layout.mini_batch_prompts):
-        members = [s for group in in_order[start : start + layout.mini_batch_prompts] for s in group]
-        members = [s for s in members if bool(s.loss_mask[1:].any())]
-        if members:
-            mini_batches.append(_pack_mini_batch(members, layout))
+    num = math.ceil(len(in_order) / layout.mini_batch_prompts)
+    mini_batches = [
+        _pack_mini_batch([sample for group in part for sample in group], layout) for part in _even_parts(in_order, num)
+    ]
     return Batch(mini_batches=mini_batches * layout.epochs)
+
+
+def _even_parts(groups: list[list[Sample]], num: int) -> list[list[list[Sample]]]:
+    """Cut groups into `num` parts, in order, whose lengths differ by one at most."""
+    bounds = [-(-len(groups) * part // num) for part in range(num + 1)] if num else []
+    return [groups[start:end] for start, end in pairwise(bounds)]
 
 
 def _pack_mini_batch(samples: list[Sample], layout: PackingLayout) -> MiniBatch:

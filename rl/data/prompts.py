@@ -1,18 +1,18 @@
-"""Prompts from a data file, and the shuffled, resumable order in which a run consumes them."""
+"""Prompts from a data file."""
 
 from __future__ import annotations
 
 import json
 import logging
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from rl.errors import CheckpointError, DataError
+from rl.errors import DataError
 from rl.types import Message, Prompt
 
 logger = logging.getLogger(__name__)
@@ -92,6 +92,11 @@ def id_in_epoch(row_id: str, epoch: int) -> str:
     return f"{row_id}@{epoch}" if epoch else row_id
 
 
+def row_of(name: str) -> str:
+    """Undo `id_in_epoch`: `train-7` for `train-7@2`. Row ids end in a row's number, and so never in an epoch."""
+    return re.sub(r"@\d+$", "", name)
+
+
 def check_messages(where: str, messages: Any) -> list[Message]:
     """Check the form of a conversation and drop the null fields that a columnar file fills in.
 
@@ -160,79 +165,6 @@ def drop_long_prompts(
             num_dropped, len(prompts), max_prompt_length,
         )  # fmt: skip
     return kept, num_dropped
-
-
-class PromptCursor:
-    """The order in which prompts are consumed: a fresh permutation each epoch, a function of (seed, epoch) alone.
-
-    Example: of 3 prompts, `take(2)` and `take(2)` give four indices; the fourth is the first of the second epoch.
-    """
-
-    def __init__(self, num_prompts: int, seed: int) -> None:
-        if num_prompts < 1:
-            raise DataError(f"PromptCursor: needs at least one prompt, got {num_prompts}. Check the data file.")
-        self._num_prompts = num_prompts
-        self._seed = seed
-        self._epoch = 0
-        self._position = 0
-        self._order = self._permutation()
-
-    @property
-    def epoch(self) -> int:
-        """Completed passes over the prompts."""
-        return self._epoch
-
-    def take(self, num: int) -> list[int]:
-        """Advance by `num` prompts, into the next epoch where this one ends.
-
-        Returns:
-            `num` indices below `num_prompts`.
-        """
-        return [index for index, _ in self.take_with_epochs(num)]
-
-    def take_with_epochs(self, num: int) -> list[tuple[int, int]]:
-        """Advance as `take` does.
-
-        Returns:
-            `num` pairs of an index and the epoch it was met in, from 0; no pair comes twice in a run.
-        """
-        taken: list[tuple[int, int]] = []
-        while len(taken) < num:
-            end = min(self._position + num - len(taken), self._num_prompts)
-            taken.extend((index, self._epoch) for index in self._order[self._position : end])
-            self._position = end
-            if end == self._num_prompts:
-                self._epoch, self._position = self._epoch + 1, 0
-                self._order = self._permutation()
-        return taken
-
-    def state_dict(self) -> dict[str, int]:
-        """What a checkpoint keeps."""
-        return {
-            "num_prompts": self._num_prompts,
-            "seed": self._seed,
-            "epoch": self._epoch,
-            "position": self._position,
-        }
-
-    def load_state_dict(self, state: dict[str, int]) -> None:
-        """Go on where `state_dict` was taken.
-
-        Raises:
-            CheckpointError: It was taken of another number of prompts or another seed; the order would differ.
-        """
-        for key, own in (("num_prompts", self._num_prompts), ("seed", self._seed)):
-            if state[key] != own:
-                raise CheckpointError(
-                    f"PromptCursor: the checkpoint was made with {key} {state[key]}, got {own}. "
-                    "Resume with the same data file, max_prompt_length and seed."
-                )
-        self._epoch, self._position = state["epoch"], state["position"]
-        self._order = self._permutation()
-
-    def _permutation(self) -> list[int]:
-        generator = np.random.default_rng((self._seed, self._epoch))
-        return [int(index) for index in generator.permutation(self._num_prompts)]
 
 
 def _to_prompt(path: Path, number: int, row: dict[str, Any], required: Sequence[str]) -> Prompt:

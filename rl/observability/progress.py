@@ -33,13 +33,13 @@ class RunProgress:
     """Shows how far a run is.
 
     Args:
-        num_steps: Steps of the whole run, those before a resumed checkpoint included.
+        num_steps: Steps of the whole run, those before a resumed checkpoint included; may be corrected on the way.
         start_step: Steps done before this process began.
         target: Where to show it; by default the console of this process.
     """
 
     def __init__(self, num_steps: int, *, start_step: int = 0, target: Console | None = None) -> None:
-        self._num_steps, self._start_step = num_steps, start_step
+        self.num_steps, self._start_step = num_steps, start_step
         self._console = target or console()
         self._start = self._last_line = time.monotonic()
         self._phase = "evaluation"  # before the first step there is nothing else that has groups
@@ -68,7 +68,7 @@ class RunProgress:
     def begin(self, start_step: int) -> None:
         """Restart the clock of the time left: what comes now are steps, no more preparation."""
         self._start_step, self._start, self._has_begun = start_step, time.monotonic(), True
-        self._update(total=max(self._num_steps, 1), completed=start_step, step=self._count(start_step))
+        self._update(total=max(self.num_steps, 1), completed=start_step, step=self._count(start_step))
 
     def groups(self, done: int, wanted: int) -> None:
         """Show how many groups of the step are finished."""
@@ -93,7 +93,8 @@ class RunProgress:
         """
         if self._console.is_terminal:
             figures = self._figures(completed, metrics, _ON_BAR)
-            self._update(completed=completed, step=self._count(completed), figures=figures)
+            total = max(self.num_steps, 1)
+            self._update(total=total, completed=completed, step=self._count(completed), figures=figures)
         else:
             self.note(f"{self._count(completed)}  {self._figures(completed, metrics, _SHOWN)}")
 
@@ -109,12 +110,12 @@ class RunProgress:
         if step_s > 0 and "perf/total_num_tokens" in metrics:
             shown.append(f"{metrics['perf/total_num_tokens'] / step_s:.0f} tokens/s")
         shown.append(f"{step_s:.1f} s")
-        left = (time.monotonic() - self._start) / max(1, completed - self._start_step) * (self._num_steps - completed)
+        left = (time.monotonic() - self._start) / max(1, completed - self._start_step) * (self.num_steps - completed)
         shown.append(f"left {duration(left)}")
         return "  ".join(shown)
 
     def _count(self, completed: int) -> str:
-        return f"step {completed}/{self._num_steps}"
+        return f"step {completed}/{self.num_steps}"
 
     def _update(self, **fields: object) -> None:
         if self._task is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
 import shutil
@@ -12,7 +13,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from rl.config.schema import Config
-from rl.errors import CheckpointError, TurnwiseError
+from rl.errors import CheckpointError
 from rl.observability.guard import SkipGuard
 from rl.observability.log import setup_logging
 from rl.observability.metrics import evaluation_metrics, speed_metrics
@@ -22,7 +23,7 @@ from rl.observability.shortfall import Shortfalls, cause_of, unscored_by_kind
 from rl.observability.step_metrics import StepMetrics
 from rl.observability.trackers import MetricsWriter, check_trackers
 from rl.observability.trajectories import TrajectoryWriter
-from rl.types import Group
+from rl.types import Group, RunPlace
 
 logger = logging.getLogger(__name__)
 
@@ -30,6 +31,7 @@ STATE_FILE = "run_state.json"
 """In a checkpoint: steps completed, and the place in the data."""
 _FULL_DISK_MB = 100
 """A checkpoint that failed with less left than this failed for want of room; few files fit to the last byte."""
+_FULL = (errno.ENOSPC, errno.EDQUOT)
 _PHASES = {"gen": "rollout", "testing": "evaluation", "update_actor": "update", "save_checkpoint": "checkpoint"}
 
 
@@ -40,6 +42,8 @@ class _Checkpointed(Protocol):
 
 
 class _Stateful(Protocol):
+    def expected_steps(self, completed: int) -> int | None: ...
+
     def state_dict(self) -> dict[str, Any]: ...
 
     def load_state_dict(self, state: dict[str, Any]) -> None: ...
@@ -48,26 +52,26 @@ class _Stateful(Protocol):
 class Run:
     """One run under way; `Run.open` makes it."""
 
-    def __init__(self, config: Config, directory: RunDirectory, num_steps: int) -> None:
-        self.config, self.directory, self.num_steps = config, directory, num_steps
-        self.progress = RunProgress(num_steps)
+    def __init__(self, config: Config, directory: RunDirectory) -> None:
+        self.config, self.directory = config, directory
+        self.progress = RunProgress(config.megatron_training.train_iters)
         self._writer = MetricsWriter(directory, config)
         self._trajectories = TrajectoryWriter(directory.trajectories)
         self._guard = SkipGuard(directory, config.rl_config.max_skipped_steps)
         self._shortfalls = Shortfalls()
         self._start = time.monotonic()
         self._completed = 0
+        self._rows: _Stateful | None = None
         self._tokens = self._earlier_s = 0.0
 
     @classmethod
     @contextmanager
-    def open(cls, config: Config, name: str, num_rows: int | None = None) -> Iterator[Run]:
+    def open(cls, config: Config, name: str) -> Iterator[Run]:
         """Make the run's directory and keep its trackers, log and progress open.
 
         Args:
             config: A validated configuration.
             name: The configuration's name.
-            num_rows: Rows of the training data; needed where `total_epochs` is set.
 
         Yields:
             The run. When the block ends by itself, `summary.json` is written; when it is interrupted or fails, how to
@@ -80,7 +84,7 @@ class Run:
         check_trackers(config)
         directory = RunDirectory.create(config, name)
         setup_logging(directory.log_file)
-        run = cls(config, directory, count_steps(config, num_rows))
+        run = cls(config, directory)
         with _freeing_the_name(directory), run._writer, run.progress:
             run.progress.note(f"run directory: {directory.path}")
             try:
@@ -88,9 +92,11 @@ class Run:
             except KeyboardInterrupt:
                 run.progress.note(f"interrupted. {_how_to_resume(directory)}")
                 raise
-            except TurnwiseError as failure:
-                if directory.latest_checkpoint() and not isinstance(failure, CheckpointError):  # which tells it itself
+            except Exception as failure:  # a bug too: what was trained is not lost with it
+                if directory.latest_checkpoint():
                     run.progress.note(_how_to_resume(directory))
+                if isinstance(failure, OSError) and failure.errno in _FULL:
+                    raise _disk_full(directory) from failure
                 raise
             run._finish()
 
@@ -99,7 +105,7 @@ class Run:
 
         Args:
             actor: Gets its weights and optimizer back.
-            rows: Gets its place in the data back.
+            rows: Gets its place in the data back; it tells from then on when the data ends.
 
         Returns:
             Steps completed: the number of the first step to run.
@@ -126,9 +132,35 @@ class Run:
             self._tokens = sum(row.get("perf/total_num_tokens", 0.0) for row in history)
             self._earlier_s = sum(row.get("timing_s/step", 0.0) for row in history)
             self.progress.note(f"resumed after step {start_step} from {checkpoint}")
-        self._completed = start_step
+        self._completed, self._rows = start_step, rows
+        self.progress.num_steps = self.num_steps(start_step)
         self.progress.begin(start_step)
         return start_step
+
+    def num_steps(self, completed: int) -> int:
+        """Steps of the whole run: `train_iters`, or fewer where `total_epochs` ends it earlier.
+
+        How many steps the data is enough for is known only at its end: dynamic sampling needs more prompts for a step
+        the fewer are useful. Before, it is what the prompts used so far let expect.
+
+        Args:
+            completed: Steps done, that included whose prompts have just been used.
+        """
+        expected = self._rows.expected_steps(completed) if self._rows is not None else None
+        train_iters = self.config.megatron_training.train_iters
+        return train_iters if expected is None else min(train_iters, expected)
+
+    def steps(self, start_step: int) -> Iterator[int]:
+        """Numbers of the steps that are left, to the end of the run."""
+        step = start_step
+        while step < self.num_steps(step):
+            yield step
+            step += 1
+        self._summarize()  # nothing is left to do; that processes still end does not make the run unfinished
+
+    def place(self, step: int) -> RunPlace:
+        """Where in the run a step is whose prompts have been used, for its learning rate."""
+        return RunPlace(step, self.num_steps(step + 1))
 
     @contextmanager
     def step(self, step: int) -> Iterator[StepMetrics]:
@@ -161,6 +193,7 @@ class Run:
         if metrics.groups:
             self._trajectories.write_step(step + 1, metrics.groups)
         self._shortfalls.observe(step + 1, metrics, metrics.groups)
+        self.progress.num_steps = self.num_steps(step + 1)
         self.progress.step(step + 1, metrics)
         self._guard.check(step + 1, metrics.offending, metrics.groups)
 
@@ -193,13 +226,13 @@ class Run:
     def is_test_due(self, step: int) -> bool:
         """Whether an evaluation follows the step with this number, from 0."""
         training = self.config.megatron_training
-        if step + 1 == self.num_steps:
+        if self._is_last(step):
             return training.test_after_train
         return training.test_freq > 0 and (step + 1) % training.test_freq == 0
 
     def is_save_due(self, step: int) -> bool:
         """Whether a checkpoint follows the step with this number, from 0; the last one always has one."""
-        return step + 1 == self.num_steps or (step + 1) % self.config.megatron_training.save_interval == 0
+        return self._is_last(step) or (step + 1) % self.config.megatron_training.save_interval == 0
 
     def save(self, step: int, actor: _Checkpointed, rows: _Stateful) -> Path:
         """Write a checkpoint, which gets its name only when it is complete, and remove those too old to keep.
@@ -213,29 +246,41 @@ class Run:
             The checkpoint's folder.
 
         Raises:
-            CheckpointError: The disk is full. Nothing is left of the checkpoint, and earlier ones stay.
+            CheckpointError: It could not be written. Of the actor's part nothing is left, unless it was complete;
+                earlier checkpoints stay.
         """
         final = self.directory.checkpoint(step)
         partial = final.with_name(f"{final.name}.partial")
         partial.mkdir()
         try:
             actor.save_checkpoint(partial)
+        except Exception as error:
+            is_full = _is_nearly_full(final.parent)
+            for left in final.parent.glob(f"{partial.name}*"):
+                shutil.rmtree(left)
+            if is_full:
+                raise _disk_full(self.directory) from error
+            if isinstance(error, OSError):
+                raise CheckpointError(
+                    f"the checkpoint after step {step} could not be written to {final.parent.parent} ({error}). See to "
+                    "the disk."
+                ) from error
+            raise
+        try:
             state = {"step": step, "data": rows.state_dict()}
             (partial / STATE_FILE).write_text(json.dumps(state, indent=2) + "\n", encoding="utf-8")
         except Exception as error:
-            free_mb = shutil.disk_usage(final.parent).free // 1_000_000
-            for left in final.parent.glob(f"{partial.name}*"):
-                shutil.rmtree(left)
-            if free_mb < _FULL_DISK_MB:
-                raise CheckpointError(
-                    f"{final}: the disk is full ({free_mb} MB were left). Make room, keep fewer with "
-                    f"megatron_training.max_checkpoints, then: {_how_to_resume(self.directory)}"
-                ) from error
-            raise
+            raise CheckpointError(
+                f"{partial}: the place in the data could not be written ({error}). What was trained is whole: start "
+                "anew from it with actor_config.load."
+            ) from error
         partial.rename(final)
         logger.info("checkpoint %s", final)
         self._remove_old_checkpoints()
         return final
+
+    def _is_last(self, step: int) -> bool:
+        return step + 1 >= self.num_steps(step + 1)
 
     def _remove_old_checkpoints(self) -> None:
         kept = self.config.megatron_training.max_checkpoints
@@ -247,6 +292,12 @@ class Run:
         self.progress.phase(_PHASES.get(name, name.replace("_", " ")))
 
     def _finish(self) -> None:
+        self._summarize()
+        self.progress.note(f"finished in {duration(time.monotonic() - self._start)}: {self.directory.path}")
+        for line in self._shortfalls.summary():
+            self.progress.note(line)
+
+    def _summarize(self) -> None:
         wall_s = time.monotonic() - self._start
         checkpoint = self.directory.latest_checkpoint()
         self.directory.finish(
@@ -255,28 +306,9 @@ class Run:
                 "tokens": self._tokens,
                 "wall_s": round(self._earlier_s + wall_s, 3),
                 "checkpoint": str(checkpoint) if checkpoint else None,
-                "shortfalls": (shortfalls := self._shortfalls.summary()),
+                "shortfalls": self._shortfalls.summary(),
             }
         )
-        self.progress.note(f"finished in {duration(wall_s)}: {self.directory.path}")
-        for line in shortfalls:
-            self.progress.note(line)
-
-
-def count_steps(config: Config, num_rows: int | None) -> int:
-    """Steps of a run: `train_iters`, or fewer where `total_epochs` ends it earlier.
-
-    Args:
-        config: The run's configuration.
-        num_rows: Rows of the training data.
-
-    Returns:
-        min(train_iters, total_epochs · num_rows // global_batch_size), at least 1 unless `train_iters` is 0.
-    """
-    training = config.megatron_training
-    if training.total_epochs is None or num_rows is None:
-        return training.train_iters
-    return min(training.train_iters, max(1, training.total_epochs * num_rows // training.global_batch_size))
 
 
 def find_checkpoint(source: Path) -> Path:
@@ -327,16 +359,31 @@ def _freeing_the_name(directory: RunDirectory) -> Iterator[None]:
         has_ended_by_itself = True
     finally:
         if not has_ended_by_itself and directory.is_empty:
-            logger.error("nothing was trained or evaluated; the logs are in %s", directory.set_aside().path)
+            logger.error("no step was completed; the logs are in %s", directory.set_aside().path)
 
 
 def _how_to_resume(directory: RunDirectory) -> str:
     checkpoint = directory.latest_checkpoint()
     if directory.is_empty:
-        return "Nothing was trained yet: start the run again."
+        return "No step was completed: start the run again."
     if checkpoint is None:
         return "There is no checkpoint yet: start the run again, under another run_name if one is set."
     return (
         f"To resume after step {int(checkpoint.name.removeprefix('step_'))}, give the same command with "
         f"megatron_training.resume={directory.path}, and another run_name if one is set."
+    )
+
+
+def _is_nearly_full(folder: Path) -> bool:
+    return shutil.disk_usage(folder).free < _FULL_DISK_MB * 1_000_000
+
+
+def _disk_full(directory: RunDirectory) -> CheckpointError:
+    """Name the disk by a folder that stays, whatever becomes of the run's."""
+    base = directory.path.parent
+    free_mb = shutil.disk_usage(base).free // 1_000_000
+    go_on = "resume the run" if directory.latest_checkpoint() else "start the run again"
+    return CheckpointError(
+        f"megatron_training.output_dir: the disk of {base} is full, got {free_mb} MB left. Make room, or keep fewer "
+        f"checkpoints with megatron_training.max_checkpoints, then {go_on}."
     )

@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from rl.config.load import save_resolved
+from rl.config.model_folder import complete_checkpoints
 from rl.config.schema import Config
 from rl.errors import ConfigError, DataError
 
@@ -147,8 +148,8 @@ class RunDirectory:
         return self.checkpoints / f"step_{step:06d}"
 
     def complete_checkpoints(self) -> list[Path]:
-        """Complete checkpoints, oldest first; one under way, or cut off by a kill, has a name with a suffix."""
-        return sorted(p for p in self.checkpoints.glob("step_*") if p.is_dir() and not p.suffix)
+        """Complete checkpoints, oldest first."""
+        return complete_checkpoints(self.checkpoints)
 
     def latest_checkpoint(self) -> Path | None:
         """The newest complete checkpoint."""

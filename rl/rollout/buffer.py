@@ -12,15 +12,18 @@ from __future__ import annotations
 import json
 import math
 from collections import deque
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, fields, is_dataclass, replace
 from typing import Any
 
 from pydantic import TypeAdapter
 
 from rl.algorithms.filters import is_informative
-from rl.types import Group
+from rl.data.prompts import row_of
+from rl.errors import CheckpointError
+from rl.types import Group, Prompt, Trajectory
 
-_GROUP = TypeAdapter(Group)
+_TRAJECTORY = TypeAdapter(Trajectory)
 
 
 @dataclass(slots=True)
@@ -113,11 +116,56 @@ class GroupBuffer:
         return batch.carried + [batch.finished[n] for n in sorted(batch.finished) if n not in surplus]
 
     def state_dict(self) -> dict[str, Any]:
-        """What a checkpoint keeps: the surplus groups whole, each as JSON text, since their weights are gone."""
-        groups = [json.dumps(_GROUP.dump_python(group, mode="json")) for group in self.surplus]
-        return {"useful_share": self.useful_share, "surplus": groups}
+        """What a checkpoint keeps: the trajectories of the surplus groups, since the weights they came from are gone.
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on where `state_dict` was taken."""
+        Of a prompt it is the name alone, whatever its row holds.
+        """
+        return {"useful_share": self.useful_share, "surplus": [_to_text(group) for group in self.surplus]}
+
+    def load_state_dict(self, state: dict[str, Any], prompts: Iterable[Prompt]) -> None:
+        """Go on where `state_dict` was taken.
+
+        Args:
+            state: What it gave.
+            prompts: The rows of the run's data.
+
+        Raises:
+            CheckpointError: The row of a group is not among them.
+        """
+        rows = {prompt.id: prompt for prompt in prompts}
         self.useful_share = state["useful_share"]
-        self.surplus = deque(_GROUP.validate_python(json.loads(text)) for text in state["surplus"])
+        self.surplus = deque(_from_text(text, rows) for text in state["surplus"])
+
+
+def _to_text(group: Group) -> str:
+    """A group as JSON text. A number of a library such as numpy becomes Python's; what JSON has no form for, text."""
+    trajectories = [
+        {f.name: _plain(getattr(t, f.name)) for f in fields(t) if f.name != "prompt"} for t in group.trajectories
+    ]
+    return json.dumps(
+        {"prompt": {"id": group.prompt.id}, "trajectories": trajectories}, default=_to_plain, skipkeys=True
+    )
+
+
+def _plain(value: Any) -> Any:
+    """Records as mappings, at any depth of lists; `asdict` would copy every value."""
+    if is_dataclass(value):
+        return {f.name: _plain(getattr(value, f.name)) for f in fields(value)}
+    return [_plain(item) for item in value] if isinstance(value, list) else value
+
+
+def _to_plain(value: Any) -> Any:
+    return value.item() if getattr(value, "shape", None) == () else str(value)
+
+
+def _from_text(text: str, rows: Mapping[str, Prompt]) -> Group:
+    saved = json.loads(text)
+    name = saved["prompt"]["id"]
+    if row_of(name) not in rows:
+        raise CheckpointError(
+            f"megatron_training.data_path: must hold the rows of the run to resume, got none for '{name}'. Resume with "
+            "its data file."
+        )
+    prompt = replace(rows[row_of(name)], id=name)
+    trajectories = [_TRAJECTORY.validate_python({**one, "prompt": prompt}) for one in saved["trajectories"]]
+    return Group(prompt, trajectories)

@@ -15,6 +15,7 @@ from torch import Tensor
 from rl.config.schema import Config
 from rl.training.checkpoint import load_checkpoint, save_checkpoint
 from rl.training.device import setup_device
+from rl.training.hf_files import read_source_files
 from rl.training.hf_weights import export_hf_weights, load_hf_weights
 from rl.training.model import build_model, load_hf_config
 from rl.training.objective import Objective
@@ -22,7 +23,7 @@ from rl.training.offload import HostStash
 from rl.training.optimizer import PolicyOptimizer, wrap_chunks
 from rl.training.parallel import destroy_parallel, init_parallel, virtual_pipeline_size
 from rl.training.step import accumulate_gradients, compute_logprobs
-from rl.types import MicroBatch
+from rl.types import MicroBatch, RunPlace
 
 logger = logging.getLogger(__name__)
 
@@ -47,7 +48,7 @@ class Actor:
         loss: `policy` as the configuration says, `sft` for demonstrations, `reference` for log-probs alone.
         num_threads: Of CPU operators; None leaves torch's own number.
         device_index: The CUDA device among those that this process sees.
-        num_steps: Steps of the run, over which the learning rate decays; None: `train_iters`.
+        num_steps: Steps over which the learning rate decays, where `update` is not told; None: `train_iters`.
 
     Raises:
         ModelError: The model folder is missing, corrupt, not supported, or cannot be split as configured.
@@ -83,6 +84,8 @@ class Actor:
         self.objective = Objective.of_sft() if loss == "sft" else Objective.of(config)
         self.chunks = build_model(hf_config, config=config, parallel=self.parallel)
         load_hf_weights(self.chunks, self.model_folder, self.parallel)
+        is_writer = rank == 0 and loss != "reference"
+        self.source = read_source_files(self.model_folder) if is_writer else {}
         self.optimizer: PolicyOptimizer | None = None
         if loss == "reference":
             for chunk in self.chunks:
@@ -116,7 +119,9 @@ class Actor:
         self.onload()
         return compute_logprobs(self.chunks, micro_batches, self.objective.temperature, self.parallel)
 
-    def update(self, mini_batch: list[MicroBatch], *, kl_coef: float | None = None) -> dict[str, float]:
+    def update(
+        self, mini_batch: list[MicroBatch], *, place: RunPlace | None = None, kl_coef: float | None = None
+    ) -> dict[str, float]:
         """One optimizer step.
 
         A gradient norm that is not finite leaves parameters and moments as they were, and counts in
@@ -124,6 +129,8 @@ class Actor:
 
         Args:
             mini_batch: This data-parallel rank's micro-batches, at least one, as many on every rank.
+            place: The run's step, whose learning rate is taken; by default each call is a step of its own, of
+                `num_steps`.
             kl_coef: Weight of the KL term of this step; by default `rl_config.init_kl_coef`.
 
         Returns:
@@ -137,7 +144,7 @@ class Actor:
         objective = self.objective if kl_coef is None else replace(self.objective, kl_coef=kl_coef)
         report = accumulate_gradients(self.chunks, mini_batch, objective, self.parallel)
         metrics, self.broken_samples = report.metrics, report.broken_samples
-        result = self.optimizer.step()
+        result = self.optimizer.step(place)
         if result.is_skipped:
             logger.warning("optimizer step skipped: the gradient norm is %s", result.grad_norm)
         if self.loss == "sft":
@@ -168,7 +175,7 @@ class Actor:
         assert self.optimizer is not None, "a reference has no optimizer"
         was_offloaded = not self._stash.is_empty
         self.onload()
-        save_checkpoint(directory, self.chunks, self.optimizer, self.parallel, source_folder=self.model_folder)
+        save_checkpoint(directory, self.chunks, self.optimizer, self.parallel, source=self.source)
         if was_offloaded:
             self.offload()
 

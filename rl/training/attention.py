@@ -7,7 +7,6 @@ position ids: here cosine and sine are gathered by position once for each micro-
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import lru_cache
 from itertools import pairwise
 from typing import Any
 
@@ -31,6 +30,40 @@ class PackedSequences(PackedSeqParams):
     """[T, 1, D], of each token's position, in the model's dtype."""
     sin: Tensor | None = None
     """[T, 1, D]."""
+    mask: Tensor | None = None
+    """Of the sequences with a prefix, made by the first layer and used by all; `lower_right` gives each one's part."""
+    mask_prefix: int = 0
+    """Columns of `mask` before that of a sequence's own first token: the longest prefix."""
+
+    def lower_right(self, prefix_length: int, length: int, like: Tensor) -> Tensor:
+        """Mask of a sequence behind its prefix: 0 where query i may see key j, j <= i + prefix, else minus infinity.
+
+        All of them are parts of one: with columns counted from the end of the prefix, c = j - prefix, it is c <= i. So
+        a micro-batch holds a single mask, of its longest sequence behind its longest prefix, and no longer than it
+        lives itself.
+
+        Args:
+            prefix_length: Tokens of the prefix, and of its own prefixes.
+            length: Tokens of the sequence.
+            like: Has the dtype and device wanted.
+
+        Returns:
+            [length, prefix_length + length], a view.
+        """
+        if self.mask is None:
+            self.mask_prefix, longest = self._longest_behind_prefix()
+            shape = (longest, self.mask_prefix + longest)
+            hidden = torch.full(shape, float("-inf"), dtype=like.dtype, device=like.device)
+            self.mask = hidden.triu_(self.mask_prefix + 1)
+        return self.mask[:length, self.mask_prefix - prefix_length : self.mask_prefix + length]
+
+    def _longest_behind_prefix(self) -> tuple[int, int]:
+        """The longest prefix, with what is before it, and the longest sequence behind one."""
+        seen: list[int] = []
+        for length, prefix in zip(self.lengths, self.prefixes, strict=True):
+            seen.append(length + (seen[prefix] if prefix >= 0 else 0))
+        behind = [(seen[p], n) for n, p in zip(self.lengths, self.prefixes, strict=True) if p >= 0]
+        return max(prefix for prefix, _ in behind), max(length for _, length in behind)
 
 
 def pack_sequences(cu_seqlens: Tensor, prefix_ids: Tensor, cos: Tensor, sin: Tensor) -> PackedSequences:
@@ -140,35 +173,29 @@ def _attend_by_sequence(query: Tensor, key: Tensor, value: Tensor, packed: Packe
     lengths = packed.lengths
     if len(set(lengths)) == 1 and max(packed.prefixes) < 0:
         batch = (len(lengths), lengths[0])
-        context = _causal(*(x.unflatten(0, batch) for x in (query, key, value)))
+        context = _attend(*(x.unflatten(0, batch) for x in (query, key, value)))
         return context.flatten(0, 1)
     # `split` and not slices: the backward of a slice fills a zero tensor of the whole length.
     queries, keys, values = (list(x.split(lengths)) for x in (query, key, value))
     contexts = []
     for i, prefix in enumerate(packed.prefixes):
+        mask = None
         if prefix >= 0:  # stands earlier, so that its own prefix is there already
+            mask = packed.lower_right(len(keys[prefix]), lengths[i], query)
             keys[i] = torch.cat([keys[prefix], keys[i]])
             values[i] = torch.cat([values[prefix], values[i]])
-        contexts.append(_causal(queries[i][None], keys[i][None], values[i][None])[0])
+        contexts.append(_attend(queries[i][None], keys[i][None], values[i][None], mask)[0])
     return torch.cat(contexts)
 
 
-def _causal(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-    """[B, L, heads, D] in and out; the last query sees the last key, where there are more keys."""
-    has_prefix = key.shape[1] > query.shape[1]
+def _attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = None) -> Tensor:
+    """[B, L, heads, D] in and out; causal, or as the mask says."""
     context = functional.scaled_dot_product_attention(
         query.transpose(1, 2),
         key.transpose(1, 2),
         value.transpose(1, 2),
-        attn_mask=_lower_right(query.shape[1], key.shape[1], query.dtype, query.device) if has_prefix else None,
-        is_causal=not has_prefix,
+        attn_mask=mask,
+        is_causal=mask is None,
         enable_gqa=key.shape[2] != query.shape[2],
     )
     return context.transpose(1, 2)
-
-
-@lru_cache(maxsize=64)
-def _lower_right(num_queries: int, num_keys: int, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """[L, K], 0 where query i may see key j, j <= i + K - L, else minus infinity; the same in every layer."""
-    hidden = torch.ones(num_queries, num_keys, dtype=torch.bool, device=device).triu(num_keys - num_queries + 1)
-    return torch.zeros(num_queries, num_keys, dtype=dtype, device=device).masked_fill(hidden, float("-inf"))

@@ -15,7 +15,6 @@ import os
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,28 +22,15 @@ import torch.distributed as dist
 from torch import Tensor
 
 from rl.errors import CheckpointError, ModelError
-from rl.training.hf_files import INDEX_NAME, finish_hf_folder, open_tensors, write_shards
+from rl.training.hf_files import INDEX_NAME, SourceFiles, damaged_files, finish_hf_folder, open_tensors, write_shards
 from rl.training.hf_weights import WeightMapping, export_hf_weights, map_from_hf, map_to_hf, name_parameters
-from rl.training.optimizer import STATE_NAMES, PolicyOptimizer
+from rl.training.optimizer import PolicyOptimizer
 from rl.training.parallel import ParallelState
-
-STATE_FILE = "trainer_state.json"
-_FORMAT = 1
-
-
-@dataclass(slots=True, frozen=True)
-class TrainerState:
-    """What a checkpoint holds beside tensors."""
-
-    format: int
-    num_steps: int
-    """Steps of the learning-rate schedule."""
-    num_updates: int
-    """Steps of Adam; fewer where some were skipped."""
+from rl.training.trainer_state import STATE_NAMES, TrainerState, folders_of, read_trainer_state, write_trainer_state
 
 
 def save_checkpoint(
-    directory: Path, chunks: list[Any], optimizer: PolicyOptimizer, parallel: ParallelState, *, source_folder: Path
+    directory: Path, chunks: list[Any], optimizer: PolicyOptimizer, parallel: ParallelState, *, source: SourceFiles
 ) -> None:
     """Write a checkpoint, collectively; it appears whole or not at all.
 
@@ -56,7 +42,7 @@ def save_checkpoint(
         chunks: As `rl.training.optimizer.wrap_chunks` returned them.
         optimizer: Of the same model.
         parallel: This rank's place.
-        source_folder: The model folder that training started from: config and tokenizer come from there.
+        source: Config and tokenizer, of the model folder that training started from.
 
     Raises:
         CheckpointError: The directory is not empty.
@@ -72,7 +58,7 @@ def save_checkpoint(
     dist.barrier()
     index = _write(partial, export_hf_weights(chunks, parallel), parallel)
     if parallel.rank == 0:
-        finish_hf_folder(partial, index, source_folder=source_folder, dtype=next(chunks[0].parameters()).dtype)
+        finish_hf_folder(partial, index, source=source, dtype=next(chunks[0].parameters()).dtype)
     mapping = _mapping(chunks, parallel)
     for name in STATE_NAMES:
         folder = partial / "optimizer" / name
@@ -81,8 +67,7 @@ def save_checkpoint(
         if parallel.rank == 0:
             (folder / INDEX_NAME).write_text(json.dumps({"weight_map": dict(sorted(index.items()))}, indent=2) + "\n")
     if parallel.rank == 0:
-        state = TrainerState(_FORMAT, optimizer.num_steps, optimizer.num_updates)
-        (partial / STATE_FILE).write_text(json.dumps(asdict(state), indent=2) + "\n")
+        write_trainer_state(partial, TrainerState(optimizer.num_steps, optimizer.num_updates))
         os.replace(partial, directory)
     dist.barrier()
 
@@ -97,9 +82,12 @@ def load_checkpoint(directory: Path, chunks: list[Any], optimizer: PolicyOptimiz
         parallel: This rank's place.
 
     Raises:
-        CheckpointError: The checkpoint is missing or incomplete, or of another model.
+        CheckpointError: The checkpoint is missing, incomplete or damaged, in files that are not read here too, or it
+            is of another model.
     """
     state = read_trainer_state(directory)
+    for damage in damaged_files(*folders_of(directory)):
+        raise CheckpointError(damage)
     parameters = name_parameters(chunks)
     mapping = _mapping(chunks, parallel)
     for name in STATE_NAMES:
@@ -113,29 +101,6 @@ def load_checkpoint(directory: Path, chunks: list[Any], optimizer: PolicyOptimiz
                 )
             optimizer.scatter_state(parameter, name, tensor.to(parameter.device))
     optimizer.restore_progress(num_steps=state.num_steps, num_updates=state.num_updates)
-
-
-def read_trainer_state(directory: Path) -> TrainerState:
-    """Read what a checkpoint holds beside tensors.
-
-    Raises:
-        CheckpointError: The file is missing, malformed, or of another format.
-    """
-    path = directory / STATE_FILE
-    try:
-        content = json.loads(path.read_text())
-        state = TrainerState(**content)
-    except FileNotFoundError as error:
-        raise CheckpointError(
-            f"{directory}: not a complete checkpoint, {STATE_FILE} is missing. Resume from an earlier one."
-        ) from error
-    except (json.JSONDecodeError, TypeError) as error:
-        raise CheckpointError(f"{path}: malformed ({error}). Resume from an earlier checkpoint.") from error
-    if state.format != _FORMAT:
-        raise CheckpointError(
-            f"{path}: format must be {_FORMAT}, got {state.format}. Load it with the version that wrote it."
-        )
-    return state
 
 
 def _write(folder: Path, tensors: Iterator[tuple[str, Tensor]], parallel: ParallelState) -> dict[str, str]:

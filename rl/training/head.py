@@ -143,7 +143,11 @@ class _Head(torch.autograd.Function):
         grad_logprobs = torch.zeros_like(entropy) if grad_logprobs is None else grad_logprobs
         tokens = torch.stack((grad_logprobs, grad_logprobs * is_here, log_normalizer, entropy), dim=1)
         grad_hidden = torch.empty_like(hidden)
-        grad_weight = torch.zeros_like(weight)
+        # Several chunks are summed in float32: bfloat16 would round the sum anew with each. While it runs, that takes
+        # six bytes for each weight of the head (the sum, and a chunk's product) instead of two.
+        is_summed_apart = len(ctx.chunks) > 1 and weight.dtype != torch.float32
+        grad_weight = torch.zeros_like(weight, dtype=torch.float32 if is_summed_apart else None)
+        own_rows = grad_weight[: ctx.shard.size]
         for start, end in ctx.chunks:
             logits = hidden[start:end] @ rows.t() if ctx.logits is None else ctx.logits
             for first, last in _blocks(end - start, _softmax_tokens(rows)):
@@ -158,9 +162,12 @@ class _Head(torch.autograd.Function):
                     ).mul_(ctx.scale)
                 )
             torch.mm(logits, rows, out=grad_hidden[start:end])
-            grad_weight[: ctx.shard.size].addmm_(logits.t(), hidden[start:end])
+            if is_summed_apart:
+                own_rows.add_(logits.t() @ hidden[start:end])
+            else:
+                own_rows.addmm_(logits.t(), hidden[start:end])
         ctx.logits = None
-        return grad_hidden, grad_weight, None, None, None
+        return grad_hidden, grad_weight.to(weight.dtype), None, None, None
 
 
 def _softmax_stats(logits: Tensor, scale: float, targets: Tensor, *, out: Tensor) -> None:

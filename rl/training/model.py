@@ -24,6 +24,7 @@ from torch.nn import functional
 from transformers import AutoConfig
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
+from rl.config.model_folder import replacement
 from rl.config.schema import Config
 from rl.errors import ModelError, unknown_name
 from rl.training.attention import PackedAttention, pack_sequences
@@ -53,13 +54,13 @@ def load_hf_config(folder: Path | str) -> Any:
     try:
         model_type = json.loads(path.read_text()).get("model_type")
     except (json.JSONDecodeError, UnicodeDecodeError, AttributeError) as error:
-        raise ModelError(f"{path}: not a JSON object ({error}). Fetch the model again.") from error
+        raise ModelError(f"{path}: not a JSON object ({error}). {replacement(path.parent)}") from error
     if model_type not in FAMILIES:
         raise ModelError(unknown_name(f"{path}: model_type", str(model_type), FAMILIES))
     try:
         hf_config = AutoConfig.from_pretrained(folder, local_files_only=True)
     except StrictDataclassError as error:
-        raise ModelError(f"{path}: not a valid config ({error}). Fetch the model again.") from error
+        raise ModelError(f"{path}: not a valid config ({error}). {replacement(path.parent)}") from error
     family_of(hf_config)
     _rope_frequencies(hf_config)
     return hf_config

@@ -68,7 +68,11 @@ class Objective:
 _NO_CORRECTION = RolloutCorrection(rollout_is=None)
 
 MEANS = ("actor/pg_loss", "actor/kl_loss", "actor/entropy", "actor/ppo_kl", "actor/pg_clipfrac")
-"""Metrics that are sums over tokens, each weighted as in the loss: so they are means of the mini-batch."""
+"""Metrics that are sums over tokens, each weighted as in the loss. The weights of a mini-batch sum to 1, but for
+seq-mean-token-sum-norm: there the sums are no means."""
+
+TOKEN_SUMS = ("training/rollout_probs_diff_mean", "actor/kl")
+"""Metrics that are means over the loss tokens, whatever the loss weighs them with."""
 
 
 @dataclass(slots=True, frozen=True)
@@ -76,7 +80,7 @@ class TokenSums:
     """What is logged of one micro-batch."""
 
     sums: Tensor
-    """[len(MEANS) + 3]: `MEANS`, then the rollout's differences in probability, loss tokens, and broken ones."""
+    """[len(MEANS) + len(TOKEN_SUMS) + 2]: `MEANS`, `TOKEN_SUMS`, then the number of loss tokens, and of broken ones."""
     largest_difference: Tensor
     """Scalar: the largest difference in probability."""
     mismatch: MismatchSums
@@ -121,9 +125,9 @@ def policy_loss(micro_batch: MicroBatch, head: HeadOutput, objective: Objective)
     is_broken = _is_broken(micro_batch, old, current, per_token) & (mask > 0)
     logged = torch.stack([policy * correction.is_kept, kl, head.entropy, token.ppo_kl, token.is_clipped]).detach()
     difference = (micro_batch.rollout_logprobs.exp() - trained.exp()).abs() * mask
-    counts = torch.stack([difference.sum(), mask.sum(), is_broken.float().sum()])
+    plain = torch.stack([difference.sum(), (kl.detach() * mask).sum(), mask.sum(), is_broken.float().sum()])
     sums = TokenSums(
-        torch.cat([(logged * weights).sum(1), counts]),
+        torch.cat([(logged * weights).sum(1), plain]),
         difference.max(),
         mismatch_sums(trained, micro_batch.rollout_logprobs, ids, correction, settings),
         is_broken,

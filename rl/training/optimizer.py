@@ -22,12 +22,9 @@ from megatron.core.tensor_parallel import (
 )
 from torch import Tensor, nn
 
-from rl.config.estimates import batch_arithmetic
 from rl.config.schema import Config
 from rl.training.parallel import ParallelState
-
-STATE_NAMES = ("main_param", "exp_avg", "exp_avg_sq")
-"""What Adam keeps of each parameter, all float32: the parameter itself, mean and mean square of its gradients."""
+from rl.types import RunPlace
 
 
 @dataclass(slots=True, frozen=True)
@@ -70,11 +67,11 @@ class PolicyOptimizer:
         chunks: As `wrap_chunks` returned them.
         config: Uses `actor_config` and `megatron_training`.
         parallel: This rank's place.
-        num_steps: Steps of the run, over which the schedule is stretched.
+        num_steps: Steps of the run, over which the schedule is stretched, as far as is known at its start.
     """
 
     def __init__(self, chunks: list[Any], config: Config, parallel: ParallelState, *, num_steps: int) -> None:
-        self.chunks, self.parallel = chunks, parallel
+        self.chunks, self.parallel, self.config, self.run_length = chunks, parallel, config, num_steps
         self.clip_grad = config.actor_config.clip_grad
         chained = get_megatron_optimizer(_optimizer_config(config), chunks, use_gloo_process_groups=False)
         # One optimizer in the chain: a second one exists only for experts.
@@ -92,8 +89,13 @@ class PolicyOptimizer:
         self.megatron.zero_grad()
 
     @torch.no_grad()
-    def step(self) -> StepResult:
-        """Clip and apply the gradients; a gradient norm that is not finite changes nothing but the schedule."""
+    def step(self, place: RunPlace | None = None) -> StepResult:
+        """Clip and apply the gradients; a gradient norm that is not finite changes nothing but the schedule.
+
+        Args:
+            place: The run's step that this is part of; by default the one after that of the last call.
+        """
+        self._schedule(place or RunPlace(self.num_steps, self.run_length))
         lr = self.lr
         self.megatron.prepare_grads()
         grad_norm = float(self.megatron.get_grad_norm())
@@ -107,12 +109,12 @@ class PolicyOptimizer:
 
     @property
     def lr(self) -> float:
-        """Learning rate of the next step."""
+        """Learning rate of the step that the schedule stands at."""
         return float(self.scheduler.get_lr({}))
 
     @property
     def num_updates(self) -> int:
-        """Steps that Adam has taken, for its bias correction; fewer than the schedule's where some were skipped."""
+        """Steps that Adam has taken, for its bias correction."""
         if self.adam is None:
             return 0
         if not USING_PYTORCH_OPTIMIZER:
@@ -151,9 +153,8 @@ class PolicyOptimizer:
             self.adam.state[main][name] = share.clone()
 
     def restore_progress(self, *, num_steps: int, num_updates: int) -> None:
-        """Go on after `num_steps` of the schedule and `num_updates` of Adam; call after `scatter_state`."""
-        self.scheduler.num_steps = 0
-        self.scheduler.step(num_steps)
+        """Go on after `num_steps` of the run and `num_updates` of Adam; call after `scatter_state`."""
+        self._schedule(RunPlace(num_steps, self.run_length))
         if self.adam is None:
             return
         for group in self.adam.param_groups:
@@ -165,7 +166,7 @@ class PolicyOptimizer:
 
     @property
     def num_steps(self) -> int:
-        """Steps of the schedule."""
+        """Steps of the run that the schedule has passed."""
         return int(self.scheduler.num_steps)
 
     def state_tensors(self) -> list[Tensor]:
@@ -175,6 +176,14 @@ class PolicyOptimizer:
         mains = [main for group in self.adam.param_groups for main in group["params"]]
         moments = [v for state in self.adam.state.values() for v in state.values() if isinstance(v, Tensor)]
         return mains + [moment for moment in moments if moment.numel() > 1]
+
+    def _schedule(self, place: RunPlace) -> None:
+        """Set the learning rate to that of a step of the run."""
+        if place.num_steps != self.run_length:
+            self.run_length = place.num_steps
+            self.scheduler = _scheduler(self.megatron, self.config, place.num_steps)
+        self.scheduler.num_steps = 0
+        self.scheduler.step(place.step)
 
     @property
     def _is_distributed(self) -> bool:
@@ -228,17 +237,20 @@ def _optimizer_config(config: Config) -> OptimizerConfig:
 
 
 def _scheduler(optimizer: Any, config: Config, num_steps: int) -> OptimizerParamScheduler:
+    """The learning rate of each step of the run, from 0: all optimizer steps of one have the same.
+
+    With w warm-up steps of n: lr (k + 1) / (w + 1) in steps k < w, lr in step w, `min_lr` in the last one, n - 1.
+    """
     actor = config.actor_config
-    total = max(1, num_steps * batch_arithmetic(config).num_optimizer_steps)
-    warmup = int(actor.lr_warmup_fraction * total)
+    total = max(1, num_steps)
+    warmup = round(actor.lr_warmup_fraction * total)
     return OptimizerParamScheduler(
         optimizer,
-        # Not 0: the first step would be lost. The k-th warm-up step, from 1, has k / (warmup + 1) of the peak.
-        init_lr=actor.lr / (warmup + 1) if warmup else actor.lr,
+        init_lr=actor.lr / (warmup + 1),  # not 0: the first step would be lost
         max_lr=actor.lr,
         min_lr=actor.min_lr,
         lr_warmup_steps=warmup,
-        lr_decay_steps=max(total, warmup + 1),
+        lr_decay_steps=max(total - 1, warmup + 1),
         lr_decay_style=str(actor.lr_decay_style),
         start_wd=actor.weight_decay,
         end_wd=actor.weight_decay,

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from rl.algorithms.mismatch import NUM_MAXIMA, NUM_SUMS, MismatchSums, mismatch_metrics
 from rl.config.correction import RolloutCorrection
 from rl.training.head import HeadOutput, logprobs_and_entropy
-from rl.training.objective import MEANS, Objective, TokenSums, policy_loss
+from rl.training.objective import MEANS, TOKEN_SUMS, Objective, TokenSums, policy_loss
 from rl.training.parallel import ParallelState
 from rl.types import MicroBatch
 
@@ -47,9 +47,10 @@ def accumulate_gradients(
         parallel: This rank's place.
 
     Returns:
-        Metrics `actor/pg_loss` (after importance weights), `actor/kl_loss`, `actor/entropy`, `actor/ppo_kl`,
-        `actor/pg_clipfrac` and `actor/broken_tokens`; with a correction `training/rollout_probs_diff_mean` and `_max`
-        and those of `rl.algorithms.mismatch`. Samples with a NaN or Inf.
+        Metrics `actor/pg_loss` (after importance weights), `actor/kl_loss`, `actor/entropy`, `actor/ppo_kl` and
+        `actor/pg_clipfrac`, weighted as in the loss; `actor/kl`, the mean over the loss tokens; `actor/broken_tokens`;
+        with a correction `training/rollout_probs_diff_mean` and `_max` and those of `rl.algorithms.mismatch`. Samples
+        with a NaN or Inf.
     """
 
     def loss_of(micro_batch: MicroBatch, head: HeadOutput) -> tuple[Tensor, Tensor, TokenSums]:
@@ -138,7 +139,7 @@ def _reduce_metrics(
     results: list[TokenSums], correction: RolloutCorrection | None, parallel: ParallelState
 ) -> dict[str, float]:
     """Join what the micro-batches of all ranks have to log; `results` is empty before the last stage."""
-    num_own = len(MEANS) + 3
+    num_own = len(MEANS) + len(TOKEN_SUMS) + 2
     sums = torch.zeros(num_own + NUM_SUMS, device=parallel.device)
     maxima = torch.full((1 + NUM_MAXIMA,), -torch.inf, device=parallel.device)
     if results:
@@ -149,8 +150,9 @@ def _reduce_metrics(
     joined = torch.cat([sums, maxima])
     _broadcast_from_last_stage(joined, parallel)
     own, mismatch, largest, extremes = joined.cpu().split([num_own, NUM_SUMS, 1, NUM_MAXIMA])
-    *means, difference, num_tokens, num_broken = own.tolist()
+    *means, difference, kl, num_tokens, num_broken = own.tolist()
     metrics = dict(zip(MEANS, means, strict=True))
+    metrics["actor/kl"] = kl / max(num_tokens, 1.0)
     metrics["actor/broken_tokens"] = num_broken
     if correction is not None:
         metrics["training/rollout_probs_diff_mean"] = difference / max(num_tokens, 1.0)

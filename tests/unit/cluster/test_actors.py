@@ -8,14 +8,15 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from rl.cluster.actors import ActorGroup
-from rl.config.schema import Config, KlControl, KlPenalty
-from rl.data.packing import PackingLayout, pack_samples
+from rl.config.schema import Config, KlControl, KlPenalty, LossAggregation
+from rl.data.packing import PackingLayout, pack_samples, packing_layout
 from rl.training.actor import Actor
 from rl.types import (
     Batch,
     Group,
     MicroBatch,
     Prompt,
+    RunPlace,
     Sample,
     StopReason,
     TokenSequence,
@@ -25,15 +26,19 @@ from rl.types import (
 from rl.weight_sync.shared_memory import Shard
 from tests.tiny import make_tiny_model
 from tests.unit.cluster.conftest import Method
-from tests.update_case import update_config
+from tests.update_case import update_config, update_samples
+
+PLACE = RunPlace(3, 10)
 
 
-def make_batch(*, num_ranks: int, epochs: int = 1, mini_batch_prompts: int = 2) -> Batch:
+def make_batch(
+    *, num_ranks: int, epochs: int = 1, mini_batch_prompts: int = 2, layout: PackingLayout | None = None
+) -> Batch:
     """Four groups of one sample of 3, 4, 5 and 6 tokens."""
     samples = [
         Sample(f"s{n}", f"s{n}", torch.full((n,), n), torch.ones(n), torch.ones(n), torch.zeros(n)) for n in range(3, 7)
     ]
-    layout = PackingLayout(num_ranks, max_tokens=6, mini_batch_prompts=mini_batch_prompts, epochs=epochs)
+    layout = layout or PackingLayout(num_ranks, max_tokens=6, mini_batch_prompts=mini_batch_prompts, epochs=epochs)
     return pack_samples(samples, layout)
 
 
@@ -52,7 +57,10 @@ class Rank:
         self.compute_logprobs = Method(lambda m: [-b.token_ids.float() for b in keep(m)])
         self.kl_coefs: list[float] = []
 
-        def update(micro_batches: list[MicroBatch], kl_coef: float) -> dict[str, float]:
+        self.places: list[RunPlace] = []
+
+        def update(micro_batches: list[MicroBatch], place: RunPlace, kl_coef: float) -> dict[str, float]:
+            self.places.append(place)
             self.kl_coefs.append(kl_coef)
             keep(micro_batches)
             return next(answers)
@@ -96,7 +104,7 @@ def test_update_gives_each_rank_the_share_of_its_data_parallel_rank() -> None:
     group = make_group(ranks, tp=2, pp=2)
     assert group.num_data_parallel == 2
     batch = make_batch(num_ranks=2, mini_batch_prompts=4)
-    group.update(batch)
+    group.update(batch, PLACE)
     shares = batch.mini_batches[0].micro_batches
     for number, rank in enumerate(ranks):
         assert rank.given == [shares[0 if number in (0, 1, 4, 5) else 1]], number
@@ -105,14 +113,35 @@ def test_update_gives_each_rank_the_share_of_its_data_parallel_rank() -> None:
 def test_update_averages_metrics_over_optimizer_steps_and_keeps_the_largest_maximum() -> None:
     first = {"actor/pg_loss": 1.0, "training/rollout_probs_diff_max": 0.5}
     second = {"actor/pg_loss": 2.0, "training/rollout_probs_diff_max": 0.25}
-    report = make_group([Rank([first, second])]).update(make_batch(num_ranks=1))
+    report = make_group([Rank([first, second])]).update(make_batch(num_ranks=1), PLACE)
     assert report == UpdateReport({"actor/pg_loss": 1.5, "training/rollout_probs_diff_max": 0.5})
+
+
+def test_update_takes_every_optimizer_step_at_the_place_of_the_runs_step() -> None:
+    rank = Rank([{}] * 6)
+    make_group([rank]).update(make_batch(num_ranks=1, epochs=3), PLACE)
+    assert rank.places == [PLACE] * 6
+
+
+def test_update_makes_means_of_what_a_sum_over_tokens_by_a_constant_weighs() -> None:
+    """Four samples of 2 + 3 + 4 + 5 loss tokens by a constant of 7: the weights sum to 14 / (4 x 7) = 0.5."""
+    metrics = {"actor/entropy": 1.0, "actor/ppo_kl": 0.25, "actor/pg_clipfrac": 0.125, "actor/pg_loss": 3.0}
+    layout = PackingLayout(
+        1, 6, mini_batch_prompts=4, loss_aggregation=LossAggregation.SEQ_MEAN_TOKEN_SUM_NORM, loss_scale=7.0
+    )
+    report = make_group([Rank([metrics])]).update(make_batch(num_ranks=1, layout=layout), PLACE)
+    assert report.metrics == {
+        "actor/entropy": pytest.approx(2.0),
+        "actor/ppo_kl": pytest.approx(0.5),
+        "actor/pg_clipfrac": pytest.approx(0.25),
+        "actor/pg_loss": 3.0,
+    }
 
 
 def test_update_adds_counts_up_and_leaves_out_what_is_not_finite() -> None:
     first = {"actor/pg_loss": math.nan, "actor/grad_norm": math.inf, "actor/skipped_steps": 1.0, "a/b_min": 3.0}
     second = {"actor/pg_loss": 2.0, "actor/grad_norm": 1.0, "actor/skipped_steps": 0.0, "a/b_min": 4.0}
-    metrics = make_group([Rank([first, second])]).update(make_batch(num_ranks=1)).metrics
+    metrics = make_group([Rank([first, second])]).update(make_batch(num_ranks=1), PLACE).metrics
     assert metrics == {"actor/pg_loss": 2.0, "actor/grad_norm": 1.0, "actor/skipped_steps": 1.0, "a/b_min": 3.0}
 
 
@@ -121,9 +150,9 @@ def test_update_names_the_trajectories_of_skipped_steps() -> None:
     good, bad = {"actor/skipped_steps": 0.0}, {"actor/skipped_steps": 1.0}
     ranks = [Rank([good, bad]), Rank([good, bad])]
     ranks[1].broken = [1]
-    assert make_group(ranks).update(make_batch(num_ranks=2)).offending == ["s6"]
+    assert make_group(ranks).update(make_batch(num_ranks=2), PLACE).offending == ["s6"]
     ranks = [Rank([good, bad]), Rank([good, bad])]  # only the gradient was not finite: it may be any of them
-    assert make_group(ranks).update(make_batch(num_ranks=2)).offending == ["s5", "s6"]
+    assert make_group(ranks).update(make_batch(num_ranks=2), PLACE).offending == ["s5", "s6"]
 
 
 @pytest.mark.parametrize(("mini_batch_prompts", "bypass_mode"), [(4, False), (2, True)])
@@ -207,9 +236,9 @@ def test_add_kl_penalty_does_nothing_where_the_term_is_in_the_loss() -> None:
 def test_adaptive_weight_of_the_loss_term_follows_the_steps_and_is_kept_in_checkpoints(tmp_path: Path) -> None:
     """Twice the target, bounded to 0.2, over 4 trajectories of a horizon of 8: each step adds a tenth."""
     settings = {"init_kl_coef": 1.0, "kl_ctrl_type": KlControl.ADAPTIVE, "kl_target": 0.5, "kl_horizon": 8.0}
-    rank = Rank([{"actor/kl_loss": 1.0}] * 4)
+    rank = Rank([{"actor/kl": 1.0, "actor/kl_loss": 0.01}] * 4)
     group = make_group([rank], [Rank()], **settings)
-    reports = [group.update(make_batch(num_ranks=1)) for _ in range(2)]  # two optimizer steps each
+    reports = [group.update(make_batch(num_ranks=1), PLACE) for _ in range(2)]  # two optimizer steps each
     assert rank.kl_coefs == [1.0, 1.0, pytest.approx(1.1), pytest.approx(1.1)]
     assert [r.metrics["actor/kl_coef"] for r in reports] == [1.0, pytest.approx(1.1)]
     group.save_checkpoint(tmp_path)
@@ -219,9 +248,9 @@ def test_adaptive_weight_of_the_loss_term_follows_the_steps_and_is_kept_in_check
 
 
 def test_fixed_weight_of_the_loss_term_leaves_nothing_in_checkpoints(tmp_path: Path) -> None:
-    rank = Rank([{"actor/kl_loss": 9.0}])
+    rank = Rank([{"actor/kl": 9.0}])
     group = make_group([rank], [Rank()], init_kl_coef=0.5)
-    group.update(make_batch(num_ranks=1, mini_batch_prompts=4))
+    group.update(make_batch(num_ranks=1, mini_batch_prompts=4), PLACE)
     group.save_checkpoint(tmp_path)
     assert rank.kl_coefs == [0.5] and group.kl.value == 0.5
     assert list(tmp_path.iterdir()) == []
@@ -245,3 +274,58 @@ def test_kl_penalty_of_a_real_reference_is_that_of_transformers(tmp_path: Path) 
         handle.compute_logprobs = Method(reference.compute_logprobs)
         ActorGroup([Rank()], [handle], config, tmp_path, nodes=["here"]).add_kl_penalty(groups)
     assert [t.kl_penalty for t in groups[0].trajectories] == [*(pytest.approx(e, rel=1e-4) for e in expected), 0.0]
+
+
+@pytest.mark.parametrize("aggregation", LossAggregation)
+def test_adaptive_weight_reads_nats_per_token_whatever_the_aggregation(
+    tmp_path: Path, aggregation: LossAggregation
+) -> None:
+    """Five times the target of 0.1: bounded to 0.2, over 7 trajectories of a horizon of 14, that is a tenth more."""
+    config = update_config(make_tiny_model(tmp_path / "model", num_layers=1))
+    rl = config.rl_config
+    rl.loss_agg_mode, rl.loss_scale_factor, rl.kl_penalty = aggregation, 100.0, KlPenalty.K1
+    rl.init_kl_coef, rl.kl_ctrl_type, rl.kl_target, rl.kl_horizon = 1.0, KlControl.ADAPTIVE, 0.1, 14.0
+    with Actor(config) as actor:
+        handle, reference = Rank(), Rank()
+        handle.update = Method(lambda micros, place, kl_coef: actor.update(micros, place=place, kl_coef=kl_coef))
+        reference.compute_logprobs = Method(
+            lambda micros: [
+                logprobs - 0.5 * micro.loss_mask
+                for micro, logprobs in zip(micros, actor.compute_logprobs(micros), strict=True)
+            ]
+        )
+        group = ActorGroup([handle], [reference], config, tmp_path, nodes=["here"])
+        batch = pack_samples(update_samples(), packing_layout(config, num_data_parallel=1))
+        metrics = group.update(group.add_ref_logprobs(batch), PLACE).metrics
+    assert metrics["actor/kl"] == pytest.approx(0.5, rel=1e-4)
+    is_sum = aggregation is LossAggregation.SEQ_MEAN_TOKEN_SUM_NORM
+    # 131 tokens, less 7 prompts of 4 and results of 2, of which the shortest has one in its prompt: 90 loss tokens.
+    assert metrics["actor/kl_loss"] == pytest.approx(0.5 * 90 / 700 if is_sum else 0.5, rel=1e-4)
+    assert 4.0 < metrics["actor/entropy"] < 6.3  # of 512 words, not a fraction of that
+    assert group.kl.value == pytest.approx(1.1)
+
+
+def test_mean_per_token_counts_tokens_and_not_trajectories(tmp_path: Path) -> None:
+    """One trajectory of 2 loss tokens at 1 nat, one of 3 at 0: 2/5, where the mean over trajectories is 1/2."""
+    config = update_config(make_tiny_model(tmp_path / "model", num_layers=1))
+    config.rl_config.loss_agg_mode, config.rl_config.kl_penalty = LossAggregation.SEQ_MEAN_TOKEN_MEAN, KlPenalty.K1
+    samples = [
+        Sample(
+            f"{n}/0",
+            str(n),
+            torch.arange(3, 4 + n),
+            torch.tensor([0.0] + [1.0] * n),
+            torch.ones(n + 1),
+            torch.zeros(n + 1),
+        )
+        for n in (2, 3)
+    ]
+    with Actor(config) as actor:
+        (mini_batch,) = pack_samples(samples, packing_layout(config, num_data_parallel=1)).mini_batches
+        (micros,) = mini_batch.micro_batches
+        for micro, logprobs in zip(micros, actor.compute_logprobs(micros), strict=True):
+            owners = micro.sample_ids.repeat_interleave(micro.cu_seqlens.diff().long())
+            micro.ref_logprobs = logprobs - (owners == 0) * micro.loss_mask
+        metrics = actor.update(micros)
+    assert metrics["actor/kl"] == pytest.approx(0.4, rel=1e-4)
+    assert metrics["actor/kl_loss"] == pytest.approx(0.5, rel=1e-4)

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from rl.config.schema import Config, LossAggregation, ModelConfig
 from rl.data.balance import CostModel
-from rl.data.packing import PackingLayout, pack_samples, packing_layout
+from rl.data.packing import PackingLayout, demonstration_layout, pack_samples, packing_layout
 from rl.types import MicroBatch, Sample
 
 
@@ -120,6 +120,35 @@ def test_pack_samples_cuts_mini_batches_of_whole_groups_and_weighs_each_alone():
         assert sum(float(m.loss_weights.sum()) for m in mini_batch.micro_batches[0]) == pytest.approx(1.0)
 
 
+@pytest.mark.parametrize(
+    ("num_groups", "mini_batch_prompts", "sizes"),
+    [(17, 16, [9, 8]), (16, 16, [16]), (31, 16, [16, 15]), (33, 16, [11, 11, 11]), (5, 16, [5]), (7, 3, [3, 2, 2])],
+)
+@pytest.mark.parametrize("num_ranks", [1, 2])
+def test_pack_samples_gives_every_group_its_share_of_even_mini_batches(
+    num_groups: int, mini_batch_prompts: int, sizes: list[int], num_ranks: int
+):
+    """Two trajectories of 2 loss tokens in each group: a token has 1 / (4 x the groups of its mini-batch)."""
+    samples = [make_sample(f"g{i}/{k}", [1, 2, 3 + i], [0, 1, 1]) for i in range(num_groups) for k in range(2)]
+    layout = PackingLayout(num_ranks, max_tokens=20, mini_batch_prompts=mini_batch_prompts)
+    batch = pack_samples(samples, layout)
+    assert sorted((m.num_trajectories // 2 for m in batch.mini_batches), reverse=True) == sizes
+    for mini_batch in batch.mini_batches:
+        micros = [micro for rank in mini_batch.micro_batches for micro in rank]
+        weights = torch.cat([micro.loss_weights[micro.loss_mask > 0] for micro in micros])
+        torch.testing.assert_close(weights, torch.full_like(weights, 1 / (2 * mini_batch.num_trajectories)))
+        assert mini_batch.loss_weight == pytest.approx(1.0)
+        assert len({len(rank) for rank in mini_batch.micro_batches}) == 1
+    trained = [name for mini_batch in batch.mini_batches for name in mini_batch.trajectory_ids]
+    assert sorted(trained) == sorted(sample.trajectory_id for sample in samples)
+
+
+def test_pack_samples_counts_groups_without_loss_tokens_in_no_mini_batch():
+    samples = [make_sample(f"g{i}/0", [1, 2, 3], [0, 1, 1] if i % 2 else [0, 0, 0]) for i in range(8)]
+    batch = pack_samples(samples, PackingLayout(1, max_tokens=100, mini_batch_prompts=4))
+    assert [m.num_trajectories for m in batch.mini_batches] == [4]
+
+
 def test_pack_samples_leaves_out_samples_without_loss_tokens():
     masked = make_sample("a/1", [1, 2, 3], [0, 0, 0])
     batch = pack_samples([rows(3, "a"), masked], PackingLayout(1, max_tokens=100, mini_batch_prompts=1))
@@ -212,3 +241,15 @@ def test_packing_layout_reads_the_configuration():
     assert (layout.mini_batch_prompts, layout.pad_to_multiple, layout.num_micro_batches_multiple) == (4, 2, 1)
     config.actor_config.num_layers_per_virtual_pipeline_stage = 2
     assert packing_layout(config, num_data_parallel=2).num_micro_batches_multiple == 3
+
+
+def test_demonstration_layout_is_one_token_mean_whatever_rewards_are_learned_with():
+    config = Config()
+    config.megatron_training.global_batch_size = 12
+    config.rl_config.mini_batch_size, config.rl_config.epochs = 4, 3
+    config.rl_config.loss_agg_mode = LossAggregation.SEQ_MEAN_TOKEN_SUM_NORM
+    layout = demonstration_layout(config, num_data_parallel=1)
+    samples = [make_sample(f"{i}/0", list(range(i + 2)), [0] + [1] * (i + 1)) for i in range(12)]  # 1 to 12 loss tokens
+    (mini_batch,) = pack_samples(samples, layout).mini_batches
+    weights = torch.cat([m.loss_weights[m.loss_mask > 0] for m in mini_batch.micro_batches[0]])
+    torch.testing.assert_close(weights, torch.full((78,), 1 / 78))

@@ -7,8 +7,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from rl.data.prompts import PromptCursor, drop_long_prompts, id_in_epoch, load_prompts
-from rl.errors import CheckpointError, DataError
+from rl.data.prompts import drop_long_prompts, id_in_epoch, load_prompts, row_of
+from rl.errors import DataError
 from rl.types import Prompt
 
 ROW = {"messages": [{"role": "user", "content": "2+2?"}], "ground_truth": "4", "data_source": "sums", "level": 3}
@@ -116,42 +116,6 @@ def test_drop_long_prompts_counts_those_beyond_the_limit():
         drop_long_prompts(prompts, WordRenderer(), 0)
 
 
-def test_prompt_cursor_takes_each_prompt_once_an_epoch_in_a_new_order():
-    cursor = PromptCursor(50, seed=7)
-    first, second = cursor.take(50), cursor.take(50)
-    assert sorted(first) == sorted(second) == list(range(50))
-    assert first != second
-    assert cursor.epoch == 2
-    assert PromptCursor(50, seed=7).take(50) == first
-    assert PromptCursor(50, seed=8).take(50) != first
-
-
-@pytest.mark.parametrize("num_taken", [0, 2, 5, 7, 10, 23])
-def test_prompt_cursor_resumed_goes_on_as_if_uninterrupted(num_taken: int):
-    uninterrupted, killed, resumed = (PromptCursor(5, seed=1) for _ in range(3))
-    expected = uninterrupted.take(num_taken + 12)[num_taken:]
-    killed.take(num_taken)
-    assert killed.epoch == num_taken // 5
-    resumed.load_state_dict(json.loads(json.dumps(killed.state_dict())))
-    assert [i for n in (3, 8, 1) for i in resumed.take(n)] == expected
-
-
-def test_prompt_cursor_refuses_the_state_of_other_data():
-    state = PromptCursor(5, seed=1).state_dict()
-    with pytest.raises(CheckpointError, match="num_prompts 5, got 6"):
-        PromptCursor(6, seed=1).load_state_dict(state)
-    with pytest.raises(CheckpointError, match="seed 1, got 2"):
-        PromptCursor(5, seed=2).load_state_dict(state)
-    with pytest.raises(DataError, match="at least one prompt"):
-        PromptCursor(0, seed=1)
-
-
-def test_prompt_cursor_tells_the_epoch_of_each_index():
-    visits = PromptCursor(3, seed=1).take_with_epochs(7)
-    assert [epoch for _, epoch in visits] == [0, 0, 0, 1, 1, 1, 2]
-    assert [index for index, _ in visits] == PromptCursor(3, seed=1).take(7)
-    assert len(set(visits)) == 7
-
-
 def test_id_in_epoch_is_the_rows_own_in_the_first():
     assert [id_in_epoch("train-7", epoch) for epoch in (0, 1, 2)] == ["train-7", "train-7@1", "train-7@2"]
+    assert [row_of(name) for name in ("train-7", "train-7@1", "a@2-7@12", "a@2-7")] == ["train-7"] * 2 + ["a@2-7"] * 2

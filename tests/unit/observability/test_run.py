@@ -1,10 +1,12 @@
 from __future__ import annotations
 
+import errno
 import io
 import json
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -12,7 +14,7 @@ import yaml
 
 from rl.config.schema import Config
 from rl.errors import CheckpointError, ConfigError, DataError, RolloutError, TrainingError
-from rl.observability.run import Run, count_steps, find_checkpoint
+from rl.observability.run import Run, find_checkpoint
 from rl.observability.run_directory import RunDirectory
 from rl.types import UpdateReport
 from tests.unit.observability.examples import make_group
@@ -29,6 +31,9 @@ class Counter:
 
     def load_checkpoint(self, directory: Path) -> None:
         self.value = int((directory / "value").read_text())
+
+    def expected_steps(self, completed: int) -> int | None:
+        return None
 
     def state_dict(self) -> dict[str, Any]:
         return {"value": self.value}
@@ -60,7 +65,7 @@ def _restore_logging() -> Iterator[None]:
 def run_steps(config: Config, *, until: int | None = None) -> Run:
     actor, rows = Counter(), Counter()
     with Run.open(config, "tiny") as run:
-        for step in range(run.resume(actor, rows), run.num_steps):
+        for step in run.steps(run.resume(actor, rows)):
             if step == until:
                 raise KeyboardInterrupt
             with run.step(step) as metrics:
@@ -106,7 +111,7 @@ def test_run_stops_after_skipped_steps_in_a_row_and_keeps_them(config: Config, t
     config.rl_config.max_skipped_steps = 2
     message = rf"2 steps in a row\. .* {tmp_path}/first/skipped/step_000003\.jsonl"
     with pytest.raises(TrainingError, match=message), Run.open(config, "tiny") as run:
-        for step in range(run.resume(Counter(), Counter()), run.num_steps):
+        for step in run.steps(run.resume(Counter(), Counter())):
             with run.step(step) as metrics:
                 group = make_group()
                 offending = [group.trajectories[0].id] if step else []
@@ -114,6 +119,15 @@ def test_run_stops_after_skipped_steps_in_a_row_and_keeps_them(config: Config, t
                 metrics.record([group])
     assert [row["actor/skipped_steps"] for row in run.directory.read_metrics()] == [0.0, 1.0, 1.0]
     assert sorted(p.name for p in run.directory.skipped.iterdir()) == ["step_000002.jsonl", "step_000003.jsonl"]
+
+
+def test_run_interrupted_while_its_processes_end_is_finished(config: Config, tmp_path: Path) -> None:
+    with pytest.raises(KeyboardInterrupt), Run.open(config, "tiny") as run:
+        for step in run.steps(run.resume(Counter(), Counter())):
+            with run.step(step):
+                pass
+        raise KeyboardInterrupt
+    assert json.loads((tmp_path / "first/summary.json").read_text())["steps"] == 4
 
 
 def test_interrupted_run_says_how_to_resume(config: Config, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -153,11 +167,80 @@ def test_failed_checkpoint_leaves_nothing_and_earlier_ones_stay(config: Config, 
             if directory.name.startswith("step_000002"):
                 raise OSError("Input/output error")
 
-    with pytest.raises(OSError, match="Input/output"), Run.open(config, "tiny") as run:
+    message = "the checkpoint after step 2 could not be written to .*first.* .Input/output error"
+    with pytest.raises(CheckpointError, match=message), Run.open(config, "tiny") as run:
         for step in (1, 2):
             run.save(step, FailsSecondTime(), Counter())
     left = list(tmp_path.glob("*/checkpoints/*"))
     assert [p.name for p in left] == ["step_000001"]
+
+
+def test_checkpoint_whose_place_in_the_data_cannot_be_written_keeps_what_was_trained(
+    config: Config, tmp_path: Path
+) -> None:
+    class Unwritable(Counter):
+        def state_dict(self) -> dict[str, Any]:
+            return {"value": b"\xff"}
+
+    with pytest.raises(CheckpointError, match=r"step_000001\.partial: the place in the data could not be written"):
+        run_with(config, lambda run: run.save(1, Counter(), Unwritable()))
+    (kept,) = tmp_path.glob("*/checkpoints/*")
+    assert (kept.name, (kept / "value").read_text()) == ("step_000001.partial", "0")
+
+
+def run_with(config: Config, work: Callable[[Run], object]) -> None:
+    """Train one step, which does `work` before its metrics are written."""
+    with Run.open(config, "tiny") as run:
+        for step in run.steps(run.resume(Counter(), Counter())):
+            with run.step(step):
+                work(run)
+
+
+class FullDisk(Counter):
+    def save_checkpoint(self, directory: Path) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+
+def test_full_disk_at_the_first_checkpoint_names_what_stays(
+    config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("shutil.disk_usage", lambda path: SimpleNamespace(free=3_000_000))
+    with pytest.raises(CheckpointError) as raised:
+        run_with(config, lambda run: run.save(1, FullDisk(), Counter()))
+    assert str(raised.value) == (
+        f"megatron_training.output_dir: the disk of {tmp_path} is full, got 3 MB left. Make room, or keep fewer "
+        "checkpoints with megatron_training.max_checkpoints, then start the run again."
+    )
+    assert f"no step was completed; the logs are in {tmp_path}/first-failed-1" in capsys.readouterr().err
+
+
+def test_full_disk_later_says_how_to_resume_once(
+    config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    message = rf"the disk of {tmp_path} is full, .*, then resume the run\."
+    with pytest.raises(CheckpointError, match=message), Run.open(config, "tiny") as run:
+        with run.step(0):
+            run.save(1, Counter(), Counter())
+        monkeypatch.setattr("shutil.disk_usage", lambda path: SimpleNamespace(free=3_000_000))
+        run.save(2, FullDisk(), Counter())
+    assert capsys.readouterr().out.count("To resume after step 1, give the same command with") == 1
+
+
+def test_full_disk_while_metrics_are_written_is_told_too(config: Config, tmp_path: Path) -> None:
+    def fill(run: Run) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with pytest.raises(CheckpointError, match=f"the disk of {tmp_path} is full"):
+        run_with(config, fill)
+
+
+def test_run_that_fails_of_a_bug_says_how_to_resume(config: Config, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(ZeroDivisionError), Run.open(config, "tiny") as run:
+        with run.step(0):
+            pass
+        run.save(1, Counter(), Counter())
+        raise ZeroDivisionError
+    assert capsys.readouterr().out.count("To resume after step 1, give the same command with") == 1
 
 
 def test_second_run_of_a_name_is_refused(config: Config) -> None:
@@ -212,18 +295,6 @@ def test_resume_names_a_checkpoint_of_another_command(config: Config, tmp_path: 
     state.write_text(json.dumps({"step": 4, "data": {"cursor": {}}}))
     with pytest.raises(CheckpointError, match=r"run_state.json: its place in the data has no 'value'. Resume with"):
         run_steps(config)
-
-
-def test_count_steps_takes_the_earlier_end() -> None:
-    config = Config()
-    config.megatron_training.train_iters = 100
-    config.megatron_training.global_batch_size = 8
-    assert count_steps(config, 48) == 100
-    config.megatron_training.total_epochs = 2
-    assert count_steps(config, 48) == 12
-    assert count_steps(config, 3) == 1
-    config.megatron_training.train_iters = 5
-    assert count_steps(config, 48) == 5
 
 
 def test_is_test_due_every_test_freq_and_at_the_end(config: Config) -> None:

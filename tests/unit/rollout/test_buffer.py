@@ -1,10 +1,15 @@
 import json
 import random
+from dataclasses import replace
+from datetime import date
+from decimal import Decimal
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from rl.errors import CheckpointError
 from rl.rollout.buffer import GroupBuffer
 from rl.types import Group, Prompt, Span, StopReason, TokenSequence, ToolCall, ToolResult, ToolStatus, Trajectory, Turn
 
@@ -114,25 +119,63 @@ def test_fill_does_not_depend_on_the_order_of_endings_or_on_a_resume(
             if step == resumed_after and seed == seeds[1]:
                 state = json.loads(json.dumps(buffer.state_dict()))
                 buffer = GroupBuffer("score")
-                buffer.load_state_dict(state)
+                buffer.load_state_dict(state, [make_group(n, useful=True).prompt for n in range(source.next)])
             assert len(buffer.surplus) <= max(wanted)
             batches.append((names(source.fill(buffer, num_wanted, limit=4 * num_wanted)), names(list(buffer.surplus))))
         outcomes.append((batches, source.next))
     assert outcomes[0] == outcomes[1]
 
 
-def test_state_keeps_groups_whole():
+def surplus_group(prompt: Prompt, call: ToolCall) -> Group:
     sequence = TokenSequence([5, 6])
     sequence.append_sampled([7, 8], [-0.1, -1e-9], policy_version=3)
     sequence.append_context([9])
-    call = ToolCall("add", {"a": [1, None]}, raw="{}")
     turn = Turn("text", 2, [call], [ToolResult("add", "2", ToolStatus.OK, reward=0.5, metrics={"m": 1.0})])
-    prompt = Prompt("p@1", [{"role": "user", "content": "é"}], "42", "test", {"level": 3})
     trajectory = Trajectory(prompt, 0, [sequence], [turn], StopReason.LENGTH, 1 / 3, {"acc": 1.0}, wall_s=1.5)
+    return Group(prompt, [trajectory])
+
+
+def test_state_keeps_trajectories_whole_and_takes_prompts_from_the_data():
+    row = Prompt("p-1", [{"role": "user", "content": "é"}], "42", "test", {"level": 3})
     buffer, again = GroupBuffer("score"), GroupBuffer("score")
-    buffer.surplus.append(Group(prompt, [trajectory]))
-    again.load_state_dict(json.loads(json.dumps(buffer.state_dict())))
+    buffer.surplus.append(surplus_group(replace(row, id="p-1@1"), ToolCall("add", {"a": [1, None]}, raw="{}")))
+    again.load_state_dict(json.loads(json.dumps(buffer.state_dict())), [row])
     assert list(again.surplus) == list(buffer.surplus)
     (restored,) = again.surplus
     assert restored.trajectories[0].stop_reason is StopReason.LENGTH
     assert restored.trajectories[0].sequences[0].spans == [Span(2, 4, 3)]
+    with pytest.raises(CheckpointError, match=r"data_path: must hold the rows .*, got none for 'p-1@1'"):
+        again.load_state_dict(buffer.state_dict(), [replace(row, id="p-2")])
+
+
+def test_state_takes_rows_with_any_column_and_numbers_of_any_library():
+    extra = {
+        "image": b"\xff\xd8\x00",
+        "price": Decimal("1.10"),
+        "day": date(2024, 2, 29),
+        "array": np.arange(3, dtype=np.float32),
+        "nested": [{"bytes": b"\x80", "set": {1, 2}}],
+    }
+    row = Prompt("p-1", [{"role": "user", "content": "?"}], "42", "test", extra)
+    group = surplus_group(row, ToolCall("add", {"a": "\ud800", "b": float("nan")}))
+    group.trajectories[0].score = np.float32(0.5)
+    group.trajectories[0].rewards = {"acc": np.float64(1.0), "ok": np.bool_(True)}
+    group.trajectories[0].turns[0].results[0].metrics = {"n": np.int64(3), ("a", "tuple"): 1.0}
+    buffer, again = GroupBuffer("score"), GroupBuffer("score")
+    buffer.surplus.append(group)
+    again.load_state_dict(json.loads(json.dumps(buffer.state_dict())), [row])
+    (restored,) = again.surplus[0].trajectories
+    assert restored.prompt.extra is extra
+    assert (restored.score, restored.rewards) == (0.5, {"acc": 1.0, "ok": 1.0})
+    assert restored.turns[0].results[0].metrics == {"n": 3.0}
+    assert restored.turns[0].calls[0].arguments["a"] == "\ud800"
+
+
+def test_state_of_an_earlier_version_that_held_whole_prompts_is_read():
+    row = Prompt("p-1", [], "42", "test", {"image": b"\xff"})
+    prompt = {"id": "p-1", "messages": [], "ground_truth": "42", "data_source": "test", "extra": {}}
+    trajectory = {"prompt": prompt, "sample_index": 0, "sequences": [], "turns": [], "stop_reason": "finished"}
+    buffer = GroupBuffer("score")
+    text = json.dumps({"prompt": prompt, "trajectories": [trajectory]})
+    buffer.load_state_dict({"useful_share": 1.0, "surplus": [text]}, [row])
+    assert buffer.surplus[0].trajectories[0].prompt == row

@@ -312,6 +312,6 @@ def test_learning_rate_warms_up_and_decays(qwen2: Path):
     micros = micro_batches(update_samples())
     with Actor(config, num_steps=10) as actor:
         rates = [actor.update(micros)["actor/lr"] for _ in range(11)]
-    # Two steps of warm-up: 1/3 and 2/3 of the peak; then 8 steps down to 1e-4.
-    expected = [1e-3 / 3, 2e-3 / 3, 1e-3] + [1e-3 - 9e-4 * k / 8 for k in range(1, 9)]
+    # Two steps of warm-up: 1/3 and 2/3 of the peak; then down to 1e-4 in the last of the 10, and after it.
+    expected = [1e-3 / 3, 2e-3 / 3, 1e-3] + [1e-3 - 9e-4 * k / 7 for k in range(1, 8)] + [1e-4]
     assert rates == pytest.approx(expected)

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import gc
 import math
+import weakref
 
 import torch
 from torch import Tensor
@@ -99,3 +101,32 @@ def test_attention_with_a_prefix_of_a_prefix_equals_each_whole_sequence_alone() 
         plain_attention(*(x[system + other] for x in qkv))[2:],
     ])  # fmt: skip
     torch.testing.assert_close(context, expected, atol=1e-6, rtol=1e-5)
+
+
+def test_masks_of_all_sequences_are_parts_of_one() -> None:
+    """Prefixes of 2 and 5 tokens, sequences of 3, 2 and 4 behind them: 4 x (5 + 4) numbers, and not one mask each."""
+    sequences = packed(0, 2, 5, 7, 11, prefixes=(-1, 0, 1, 1))
+    like = torch.zeros(1)
+    see, hide = 0.0, -math.inf
+    assert sequences.lower_right(2, 3, like).tolist() == [
+        [see, see, see, hide, hide],
+        [see, see, see, see, hide],
+        [see, see, see, see, see],
+    ]
+    assert sequences.lower_right(5, 2, like).tolist() == [[see] * 6 + [hide], [see] * 7]
+    assert sequences.lower_right(5, 4, like).sum(1).tolist() == [hide, hide, hide, 0.0]
+    assert sequences.mask is not None and sequences.mask.numel() == 4 * (5 + 4)
+    assert sequences.mask.data_ptr() == sequences.lower_right(5, 4, like).data_ptr()
+
+
+def test_attention_leaves_no_mask_behind() -> None:
+    """Of micro-batches of ever other lengths, as a run has them."""
+    masks = []
+    for length in range(100, 110):
+        sequences = packed(0, length, 2 * length, prefixes=(-1, 0))
+        _attend_by_sequence(*random_qkv(2 * length), sequences)
+        assert sequences.mask is not None
+        masks.append(weakref.ref(sequences.mask))
+    del sequences
+    gc.collect()
+    assert [mask() for mask in masks] == [None] * 10

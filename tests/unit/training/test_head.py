@@ -54,6 +54,26 @@ def test_head_gradients_equal_plain_autograd(
     torch.testing.assert_close(actual, expected, atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.parametrize("num_chunks", [1, 4, 32])
+def test_head_gradient_of_bfloat16_weights_is_as_good_in_many_chunks_as_in_one(
+    parallel: ParallelState, monkeypatch: pytest.MonkeyPatch, num_chunks: int
+) -> None:
+    """One chunk is 0.22 % off for the products alone; 32 of them summed in bfloat16 are 0.67 % off."""
+    monkeypatch.setattr(head, "_PRODUCT_BYTES", 256 // num_chunks * 64 * 2)
+    torch.manual_seed(0)
+    hidden, weight = torch.randn(256, 32).bfloat16(), (torch.randn(64, 32) / 10).bfloat16()
+    target_ids, scale = torch.randint(0, 64, (256,)), torch.rand(256)
+
+    def gradient(hidden: Tensor, weight: Tensor) -> Tensor:
+        weight.requires_grad_()
+        out = logprobs_and_entropy(hidden, weight, target_ids, temperature=1.0, vocab_size=64, parallel=parallel)
+        (grad,) = torch.autograd.grad((scale * out.logprobs).sum(), weight)
+        return grad.float()
+
+    actual, expected = gradient(hidden, weight.clone()), gradient(hidden.float(), weight.float())
+    assert float((actual - expected).norm() / expected.norm()) < 0.003
+
+
 @pytest.mark.parametrize("term", ["logprobs", "entropy"])
 def test_head_gradient_of_one_output_alone(parallel: ParallelState, term: str) -> None:
     torch.manual_seed(1)
