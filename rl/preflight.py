@@ -23,6 +23,7 @@ from rl.config.problems import Problem, error, note, raise_errors, warning
 from rl.config.schema import Config, Device, ModelConfig
 from rl.config.validate import find_problems
 from rl.data.prompts import drop_long_prompts, load_prompts
+from rl.data.rows import recorded_prompt_type
 from rl.data.templates import TEMPLATES
 from rl.errors import CheckpointError, ConfigError, DataError, ModelError, RewardError, ToolError, unknown_name
 from rl.observability.run import find_checkpoint
@@ -214,6 +215,12 @@ def _data_problems(config: Config, keys: tuple[str, ...], *, is_strict: bool) ->
             load_prompts(Path(path), training.dataset_additional_keys)
         except DataError as failure:
             yield error(f"megatron_training.{key}: {failure}")
+        noted, prompt_type = recorded_prompt_type(Path(path)), config.rl_config.prompt_type
+        if noted not in (None, prompt_type):
+            yield warning(
+                f"megatron_training.{key}: its rows were preprocessed for prompt_type '{noted}', got "
+                f"rl_config.prompt_type '{prompt_type}'. Set rl_config.prompt_type={noted}, or preprocess them again."
+            )
 
 
 def _model_problems(config: Config, *, is_strict: bool) -> Iterator[Problem]:
