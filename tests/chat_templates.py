@@ -150,5 +150,5 @@ def sentencepiece_like(
 
 def _finished(tokenizer: Tokenizer, template: str, end: str, special: tuple[str, ...]) -> PreTrainedTokenizerFast:
     tokenizer.add_special_tokens([AddedToken(t, special=True, normalized=False) for t in (*special, end)])
-    tokenizer.add_tokens([AddedToken(t, special=False, normalized=False) for t in MARKS])
+    tokenizer.add_tokens([AddedToken(t, special=False, normalized=False) for t in MARKS if t not in special])
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token=end, chat_template=template)
