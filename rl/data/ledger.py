@@ -26,6 +26,8 @@ class Addition:
     """Tokens of the next turn's context."""
     num_results: int
     """Tokens that the response grows by: the suffix that the template puts behind the turn."""
+    messages: list[Message]
+    """What is rendered again with the next results, where the chat template rewrites history."""
 
 
 class Ledger:
@@ -61,26 +63,26 @@ class Ledger:
         """The last token ends a turn as the template would."""
         return self.sequence.token_ids[-1:] == self._renderer.close_turn_ids[-1:]
 
-    def preview(self, texts: list[str]) -> Addition:
-        """What `append_results` would add."""
-        token_ids = self.sequence.token_ids
-        suffix = self._renderer.render_tool_results(texts, closed=self.is_closed)
-        if self._renderer.rewrites_history:
-            context = self._renderer.render_prompt(self._messages + self._as_messages(texts))
-            if context[: len(token_ids)] != token_ids:
-                return Addition(context, True, len(context), len(suffix))
-            suffix = context[len(token_ids) :]
-        return Addition(suffix, False, len(token_ids) + len(suffix), len(suffix))
-
-    def append_results(self, texts: list[str]) -> None:
-        """Answer the turn that was sampled last.
+    def answer(self, texts: list[str]) -> Addition:
+        """What the results of the turn that was sampled last would add.
 
         Args:
             texts: One result for each of its calls, at least one.
         """
-        addition = self.preview(texts)
-        if self._renderer.rewrites_history:
-            self._messages += self._as_messages(texts)
+        token_ids = self.sequence.token_ids
+        suffix = self._renderer.render_tool_results(texts, closed=self.is_closed)
+        if not self._renderer.rewrites_history:
+            return Addition(suffix, False, len(token_ids) + len(suffix), len(suffix), [])
+        messages = self._as_messages(texts)
+        context = self._renderer.render_prompt(self._messages + messages)
+        if context[: len(token_ids)] != token_ids:
+            return Addition(context, True, len(context), len(suffix), messages)
+        added = context[len(token_ids) :]
+        return Addition(added, False, len(context), len(added), messages)
+
+    def append(self, addition: Addition) -> None:
+        """Add what `answer` has made, before anything else is sampled."""
+        self._messages += addition.messages
         if addition.is_new:
             self.sequences.append(TokenSequence(addition.token_ids, results_length=addition.num_results))
         else:

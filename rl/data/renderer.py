@@ -168,7 +168,7 @@ class Renderer:
             if ledger is None:
                 ledger = Ledger(self, messages[:index])
             elif between and all(m["role"] == "tool" for m in between):
-                ledger.append_results([m["content"] for m in between])
+                ledger.append(ledger.answer([m["content"] for m in between]))
             elif head.startswith(shown + self._template.closing):
                 ledger.sequence.append_context(self._encode_suffix(head[len(shown) :], closed=ledger.is_closed))
             else:
@@ -306,7 +306,7 @@ class Renderer:
         turns = [turn for ids, mask in sequences for turn in _runs(ids, mask)]
         for number, turn in enumerate(turns):
             if number:
-                ledger.append_results([SHOWN])
+                ledger.append(ledger.answer([SHOWN]))
             _append_said(ledger.sequence, turn)
         rolled_out = [(s.token_ids, s.loss_mask) for s in ledger.sequences]
         texts = [self.decode(turn) for turn in turns]

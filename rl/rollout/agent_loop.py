@@ -305,8 +305,7 @@ class AgentLoop:
         """
         cap = self._rl.max_tool_response_length
         while True:
-            results = [result.text for result in turn.results]
-            addition = state.ledger.preview(results)
+            addition = state.ledger.answer([result.text for result in turn.results])
             room = state.room_behind(addition.context_length, state.ledger.response_length + addition.num_results)
             excess = max(self._rl.final_answer_reserve, 1) - room
             if excess <= 0 or cap == 0:
@@ -315,7 +314,7 @@ class AgentLoop:
             self._set_texts(turn, texts, cap)
         if room <= 0:
             return False
-        state.ledger.append_results(results)
+        state.ledger.append(addition)
         return True
 
     def _force_last_word(self, state: _State) -> bool:
