@@ -23,6 +23,7 @@ from rl.config.schema import Config, Device
 from rl.config.validate import find_problems
 from rl.data.cursor import prompt_cursor
 from rl.data.prompts import drop_long_prompts, load_prompts
+from rl.data.rows import recorded_prompt_type
 from rl.data.templates import TEMPLATES
 from rl.errors import ConfigError, DataError, ModelError, RewardError, ToolError, unknown_name
 from rl.rewards.registry import load_rewards
@@ -54,6 +55,7 @@ def preflight(config: Config) -> list[Prompt]:
         CheckpointError: The run to resume had another seed or other prompts.
     """
     raise_errors(inspect_run(config, is_strict=True))
+    _log_warnings(_prompt_type_problems(config))
     training = config.megatron_training
     prompts = load_prompts(Path(training.data_path), training.dataset_additional_keys)
     dialog = load_dialog(config)
@@ -81,6 +83,7 @@ def preflight_sft(config: Config) -> None:
             *_memory_problems(config, with_engines=False),
         ]
     )
+    _log_warnings(_prompt_type_problems(config))
 
 
 def preflight_evaluation(config: Config) -> None:
@@ -103,6 +106,7 @@ def preflight_evaluation(config: Config) -> None:
     if not config.megatron_training.test_data_path:
         problems.append(error("megatron_training.test_data_path: must name held-out prompts, got nothing. Set a file."))
     raise_errors(problems)
+    _log_warnings(_prompt_type_problems(config))
 
 
 def inspect_run(config: Config, given: frozenset[str] = frozenset(), *, is_strict: bool) -> list[Problem]:
@@ -127,6 +131,7 @@ def inspect_run(config: Config, given: frozenset[str] = frozenset(), *, is_stric
         problems += resume_problems(config, "train")
         problems += _memory_problems(config)
     problems += _data_problems(config, ("data_path", "test_data_path"), is_strict=is_strict)
+    problems += _prompt_type_problems(config)
     problems += _model_problems(config, is_strict=is_strict)
     return problems
 
@@ -217,6 +222,24 @@ def _data_problems(config: Config, keys: tuple[str, ...], *, is_strict: bool) ->
             load_prompts(Path(path), training.dataset_additional_keys)
         except DataError as failure:
             yield error(f"megatron_training.{key}: {failure}")
+
+
+def _prompt_type_problems(config: Config) -> Iterator[Problem]:
+    """The `prompt_type` that rows were preprocessed for against the one they are rendered with."""
+    training, prompt_type = config.megatron_training, config.rl_config.prompt_type
+    for key in ("data_path", "test_data_path"):
+        path = getattr(training, key)
+        noted = recorded_prompt_type(Path(path)) if path else None
+        if noted not in (None, prompt_type):
+            yield warning(
+                f"megatron_training.{key}: its rows were preprocessed for prompt_type '{noted}', got "
+                f"rl_config.prompt_type '{prompt_type}'. Set rl_config.prompt_type={noted}, or preprocess them again."
+            )
+
+
+def _log_warnings(problems: Iterator[Problem]) -> None:
+    for problem in problems:
+        logger.warning("%s", problem.text)
 
 
 def _model_problems(config: Config, *, is_strict: bool) -> Iterator[Problem]:

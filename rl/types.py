@@ -134,6 +134,8 @@ class TokenSequence:
     """Log-probs of the engine for sampled tokens, 0.0 elsewhere."""
     spans: list[Span] = field(default_factory=list)
     prompt_length: int = 0
+    results_length: int = 0
+    """Tokens of the prompt that belong to the response: the results of the turn before, where history was rewritten."""
 
     def __post_init__(self) -> None:
         if not self.loss_mask:
@@ -160,8 +162,8 @@ class TokenSequence:
 
     @property
     def response_length(self) -> int:
-        """Tokens after the prompt, sampled or not."""
-        return len(self.token_ids) - self.prompt_length
+        """Tokens after the prompt, sampled or not, and those of `results_length`."""
+        return len(self.token_ids) - self.prompt_length + self.results_length
 
     @property
     def num_sampled(self) -> int:
@@ -215,7 +217,11 @@ class Trajectory:
 
     @property
     def response_length(self) -> int:
-        """Tokens after the prompt, sampled or not, over all sequences."""
+        """Tokens sampled in all turns, and those put between them (results, headers), each once.
+
+        What `max_total_response_length` bounds, `response_length/*` shows and the overlong term punishes. Where the
+        chat template rewrites history, what a later sequence repeats of an earlier one does not count again.
+        """
         return sum(s.response_length for s in self.sequences)
 
     @property

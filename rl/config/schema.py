@@ -293,7 +293,7 @@ class RLConfig:
     max_parallel_calls: int = 1
     """Calls executed of one turn, all at once; further ones get an error result and are not counted."""
     max_total_response_length: int = 2048
-    """Tokens of all turns and tool results."""
+    """Tokens of all turns and of what stands between them (tool results, headers), each counted once."""
     max_tool_response_length: int = 256
     """Tokens of one tool result."""
     tool_response_truncate_side: TruncateSide = TruncateSide.MIDDLE
@@ -421,12 +421,14 @@ class DatasetConfig:
     data_source: str = ""
     """Source of rows that have no column for it; by default the stem of the input."""
     dataset_additional_keys: list[str] = field(default_factory=list)
-    """Further columns to keep, for rewards."""
+    """Further columns to keep, for rewards; lists and records are stored as JSON text."""
     drop_duplicates: bool = False
     """Keep one of the rows with equal messages, ground truth and source."""
+    skip_bad_rows: bool = False
+    """Leave out the rows that cannot be used, and count them; else the first of them ends it."""
     prompt_type: str = "empty"
     """Template in `rl.data.templates.TEMPLATES` that the rows are meant for. It is rendered at run time, from
-    `rl_config.prompt_type`; here it is only recorded with the rows."""
+    `rl_config.prompt_type`; here it is recorded with the rows, and a run with another one warns."""
     seed: int = 1234
     """Of the shuffle before the split."""
     test_size: int = 0

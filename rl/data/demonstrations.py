@@ -8,7 +8,7 @@ import torch
 
 from rl.data.prompts import load_prompts
 from rl.data.renderer import Renderer
-from rl.errors import DataError
+from rl.errors import DataError, ModelError
 from rl.types import Sample
 
 
@@ -24,23 +24,27 @@ def load_demonstrations(path: Path, renderer: Renderer, max_length: int) -> list
 
     Returns:
         Samples whose mask is 1 on the assistant's tokens, the end of each of its turns included; one for each row, or
-        several where the chat template rewrites history.
+        several where the chat template rewrites history. They are what a rollout puts together that says the same.
 
     Raises:
-        DataError: A file or row is malformed, too long, or has nothing to learn from.
+        DataError: A file or row is malformed, too long, has nothing to learn from, or the chat template refuses it.
     """
     samples = []
-    for row, prompt in enumerate(load_prompts(path), start=1):
+    for prompt in load_prompts(path):
+        where = f"{path}: row {prompt.id.rpartition('-')[2]}"
         if prompt.messages[0]["role"] == "assistant":
-            raise DataError(f"{path}: row {row} begins with the assistant. Put what it answers in front.")
-        sequences = renderer.render_demonstration(prompt.messages)
+            raise DataError(f"{where} begins with the assistant. Put what it answers in front.")
+        try:
+            sequences = renderer.render_demonstration(prompt.messages)
+        except ModelError as error:
+            raise DataError(f"{where}: {error}") from error
         if not sequences:
-            raise DataError(f"{path}: row {row} has no assistant message, so nothing to learn from. Remove the row.")
+            raise DataError(f"{where} has no assistant message, so nothing to learn from. Remove the row.")
         for token_ids, mask in sequences:
             if len(token_ids) > max_length:
                 raise DataError(
-                    f"{path}: row {row} has {len(token_ids)} tokens, more than megatron_training.seq_length "
-                    f"{max_length}. Shorten it or raise the limit."
+                    f"{where} has {len(token_ids)} tokens, more than megatron_training.seq_length {max_length}. "
+                    "Shorten it or raise the limit."
                 )
             samples.append(_to_sample(prompt.id, token_ids, mask))
     return samples

@@ -1,38 +1,80 @@
-"""Encodes rendered text, where text of the environment is broken up so that it holds no special token.
+"""Encodes rendered text so that only the chat template, and never a text of the data, can write a control token.
 
-An added token spelled out in it (`<|im_end|>` printed by a program) is encoded as the plain text it is.
+A text of the data is broken up before the template sees it: where it spells a token such as `<|im_end|>`, a mark cuts
+the spelling in two. The rendered whole is encoded piece by piece between the marks, so the spelling becomes plain text.
 """
 
 from __future__ import annotations
 
 import re
+from collections.abc import Collection, Sequence
+from itertools import pairwise
 
 from transformers import PreTrainedTokenizerFast
 
 _BREAK = "\ufdd0"  # a Unicode noncharacter: no text means it, so it can mark where a text is cut
+_TAGS_OF_THOUGHTS = ("<think>", "</think>")
+_ANCHORS = ("\n", ".", ":", "0", "a", "|")
+_SAMPLES = ("a b", " a b")
+
+
+class Marked(str):
+    """A text whose special tokens are meant or cut already: `TextEncoder.break_up` leaves it as it is."""
+
+    __slots__ = ()
 
 
 class TextEncoder:
-    """Encodes text with one tokenizer."""
+    """Encodes text with one tokenizer.
 
-    def __init__(self, tokenizer: PreTrainedTokenizerFast) -> None:
-        self._tokenizer = tokenizer
+    Args:
+        tokenizer: The tokenizer.
+        frame: Added tokens that the chat template puts around turns. They count as control tokens, and so does each
+            added token that the tokenizer calls special.
+        spoken: Added tokens that a model says itself, in its calls: no control tokens, whatever the tokenizer calls
+            them. The tags of thoughts are none either.
+    """
+
+    def __init__(
+        self, tokenizer: PreTrainedTokenizerFast, *, frame: Collection[str] = (), spoken: Collection[str] = ()
+    ) -> None:
         tokenizer.encode("", add_special_tokens=False)  # takes truncation and padding, if any, off its backend
         self._backend = tokenizer.backend_tokenizer
-        literals = [token for token in tokenizer.get_added_vocab() if len(token) > 1 and not token.isspace()]
-        alternatives = "|".join(map(re.escape, sorted(literals, key=len, reverse=True))) or r"(?!)"
-        self._added_start = re.compile(f"(?=(?:{alternatives}))")
+        added = {t.content: i for i, t in tokenizer.added_tokens_decoder.items() if _is_marker(t.content)}
+        special = {t.content for t in tokenizer.added_tokens_decoder.values() if t.special}
+        control = (special | set(frame)) - {*_TAGS_OF_THOUGHTS, *spoken}
+        self.added_ids = frozenset(added.values())
+        """Ids of all added tokens but single characters and runs of spaces."""
+        self.control_ids = frozenset(i for text, i in added.items() if text in control)
+        """Ids that only the template may write. A tool's result may write none of `added_ids`."""
+        self._every_start = _starts_of(added)
+        self._control_start = _starts_of(control & added.keys())
+        self._anchors = self._find_anchors(tokenizer)
 
-    def break_up(self, text: str) -> str:
-        """Mark a text of the environment, to be rendered and then encoded by `encode`."""
-        return _BREAK.join(self._pieces(text))
+    def break_up(self, text: str, *, of_tool: bool = True) -> Marked:
+        """Mark a text of the data, to be rendered and then encoded by `encode`.
 
-    def encode(self, text: str) -> list[int]:
-        """Token ids of a rendered text; an added token in it is one token, unless it was broken up."""
-        return [i for piece in text.split(_BREAK) for i in self.encode_whole(piece)]
+        Args:
+            text: Any text; a `Marked` one is returned as it is.
+            of_tool: The text comes from outside, so that it may hold no added token at all. Other texts may name the
+                tags of thoughts and calls, as instructions do.
+        """
+        return text if isinstance(text, Marked) else Marked(_BREAK.join(self._pieces(text, of_tool=of_tool)))
+
+    def encode(self, text: str, *, behind: bool = False) -> list[int]:
+        """Token ids of a rendered text; an added token in it is one token, unless a mark cuts it.
+
+        Args:
+            text: The text, with marks.
+            behind: It stands behind other tokens, which stay as they are. A tokenizer that puts a space before the
+                first word, as SentencePiece does, then puts none.
+        """
+        first, *others = text.split(_BREAK)
+        ids = self._encode_behind(first)[0] if behind else self.encode_whole(first)
+        return ids + [i for piece in others for i in self._encode_behind(piece)[0]]
 
     def encode_whole(self, text: str) -> list[int]:
-        """Token ids of a text that nothing in was broken up.
+        """Token ids of a text without marks, from its beginning.
 
         By the backend alone: what transformers does around it costs half as much again, and its batches of one text go
         through a pool of threads.
@@ -41,17 +83,72 @@ class TextEncoder:
         return ids
 
     def offsets(self, text: str) -> list[tuple[int, int]]:
-        """The characters [start, end) that each token of a text of the environment covers."""
+        """The characters [start, end) that each token of a tool's result covers."""
         offsets: list[tuple[int, int]] = []
         start = 0
-        pieces = self._pieces(text)
-        encodings = self._tokenizer(pieces, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
-        for piece, covered in zip(pieces, encodings["offset_mapping"], strict=True):
-            offsets += [(start + first, start + last) for first, last in covered]
+        for piece in self._pieces(text, of_tool=True):
+            offsets += [(start + first, start + last) for first, last in self._encode_behind(piece)[1]]
             start += len(piece)
         return offsets
 
-    def _pieces(self, text: str) -> list[str]:
+    def _pieces(self, text: str, *, of_tool: bool) -> list[str]:
         text = text.replace(_BREAK, "\ufffd")
-        starts = [match.start() + 1 for match in self._added_start.finditer(text)]
-        return [text[a:b] for a, b in zip([0, *starts], [*starts, len(text)], strict=True)]
+        pattern = self._every_start if of_tool else self._control_start
+        pieces = _cut(text, [match.start() + 1 for match in pattern.finditer(text)])
+        if self._backend.normalizer is None:
+            return pieces
+        forbidden = self.added_ids if of_tool else self.control_ids
+        return [part for piece in pieces for part in self._cut_normalized(piece, forbidden)]
+
+    def _cut_normalized(self, piece: str, forbidden: Collection[int]) -> list[str]:
+        """Cut what only the tokenizer's normalizer makes a token, as NFKC does with full-width letters."""
+        ids, offsets = self._encode_behind(piece)
+        cuts = [start + 1 for i, (start, end) in zip(ids, offsets, strict=True) if i in forbidden and end - start > 1]
+        parts = _cut(piece, cuts)
+        return parts if not cuts else [p for part in parts for p in self._cut_normalized(part, forbidden)]
+
+    def _encode_behind(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
+        """Ids and offsets of a text behind other text: what an anchor in front of it leaves when it is taken off."""
+        if not text:
+            return [], []
+        for anchor, anchor_ids in self._anchors:
+            whole = self._backend.encode(anchor + text, add_special_tokens=False)
+            n = len(anchor_ids)
+            if whole.ids[:n] == anchor_ids:
+                return whole.ids[n:], [(max(a - len(anchor), 0), b - len(anchor)) for a, b in whole.offsets[n:]]
+        alone = self._backend.encode(text, add_special_tokens=False)
+        return alone.ids, alone.offsets
+
+    def _find_anchors(self, tokenizer: PreTrainedTokenizerFast) -> list[tuple[str, list[int]]]:
+        """Texts that other text can be encoded behind without any change to either.
+
+        None for a tokenizer that encodes a text in the same way wherever it stands: nothing has to be taken off.
+        """
+        end = tokenizer.eos_token
+        candidates = ([end] if isinstance(end, str) else []) + list(_ANCHORS)
+        anchors = [(text, self.encode_whole(text)) for text in candidates]
+        alone = [self.encode_whole(sample) for sample in _SAMPLES]
+        if all(
+            self.encode_whole(text + sample) == ids + sample_ids
+            for text, ids in anchors
+            for sample, sample_ids in zip(_SAMPLES, alone, strict=True)
+        ):
+            return []
+        return [(text, ids) for text, ids in anchors if all(self._decodes_to(text + s) for s in _SAMPLES)]
+
+    def _decodes_to(self, text: str) -> bool:
+        decoded: str = self._backend.decode(self.encode_whole(text), skip_special_tokens=False)
+        return decoded == text
+
+
+def _is_marker(token: str) -> bool:
+    return len(token) > 1 and not token.isspace()
+
+
+def _starts_of(tokens: Collection[str]) -> re.Pattern[str]:
+    alternatives = "|".join(map(re.escape, sorted(tokens, key=len, reverse=True))) or r"(?!)"
+    return re.compile(f"(?=(?:{alternatives}))")
+
+
+def _cut(text: str, cuts: Sequence[int]) -> list[str]:
+    return [text[a:b] for a, b in pairwise([0, *cuts, len(text)])]

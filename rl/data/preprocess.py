@@ -1,6 +1,7 @@
 """Raw data files to the rows that a run reads: messages, ground truth, data source and extra columns.
 
-Nothing is tokenized and no template is applied here: rows serve every model and every `prompt_type`.
+Nothing is tokenized and no template is applied here: rows serve every model and every `prompt_type`. Preprocessing what
+it wrote gives the same rows again.
 """
 
 from __future__ import annotations
@@ -9,7 +10,8 @@ import json
 import logging
 import os
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,24 +19,40 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from rl.config.schema import DatasetConfig
-from rl.data.prompts import COLUMNS, check_messages, iter_rows
+from rl.data.prompts import COLUMNS, read_messages
+from rl.data.rows import ARROW_ERRORS, AS_JSON, SUFFIXES, iter_rows, shorten
 from rl.data.templates import TEMPLATES
 from rl.errors import ConfigError, DataError, unknown_name
 from rl.types import Message
 
 logger = logging.getLogger(__name__)
 
+
+@dataclass(slots=True, frozen=True)
+class _Row:
+    where: str
+    """File and number, for errors."""
+    values: dict[str, Any]
+
+
 MAP_KEYS = ("prompt", "query", "response", "system", "data_source")
 """Parts of a row that `DatasetConfig.map_keys` gives a column to; `query` and `system` may be empty in a row."""
-_SUFFIXES = (".parquet", ".jsonl", ".json")
+_KINDS: dict[str, Any] = {
+    "a truth value": bool,
+    "a number": int | float,
+    "text": str,
+    "a list or record": list | dict,
+    "bytes": bytes,
+}
 _OWN_COLUMNS = (*COLUMNS, "labels")  # MindSpeed-RL calls `labels` what is `ground_truth` here
 
 
 def preprocess(config: DatasetConfig) -> Path:
     """Write `<output_prefix>.parquet`, and `<output_prefix>_test.parquet` where rows are held out.
 
-    Columns: `messages` (JSON text), `ground_truth`, `data_source` and the additional keys. An answer that is a record
-    with a `ground_truth`, as DAPO-Math-17k's `reward_model`, stands for that. The files are replaced as a whole.
+    Columns: `messages` (JSON text), `ground_truth`, `data_source` and the additional keys; lists and records in these
+    are kept as JSON text too, and `rl.data.rows` reads them back as they were. An answer that is a record with a
+    `ground_truth`, as DAPO-Math-17k's `reward_model`, stands for that. The files are replaced as a whole.
 
     Args:
         config: What to read and how (configs/datasets/*.yaml).
@@ -83,35 +101,67 @@ def _input_files(source: Path) -> Iterator[Path]:
     if not source.is_dir():
         yield source
         return
-    files = sorted(path for path in source.iterdir() if path.suffix in _SUFFIXES)
+    files = sorted(path for path in source.iterdir() if path.suffix in SUFFIXES)
     if not files:
-        raise DataError(f"{source}: the folder has no {', '.join(_SUFFIXES)} file. Correct `input`.")
+        raise DataError(f"{source}: the folder has no {', '.join(SUFFIXES)} file. Correct `input`.")
     yield from files
 
 
-def _convert_all(source: Path, config: DatasetConfig) -> list[dict[str, Any]]:
-    rows = []
+def _convert_all(source: Path, config: DatasetConfig) -> list[_Row]:
+    rows: list[_Row] = []
+    bad: list[DataError] = []
     seen: set[tuple[str, str, str]] = set()
+    kinds: dict[str, tuple[str, str]] = {}
     num_repeated = 0
+
+    def refuse(error: DataError) -> None:
+        if not config.skip_bad_rows:
+            raise DataError(f"{error} skip_bad_rows=true leaves such rows out and counts them.") from error
+        bad.append(error)
+
     for path in _input_files(source):
-        for number, raw in iter_rows(path):
-            row = _convert(f"{path}, row {number}", raw, config, default_source=config.data_source or source.stem)
+        for number, raw in iter_rows(path, refuse):
+            where = f"{path}, row {number}"
+            try:
+                row = _convert(where, raw, config, source.stem, has_filler=path.suffix == ".parquet")
+                _check_kinds(where, row, kinds)
+            except DataError as error:
+                refuse(error)
+                continue
             if config.drop_duplicates:
                 key = (row["messages"], row["ground_truth"], row["data_source"])
                 if key in seen:
                     num_repeated += 1
                     continue
                 seen.add(key)
-            rows.append(row)
+            rows.append(_Row(where, row))
+    if bad:
+        logger.warning("%s: left out %d rows that cannot be used. The first: %s", source, len(bad), bad[0])
+        if not rows:
+            raise DataError(f"{source}: none of its rows can be used. The first: {bad[0]}")
     if num_repeated:
         logger.info("%s: left out %d rows that repeat another.", source, num_repeated)
     return rows
 
 
-def _convert(where: str, row: dict[str, Any], config: DatasetConfig, *, default_source: str) -> dict[str, Any]:
+def _check_kinds(where: str, row: dict[str, Any], kinds: dict[str, tuple[str, str]]) -> None:
+    """Refuse a column that holds numbers in one row and texts in another, for example; `kinds` keeps the first."""
+    for name, value in row.items():
+        if value is None:
+            continue
+        kind = next((kind for kind, types in _KINDS.items() if isinstance(value, types)), type(value).__name__)
+        first, first_where = kinds.setdefault(name, (kind, where))
+        if kind != first:
+            raise DataError(
+                f"{where}: column '{name}' does not have one type in all rows: it holds {kind} here and {first} in "
+                f"{first_where}. Correct the row, or take the column out of dataset_additional_keys."
+            )
+
+
+def _convert(where: str, row: dict[str, Any], config: DatasetConfig, stem: str, *, has_filler: bool) -> dict[str, Any]:
     """Bring one row into the form that `rl.data.prompts.load_prompts` reads."""
     columns = config.map_keys
-    messages = _messages(where, row, columns)
+    messages = _messages(where, row, columns, has_filler=has_filler)
     answer = _lookup(where, row, columns["response"]) if columns.get("response") else ""
     if isinstance(answer, dict):
         if answer.get("ground_truth") is None:
@@ -125,26 +175,47 @@ def _convert(where: str, row: dict[str, Any], config: DatasetConfig, *, default_
     return {
         "messages": json.dumps(messages, ensure_ascii=False),
         "ground_truth": answer if isinstance(answer, str) else json.dumps(answer, ensure_ascii=False, default=str),
-        "data_source": str(source or default_source),
+        "data_source": _text(where, "data_source", source) or config.data_source or stem,
         **extra,
     }
 
 
-def _messages(where: str, row: dict[str, Any], columns: dict[str, str]) -> list[Message]:
+def _messages(where: str, row: dict[str, Any], columns: dict[str, str], *, has_filler: bool) -> list[Message]:
     prompt = _lookup(where, row, columns["prompt"])
     if not isinstance(prompt, str | list) or not prompt:
         raise DataError(f"{where}: '{columns['prompt']}' must be text or messages, got {prompt!r}. Correct the row.")
-    messages = check_messages(where, [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt)
-    query = row.get(columns.get("query", ""))
+    if isinstance(prompt, str) and not _looks_like_messages(prompt):
+        prompt = [{"role": "user", "content": prompt}]
+    messages = read_messages(where, prompt, has_filler=has_filler)
+    query, system = (_text(where, name := columns.get(key, ""), row.get(name)) for key in ("query", "system"))
     if query:
         last = messages[-1]
         if last["role"] != "user":
             raise DataError(f"{where}: a query needs a user message to stand behind, got {last['role']}.")
         messages[-1] = {**last, "content": f"{last['content']}\n{query}"}
-    system = row.get(columns.get("system", ""))
     if system and messages[0]["role"] != "system":
-        messages.insert(0, {"role": "system", "content": str(system)})
+        messages.insert(0, {"role": "system", "content": system})
     return messages
+
+
+def _looks_like_messages(prompt: str) -> bool:
+    """Whether a text is the JSON text of messages, as this module writes them."""
+    if not prompt.lstrip().startswith("["):
+        return False
+    try:
+        value = json.loads(prompt)
+    except (ValueError, RecursionError):
+        return False
+    return isinstance(value, list) and bool(value) and all(isinstance(m, dict) and "role" in m for m in value)
+
+
+def _text(where: str, column: str, value: Any) -> str:
+    """A part of a row that may be missing."""
+    if value is None:
+        return ""
+    if not isinstance(value, str | int | float):
+        raise DataError(f"{where}: '{column}' must be text, got {shorten(value)}. Correct the row.")
+    return str(value)
 
 
 def _lookup(where: str, row: dict[str, Any], column: str) -> Any:
@@ -158,20 +229,55 @@ def _lookup(where: str, row: dict[str, Any], column: str) -> Any:
     return value
 
 
-def _write(path: Path, rows: list[dict[str, Any]], prompt_type: str) -> None:
+def _write(path: Path, rows: Sequence[_Row], prompt_type: str) -> None:
     """Write a parquet file under another name and move it into place, so that no half file is ever found."""
-    try:
-        table = pa.Table.from_pylist(rows)
-    except (pa.ArrowException, OverflowError) as error:
-        raise DataError(f"{path}: a column does not have one type in all rows ({error}). Correct the input.") from error
-    table = table.replace_schema_metadata({"prompt_type": prompt_type})
+    fields, arrays = zip(*(_column(name, rows) for name in rows[0].values), strict=True)
+    table = pa.Table.from_arrays(arrays, schema=pa.schema(fields, metadata={"prompt_type": prompt_type}))
+    part = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        part = path.with_name(f".{path.name}.{os.getpid()}")
-        pq.write_table(table, part)
+        with part.open("wb") as file:  # a path is taken for an address where it has a colon
+            pq.write_table(table, file)
         part.replace(path)
     except OSError as error:
         raise ConfigError(
             f"output_prefix: cannot write {path} ({error.strerror or error}). Choose a folder that can be written."
         ) from error
+    except pa.ArrowException as error:
+        part.unlink(missing_ok=True)
+        raise DataError(
+            f"{path}: parquet cannot keep a column ({error}). Take it out of dataset_additional_keys."
+        ) from error
     logger.info("%s: %d rows.", path, len(rows))
+
+
+def _column(name: str, rows: Sequence[_Row]) -> tuple[pa.Field, pa.Array]:
+    """A column's type and values; lists and records as JSON text, unless they hold what JSON does not, as images do."""
+    values = [row.values[name] for row in rows]
+    texts = _as_json(values)
+    try:
+        array = pa.array(values if texts is None else texts)
+    except ARROW_ERRORS as error:
+        where = next((row.where for row, value in zip(rows, values, strict=True) if not _fits(value)), rows[0].where)
+        raise DataError(
+            f"{where}: parquet cannot keep column '{name}' ({error}). Correct the row, or take the column out of "
+            "dataset_additional_keys."
+        ) from error
+    return pa.field(name, array.type, metadata=None if texts is None else AS_JSON), array
+
+
+def _as_json(values: Sequence[Any]) -> list[str | None] | None:
+    if not any(isinstance(value, list | dict) for value in values):
+        return None
+    try:
+        return [None if value is None else json.dumps(value, ensure_ascii=False) for value in values]
+    except TypeError:
+        return None
+
+
+def _fits(value: Any) -> bool:
+    try:
+        pa.array([value])
+    except ARROW_ERRORS:
+        return False
+    return True

@@ -5,14 +5,12 @@ from __future__ import annotations
 import json
 import logging
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
-import pyarrow as pa
-import pyarrow.parquet as pq
-
-from rl.errors import DataError
+from rl.data.rows import decode_json, iter_rows, shorten
+from rl.errors import DataError, ModelError
 from rl.types import Message, Prompt
 
 logger = logging.getLogger(__name__)
@@ -49,36 +47,6 @@ def load_prompts(path: str | Path, additional_keys: Sequence[str] = ()) -> list[
     return [_to_prompt(path, number, row, required) for number, row in iter_rows(path)]
 
 
-def iter_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Read a table file row by row.
-
-    Args:
-        path: .parquet; .jsonl, one object a line, blank lines skipped; or .json, a list of objects.
-
-    Yields:
-        Number of the row, from 1 (of the line, in a .jsonl file), and the row; at least one.
-
-    Raises:
-        DataError: The file is missing, unreadable, empty or of another type, or a row is no object.
-    """
-    if not path.is_file():
-        raise DataError(f"{path}: no such data file. Run `python -m rl preprocess`, or correct the path.")
-    readers = {".parquet": _read_parquet, ".jsonl": _read_jsonl, ".json": _read_json}
-    if path.suffix not in readers:
-        raise DataError(f"{path}: unknown file type '{path.suffix}'. Give one of {', '.join(readers)}.")
-    is_empty = True
-    try:
-        for number, row in readers[path.suffix](path):
-            if not isinstance(row, dict):
-                raise DataError(f"{path}, row {number}: must be an object, got {_shorten(row)}. Correct the row.")
-            is_empty = False
-            yield number, row
-    except UnicodeDecodeError as error:
-        raise DataError(f"{path}: not UTF-8 text ({error.reason} at byte {error.start}). Convert it.") from error
-    if is_empty:
-        raise DataError(f"{path}: the file has no rows. Check what wrote it.")
-
-
 def id_in_epoch(row_id: str, epoch: int) -> str:
     """Name of a row at one of its visits: `train-7` in the first epoch, `train-7@2` in the third.
 
@@ -97,41 +65,50 @@ def row_of(name: str) -> str:
     return re.sub(r"@\d+$", "", name)
 
 
-def check_messages(where: str, messages: Any) -> list[Message]:
-    """Check the form of a conversation and drop the null fields that a columnar file fills in.
+def read_messages(where: str, value: Any, *, has_filler: bool = False) -> list[Message]:
+    """Check the form of a conversation.
+
+    Null fields of messages and calls are dropped; a null among the arguments of a call is a value like another.
 
     Args:
         where: File and row, for the error.
-        messages: What should be a list of messages.
+        value: What should be a list of messages, or its JSON text.
+        has_filler: It comes from records of a columnar file, which has a null for each field that another row has:
+            nulls among arguments are dropped too.
 
     Returns:
-        The messages without null fields.
+        The messages.
 
     Raises:
         DataError: It is not a non-empty list of messages with a known role, text content and well-formed calls.
     """
-    if not isinstance(messages, list) or not messages:
-        raise DataError(f"{where}: `messages` must be a non-empty list, got {_shorten(messages)}. Correct the row.")
-    checked: list[Message] = []
-    for index, message in enumerate(messages):
-        if not isinstance(message, dict):
-            raise DataError(f"{where}: message {index} must be an object, got {_shorten(message)}. Correct the row.")
-        message = _without_nulls(message)
-        role, content = message.get("role"), message.get("content")
-        if role not in ROLES:
+    if isinstance(value, str):
+        value, has_filler = decode_json(where, value, what="`messages` is text but "), False
+    if not isinstance(value, list) or not value:
+        raise DataError(f"{where}: `messages` must be a non-empty list, got {shorten(value)}. Correct the row.")
+    return [_checked_message(where, index, message, has_filler) for index, message in enumerate(value)]
+
+
+def _checked_message(where: str, index: int, message: Any, has_filler: bool) -> Message:
+    if not isinstance(message, dict):
+        raise DataError(f"{where}: message {index} must be an object, got {shorten(message)}. Correct the row.")
+    message = _without_nulls(message)
+    role, content, calls = (message.get(key) for key in ("role", "content", "tool_calls"))
+    if role not in ROLES:
+        raise DataError(
+            f"{where}: message {index} has role {role!r}. Use one of {', '.join(ROLES)}, as OpenAI's messages do."
+        )
+    has_calls = role == "assistant" and bool(calls)
+    if not isinstance(content, str) and not (content is None and has_calls):
+        raise DataError(f"{where}: message {index} must have text content, got {shorten(content)}. Correct it.")
+    if has_calls:
+        if not (isinstance(calls, list) and all(_is_call(where, call) for call in calls)):
             raise DataError(
-                f"{where}: message {index} has role {role!r}. Use one of {', '.join(ROLES)}, as OpenAI's messages do."
-            )
-        has_calls = role == "assistant" and bool(message.get("tool_calls"))
-        if not isinstance(content, str) and not (content is None and has_calls):
-            raise DataError(f"{where}: message {index} must have text content, got {_shorten(content)}. Correct it.")
-        if has_calls and not (isinstance(calls := message["tool_calls"], list) and all(map(_is_call, calls))):
-            raise DataError(
-                f"{where}: message {index} has tool_calls {_shorten(calls)}. Write a list of "
+                f"{where}: message {index} has tool_calls {shorten(calls)}. Write a list of "
                 '{"type": "function", "function": {"name": TEXT, "arguments": OBJECT}}.'
             )
-        checked.append(message)
-    return checked
+        message["tool_calls"] = [_without_filler(call, has_filler) for call in calls]
+    return message
 
 
 def drop_long_prompts(
@@ -148,9 +125,9 @@ def drop_long_prompts(
         The prompts of at most `max_prompt_length` tokens, in order, and the number of those dropped.
 
     Raises:
-        DataError: None is left.
+        DataError: None is left, or the chat template refuses one.
     """
-    lengths = [len(renderer.render_prompt(prompt.messages)) for prompt in prompts]
+    lengths = [_length(prompt, renderer) for prompt in prompts]
     kept = [prompt for prompt, length in zip(prompts, lengths, strict=True) if length <= max_prompt_length]
     num_dropped = len(prompts) - len(kept)
     if not kept:
@@ -167,81 +144,58 @@ def drop_long_prompts(
     return kept, num_dropped
 
 
+def _length(prompt: Prompt, renderer: _PromptRenderer) -> int:
+    try:
+        return len(renderer.render_prompt(prompt.messages))
+    except ModelError as error:
+        raise DataError(f"row {prompt.id}: {error}") from error
+
+
 def _to_prompt(path: Path, number: int, row: dict[str, Any], required: Sequence[str]) -> Prompt:
     where = f"{path}, row {number}"
     for key in (*COLUMNS, *required):
         if row.get(key) is None:
             got = "null" if key in row else f"columns {', '.join(row) or 'none'}"
             raise DataError(f"{where}: needs a value in column '{key}', got {got}. Run `python -m rl preprocess`.")
-    messages, truth = row["messages"], row["ground_truth"]
-    if isinstance(messages, str):
-        try:
-            messages = json.loads(messages)
-        except json.JSONDecodeError as error:
-            raise DataError(f"{where}: `messages` is text but not JSON ({error}). Correct the row.") from error
+    truth = row["ground_truth"]
     return Prompt(
         id=f"{path.stem}-{number}",
-        messages=check_messages(where, messages),
+        messages=read_messages(where, row["messages"], has_filler=path.suffix == ".parquet"),
         ground_truth=truth if isinstance(truth, str) else json.dumps(truth, ensure_ascii=False, default=str),
         data_source=str(row["data_source"]),
         extra={key: value for key, value in row.items() if key not in COLUMNS},
     )
 
 
-def _read_parquet(path: Path) -> Iterator[tuple[int, Any]]:
-    try:
-        batches = pq.ParquetFile(path).iter_batches()
-        yield from enumerate((row for batch in batches for row in batch.to_pylist()), start=1)
-    except (pa.ArrowException, OSError) as error:
-        raise DataError(f"{path}: cannot be read as parquet ({error}). Write it again.") from error
-
-
-def _read_jsonl(path: Path) -> Iterator[tuple[int, Any]]:
-    # Rows end at "\n" alone: a line separator inside a JSON string (U+2028) is no end of a row.
-    with path.open(encoding="utf-8", newline="\n") as lines:
-        for number, line in enumerate(lines, start=1):
-            if not line.strip():
-                continue
-            try:
-                yield number, json.loads(line)
-            except json.JSONDecodeError as error:
-                raise DataError(
-                    f"{path}, row {number}: not JSON ({error}), got {_shorten(line)}. Correct it."
-                ) from error
-
-
-def _read_json(path: Path) -> Iterator[tuple[int, Any]]:
-    try:
-        rows = json.loads(path.read_text(encoding="utf-8") or "[]")
-    except json.JSONDecodeError as error:
-        raise DataError(f"{path}: not JSON ({error}). One object a line is .jsonl.") from error
-    if not isinstance(rows, list):
-        raise DataError(f"{path}: must be a list of objects, got {type(rows).__name__}. Use .jsonl or a list.")
-    yield from enumerate(rows, start=1)
-
-
-def _is_call(call: Any) -> bool:
+def _is_call(where: str, call: Any) -> bool:
     """Whether chat templates can render it; arguments may be an object's JSON text."""
     function = call.get("function", call) if isinstance(call, dict) else None
     if not isinstance(function, dict) or not isinstance(function.get("name"), str):
         return False
     arguments = function.get("arguments")
-    if isinstance(arguments, str):
-        try:
-            arguments = json.loads(arguments)
-        except json.JSONDecodeError:
-            return False
+    try:
+        arguments = decode_json(where, arguments) if isinstance(arguments, str) else arguments
+        json.dumps(arguments)
+    except (DataError, TypeError):  # a date or bytes of a columnar file are no JSON
+        return False
     return isinstance(arguments, dict)
 
 
-def _without_nulls(value: Any) -> Any:
+def _without_filler(call: dict[str, Any], has_filler: bool) -> dict[str, Any]:
+    """A call without null fields, and where a columnar file filled in nulls, without those of its arguments."""
+    call = _without_nulls(call)
+    if isinstance(call.get("function"), dict):
+        return {**call, "function": _without_filler(call["function"], has_filler)}
+    return {key: _without_nulls_inside(value) if has_filler else value for key, value in call.items()}
+
+
+def _without_nulls(record: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in record.items() if value is not None}
+
+
+def _without_nulls_inside(value: Any) -> Any:
     if isinstance(value, dict):
-        return {key: _without_nulls(item) for key, item in value.items() if item is not None}
+        return {key: _without_nulls_inside(item) for key, item in value.items() if item is not None}
     if isinstance(value, list):
-        return [_without_nulls(item) for item in value]
+        return [_without_nulls_inside(item) for item in value]
     return value
-
-
-def _shorten(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 80 else text[:77] + "..."

@@ -17,6 +17,7 @@ from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 from rl.config.schema import Config
+from rl.data.ledger import Ledger
 from rl.data.renderer import Renderer
 from rl.errors import RolloutError
 from rl.interfaces import Engine
@@ -25,7 +26,6 @@ from rl.tools.parsers import Parser, is_thinking
 from rl.tools.truncate import truncate_tokens
 from rl.types import (
     FinishReason,
-    Message,
     Prompt,
     Sampling,
     StopReason,
@@ -74,12 +74,12 @@ class _State:
     sample_index: int
     sampling: Sampling
     session: Session | None
-    sequences: list[TokenSequence]
-    limit: int
-    """Tokens the context may reach: prompt and everything after it."""
+    ledger: Ledger
+    max_context: int
+    """Tokens a context may reach: prompt and everything after it."""
+    max_response: int
+    """Tokens the response may reach, as `Trajectory.response_length` counts them."""
     turns: list[Turn] = field(default_factory=list)
-    messages: list[Message] = field(default_factory=list)
-    """The conversation up to the current turn, for a template that rewrites history."""
     num_calls: int = 0
     """Calls given to tools so far."""
     thought: str = ""
@@ -93,11 +93,15 @@ class _State:
 
     @property
     def sequence(self) -> TokenSequence:
-        return self.sequences[-1]
+        return self.ledger.sequence
 
     @property
     def room(self) -> int:
-        return self.limit - len(self.sequence.token_ids)
+        return self.room_behind(len(self.sequence.token_ids), self.ledger.response_length)
+
+    def room_behind(self, context_length: int, response_length: int) -> int:
+        """Tokens that may still follow behind a context."""
+        return min(self.max_context - context_length, self.max_response - response_length)
 
 
 class AgentLoop:
@@ -133,10 +137,10 @@ class AgentLoop:
     async def run(self, prompt: Prompt, sample_index: int, sampling: Sampling) -> Trajectory:
         """Run one trajectory to its end. A dead engine, a deadline or a broken service is its `StopReason`.
 
-        With prompt length p, the context of a trajectory may reach L = min(max_model_len, p +
-        max_total_response_length) tokens, without `multi_turn_enable` max_model_len. A turn may sample
-        min(L - tokens so far - final_answer_reserve, max_tokens) of them, the final turn min(L - tokens so far,
-        max_tokens). A turn is the final one when `max_tool_calls` calls have been given to tools (malformed ones
+        With context length c and response length r so far (`Trajectory.response_length`), there is room for
+        R = min(max_model_len - c, max_total_response_length - r) tokens, without `multi_turn_enable` for
+        max_model_len - c. A turn may sample min(R - final_answer_reserve, max_tokens) of them, the final turn
+        min(R, max_tokens). A turn is the final one when `max_tool_calls` calls have been given to tools (malformed ones
         count: so turns are bounded), when no more than the reserve is left, or when the turn before was cut by length
         and, there being a reserve, closed by force.
 
@@ -150,13 +154,10 @@ class AgentLoop:
             The trajectory, not yet scored.
         """
         start = time.monotonic()
-        token_ids = self._renderer.render_prompt(prompt.messages)
-        limit = self._max_model_len
-        if self._rl.multi_turn_enable:
-            limit = min(limit, len(token_ids) + self._rl.max_total_response_length)
+        ledger = Ledger(self._renderer, prompt.messages)
+        max_response = self._rl.max_total_response_length if self._rl.multi_turn_enable else self._max_model_len
         session = self._toolbox.open_session(f"{prompt.id}/{sample_index}") if self._toolbox else None
-        state = _State(prompt, sample_index, sampling, session, [TokenSequence(token_ids)], limit)
-        state.messages = list(prompt.messages)
+        state = _State(prompt, sample_index, sampling, session, ledger, self._max_model_len, max_response)
         try:
             stop_reason = await self._run_in_time(state)
         finally:
@@ -165,7 +166,7 @@ class AgentLoop:
         return Trajectory(
             prompt=prompt,
             sample_index=sample_index,
-            sequences=state.sequences,
+            sequences=ledger.sequences,
             turns=state.turns,
             stop_reason=stop_reason,
             wall_s=time.monotonic() - start,
@@ -304,43 +305,21 @@ class AgentLoop:
         """
         cap = self._rl.max_tool_response_length
         while True:
-            num_kept, added = self._next_context(state, turn)
-            length = num_kept + len(added)
-            excess = length - (state.limit - max(self._rl.final_answer_reserve, 1))
+            addition = state.ledger.answer([result.text for result in turn.results])
+            room = state.room_behind(addition.context_length, state.ledger.response_length + addition.num_results)
+            excess = max(self._rl.final_answer_reserve, 1) - room
             if excess <= 0 or cap == 0:
                 break
             cap = max(cap - math.ceil(excess / len(texts)), 0)
             self._set_texts(turn, texts, cap)
-        if length >= state.limit:
+        if room <= 0:
             return False
-        if num_kept:
-            state.sequence.append_context(added)
-        else:
-            state.sequences.append(TokenSequence(added))
-        if self._renderer.rewrites_history:
-            state.messages += self._as_messages(turn)
+        state.ledger.append(addition)
         return True
-
-    def _next_context(self, state: _State, turn: Turn) -> tuple[int, list[int]]:
-        """The next turn's context: how many tokens of the sequence so far it keeps (all or none), and the others."""
-        token_ids = state.sequence.token_ids
-        if self._renderer.rewrites_history:
-            context = self._renderer.render_prompt(state.messages + self._as_messages(turn))
-            num_kept = len(token_ids) if context[: len(token_ids)] == token_ids else 0
-            return num_kept, context[num_kept:]
-        texts = [result.text for result in turn.results]
-        return len(token_ids), self._renderer.render_tool_results(texts, closed=self._is_closed(state))
-
-    def _as_messages(self, turn: Turn) -> list[Message]:
-        said = {"role": "assistant", "content": self._renderer.strip_end_of_turn(turn.text)}
-        return [said, *({"role": "tool", "content": result.text} for result in turn.results)]
-
-    def _is_closed(self, state: _State) -> bool:
-        return state.sequence.token_ids[-1:] == self._renderer.close_turn_ids
 
     def _force_last_word(self, state: _State) -> bool:
         """Close a turn that ran into the reserve and open the final one; false where nothing was kept back for it."""
-        header = self._renderer.render_header(closed=self._is_closed(state))
+        header = self._renderer.render_header(closed=state.ledger.is_closed)
         if self._rl.final_answer_reserve == 0 or len(header) >= state.room:
             return False
         state.sequence.append_context(header)

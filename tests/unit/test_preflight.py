@@ -11,7 +11,8 @@ import pytest
 from safetensors.torch import save
 
 from rl.config.correction import RolloutCorrection
-from rl.config.schema import Config, Device
+from rl.config.schema import Config, DatasetConfig, Device
+from rl.data.preprocess import preprocess
 from rl.errors import ConfigError, DataError
 from rl.preflight import inspect_run, preflight, preflight_evaluation, preflight_sft
 from tests.tiny import make_tiny_model
@@ -65,6 +66,29 @@ def test_preflight_warns_of_tool_settings_without_effect(
     preflight(config)
     assert "tools[1].config.num_workers: has no effect, 'code_interpreter' is asynchronous" in caplog.text
     assert any("num_workers: has no effect" in problem.text for problem in inspect_run(config, is_strict=False))
+
+
+def test_preflight_warns_of_rows_for_another_prompt_type(
+    config: Config, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    dataset = DatasetConfig(
+        input=config.megatron_training.data_path,
+        output_prefix=str(tmp_path / "for_retool"),
+        map_keys={"prompt": "messages", "response": "ground_truth"},
+        prompt_type="qwen_retool",
+    )
+    config.megatron_training.data_path = str(preprocess(dataset))
+    text = (
+        "megatron_training.data_path: its rows were preprocessed for prompt_type 'qwen_retool', got "
+        "rl_config.prompt_type 'qwen'. Set rl_config.prompt_type=qwen_retool"
+    )
+    for check in (preflight, preflight_sft):
+        caplog.clear()
+        check(config)
+        assert text in caplog.text
+    assert any(text in problem.text for problem in inspect_run(config, is_strict=False))
+    config.rl_config.prompt_type = "qwen_retool"
+    assert not any("preprocessed for" in problem.text for problem in inspect_run(config, is_strict=False))
 
 
 def test_preflight_says_when_no_prompt_is_short_enough(config: Config) -> None:

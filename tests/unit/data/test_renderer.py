@@ -193,10 +193,10 @@ def test_render_tool_results_follows_the_template_whatever_it_does_to_a_text(
     @settings(max_examples=50, deadline=None)
     @given(st.lists(results, min_size=1, max_size=3))
     def follows(texts: list[str]) -> None:
-        assert renderer._tool_turn(texts) == renderer._rendered_tool_turn(texts)
+        assert renderer._template.tool_turn(texts) == renderer._template.rendered_tool_turn(texts)
 
     follows()
-    assert all((frame is not None) is is_verbatim for frame in renderer._frames.values())
+    assert all((frame is not None) is is_verbatim for frame in renderer._template._frames.values())
 
 
 def test_render_header_closes_a_turn_and_opens_the_next(renderer: Renderer):

@@ -290,6 +290,26 @@ async def test_agent_loop_starts_a_new_sequence_where_the_template_rewrites_hist
     assert engine.requests[1].token_ids == second.token_ids[:12]
 
 
+@pytest.mark.parametrize(
+    ("limit", "last", "reason"), [(12, [14, 2], StopReason.FINISHED), (11, [14], StopReason.LENGTH)]
+)
+async def test_agent_loop_counts_a_response_once_where_the_template_rewrites_history(limit, last, reason):
+    # 6 sampled, 4 of the result's turn (<tool> one <end> <assistant>), 2 sampled: 12.
+    engine = ScriptedEngine([said([14, 13, *CALL_1, 2]), said([14, 2])])
+    config = make_config(max_total_response_length=limit)
+    trajectory = await run(engine, answering("one"), config, forgetful=True)
+    first, second = trajectory.sequences
+    assert second.token_ids == [*PROMPT_IDS, 16, 18, 17, 2, 4, 21, 2, 3, *last]
+    assert (first.response_length, second.response_length) == (6, 4 + len(last))
+    assert (trajectory.response_length, trajectory.stop_reason) == (limit, reason)
+
+
+async def test_agent_loop_keeps_a_sampled_special_token_where_the_template_rewrites_history():
+    engine = ScriptedEngine([said([13, *CALL_1, 4, 2]), said([14, 2])])
+    trajectory = await run(engine, answering("one"), make_config(), forgetful=True)
+    assert trajectory.sequences[1].token_ids[:13] == [*PROMPT_IDS, 16, 18, 17, 4, 2, 4, 21, 2, 3]
+
+
 async def test_agent_loop_replaces_what_is_no_text_in_a_result():
     engine = ScriptedEngine([said([*CALL_1, 2]), said([2])])
     trajectory = await run(engine, answering("one \ud800"), make_config())

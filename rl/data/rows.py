@@ -1,0 +1,239 @@
+"""Rows of a data file, one by one. What cannot be read is told with file, row and cure, whatever a library raises."""
+
+from __future__ import annotations
+
+import codecs
+import json
+import re
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NoReturn
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from rl.errors import DataError
+
+SUFFIXES = (".parquet", ".jsonl", ".json")
+"""Types of files that can be read."""
+AS_JSON = {"turnwise": "json"}
+"""Metadata of a parquet column of text whose values are JSON: lists and records, which parquet itself cannot keep as
+they are (it fills in nulls, and holds no empty record)."""
+_MAX_DEPTH = 100  # parquet's own limit
+_SURROGATE = re.compile("[\ud800-\udfff]")
+_ESCAPED_SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
+_DECODER = json.JSONDecoder()
+_SPACE = re.compile(r"[ \t\r\n]*")
+ARROW_ERRORS = (pa.ArrowException, ValueError, TypeError, OverflowError, KeyError)
+"""What pyarrow raises for a value that it or Python cannot hold: a number of 80 bits, a date after the year 9999."""
+
+
+def _refuse(error: DataError) -> NoReturn:
+    raise error
+
+
+def iter_rows(path: Path, on_bad: Callable[[DataError], None] = _refuse) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Read a table file row by row.
+
+    Args:
+        path: .parquet; .jsonl, one object a line, blank lines skipped; or .json, a list of objects.
+        on_bad: Called with what is wrong with a row, which is then left out; by default it is raised.
+
+    Yields:
+        Number of the row, from 1 (of the line, in a .jsonl file), and the row; at least one.
+
+    Raises:
+        DataError: The file is missing, unreadable, empty or of another type, or a row is no object.
+    """
+    if not path.is_file():
+        raise DataError(f"{path}: no such data file. Run `python -m rl preprocess`, or correct the path.")
+    readers = {".parquet": _read_parquet, ".jsonl": _read_jsonl, ".json": _read_json}
+    if path.suffix not in readers:
+        raise DataError(f"{path}: unknown file type '{path.suffix}'. Give one of {', '.join(readers)}.")
+    is_empty = True
+    try:
+        for number, row in readers[path.suffix](path):
+            is_empty = False
+            if isinstance(row, DataError):
+                on_bad(row)
+            elif not isinstance(row, dict):
+                on_bad(DataError(f"{path}, row {number}: must be an object, got {shorten(row)}. Correct the row."))
+            else:
+                yield number, row
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({error.strerror or error}). Check its permissions.") from error
+    if is_empty:
+        raise DataError(f"{path}: the file has no rows. Check what wrote it.")
+
+
+def recorded_prompt_type(path: Path) -> str | None:
+    """The `prompt_type` that `rl preprocess` noted in a parquet file; None where there is no such note."""
+    if path.suffix != ".parquet" or not path.is_file():
+        return None
+    try:
+        with path.open("rb") as file:
+            noted = (pq.read_schema(file).metadata or {}).get(b"prompt_type")
+    except (pa.ArrowException, OSError):
+        return None  # told by whoever reads the rows
+    return noted.decode(errors="replace") if noted else None
+
+
+def decode_json(where: str, text: str, *, what: str = "") -> Any:
+    """Decode a JSON text of a row.
+
+    Args:
+        where: File and row, for the error.
+        text: One JSON value.
+        what: Begins the error's sentence, for example "`messages` is text but ".
+
+    Raises:
+        DataError: It is not JSON, is nested too deeply, or holds half a surrogate pair, which is no text.
+    """
+    value, end = _decode_at(where, text, _skip_space(text, 0), what)
+    if _skip_space(text, end) != len(text):
+        raise DataError(f"{where}: {what}not JSON (there is more behind it), got {shorten(text)}. Correct it.")
+    return _checked(where, value, text, what)
+
+
+def shorten(value: Any) -> str:
+    """A value as an error shows it."""
+    text = repr(value[:80] if isinstance(value, str) else value)
+    return text if len(text) <= 80 else text[:77] + "..."
+
+
+def _decode_at(where: str, text: str, start: int, what: str = "") -> tuple[Any, int]:
+    try:
+        return _DECODER.raw_decode(text, start)
+    except RecursionError:
+        raise _too_deep(where, what) from None
+    except ValueError as error:
+        raise DataError(f"{where}: {what}not JSON ({error}), got {shorten(text[start:])}. Correct it.") from error
+
+
+def _checked(where: str, value: Any, text: str, what: str = "") -> Any:
+    """Refuse what would fail later, far from its row. Without recursion, whose depth is what is in question."""
+    if text.count("[") + text.count("{") <= _MAX_DEPTH and not _ESCAPED_SURROGATE.search(text):
+        return value
+    level = [value]
+    for _ in range(_MAX_DEPTH + 1):
+        for item in level:
+            if isinstance(item, str) and _SURROGATE.search(item):
+                raise DataError(
+                    f"{where}: {what}holds half a surrogate pair, which is no text, got {shorten(item)}. "
+                    "Write the character itself, or both halves."
+                )
+        nested = [[*item, *item.values()] if isinstance(item, dict) else item for item in level]
+        level = [inner for item in nested if isinstance(item, list) for inner in item]
+    if level:
+        raise _too_deep(where, what)
+    return value
+
+
+def _too_deep(where: str, what: str) -> DataError:
+    return DataError(f"{where}: {what}nested too deeply, more than {_MAX_DEPTH} levels. Flatten it, or remove the row.")
+
+
+def _skip_space(text: str, start: int) -> int:
+    return _SPACE.match(text, start).end()  # type: ignore[union-attr]  # matches the empty string too
+
+
+def _to_text(where: str, raw: bytes) -> str:
+    raw = raw.removeprefix(codecs.BOM_UTF8)
+    try:
+        if b"\0" not in raw:  # which JSON has not, and UTF-16 has
+            return raw.decode()
+        reason, cure = "it looks like UTF-16", "iconv -f UTF-16 -t UTF-8"
+    except UnicodeDecodeError as error:
+        reason, cure = f"{error.reason} at byte {error.start}", "iconv -f ITS_ENCODING -t UTF-8"
+        if raw.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+            reason, cure = "it looks like UTF-16", "iconv -f UTF-16 -t UTF-8"
+    raise DataError(f"{where}: not UTF-8 text ({reason}). Convert the file: {cure} OLD > NEW.")
+
+
+def _read_jsonl(path: Path) -> Iterator[tuple[int, Any]]:
+    # Rows end at "\n" alone: a line separator inside a JSON string (U+2028) is no end of a row.
+    with path.open("rb") as lines:
+        for number, line in enumerate(lines, start=1):
+            if line.removeprefix(codecs.BOM_UTF8).strip():
+                where = f"{path}, row {number}"
+                yield number, _caught(lambda: decode_json(where, _to_text(where, line)))  # noqa: B023  # called at once
+
+
+def _read_json(path: Path) -> Iterator[tuple[int, Any]]:
+    text = _to_text(str(path), path.read_bytes())
+    position, number = _skip_space(text, 0), 0
+    if position == len(text):
+        return
+    if text[position] != "[":
+        _, end = _decode_at(str(path), text, position)
+        got = shorten(text[position:end])
+        raise DataError(f"{path}: must be a list of objects, got {got}. Write a list; one object a line is .jsonl.")
+    position = _skip_space(text, position + 1)
+    while not text.startswith("]", position):
+        number += 1
+        where = f"{path}, row {number}"
+        row, end = _decode_at(where, text, position)
+        yield number, _caught(lambda: _checked(where, row, text[position:end]))  # noqa: B023  # called at once
+        position = _skip_space(text, end)
+        if text.startswith(",", position):
+            position = _skip_space(text, position + 1)
+        elif not text.startswith("]", position):
+            raise DataError(f"{where}: not JSON (neither a comma nor the list's end behind it). Correct it.")
+    if _skip_space(text, position + 1) != len(text):
+        raise DataError(f"{path}: not JSON (there is more behind the list). One list makes a .json file.")
+
+
+def _read_parquet(path: Path) -> Iterator[tuple[int, Any]]:
+    try:
+        with path.open("rb") as lines:  # a path is taken for an address where it has a colon
+            file = pq.ParquetFile(lines)
+            as_json = [field.name for field in file.schema_arrow if _is_json(field)]
+            number = 0
+            for batch in file.iter_batches():
+                for row in _batch_rows(path, batch, number):
+                    number += 1
+                    where = f"{path}, row {number}"
+                    yield number, _caught(lambda: _with_json(where, row, as_json))  # noqa: B023  # called at once
+    except (pa.ArrowException, OSError) as error:
+        raise DataError(f"{path}: cannot be read as parquet ({error}). Write it again.") from error
+
+
+def _batch_rows(path: Path, batch: pa.RecordBatch, number: int) -> list[Any]:
+    try:
+        return batch.to_pylist()
+    except ARROW_ERRORS:
+        return [
+            _caught(lambda: _single_row(f"{path}, row {number + i + 1}", batch.slice(i, 1)))  # noqa: B023
+            for i in range(batch.num_rows)
+        ]
+
+
+def _single_row(where: str, row: pa.RecordBatch) -> Any:
+    for name, column in zip(row.schema.names, row.columns, strict=True):
+        try:
+            column.to_pylist()
+        except ARROW_ERRORS as error:
+            problem = f"not UTF-8 text ({error.reason})" if isinstance(error, UnicodeDecodeError) else str(error)
+            raise DataError(f"{where}: column '{name}' holds what cannot be read: {problem}. Correct it.") from error
+    return row.to_pylist()[0]
+
+
+def _is_json(field: pa.Field) -> bool:
+    return (field.metadata or {}).items() >= {key.encode(): value.encode() for key, value in AS_JSON.items()}.items()
+
+
+def _with_json(where: str, row: Any, columns: list[str]) -> Any:
+    for name in columns if isinstance(row, dict) else ():
+        if isinstance(row[name], str):
+            row[name] = decode_json(where, row[name], what=f"column '{name}' is ")
+    if isinstance(row, DataError):
+        raise row
+    return row
+
+
+def _caught(read: Callable[[], Any]) -> Any:
+    """What a function returns, or the error that it raises."""
+    try:
+        return read()
+    except DataError as error:
+        return error
