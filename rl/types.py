@@ -203,7 +203,7 @@ class Trajectory:
     rewards: dict[str, float] = field(default_factory=dict)
     """The score of each reward function under its name, and `<name>/<metric>` for the extra metrics it returned."""
     reward_texts: dict[str, str] = field(default_factory=dict)
-    """`<name>/<key>` for what a reward function returned beside its score that is no number; to be read, not counted."""
+    """`<name>/<key>` for what a reward function returned beside its score that is no number; for the viewer."""
     turn_rewards: list[float] = field(default_factory=list)
     """What reward functions gave to each turn, weighted and summed; empty where none did."""
     kl_penalty: float = 0.0

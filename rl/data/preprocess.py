@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from rl.config.schema import DatasetConfig
-from rl.data.prompts import COLUMNS, check_messages, iter_rows
+from rl.data.prompts import COLUMNS, check_messages, ground_truth_text, iter_rows
 from rl.data.templates import TEMPLATES
 from rl.errors import ConfigError, DataError, unknown_name
 from rl.types import Message
@@ -124,7 +124,7 @@ def _convert(where: str, row: dict[str, Any], config: DatasetConfig, *, default_
     extra = {key: _lookup(where, row, key) for key in config.dataset_additional_keys if key not in _OWN_COLUMNS}
     return {
         "messages": json.dumps(messages, ensure_ascii=False),
-        "ground_truth": answer if isinstance(answer, str) else json.dumps(answer, ensure_ascii=False, default=str),
+        "ground_truth": ground_truth_text(answer),
         "data_source": str(source or default_source),
         **extra,
     }

@@ -87,7 +87,7 @@ def normalize_math(text: str) -> str:
         For example `1234 \text{m}^{2}`.
     """
     for characters, form in ((_RAISED, "^{%s}"), (_LOWERED, "_{%s}"), (_FRACTION_CHARACTER, " %s")):
-        text = characters.sub(lambda found, form=form: form % unicodedata.normalize("NFKC", found[0]), text)
+        text = _in_form(characters, form, text)
     text = normalize_unicode(text).translate(_SIGNS)
     text = text.replace(r"\!", "").replace("{,}", ",").replace(r"\$", "")
     text = " ".join(_SPACE_COMMAND.sub(" ", text).split())
@@ -112,6 +112,10 @@ def normalize_answer(text: str) -> str:
     if re.fullmatch(r"[-+]?\d+\.\d*", text):
         text = text.rstrip("0").rstrip(".")
     return _WORD.sub(lambda found: found[0].casefold(), text.removeprefix("+"))
+
+
+def _in_form(characters: re.Pattern[str], form: str, text: str) -> str:
+    return characters.sub(lambda found: form % unicodedata.normalize("NFKC", found[0]), text)
 
 
 def is_same_answer(answer: str, truth: str) -> bool:

@@ -1,4 +1,4 @@
-r"""Equality of two answers as mathematics: numbers with units by `rl.rewards.numbers`, everything else by math-verify."""
+r"""Equality of two answers as mathematics: numbers with units by `rl.rewards.numbers`, the rest by math-verify."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ def is_equal(answer: str, truth: str) -> bool:
         truth: LaTeX or plain.
 
     Returns:
-        True for the same text or number, and for what math-verify finds equal, unless symbols differ in case: math-verify
-        takes `N` and `n`, `\Delta` and `\delta` for one symbol.
+        True for the same text or number, and for what math-verify finds equal, unless symbols differ in case:
+        math-verify takes `N` and `n`, `\Delta` and `\delta` for one symbol.
 
     Source: the math-verify library.
     """

@@ -34,7 +34,29 @@ _MOST_WORDS = 6
 _SINGLE_LETTERS = frozenset("msghlLNJWVAKCF")
 """Units of one letter; any other letter behind a number is a variable."""
 _SHORT = frozenset(
-    "cm mm km nm kg mg lb lbs oz ft in yd mi hr hrs min sec ms ml mL kW kWh am pm mph kmh st nd rd th".split()
+    {
+        *(
+            "mm",
+            "cm",
+            "km",
+            "in",
+            "ft",
+            "yd",
+            "mi",
+            "mg",
+            "kg",
+            "oz",
+            "lb",
+            "lbs",
+            "ml",
+            "mL",
+            "kW",
+            "kWh",
+            "mph",
+            "kmh",
+        ),
+        *("ms", "sec", "min", "hr", "hrs", "am", "pm", "st", "nd", "rd", "th"),
+    }
 )
 """Units that may stand right behind a number without a space, where most short words are products of variables."""
 _NO_UNIT = frozenset({"and", "or", "to", "half", "halves", "thirds", "plus", "minus", "over", "mod", "sqrt", "pi"})

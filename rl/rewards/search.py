@@ -13,7 +13,6 @@ from rl.rewards.answers import answer_text, last_boxed, normalize_unicode
 from rl.rewards.truths import accepted_answers
 from rl.types import Prompt, Trajectory
 
-_ANSWER_TAG = re.compile(r"<answer>(.*?)</answer>", re.DOTALL)
 _ARTICLES = re.compile(r"\b(a|an|the)\b")
 _TITLE = re.compile(r"^Doc \d+ \(Title: (.*)\)$", re.MULTILINE)
 
@@ -57,8 +56,8 @@ def search_f1(trajectory: Trajectory) -> dict[str, float]:
 def normalize_text(text: str) -> str:
     """Lower case, without punctuation, without the words a, an and the, white space collapsed.
 
-    Source: SQuAD's evaluation script, arXiv:1606.05250. It knows ASCII alone; here the text is first brought to one form
-    of Unicode, and punctuation is that of every script.
+    Source: SQuAD's evaluation script, arXiv:1606.05250. It knows ASCII alone; here the text is first brought to one
+    form of Unicode, and punctuation is that of every script.
     """
     text = normalize_unicode(normalize_unicode(text).casefold())
     kept = (c for c in text if c not in string.punctuation and not unicodedata.category(c).startswith("P"))
@@ -109,5 +108,8 @@ def _measure(trajectory: Trajectory) -> dict[str, float]:
 
 def _final_answer(trajectory: Trajectory) -> str:
     boxed = last_boxed(trajectory)
-    tagged = _ANSWER_TAG.findall(answer_text(trajectory))
-    return boxed if boxed is not None else (tagged[-1] if tagged else "")
+    if boxed is not None:
+        return boxed
+    before, _, _ = answer_text(trajectory).rpartition("</answer>")
+    _, opening, inside = before.rpartition("<answer>")
+    return inside.partition("</answer>")[0] if opening else ""

@@ -64,8 +64,8 @@ def opening_tags(pattern: str) -> re.Pattern[str]:
 def read_calls(text: str, tags: re.Pattern[str], read: ReadCall) -> list[ToolCall]:
     """Read calls from left to right.
 
-    Thoughts are what `rl.thoughts` says, but for tags inside a call, which belong to it. In a thought that is not closed
-    the first call becomes an error: the model has to learn that it was not run.
+    Thoughts are what `rl.thoughts` says, but for tags inside a call, which belong to it. In a thought that is not
+    closed the first call becomes an error: the model has to learn that it was not run.
 
     Args:
         text: A turn.
