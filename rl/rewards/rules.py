@@ -150,16 +150,16 @@ def task_of(prompt: Prompt) -> tuple[Any, dict[str, Any]]:
     extra = prompt.extra
     if extra.get("task") is None or extra.get("entry") is None:
         raise RewardError(
-            f"reasoning_gym: the row needs the columns task and entry, got {', '.join(extra) or 'none'}. "
+            f"the row needs the columns task and entry, got {', '.join(extra) or 'none'}. "
             "Write them with the data, or choose another rl_config.verifier_function."
         )
     entry = extra["entry"]
     try:
         entry = json.loads(entry) if isinstance(entry, str) else entry
     except ValueError as error:
-        raise RewardError(f"reasoning_gym: the column entry is not JSON ({error}). Correct the row.") from error
+        raise RewardError(f"the column entry is not JSON ({error}). Correct the row.") from error
     if not isinstance(entry, dict):
-        raise RewardError(f"reasoning_gym: the column entry must be an object, got {entry!r:.80}. Correct the row.")
+        raise RewardError(f"the column entry must be an object, got {entry!r:.80}. Correct the row.")
     return _score_function(str(extra["task"])), entry
 
 
@@ -170,4 +170,4 @@ def _score_function(task: str) -> Any:
     try:
         return get_score_answer_fn(task)
     except ValueError as error:
-        raise RewardError(f"reasoning_gym: {error}. Correct the column task.") from error
+        raise RewardError(f"{error}. Correct the column task.") from error
