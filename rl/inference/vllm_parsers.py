@@ -63,7 +63,7 @@ class VllmParser:
 
     def parse(self, text: str) -> list[ToolCall]:
         """The calls that vLLM finds; one that carries an `error` where its parser failed or missed a call."""
-        calls = self._read(without_thoughts(text))
+        calls = self._read(without_thoughts(text).strip())
         if is_thinking(text):
             start, _ = thought_spans(text)[-1]
             in_thought = (call for call in self._read(text[start + len(OPEN) :]) if call.error is None)

@@ -33,45 +33,17 @@ _UNIT = re.compile(rf"\s*{_WORD}(?:[\s/'-]+{_WORD})*\s*")
 _MOST_WORDS = 6
 _SINGLE_LETTERS = frozenset("msghlLNJWVAKCF")
 """Units of one letter; any other letter behind a number is a variable."""
-_SHORT = frozenset(
-    {
-        *(
-            "mm",
-            "cm",
-            "km",
-            "in",
-            "ft",
-            "yd",
-            "mi",
-            "mg",
-            "kg",
-            "oz",
-            "lb",
-            "lbs",
-            "ml",
-            "mL",
-            "kW",
-            "kWh",
-            "mph",
-            "kmh",
-        ),
-        *("ms", "sec", "min", "hr", "hrs", "am", "pm", "st", "nd", "rd", "th"),
-    }
-)
+_SHORT = frozenset({
+    "mm", "cm", "km", "in", "ft", "yd", "mi", "mg", "kg", "oz", "lb", "lbs", "ml", "mL", "kW", "kWh", "mph", "kmh",
+    "ms", "sec", "min", "hr", "hrs", "am", "pm", "st", "nd", "rd", "th",
+})  # fmt: skip
 """Units that may stand right behind a number without a space, where most short words are products of variables."""
 _NO_UNIT = frozenset({"and", "or", "to", "half", "halves", "thirds", "plus", "minus", "over", "mod", "sqrt", "pi"})
 _SAME_UNIT = {
-    **{"€": "euro", "eur": "euro", "£": "pound", "gbp": "pound", "¥": "yen", "₹": "rupee", "rs": "rupee", "¢": "cent"},
-    **{
-        "usd": "dollar",
-        "us": "dollar",
-        "feet": "foot",
-        "inches": "inch",
-        "lbs": "pound",
-        "lb": "pound",
-        "mph": "mile/hour",
-    },
-}
+    "€": "euro", "eur": "euro", "£": "pound", "gbp": "pound", "¥": "yen", "₹": "rupee", "rs": "rupee", "¢": "cent",
+    "usd": "dollar", "us": "dollar", "feet": "foot", "inches": "inch", "lbs": "pound", "lb": "pound",
+    "mph": "mile/hour",
+}  # fmt: skip
 
 
 @dataclass(slots=True, frozen=True)

@@ -42,11 +42,10 @@ class RewardProcess:
 
         Raises:
             TimeoutError: It takes too long.
-            RuntimeError: The function does not import.
+            RuntimeError: The function does not import, or the process died.
         """
         with self._lock:
-            if self._connection is None:
-                self._start()
+            self._started()
 
     def call(self, trajectory: Trajectory, timeout: float) -> Outcome | str:
         """Score one trajectory; blocks, so call it from a thread. Calls wait for each other.
@@ -63,7 +62,7 @@ class RewardProcess:
             RuntimeError: The function raised, with its exception as text, or the process died.
         """
         with self._lock:
-            connection = self._connection or self._start()
+            connection = self._started()
             try:
                 connection.send((trajectory, timeout))
                 if not connection.poll(timeout):
@@ -84,6 +83,15 @@ class RewardProcess:
             child.kill()
         with self._lock:
             self._stop()
+
+    def _started(self) -> Connection:
+        if self._connection is not None:
+            return self._connection
+        try:
+            return self._start()
+        except (EOFError, ConnectionError) as error:
+            self._stop()
+            raise RuntimeError("its process died while it imported the function") from error
 
     def _start(self) -> Connection:
         ours, theirs = socket.socketpair()

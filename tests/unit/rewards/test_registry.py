@@ -217,6 +217,14 @@ async def test_reward_files_import_their_neighbours(load, tmp_path, trajectory, 
     assert (scored.reward_error, list(scored.rewards.values())) == (None, [0.0, 0.0, 3.0, 3.0])
 
 
+async def test_a_file_that_ends_its_process_is_named(load, tmp_path, trajectory):
+    path = tmp_path / "ends.py"
+    path.write_text("import os, sys\nif 'pytest' not in sys.modules: os._exit(3)\ndef f(trajectory): return 1\n")
+    scored = trajectory("a", "b")
+    await load([f"{path}:f"]).score(scored)
+    assert scored.reward_error == f"{path}:f: its process died while it imported the function"
+
+
 async def test_hanging_answers_do_not_hold_the_others(load, own, trajectory):
     """Six answers that hang until the deadline, then three good ones: more than the places there are."""
     rewards = load([own("hangs")], timeout=60.0, num_processes=Config().rl_config.verifier_parallel)
