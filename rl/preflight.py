@@ -26,7 +26,8 @@ from rl.data.prompts import drop_long_prompts, load_prompts
 from rl.data.rows import recorded_prompt_type
 from rl.data.templates import TEMPLATES
 from rl.errors import ConfigError, DataError, ModelError, RewardError, ToolError, unknown_name
-from rl.rewards.registry import load_rewards
+from rl.rewards.registry import Reward, load_rewards, misspelled_kwargs
+from rl.rewards.rows import row_problems
 from rl.rollout.dialog import load_dialog
 from rl.tools.parsers import check_parser_name
 from rl.tools.registry import Toolbox, load_toolbox
@@ -99,7 +100,7 @@ def preflight_evaluation(config: Config) -> None:
         *_tool_problems(config, is_strict=True),
         *_engine_problems(config, is_strict=True),
         *_device_problems(config),
-        *_data_problems(config, ("test_data_path",), is_strict=True),
+        *_data_problems(config, ("test_data_path",), is_strict=True, with_rewards=True),
         *_model_problems(config, is_strict=True),
         *_memory_problems(config, with_actor=False),
     ]
@@ -130,7 +131,7 @@ def inspect_run(config: Config, given: frozenset[str] = frozenset(), *, is_stric
         problems += _device_problems(config)
         problems += resume_problems(config, "train")
         problems += _memory_problems(config)
-    problems += _data_problems(config, ("data_path", "test_data_path"), is_strict=is_strict)
+    problems += _data_problems(config, ("data_path", "test_data_path"), is_strict=is_strict, with_rewards=True)
     problems += _prompt_type_problems(config)
     problems += _model_problems(config, is_strict=is_strict)
     return problems
@@ -168,21 +169,38 @@ def _parser_problems(name: str) -> Iterator[Problem]:
 
 def _reward_problems(config: Config) -> Iterator[Problem]:
     rl = config.rl_config
+    for name in rl.verifier_kwargs:
+        if (problem := misspelled_kwargs(name, rl.verifier_function)) is not None:
+            yield error(problem)
+        elif name not in rl.verifier_function:
+            yield warning(
+                f"rl_config.verifier_kwargs.{name}: has no effect, because verifier_function does not name it. "
+                "Set it to null; that takes an inherited one out too."
+            )
+    for found in _rewards(config):
+        if isinstance(found, RewardError):
+            yield error(str(found))
+            continue
+        metric = rl.filter_groups_metric
+        gives_metrics = inspect.signature(found.function).return_annotation not in (float, "float")
+        if rl.filter_groups_enable and metric.startswith(f"{found.name}/") and not gives_metrics:
+            yield error(
+                f"rl_config.filter_groups_metric: {found.name} returns its score alone, got '{metric}'. "
+                f"Set {found.name}, or score."
+            )
+
+
+def _rewards(config: Config) -> Iterator[Reward | RewardError]:
+    """Each reward of the configuration, or what is wrong with it."""
+    rl = config.rl_config
     if len(rl.verifier_function) != len(rl.verifier_weight):
         return  # told by the rules between fields
     for name, weight in zip(rl.verifier_function, rl.verifier_weight, strict=True):
         kwargs = {name: rl.verifier_kwargs[name]} if name in rl.verifier_kwargs else {}
         try:
-            (reward,) = load_rewards([name], [weight], kwargs, rl.verifier_timeout).rewards
+            yield from load_rewards([name], [weight], kwargs, rl.verifier_timeout).rewards
         except RewardError as failure:
-            yield error(str(failure))
-            continue
-        metric = rl.filter_groups_metric
-        gives_metrics = inspect.signature(reward.function).return_annotation not in (float, "float")
-        if rl.filter_groups_enable and metric.startswith(f"{name}/") and not gives_metrics:
-            yield error(
-                f"rl_config.filter_groups_metric: {name} returns its score alone, got '{metric}'. Set {name}, or score."
-            )
+            yield failure
 
 
 def _tool_problems(config: Config, *, is_strict: bool) -> Iterator[Problem]:
@@ -207,7 +225,10 @@ def _service_problems(toolbox: Toolbox, *, is_strict: bool) -> Iterator[Problem]
         yield error(text) if is_strict else note(f"{text} Not checked here.")
 
 
-def _data_problems(config: Config, keys: tuple[str, ...], *, is_strict: bool) -> Iterator[Problem]:
+def _data_problems(
+    config: Config, keys: tuple[str, ...], *, is_strict: bool, with_rewards: bool = False
+) -> Iterator[Problem]:
+    """Data files, and with rewards whether these can read each row."""
     training = config.megatron_training
     if "data_path" in keys and not training.data_path:
         yield error("megatron_training.data_path: must name a data file, got nothing. Set what `rl preprocess` wrote.")
@@ -219,9 +240,14 @@ def _data_problems(config: Config, keys: tuple[str, ...], *, is_strict: bool) ->
             yield note(f"megatron_training.{key}: no file '{path}' on this machine. Not checked here.")
             continue
         try:
-            load_prompts(Path(path), training.dataset_additional_keys)
+            prompts = load_prompts(Path(path), training.dataset_additional_keys)
         except DataError as failure:
             yield error(f"megatron_training.{key}: {failure}")
+            continue
+        if with_rewards:
+            rewards = [found for found in _rewards(config) if isinstance(found, Reward)]
+            for problem in row_problems(rewards, prompts, Path(path)):
+                yield error(f"megatron_training.{key}: {problem}")
 
 
 def _prompt_type_problems(config: Config) -> Iterator[Problem]:

@@ -48,6 +48,8 @@ class ToolStatus(StrEnum):
     ERROR = "error"
     """The tool ran and failed: it raised, or the code exited with an error."""
     PARSE_ERROR = "parse_error"
+    IN_THOUGHT = "in_thought"
+    """The call stands in a thought that is not closed; not executed."""
     UNKNOWN_TOOL = "unknown_tool"
     INVALID_ARGUMENTS = "invalid_arguments"
     OVER_LIMIT = "over_limit"
@@ -80,6 +82,8 @@ class ToolCall:
     """The text as generated, without the tags around it."""
     error: str | None = None
     """Set when the call could not be parsed; `name` and `arguments` are then empty or partial."""
+    is_in_thought: bool = False
+    """The call stands in a thought that is not closed; `error` says so."""
 
 
 @dataclass(slots=True)
@@ -182,6 +186,8 @@ class Turn:
     results: list[ToolResult] = field(default_factory=list)
     generate_s: float = 0.0
     tool_s: float = 0.0
+    begins_in_thought: bool = False
+    """The chat template's header opened a thought, so the text begins inside it."""
 
 
 @dataclass(slots=True)
@@ -198,6 +204,8 @@ class Trajectory:
     """The weighted sum of the rewards; None when a reward failed, and the trajectory is then masked out."""
     rewards: dict[str, float] = field(default_factory=dict)
     """The score of each reward function under its name, and `<name>/<metric>` for the extra metrics it returned."""
+    reward_texts: dict[str, str] = field(default_factory=dict)
+    """`<name>/<key>` for what a reward function returned beside its score that is no number; for the viewer."""
     turn_rewards: list[float] = field(default_factory=list)
     """What reward functions gave to each turn, weighted and summed; empty where none did."""
     kl_penalty: float = 0.0

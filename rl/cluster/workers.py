@@ -185,6 +185,7 @@ class RolloutWorker:
             ) from error
         trajectory.score, trajectory.rewards = scored.score, scored.rewards
         trajectory.turn_rewards, trajectory.reward_error = scored.turn_rewards, scored.reward_error
+        trajectory.reward_texts = scored.reward_texts
 
     async def restart_clocks(self) -> BusySeconds:
         """Seconds since the last call in which the engine had a request, and in which a trajectory was being scored."""

@@ -145,13 +145,15 @@ def _convert_list(kind: Any, value: Any, where: str, problems: list[Problem], ro
 
 
 def _convert_dict(kind: Any, value: Any, where: str, problems: list[Problem], root: type) -> Any:
+    value = {} if value is None else value
     if not isinstance(value, dict):
         problems.append(
             error(f"{where}: must be a mapping of names to values, got {_show(value)}. Write {{name: value}}.")
         )
         return _WRONG
     _, inner = typing.get_args(kind)
-    items = {str(key): _convert(inner, item, f"{where}.{key}", problems, root) for key, item in value.items()}
+    kept = {str(key): item for key, item in value.items() if item is not None}  # null takes an inherited entry out
+    items = {key: _convert(inner, item, f"{where}.{key}", problems, root) for key, item in kept.items()}
     return _WRONG if any(item is _WRONG for item in items.values()) else items
 
 

@@ -16,6 +16,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from rl.config.build import build_section, default_mapping, plain_mapping
+from rl.config.overrides import plain_keys
 from rl.config.problems import Problem, Severity, raise_errors
 from rl.config.schema import Config, DatasetConfig
 from rl.errors import ConfigError
@@ -108,7 +109,7 @@ def _compose(
     name = config_name.removesuffix(".yaml").removesuffix(".yml")
     if not (folder / f"{name}.yaml").is_file():
         raise ConfigError(_missing_file(folder, name))
-    tree = _hydra_compose(folder, name, [_forced(item, folder, package) for item in overrides])
+    tree = _hydra_compose(folder, name, [_forced(plain_keys(item), folder, package) for item in overrides])
     for part in filter(None, package.split(".")):
         tree = tree[part]
     given = frozenset(_paths(tree))

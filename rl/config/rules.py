@@ -174,12 +174,6 @@ def _reward_problems(config: Config) -> Iterator[Problem]:
         )
     if len(set(names)) != len(names):
         yield error(f"rl_config.verifier_function: must name each reward once, got {names}. Remove the repetition.")
-    for name in rl.verifier_kwargs:
-        if name not in names:
-            yield error(
-                f"rl_config.verifier_kwargs.{name}: no such reward in verifier_function, got arguments for it. "
-                f"Name one of {', '.join(names)}."
-            )
 
 
 def _is_reward_metric(config: Config, metric: str) -> bool:

@@ -272,15 +272,17 @@ class RLConfig:
     """Leave trajectories out that the token budget cut off, of means and loss alike (DAPO, section 3.4)."""
     # Rewards
     verifier_function: list[str] = field(default_factory=lambda: ["base_acc"])
-    """Rewards: registered names, `package.module:function` or `path/file.py:function`."""
+    """Rewards: registered names, `package.module:function` or `path/file.py:function`; a relative path begins in the
+    folder that the command runs in."""
     verifier_weight: list[float] = field(default_factory=lambda: [1.0])
     """A weight for each."""
     verifier_kwargs: dict[str, dict[str, Any]] = field(default_factory=dict)
-    """Keyword arguments by reward name."""
+    """Keyword arguments by reward name; those of a reward that is not chosen have no effect, null takes them out."""
     verifier_timeout: float = 30.0
     """Deadline of one reward call, seconds."""
-    verifier_parallel: int = 1
-    """Processes for each reward that runs in its own (all but text comparisons): calls at once, at least 1."""
+    verifier_parallel: int = 4
+    """Calls at once of each reward that runs in processes of its own (all but text comparisons), at least 1. Processes
+    start as they are needed. A call of more than two seconds gives up its place, up to four times as many processes."""
     # Multi-turn
     multi_turn_enable: bool = False
     """Offer tools and run turns until an answer; needs `async_engine` and `tool_config_path`."""
@@ -417,7 +419,8 @@ class DatasetConfig:
     """Path of the file to write, without `.parquet`."""
     map_keys: dict[str, str] = field(default_factory=lambda: {"prompt": "prompt", "response": "response"})
     """Column for each part: `prompt` (text or messages), `query` (appended to it), `response` (the ground truth; dots
-    reach into records, as in `reward_model.ground_truth`), `system` and `data_source`; an empty name leaves it out."""
+    reach into records, as in `reward_model.ground_truth`), `system` and `data_source`; an empty name or null leaves it
+    out."""
     data_source: str = ""
     """Source of rows that have no column for it; by default the stem of the input."""
     dataset_additional_keys: list[str] = field(default_factory=list)

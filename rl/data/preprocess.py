@@ -19,7 +19,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from rl.config.schema import DatasetConfig
-from rl.data.prompts import COLUMNS, read_messages
+from rl.data.prompts import COLUMNS, ground_truth_text, read_messages
 from rl.data.rows import ARROW_ERRORS, AS_JSON, SUFFIXES, iter_rows, shorten
 from rl.data.templates import TEMPLATES
 from rl.errors import ConfigError, DataError, unknown_name
@@ -174,7 +174,7 @@ def _convert(where: str, row: dict[str, Any], config: DatasetConfig, stem: str, 
     extra = {key: _lookup(where, row, key) for key in config.dataset_additional_keys if key not in _OWN_COLUMNS}
     return {
         "messages": json.dumps(messages, ensure_ascii=False),
-        "ground_truth": answer if isinstance(answer, str) else json.dumps(answer, ensure_ascii=False, default=str),
+        "ground_truth": ground_truth_text(answer),
         "data_source": _text(where, "data_source", source) or config.data_source or stem,
         **extra,
     }

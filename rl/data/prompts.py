@@ -111,6 +111,20 @@ def _checked_message(where: str, index: int, message: Any, has_filler: bool) -> 
     return message
 
 
+def ground_truth_text(value: Any) -> str:
+    """A ground truth as text: a text as it is, everything else as JSON.
+
+    Numbers in a list become texts, so that the list `[1, 2]`, two accepted answers, stays apart from the text `[1, 2]`,
+    an interval.
+    """
+    if isinstance(value, str):
+        return value
+    if isinstance(value, list):
+        is_number = [isinstance(item, int | float) and not isinstance(item, bool) for item in value]
+        value = [str(item) if number else item for item, number in zip(value, is_number, strict=True)]
+    return json.dumps(value, ensure_ascii=False, default=str)
+
+
 def drop_long_prompts(
     prompts: Sequence[Prompt], renderer: _PromptRenderer, max_prompt_length: int
 ) -> tuple[list[Prompt], int]:
@@ -161,7 +175,7 @@ def _to_prompt(path: Path, number: int, row: dict[str, Any], required: Sequence[
     return Prompt(
         id=f"{path.stem}-{number}",
         messages=read_messages(where, row["messages"], has_filler=path.suffix == ".parquet"),
-        ground_truth=truth if isinstance(truth, str) else json.dumps(truth, ensure_ascii=False, default=str),
+        ground_truth=ground_truth_text(truth),
         data_source=str(row["data_source"]),
         extra={key: value for key, value in row.items() if key not in COLUMNS},
     )

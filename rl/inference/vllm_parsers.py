@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import logging
-import re
 from collections.abc import Sequence
+from itertools import islice
 from typing import Any
 
 from vllm.entrypoints.openai.chat_completion.protocol import ChatCompletionRequest, ChatCompletionToolsParam
@@ -13,7 +13,8 @@ from vllm.tokenizers.hf import get_cached_tokenizer
 from vllm.tool_parsers import ToolParser, ToolParserManager
 
 from rl.errors import ConfigError
-from rl.tools.parsers.base import failed_call
+from rl.thoughts import OPEN, is_thinking, thought_spans, without_thoughts
+from rl.tools.parsers.base import failed_call, refused_in_thought
 from rl.tools.parsers.json_calls import decode_json, json_problem
 from rl.types import ToolCall
 
@@ -26,8 +27,6 @@ _TAG_ATTRIBUTES = (
 """Where parsers without a grammar keep the tag that opens their calls."""
 _IN_A_CALL = (ParserState.TOOL_PREAMBLE, ParserState.TOOL_NAME, ParserState.TOOL_ARGS)
 _OPEN, _CLOSE = ("<", "["), (">", "]")
-
-_THOUGHT = re.compile(r"<think>.*?(?:</think>|\Z)", re.DOTALL)
 
 
 class VllmParser:
@@ -64,7 +63,17 @@ class VllmParser:
 
     def parse(self, text: str) -> list[ToolCall]:
         """The calls that vLLM finds; one that carries an `error` where its parser failed or missed a call."""
-        said = _without_thoughts(text)
+        calls = self._read(without_thoughts(text).strip())
+        if is_thinking(text):
+            start, _ = thought_spans(text)[-1]
+            in_thought = (call for call in self._read(text[start + len(OPEN) :]) if call.error is None)
+            calls += [refused_in_thought(call) for call in islice(in_thought, 1)]
+        return calls
+
+    def render(self, call: ToolCall) -> None:
+        """None: vLLM has no writers."""
+
+    def _read(self, said: str) -> list[ToolCall]:
         try:
             found = self._new_parser().extract_tool_calls(said, self._request).tool_calls
         except Exception as error:  # any of vLLM's parsers may raise anything for a text that it did not expect
@@ -73,9 +82,6 @@ class VllmParser:
         if not found:
             return self._missed(said)
         return [_as_call(call.function.name, call.function.arguments) for call in found]
-
-    def render(self, call: ToolCall) -> None:
-        """None: vLLM has no writers."""
 
     def _missed(self, said: str) -> list[ToolCall]:
         """An error for the first call that was begun."""
@@ -132,11 +138,6 @@ def load_adapted(name: str, tools: Sequence[dict[str, Any]], tokenizer: Any) -> 
         raise ConfigError(
             f"rl_config.tool_parser_format: vLLM's parser '{name}' cannot be used here, got '{error}'. Set another one."
         ) from error
-
-
-def _without_thoughts(text: str) -> str:
-    opened_by_prompt, end, rest = text.partition("</think>")
-    return _THOUGHT.sub("", rest if end and "<think>" not in opened_by_prompt else text)
 
 
 def _as_call(name: str, arguments: str) -> ToolCall:

@@ -14,7 +14,7 @@ from rl.types import Group, StopReason, ToolResult, ToolStatus, Trajectory
 _Z_95 = 1.959963984540054
 _CORRECT = 1.0 - 1e-6
 
-_NOT_A_TOOL = frozenset({ToolStatus.PARSE_ERROR, ToolStatus.UNKNOWN_TOOL, ToolStatus.OVER_LIMIT})
+_NOT_A_TOOL = frozenset({ToolStatus.PARSE_ERROR, ToolStatus.IN_THOUGHT, ToolStatus.UNKNOWN_TOOL, ToolStatus.OVER_LIMIT})
 """Results no tool gave: their name is what the model wrote, and would make a metric for each misspelling."""
 
 _NOT_THE_MODEL = frozenset({StopReason.DEADLINE, StopReason.ENGINE_FAILED, StopReason.TOOL_UNAVAILABLE})
@@ -22,6 +22,7 @@ _NOT_THE_MODEL = frozenset({StopReason.DEADLINE, StopReason.ENGINE_FAILED, StopR
 
 _COUNTED = {
     ToolStatus.PARSE_ERROR: "tools/parse_errors",
+    ToolStatus.IN_THOUGHT: "tools/in_thought",
     ToolStatus.UNKNOWN_TOOL: "tools/unknown",
     ToolStatus.INVALID_ARGUMENTS: "tools/invalid_arguments",
     ToolStatus.OVER_LIMIT: "tools/over_limit",

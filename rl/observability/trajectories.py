@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from rl.errors import DataError
+from rl.thoughts import turn_thoughts
 from rl.types import Group, Trajectory, Turn
 
 
@@ -41,9 +42,9 @@ def to_record(trajectory: Trajectory) -> dict[str, Any]:
     """A trajectory as plain values.
 
     Returns:
-        `id`, `data_source`, `messages`, `ground_truth`, `turns` (text, number of tokens, calls, results with status
-        and times), `stop_reason`, `score`, `rewards`, `turn_rewards`, `kl_penalty`, `reward_error`, `num_sampled`,
-        `response_length`, `policy_versions` and `wall_s`.
+        `id`, `data_source`, `messages`, `ground_truth`, `turns` (text, start and end of each thought in it, number
+        of tokens, calls, results with status and times), `stop_reason`, `score`, `rewards`, `reward_texts`,
+        `turn_rewards`, `kl_penalty`, `reward_error`, `num_sampled`, `response_length`, `policy_versions` and `wall_s`.
     """
     versions = sorted({span.policy_version for s in trajectory.sequences for span in s.spans})
     return {
@@ -55,6 +56,7 @@ def to_record(trajectory: Trajectory) -> dict[str, Any]:
         "stop_reason": trajectory.stop_reason.value,
         "score": trajectory.score,
         "rewards": trajectory.rewards,
+        "reward_texts": trajectory.reward_texts,
         "turn_rewards": trajectory.turn_rewards,
         "kl_penalty": trajectory.kl_penalty,
         "reward_error": trajectory.reward_error,
@@ -69,6 +71,7 @@ def turn_record(turn: Turn) -> dict[str, Any]:
     """A turn as plain values; see `to_record`."""
     return {
         "text": turn.text,
+        "thoughts": turn_thoughts(turn),
         "num_tokens": turn.num_tokens,
         "calls": [
             {"name": call.name, "arguments": call.arguments, "raw": call.raw, "error": call.error}

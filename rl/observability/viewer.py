@@ -20,6 +20,7 @@ from rl.observability.trajectories import read_records
 
 PROMPT_STYLE, MODEL_STYLE, CALL_STYLE, TOOL_STYLE = "cyan", "green", "blue", "yellow"
 REWARD_STYLE, ERROR_STYLE = "bold magenta", "bold red"
+THOUGHT_STYLE = "dim italic"
 
 
 def main(argv: list[str]) -> int:
@@ -120,6 +121,8 @@ def print_record(record: dict[str, Any], target: Console, *, title: str = "") ->
     rewards = "  ".join(f"{name} {value:.3f}" for name, value in record["rewards"].items())
     score = "none" if record["score"] is None else f"{record['score']:.3f}"
     target.print(Text(f"score {score}  {rewards}", style=REWARD_STYLE))
+    for name, text in record.get("reward_texts", {}).items():
+        target.print(Text(f"{name}: {text}", style=REWARD_STYLE), soft_wrap=True)
     if record["reward_error"]:
         target.print(Text(f"reward failed: {record['reward_error']}", style=ERROR_STYLE))
     target.print(
@@ -133,7 +136,7 @@ def print_message(target: Console, head: str, text: str | None) -> None:
 
 
 def print_generation(target: Console, turn: dict[str, Any], number: int) -> None:
-    """Print what was generated in a turn, the calls as they were written.
+    """Print what was generated in a turn, the calls as they were written and the thoughts dimmed.
 
     Args:
         target: Where to.
@@ -141,7 +144,7 @@ def print_generation(target: Console, turn: dict[str, Any], number: int) -> None
         number: Of the turn, from 1.
     """
     head = f"model, turn {number}, {turn['num_tokens']} tokens, {turn['generate_s']:.2f} s"
-    _block(target, head, turn["text"], MODEL_STYLE)
+    _block(target, head, turn["text"], MODEL_STYLE, turn.get("thoughts", ()))
 
 
 def print_call(target: Console, call: dict[str, Any]) -> None:
@@ -164,9 +167,12 @@ def print_result(target: Console, result: dict[str, Any]) -> None:
     _block(target, f"{result['name'] or 'tool'}: {result['status']}, {', '.join(notes)}", result["text"], style)
 
 
-def _block(target: Console, head: str, text: str | None, style: str) -> None:
+def _block(target: Console, head: str, text: str | None, style: str, thoughts: Sequence[tuple[int, int]] = ()) -> None:
     target.print(Text(f"[{head}]", style=f"bold {style}"))
-    target.print(Text(text or "(empty)", style=style), soft_wrap=True)
+    shown = Text(text or "(empty)", style=style)
+    for start, end in thoughts:
+        shown.stylize(THOUGHT_STYLE, start, end)
+    target.print(shown, soft_wrap=True)
 
 
 def _by_index(records: list[dict[str, Any]], index: int, path: Path) -> dict[str, Any]:

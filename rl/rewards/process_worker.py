@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
-import json
 import logging
 import math
 import os
@@ -18,11 +17,14 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
+from rl.rewards.outcome import Outcome, read_outcome
 from rl.types import Trajectory
 
 _START_TIMEOUT_S = 120.0
 _ORPHAN_GRACE_S = 5
 _PACKAGE_ROOT = Path(__file__).resolve().parents[2]
+_FOLDERS: set[Path] = set()
+"""Those of files that `import_target` imported."""
 
 
 class RewardProcess:
@@ -35,7 +37,17 @@ class RewardProcess:
         self._child: subprocess.Popen[bytes] | None = None
         self._connection: Connection | None = None
 
-    def call(self, trajectory: Trajectory, timeout: float) -> Any:
+    def start(self) -> None:
+        """Start the process and import the function in it, unless that is done.
+
+        Raises:
+            TimeoutError: It takes too long.
+            RuntimeError: The function does not import, or the process died.
+        """
+        with self._lock:
+            self._started()
+
+    def call(self, trajectory: Trajectory, timeout: float) -> Outcome | str:
         """Score one trajectory; blocks, so call it from a thread. Calls wait for each other.
 
         Args:
@@ -43,14 +55,14 @@ class RewardProcess:
             timeout: Seconds from the moment the process takes up the call.
 
         Returns:
-            What the function returned.
+            What the function returned, as `rl.rewards.outcome.read_outcome` reads it, there in the child.
 
         Raises:
             TimeoutError: The deadline passed, and the process was killed.
             RuntimeError: The function raised, with its exception as text, or the process died.
         """
         with self._lock:
-            connection = self._connection or self._start()
+            connection = self._started()
             try:
                 connection.send((trajectory, timeout))
                 if not connection.poll(timeout):
@@ -62,18 +74,30 @@ class RewardProcess:
                 raise RuntimeError("its process died") from error
         if not is_value:
             raise RuntimeError(value)
-        return value
+        outcome: Outcome | str = value
+        return outcome
 
     def close(self) -> None:
-        """End the child process."""
+        """End the child process, and with it a call that is under way."""
+        if (child := self._child) is not None:
+            child.kill()
         with self._lock:
             self._stop()
+
+    def _started(self) -> Connection:
+        if self._connection is not None:
+            return self._connection
+        try:
+            return self._start()
+        except (EOFError, ConnectionError) as error:
+            self._stop()
+            raise RuntimeError("its process died while it imported the function") from error
 
     def _start(self) -> Connection:
         ours, theirs = socket.socketpair()
         path = os.pathsep.join([str(_PACKAGE_ROOT), *(p for p in sys.path if p)])
         command = [sys.executable, "-c", "from rl.rewards.process_worker import main; main()"]
-        arguments = [str(theirs.fileno()), self._target, json.dumps(self._kwargs)]
+        arguments = [str(theirs.fileno()), self._target]
         with theirs:
             self._child = subprocess.Popen(
                 [*command, *arguments],
@@ -83,6 +107,7 @@ class RewardProcess:
                 start_new_session=True,
             )
         self._connection = Connection(ours.detach())
+        self._connection.send(self._kwargs)
         if not self._connection.poll(_START_TIMEOUT_S):
             self._stop()
             raise TimeoutError(f"the function did not import within {_START_TIMEOUT_S:g} s")
@@ -105,7 +130,8 @@ def import_target(target: str) -> Callable[..., Any]:
     """Import `package.module:function` or `path/file.py:function`.
 
     Args:
-        target: The function; a path is relative to the working directory.
+        target: The function; a relative path begins in the folder that the process runs in. A file may import its
+            neighbours, as a script may: its folder comes first on `sys.path`.
 
     Returns:
         What is found under that name.
@@ -116,10 +142,11 @@ def import_target(target: str) -> Callable[..., Any]:
     """
     place, _, name = target.rpartition(":")
     if place.endswith(".py"):
-        path = Path(place).resolve()
+        path = Path(place).expanduser().resolve()
         spec = importlib.util.spec_from_file_location(path.stem, path)
         if spec is None or spec.loader is None or not path.is_file():
-            raise ImportError(f"no file {path}")
+            raise ImportError(f"no file {path}; a relative path begins in the working folder")
+        _import_from(path.parent)
         module = importlib.util.module_from_spec(spec)
         sys.modules.setdefault(path.stem, module)
         spec.loader.exec_module(module)
@@ -129,34 +156,45 @@ def import_target(target: str) -> Callable[..., Any]:
     return found
 
 
+def _import_from(folder: Path) -> None:
+    """Put a folder first on `sys.path`, and forget modules of other such folders whose files have namesakes in it."""
+    for name, module in list(sys.modules.items()):
+        file = Path(getattr(module, "__file__", None) or os.devnull)
+        if file.parent in _FOLDERS - {folder} and (folder / file.name).is_file():
+            del sys.modules[name]
+    if str(folder) in sys.path:
+        sys.path.remove(str(folder))
+    sys.path.insert(0, str(folder))
+    _FOLDERS.add(folder)
+
+
 def main() -> None:
     """The child's side: import the function, then answer calls until the parent goes away."""
-    descriptor, target, kwargs = int(sys.argv[1]), sys.argv[2], json.loads(sys.argv[3])
+    descriptor, target = int(sys.argv[1]), sys.argv[2]
     logging.getLogger("math_verify").setLevel(logging.ERROR)  # it warns that its own time-outs are off; ours are on
     connection = Connection(descriptor)
-    function: Callable[..., Any] | None = None
-    is_value, value = _outcome(import_target, target)
-    if is_value:
-        function = value
-    connection.send((is_value, None if is_value else value))
-    while function is not None:
-        try:
-            trajectory, timeout = connection.recv()
-        except (EOFError, ConnectionError):
-            return
-        signal.alarm(math.ceil(timeout) + _ORPHAN_GRACE_S)  # ends a hanging call whose parent is gone
-        is_value, value = _outcome(function, trajectory, **kwargs)
-        signal.alarm(0)
-        try:
-            connection.send((is_value, value))
-        except (EOFError, ConnectionError):
-            return
+    try:
+        kwargs = connection.recv()
+        is_value, value = _tried(lambda: import_target(target))
+        connection.send((is_value, None if is_value else value))
+        while is_value:
+            _answer(connection, value, kwargs)
+    except (EOFError, ConnectionError):
+        return
 
 
-def _outcome(function: Callable[..., Any], *args: Any, **kwargs: Any) -> tuple[bool, Any]:
+def _answer(connection: Connection, function: Callable[..., Any], kwargs: dict[str, Any]) -> None:
+    """Take one call and send what came of it, as plain values."""
+    trajectory, timeout = connection.recv()
+    signal.alarm(math.ceil(timeout) + _ORPHAN_GRACE_S)  # ends a hanging call whose parent is gone
+    outcome = _tried(lambda: read_outcome(function(trajectory, **kwargs), len(trajectory.turns)))
+    signal.alarm(0)
+    connection.send(outcome)
+
+
+def _tried(call: Callable[[], Any]) -> tuple[bool, Any]:
     """Call what the user wrote, the one place where it may raise anything."""
     try:
-        value = function(*args, **kwargs)
+        return True, call()
     except Exception as error:
         return False, f"{type(error).__name__}: {error}"
-    return True, value

@@ -7,15 +7,19 @@ import inspect
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from difflib import get_close_matches
+from functools import partial
 from typing import Any
 
 from rl.errors import RewardError, unknown_name
 from rl.rewards import rules, search
+from rl.rewards.outcome import LARGEST_SCORE, Outcome, read_outcome
+from rl.rewards.pool import RewardPool
 from rl.rewards.process_worker import RewardProcess, import_target
 from rl.types import Trajectory
 
 RewardFunction = Callable[..., Any]
-"""`reward(trajectory, **kwargs)`, plain or async, returning a number or a dict with `score` and further metrics.
+"""`reward(trajectory, **kwargs)`, plain or async, returning a number or a dict with `score`, numbers and texts.
 
 In the dict `turn_scores` is a list with a number for each turn, for `rl_config.turn_credit_coef`."""
 
@@ -31,8 +35,8 @@ REWARDS: dict[str, RewardFunction] = {
 }
 """The project's own rewards by name."""
 
-_LARGEST = 1e18
-"""Of a score: its square, in the standard deviation of a group, is still finite in float32."""
+_ALIKE = 0.85
+"""Share of matching characters from which an import path counts as another one misspelled."""
 
 _QUICK = frozenset({"base_acc", "format", "gsm8k_boxed", "search_em", "search_f1"})
 """Rewards that only compare text; called where they are. sympy can hang on an answer, so the others get a process."""
@@ -52,31 +56,20 @@ class Reward:
     """Run in a process that is killed at the deadline."""
 
 
-@dataclass(slots=True)
-class _Outcome:
-    """What one reward gave to one trajectory."""
-
-    score: float
-    metrics: dict[str, float]
-    turn_scores: list[float]
-    """One for each turn, or none."""
-
-
 class RewardSet:
     """The rewards of a run."""
 
     def __init__(self, rewards: list[Reward], timeout: float, num_processes: int = 1) -> None:
         self.rewards = rewards
         self.timeout = timeout
-        self._processes = {
-            reward.name: [RewardProcess(reward.target, reward.kwargs) for _ in range(num_processes)]
+        self._pools = {
+            reward.name: RewardPool(partial(RewardProcess, reward.target, reward.kwargs), num_processes)
             for reward in rewards
             if reward.isolate
         }
-        self._idle: dict[str, asyncio.Queue[RewardProcess]] = {}
 
     async def score(self, trajectory: Trajectory) -> None:
-        """Fill `score`, `rewards`, `turn_rewards` and `reward_error` of a trajectory.
+        """Fill `score`, `rewards`, `reward_texts`, `turn_rewards` and `reward_error` of a trajectory.
 
         score = sum of weight * reward; None when one raised, passed its deadline or returned no number. In the same way
         `turn_rewards` sums what the rewards gave to each turn.
@@ -92,32 +85,29 @@ class RewardSet:
                 continue
             trajectory.rewards[reward.name] = outcome.score
             trajectory.rewards.update({f"{reward.name}/{metric}": value for metric, value in outcome.metrics.items()})
+            trajectory.reward_texts.update({f"{reward.name}/{key}": text for key, text in outcome.texts.items()})
             total += reward.weight * outcome.score
             if outcome.turn_scores:
                 before = trajectory.turn_rewards or [0.0] * len(trajectory.turns)
                 added = zip(before, outcome.turn_scores, strict=True)
                 trajectory.turn_rewards = [given + reward.weight * score for given, score in added]
-        if not abs(total) <= _LARGEST:
+        if not abs(total) <= LARGEST_SCORE:
             errors.append(f"the weighted sum is {total:g}, not a finite number")
         trajectory.score = None if errors else total
         trajectory.reward_error = "; ".join(errors) or None
 
     def close(self) -> None:
         """End the processes of isolated rewards."""
-        for processes in self._processes.values():
-            for process in processes:
-                process.close()
+        for pool in self._pools.values():
+            pool.close()
 
-    async def _call(self, reward: Reward, trajectory: Trajectory) -> _Outcome | str:
-        """The numbers a reward gave, or what went wrong."""
+    async def _call(self, reward: Reward, trajectory: Trajectory) -> Outcome | str:
+        """What a reward gave, or what went wrong."""
         if reward.isolate:
-            task = asyncio.ensure_future(self._call_process(reward, trajectory))
-            limit = None
-        elif inspect.iscoroutinefunction(reward.function):
-            task = asyncio.ensure_future(reward.function(trajectory, **reward.kwargs))
-            limit = self.timeout
+            task = asyncio.ensure_future(self._pools[reward.name].call(trajectory, self.timeout))
+            limit = None  # the process has a deadline
         else:
-            task = asyncio.ensure_future(asyncio.to_thread(reward.function, trajectory, **reward.kwargs))
+            task = asyncio.ensure_future(_call_here(reward, trajectory))
             limit = self.timeout
         try:
             done, _ = await asyncio.wait({task}, timeout=limit)
@@ -128,18 +118,16 @@ class RewardSet:
         error = task.exception()
         if error is not None:
             return str(error) if reward.isolate else f"{type(error).__name__}: {error}"
-        return _checked(task.result(), len(trajectory.turns))
+        return task.result()
 
-    async def _call_process(self, reward: Reward, trajectory: Trajectory) -> Any:
-        idle = self._idle.get(reward.name)
-        if idle is None:
-            idle = self._idle[reward.name] = asyncio.Queue()
-            for process in self._processes[reward.name]:
-                idle.put_nowait(process)
-        process = await idle.get()
-        call = asyncio.ensure_future(asyncio.to_thread(process.call, trajectory, self.timeout))
-        call.add_done_callback(lambda _: idle.put_nowait(process))
-        return await asyncio.shield(call)
+
+async def _call_here(reward: Reward, trajectory: Trajectory) -> Outcome | str:
+    """Call a reward in this process, on the event loop or in a thread."""
+    if _is_async(reward.function):
+        value = await reward.function(trajectory, **reward.kwargs)
+    else:
+        value = await asyncio.to_thread(reward.function, trajectory, **reward.kwargs)
+    return read_outcome(value, len(trajectory.turns))
 
 
 def load_rewards(
@@ -154,9 +142,9 @@ def load_rewards(
     Args:
         names: Registered names, `package.module:function` or `path/file.py:function`.
         weights: A weight for each.
-        kwargs: Keyword arguments by name.
+        kwargs: Keyword arguments by name; those of rewards that are not among the names are left out.
         timeout: Deadline of one call, seconds.
-        num_processes: Processes for each reward that runs in its own.
+        num_processes: Calls at once of each reward that runs in processes of its own.
 
     Returns:
         The rewards; processes start on first use.
@@ -176,10 +164,27 @@ def load_rewards(
         raise RewardError(f"rl_config.verifier_function: names must differ, got {', '.join(names)}.")
     kwargs = kwargs or {}
     for name in kwargs:
-        if name not in names:
-            raise RewardError(unknown_name("rl_config.verifier_kwargs", name, names))
+        if (problem := misspelled_kwargs(name, names)) is not None:
+            raise RewardError(problem)
     rewards = [_load(name, weight, dict(kwargs.get(name, {}))) for name, weight in zip(names, weights, strict=True)]
     return RewardSet(rewards, timeout, num_processes)
+
+
+def misspelled_kwargs(name: str, names: Sequence[str]) -> str | None:
+    """What is wrong with keyword arguments for a reward, if it is not that the reward just was not chosen.
+
+    A configuration inherits arguments from its base, and then names other rewards: those are known, or an import path
+    that is like none of the chosen ones.
+
+    Args:
+        name: A key of `rl_config.verifier_kwargs`.
+        names: `rl_config.verifier_function`.
+    """
+    if name in names or name in REWARDS:
+        return None
+    if ":" in name and not get_close_matches(name, names, n=1, cutoff=_ALIKE):
+        return None
+    return unknown_name("rl_config.verifier_kwargs", name, names)
 
 
 def _load(name: str, weight: float, kwargs: dict[str, Any]) -> Reward:
@@ -194,7 +199,7 @@ def _load(name: str, weight: float, kwargs: dict[str, Any]) -> Reward:
         advice = " Or give `package.module:function` or `path/file.py:function`."
         raise RewardError(unknown_name("rl_config.verifier_function", name, REWARDS) + advice)
     _check_kwargs(name, function, kwargs)
-    return Reward(name, float(weight), function, kwargs, target, isolate and not inspect.iscoroutinefunction(function))
+    return Reward(name, float(weight), function, kwargs, target, isolate and not _is_async(function))
 
 
 def _import(name: str) -> RewardFunction:
@@ -204,32 +209,33 @@ def _import(name: str) -> RewardFunction:
     except Exception as error:  # the user's file may raise anything
         reason = f"{type(error).__name__}: {error}"
         raise RewardError(f"{where} does not import: {reason}. Check the path, the name and the file.") from error
-    if not callable(function):
-        raise RewardError(f"{where} is not a function, got {type(function).__name__}.")
+    if not callable(function) or inspect.isclass(function):
+        got = "a class" if inspect.isclass(function) else type(function).__name__
+        raise RewardError(f"{where} is not a function, got {got}. Write `def reward(trajectory)`.")
     return function
 
 
+def _is_async(function: RewardFunction) -> bool:
+    return inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(type(function).__call__)
+
+
 def _check_kwargs(name: str, function: RewardFunction, kwargs: dict[str, Any]) -> None:
-    parameters = list(inspect.signature(function).parameters.values())
-    if any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters):
-        return
-    known = [p.name for p in parameters[1:]]
-    for key in kwargs:
-        if key not in known:
-            raise RewardError(unknown_name(f"rl_config.verifier_kwargs.{name}", key, known))
-
-
-def _checked(value: Any, num_turns: int) -> _Outcome | str:
-    """The numbers of a returned value, or what is wrong with it."""
-    numbers = dict(value) if isinstance(value, dict) else {"score": value}
-    turn_scores = numbers.pop("turn_scores", [])
-    if "score" not in numbers:
-        return f"returned a dict without 'score', with {', '.join(map(str, numbers)) or 'nothing'}"
-    if not isinstance(turn_scores, list) or len(turn_scores) not in (0, num_turns):
-        return f"returned {turn_scores!r} as turn_scores, not a list with a number for each of the {num_turns} turns"
-    for key, number in [*numbers.items(), *(("turn_scores", number) for number in turn_scores)]:
-        if not isinstance(number, int | float) or not abs(number) <= _LARGEST:
-            return f"returned {number!r} as {key}, not a finite number"
-    score = float(numbers.pop("score"))
-    metrics = {str(key): float(number) for key, number in numbers.items()}
-    return _Outcome(score, metrics, [float(number) for number in turn_scores])
+    """Find out whether the function can be called with a trajectory and these arguments."""
+    try:
+        signature = inspect.signature(function)
+    except ValueError:
+        return  # of a function that is not written in Python
+    parameters = list(signature.parameters.values())
+    if not any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters):
+        known = [p.name for p in parameters[1:] if p.kind is not inspect.Parameter.VAR_POSITIONAL]
+        for key in kwargs:
+            if key not in known:
+                raise RewardError(unknown_name(f"rl_config.verifier_kwargs.{name}", key, known))
+    try:
+        signature.bind(None, **kwargs)
+    except TypeError as error:
+        raise RewardError(
+            f"rl_config.verifier_function: '{name}' cannot be called as reward(trajectory, **kwargs), got {signature} "
+            f"and the arguments {', '.join(kwargs) or 'none'}: {error}. Take the trajectory first, and give every "
+            "other parameter a default, or a value in rl_config.verifier_kwargs."
+        ) from error

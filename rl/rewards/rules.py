@@ -7,64 +7,67 @@ from functools import cache
 from typing import Any
 
 from rl.errors import RewardError
-from rl.rewards.answers import answer_text, boxed_answers, last_boxed, normalize_answer
-from rl.types import ToolStatus, Trajectory
-
-_NO_TIMEOUT = None  # math-verify's own time-outs need the main thread's signals; the caller has a deadline
-_LONGEST_ANSWER = 400
+from rl.rewards.answers import answer_text, boxed_answers, is_same_answer, last_boxed
+from rl.rewards.mathematics import is_equal
+from rl.rewards.truths import accepted_answers
+from rl.types import Prompt, ToolStatus, Trajectory
 
 
 def base_acc(trajectory: Trajectory) -> float:
-    """1 when the last boxed answer, or without a box the last line, equals the ground truth after normalization.
+    """1 when the last boxed answer, or without a box the last line, is an accepted answer: the same text, or number.
 
     Args:
-        trajectory: `prompt.ground_truth` holds the answer.
+        trajectory: `prompt.ground_truth` as `rl.rewards.truths.accepted_answers` reads it.
 
     Returns:
         1.0 or 0.0.
+
+    Raises:
+        RewardError: The ground truth cannot be read.
     """
     answer = last_boxed(trajectory)
     if answer is None:
         lines = answer_text(trajectory).splitlines()
         answer = lines[-1] if lines else ""
-    return float(bool(answer) and normalize_answer(answer) == normalize_answer(trajectory.prompt.ground_truth))
+    return float(any(is_same_answer(answer, truth) for truth in math_answers(trajectory.prompt)))
 
 
 def gsm8k_boxed(trajectory: Trajectory) -> float:
     """1 when the last boxed answer is the number of the ground truth, which may stand behind `####` as in GSM8K.
 
     Args:
-        trajectory: `prompt.ground_truth` ends in the number.
+        trajectory: `prompt.ground_truth` as `rl.rewards.truths.accepted_answers` reads it.
 
     Returns:
-        1.0 or 0.0.
+        1.0 or 0.0; 0.0 without a boxed answer.
+
+    Raises:
+        RewardError: The ground truth cannot be read.
 
     Source: GSM8K, arXiv:2110.14168, for the `####` mark.
     """
-    answer, truth = last_boxed(trajectory), trajectory.prompt.ground_truth.rpartition("####")[2]
-    if answer is None:
-        return 0.0
-    try:
-        return float(float(normalize_answer(answer)) == float(normalize_answer(truth)))
-    except ValueError:
-        return float(normalize_answer(answer) == normalize_answer(truth))
+    answer = last_boxed(trajectory) or ""
+    return float(any(is_same_answer(answer, truth) for truth in math_answers(trajectory.prompt)))
 
 
 def math_acc(trajectory: Trajectory) -> float:
-    r"""1 when math-verify finds the last boxed answer, or without a box the last turn, equal to the ground truth.
+    r"""1 when the last boxed answer, or without a box what math-verify finds in the last turn, is an accepted answer.
 
     Args:
-        trajectory: `prompt.ground_truth` is LaTeX or plain, with or without `\boxed`.
+        trajectory: `prompt.ground_truth` as `rl.rewards.truths.accepted_answers` reads it, LaTeX or plain.
 
     Returns:
         1.0 or 0.0.
 
-    Source: the math-verify library.
+    Raises:
+        RewardError: The ground truth cannot be read.
+
+    Source: the math-verify library, with the exceptions of `rl.rewards.mathematics`.
     """
     answer = last_boxed(trajectory)
     if answer is None:
         answer = answer_text(trajectory)
-    return float(_is_equal(answer, trajectory.prompt.ground_truth))
+    return float(any(is_equal(answer, truth) for truth in math_answers(trajectory.prompt)))
 
 
 def retool_reward(trajectory: Trajectory, *, tool_bonus: float = 0.1) -> dict[str, float]:
@@ -73,16 +76,19 @@ def retool_reward(trajectory: Trajectory, *, tool_bonus: float = 0.1) -> dict[st
     score = 1 if correct, else min(-0.6, -1 + tool_bonus * (calls that ran)); a trajectory without `\boxed` is wrong.
 
     Args:
-        trajectory: `prompt.ground_truth` is LaTeX or plain.
+        trajectory: `prompt.ground_truth` as `rl.rewards.truths.accepted_answers` reads it, LaTeX or plain.
         tool_bonus: Added to a wrong answer's score for each call that ran; 0 gives ReTool's plain -1.
 
     Returns:
         `score`, and `acc`, 1.0 or 0.0.
 
+    Raises:
+        RewardError: The ground truth cannot be read.
+
     Source: ReTool, arXiv:2504.11536, for plus and minus one; verl's ReTool recipe for the bonus and its bound.
     """
-    answer = last_boxed(trajectory)
-    if answer is not None and _is_equal(answer, trajectory.prompt.ground_truth):
+    answer, truths = last_boxed(trajectory) or "", math_answers(trajectory.prompt)
+    if any(is_equal(answer, truth) for truth in truths):
         return {"score": 1.0, "acc": 1.0}
     ran = (ToolStatus.OK, ToolStatus.ERROR, ToolStatus.TIMEOUT)
     num_calls = sum(result.status in ran for turn in trajectory.turns for result in turn.results)
@@ -114,22 +120,47 @@ def reasoning_gym(trajectory: Trajectory, *, min_score: float = 0.0) -> float:
         0.0 to 1.0; 0.0 without a boxed answer.
 
     Raises:
-        RewardError: The columns are missing.
+        RewardError: The columns are missing or cannot be read.
 
     Source: the reasoning-gym library, arXiv:2505.24760.
     """
-    extra = trajectory.prompt.extra
-    if "task" not in extra or "entry" not in extra:
-        raise RewardError(
-            f"reasoning_gym: the row needs the columns task and entry, got {', '.join(extra) or 'none'}. "
-            "Write them with the data, or choose another rl_config.verifier_function."
-        )
+    score_answer, entry = task_of(trajectory.prompt)
     answer = last_boxed(trajectory)
     if answer is None:
         return 0.0
-    entry = extra["entry"]
-    score = float(_score_function(extra["task"])(answer, json.loads(entry) if isinstance(entry, str) else entry))
+    score = float(score_answer(answer, entry))
     return score if score > min_score else 0.0
+
+
+def math_answers(prompt: Prompt) -> list[str]:
+    """The accepted answers of a row, for rewards of mathematics.
+
+    Raises:
+        RewardError: The ground truth cannot be read.
+    """
+    return accepted_answers(prompt.ground_truth, is_math=True)
+
+
+def task_of(prompt: Prompt) -> tuple[Any, dict[str, Any]]:
+    """The scoring function of a row's reasoning-gym task, and its entry.
+
+    Raises:
+        RewardError: The columns are missing or cannot be read.
+    """
+    extra = prompt.extra
+    if extra.get("task") is None or extra.get("entry") is None:
+        raise RewardError(
+            f"the row needs the columns task and entry, got {', '.join(extra) or 'none'}. "
+            "Write them with the data, or choose another rl_config.verifier_function."
+        )
+    entry = extra["entry"]
+    try:
+        entry = json.loads(entry) if isinstance(entry, str) else entry
+    except ValueError as error:
+        raise RewardError(f"the column entry is not JSON ({error}). Correct the row.") from error
+    if not isinstance(entry, dict):
+        raise RewardError(f"the column entry must be an object, got {entry!r:.80}. Correct the row.")
+    return _score_function(str(extra["task"])), entry
 
 
 @cache
@@ -139,21 +170,4 @@ def _score_function(task: str) -> Any:
     try:
         return get_score_answer_fn(task)
     except ValueError as error:
-        raise RewardError(f"reasoning_gym: {error}. Correct the column task.") from error
-
-
-def _is_equal(answer: str, truth: str) -> bool:
-    """Equality of two answers: as normalized text, else as mathematics."""
-    if normalize_answer(answer) == normalize_answer(truth):
-        return bool(answer.strip())
-    if not answer.strip() or len(answer) > _LONGEST_ANSWER:
-        return False
-    from math_verify import parse, verify  # loads sympy; only runs with such rewards pay it
-
-    gold = parse(_as_math(truth), parsing_timeout=_NO_TIMEOUT)
-    given = parse(_as_math(answer), parsing_timeout=_NO_TIMEOUT)
-    return bool(verify(gold, given, timeout_seconds=_NO_TIMEOUT))
-
-
-def _as_math(text: str) -> str:
-    return text if "\\boxed" in text or "$" in text else f"${text}$"
+        raise RewardError(f"{error}. Correct the column task.") from error

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import json
 import re
 import string
+import unicodedata
 from collections import Counter
 from collections.abc import Iterable
 
-from rl.rewards.answers import answer_text, last_boxed
-from rl.types import Trajectory
+from rl.errors import RewardError
+from rl.rewards.answers import answer_text, last_boxed, normalize_unicode
+from rl.rewards.truths import accepted_answers
+from rl.types import Prompt, Trajectory
 
-_ANSWER_TAG = re.compile(r"<answer>(.*?)</answer>", re.DOTALL)
 _ARTICLES = re.compile(r"\b(a|an|the)\b")
-_PUNCTUATION = str.maketrans("", "", string.punctuation)
 _TITLE = re.compile(r"^Doc \d+ \(Title: (.*)\)$", re.MULTILINE)
 
 
@@ -22,11 +22,14 @@ def search_em(trajectory: Trajectory) -> dict[str, float]:
 
     Args:
         trajectory: The answer is the last `\boxed{...}` or `<answer>...</answer>` of the last turn.
-            `prompt.ground_truth` is the accepted answer, or JSON: a list of them, or `{"target": [...]}`.
+            `prompt.ground_truth` as `rl.rewards.truths.accepted_answers` reads it.
             `prompt.extra["gold_titles"]`, where the row has it, are the titles of the documents with the answer.
 
     Returns:
         `score`, 1.0 or 0.0; `f1`; and `recall`, with gold titles.
+
+    Raises:
+        RewardError: The ground truth or the titles cannot be read.
 
     Source: Search-R1, arXiv:2503.09516, for the reward.
     """
@@ -42,6 +45,9 @@ def search_f1(trajectory: Trajectory) -> dict[str, float]:
 
     Returns:
         `score`, 0.0 to 1.0; `em`; and `recall`, with gold titles.
+
+    Raises:
+        RewardError: The ground truth or the titles cannot be read.
     """
     metrics = _measure(trajectory)
     return {"score": metrics["f1"], **{name: value for name, value in metrics.items() if name != "f1"}}
@@ -50,9 +56,12 @@ def search_f1(trajectory: Trajectory) -> dict[str, float]:
 def normalize_text(text: str) -> str:
     """Lower case, without punctuation, without the words a, an and the, white space collapsed.
 
-    Source: SQuAD's evaluation script, arXiv:1606.05250.
+    Source: SQuAD's evaluation script, arXiv:1606.05250. It knows ASCII alone; here the text is first brought to one
+    form of Unicode, and punctuation is that of every script.
     """
-    return " ".join(_ARTICLES.sub(" ", text.lower().translate(_PUNCTUATION)).split())
+    text = normalize_unicode(normalize_unicode(text).casefold())
+    kept = (c for c in text if c not in string.punctuation and not unicodedata.category(c).startswith("P"))
+    return " ".join(_ARTICLES.sub(" ", "".join(kept)).split())
 
 
 def word_f1(answer: str, truth: str) -> float:
@@ -73,29 +82,34 @@ def gold_recall(trajectory: Trajectory, titles: Iterable[str]) -> float:
     return len(wanted & shown) / len(wanted) if wanted else 1.0
 
 
+def read_row(prompt: Prompt) -> tuple[list[str], list[str] | None]:
+    """The accepted answers of a row and its gold titles, None where it has none.
+
+    Raises:
+        RewardError: One of them cannot be read.
+    """
+    truths, titles = accepted_answers(prompt.ground_truth), prompt.extra.get("gold_titles")
+    titles = [titles] if isinstance(titles, str) else titles
+    if titles is not None and not (isinstance(titles, list) and all(isinstance(title, str) for title in titles)):
+        raise RewardError(f"the column gold_titles must be a list of texts, got {titles!r:.80}. Correct the row.")
+    return truths, titles
+
+
 def _measure(trajectory: Trajectory) -> dict[str, float]:
     answer = _final_answer(trajectory)
-    truths = _accepted_answers(trajectory.prompt.ground_truth)
+    truths, titles = read_row(trajectory.prompt)
     is_given = bool(normalize_text(answer))
     metrics = {
         "em": float(is_given and any(normalize_text(answer) == normalize_text(truth) for truth in truths)),
         "f1": max((word_f1(answer, truth) for truth in truths), default=0.0),
     }
-    titles = trajectory.prompt.extra.get("gold_titles")
     return metrics if titles is None else metrics | {"recall": gold_recall(trajectory, titles)}
 
 
 def _final_answer(trajectory: Trajectory) -> str:
     boxed = last_boxed(trajectory)
-    tagged = _ANSWER_TAG.findall(answer_text(trajectory))
-    return boxed if boxed is not None else (tagged[-1] if tagged else "")
-
-
-def _accepted_answers(ground_truth: str) -> list[str]:
-    try:
-        value = json.loads(ground_truth)
-    except ValueError:
-        return [ground_truth]
-    if isinstance(value, dict) and "target" in value:
-        value = value["target"]
-    return [str(truth) for truth in value] if isinstance(value, list) else [ground_truth]
+    if boxed is not None:
+        return boxed
+    before, _, _ = answer_text(trajectory).rpartition("</answer>")
+    _, opening, inside = before.rpartition("<answer>")
+    return inside.partition("</answer>")[0] if opening else ""

@@ -22,7 +22,8 @@ from rl.data.renderer import Renderer
 from rl.errors import RolloutError
 from rl.interfaces import Engine
 from rl.rollout.stopping import begins_stop, completes_stop
-from rl.tools.parsers import Parser, is_thinking
+from rl.thoughts import OPEN, is_thinking
+from rl.tools.parsers import Parser
 from rl.tools.truncate import truncate_tokens
 from rl.types import (
     FinishReason,
@@ -82,8 +83,6 @@ class _State:
     turns: list[Turn] = field(default_factory=list)
     num_calls: int = 0
     """Calls given to tools so far."""
-    thought: str = ""
-    """`<think>` where the header of the current turn has opened a thought, else empty."""
     is_last_word: bool = False
     """The final turn has been opened."""
 
@@ -215,8 +214,7 @@ class AgentLoop:
         """
         start = time.monotonic()
         first = len(state.sequence.token_ids)
-        turn = Turn(text="", num_tokens=0)
-        state.thought = self._open_thought(state)
+        turn = Turn(text="", num_tokens=0, begins_in_thought=self._begins_in_thought(state))
         state.turns.append(turn)
         budget = min(budget, state.sampling.max_tokens)
         stop = state.sampling.stop + (self._parser.stop if state.session is not None else ())
@@ -250,18 +248,19 @@ class AgentLoop:
         """Whether a stop ends the turn: a stop string of the parser does not within a thought."""
         is_ended = state.sequence.token_ids[-1] in self._renderer.end_of_turn_ids
         has_stops = state.session is not None and bool(self._parser.stop)
-        return is_ended or not has_stops or not is_thinking(state.thought + turn.text)
+        return is_ended or not has_stops or not is_thinking(turn.text, is_open=turn.begins_in_thought)
 
-    def _open_thought(self, state: _State) -> str:
-        """The opening tag of a thought, where the template's header of the turn has begun one."""
+    def _begins_in_thought(self, state: _State) -> bool:
+        """Whether the template's header of the turn has opened a thought."""
         header = self._renderer.decode(state.sequence.token_ids[-_HEADER_TOKENS:])
-        return "<think>" if header.rstrip().endswith("<think>") else ""
+        return header.rstrip().endswith(OPEN)
 
     def _parse(self, state: _State, turn: Turn, finish: FinishReason) -> list[ToolCall]:
         """The calls of a turn; one that the end of the budget cut off is no mistake of the model, and no call."""
         if state.session is None:
             return []
-        calls = self._parser.parse(state.thought + self._renderer.strip_end_of_turn(turn.text))
+        text = self._renderer.strip_end_of_turn(turn.text)
+        calls = self._parser.parse(OPEN + text if turn.begins_in_thought else text)
         return [call for call in calls if call.error is None] if finish is FinishReason.LENGTH else calls
 
     async def _answer_calls(self, state: _State, turn: Turn) -> StopReason | None:

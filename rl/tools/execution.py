@@ -223,7 +223,8 @@ class ToolSession:
             The result, its text not yet truncated.
         """
         if call.error is not None:
-            return ToolResult(call.name, f"Error: {call.error}", ToolStatus.PARSE_ERROR)
+            status = ToolStatus.IN_THOUGHT if call.is_in_thought else ToolStatus.PARSE_ERROR
+            return ToolResult(call.name, f"Error: {call.error}", status)
         runner = self._runners.get(call.name)
         if runner is None:
             text = f"Error: {unknown_name('tool call', call.name, self._runners)}"

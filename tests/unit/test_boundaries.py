@@ -12,12 +12,13 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGE = ROOT / "rl"
 
-GROUND = {"types", "errors", "interfaces"}
+GROUND = {"types", "errors", "interfaces", "thoughts"}
 SOURCES = {"algorithms", "data", "rewards", "tools"}
 MAY_IMPORT: dict[str, set[str]] = {
     "types": set(),
     "errors": set(),
     "interfaces": {"types"},
+    "thoughts": {"types"},
     "config": GROUND,
     "algorithms": GROUND | {"config"},
     "data": GROUND | {"config", "algorithms"},  # loss weights are packed with the samples

@@ -15,6 +15,7 @@ from rl.config.schema import Config, DatasetConfig, Device
 from rl.data.preprocess import preprocess
 from rl.errors import ConfigError, DataError
 from rl.preflight import inspect_run, preflight, preflight_evaluation, preflight_sft
+from rl.rewards.truths import accepted_answers
 from tests.tiny import make_tiny_model
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -259,6 +260,60 @@ def test_preflight_gives_the_row_of_malformed_data(config: Config) -> None:
     )
     with pytest.raises(ConfigError, match=r"rows.jsonl, row 1: .*messages"):
         preflight(config)
+
+
+@pytest.mark.parametrize(
+    ("reward", "truth", "message"),
+    [
+        ("search_em", {"answer": "Lisbon"}, "search_em: the ground truth is a record without target or ground_truth"),
+        ("search_f1", "a", "search_f1: nothing is left to compare with of the ground truth, got 'a'."),
+        ("math_acc", "", "math_acc: nothing is left to compare with of the ground truth, got ''."),
+        ("base_acc", [], "base_acc: the ground truth is an empty list."),
+        ("gsm8k_boxed", "work\n####", "gsm8k_boxed: nothing is left to compare with"),
+        ("retool_reward", "['1']", "retool_reward: the ground truth looks like a list or a record, but is not JSON"),
+        ("rl.rewards.rules:base_acc", "$", "rl.rewards.rules:base_acc: nothing is left to compare with"),
+        ("reasoning_gym", "4", "reasoning_gym: the row needs the columns task and entry"),
+    ],
+)
+def test_preflight_gives_the_row_that_a_reward_cannot_read(
+    config: Config, reward: str, truth: object, message: str
+) -> None:
+    good = {"messages": [{"role": "user", "content": "a"}], "ground_truth": "2", "data_source": "sums"}
+    if reward == "reasoning_gym":
+        good |= {"task": "gcd", "entry": "{}"}
+    bad = good | {"ground_truth": truth, "task": None}
+    path = Path(config.megatron_training.data_path)
+    path.write_text("".join(json.dumps(row) + "\n" for row in (good, bad, good, bad)))
+    config.rl_config.verifier_function, config.rl_config.verifier_weight = [reward, "format"], [1.0, 1.0]
+    with pytest.raises(ConfigError) as raised:
+        preflight(config)
+    (line,) = str(raised.value).splitlines()
+    assert line.startswith(f"megatron_training.data_path: {path}, row 2: {message}")
+    assert line.endswith(" 2 of 4 rows are like that.")
+    preflight_sft(config)
+
+
+def test_preflight_reads_every_shape_of_ground_truth_that_rewards_know(config: Config) -> None:
+    truths = ["Lisbon", ["Lisbon", "Lisboa"], [18, 18.5], {"target": "Lisbon"}, {"target": ["Lisbon"]}, 18, "[1, 2]"]
+    row = {"messages": [{"role": "user", "content": "a"}], "data_source": "sums"}
+    path = Path(config.megatron_training.data_path)
+    path.write_text("".join(json.dumps(row | {"ground_truth": truth}) + "\n" for truth in truths))
+    names = ["base_acc", "math_acc", "retool_reward", "gsm8k_boxed", "search_em", "search_f1"]
+    config.rl_config.verifier_function, config.rl_config.verifier_weight = names, [1.0] * len(names)
+    prompts = preflight(config)
+    assert [accepted_answers(prompt.ground_truth, is_math=True) for prompt in prompts] == [
+        ["Lisbon"], ["Lisbon", "Lisboa"], ["18", "18.5"], ["Lisbon"], ["Lisbon"], ["18"], ["[1, 2]"]
+    ]  # fmt: skip
+
+
+def test_preflight_tells_misspelled_arguments_from_inherited_ones(config: Config) -> None:
+    config.rl_config.verifier_kwargs = {"reasoning_gym": {"min_score": 0.9}, "base_ac": {}}
+    with pytest.raises(ConfigError, match=r"verifier_kwargs: unknown name 'base_ac'\. Did you mean 'base_acc'"):
+        preflight(config)
+    del config.rl_config.verifier_kwargs["base_ac"]
+    preflight(config)
+    texts = [problem.text for problem in inspect_run(config, is_strict=False)]
+    assert any(text.startswith("rl_config.verifier_kwargs.reasoning_gym: has no effect") for text in texts)
 
 
 def test_inspect_run_notes_what_is_absent_where_it_need_not_be_there(config: Config) -> None:

@@ -7,14 +7,14 @@ from collections.abc import Sequence
 from typing import Any
 
 from rl.errors import ConfigError, unknown_name
-from rl.tools.parsers.base import Parser, is_thinking
+from rl.tools.parsers.base import Parser
 from rl.tools.parsers.hermes import HermesParser
 from rl.tools.parsers.llama3_json import Llama3JsonParser
 from rl.tools.parsers.qwen3_coder import Qwen3CoderParser
 from rl.tools.parsers.search_r1 import SearchR1Parser
 from rl.tools.parsers.text_environment import TextEnvironmentParser
 
-__all__ = ["PARSERS", "Parser", "check_parser_name", "is_thinking", "load_parser"]
+__all__ = ["PARSERS", "Parser", "check_parser_name", "load_parser"]
 
 _WHERE = "rl_config.tool_parser_format"
 

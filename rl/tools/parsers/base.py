@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any, Protocol
 
+from rl.thoughts import CLOSE, OPEN
 from rl.types import ToolCall
 
 
@@ -56,13 +58,14 @@ ReadCall = Callable[[str, "re.Match[str]"], tuple[ToolCall | None, int]]
 
 def opening_tags(pattern: str) -> re.Pattern[str]:
     """A pattern for `read_calls`: the given tags, and those of thoughts."""
-    return re.compile(f"(?P<think><think>)|(?P<end></think>)|{pattern}")
+    return re.compile(f"(?P<think>{OPEN})|(?P<end>{CLOSE})|{pattern}")
 
 
 def read_calls(text: str, tags: re.Pattern[str], read: ReadCall) -> list[ToolCall]:
     """Read calls from left to right.
 
-    What stands between `<think>` and `</think>` are thoughts, and so is all before a `</think>` that the prompt opened.
+    Thoughts are what `rl.thoughts` says, but for tags inside a call, which belong to it. In a thought that is not
+    closed the first call becomes an error: the model has to learn that it was not run.
 
     Args:
         text: A turn.
@@ -79,10 +82,10 @@ def read_calls(text: str, tags: re.Pattern[str], read: ReadCall) -> list[ToolCal
         if tag["end"]:
             calls.clear()
         elif tag["think"]:
-            end = text.find("</think>", position)
+            end = text.find(CLOSE, position)
             if end < 0:
-                break
-            position = end + len("</think>")
+                return [*calls, *_call_in_thought(text, position, tags, read)]
+            position = end + len(CLOSE)
         else:
             call, position = read(text, tag)
             if call is not None:
@@ -90,9 +93,26 @@ def read_calls(text: str, tags: re.Pattern[str], read: ReadCall) -> list[ToolCal
     return calls
 
 
+def _call_in_thought(text: str, position: int, tags: re.Pattern[str], read: ReadCall) -> list[ToolCall]:
+    """The first well-formed call of a thought that is not closed, as an error; nothing where there is none."""
+    while (tag := tags.search(text, position)) is not None:
+        position = tag.end()
+        if not tag["think"]:  # no `</think>` comes any more
+            call, position = read(text, tag)
+            if call is not None and call.error is None:
+                return [refused_in_thought(call)]
+    return []
+
+
+def refused_in_thought(call: ToolCall) -> ToolCall:
+    """The place holder of a well-formed call that stands in a thought that is not closed."""
+    problem = f"the call was not run, because it stands in a thought that is not closed. Write {CLOSE} before a call."
+    return replace(call, arguments={}, error=problem, is_in_thought=True)
+
+
 def call_ends(opening: str, closing: str) -> re.Pattern[str]:
     """A pattern for `until_end`: what a call that cannot be read ends at, its closing tag named `close`."""
-    return re.compile(f"(?P<close>{closing})|{opening}|</think>")
+    return re.compile(f"(?P<close>{closing})|{opening}|{CLOSE}")
 
 
 def until_end(text: str, start: int, ends: re.Pattern[str]) -> tuple[str, int, bool]:
@@ -111,11 +131,6 @@ def until_end(text: str, start: int, ends: re.Pattern[str]) -> tuple[str, int, b
         return text[start:], len(text), False
     is_closed = end["close"] is not None
     return text[start : end.start()], end.end() if is_closed else end.start(), is_closed
-
-
-def is_thinking(text: str) -> bool:
-    """Whether a text ends inside a thought."""
-    return text.rfind("<think>") > text.rfind("</think>")
 
 
 def failed_call(raw: str, error: str, name: str = "") -> ToolCall:

@@ -183,6 +183,41 @@ def test_saved_configuration_loads_as_the_same(folder: Path, tmp_path: Path) -> 
     assert load_config("saved", (), tmp_path) == config
 
 
+@pytest.mark.parametrize(
+    ("own", "expected"),
+    [
+        ("{own.py:f: {limit: 1}}", {"reasoning_gym": {"min_score": 0.9}, "own.py:f": {"limit": 1}}),
+        ("{own.py:f: {limit: 1}, reasoning_gym: null}", {"own.py:f": {"limit": 1}}),
+        ("null", {}),
+    ],
+)
+def test_own_file_takes_entries_out_of_an_inherited_mapping(folder: Path, own: str, expected: dict) -> None:
+    base = "# @package _global_\nrl_config: {verifier_kwargs: {reasoning_gym: {min_score: 0.9}}}\n"
+    (folder / "base/kwargs.yaml").write_text(base)
+    (folder / "mine.yaml").write_text(f"defaults: [base/kwargs, _self_]\nrl_config: {{verifier_kwargs: {own}}}\n")
+    assert load_config("mine", (), folder).rl_config.verifier_kwargs == expected
+
+
+def test_dataset_file_takes_columns_out_of_an_inherited_mapping(folder: Path) -> None:
+    (folder / "datasets/mine.yaml").write_text("defaults: [rows, _self_]\nmap_keys: {response: null, system: who}\n")
+    assert load_dataset_config("datasets/mine", (), folder).map_keys == {"prompt": "question", "system": "who"}
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [
+        ('{"own.py:f": {"limit": 150}}', {"own.py:f": {"limit": 150}}),
+        ("{'own.py:f': {'limit': 150, 'say': 'a, b: {c}'}}", {"own.py:f": {"limit": 150, "say": "a, b: {c}"}}),
+        ('{"my folder/(a)=b.py:f":{"n":1},base_acc:{}}', {"my folder/(a)=b.py:f": {"n": 1}, "base_acc": {}}),
+        (r"{own.py\:f: {limit: 150}}", {"own.py:f": {"limit": 150}}),
+        (r"""{f: {text: '{"a": 1, "b:c": [2]}'}}""", {"f": {"text": '{"a": 1, "b:c": [2]}'}}),
+        ("{}", {}),
+    ],
+)
+def test_override_takes_keys_in_quotes(folder: Path, value: str, expected: dict) -> None:
+    assert load_config("run", [f"rl_config.verifier_kwargs={value}"], folder).rl_config.verifier_kwargs == expected
+
+
 def test_dataset_configuration_takes_overrides_of_its_own_keys(folder: Path) -> None:
     config = load_dataset_config("datasets/rows", ["test_size=5", "map_keys.system=instruction"], folder)
     assert config.input == "a.jsonl"

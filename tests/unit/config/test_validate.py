@@ -119,11 +119,6 @@ def test_find_problems_accepts_the_defaults(folder: Path) -> None:
             "Set [1.0, 1.0], for example.",
         ),
         (
-            ["rl_config.verifier_kwargs={format: {}}"],
-            "error rl_config.verifier_kwargs.format: no such reward in verifier_function, got arguments for it. "
-            "Name one of base_acc.",
-        ),
-        (
             ["rl_config.filter_groups_enable=true", "rl_config.filter_groups_metric=acc_for_dapo"],
             "error rl_config.filter_groups_metric: must be 'score' or a reward of verifier_function (base_acc), "
             "got 'acc_for_dapo'. Set score.",

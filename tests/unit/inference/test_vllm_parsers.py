@@ -74,7 +74,9 @@ def test_vllm_parsers_read_calls_and_no_thoughts(parsers: dict[str, VllmParser],
     assert [(call.name, call.arguments, call.error) for call in read] == [("add", {"a": 1}, None)]
     for thought in (f"<think>{text}</think>", f"{text}</think>"):
         assert [call.name for call in parsers[name].parse(thought + text)] == ["add"]
-    assert parsers[name].parse(f"<think>{text}") == []
+    (refused,) = parsers[name].parse(f"<think>{text}")
+    assert (refused.is_in_thought, refused.arguments) == (True, {})
+    assert parsers[name].parse("<think>never closed, without a call") == []
 
 
 @pytest.mark.parametrize(

@@ -17,6 +17,10 @@ from rl.rewards.answers import boxed_answers, last_boxed, normalize_answer
         (r"\boxed{open \boxed{b}", ["b"]),
         (r"\fbox{7}", ["7"]),
         (r"\boxed{}", [""]),
+        (r"{ \boxed{3} }", ["3"]),
+        (r"} \boxed{3}", ["3"]),
+        (r"\\boxed{3}", ["3"]),  # an escaped backslash, as JSON writes it
+        (r"\boxed{1} \boxed{2 \boxed{3} {4}} \boxed{5}", ["1", r"2 \boxed{3} {4}", "5"]),
     ],
 )
 def test_boxed_answers_finds_complete_boxes(text, answers):
@@ -27,6 +31,11 @@ def test_boxed_answers_finds_complete_boxes(text, answers):
 @given(st.lists(st.sampled_from(["\\boxed{", "{", "}", "\\", "a"]), max_size=20).map("".join))
 def test_boxed_answers_reads_any_text(text):
     assert all(answer in text for answer in boxed_answers(text))
+
+
+def test_boxed_answers_stays_fast_where_no_box_closes():
+    """Work that grows with the square of the length would take minutes here."""
+    assert boxed_answers("\\boxed{" * 50_000 + "}") == [""]
 
 
 def test_last_boxed_takes_the_last_box_of_the_last_turn_without_its_thoughts(trajectory):

@@ -1,10 +1,12 @@
 import asyncio
 import os
+import sys
 import time
 from pathlib import Path
 
 import pytest
 
+from rl.config.schema import Config
 from rl.errors import RewardError
 from rl.rewards.registry import REWARDS, load_rewards
 from rl.types import ToolStatus
@@ -61,8 +63,8 @@ def own(tmp_path):
 def load():
     loaded = []
 
-    def make(names, weights=None, kwargs=None, timeout=10.0):
-        loaded.append(load_rewards(names, weights or [1.0] * len(names), kwargs, timeout))
+    def make(names, weights=None, kwargs=None, timeout=10.0, num_processes=1):
+        loaded.append(load_rewards(names, weights or [1.0] * len(names), kwargs, timeout, num_processes))
         return loaded[-1]
 
     yield make
@@ -86,6 +88,154 @@ async def test_own_reward_gets_its_arguments_and_a_process_of_its_own(load, own,
     await asyncio.gather(rewards.score(first), rewards.score(second))
     assert first.score == second.score == 3.0
     assert first.rewards[f"{name}/pid"] == second.rewards[f"{name}/pid"] != os.getpid()
+
+
+RETURNED = """
+import decimal, fractions, types
+import numpy as np
+import torch
+
+VALUES = {
+    "np.float32": np.float32(0.5), "np.int64": np.int64(3), "np.bool": np.bool_(True), "np.float16": np.float16(0.5),
+    "array": np.array(0.5), "array1": np.array([0.5]), "tensor": torch.tensor(0.5), "tensor1": torch.tensor([0.5]),
+    "bfloat16": torch.tensor(0.5, dtype=torch.bfloat16), "bool": True, "fraction": fractions.Fraction(1, 2),
+    "decimal": decimal.Decimal("0.5"), "int": 3, "mapping": types.MappingProxyType({"score": np.float64(0.5)}),
+    "verl": {"score": 1.0, "acc": True, "pred": "42"},
+    "extra": {"score": np.float32(2), "n": np.int32(3), "none": None, "list": [1, "a"], 7: 0.5,
+              "deep": {"a": {"b": np.int8(1)}}, "array": np.zeros(2), "surrogate": "\\ud800"},
+    "turns": {"score": 1.0, "turn_scores": np.array([0.5])},
+    "nan": np.float32("nan"), "text": "1", "arrays": np.zeros(2), "huge": 10**400, "set": {1}, "bad": {"score": "a"},
+    "bad_turns": {"score": 1.0, "turn_scores": "1"}, "inf": {"score": 1.0, "acc": float("inf")},
+    "function": lambda: 1,
+}
+
+def isolated(trajectory): return VALUES[trajectory.prompt.ground_truth]
+async def here(trajectory): return VALUES[trajectory.prompt.ground_truth]
+"""
+
+
+@pytest.fixture(scope="module")
+def returning(tmp_path_factory):
+    """Two rewards that return what the ground truth names: one in a process of its own, one on the event loop."""
+    path = tmp_path_factory.mktemp("returning") / "returned.py"
+    path.write_text(RETURNED)
+    loaded = [load_rewards([f"{path}:{name}"], [1.0], {}, 60.0, 1) for name in ("isolated", "here")]
+    assert [rewards.rewards[0].isolate for rewards in loaded] == [True, False]
+    yield loaded
+    for rewards in loaded:
+        rewards.close()
+
+
+async def test_numbers_of_every_library_arrive(returning, trajectory):
+    for name in ("np.float32", "np.float16", "array", "array1", "tensor", "tensor1", "bfloat16", "fraction", "decimal"):
+        for rewards in returning:
+            scored = trajectory("a", name)
+            await rewards.score(scored)
+            assert (name, scored.score, scored.reward_error) == (name, 0.5, None)
+            assert type(scored.score) is float
+    for name, score in (("np.int64", 3.0), ("np.bool", 1.0), ("bool", 1.0), ("int", 3.0), ("mapping", 0.5)):
+        for rewards in returning:
+            scored = trajectory("a", name)
+            await rewards.score(scored)
+            assert (name, scored.score, scored.reward_error) == (name, score, None)
+
+
+async def test_what_is_no_number_beside_the_score_is_kept_as_text(returning, trajectory):
+    for rewards in returning:
+        name = rewards.rewards[0].name
+        scored = trajectory("a", "verl")
+        await rewards.score(scored)
+        assert scored.rewards == {name: 1.0, f"{name}/acc": 1.0}
+        assert scored.reward_texts == {f"{name}/pred": "42"}
+        scored = trajectory("a", "extra")
+        await rewards.score(scored)
+        assert scored.rewards == {name: 2.0, f"{name}/n": 3.0, f"{name}/7": 0.5}
+        texts = {
+            "none": "null",
+            "list": '[1, "a"]',
+            "deep": '{"a": {"b": "1"}}',
+            "array": '"[0. 0.]"',
+            "surrogate": "?",
+        }
+        assert scored.reward_texts == {f"{name}/{key}": text for key, text in texts.items()}
+        scored = trajectory("a", "turns")
+        await rewards.score(scored)
+        assert (scored.score, scored.turn_rewards) == (1.0, [0.5])
+
+
+@pytest.mark.parametrize(
+    ("name", "problem"),
+    [
+        ("nan", "as score, not a finite number"),
+        ("text", "returned '1' as score"),
+        ("arrays", "returned array([0., 0.]) as score"),
+        ("huge", "as score, not a finite number"),
+        ("set", "returned {1} as score"),
+        ("bad", "returned 'a' as score"),
+        ("bad_turns", "returned '1' as turn_scores, not a list with a number for each of the 1 turns"),
+        ("inf", "returned inf as acc, not a finite number"),
+        ("function", "as score, not a finite number"),
+        ("missing", "KeyError: 'missing'"),
+    ],
+)
+async def test_what_is_no_score_is_named(returning, trajectory, name, problem):
+    for rewards in returning:
+        scored = trajectory("a", name)
+        await rewards.score(scored)
+        assert (scored.score, scored.reward_error.startswith(rewards.rewards[0].name)) == (None, True)
+        assert problem in scored.reward_error
+
+
+async def test_arguments_arrive_as_they_are(load, tmp_path, trajectory):
+    path = tmp_path / "arguments.py"
+    path.write_text("def sees(trajectory, *, table): return {'score': 1.0, 'table': repr(table)}\n")
+    name, table = f"{path}:sees", {1: (2, 3), None: float("inf")}
+    scored = trajectory("a", "b")
+    await load([name], kwargs={name: {"table": table}}).score(scored)
+    assert scored.reward_texts == {f"{name}/table": repr(table)}
+
+
+async def test_reward_files_import_their_neighbours(load, tmp_path, trajectory, monkeypatch):
+    """Two folders, each with a module of the same name beside the reward, and a package."""
+    names = []
+    for folder in ("one", "two"):
+        (tmp_path / folder / "inner").mkdir(parents=True)
+        (tmp_path / folder / "inner/__init__.py").write_text("")
+        (tmp_path / folder / "inner/deep.py").write_text("def zero(): return 0\n")
+        (tmp_path / folder / "my_neighbour.py").write_text(
+            f"def score(): return len('{folder}') * ('{folder}' == 'two')\n"
+        )
+        text = "import my_neighbour\nfrom inner.deep import zero\n"
+        text += f"def {folder}(trajectory): return my_neighbour.score() + zero()\n"
+        text += f"async def {folder}_here(trajectory): return my_neighbour.score()\n"
+        (tmp_path / folder / "reward.py").write_text(text)
+        names += [f"{folder}/reward.py:{folder}", f"{folder}/reward.py:{folder}_here"]
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.path", [*sys.path])
+    scored = trajectory("a", "b")
+    await load(names).score(scored)
+    assert (scored.reward_error, list(scored.rewards.values())) == (None, [0.0, 0.0, 3.0, 3.0])
+
+
+async def test_a_file_that_ends_its_process_is_named(load, tmp_path, trajectory):
+    path = tmp_path / "ends.py"
+    path.write_text("import os, sys\nif 'pytest' not in sys.modules: os._exit(3)\ndef f(trajectory): return 1\n")
+    scored = trajectory("a", "b")
+    await load([f"{path}:f"]).score(scored)
+    assert scored.reward_error == f"{path}:f: its process died while it imported the function"
+
+
+async def test_hanging_answers_do_not_hold_the_others(load, own, trajectory):
+    """Six answers that hang until the deadline, then three good ones: more than the places there are."""
+    rewards = load([own("hangs")], timeout=60.0, num_processes=Config().rl_config.verifier_parallel)
+    hanging = [asyncio.ensure_future(rewards.score(trajectory("a", "hang"))) for _ in range(6)]
+    await asyncio.sleep(0)  # they take the places first
+    good = [trajectory("a", "b") for _ in range(3)]
+    await asyncio.wait_for(asyncio.gather(*(rewards.score(one) for one in good)), 55.0)
+    assert all(one.score is not None for one in good)
+    assert not any(task.done() for task in hanging)
+    rewards.close()
+    await asyncio.gather(*hanging)
 
 
 async def test_scores_of_turns_are_weighted_and_summed(load, own, trajectory):
@@ -178,6 +328,9 @@ async def test_a_reward_may_print(load, own, trajectory):
         (["rl.rewards.nowhere:x"], [1.0], {}, "does not import: ModuleNotFoundError: No module named"),
         (["rl.rewards.rules:x"], [1.0], {}, "has no attribute 'x'"),
         (["nowhere.py:x"], [1.0], {}, "does not import: ImportError: no file"),
+        (["nowhere.py:x"], [1.0], {}, "a relative path begins in the working folder"),
+        (["base_acc"], [1.0], {"rl.rewards.rules:base_ac": {}, "math_ac": {}}, "unknown name 'math_ac'"),
+        (["a.py:short"], [1.0], {"a.py:shrt": {}}, "Did you mean 'a.py:short'"),
     ],
 )
 def test_load_rewards_says_what_is_wrong(names, weights, kwargs, message):
@@ -185,6 +338,54 @@ def test_load_rewards_says_what_is_wrong(names, weights, kwargs, message):
         load_rewards(names, weights, kwargs, 1.0)
     assert message in str(error.value)
     assert str(error.value).startswith("rl_config.verifier_")
+
+
+def test_load_rewards_leaves_arguments_of_other_rewards_alone(own):
+    inherited = {"reasoning_gym": {"min_score": 0.9}, "elsewhere/other.py:f": {"n": 1}}
+    (reward,) = load_rewards([own("length")], [1.0], {**inherited, own("length"): {"scale": 2.0}}).rewards
+    assert reward.kwargs == {"scale": 2.0}
+
+
+@pytest.mark.parametrize(
+    ("definition", "kwargs", "problem"),
+    [
+        ("def f(): return 1", {}, "got () and the arguments none: too many positional arguments."),
+        ("def f(trajectory, limit): return 1", {}, "missing a required argument: 'limit'."),
+        ("def f(trajectory, *, limit): return 1", {}, "missing a required"),
+        ("def f(*, trajectory): return 1", {}, "too many positional arguments."),
+        ("async def f(): return 1", {}, "too many positional arguments."),
+        ("def f(a, b, c=1): return 1", {"c": 2}, "missing a required argument: 'b'."),
+        ("def f(trajectory, **kwargs): return 1", {"trajectory": 2}, "multiple values for argument 'trajectory'."),
+        ("class f:\n    def __init__(self, trajectory): pass", {}, "is not a function, got a class."),
+    ],
+)
+def test_load_rewards_refuses_a_function_that_cannot_be_called(tmp_path, definition, kwargs, problem):
+    path = tmp_path / "signature.py"
+    path.write_text(definition)
+    with pytest.raises(RewardError) as error:
+        load_rewards([f"{path}:f"], [1.0], {f"{path}:f": kwargs})
+    assert problem in str(error.value)
+    assert str(error.value).startswith(f"rl_config.verifier_function: '{path}:f' ")
+
+
+@pytest.mark.parametrize(
+    ("definition", "kwargs"),
+    [
+        ("def f(trajectory): return 1", {}),
+        ("def f(*args): return 1", {}),
+        ("def f(trajectory, limit): return 1", {"limit": 3}),
+        ("def f(trajectory, **kwargs): return 1", {"anything": 3}),
+        ("class C:\n    async def __call__(self, trajectory): return 1\nf = C()", {}),
+    ],
+)
+async def test_load_rewards_takes_functions_that_can_be_called(tmp_path, trajectory, definition, kwargs):
+    path = tmp_path / "signature.py"
+    path.write_text(definition)
+    rewards = load_rewards([f"{path}:f"], [1.0], {f"{path}:f": kwargs})
+    scored = trajectory("a", "b")
+    await rewards.score(scored)
+    rewards.close()
+    assert (scored.score, scored.reward_error) == (1.0, None)
 
 
 def test_load_rewards_refuses_what_is_no_function(own):

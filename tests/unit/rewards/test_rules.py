@@ -5,6 +5,7 @@ import reasoning_gym
 
 from rl.errors import RewardError
 from rl.rewards import rules
+from rl.rewards.search import search_em
 from rl.types import ToolStatus
 
 OK, OVER, FAILED = ToolStatus.OK, ToolStatus.OVER_LIMIT, ToolStatus.ERROR
@@ -39,6 +40,9 @@ def test_gsm8k_boxed_compares_the_number_in_the_box(trajectory, text, truth, sco
     assert rules.gsm8k_boxed(trajectory(text, truth)) == score
 
 
+LONG = "We look at one case after the other. " * 200
+
+
 @pytest.mark.parametrize(
     ("text", "truth", "score"),
     [
@@ -47,11 +51,77 @@ def test_gsm8k_boxed_compares_the_number_in_the_box(trajectory, text, truth, sco
         (r"\boxed{2}", "3", 0.0),
         (r"\boxed{\frac{1}}", "0.5", 0.0),
         ("", "3", 0.0),
+        (r"\boxed{}", "", 0.0),
         (r"\boxed{" + "9" * 500 + "}", "3", 0.0),
+        # without a box, however long the turn is
+        ("The answer is $42$.", "42", 1.0),
+        (LONG + "The answer is $42$.", "42", 1.0),
+        (LONG + "The answer is 42.", "42", 1.0),
+        (LONG + "The answer is $41$.", "42", 0.0),
+        (LONG + r"\boxed{" + "+".join(["1"] * 300) + "}", "300", 1.0),
+        # case is no spelling of a symbol
+        (r"\boxed{\Delta}", r"\delta", 0.0),
+        (r"\boxed{N}", "n", 0.0),
+        (r"\boxed{\frac{N}{2}}", "n/2", 0.0),
+        (r"\boxed{2\Omega}", r"2\omega", 0.0),
+        (r"\boxed{\text{N}}", "n", 0.0),
+        (r"\boxed{\frac{N}{2}}", "N/2", 1.0),
+        (r"\boxed{\text{Tuesday}}", "tuesday", 1.0),
+        # marks of thousands, units and signs that math-verify does not know
+        (r"\boxed{1\,250}", "1250", 1.0),
+        (r"\boxed{1\,250}", "251", 0.0),
+        (r"\boxed{1{,}250x}", "1250x", 1.0),
+        (r"\boxed{3\text{ minutes}}", "3 hours", 0.0),
+        (r"\boxed{√2}", r"\sqrt{2}", 1.0),
+        (r"\boxed{x² + 1}", "x^2+1", 1.0),
+        (r"\boxed{2·3}", "6", 1.0),
+        (r"\boxed{\begin{pmatrix}1\\2\end{pmatrix}}", r"\begin{pmatrix} 1 \\ 2 \end{pmatrix}", 1.0),
+        # shapes of the ground truth
+        (r"\boxed{4}", r"So it is $\boxed{4}$.", 1.0),
+        (r"\boxed{18}", "Some work.\n#### 18", 1.0),
+        (r"\boxed{18}", '["18", "eighteen"]', 1.0),
+        (r"\boxed{18}", "[18]", 1.0),
+        (r"\boxed{18}", '{"target": "18"}', 1.0),
+        (r"\boxed{[1,2]}", "[1, 2]", 1.0),  # an interval, not two answers
+        (r"\boxed{1}", "[1, 2]", 0.0),
     ],
 )
 def test_math_acc_compares_as_mathematics(trajectory, text, truth, score):
     assert rules.math_acc(trajectory(text, truth)) == score
+
+
+@pytest.mark.parametrize("reward", [rules.base_acc, rules.gsm8k_boxed, rules.math_acc])
+@pytest.mark.parametrize(
+    ("text", "truth", "score"),
+    [
+        (r"\boxed{18\text{ dollars}}", "18", 1.0),
+        (r"\boxed{50\%}", "50", 1.0),
+        (r"\boxed{Lisboa}", '["Lisbon", "Lisboa"]', 1.0),
+        (r"\boxed{18}", "work\n#### 18", 1.0),
+        (r"\boxed{}", "", 0.0),
+        (r"\boxed{N}", "n", 0.0),
+        (r"\boxed{3 minutes}", "3 hours", 0.0),
+    ],
+)
+def test_rules_agree_on_one_answer(trajectory, reward, text, truth, score):
+    assert reward(trajectory(text, truth)) == score
+
+
+@pytest.mark.parametrize(
+    ("truth", "message"),
+    [
+        ('{"answer": "4"}', "is a record without target or ground_truth, got fields answer."),
+        ("[]", "is an empty list."),
+        ('[{"a": 1}]', 'must be a text or a number, got {"a": 1}.'),
+        ("[null]", "must be a text or a number, got null."),
+        ("['Lisbon', 'Lisboa']", "looks like a list or a record, but is not JSON"),
+    ],
+)
+def test_rules_refuse_a_ground_truth_that_they_cannot_read(trajectory, truth, message):
+    for reward in (rules.base_acc, rules.gsm8k_boxed, rules.math_acc, rules.retool_reward, search_em):
+        with pytest.raises(RewardError) as error:
+            reward(trajectory(r"\boxed{4}", truth))
+        assert message in str(error.value)
 
 
 @pytest.mark.parametrize(
@@ -108,3 +178,7 @@ def test_reasoning_gym_says_which_columns_it_needs(trajectory):
         rules.reasoning_gym(trajectory(r"\boxed{1}", "1"))
     with pytest.raises(RewardError, match="nosuchtask"):
         rules.reasoning_gym(trajectory(r"\boxed{1}", "1", task="nosuchtask", entry="{}"))
+    with pytest.raises(RewardError, match="the column entry is not JSON"):
+        rules.reasoning_gym(trajectory(r"\boxed{1}", "1", task="gcd", entry="{"))
+    with pytest.raises(RewardError, match=r"the column entry must be an object, got \[\]"):
+        rules.reasoning_gym(trajectory(r"\boxed{1}", "1", task="gcd", entry="[]"))

@@ -4,6 +4,7 @@ from typing import Any
 
 import pytest
 
+from rl.errors import RewardError
 from rl.rewards.registry import load_rewards
 from rl.rewards.search import normalize_text, search_em, search_f1, word_f1
 from rl.types import Prompt, StopReason, ToolResult, ToolStatus, Trajectory, Turn
@@ -58,6 +59,19 @@ def test_word_f1_is_the_harmonic_mean(answer: str, truth: str, f1: float) -> Non
         (r"\boxed{93}", "93", 1.0, 1.0),
         ("Kabul", "Kabul", 0.0, 0.0),
         (r"\boxed{the}", "a", 0.0, 0.0),
+        (r"\boxed{}", "", 0.0, 0.0),
+        (r"\boxed{Lisbon}", '{"target": "Lisbon"}', 1.0, 1.0),
+        (r"\boxed{1999}", "[1999, 2000]", 1.0, 1.0),
+        ("<answer>Rome</answer> or <answer>Kabul</answer>", "Kabul", 1.0, 1.0),
+        ("<answer>Rome</answer> or <answer>Kabul", "Rome", 1.0, 1.0),
+        # one form of Unicode on both sides
+        ("\\boxed{Cafe\u0301}", "Café", 1.0, 1.0),
+        (r"\boxed{Côte d’Ivoire}", "Côte d'Ivoire", 1.0, 1.0),
+        (r"\boxed{1914–1918}", "1914-1918", 1.0, 1.0),
+        (r"\boxed{“Ｋａｂｕｌ”。}", "Kabul", 1.0, 1.0),
+        ("\\boxed{New\u00a0York}", "New York", 1.0, 1.0),
+        (r"\boxed{STRASSE}", "Straße", 1.0, 1.0),
+        ("\\boxed{Ka\u200bbul}", "Kabul", 1.0, 1.0),
     ],
 )
 def test_search_rewards_compare_with_every_accepted_answer(answer: str, truth: str, em: float, f1: float) -> None:
@@ -74,6 +88,9 @@ def test_search_rewards_measure_which_gold_documents_were_shown() -> None:
     assert search_f1(trajectory("", "93", first, gold_titles=["Rome (city)"]))["recall"] == 1.0
     assert search_em(trajectory("", "93", gold_titles=gold))["recall"] == 0.0
     assert search_em(trajectory("", "93", gold_titles=[]))["recall"] == 1.0
+    assert search_em(trajectory("", "93", first, gold_titles="Kabul"))["recall"] == 1.0
+    with pytest.raises(RewardError, match="gold_titles must be a list of texts, got 3"):
+        search_em(trajectory("", "93", first, gold_titles=3))
     assert "recall" not in search_em(trajectory("", "93", first))
 
 

@@ -183,7 +183,10 @@ def test_agent_loop_takes_a_call_in_a_thought_that_the_header_opened_for_a_thoug
     )
     renderer = Renderer(tokenizer, "empty", [TOOL], PARSERS["hermes"])
     call = PARSERS["hermes"].render(ToolCall("search", {"query_list": ["a"]})) or ""
-    trajectory, _ = run(renderer, [f"never closed {call}<|im_end|>"], set(), parser="hermes")
-    assert trajectory.turns[0].calls == []
+    trajectory, _ = run(renderer, [f"never closed {call}<|im_end|>", "x<|im_end|>"], set(), parser="hermes")
+    (refused,) = trajectory.turns[0].calls
+    assert (refused.is_in_thought, trajectory.turns[0].begins_in_thought) == (True, True)
+    assert len(trajectory.turns) == 2
     trajectory, _ = run(renderer, [f"closed</think>{call}<|im_end|>", "x<|im_end|>"], set(), parser="hermes")
     assert [len(turn.calls) for turn in trajectory.turns] == [1, 0]
+    assert trajectory.turns[0].calls[0].error is None

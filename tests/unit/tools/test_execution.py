@@ -132,9 +132,15 @@ async def test_session_creates_once_and_releases():
 
 async def test_session_answers_what_the_model_did_wrong():
     tool = Sleeper(ToolConfig())
-    wrong, unknown, missing, typed = await run_one(
-        tool, ToolCall("", {}, error="not closed."), call(name="tol"), ToolCall("tool", {}), call("1")
+    wrong, thought, unknown, missing, typed = await run_one(
+        tool,
+        ToolCall("", {}, error="not closed."),
+        ToolCall("tool", {}, error="in a thought.", is_in_thought=True),
+        call(name="tol"),
+        ToolCall("tool", {}),
+        call("1"),
     )
+    assert (thought.status, thought.text) == (ToolStatus.IN_THOUGHT, "Error: in a thought.")
     assert (wrong.status, wrong.text) == (ToolStatus.PARSE_ERROR, "Error: not closed.")
     assert unknown.status == ToolStatus.UNKNOWN_TOOL
     assert "Did you mean 'tool'? Known: tool." in unknown.text

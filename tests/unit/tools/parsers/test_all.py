@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 
 from rl.bench.parsers import PIECES, TOOLS, measure
 from rl.errors import ConfigError
-from rl.tools.parsers import PARSERS, check_parser_name, is_thinking, load_parser
+from rl.thoughts import is_thinking
+from rl.tools.parsers import PARSERS, check_parser_name, load_parser
 from rl.types import ToolCall
 
 BOUND = {name: parser.for_tools(TOOLS) for name, parser in PARSERS.items()}
@@ -80,9 +81,22 @@ def test_parsers_take_no_call_out_of_a_thought(name: str) -> None:
     parser = BOUND[name]
     thought, said = parser.render(call("thought")), parser.render(call("said"))
     assert parser.parse(f"<think>{thought}</think>none") == []
-    assert parser.parse(f"<think>never closed {thought}") == []
     assert outcome(parser.parse(f"<think>{thought}</think>{said}")) == good("said")
     assert outcome(parser.parse(f"opened by the prompt {thought}</think>\n{said}")) == good("said")
+
+
+@pytest.mark.parametrize("name", PARSERS)
+def test_parsers_refuse_the_first_call_of_a_thought_that_is_not_closed(name: str) -> None:
+    parser = PARSERS[name].for_tools(TOOLS)
+    one, two = parser.render(call("one")), parser.render(call("two"))
+    (refused,) = parser.parse(f"<think>never closed {one} and {two}")
+    assert (refused.is_in_thought, refused.arguments) == (True, {})
+    assert refused.error == (
+        "the call was not run, because it stands in a thought that is not closed. Write </think> before a call."
+    )
+    first, second = parser.parse(f"{one}\nThe tag <think> opens a thought.\n{two}")
+    assert (first.error, second.is_in_thought) == (None, True)
+    assert parser.parse("<think>never closed, without a call") == []
 
 
 @pytest.mark.parametrize("name", ["hermes", "llama3_json", "qwen3_coder"])
@@ -136,14 +150,6 @@ def test_plain_text_parsers_refuse_a_tool_that_takes_more(name: str) -> None:
         PARSERS[name].for_tools([{"type": "function", "function": function}])
     with pytest.raises(ConfigError, match="takes nothing"):
         PARSERS[name].for_tools([{"type": "function", "function": {"name": "search"}}])
-
-
-@pytest.mark.parametrize(
-    ("text", "expected"),
-    [("", False), ("<think>", True), ("<think>a</think>", False), ("</think><think>b", True), ("a</think>", False)],
-)
-def test_is_thinking_looks_at_the_end(text: str, expected: bool) -> None:
-    assert is_thinking(text) is expected
 
 
 def test_bench_counts_exceptions_and_lost_calls() -> None:

@@ -45,7 +45,8 @@ def test_hermes_leaves_tags_inside_a_string_to_the_string():
 def test_hermes_ignores_calls_in_thoughts():
     assert HERMES.parse("<think>maybe " + GOOD + "</think>no") == []
     assert [call.name for call in HERMES.parse("<think>x</think>" + GOOD)] == ["add"]
-    assert HERMES.parse("<think>never closed " + GOOD) == []
+    (refused,) = HERMES.parse("<think>never closed " + GOOD)
+    assert refused.is_in_thought
 
 
 def test_hermes_ignores_calls_before_a_thought_that_the_prompt_opened_ends():

@@ -1,0 +1,160 @@
+r"""Reads a short answer as one exact number with a unit: `18 dollars`, `50%`, `\frac{1}{2}`, `1 1/2 cups`, `1.5e3`."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from fractions import Fraction
+
+_LONGEST = 1000
+_LARGEST_EXPONENT = 400
+"""Characters and powers of ten beyond which a text is not read as a number: it would take long, and nobody means it."""
+
+_DECIMAL = r"(?:\d+(?:\.\d*)?|\.\d+)"
+_FRAC = r"\\frac\s*" + r"\s*".join(
+    rf"(?:\{{\s*(?P<{part}>[-+]?\s*{_DECIMAL})\s*\}}|(?P<{part}_digit>\d))" for part in ("top", "bottom")
+)
+_POWER = (
+    r"(?:[eE](?P<exponent>[-+]?\d+)"
+    r"|\s*(?:\\times|\\cdot|\*)\s*10\s*\^\s*(?:\{\s*(?P<power>[-+]?\d+)\s*\}|(?P<power_digit>\d)))"
+)
+_CURRENCY = r"[€£¥₹₩₽¢]|(?:usd|eur|gbp|us|rs\.?)(?![a-z])"
+_NUMBER = re.compile(
+    rf"(?P<sign>[-+]?)\s*(?P<currency>{_CURRENCY})?\s*(?P<late_sign>[-+]?)\s*"
+    rf"(?:(?:(?P<whole>\d+)\s*)?{_FRAC}"
+    rf"|(?:(?P<whole_before>\d+)\s+)?(?P<over>{_DECIMAL})\s*/\s*(?P<under>{_DECIMAL})"
+    rf"|(?P<decimal>{_DECIMAL}){_POWER}?)",
+    re.IGNORECASE,
+)
+_EQUALS = re.compile(r"(?<![<>!=\\])=(?!=)")
+_SCALE = {"hundred": 10**2, "thousand": 10**3, "million": 10**6, "billion": 10**9, "trillion": 10**12, "dozen": 12}
+_WORD = r"[^\W\d_]+\.?(?:\^(?:\{-?\d\}|\d))?"
+_UNIT = re.compile(rf"\s*{_WORD}(?:[\s/'-]+{_WORD})*\s*")
+_MOST_WORDS = 6
+_SINGLE_LETTERS = frozenset("msghlLNJWVAKCF")
+"""Units of one letter; any other letter behind a number is a variable."""
+_SHORT = frozenset({
+    "mm", "cm", "km", "in", "ft", "yd", "mi", "mg", "kg", "oz", "lb", "lbs", "ml", "mL", "kW", "kWh", "mph", "kmh",
+    "ms", "sec", "min", "hr", "hrs", "am", "pm", "st", "nd", "rd", "th",
+})  # fmt: skip
+"""Units that may stand right behind a number without a space, where most short words are products of variables."""
+_NO_UNIT = frozenset({"and", "or", "to", "half", "halves", "thirds", "plus", "minus", "over", "mod", "sqrt", "pi"})
+_SAME_UNIT = {
+    "€": "euro", "eur": "euro", "£": "pound", "gbp": "pound", "¥": "yen", "₹": "rupee", "rs": "rupee", "¢": "cent",
+    "usd": "dollar", "us": "dollar", "feet": "foot", "inches": "inch", "lbs": "pound", "lb": "pound",
+    "mph": "mile/hour",
+}  # fmt: skip
+
+
+@dataclass(slots=True, frozen=True)
+class UnitNumber:
+    """A number and what it counts."""
+
+    value: Fraction
+    unit: str
+    """In the singular and in lower case; empty without one, and where it is percent."""
+    is_percent: bool
+
+
+def read_number(text: str) -> UnitNumber | None:
+    r"""Read a whole text as one number.
+
+    Args:
+        text: As `rl.rewards.answers.normalize_answer` gives it. Of an equation the last side counts: `x = 5` is 5.
+
+    Returns:
+        The number; None where the text is none, or more than one.
+    """
+    if len(text) > _LONGEST:
+        return None
+    text = _EQUALS.split(text)[-1].strip()
+    found = _NUMBER.match(text)
+    if found is None:
+        return None
+    value = _value(found)
+    suffix = text[found.end() :]
+    if value is None or (found["sign"] and found["late_sign"]):
+        return None
+    if suffix.strip() in ("%", "percent") or re.match(r"\s*(?:%|percent\b)\s*(?:[a-z]|$)", suffix):
+        return UnitNumber(value, "", is_percent=True)
+    scaled = _scaled(value, suffix)
+    unit = _unit(scaled[1])
+    if unit is None:
+        return None
+    return UnitNumber(scaled[0], unit or _singular(found["currency"] or ""), is_percent=False)
+
+
+def is_same_number(first: UnitNumber, second: UnitNumber) -> bool:
+    """Whether two numbers say the same.
+
+    A missing unit fits any. Units that are both given must be the same, or one the other's abbreviation. Where one of
+    the numbers is in percent, the other may be too without saying so (`50%` and `50`), or be the share (`0.5`).
+    """
+    if first.is_percent != second.is_percent:
+        percent, other = (first, second) if first.is_percent else (second, first)
+        return other.value in (percent.value, percent.value / 100)
+    return first.value == second.value and _is_same_unit(first.unit, second.unit)
+
+
+def _value(found: re.Match[str]) -> Fraction | None:
+    """The number itself; None where it divides by zero or its exponent is absurd."""
+    whole = Fraction(found["whole"] or found["whole_before"] or 0)
+    if found["decimal"]:
+        exponent = int(found["exponent"] or found["power"] or found["power_digit"] or 0)
+        if abs(exponent) > _LARGEST_EXPONENT:
+            return None
+        value = Fraction(_spelled(found["decimal"])) * Fraction(10) ** exponent
+    else:
+        top = found["top"] or found["top_digit"] or found["over"]
+        bottom = found["bottom"] or found["bottom_digit"] or found["under"]
+        divisor = Fraction(_spelled(bottom))
+        if divisor == 0:
+            return None
+        value = whole + Fraction(_spelled(top)) / divisor
+    return -value if "-" in found["sign"] + found["late_sign"] else value
+
+
+def _spelled(decimal: str) -> str:
+    """As `Fraction` reads it: `3.` is `3`, `- 1` is `-1`."""
+    return "".join(decimal.split()).removesuffix(".")
+
+
+def _scaled(value: Fraction, suffix: str) -> tuple[Fraction, str]:
+    """The number times the words such as `million` right behind it, and what follows them."""
+    while (word := re.match(r"\s+([a-zA-Z]+)\b", suffix)) and word[1].lower() in _SCALE:
+        value, suffix = value * _SCALE[word[1].lower()], suffix[word.end() :]
+    return value, suffix
+
+
+def _unit(suffix: str) -> str | None:
+    """What stands behind a number, as a unit; None where it is mathematics or a sentence."""
+    suffix = re.sub(r"^\s*\^\s*(?:\{\s*\\circ\s*\}|\\circ)", " degrees ", suffix)
+    stripped = suffix.strip()
+    if not stripped or re.fullmatch(_CURRENCY, stripped, re.IGNORECASE):
+        return _singular(stripped)
+    words = re.split(r"[\s/'-]+", stripped)
+    if _UNIT.fullmatch(suffix) is None or len(words) > _MOST_WORDS or not _NO_UNIT.isdisjoint(words):
+        return None
+    first = re.split(r"[.^]", words[0])[0]
+    is_apart = suffix[0].isspace()
+    if len(first) == 1 and not (is_apart and first in _SINGLE_LETTERS):
+        return None
+    if not is_apart and len(first) < 4 and first not in _SHORT:
+        return None
+    return _singular(stripped)
+
+
+def _singular(unit: str) -> str:
+    words = [word.removesuffix(".") for word in re.split(r"\s+", unit.lower().replace("{", "").replace("}", ""))]
+    words = [_SAME_UNIT.get(word, word) for word in words]
+    return " ".join(word[:-1] if len(word) > 2 and word.endswith("s") else word for word in words)
+
+
+def _is_same_unit(first: str, second: str) -> bool:
+    short, long = sorted((first, second), key=len)
+    if not short or short == long:
+        return True
+    if len(long) < 4 or short[0] != long[0] or re.findall(r"\^\S+", short) != re.findall(r"\^\S+", long):
+        return False
+    letters = iter(long)
+    return all(letter in letters for letter in short)  # an abbreviation has some of the letters, in order

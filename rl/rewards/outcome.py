@@ -1,0 +1,93 @@
+"""What a reward function returned, as plain numbers and texts: the form that crosses processes and is written down."""
+
+from __future__ import annotations
+
+import json
+import numbers
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from decimal import Decimal
+from typing import Any
+
+LARGEST_SCORE = 1e18
+"""Its square, in the standard deviation of a group, is still finite in float32."""
+_LONGEST_TEXT = 2000
+"""Characters of a text that is kept beside a score."""
+
+
+@dataclass(slots=True)
+class Outcome:
+    """What one reward gave to one trajectory."""
+
+    score: float
+    metrics: dict[str, float] = field(default_factory=dict)
+    """Further numbers that it returned."""
+    texts: dict[str, str] = field(default_factory=dict)
+    """Everything else that it returned."""
+    turn_scores: list[float] = field(default_factory=list)
+    """One for each turn, or none."""
+
+
+def read_outcome(value: Any, num_turns: int) -> Outcome | str:
+    """Read what a reward function returned.
+
+    Numbers are Python's, `Fraction` and `Decimal`, and what has `item()`: numpy's scalars, tensors of one element.
+
+    Args:
+        value: A number, or a mapping with `score`, further numbers, `turn_scores`, and what becomes a text.
+        num_turns: Of the trajectory.
+
+    Returns:
+        The outcome, or what is wrong with the value.
+    """
+    given = dict(value) if isinstance(value, Mapping) else {"score": value}
+    if "score" not in given:
+        return f"returned a dict without 'score', with {', '.join(map(str, given)) or 'nothing'}"
+    turn_scores = _items(given.pop("turn_scores", None))
+    if turn_scores is None or len(turn_scores) not in (0, num_turns):
+        got = turn_scores if turn_scores is not None else value["turn_scores"]
+        return f"returned {_shown(got)} as turn_scores, not a list with a number for each of the {num_turns} turns"
+    read = [(str(key), item, _as_number(item)) for key, item in given.items()]
+    turns = [("turn_scores", item, _as_number(item)) for item in turn_scores]
+    for key, item, number in [*read, *turns]:
+        is_text = number is None and key not in ("score", "turn_scores")
+        if not is_text and (number is None or not abs(number) <= LARGEST_SCORE):
+            return f"returned {_shown(item)} as {key}, not a finite number"
+    metrics = {key: number for key, _, number in read if number is not None}
+    texts = {key: _as_text(item) for key, item, number in read if number is None}
+    return Outcome(metrics.pop("score"), metrics, texts, [number for _, _, number in turns if number is not None])
+
+
+def _as_number(value: Any) -> float | None:
+    """The value as a float, infinite where it is too large for one; None where it is no number."""
+    if callable(item := getattr(value, "item", None)):
+        try:
+            value = item()
+        except (TypeError, ValueError, RuntimeError):  # an array or a tensor of several elements
+            return None
+    if not isinstance(value, numbers.Real | Decimal):
+        return None
+    try:
+        return float(value)
+    except OverflowError:
+        return float("inf")
+    except (TypeError, ValueError):  # a signalling NaN of Decimal
+        return float("nan")
+
+
+def _items(value: Any) -> list[Any] | None:
+    """A sequence, an array or a one-dimensional tensor as a list; None where it is something else."""
+    if value is None:
+        return []
+    value = value.tolist() if callable(getattr(value, "tolist", None)) else value
+    return list(value) if isinstance(value, Sequence) and not isinstance(value, str | bytes) else None
+
+
+def _as_text(value: Any) -> str:
+    text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str, skipkeys=True)
+    return text[:_LONGEST_TEXT].encode("utf-8", "replace").decode("utf-8")
+
+
+def _shown(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:77]}..."
