@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib
 import inspect
-import json
 from collections.abc import Callable
 from typing import Any
 
@@ -13,7 +12,7 @@ from pydantic import TypeAdapter, validate_call
 from pydantic.errors import PydanticUserError
 
 from rl.errors import ToolError, unknown_name
-from rl.tools.base import Tool, ToolConfig, ToolOutput
+from rl.tools.base import Tool, ToolConfig
 
 
 class FunctionTool(Tool):
@@ -42,10 +41,7 @@ class FunctionTool(Tool):
 
     def execute(self, state: Any, arguments: dict[str, Any]) -> Any:
         """Call the function; of a coroutine function the result is awaitable."""
-        return self._execute_async(arguments) if self._is_async else _as_result(self._function(**arguments))
-
-    async def _execute_async(self, arguments: dict[str, Any]) -> str | ToolOutput:
-        return _as_result(await self._function(**arguments))
+        return self._function(**arguments)
 
 
 def load_function_tool(where: str, path: Any, config: ToolConfig) -> FunctionTool:
@@ -123,9 +119,3 @@ def _without_titles(schema: Any) -> Any:
             key: _without_titles(value) for key, value in schema.items() if key != "title" or not isinstance(value, str)
         }
     return [_without_titles(part) for part in schema] if isinstance(schema, list) else schema
-
-
-def _as_result(value: Any) -> str | ToolOutput:
-    if isinstance(value, str | ToolOutput):
-        return value
-    return json.dumps(value, ensure_ascii=False, default=str)

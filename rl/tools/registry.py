@@ -12,6 +12,7 @@ import yaml
 
 from rl.errors import ToolError, unknown_name
 from rl.tools.base import Tool, ToolConfig
+from rl.tools.deadlines import LoopClock
 from rl.tools.execution import ToolRunner, ToolSession
 from rl.tools.function_tool import load_function_tool
 from rl.tools.limits import PermitSource, SharedLimiter
@@ -33,7 +34,8 @@ class Toolbox:
     def __init__(self, tools: list[Tool], warnings: list[str] | None = None) -> None:
         self.tools = {tool.name: tool for tool in tools}
         self.warnings = warnings or []
-        self._runners = {tool.name: ToolRunner(tool) for tool in tools}
+        clock = LoopClock()
+        self._runners = {tool.name: ToolRunner(tool, clock) for tool in tools}
 
     @property
     def schemas(self) -> list[dict[str, Any]]:
