@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
-import importlib.util
 import json
 import logging
 import math
@@ -18,6 +16,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
+from rl.config.imports import import_target
 from rl.types import Trajectory
 
 _START_TIMEOUT_S = 120.0
@@ -99,34 +98,6 @@ class RewardProcess:
         if self._connection is not None:
             self._connection.close()
         self._child = self._connection = None
-
-
-def import_target(target: str) -> Callable[..., Any]:
-    """Import `package.module:function` or `path/file.py:function`.
-
-    Args:
-        target: The function; a path is relative to the working directory.
-
-    Returns:
-        What is found under that name.
-
-    Raises:
-        ImportError: No such module or file.
-        AttributeError: Nothing of that name in it.
-    """
-    place, _, name = target.rpartition(":")
-    if place.endswith(".py"):
-        path = Path(place).resolve()
-        spec = importlib.util.spec_from_file_location(path.stem, path)
-        if spec is None or spec.loader is None or not path.is_file():
-            raise ImportError(f"no file {path}")
-        module = importlib.util.module_from_spec(spec)
-        sys.modules.setdefault(path.stem, module)
-        spec.loader.exec_module(module)
-    else:
-        module = importlib.import_module(place)
-    found: Callable[..., Any] = getattr(module, name)
-    return found
 
 
 def main() -> None:

@@ -27,6 +27,18 @@ def start(coroutine: Coroutine[Any, Any, Any], note_stall: Callable[[float], Non
     return asyncio.get_running_loop().create_task(_Measured(coroutine, note_stall, is_closed_by_force=True))
 
 
+async def ended(task: asyncio.Future[Any]) -> None:
+    """Wait until a task has ended. Whoever is cancelled while it waits does not cancel the task."""
+    waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+    def wake(_: asyncio.Future[Any]) -> None:
+        if not waiter.done():
+            waiter.set_result(None)
+
+    task.add_done_callback(wake)
+    await waiter
+
+
 async def end(task: asyncio.Future[Any], tool: str) -> bool:
     """Cancel a task of `start` and wait until it has ended, but not long: one that goes on is left to itself.
 

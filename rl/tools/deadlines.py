@@ -26,30 +26,34 @@ class LoopClock:
 
     def __init__(self) -> None:
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._lost_s = 0.0
+        self.lost_s = 0.0
+        """Seconds left out so far."""
         self._next_beat_at = 0.0
         self._beat: asyncio.TimerHandle | None = None
+        self._num_open = 0
         self._open: Counter[str] = Counter()
         self._has_warned = False
 
     def time(self) -> float:
         """Seconds, from an arbitrary beginning."""
         now = asyncio.get_running_loop().time()
-        return now - self._lost_s - self._unmeasured(now)
+        return now - self.lost_s - self._unmeasured(now)
 
     def lose(self, seconds: float) -> None:
         """Leave out a stretch that has just ended."""
-        self._lost_s += seconds
+        self.lost_s += seconds
         self._next_beat_at += seconds
 
     def open(self, name: str) -> None:
         """Begin to look for stretches, because a deadline of this tool is running."""
-        if not self._open.total():
+        if not self._num_open:
             self._start_beating()
+        self._num_open += 1
         self._open[name] += 1
 
     def close(self, name: str) -> None:
         """The deadline of this tool runs no more."""
+        self._num_open -= 1
         self._open[name] -= 1
 
     def _start_beating(self) -> None:
@@ -60,7 +64,7 @@ class LoopClock:
         self._beat = self._loop.call_at(self._next_beat_at, self._note_beat)
 
     def _note_beat(self) -> None:
-        if not self._open.total():
+        if not self._num_open:
             return
         assert self._loop is not None, "set before the first beat"
         unmeasured = self._unmeasured(self._loop.time())
@@ -73,7 +77,7 @@ class LoopClock:
     def _unmeasured(self, now: float) -> float:
         """By how much the next beat is late, where the loop runs deadlines and stood still."""
         late = now - self._next_beat_at
-        return late if late > STALL_S and self._open.total() else 0.0
+        return late if late > STALL_S and self._num_open else 0.0
 
     def _warn(self, seconds: float) -> None:
         if self._has_warned:
@@ -99,8 +103,7 @@ class Deadline:
     __slots__ = ("_clock", "_is_open", "_name", "_timeout", "_timer", "_when")
 
     def __init__(self, clock: LoopClock, name: str, when: float) -> None:
-        self._clock, self._name = clock, name
-        self._when: float | None = when
+        self._clock, self._name, self._when = clock, name, when
         self._timeout = asyncio.timeout(None)
         self._timer: asyncio.TimerHandle | None = None
         self._is_open = False
@@ -114,11 +117,11 @@ class Deadline:
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> bool | None:
+    ) -> None:
         self._stop_timer()
         self._is_open = False
         self._clock.close(self._name)
-        return await self._timeout.__aexit__(kind, error, traceback)
+        await self._timeout.__aexit__(kind, error, traceback)
 
     def expired(self) -> bool:
         """Whether it has ended its block."""
@@ -126,30 +129,27 @@ class Deadline:
 
     def has_passed(self) -> bool:
         """Whether it would end its block at the next look."""
-        return self._when is not None and self._clock.time() > self._when
+        return self._clock.time() > self._when
 
-    def move(self, when: float | None) -> None:
-        """Set another deadline, or none; within the block."""
+    def move(self, when: float) -> None:
+        """Set another deadline; within the block."""
         self._when = when
         self._stop_timer()
         self._start_timer()
 
     def advance(self, seconds: float) -> None:
-        """Let it pass earlier, if it has not yet ended."""
-        if self._is_open and self._when is not None:
+        """Let it pass earlier, if its block has not ended."""
+        if self._is_open:
             self.move(self._when - seconds)
 
     def _start_timer(self) -> None:
-        if self._when is not None:
-            loop = asyncio.get_running_loop()
-            self._timer = loop.call_at(loop.time() + max(self._when - self._clock.time(), 0.0), self._look)
+        self._timer = asyncio.get_running_loop().call_at(self._when + self._clock.lost_s, self._look)
 
     def _stop_timer(self) -> None:
         if self._timer is not None:
             self._timer.cancel()
 
     def _look(self) -> None:
-        assert self._when is not None, "a timer runs only towards a deadline"
         if self._when - self._clock.time() > _PRECISION_S:
             self._start_timer()
         else:

@@ -16,7 +16,7 @@ from tenacity import AsyncRetrying, retry_if_exception_type, stop_before_delay, 
 from rl.errors import unknown_name
 from rl.tools.base import ServiceUnavailableError, Tool, ToolOutput, ToolTimeoutError
 from rl.tools.breaker import CircuitBreaker
-from rl.tools.coroutines import end, leave, start
+from rl.tools.coroutines import end, ended, leave, start
 from rl.tools.deadlines import Deadline, LoopClock
 from rl.tools.limits import Limiter
 from rl.tools.results import as_output
@@ -113,16 +113,13 @@ class ToolRunner:
             make_state: Gives what `Tool.create` made for the trajectory.
             arguments: Checked against the schema.
         """
-        config, loop, now = self.tool.config, asyncio.get_running_loop(), self._clock.time()
-        call = _Call(loop.time(), now + config.queue_timeout)
-        deadline = Deadline(self._clock, self.tool.name, now + config.queue_timeout + config.default_timeout)
-        output, error = ToolOutput(""), None
+        config, loop = self.tool.config, asyncio.get_running_loop()
+        call = _Call(loop.time(), self._clock.time() + config.queue_timeout)
+        error: Exception | None = None
         try:
-            async with deadline:
-                output = await self._attempts(call, make_state, arguments)
+            output = await self._attempts(call, make_state, arguments)
         except Exception as raised:  # a tool may raise anything; told to the model
             error = raised
-        call.is_late = call.is_late or deadline.expired()
         if call.is_late or error is not None:
             output = self._failure(error, call)
         took = loop.time() - call.began_at
@@ -176,6 +173,7 @@ class ToolRunner:
         self, call: _Call, make_state: Callable[[], Awaitable[Any]], arguments: dict[str, Any]
     ) -> ToolOutput:
         loop, run_limit_s = asyncio.get_running_loop(), self.tool.run_limit_s
+        end_by = call.start_by + self.tool.config.default_timeout
         started_at: float | None = None
         limit = Deadline(self._clock, self.tool.name, call.start_by)
         try:
@@ -186,7 +184,7 @@ class ToolRunner:
                 async with self._breaker.guard():
                     state = await make_state()
                     started_at = loop.time()
-                    limit.move(None if run_limit_s is None else self._clock.time() + run_limit_s)
+                    limit.move(end_by if run_limit_s is None else min(self._clock.time() + run_limit_s, end_by))
                     return await self._execute(call, limit, state, arguments)
         except TimeoutError:
             if started_at is None and limit.expired():
@@ -214,7 +212,7 @@ class ToolRunner:
         else:
             running = start(self._run_async(state, arguments), note_stall)
         try:
-            await asyncio.wait({running})
+            await ended(running)
         finally:
             if not running.done():
                 call.is_left = not await self._stop(running)

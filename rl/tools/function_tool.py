@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import inspect
 from collections.abc import Callable
 from typing import Any
@@ -11,8 +10,9 @@ from docstring_parser import parse as parse_docstring
 from pydantic import TypeAdapter, validate_call
 from pydantic.errors import PydanticUserError
 
-from rl.errors import ToolError, unknown_name
+from rl.errors import ToolError
 from rl.tools.base import Tool, ToolConfig
+from rl.tools.named import import_named
 
 
 class FunctionTool(Tool):
@@ -49,28 +49,13 @@ def load_function_tool(where: str, path: Any, config: ToolConfig) -> FunctionToo
 
     Args:
         where: The key of the YAML, for messages.
-        path: `package.module:name`.
+        path: `package.module:name` or `path/file.py:name`.
         config: Limits.
 
     Raises:
         ToolError: There is no such function, or its signature cannot be a schema.
     """
-    if not isinstance(path, str) or path.count(":") != 1:
-        raise ToolError(f"{where}: must be `package.module:name`, got {path!r}.")
-    module_name, _, name = path.partition(":")
-    try:
-        module = importlib.import_module(module_name)
-    except Exception as error:  # the user's file may raise anything
-        reason = f"{type(error).__name__}: {error}"
-        raise ToolError(
-            f"{where}: '{module_name}' does not import: {reason}. Check the path and what it needs."
-        ) from error
-    function = getattr(module, name, None)
-    if function is None:
-        functions = [key for key, value in vars(module).items() if inspect.isfunction(value) and key[0] != "_"]
-        raise ToolError(unknown_name(f"{where} in {module_name}", name, functions))
-    if not inspect.isfunction(function):
-        raise ToolError(f"{where}: '{path}' is not a function, got {function!r}. A class goes under class_name.")
+    function = import_named(where, path, "function", inspect.isfunction, "A class goes under class_name.")
     try:
         return FunctionTool(config, function)
     except ToolError as error:

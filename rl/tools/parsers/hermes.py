@@ -36,7 +36,7 @@ class HermesParser:
 
     def parse(self, text: str) -> list[ToolCall]:
         """The calls of a turn, in order; malformed ones, and unclosed ones before others, carry an `error`."""
-        return read_calls(JsonText(text), _TAGS, _read_call)
+        return read_calls(JsonText(text), _TAGS, _read_call) if _OPEN in text else []
 
     def render(self, call: ToolCall) -> str:
         """The call between its tags, as the chat templates of the Qwen family write it."""

@@ -21,7 +21,7 @@ from rl.types import ToolCall
 _EXAMPLE = '{"name": <function-name>, "parameters": <args-json-object>}'
 _PYTHON_TAG = "<|python_tag|>"
 _ARGUMENTS_KEYS = ("arguments", "parameters")
-_TAGS = opening_tags(r"(?:<\|python_tag\|>\s*)+[\[{]?|\{")
+_TAGS = opening_tags(r'(?:<\|python_tag\|>\s*)+[\[{]?|\{(?=\s*")')
 _BEGINS_A_CALL = re.compile(r'\{\s*(?:"name"\s*:|"(?:parameters|arguments)"\s*:|"type"\s*:\s*"function")')
 _HAS_A_NAME = re.compile(r'\{\s*"name"\s*:\s*"[^"]*"\s*,\s*"(?!(?:parameters|arguments|type)")')
 """An object whose first key is `name`, and whose second key no call has."""
@@ -50,7 +50,7 @@ class Llama3JsonParser:
 
     def parse(self, text: str) -> list[ToolCall]:
         """The calls of a turn, in order; malformed and truncated ones carry an `error` and leave the others alone."""
-        return read_calls(JsonText(text), _TAGS, _read_call)
+        return read_calls(JsonText(text), _TAGS, _read_call) if "{" in text or _PYTHON_TAG in text else []
 
     def render(self, call: ToolCall) -> str:
         """The object as the chat template of Llama 3.1 writes it."""
