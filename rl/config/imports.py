@@ -66,6 +66,7 @@ def _import_from(folder: Path) -> None:
         sys.path.remove(str(folder))
     sys.path.insert(0, str(folder))
     _FOLDERS.add(folder)
+    importlib.invalidate_caches()  # a file that was just written is found
 
 
 def _module_name(path: Path) -> str:

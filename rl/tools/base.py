@@ -54,8 +54,9 @@ class Tool:
 
     `execute` may be a coroutine function, which runs on the event loop and is cancelled at its deadline, or a plain
     function, which runs in a thread; a thread past its deadline is abandoned and replaced. A coroutine must not block:
-    all trajectories of the process wait meanwhile. What it raises becomes an error result with the exception's text. `ServiceUnavailableError`, from `create` too, is retried first; whatever
-    else `create` raises ends the call as unavailable.
+    all trajectories of the process wait meanwhile. What `execute` raises becomes an error result with the exception's
+    text. `ServiceUnavailableError`, from `create` too, is retried first; whatever else `create` raises ends the call as
+    unavailable.
     """
 
     config_class: ClassVar[type[ToolConfig]] = ToolConfig

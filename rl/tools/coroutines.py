@@ -17,14 +17,14 @@ _CLEAN_UP_S = 30.0
 
 
 def start(coroutine: Coroutine[Any, Any, Any], note_stall: Callable[[float], None]) -> asyncio.Task[Any]:
-    """Run a coroutine in a task of its own. Cancelled once it may clean up, cancelled again it is closed where it is.
+    """Run a coroutine in a task of its own.
 
     Args:
         coroutine: User code.
         note_stall: Called with the seconds of each stretch in which it, or a task that it started, held the event loop
             up.
     """
-    return asyncio.get_running_loop().create_task(_Measured(coroutine, note_stall, is_closed_by_force=True))
+    return asyncio.get_running_loop().create_task(_Measured(coroutine, note_stall))
 
 
 async def ended(task: asyncio.Future[Any]) -> None:
@@ -39,7 +39,7 @@ async def ended(task: asyncio.Future[Any]) -> None:
     await waiter
 
 
-async def end(task: asyncio.Future[Any], tool: str) -> bool:
+async def end(task: asyncio.Task[Any], tool: str) -> bool:
     """Cancel a task of `start` and wait until it has ended, but not long: one that goes on is left to itself.
 
     Args:
@@ -64,10 +64,17 @@ async def end(task: asyncio.Future[Any], tool: str) -> bool:
     return task.done()
 
 
-def leave(task: asyncio.Future[Any]) -> None:
-    """Wait no longer for a task of `start` that was cancelled; after half a minute it is closed."""
+def leave(task: asyncio.Task[Any]) -> None:
+    """Wait no longer for a task of `start` that was cancelled.
+
+    Its coroutine is closed where it stands when the task is cancelled again: after half a minute, or before that by
+    whoever ends the event loop.
+    """
     task.add_done_callback(_look_at)
     if not task.done():
+        coroutine = task.get_coro()
+        assert isinstance(coroutine, _Measured), "a task of `start`"
+        coroutine.is_left = True
         closing = asyncio.get_running_loop().call_later(_CLEAN_UP_S, task.cancel)
         task.add_done_callback(lambda _: closing.cancel())
 
@@ -81,23 +88,20 @@ def _look_at(task: asyncio.Future[Any]) -> None:
 class _Measured(Coroutine[Any, Any, Any]):
     """A coroutine with a clock at each of its steps. The tasks that it starts are measured in the same way."""
 
-    __slots__ = ("_coroutine", "_is_cancelled", "_is_closed_by_force", "_note_stall")
+    __slots__ = ("_coroutine", "_note_stall", "is_left")
 
-    def __init__(
-        self, coroutine: Coroutine[Any, Any, Any], note_stall: Callable[[float], None], *, is_closed_by_force: bool
-    ) -> None:
+    def __init__(self, coroutine: Coroutine[Any, Any, Any], note_stall: Callable[[float], None]) -> None:
         self._coroutine, self._note_stall = coroutine, note_stall
-        self._is_closed_by_force, self._is_cancelled = is_closed_by_force, False
+        self.is_left = False
+        """The next cancellation closes it. Before that it gets every one, as those of its own time limits."""
 
     def send(self, value: Any) -> Any:
         return self._step(self._coroutine.send, value)
 
     def throw(self, error: Any, *rest: Any) -> Any:
-        if isinstance(error, asyncio.CancelledError) and self._is_closed_by_force:
-            if self._is_cancelled:
-                self._close_by_force()
-                raise error
-            self._is_cancelled = True
+        if self.is_left and isinstance(error, asyncio.CancelledError):
+            self._close_by_force()
+            raise error
         return self._step(self._coroutine.throw, error, *rest)
 
     def close(self) -> None:
@@ -124,7 +128,7 @@ class _Measured(Coroutine[Any, Any, Any]):
 
     def _start_child(self, loop: asyncio.AbstractEventLoop, coroutine: Any, **kwargs: Any) -> asyncio.Task[Any]:
         if asyncio.iscoroutine(coroutine):
-            coroutine = _Measured(coroutine, self._note_stall, is_closed_by_force=False)
+            coroutine = _Measured(coroutine, self._note_stall)
         return asyncio.Task(coroutine, loop=loop, **kwargs)
 
     def _close_by_force(self) -> None:

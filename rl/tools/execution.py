@@ -206,26 +206,29 @@ class ToolRunner:
             call.blocked_s += seconds
             limit.advance(seconds)
 
-        running: asyncio.Future[ToolOutput]
         if self._threads is not None:
-            running = self._threads.start(partial(self._run_plain, state, arguments))
-        else:
-            running = start(self._run_async(state, arguments), note_stall)
+            return await self._in_thread(call, self._threads, partial(self._run_plain, state, arguments))
+        running = start(self._run_async(state, arguments), note_stall)
         try:
             await ended(running)
         finally:
             if not running.done():
-                call.is_left = not await self._stop(running)
+                call.is_left = not await end(running, self.tool.name)
         if running.cancelled():
             raise RuntimeError("the tool cancelled itself")
-        return running.result()
+        output: ToolOutput = running.result()
+        return output
 
-    async def _stop(self, running: asyncio.Future[Any]) -> bool:
-        """Cancel a call that passed its deadline or that the caller gave up. Whether it has ended, now or soon."""
-        if self._threads is not None:
-            self._threads.abandon(running)
-            return False
-        return await end(running, self.tool.name)
+    async def _in_thread(self, call: _Call, threads: ThreadPool, function: Callable[[], ToolOutput]) -> ToolOutput:
+        running = threads.start(function)
+        try:
+            await ended(running)
+        finally:
+            if not running.done():
+                call.is_left = True
+                threads.abandon(running)
+        output: ToolOutput = running.result()
+        return output
 
     def _run_plain(self, state: Any, arguments: dict[str, Any]) -> ToolOutput:
         try:
@@ -319,7 +322,8 @@ class ToolSession:
     async def close(self) -> None:
         """Release every tool that was used; a tool that fails to is logged and does not keep the others from it."""
         states, self._states = self._states, {}
-        await asyncio.gather(*(end(created, name) for name, created in states.items()))
+        if pending := [(created, name) for name, created in states.items() if not created.done()]:
+            await asyncio.gather(*(end(created, name) for created, name in pending))
         made = {name: c.result() for name, c in states.items() if c.done() and not c.cancelled() and not c.exception()}
         releases = {name: self._start_release(name, state) for name, state in made.items()}
         try:

@@ -253,6 +253,21 @@ async def test_a_coroutine_may_clean_up_when_it_is_cancelled():
     assert cleaned == [pytest.approx(2.5)]
 
 
+@in_virtual_time
+async def test_a_coroutine_may_have_time_limits_of_its_own():
+    async def retry() -> str:
+        for _ in range(5):
+            try:
+                async with asyncio.timeout(1):
+                    await asyncio.sleep(60)
+            except TimeoutError:
+                continue
+        return "gave up"
+
+    (result,) = await run(Acting("retry", retry, default_timeout=30))
+    assert (result.status, result.text, now()) == (ToolStatus.OK, "gave up", pytest.approx(5))
+
+
 def test_a_process_ends_though_a_coroutine_does_not_listen():
     deaf = Deaf()
 
