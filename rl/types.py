@@ -80,6 +80,8 @@ class ToolCall:
     """The text as generated, without the tags around it."""
     error: str | None = None
     """Set when the call could not be parsed; `name` and `arguments` are then empty or partial."""
+    lacks_end: bool = False
+    """Its closing tag is missing, which counts only where the model ended the turn itself."""
 
 
 @dataclass(slots=True)

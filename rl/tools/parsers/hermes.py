@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from rl.tools.parsers.base import call_ends, failed_call, opening_tags, read_calls, until_end
@@ -51,8 +51,10 @@ def _read_call(text: str, tag: re.Match[str]) -> tuple[ToolCall, int]:
     except (ValueError, RecursionError) as error:
         return _malformed(text, start, body, error)
     end = _SPACE.match(text, end).end()  # type: ignore[union-attr]
-    if text.startswith(_CLOSE, end) or end == len(text):
-        return checked_call(value, text[start:end], _EXAMPLE), min(end + len(_CLOSE), len(text))
+    if text.startswith(_CLOSE, end):
+        return checked_call(value, text[start:end], _EXAMPLE), end + len(_CLOSE)
+    if end == len(text):
+        return replace(checked_call(value, text[start:], _EXAMPLE), lacks_end=True), end
     raw, after, is_closed = until_end(text, start, _ENDS)
     if is_closed:
         return failed_call(raw, f"there is text after the JSON object in {_OPEN}. Write only {_EXAMPLE} in it"), after

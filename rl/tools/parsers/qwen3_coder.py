@@ -75,7 +75,7 @@ class Qwen3CoderParser:
             return failed_call(raw, f"the tool call is cut off or not closed. Write {_EXAMPLE}", name), after
         schemas = self.schemas.get(name, {})
         arguments = {key: to_value(value, schemas.get(key, {})) for key, value in values.items()}
-        return ToolCall(name, arguments, raw), after
+        return ToolCall(name, arguments, raw, lacks_end=end is None), after
 
 
 def _read_preamble(text: str, start: int) -> tuple[ToolCall | None, int]:

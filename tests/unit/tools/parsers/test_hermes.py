@@ -87,7 +87,8 @@ def test_hermes_explains_what_is_wrong_with_a_call(text, part):
 @pytest.mark.parametrize("end", ["", "\n", " \n\t"])
 def test_hermes_reads_a_last_call_without_its_closing_tag(end):
     (call,) = HERMES.parse(GOOD.removesuffix("\n</tool_call>") + end)
-    assert (call.name, call.arguments, call.error) == ("add", {"a": 1}, None)
+    assert (call.name, call.arguments, call.error, call.lacks_end) == ("add", {"a": 1}, None, True)
+    assert not HERMES.parse(GOOD)[0].lacks_end
     two = HERMES.parse(GOOD.removesuffix("</tool_call>") + GOOD)
     assert [(call.error is None, call.arguments) for call in two] == [(False, {}), (True, {"a": 1})]
 

@@ -175,6 +175,12 @@ def test_qwen3_coder_explains_what_is_wrong_with_a_call(text, part):
     assert part in call.error
 
 
+def test_qwen3_coder_tells_a_call_that_may_have_been_cut():
+    cut = GOOD.removesuffix("\n</function>\n</tool_call>")
+    texts = (cut, cut + "\n", cut + "</function>", cut + "</tool_call>", GOOD)
+    assert [QWEN.parse(text)[0].lacks_end for text in texts] == [True, True, False, False, False]
+
+
 names = st.text(st.characters(categories=["L", "Nd"]), min_size=1, max_size=8)
 plain = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="<"), max_size=20)
 
