@@ -84,6 +84,8 @@ class ToolCall:
     """Set when the call could not be parsed; `name` and `arguments` are then empty or partial."""
     is_in_thought: bool = False
     """The call stands in a thought that is not closed; `error` says so."""
+    lacks_end: bool = False
+    """Its closing tag is missing, which counts only where the model ended the turn itself."""
 
 
 @dataclass(slots=True)
@@ -111,6 +113,11 @@ class ToolResult:
     """The tool's circuit breaker was open when an attempt began: it was held back, or went as the probe."""
     has_abandoned_thread: bool = False
     """A plain function did not end at its deadline, and goes on in a thread that nobody waits for."""
+    has_abandoned_coroutine: bool = False
+    """A coroutine did not end within a second of its cancellation, and goes on until it is closed."""
+    blocked_s: float = 0.0
+    """Seconds in which coroutines of the tool held up the event loop, and with it all other trajectories, since the
+    tool's last result."""
 
 
 @dataclass(slots=True, frozen=True)

@@ -177,11 +177,18 @@ class _TimeSkipper(selectors.DefaultSelector):
 
 class _VirtualTimeLoop(asyncio.SelectorEventLoop):
     def __init__(self) -> None:
-        self._skipper = _TimeSkipper()
-        super().__init__(self._skipper)
+        self.skipper = _TimeSkipper()
+        super().__init__(self.skipper)
 
     def time(self) -> float:
-        return self._skipper.now
+        return self.skipper.now
+
+
+def hold_up_loop(seconds: float) -> None:
+    """What `time.sleep` does in a coroutine, where the test runs `in_virtual_time`."""
+    loop = asyncio.get_running_loop()
+    assert isinstance(loop, _VirtualTimeLoop), "the clock is the test's own"
+    loop.skipper.now += seconds
 
 
 def in_virtual_time(test: Callable[..., Coroutine[Any, Any, None]]) -> Callable[..., None]:

@@ -15,7 +15,7 @@ from vllm.tool_parsers import ToolParser, ToolParserManager
 from rl.errors import ConfigError
 from rl.thoughts import OPEN, is_thinking, thought_spans, without_thoughts
 from rl.tools.parsers.base import failed_call, refused_in_thought
-from rl.tools.parsers.json_calls import decode_json, json_problem
+from rl.tools.parsers.json_calls import as_arguments, decode_json, json_problem
 from rl.types import ToolCall
 
 logger = logging.getLogger(__name__)
@@ -145,6 +145,7 @@ def _as_call(name: str, arguments: str) -> ToolCall:
         value, _ = decode_json(arguments)
     except (ValueError, RecursionError) as error:
         return failed_call(arguments, f"the arguments of '{name}' are not valid JSON: {json_problem(error, 0)}", name)
-    if not isinstance(value, dict):
+    given = as_arguments(value)
+    if given is None:
         return failed_call(arguments, f"the arguments of '{name}' are not a JSON object, got {arguments}", name)
-    return ToolCall(name, value, arguments)
+    return ToolCall(name, given, arguments)

@@ -127,6 +127,8 @@ def _one_tool_metrics(name: str, answers: Sequence[ToolResult]) -> dict[str, flo
         f"{name}/breaker_waits": float(sum(r.met_open_breaker for r in answers)),
         f"{name}/outage_s/max": max(r.outage_s for r in answers),
         f"{name}/abandoned_threads": float(sum(r.has_abandoned_thread for r in answers)),
+        f"{name}/abandoned_coroutines": float(sum(r.has_abandoned_coroutine for r in answers)),
+        f"{name}/blocked_s": sum(r.blocked_s for r in answers),
     }
     executed = [r for r in answers if r.status is not ToolStatus.INVALID_ARGUMENTS]
     if executed:

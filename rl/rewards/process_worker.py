@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
-import importlib.util
 import logging
 import math
 import os
@@ -17,14 +15,13 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
+from rl.config.imports import import_target
 from rl.rewards.outcome import Outcome, read_outcome
 from rl.types import Trajectory
 
 _START_TIMEOUT_S = 120.0
 _ORPHAN_GRACE_S = 5
 _PACKAGE_ROOT = Path(__file__).resolve().parents[2]
-_FOLDERS: set[Path] = set()
-"""Those of files that `import_target` imported."""
 
 
 class RewardProcess:
@@ -124,48 +121,6 @@ class RewardProcess:
         if self._connection is not None:
             self._connection.close()
         self._child = self._connection = None
-
-
-def import_target(target: str) -> Callable[..., Any]:
-    """Import `package.module:function` or `path/file.py:function`.
-
-    Args:
-        target: The function; a relative path begins in the folder that the process runs in. A file may import its
-            neighbours, as a script may: its folder comes first on `sys.path`.
-
-    Returns:
-        What is found under that name.
-
-    Raises:
-        ImportError: No such module or file.
-        AttributeError: Nothing of that name in it.
-    """
-    place, _, name = target.rpartition(":")
-    if place.endswith(".py"):
-        path = Path(place).expanduser().resolve()
-        spec = importlib.util.spec_from_file_location(path.stem, path)
-        if spec is None or spec.loader is None or not path.is_file():
-            raise ImportError(f"no file {path}; a relative path begins in the working folder")
-        _import_from(path.parent)
-        module = importlib.util.module_from_spec(spec)
-        sys.modules.setdefault(path.stem, module)
-        spec.loader.exec_module(module)
-    else:
-        module = importlib.import_module(place)
-    found: Callable[..., Any] = getattr(module, name)
-    return found
-
-
-def _import_from(folder: Path) -> None:
-    """Put a folder first on `sys.path`, and forget modules of other such folders whose files have namesakes in it."""
-    for name, module in list(sys.modules.items()):
-        file = Path(getattr(module, "__file__", None) or os.devnull)
-        if file.parent in _FOLDERS - {folder} and (folder / file.name).is_file():
-            del sys.modules[name]
-    if str(folder) in sys.path:
-        sys.path.remove(str(folder))
-    sys.path.insert(0, str(folder))
-    _FOLDERS.add(folder)
 
 
 def main() -> None:

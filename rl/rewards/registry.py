@@ -11,11 +11,12 @@ from difflib import get_close_matches
 from functools import partial
 from typing import Any
 
+from rl.config.imports import import_target
 from rl.errors import RewardError, unknown_name
 from rl.rewards import rules, search
 from rl.rewards.outcome import LARGEST_SCORE, Outcome, read_outcome
 from rl.rewards.pool import RewardPool
-from rl.rewards.process_worker import RewardProcess, import_target
+from rl.rewards.process_worker import RewardProcess
 from rl.types import Trajectory
 
 RewardFunction = Callable[..., Any]

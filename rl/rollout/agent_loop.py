@@ -261,7 +261,8 @@ class AgentLoop:
             return []
         text = self._renderer.strip_end_of_turn(turn.text)
         calls = self._parser.parse(OPEN + text if turn.begins_in_thought else text)
-        return [call for call in calls if call.error is None] if finish is FinishReason.LENGTH else calls
+        is_cut = finish is FinishReason.LENGTH
+        return [call for call in calls if call.error is None and not call.lacks_end] if is_cut else calls
 
     async def _answer_calls(self, state: _State, turn: Turn) -> StopReason | None:
         """Run the calls of a turn and append their results; a reason to stop, or None to go on."""

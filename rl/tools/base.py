@@ -53,9 +53,10 @@ class Tool:
     """One tool, built once in each rollout worker. Derive, and write `execute`.
 
     `execute` may be a coroutine function, which runs on the event loop and is cancelled at its deadline, or a plain
-    function, which runs in a thread; a thread past its deadline is abandoned and replaced. What it raises becomes an
-    error result with the exception's text. `ServiceUnavailableError`, from `create` too, is retried first; whatever
-    else `create` raises ends the call as unavailable.
+    function, which runs in a thread; a thread past its deadline is abandoned and replaced. A coroutine must not block:
+    all trajectories of the process wait meanwhile. What `execute` raises becomes an error result with the exception's
+    text. `ServiceUnavailableError`, from `create` too, is retried first; whatever else `create` raises ends the call as
+    unavailable.
     """
 
     config_class: ClassVar[type[ToolConfig]] = ToolConfig
@@ -102,7 +103,7 @@ class Tool:
             arguments: Checked against the schema.
 
         Returns:
-            The text for the model, or a `ToolOutput`.
+            The text for the model, a `ToolOutput`, or any other value, which the model reads as JSON.
         """
         raise NotImplementedError(f"{type(self).__name__}.execute")
 

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import importlib
 import inspect
-import json
 from collections.abc import Callable
 from typing import Any
 
@@ -12,8 +10,9 @@ from docstring_parser import parse as parse_docstring
 from pydantic import TypeAdapter, validate_call
 from pydantic.errors import PydanticUserError
 
-from rl.errors import ToolError, unknown_name
-from rl.tools.base import Tool, ToolConfig, ToolOutput
+from rl.errors import ToolError
+from rl.tools.base import Tool, ToolConfig
+from rl.tools.named import import_named
 
 
 class FunctionTool(Tool):
@@ -42,10 +41,7 @@ class FunctionTool(Tool):
 
     def execute(self, state: Any, arguments: dict[str, Any]) -> Any:
         """Call the function; of a coroutine function the result is awaitable."""
-        return self._execute_async(arguments) if self._is_async else _as_result(self._function(**arguments))
-
-    async def _execute_async(self, arguments: dict[str, Any]) -> str | ToolOutput:
-        return _as_result(await self._function(**arguments))
+        return self._function(**arguments)
 
 
 def load_function_tool(where: str, path: Any, config: ToolConfig) -> FunctionTool:
@@ -53,28 +49,13 @@ def load_function_tool(where: str, path: Any, config: ToolConfig) -> FunctionToo
 
     Args:
         where: The key of the YAML, for messages.
-        path: `package.module:name`.
+        path: `package.module:name` or `path/file.py:name`.
         config: Limits.
 
     Raises:
         ToolError: There is no such function, or its signature cannot be a schema.
     """
-    if not isinstance(path, str) or path.count(":") != 1:
-        raise ToolError(f"{where}: must be `package.module:name`, got {path!r}.")
-    module_name, _, name = path.partition(":")
-    try:
-        module = importlib.import_module(module_name)
-    except Exception as error:  # the user's file may raise anything
-        reason = f"{type(error).__name__}: {error}"
-        raise ToolError(
-            f"{where}: '{module_name}' does not import: {reason}. Check the path and what it needs."
-        ) from error
-    function = getattr(module, name, None)
-    if function is None:
-        functions = [key for key, value in vars(module).items() if inspect.isfunction(value) and key[0] != "_"]
-        raise ToolError(unknown_name(f"{where} in {module_name}", name, functions))
-    if not inspect.isfunction(function):
-        raise ToolError(f"{where}: '{path}' is not a function, got {function!r}. A class goes under class_name.")
+    function = import_named(where, path, "function", inspect.isfunction, "A class goes under class_name.")
     try:
         return FunctionTool(config, function)
     except ToolError as error:
@@ -123,9 +104,3 @@ def _without_titles(schema: Any) -> Any:
             key: _without_titles(value) for key, value in schema.items() if key != "title" or not isinstance(value, str)
         }
     return [_without_titles(part) for part in schema] if isinstance(schema, list) else schema
-
-
-def _as_result(value: Any) -> str | ToolOutput:
-    if isinstance(value, str | ToolOutput):
-        return value
-    return json.dumps(value, ensure_ascii=False, default=str)

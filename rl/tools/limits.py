@@ -9,6 +9,8 @@ from collections import deque
 from contextlib import AbstractAsyncContextManager
 from typing import Any, Protocol
 
+from rl.tools.base import ServiceUnavailableError
+
 Limiter = AbstractAsyncContextManager[Any]
 """Bounds calls in progress: `async with limiter:` waits for a permit and gives it back. Within one process it is an
 `asyncio.Semaphore`, over several a `SharedLimiter`; without a limit `contextlib.nullcontext()`."""
@@ -103,7 +105,7 @@ class SharedLimiter:
         try:
             self._held.append(await future)
         except asyncio.CancelledError:
-            if future.done() and not future.cancelled():
+            if future.done() and not future.cancelled() and future.exception() is None:
                 self._source.give_back([future.result()])
             raise
 
@@ -111,9 +113,15 @@ class SharedLimiter:
         self._source.give_back([self._held.popleft()])  # the oldest lease: those that stay are the longest
 
     async def _serve(self) -> None:
-        """Ask until nobody waits."""
+        """Ask until nobody waits. Where there is no answer, every waiting call learns of it."""
         while self._drop_cancelled():
-            permits = deque(await self._source.take(len(self._waiting), self._lease_s))
+            try:
+                permits = deque(await self._source.take(len(self._waiting), self._lease_s))
+            except Exception as error:  # whatever the way to another process raises
+                while self._drop_cancelled():
+                    failure = ServiceUnavailableError(f"the shared rate limit: {type(error).__name__}: {error}")
+                    self._waiting.popleft().set_exception(failure)
+                return
             while permits and self._drop_cancelled():
                 self._waiting.popleft().set_result(permits.popleft())
             if permits:

@@ -4,16 +4,22 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, fields
-from typing import Any
+from pathlib import Path
+from tempfile import TemporaryFile
+from typing import Any, TextIO
 
 from mcp import Client, MCPError, StdioServerParameters
-from mcp.types import CallToolResult, TextContent
+from mcp.client.stdio import stdio_client
+from mcp.types import CallToolResult, EmbeddedResource, ResourceLink, TextContent, TextResourceContents
 from mcp_types import CONNECTION_CLOSED, REQUEST_TIMEOUT
 
 from rl.errors import ToolError
 from rl.tools.base import ServiceUnavailableError, Tool, ToolConfig, ToolOutput
+from rl.tools.results import as_output
 from rl.tools.schemas import checked_schema
 from rl.tools.settings import check_keys
 from rl.types import ToolStatus
@@ -22,6 +28,7 @@ logger = logging.getLogger(__name__)
 
 _START_TIMEOUT_S = 30.0
 _CLOSE_TIMEOUT_S = 10.0
+_MAX_LAST_LINES = 3
 _OF_THE_SERVICE = (CONNECTION_CLOSED, REQUEST_TIMEOUT)
 
 
@@ -30,6 +37,7 @@ class McpServer:
     """Where a server is: a program that is started and spoken to over its standard input and output, or an address."""
 
     command: str = ""
+    """Looked for beside this Python first, so that `python` is this one and programs of its environment are found."""
     args: list[str] = field(default_factory=list)
     env: dict[str, str] = field(default_factory=dict)
     """Variables for the program, beside the few that every program gets."""
@@ -37,11 +45,18 @@ class McpServer:
     url: str = ""
     """Of a server with the Streamable HTTP transport, such as http://localhost:8000/mcp."""
 
-    def client(self) -> Client:
-        """A client, not yet connected."""
+    def client(self, messages: TextIO | None = None) -> Client:
+        """A client, not yet connected.
+
+        Args:
+            messages: A real file that takes what a program prints to its standard error; None: this process's.
+        """
         if self.url:
             return Client(self.url)
-        return Client(StdioServerParameters(command=self.command, args=self.args, env=self.env, cwd=self.cwd))
+        path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])
+        env = {"PATH": path} | self.env
+        server = StdioServerParameters(command=self.command, args=self.args, env=env, cwd=self.cwd)
+        return Client(stdio_client(server, errlog=messages or sys.stderr))
 
     def __str__(self) -> str:
         return self.url or " ".join([self.command, *self.args])
@@ -109,9 +124,11 @@ class McpTool(Tool):
         self._connection = connection
 
     async def execute(self, state: Any, arguments: dict[str, Any]) -> ToolOutput:
-        """Pass the call on; text of the answer is the result, other content is named."""
+        """Pass the call on; text of the answer is the result, pictures, sound and links are named."""
         answer = await self._connection.call(self.name, arguments)
-        parts = [c.text if isinstance(c, TextContent) else f"({c.type})" for c in answer.content]
+        parts = [_as_text(content) for content in answer.content]
+        if not parts and answer.structured_content is not None:
+            parts = [as_output(answer.structured_content).text]
         return ToolOutput("\n".join(parts), ToolStatus.ERROR if answer.is_error else ToolStatus.OK)
 
     async def close(self) -> None:
@@ -134,15 +151,16 @@ def load_mcp_tools(where: str, given: Any, config: ToolConfig) -> list[McpTool]:
         ToolError: The server cannot be reached or has no tools, or a setting is wrong.
     """
     server = _read_server(where, given)
-    try:
-        with ThreadPoolExecutor(1) as thread:  # the caller may be on an event loop of its own
-            listed = thread.submit(
-                lambda: asyncio.run(asyncio.wait_for(_list_tools(server), _START_TIMEOUT_S))
-            ).result()
-    except Exception as error:  # whatever the transport raises, alone or in a group
-        raise ToolError(
-            f"{where}: no answer from '{server}': {_first(error)}. Start it, or correct the entry."
-        ) from error
+    with TemporaryFile("w+", errors="replace") as messages:
+        try:
+            with ThreadPoolExecutor(1) as thread:  # the caller may be on an event loop of its own
+                listing = asyncio.wait_for(_list_tools(server, messages), _START_TIMEOUT_S)
+                listed = thread.submit(lambda: asyncio.run(listing)).result()
+        except Exception as error:  # whatever the transport raises, alone or in a group
+            raise ToolError(
+                f"{where}: no answer from '{server}': {_first(error)}{_last_words(messages)}. "
+                "Start it, or correct the entry."
+            ) from error
     if not listed:
         raise ToolError(f"{where}: '{server}' has no tools. Is it the right server?")
     connection = McpConnection(server)
@@ -164,9 +182,9 @@ def _read_server(where: str, given: Any) -> McpServer:
     return McpServer(**given)
 
 
-async def _list_tools(server: McpServer) -> list[dict[str, Any]]:
+async def _list_tools(server: McpServer, messages: TextIO) -> list[dict[str, Any]]:
     schemas: list[dict[str, Any]] = []
-    async with server.client() as client:
+    async with server.client(messages) as client:
         cursor: str | None = None
         while True:
             page = await client.list_tools(cursor=cursor)
@@ -176,6 +194,27 @@ async def _list_tools(server: McpServer) -> list[dict[str, Any]]:
             cursor = page.next_cursor
             if not cursor:
                 return schemas
+
+
+def _as_text(content: Any) -> str:
+    """A part of an answer for the model: text as it is, also that of an embedded file; else what it is."""
+    if isinstance(content, TextContent):
+        return content.text
+    if isinstance(content, EmbeddedResource):
+        resource = content.resource
+        if isinstance(resource, TextResourceContents):
+            return resource.text
+        return f"({resource.uri}, {resource.mime_type or 'binary'})"
+    if isinstance(content, ResourceLink):
+        return f"({content.name}: {content.uri})"
+    return f"({content.type}, {content.mime_type})"
+
+
+def _last_words(messages: TextIO) -> str:
+    """The end of what a program printed before it ended, which tells why."""
+    messages.seek(0)
+    lines = [line.strip() for line in messages.read().splitlines() if line.strip()]
+    return f"; it printed: {' / '.join(lines[-_MAX_LAST_LINES:])}" if lines else ""
 
 
 def _first(error: BaseException) -> str:

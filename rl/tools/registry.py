@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import importlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,9 +11,11 @@ import yaml
 
 from rl.errors import ToolError, unknown_name
 from rl.tools.base import Tool, ToolConfig
+from rl.tools.deadlines import LoopClock
 from rl.tools.execution import ToolRunner, ToolSession
 from rl.tools.function_tool import load_function_tool
 from rl.tools.limits import PermitSource, SharedLimiter
+from rl.tools.named import import_named
 from rl.tools.schemas import checked_schema
 from rl.tools.settings import check_keys, read_settings
 
@@ -33,7 +34,8 @@ class Toolbox:
     def __init__(self, tools: list[Tool], warnings: list[str] | None = None) -> None:
         self.tools = {tool.name: tool for tool in tools}
         self.warnings = warnings or []
-        self._runners = {tool.name: ToolRunner(tool) for tool in tools}
+        clock = LoopClock()
+        self._runners = {tool.name: ToolRunner(tool, clock) for tool in tools}
 
     @property
     def schemas(self) -> list[dict[str, Any]]:
@@ -203,32 +205,23 @@ def _idle_settings(where: str, tool: Tool, given: dict[str, Any]) -> list[str]:
 
 
 def import_tool_class(where: str, class_name: Any) -> type[Tool]:
-    """Look a tool's class up by its path.
+    """Look a tool's class up.
 
     Args:
         where: What to name in an error.
-        class_name: `package.module.Class`.
+        class_name: `package.module.Class`, `package.module:Class` or `path/file.py:Class`.
 
     Raises:
         ToolError: It is no such path, does not import, or is no tool.
     """
-    if not isinstance(class_name, str) or "." not in class_name:
-        raise ToolError(f"{where}.class_name: must be `package.module.Class`, got {class_name!r}.")
-    if class_name.startswith(_MOVED):
+    if str(class_name).startswith(_MOVED):
         here = "rl.tools." + class_name.removeprefix(_MOVED)
         raise ToolError(f"{where}.class_name: got '{class_name}'. The class is '{here}' here: use that.")
-    module_name, _, attribute = class_name.rpartition(".")
-    try:
-        module = importlib.import_module(module_name)
-    except Exception as error:  # the user's file may raise anything
-        reason = f"{type(error).__name__}: {error}"
-        raise ToolError(
-            f"{where}.class_name: '{module_name}' does not import: {reason}. Check the path and what it needs."
-        ) from error
-    found = getattr(module, attribute, None)
-    if found is None:
-        classes = [k for k, v in vars(module).items() if isinstance(v, type) and issubclass(v, Tool)]
-        raise ToolError(unknown_name(f"{where}.class_name in {module_name}", attribute, classes))
-    if not isinstance(found, type) or not issubclass(found, Tool):
-        raise ToolError(f"{where}.class_name: '{class_name}' is not a tool. Derive it from rl.tools.base.Tool.")
+    advice = "Derive it from rl.tools.base.Tool; a function goes under function."
+    where = f"{where}.class_name"
+    found: type[Tool] = import_named(where, class_name, "tool", _is_tool_class, advice, may_be_dotted=True)
     return found
+
+
+def _is_tool_class(value: Any) -> bool:
+    return isinstance(value, type) and issubclass(value, Tool) and value is not Tool

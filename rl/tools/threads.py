@@ -6,19 +6,21 @@ import asyncio
 import logging
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass
+from functools import partial
 from queue import SimpleQueue
 from typing import Any
 
 logger = logging.getLogger(__name__)
 
+MAX_ABANDONED = 100
+"""Abandoned threads of one tool that may still run before new calls wait for one of them to end."""
+
 
 class ThreadPool:
     """Runs functions in threads that are kept for the next ones.
 
-    A thread cannot be stopped: when a caller is cancelled, by a deadline or with its trajectory, the thread it waits
-    for is abandoned, which means that it ends after its function, and that the next call gets another. How many run at
-    once is up to the callers.
+    A thread cannot be stopped. One that nobody waits for any more is abandoned, which means that it ends after its
+    function, and that the next call gets another. How many run at once is up to the callers, but for `MAX_ABANDONED`.
 
     Args:
         name: Of the threads.
@@ -27,47 +29,61 @@ class ThreadPool:
     def __init__(self, name: str) -> None:
         self._name = name
         self._idle: list[_Worker] = []
+        self._left: set[asyncio.Future[Any]] = set()
+        self._one_ended = asyncio.Event()
         self.num_abandoned = 0
         """Threads abandoned so far."""
 
-    async def run(self, function: Callable[[], Any]) -> Any:
-        """Run a function in a thread and return its result, or raise what it raised."""
+    @property
+    def num_left(self) -> int:
+        """Abandoned threads whose function still runs."""
+        return len(self._left)
+
+    async def wait_for_room(self) -> None:
+        """Wait while so many abandoned threads run that no further one may start."""
+        while self.num_left >= MAX_ABANDONED:
+            self._one_ended.clear()
+            await self._one_ended.wait()
+
+    def start(self, function: Callable[[], Any]) -> asyncio.Future[Any]:
+        """Run a function in a thread.
+
+        Returns:
+            What it returns or raises. Not to be cancelled: `abandon` it.
+        """
         worker = self._idle.pop() if self._idle else _Worker(self._name)
         future = worker.submit(function)
-        try:
-            outcome = await future
-        finally:
-            if future.done() and not future.cancelled():
-                self._idle.append(worker)
-            else:
-                worker.retire()
-                self.num_abandoned += 1
-                logger.warning("%s: a thread was abandoned at its deadline, %d so far.", self._name, self.num_abandoned)
-        if outcome.error is not None:
-            raise outcome.error
-        return outcome.value
+        future.add_done_callback(lambda _: self._end(worker, future))
+        return future
+
+    def abandon(self, future: asyncio.Future[Any]) -> None:
+        """Wait no longer for what `start` returned."""
+        self._left.add(future)
+        self.num_abandoned += 1
+        logger.warning("%s: a thread was abandoned at its deadline, %d so far.", self._name, self.num_abandoned)
 
     def close(self) -> None:
         """End the idle threads; the others end after their functions."""
         while self._idle:
             self._idle.pop().retire()
 
-
-@dataclass(slots=True)
-class _Outcome:
-    """What a function returned or raised. Not every exception can be given to a future."""
-
-    value: Any = None
-    error: BaseException | None = None
+    def _end(self, worker: _Worker, future: asyncio.Future[Any]) -> None:
+        if future not in self._left:
+            self._idle.append(worker)
+            return
+        self._left.remove(future)
+        future.exception()  # looked at, so that asyncio does not print it
+        worker.retire()
+        self._one_ended.set()
 
 
 class _Worker:
     def __init__(self, name: str) -> None:
-        self._jobs: SimpleQueue[tuple[Callable[[], Any], asyncio.Future[_Outcome]] | None] = SimpleQueue()
+        self._jobs: SimpleQueue[tuple[Callable[[], Any], asyncio.Future[Any]] | None] = SimpleQueue()
         threading.Thread(target=self._work, name=name, daemon=True).start()
 
-    def submit(self, function: Callable[[], Any]) -> asyncio.Future[_Outcome]:
-        future: asyncio.Future[_Outcome] = asyncio.get_running_loop().create_future()
+    def submit(self, function: Callable[[], Any]) -> asyncio.Future[Any]:
+        future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
         self._jobs.put((function, future))
         return future
 
@@ -77,18 +93,15 @@ class _Worker:
     def _work(self) -> None:
         while (job := self._jobs.get()) is not None:
             function, future = job
-            outcome = _Outcome()
+            settle: Callable[[], None]
             try:
-                outcome.value = function()
+                settle = partial(future.set_result, function())
+            except StopIteration as error:  # the one exception that futures refuse
+                settle = partial(future.set_exception, RuntimeError(f"StopIteration: {error}"))
             except (Exception, SystemExit) as error:  # a tool may raise anything; handed to the caller
-                outcome.error = error
+                settle = partial(future.set_exception, error)
             loop = future.get_loop()
             try:
-                loop.call_soon_threadsafe(_settle, future, outcome)
+                loop.call_soon_threadsafe(settle)
             except RuntimeError:  # the loop was closed meanwhile: nobody waits any more
                 return
-
-
-def _settle(future: asyncio.Future[_Outcome], outcome: _Outcome) -> None:
-    if not future.done():
-        future.set_result(outcome)

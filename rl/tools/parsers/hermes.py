@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from rl.tools.parsers.base import call_ends, failed_call, opening_tags, read_calls, until_end
-from rl.tools.parsers.json_calls import checked_call, decode_json, encode_json, json_problem
+from rl.tools.parsers.json_calls import JsonText, checked_call, decode_json, encode_json, json_problem
 from rl.types import ToolCall
 
 _OPEN, _CLOSE = "<tool_call>", "</tool_call>"
@@ -22,7 +22,8 @@ _SPACE = re.compile(r"[ \t\r\n]*")
 class HermesParser:
     r"""Reads `<tool_call>\n{"name": ..., "arguments": {...}}\n</tool_call>`.
 
-    The text between the tags is read by a JSON decoder, so a closing tag inside a string belongs to the string.
+    The text between the tags is read by a JSON decoder, so a closing tag inside a string belongs to the string. The
+    last call of a turn may lack its closing tag.
     """
 
     stop: tuple[str, ...] = ()
@@ -34,8 +35,8 @@ class HermesParser:
         return self
 
     def parse(self, text: str) -> list[ToolCall]:
-        """The calls of a turn, in order; malformed and unclosed ones carry an `error` and leave the others alone."""
-        return read_calls(text, _TAGS, _read_call)
+        """The calls of a turn, in order; malformed ones, and unclosed ones before others, carry an `error`."""
+        return read_calls(JsonText(text), _TAGS, _read_call) if _OPEN in text else []
 
     def render(self, call: ToolCall) -> str:
         """The call between its tags, as the chat templates of the Qwen family write it."""
@@ -52,6 +53,8 @@ def _read_call(text: str, tag: re.Match[str]) -> tuple[ToolCall, int]:
     end = _SPACE.match(text, end).end()  # type: ignore[union-attr]
     if text.startswith(_CLOSE, end):
         return checked_call(value, text[start:end], _EXAMPLE), end + len(_CLOSE)
+    if end == len(text):
+        return replace(checked_call(value, text[start:], _EXAMPLE), lacks_end=True), end
     raw, after, is_closed = until_end(text, start, _ENDS)
     if is_closed:
         return failed_call(raw, f"there is text after the JSON object in {_OPEN}. Write only {_EXAMPLE} in it"), after

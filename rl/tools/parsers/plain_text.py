@@ -2,46 +2,61 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from rl.errors import ConfigError
 from rl.tools.parsers.json_calls import decode_json, encode_json
 
-_PYTHON_LITERALS = {"True": "true", "False": "false", "None": "null"}
-"""How chat templates write JSON's literals where they print the value itself."""
+_PYTHON_LITERALS = {"None": None}
+"""How chat templates write JSON's literals where they print the value itself; those of booleans `_READERS` has."""
+_CHOICES = ("anyOf", "oneOf", "allOf")
+_JSON_TYPES = {
+    type(None): "null",
+    bool: "boolean",
+    int: "integer",
+    float: "number",
+    str: "string",
+    list: "array",
+    dict: "object",
+}
+_BOOLEANS = {"true": True, "1": True, "false": False, "0": False}
 
 
 def parameters_of(tool: Mapping[str, Any]) -> dict[str, Any]:
     """The properties of a tool's JSON Schema by name, `$ref`s to its `$defs` followed."""
     schema = tool["function"].get("parameters") or {}
     definitions = schema.get("$defs") or {}
-    properties = schema.get("properties") or {}
-    return {name: definitions.get(str(p.get("$ref", "")).rpartition("/")[2], p) for name, p in properties.items()}
+    return {name: _without_references(p, definitions) for name, p in (schema.get("properties") or {}).items()}
 
 
 def to_value(text: str, schema: Mapping[str, Any]) -> Any:
-    """The value of an argument written as text.
+    """The value of an argument written as text: of the schema's types the first in `_READERS` that it can be read as.
+
+    Where the schema allows no text, whatever JSON value it spells is next, for the check against the schema to name.
+    What cannot be read stays the text, and so does everything where the schema names no type.
 
     Args:
         text: As written.
         schema: Of the argument; empty where it is not known.
 
-    Returns:
-        The text itself where the schema allows a text or says nothing; else the JSON value it spells, or the text where
-        it spells none, for the check against the schema to name.
+    Source: `coerce_to_schema_type` of vLLM (vllm/tool_parsers/utils.py), which serves what is trained here.
     """
     types = _types(schema)
+    for kind, read in _READERS.items():
+        if kind in types:
+            try:
+                return read(text)
+            except (ValueError, RecursionError):
+                continue
     if not types or "string" in types:
         return text
-    literal = text.strip()
-    literal = _PYTHON_LITERALS.get(literal, literal)
     try:
-        value, end = decode_json(literal)
+        return _PYTHON_LITERALS[text.strip()] if text.strip() in _PYTHON_LITERALS else _read_json(text)
     except (ValueError, RecursionError):
         return text
-    return value if end == len(literal) else text
 
 
 def to_text(value: Any) -> str:
@@ -95,11 +110,63 @@ def one_text_argument(tool: Mapping[str, Any], format_name: str) -> OneTextArgum
     return OneTextArgument(function["name"], candidates[0], parameters[candidates[0]])
 
 
+def _read_null(text: str) -> None:
+    if text.lower() != "null":
+        raise ValueError(text)
+
+
+def _read_number(text: str) -> int | float:
+    value = float(text)
+    if not math.isfinite(value):
+        raise ValueError(text)
+    return int(value) if value.is_integer() else value
+
+
+def _read_boolean(text: str) -> bool:
+    literal = text.strip().lower()
+    if literal not in _BOOLEANS:
+        raise ValueError(text)
+    return _BOOLEANS[literal]
+
+
+def _read_json(text: str) -> Any:
+    text = text.strip()
+    value, end = decode_json(text)
+    if end < len(text):
+        raise ValueError(text)
+    return value
+
+
+_READERS: dict[str, Callable[[str], Any]] = {
+    "null": _read_null,
+    "integer": int,
+    "number": _read_number,
+    "boolean": _read_boolean,
+    "object": _read_json,
+    "array": _read_json,
+}
+"""By JSON Schema's types, in the order in which they are tried."""
+
+
+def _without_references(schema: Any, definitions: Mapping[str, Any], depth: int = 8) -> Any:
+    """A schema of an argument with the definitions in place of the `$ref`s in it, as far as its types need them."""
+    if not isinstance(schema, dict) or depth == 0:
+        return {}
+    found = definitions.get(str(schema["$ref"]).rpartition("/")[2]) if "$ref" in schema else None
+    if found is not None:
+        return _without_references(found, definitions, depth - 1)
+    choices = {key: schema[key] for key in _CHOICES if isinstance(schema.get(key), list)}
+    return schema | {
+        key: [_without_references(choice, definitions, depth - 1) for choice in parts] for key, parts in choices.items()
+    }
+
+
 def _types(schema: Mapping[str, Any]) -> set[str]:
-    """The JSON types that a schema names at its top, inside `anyOf` and `oneOf` too."""
+    """The JSON types that a schema names at its top, by its `enum`, and inside `anyOf`, `oneOf` and `allOf`."""
     named = schema.get("type") or []
     types = {named} if isinstance(named, str) else set(named)
-    for key in ("anyOf", "oneOf"):
+    types |= {_JSON_TYPES[type(value)] for value in schema.get("enum") or () if type(value) in _JSON_TYPES}
+    for key in _CHOICES:
         for choice in schema.get(key) or ():
-            types |= _types(choice)
+            types |= _types(choice) or {"string"}
     return types

@@ -68,7 +68,10 @@ def test_tool_metrics_name_an_outage_and_what_tools_return() -> None:
     back.turns[0].results[0].num_failed_attempts, back.turns[0].results[0].outage_s = 2, 3.5
     back.turns[0].results[0].metrics, back.turns[0].results[0].reward = {"num_steps": 4.0}, None
     back.turns[0].results[0].has_abandoned_thread = back.turns[0].results[0].met_open_breaker = True
+    back.turns[0].results[0].has_abandoned_coroutine, back.turns[0].results[0].blocked_s = True, 4.5
     metrics = tool_metrics([down, back])
+    assert metrics["tools/calc/abandoned_coroutines"] == 1.0
+    assert metrics["tools/calc/blocked_s"] == 4.5
     assert metrics["tools/calc/unavailable"] == metrics["tools/unavailable"] == 1.0
     assert metrics["tools/calc/failed_attempts"] == 9.0
     assert metrics["tools/calc/retries"] == 8.0  # 6 of the call that was given up, and 2

@@ -180,6 +180,13 @@ async def test_agent_loop_takes_a_call_cut_by_length_for_no_call():
     assert toolbox.executed == []
 
 
+async def test_agent_loop_runs_a_call_without_its_closing_tag_where_the_model_ended_the_turn():
+    engine, toolbox = ScriptedEngine([said([16, 18, 2]), said([14, 15, 2])]), answering("one")
+    trajectory = await run(engine, toolbox, make_config())
+    assert trajectory.stop_reason is StopReason.FINISHED
+    assert [call.arguments for call in toolbox.executed] == [{"a": 1}]
+
+
 async def test_agent_loop_forces_a_final_turn_out_of_the_reserve():
     # Response 10, reserve 6: the first turn may have 4; 2 and 3 close it and open the last, which has the 4 left.
     engine = ScriptedEngine([said([13] * 9), said([14, 15, 13, 13, 13])])

@@ -136,3 +136,18 @@ async def test_toolboxes_share_the_limit_of_a_tool_that_has_one():
     unlimited = Toolbox([Waiter(ToolConfig(), schema)])
     unlimited.share_rate_limits(permits_of)
     assert len(asked) == 2
+
+
+async def test_shared_limiter_tells_every_waiting_call_that_there_is_no_answer():
+    class Gone:
+        async def take(self, at_most: int, lease_s: float) -> list[int]:
+            raise ConnectionError("the actor is gone")
+
+        def give_back(self, permits: list[int]) -> None:
+            raise AssertionError("nothing was granted")
+
+    limiter, counter = SharedLimiter(Gone(), 60), Counter()
+    ends = await asyncio.gather(*(counter.call(limiter) for _ in range(3)), return_exceptions=True)
+    assert [repr(end) for end in ends] == [
+        "ServiceUnavailableError('the shared rate limit: ConnectionError: the actor is gone')"
+    ] * 3

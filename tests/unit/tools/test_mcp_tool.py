@@ -15,6 +15,9 @@ SERVER = '''
 import os
 from mcp.server.mcpserver import MCPServer
 from mcp.server.mcpserver.exceptions import ToolError
+from mcp.types import (
+    BlobResourceContents, EmbeddedResource, ImageContent, ResourceLink, TextContent, TextResourceContents,
+)
 
 server = MCPServer("tiny")
 total = 0
@@ -32,6 +35,17 @@ def fail() -> str:
     raise ToolError("cannot")
 
 @server.tool()
+def mixed() -> list:
+    """Answer with every kind of content."""
+    return [
+        TextContent(type="text", text="words"),
+        ImageContent(type="image", data="aGk=", mime_type="image/png"),
+        EmbeddedResource(type="resource", resource=TextResourceContents(uri="file:///a.txt", text="of a file")),
+        EmbeddedResource(type="resource", resource=BlobResourceContents(uri="file:///a.bin", blob="aGk=")),
+        ResourceLink(type="resource_link", name="page", uri="https://example.org/"),
+    ]
+
+@server.tool()
 def die() -> str:
     """End the server."""
     os._exit(1)
@@ -44,13 +58,28 @@ server.run("stdio")
 def toolbox_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("mcp")
     (folder / "server.py").write_text(SERVER)
-    return write(folder, {"command": sys.executable, "args": [str(folder / "server.py")]}, {"queue_timeout": 20})
+    return write(folder, {"command": "python", "args": [str(folder / "server.py")]}, {"queue_timeout": 20})
 
 
 def write(folder: Path, mcp: object, config: dict[str, object] | None = None) -> Path:
     path = folder / "tools.yaml"
     path.write_text(yaml.safe_dump({"tools": [{"mcp": mcp, "config": config or {}}]}))
     return path
+
+
+def test_python_is_the_one_that_runs_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where another one comes first on the path, as the system's does in an environment that is not activated."""
+    other = tmp_path / "python"
+    other.write_text("#!/bin/sh\necho I am another one >&2\nexit 1\n")
+    other.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+    show = "import shutil, sys; sys.exit(f'{sys.executable} {shutil.which(chr(112) + chr(121) + chr(116) + \"hon\")}')"
+    with pytest.raises(ToolError) as error:
+        load_toolbox(write(tmp_path, {"command": "python", "args": ["-c", show]}))
+    folder = Path(sys.executable).parent
+    assert f"it printed: {folder}/python {folder}/python." in str(error.value)
+    with pytest.raises(ToolError, match="it printed: I am another one"):
+        load_toolbox(write(tmp_path, {"command": "python", "env": {"PATH": str(tmp_path)}}))
 
 
 async def run(toolbox: Toolbox, *calls: ToolCall) -> list[tuple[ToolStatus, str]]:
@@ -64,12 +93,18 @@ async def run(toolbox: Toolbox, *calls: ToolCall) -> list[tuple[ToolStatus, str]
 
 async def test_mcp_tools_are_listed_called_and_reconnected(toolbox_path: Path) -> None:
     toolbox = load_toolbox(toolbox_path)
-    assert toolbox.names == ["add", "fail", "die"]
+    assert toolbox.names == ["add", "fail", "mixed", "die"]
     assert toolbox.schemas[0]["function"]["description"] == "Add to the total."
     assert toolbox.schemas[0]["function"]["parameters"]["properties"]["number"]["type"] == "integer"
     add = ToolCall("add", {"number": 2})
     try:
-        first, second, failed, invalid = await run(toolbox, add, add, ToolCall("fail", {}), ToolCall("add", {}))
+        first, second, failed, invalid, mixed = await run(
+            toolbox, add, add, ToolCall("fail", {}), ToolCall("add", {}), ToolCall("mixed", {})
+        )
+        assert mixed == (
+            ToolStatus.OK,
+            "words\n(image, image/png)\nof a file\n(file:///a.bin, binary)\n(page: https://example.org/)",
+        )
         assert (first, second) == ((ToolStatus.OK, "2"), (ToolStatus.OK, "4"))  # one server for all calls
         assert failed[0] is ToolStatus.ERROR
         assert "cannot" in failed[1]
@@ -89,6 +124,10 @@ async def test_mcp_tools_are_listed_called_and_reconnected(toolbox_path: Path) -
         ({"command": "a", "url": "b"}, "needs either command or url"),
         ({"command": "no-such-program-here"}, "no answer from 'no-such-program-here'"),
         ({"command": sys.executable, "args": ["-c", "pass"]}, "no answer from"),
+        (
+            {"command": "python", "args": ["-c", "import sys; print('I lack x'); sys.exit('I lack y')"]},
+            r"; it printed: I lack y\. Start it",
+        ),
         ({"command": sys.executable, "args": "-c"}, r"args: must be a list, got '-c'"),
         ({"url": "http://127.0.0.1:9/mcp"}, "no answer from 'http://127.0.0.1:9/mcp'"),
         ({"url": "http://127.0.0.1:9/mcp", "args": []}, "belong to a command"),

@@ -44,7 +44,10 @@ def test_load_toolbox_applies_overrides():
         ({"class_name": "rl.tools.retool.ReTol"}, "Did you mean 'ReTool'"),
         ({"class_name": "rl.tools.nowhere.ReTool"}, "'rl.tools.nowhere' does not import"),
         ({"class_name": "pathlib.Path"}, "is not a tool"),
-        ({"class_name": None}, "must be `package.module.Class`"),
+        (
+            {"class_name": None},
+            "must be `path/file.py:name` or `package.module:name`, or `package.module.name`, got None",
+        ),
         ({"config": {"default_timeot": 3}}, "Did you mean 'default_timeout'"),
         ({"config": {"default_timeout": "3"}}, "default_timeout: must be float, got '3'"),
         ({"config": {"rate_limit": 0}}, "rate_limit: must be above 0, got 0"),

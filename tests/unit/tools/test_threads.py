@@ -8,15 +8,15 @@ from rl.tools.threads import ThreadPool
 
 async def test_thread_pool_keeps_its_threads():
     pool = ThreadPool("t")
-    first = await pool.run(threading.get_ident)
-    assert await pool.run(threading.get_ident) == first
+    first = await pool.start(threading.get_ident)
+    assert await pool.start(threading.get_ident) == first
     together = threading.Barrier(2)
 
     def meet() -> int:
         together.wait(5)
         return threading.get_ident()
 
-    assert len(set(await asyncio.gather(pool.run(meet), pool.run(meet)))) == 2
+    assert len(set(await asyncio.gather(pool.start(meet), pool.start(meet)))) == 2
     pool.close()
 
 
@@ -27,33 +27,35 @@ async def test_thread_pool_raises_what_the_function_raised(error):
 
     pool = ThreadPool("t")
     with pytest.raises(error):
-        await pool.run(work)
-    assert await pool.run(lambda: 1) == 1
+        await pool.start(work)
+    assert await pool.start(lambda: 1) == 1
     assert pool.num_abandoned == 0
 
 
 async def test_thread_pool_survives_an_exception_that_futures_refuse():
     with pytest.raises(RuntimeError, match="StopIteration"):
-        await ThreadPool("t").run(lambda: next(iter([])))
+        await ThreadPool("t").start(lambda: next(iter([])))
 
 
-async def test_thread_pool_abandons_the_thread_of_a_cancelled_caller():
+async def test_thread_pool_counts_an_abandoned_thread_until_it_ends():
     pool, event = ThreadPool("t"), threading.Event()
     threads: list[threading.Thread] = []
 
     def block() -> None:
         threads.append(threading.current_thread())
         event.wait(30)
+        raise OSError("nobody waits for this")
 
-    waiting = asyncio.ensure_future(pool.run(block))
+    left = pool.start(block)
     while not threads:
         await asyncio.sleep(0)
-    waiting.cancel()
-    with pytest.raises(asyncio.CancelledError):
-        await waiting
-    assert pool.num_abandoned == 1
-    assert await pool.run(threading.current_thread) is not threads[0]
+    pool.abandon(left)
+    assert (pool.num_abandoned, pool.num_left) == (1, 1)
+    assert await pool.start(threading.current_thread) is not threads[0]
     event.set()
+    await asyncio.wait({left})
+    await asyncio.sleep(0)
+    assert (pool.num_abandoned, pool.num_left) == (1, 0)
     threads[0].join(5)
     assert not threads[0].is_alive()
     pool.close()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 
 import pytest
 from hypothesis import assume, given, settings
@@ -57,10 +58,14 @@ def test_parsers_read_back_what_they_render(name: str, query: str, before: str, 
 @pytest.mark.parametrize("name", PARSERS)
 @settings(max_examples=200, deadline=None)
 @given(query=queries, data=st.data())
-def test_parsers_answer_a_truncated_call_with_an_error(name: str, query: str, data: st.DataObject) -> None:
+def test_parsers_run_a_truncated_call_only_with_all_that_was_written(
+    name: str, query: str, data: st.DataObject
+) -> None:
     text = BOUND[name].render(call(query)) or ""
     length = data.draw(st.integers(len("<tool_call>"), len(text) - 1))
-    assert [c.error is None for c in BOUND[name].parse(text[:length])] == [False]
+    read = BOUND[name].parse(text[:length])
+    assert len(read) == 1 or name == "llama3_json"  # where an object that has only a name is no call
+    assert all(c.error is not None or outcome([c]) == good(query) for c in read)
 
 
 @pytest.mark.parametrize("name", PARSERS)
@@ -99,18 +104,36 @@ def test_parsers_refuse_the_first_call_of_a_thought_that_is_not_closed(name: str
     assert parser.parse("<think>never closed, without a call") == []
 
 
-@pytest.mark.parametrize("name", ["hermes", "llama3_json", "qwen3_coder"])
-def test_parsers_leave_their_tags_inside_a_value_to_it(name: str) -> None:
-    code = 'print("</tool_call></think><think>", {"name": "f"}, "</parameter>")'
+@pytest.mark.parametrize("name", ["hermes", "llama3_json"])
+def test_json_parsers_leave_their_tags_inside_a_value_to_it(name: str) -> None:
+    code = 'print("</tool_call></think><think>", {"name": "f", "parameters": {}}, "</parameter>")'
     made = ToolCall("run", {"code": code})
     assert outcome(PARSERS[name].parse(PARSERS[name].render(made) or "")) == [("run", {"code": code}, True)]
 
 
+HOSTILE = (
+    *PIECES,
+    *('{"name": [', '{"name": {', '{"a":', '{"a": 1, ', "{x,", '{"', '{"\\"', "\\", '{"name": "', '{"name": oops, '),
+    *('<tool_call>{"a": "', '<tool_call>{"', "<tool_call>[", "<tool_call>{'", '<tool_call>{"name": "f", "arguments": '),
+    *("<tool_call> <function=f><parameter=p>", "<tool_call> ", "<function=f> ", "<parameter=", "<parameter=p>x"),
+    *("<request><a>", "<request> <", "<search> ", "<think> ", "</think> ", "<|python_tag|>\n", "<|python_tag|>print "),
+)
+
+
 @pytest.mark.parametrize("name", PARSERS)
-def test_parsers_stay_fast_on_hostile_text(name: str) -> None:
-    """Work that grows with the square of the length would take minutes here."""
-    for part in (*PIECES, '{"name": [', '<tool_call>{"a": "', "<tool_call> <function=f><parameter=p>", "<request><a>"):
-        PARSERS[name].parse(part * 4_000)
+@pytest.mark.parametrize("head", ["", "<function=f>", "<think>"])
+def test_parsers_take_time_in_proportion_to_hostile_text(name: str, head: str) -> None:
+    """Eight times the text takes about eight times the time; with the square of its length it would take 64 times."""
+    for part in HOSTILE:
+        tries = ((_seconds(name, head + part * 1_250), _seconds(name, head + part * 10_000)) for _ in range(3))
+        assert any(long < 20 * short + 0.05 for short, long in tries), part
+
+
+def _seconds(name: str, text: str) -> float:
+    """Processor time."""
+    start = time.process_time()
+    BOUND[name].parse(text)
+    return time.process_time() - start
 
 
 def test_parsers_declare_what_a_run_needs() -> None:

@@ -57,7 +57,7 @@ def test_hermes_ignores_calls_before_a_thought_that_the_prompt_opened_ends():
     ("text", "part"),
     [
         ('<tool_call>{"name": "add", "arguments": {"a": 1', "cut off or not closed"),
-        ('<tool_call>{"name": "add", "arguments": {}}<|im_end|>', "not closed. End it with </tool_call>"),
+        ('<tool_call>{"name": "add", "arguments": {}} or so', "not closed. End it with </tool_call>"),
         ("<tool_call>", "cut off or not closed"),
         ("<tool_call>{'name': 'add'}</tool_call>", "Expecting property name enclosed in double quotes at character 1"),
         (
@@ -67,10 +67,13 @@ def test_hermes_ignores_calls_before_a_thought_that_the_prompt_opened_ends():
         ('<tool_call>{"arguments": {}}</tool_call>', "has no 'name'"),
         ('<tool_call>{"name": 3, "arguments": {}}</tool_call>', "needs a text as 'name', got a number"),
         ('<tool_call>{"name": "add"}</tool_call>', "call of 'add' has no 'arguments'"),
-        ('<tool_call>{"name": "add", "arguments": "{}"}</tool_call>', "has a text as 'arguments', not an object"),
+        ('<tool_call>{"name": "add", "arguments": "a"}</tool_call>', "has a text as 'arguments', not an object"),
+        ('<tool_call>{"name": "add", "arguments": "[1]"}</tool_call>', "has a text as 'arguments', not an object"),
+        ('<tool_call>{"name": "add", "arguments": null}</tool_call>', "has null as 'arguments', not an object"),
         ("<tool_call>[1]</tool_call>", "must be a JSON object, got an array"),
         ('<tool_call>{"name": "add", "arguments": {}} or so</tool_call>', "text after the JSON object"),
-        ('<tool_call>{"name": "add", "arguments": {"a": NaN}}</tool_call>', "NaN is not a JSON value"),
+        ('<tool_call>{"name": "add", "arguments": {"a": NaN}}</tool_call>', "NaN and Infinity are no JSON values"),
+        ('<tool_call>{"name": "add", "arguments": {"a": -1e999}}</tool_call>', "NaN and Infinity are no JSON values"),
         ('<tool_call>{"name": "\\ud800", "arguments": {}}</tool_call>', "unpaired surrogate"),
         ("<tool_call>" + "[" * 100_000 + "</tool_call>", "nested too deeply"),
         ('<tool_call>{"a": ' + "9" * 5000 + "}</tool_call>", "not valid JSON"),
@@ -80,6 +83,23 @@ def test_hermes_explains_what_is_wrong_with_a_call(text, part):
     (call,) = HERMES.parse(text)
     assert call.error is not None
     assert part in call.error
+
+
+@pytest.mark.parametrize("end", ["", "\n", " \n\t"])
+def test_hermes_reads_a_last_call_without_its_closing_tag(end):
+    (call,) = HERMES.parse(GOOD.removesuffix("\n</tool_call>") + end)
+    assert (call.name, call.arguments, call.error, call.lacks_end) == ("add", {"a": 1}, None, True)
+    assert not HERMES.parse(GOOD)[0].lacks_end
+    two = HERMES.parse(GOOD.removesuffix("</tool_call>") + GOOD)
+    assert [(call.error is None, call.arguments) for call in two] == [(False, {}), (True, {"a": 1})]
+
+
+@pytest.mark.parametrize(
+    "arguments", ['"{\\"a\\": 1}"', '" {\\"a\\": 1}\\n"', '{"a": 1}', '{"a": 2, "a": 1}', '{"\\u0061": 1}']
+)
+def test_hermes_reads_arguments_as_an_object_or_as_the_text_of_one(arguments):
+    (call,) = HERMES.parse(f'<tool_call>{{"name": "add", "arguments": {arguments}}}</tool_call>')
+    assert (call.arguments, call.error) == ({"a": 1}, None)
 
 
 def test_hermes_names_the_tool_of_a_call_without_arguments():

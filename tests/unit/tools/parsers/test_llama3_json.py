@@ -22,6 +22,11 @@ GOOD = '{"name": "add", "parameters": {"a": 1}}'
         '{"type": "function", "name": "add", "parameters": {"a": 1}}',
         '{ "parameters": {"a": 1}, "name": "add" }',
         '<|python_tag|>\n{"id": 7, "name": "add", "parameters": {"a": 1}}',
+        '{"id": 7, "name": "add", "parameters": {"a": 1}}',
+        '{"name": "add", "parameters": "{\\"a\\": 1}"}',
+        '{"name": "add", "parameters": {"a": 2}, "arguments": {"a": 1}}',
+        f"<|python_tag|>[{GOOD}]",
+        f"The set {{x: x > 1}} and \\boxed{{5}}: {GOOD}",
     ],
 )
 def test_llama3_json_reads_a_call(text):
@@ -36,7 +41,26 @@ def test_llama3_json_reads_several_calls_in_order():
 
 
 @pytest.mark.parametrize(
-    "text", ["", "no call", "{1, 2}", '{"answer": 5}', "\\boxed{5}", "the set {x: x > 1}", '{"type": "object"}']
+    "text",
+    [
+        *(
+            "",
+            "no call",
+            "{1, 2}",
+            '{"answer": 5}',
+            "\\boxed{5}",
+            "the set {x: x > 1}",
+            '{"type": "object"}',
+            "{'a': 1}",
+        ),
+        *(
+            '{"name": "Alice", "age": 3}',
+            'She is {"name": "Alice"}.',
+            '{"name": "Alice", "age": 3',
+            '{"parameters": {}}',
+        ),
+        *(f'{{"tool": {GOOD}}}', f'{{"x": NaN, "tool": {GOOD}}}', f'{{"x": "\\ud800", "tool": [{GOOD}]}}', "{" * 9),
+    ],
 )
 def test_llama3_json_finds_no_call_where_none_is(text):
     assert LLAMA.parse(text) == []
@@ -65,8 +89,10 @@ def test_llama3_json_runs_nothing_out_of_a_malformed_call():
     ("text", "part"),
     [
         ('{"name": "add", "parameters": {"a": 1', "or cut off: Expecting ',' delimiter at character 37"),
-        ('{"name": "add"}', "call of 'add' has no 'parameters'"),
-        ('{"parameters": {}}', "has no 'name'"),
+        ('<|python_tag|>{"name": "add"}', "call of 'add' has no 'parameters'"),
+        ('<|python_tag|>{"parameters": {}}', "has no 'name'"),
+        ('{"parameters": {"a": 1,}', "not valid JSON, or cut off"),
+        ('{"name": "add", "parameters": {"a": NaN}}', "NaN and Infinity are no JSON values"),
         ('{"name": "add", "parameters": "a"}', "has a text as 'parameters', not an object"),
         ("<|python_tag|>print(1)", "<|python_tag|> needs a JSON object"),
         ("<|python_tag|>{1}", "not valid JSON"),

@@ -30,7 +30,7 @@ GOOD = "<tool_call>\n<function=run>\n<parameter=n>\n1\n</parameter>\n</function>
 def test_qwen3_coder_reads_a_call_and_keeps_its_text():
     (call,) = QWEN.parse("Let me run.\n" + GOOD)
     assert (call.name, call.arguments, call.error) == ("run", {"n": 1}, None)
-    assert call.raw == "\n<function=run>\n<parameter=n>\n1\n</parameter>\n</function>\n"
+    assert call.raw == "<function=run>\n<parameter=n>\n1\n</parameter>\n</function>"
 
 
 def test_qwen3_coder_takes_types_from_the_schema():
@@ -49,16 +49,97 @@ def test_qwen3_coder_takes_types_from_the_schema():
     assert (call.arguments, call.error) == (values, None)
 
 
-def test_qwen3_coder_leaves_a_value_that_breaks_its_type_to_the_schema():
-    assert to_value("one", {"type": "integer"}) == "one"
-    assert to_value("1 2", {"type": "integer"}) == "1 2"
-    assert to_value("NaN", {"type": "number"}) == "NaN"
-    assert to_value("2", {"anyOf": [{"type": "integer"}, {"type": "null"}]}) == 2
+NULLABLE = {"type": ["string", "null"]}
+
+
+@pytest.mark.parametrize(
+    ("text", "schema", "value"),
+    [
+        ("one", {"type": "integer"}, "one"),
+        ("1 2", {"type": "integer"}, "1 2"),
+        ("2.0", {"type": "integer"}, 2.0),
+        ("+5", {"type": "integer"}, 5),
+        ("True", {"type": "integer"}, "True"),
+        ("2", {"anyOf": [{"type": "integer"}, {"type": "null"}]}, 2),
+        ("2", {"type": ["integer", "string"]}, 2),
+        ("two", {"type": ["integer", "string"]}, "two"),
+        ("2", {"enum": [1, 2]}, 2),
+        ("2", {"enum": ["1", "2"]}, "2"),
+        ("5.0", {"type": "number"}, 5),
+        ("0.5", {"type": "number"}, 0.5),
+        ("NaN", {"type": "number"}, "NaN"),
+        ("1e999", {"type": "number"}, "1e999"),
+        ("TRUE", {"type": "boolean"}, True),
+        ("0", {"type": "boolean"}, False),
+        ("yes", {"type": "boolean"}, "yes"),
+        ("null", NULLABLE, None),
+        ("Null", NULLABLE, None),
+        ("None", NULLABLE, "None"),
+        ("", NULLABLE, ""),
+        ("null", {"type": "string"}, "null"),
+        ("null", {}, "null"),
+        ("null", {"type": "array"}, None),
+        ("None", {"anyOf": [{"type": "integer"}, {"type": "null"}]}, None),
+        ("['a']", {"type": "array"}, "['a']"),
+        ('["a",]', {"type": "array"}, '["a",]'),
+        (' ["a"] ', {"type": "array"}, ["a"]),
+        ("[1]", {"type": ["array", "string"]}, [1]),
+        ("[" * 100_000, {"type": "array"}, "[" * 100_000),
+    ],
+)
+def test_values_written_as_text_take_the_first_type_of_the_schema_that_they_can_be_read_as(text, schema, value):
+    read = to_value(text, schema)
+    assert (read, type(read)) == (value, type(value))
+
+
+@pytest.mark.parametrize(
+    "field",
+    [
+        {"$ref": "#/$defs/Point"},
+        {"anyOf": [{"$ref": "#/$defs/Point"}, {"type": "null"}]},
+        {"allOf": [{"$ref": "#/$defs/Point"}]},
+        {"$ref": "#/$defs/Alias"},
+    ],
+)
+def test_qwen3_coder_follows_references_in_the_schema(field):
+    definitions = {"Point": {"type": "object"}, "Alias": {"$ref": "#/$defs/Point"}, "Loop": {"$ref": "#/$defs/Loop"}}
+    parameters = {"properties": {"p": field, "loop": {"$ref": "#/$defs/Loop"}}, "$defs": definitions}
+    parser = PARSERS["qwen3_coder"].for_tools([{"function": {"name": "run", "parameters": parameters}}])
+    (call,) = parser.parse('<function=run><parameter=p>{"x": 1}</parameter><parameter=loop>1</parameter></function>')
+    assert call.arguments == {"p": {"x": 1}, "loop": "1"}
 
 
 def test_qwen3_coder_keeps_lines_and_tags_of_a_value():
-    code = "if x < 1:\n    print('</parameter>', '</function>', '</tool_call>')\n\n"
+    code = "if x < 1:\n    print('<tool_call>', '</tool_call>', '<function=f>', '</think>', '<b>')\n\n"
     assert QWEN.parse(QWEN.render(ToolCall("run", {"code": code})))[0].arguments == {"code": code}
+
+
+@pytest.mark.parametrize(
+    ("text", "arguments"),
+    [
+        (GOOD.removesuffix("</tool_call>"), [{"n": 1}]),
+        (GOOD.removeprefix("<tool_call>\n"), [{"n": 1}]),
+        (GOOD.replace("</function>\n", ""), [{"n": 1}]),
+        (GOOD.removesuffix("\n</function>\n</tool_call>"), [{"n": 1}]),
+        (GOOD.replace("<function", "I run <function"), [{"n": 1}]),
+        (GOOD.replace("</function>", "</function> so"), [{"n": 1}]),
+        ("<tool_call>" + GOOD, [{"n": 1}]),
+        (GOOD.replace("</function>", "<parameter=n>2</parameter></function>"), [{"n": 2}]),
+        (
+            GOOD.replace("</function>", "</function><function=run><parameter=n>2</parameter></function>"),
+            [{"n": 1}, {"n": 2}],
+        ),
+        (GOOD.replace("</tool_call>", "") + GOOD, [{"n": 1}, {"n": 1}]),
+        (
+            "<tool_call><function=run><parameter=code>\na\n<parameter=n>\n1\n</parameter></function></tool_call>",
+            [{"code": "a", "n": 1}],
+        ),
+        ("<tool_call><function=run>text</function></tool_call>", [{}]),
+    ],
+)
+def test_qwen3_coder_reads_what_lacks_a_tag_as_vllm_does(text, arguments):
+    calls = QWEN.parse(text)
+    assert [(call.name, call.arguments, call.error) for call in calls] == [("run", given, None) for given in arguments]
 
 
 def test_qwen3_coder_reads_a_call_without_parameters():
@@ -75,24 +156,29 @@ def test_qwen3_coder_keeps_good_calls_beside_malformed_ones():
 @pytest.mark.parametrize(
     ("text", "part"),
     [
-        ("<tool_call>", "cut off or not closed: the tool call does not begin with <function=NAME>"),
-        ("<tool_call>{}</tool_call>", "the tool call does not begin with <function=NAME>"),
-        ("<tool_call><function=></tool_call>", "does not begin with <function=NAME>"),
+        ("<tool_call>", "cut off or not closed: the tool call has no <function=NAME>"),
+        ("<tool_call>{}</tool_call>", "the tool call has no <function=NAME>"),
+        ("<tool_call><function=></function></tool_call>", "the function has no name"),
         ("<tool_call><function= ></function></tool_call>", "the function has no name"),
+        ("<tool_call><function=run\n<parameter=n>1</parameter></function></tool_call>", "the function has no name"),
         ("<tool_call><function=run><parameter=n>1</function></tool_call>", "parameter 'n' is not closed"),
-        ("<tool_call><function=run>text</function></tool_call>", "</function> and </tool_call> do not follow"),
-        (GOOD.removesuffix("</tool_call>"), "cut off or not closed: </function> and </tool_call> do not follow"),
-        (GOOD.removeprefix("<tool_call>\n"), "<function=...> stands outside <tool_call>"),
-        (
-            GOOD.replace("</function>", "<parameter=n>2</parameter></function>"),
-            "parameter 'n' is given twice. Write it once",
-        ),
+        ("<tool_call><function=run><parameter=n>1</tool_call>", "parameter 'n' is not closed"),
+        ("<tool_call><function=run><parameter=n>1</param", "parameter 'n' is not closed"),
+        ("<tool_call><function=run><parameter=n", "parameter 'n' is not closed"),
+        ("<tool_call><function=run>", "the tool call is cut off or not closed"),
+        ("Write <function=run> around it.", "the tool call is cut off or not closed"),
     ],
 )
 def test_qwen3_coder_explains_what_is_wrong_with_a_call(text, part):
     (call,) = QWEN.parse(text)
     assert call.error is not None
     assert part in call.error
+
+
+def test_qwen3_coder_tells_a_call_that_may_have_been_cut():
+    cut = GOOD.removesuffix("\n</function>\n</tool_call>")
+    texts = (cut, cut + "\n", cut + "</function>", cut + "</tool_call>", GOOD)
+    assert [QWEN.parse(text)[0].lacks_end for text in texts] == [True, True, False, False, False]
 
 
 names = st.text(st.characters(categories=["L", "Nd"]), min_size=1, max_size=8)
