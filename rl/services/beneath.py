@@ -105,24 +105,33 @@ def remove(parent: int, name: str) -> None:
     """
     queue = [name]
     while queue:
-        try:
-            folder = _open_closed_folder(queue[-1], parent)
-        except NotADirectoryError:
-            os.unlink(queue.pop(), dir_fd=parent)
-            continue
-        try:
-            inner = []
-            for entry in os.listdir(folder):
+        current = queue.pop()
+        with contextlib.suppress(FileNotFoundError):  # somebody else removes it too
+            queue += _empty(parent, current)
+            os.rmdir(current, dir_fd=parent)
+
+
+def _empty(parent: int, name: str) -> list[str]:
+    """Empty a folder; those in it become the parent's, under new names, which are returned. Other things go."""
+    try:
+        folder = _open_closed_folder(name, parent)
+    except NotADirectoryError:
+        os.unlink(name, dir_fd=parent)
+        return []
+    moved = []
+    try:
+        for entry in os.listdir(folder):
+            with contextlib.suppress(FileNotFoundError):
                 if stat.S_ISDIR(os.stat(entry, dir_fd=folder, follow_symlinks=False).st_mode):
                     os.close(_open_closed_folder(entry, folder))  # to be moved, it must be writable
-                    inner.append(f".{os.urandom(12).hex()}")
-                    os.rename(entry, inner[-1], src_dir_fd=folder, dst_dir_fd=parent)
+                    new = f".{os.urandom(12).hex()}"
+                    os.rename(entry, new, src_dir_fd=folder, dst_dir_fd=parent)
+                    moved.append(new)
                 else:
                     os.unlink(entry, dir_fd=folder)
-        finally:
-            os.close(folder)
-        os.rmdir(queue.pop(), dir_fd=parent)
-        queue += inner
+    finally:
+        os.close(folder)
+    return moved
 
 
 def _read_file(root: int, path: str, limit: int, owner: int | None) -> bytes | None:

@@ -80,10 +80,11 @@ class Box:
         if self._is_mounted:
             return  # it goes with the last process in its namespace
         with contextlib.suppress(OSError):
-            self._clear_deep()
-            for name in _FOLDERS:
-                os.rmdir(name, dir_fd=self._root)
-            os.rmdir(self.root)
+            parent = beneath.open_folder(os.path.dirname(self.root))
+            for name in os.listdir(parent):
+                if name == os.path.basename(self.root) or _is_at(self._root, name, parent):  # it may have been moved
+                    beneath.remove(parent, name)
+            os.close(parent)
 
     def write(self, path: str, content: bytes) -> None:
         """Put a file into the program's folder.

@@ -11,7 +11,10 @@ from rl.services import kernel
 BOX = "/box"
 """Where in the tree the one writable folder is mounted."""
 SYSTEM = ("/usr", "/bin", "/sbin", "/lib", "/lib32", "/lib64", "/libx32")
-SETTINGS = ("alternatives", "ld.so.cache", "localtime", "mime.types", "nsswitch.conf", "protocols", "services")
+SETTINGS = (
+    *("alternatives", "ld.so.cache", "localtime", "mime.types", "nsswitch.conf", "protocols", "services"),
+    "ssl/openssl.cnf",  # node ends where it may not read this, and goes on where there is none
+)
 """Those of /etc that programs need."""
 NETWORK_SETTINGS = ("hosts", "resolv.conf", "ssl/certs", "ca-certificates")
 DEVICES = ("null", "zero", "full", "random", "urandom")

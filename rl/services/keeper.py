@@ -56,7 +56,12 @@ def keep_programs(jobs: socket.socket, post: Post) -> NoReturn:
         jobs: Shared with the other workers; whoever is free takes the next.
         post: The worker's.
     """
-    place = _furnish_place(post)
+    try:
+        place = _furnish_place(post)
+    except FileNotFoundError:  # the server removes its folder when it goes
+        if _is_closed(jobs):
+            os._exit(0)
+        raise
     state = read_own_state()
     while True:
         ready = _prepare(place)
@@ -70,8 +75,9 @@ def keep_programs(jobs: socket.socket, post: Post) -> NoReturn:
         except OSError as error:
             changes = [str(error)]
         if changes:
-            told = ", ".join(changes)
-            print(f"sandbox: a program has changed its worker, and another takes its place: {told}", file=sys.stderr)
+            if not _is_closed(jobs):
+                text = "sandbox: a program has changed its worker, and another takes its place: %s"
+                print(text % ", ".join(changes), file=sys.stderr)
             _leave(place)
 
 
@@ -112,6 +118,13 @@ def _furnish_place(post: Post) -> _Place:
     group = None if isolation.groups is None else Group(isolation.groups, str(post.number))
     rules = layers_of.build_file_rules(isolation, box.folders)
     return _Place(isolation, uid, post.processes, post.renewals, box, group, rules)
+
+
+def _is_closed(channel: socket.socket) -> bool:
+    """Whether the other end is gone."""
+    poll = select.poll()
+    poll.register(channel, 0)
+    return bool(poll.poll(0))
 
 
 def _leave(place: _Place) -> NoReturn:

@@ -5,11 +5,13 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
-import shutil
 import tempfile
 from pathlib import Path
 
+from rl.services import beneath
+
 _PREFIX, _LOCK = "turnwise-sandbox-", "owner"
+_ATTEMPTS = 5
 
 
 class ServerFolder:
@@ -27,7 +29,7 @@ class ServerFolder:
 
     def close(self) -> None:
         """Remove it with all that it holds."""
-        shutil.rmtree(self.path, ignore_errors=True)
+        _remove(self.path)
         os.close(self._lock)
 
 
@@ -51,8 +53,23 @@ def _remove_abandoned() -> None:
         try:
             if os.fstat(lock).st_uid == os.geteuid():
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                shutil.rmtree(path, ignore_errors=True)
+                _remove(path)
         except BlockingIOError:  # its owner lives
             continue
         finally:
             os.close(lock)
+
+
+def _remove(path: Path) -> None:
+    """Programs may have left links in it, and folders deeper than `shutil.rmtree` can follow."""
+    for _ in range(_ATTEMPTS):
+        with contextlib.suppress(OSError):  # workers that end meanwhile remove their own
+            folder = beneath.open_folder(str(path))
+            try:
+                for name in os.listdir(folder):
+                    with contextlib.suppress(OSError):
+                        beneath.remove(folder, name)
+            finally:
+                os.close(folder)
+            os.rmdir(path)
+            return

@@ -1,5 +1,6 @@
 """A sandbox to attack, and things of the host that programs must not reach."""
 
+import base64
 import json
 import os
 import shutil
@@ -32,6 +33,8 @@ class Host:
     sandbox: EmbeddedSandbox
     folder: Path
     """Open to all users."""
+    precious: Path
+    """Open to all users, and to stay as it is."""
     victim: subprocess.Popen[bytes]
     sockets: list[socket.socket] = field(default_factory=list)
     given: dict[str, Any] = field(default_factory=dict)
@@ -53,6 +56,36 @@ class Host:
         """Run a program with small limits."""
         body = {"code": code, "language": "python", "run_timeout": 10, "memory_limit_MB": 128, **fields}
         return self.request("POST", "/run_code", body)
+
+    def run_program(self, path: Path) -> None:
+        """Run an attack, and check how it ended."""
+        code = path.read_text()
+        first = code.partition("\n")[0].removeprefix("//").removeprefix("#")
+        ending = first.removeprefix(" ends: ") if first.startswith(" ends: ") else "tried"
+        helper = base64.b64encode((path.parent / "attack.py").read_bytes()).decode()
+        status, answer = self.post(
+            code,
+            language={".sh": "bash", ".js": "nodejs"}.get(path.suffix, "python"),
+            stdin=json.dumps(self.given),
+            files={"attack.py": helper} if "from attack import" in code else {},
+            fetch_files=["file", "fetched/file"],
+            run_timeout=1.5 if ending == "time limit" else 3 if ending == "any" else 20,
+        )
+        assert (status, answer.get("files")) == (200, {}), answer
+        run = answer["run_result"]
+        assert "ESCAPED" not in run["stdout"], run["stdout"]
+        if ending == "tried":
+            assert "tried" in run["stdout"], run
+        elif ending == "time limit":
+            assert (run["status"], run["return_code"]) == ("TimeLimitExceeded", None), run
+        elif ending == "killed":
+            assert (run["status"], run["return_code"]) == ("Finished", -9), run
+            assert "together used more memory than allowed" in run["stderr"]
+
+    def check_precious(self) -> None:
+        """What lies beside the sandbox is as it was."""
+        assert [path.name for path in self.precious.iterdir()] == ["file"]
+        assert (self.precious / "file").read_text() == "precious"
 
     def processes(self) -> list[psutil.Process]:
         """Those of the sandbox that still run."""
@@ -88,7 +121,7 @@ def host() -> Iterator[Host]:
     try:
         with EmbeddedSandbox(workers=2) as sandbox:
             del os.environ[_ENVIRONMENT_MARK]
-            host = Host(sandbox, folder, victim)
+            host = Host(sandbox, folder, make_precious(folder), victim)
             _make_bait(host)
             assert (
                 host.post("import numpy; print(1)")[1]["run_result"]["stdout"] == "1\n"
@@ -100,6 +133,16 @@ def host() -> Iterator[Host]:
         victim.kill()
         victim.wait()
         shutil.rmtree(folder)
+
+
+def make_precious(folder: Path) -> Path:
+    """A folder that anybody may empty, with a file in it."""
+    precious = folder / "precious"
+    precious.mkdir()
+    precious.chmod(0o777)
+    (precious / "file").write_text("precious")
+    (precious / "file").chmod(0o666)
+    return precious
 
 
 def _make_bait(host: Host) -> None:
@@ -122,6 +165,7 @@ def _make_bait(host: Host) -> None:
     host.given = {
         "readable_file": str(readable),
         "open_folder": str(host.folder),
+        "precious_folder": str(host.precious),
         "repository": str(Path(__file__).resolve().parents[2]),
         "environment_mark": _ENVIRONMENT_MARK,
         "server_pid": host.sandbox.pid,

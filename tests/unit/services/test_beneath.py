@@ -25,7 +25,18 @@ def test_read_files_leaves_out_links_pipes_devices_and_what_is_too_much(folder, 
     os.symlink("inner", work / "folder")
     os.mkfifo(work / "pipe")
     os.symlink("loop", work / "loop")
-    names = ["out", "in", "folder/file", "pipe", "loop", "../secret", str(tmp_path / "secret"), "inner", "", "bad\0name"]
+    names = [
+        "out",
+        "in",
+        "folder/file",
+        "pipe",
+        "loop",
+        "../secret",
+        str(tmp_path / "secret"),
+        "inner",
+        "",
+        "bad\0name",
+    ]
     assert beneath.read_files(folder, names, 100) == {}
     names = ["file", "file", "./inner//file", "other"]
     assert beneath.read_files(folder, names, 8) == {"file": b"12345", "./inner//file": b"abc"}
