@@ -116,7 +116,7 @@ def enter_namespaces(isolation: Isolation) -> None:
 
 
 def furnish(isolation: Isolation) -> Processes:
-    """As process 1 of the namespaces: close what leads from one program to another, and hide other processes.
+    """As process 1 of the namespaces: hide other processes, and give the host a name of no meaning.
 
     Returns:
         The worker's view of its programs' processes, which those may not have.
@@ -126,10 +126,9 @@ def furnish(isolation: Isolation) -> Processes:
     """
     layers = isolation.layers
     if layers["user"]:  # inotify is counted by user, and all workers have the same
-        _set("user/max_inotify_instances", "32")
-    if layers["ipc"]:  # what is shared by System V's calls outlives the program that made it
-        for name, value in (("shmmni", "0"), ("msgmni", "0"), ("sem", "0 0 0 0")):
-            _set(f"kernel/{name}", value)
+        with contextlib.suppress(OSError), open("/proc/sys/user/max_inotify_instances", "w") as file:
+            file.write("32")
+    if layers["ipc"]:
         with contextlib.suppress(OSError):
             socket.sethostname("sandbox")
     if not layers["pid"]:
@@ -273,12 +272,6 @@ def _filter_calls(code: bytes) -> None:
 def _restrict_files(folders: Iterable[str], is_private: bool) -> None:
     _forbid_new_privileges()
     landlock.restrict(_file_rules(folders, is_private=is_private, allow_internet=True))
-
-
-def _set(name: str, value: str) -> None:
-    """Change a setting of the kernel for a namespace, where that is allowed."""
-    with contextlib.suppress(OSError), open(f"/proc/sys/{name}", "w") as file:
-        file.write(value)
 
 
 def _file_rules(folders: Iterable[str], *, is_private: bool, allow_internet: bool) -> int:

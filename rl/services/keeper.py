@@ -21,7 +21,7 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Any, NoReturn
 
 from rl.services import isolation as layers_of
-from rl.services import program
+from rl.services import kernel, program
 from rl.services.box import Box
 from rl.services.cgroup import Group
 from rl.services.fork_state import Renewal
@@ -71,6 +71,8 @@ def keep_programs(jobs: socket.socket, post: Post) -> NoReturn:
         _keep(ready, descriptors, place)
         try:
             place.box.clear()
+            if place.isolation.layers["ipc"] and not place.isolation.layers["seccomp"]:  # which denies to make any
+                kernel.remove_shared_objects()
             changes = find_changes(state)
         except OSError as error:
             changes = [str(error)]
@@ -143,7 +145,8 @@ def _prepare(place: _Place) -> _Program:
         _be_program(theirs, place)
     theirs.close()
     if place.group is not None:
-        place.group.admit(pid)
+        with contextlib.suppress(ProcessLookupError):  # it died at once; its status tells
+            place.group.admit(pid)
     return _Program(pid, ours)
 
 

@@ -27,6 +27,8 @@ _CAP_AMBIENT_CLEAR_ALL = 4
 _CAP_SETPCAP = 8
 _SECBIT_NOROOT_AND_FIXUP_LOCKED = 0x2F
 
+_IPC_RMID, _LARGEST_STATUS_BYTES = 0, 256
+_SHM_INFO, _SHM_STAT, _MSG_INFO, _MSG_STAT, _SEM_INFO, _SEM_STAT = 14, 13, 12, 11, 19, 18
 _SYSINFO_BYTES, _SHARED_AT, _UNIT_AT = 128, 48, 104
 """Of `struct sysinfo` on machines of 64 bits."""
 
@@ -102,6 +104,20 @@ def change_root(directory: str) -> None:
     syscall(_PIVOT_ROOT[platform.machine()], b".", b".")  # the old root lies on the new one, as runc does it
     unmount(".")
     os.chdir("/")
+
+
+def remove_shared_objects() -> None:
+    """Remove System V's memory, message queues and semaphores of this namespace, which outlive those who made them."""
+    unused = ctypes.create_string_buffer(_LARGEST_STATUS_BYTES)
+    calls = (
+        (_libc.shmctl, _SHM_INFO, _SHM_STAT),
+        (_libc.msgctl, _MSG_INFO, _MSG_STAT),
+        (lambda number, command, status: _libc.semctl(number, 0, command, status), _SEM_INFO, _SEM_STAT),
+    )
+    for control, info, stat in calls:
+        for i in range(control(0, info, unused) + 1):
+            if (number := control(i, stat, unused)) >= 0:
+                control(number, _IPC_RMID, unused)
 
 
 def shared_memory_bytes() -> int:

@@ -28,7 +28,9 @@ MODES = {
     "root without namespaces": ("root", NAMESPACES),
     "root without namespaces and Landlock": ("root", [*NAMESPACES, "landlock"]),
     "root without users": ("root", ["own_uid"]),
+    "root without seccomp": ("root", ["seccomp"]),
     "ordinary user": ("ordinary", []),
+    "ordinary user without seccomp": ("ordinary", ["seccomp"]),
     "ordinary user without mounts": ("ordinary", ["mount"]),
     "ordinary user without Landlock": ("ordinary", ["landlock"]),
     "ordinary user without namespaces": ("ordinary", NAMESPACES),
@@ -103,9 +105,28 @@ def test_files_left_are_removed(weaker: Host, name: str):
     run_and_look(weaker, name)
 
 
+def test_no_message_is_left(weaker: Host):
+    layers = layers_of(weaker)
+    make = """
+import ctypes
+libc = ctypes.CDLL(None)
+key = 0x7477
+print([libc.shmget(key, 4096, 0o1666), libc.msgget(key, 0o1666), libc.semget(key, 9, 0o1666)])
+"""
+    found = [weaker.post(make)[1]["run_result"]["stdout"] for _ in range(6)]
+    found += [weaker.post(make.replace("0o1666", "0o666"))[1]["run_result"]["stdout"] for _ in range(3)]
+    assert layers["ipc"] or layers["seccomp"]
+    assert found[6:] == ["[-1, -1, -1]\n"] * 3
+    assert layers["seccomp"] or all(int(number) >= 0 for text in found[:6] for number in text.strip("[]\n").split(","))
+    run = weaker.post("import ctypes; print(ctypes.CDLL(None).mq_open(b'/turnwise_attack', 0o102, 0o666, None))")[1]
+    assert run["run_result"]["stdout"] == "-1\n"
+
+
 @pytest.mark.parametrize("name", OF_PROCESSES)
 def test_an_attack_on_processes_is_contained(weaker: Host, name: str):
     layers = layers_of(weaker)
+    if not layers["seccomp"]:
+        pytest.skip("nothing keeps programs from the calls; what they change is replaced")
     if not layers["pid"] and (not layers["landlock"] or landlock.version() < 6):
         pytest.skip("nothing keeps programs from sending signals")
     run_and_look(weaker, name)

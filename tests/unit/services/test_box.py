@@ -46,7 +46,7 @@ def test_box_clears_trees_that_are_deep_closed_and_full(box):
     folder = box.work
     home = os.getcwd()
     os.chdir(folder)
-    for _ in range(1200):
+    for _ in range(1100):
         os.mkdir("deep")
         os.chdir("deep")
     os.chdir(home)

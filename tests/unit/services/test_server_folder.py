@@ -51,7 +51,7 @@ def test_server_folder_goes_with_what_programs_leave_in_it(tmp_path, monkeypatch
     os.symlink(kept, folder.path / "link")
     home = os.getcwd()
     os.chdir(folder.path)
-    for _ in range(1200):
+    for _ in range(1100):
         os.mkdir("deep")
         os.chdir("deep")
     os.chdir(home)
