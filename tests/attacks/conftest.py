@@ -1,6 +1,7 @@
 """A sandbox to attack, and things of the host that programs must not reach."""
 
 import base64
+import contextlib
 import json
 import os
 import shutil
@@ -27,10 +28,27 @@ _ENVIRONMENT_MARK = "turnwise_environment_of_the_server"
 
 
 @dataclass(slots=True)
+class Server:
+    """A sandbox of another user than this one's, or one that lacks layers."""
+
+    process: subprocess.Popen[bytes]
+    port: int
+
+    @property
+    def pid(self) -> int:
+        return self.process.pid
+
+    def health(self) -> dict[str, Any]:
+        with urllib.request.urlopen(f"http://127.0.0.1:{self.port}/health", timeout=40) as response:
+            answer: dict[str, Any] = json.load(response)
+        return answer
+
+
+@dataclass(slots=True)
 class Host:
     """The machine around the sandbox."""
 
-    sandbox: EmbeddedSandbox
+    sandbox: EmbeddedSandbox | Server
     folder: Path
     """Open to all users."""
     precious: Path
@@ -112,14 +130,46 @@ class Host:
         return found
 
 
-@pytest.fixture(scope="session")
-def host() -> Iterator[Host]:
+@contextlib.contextmanager
+def start_server(user: str, refused: list[str], preload: list[str] | None = None) -> Iterator[Server]:
+    """Start one on a machine that refuses these; a connection made at once waits until it takes requests."""
+    read_end, parent_pipe = os.pipe()
+    with socket.create_server(("127.0.0.1", 0), backlog=64) as listener:
+        port = listener.getsockname()[1]
+        options = {"workers": 2, "preload": preload, "inherited_socket": listener.fileno(), "parent_pipe": read_end}
+        process = subprocess.Popen(
+            [sys.executable, "-m", "tests.attacks.weaker_server", user, json.dumps(refused), json.dumps(options)],
+            cwd=Path(__file__).resolve().parents[2],
+            pass_fds=[listener.fileno(), read_end],
+        )
+    os.close(read_end)
+    try:
+        yield Server(process, port)
+    finally:
+        os.close(parent_pipe)
+        process.wait(20)
+
+
+@contextlib.contextmanager
+def open_folder() -> Iterator[Path]:
+    """A folder for all users."""
     folder = Path(tempfile.mkdtemp(prefix="turnwise-host-"))
     folder.chmod(0o777)
-    os.environ[_ENVIRONMENT_MARK] = "1"
-    victim = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"], start_new_session=True)
     try:
-        with EmbeddedSandbox(workers=2) as sandbox:
+        yield folder
+    finally:
+        shutil.rmtree(folder)
+
+
+@pytest.fixture(scope="session", params=["this user", "ordinary user"])
+def host(request: pytest.FixtureRequest) -> Iterator[Host]:
+    if request.param == "ordinary user" and os.geteuid() != 0:
+        pytest.skip("this user is one")
+    victim = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"], start_new_session=True)
+    os.environ[_ENVIRONMENT_MARK] = "1"
+    server = EmbeddedSandbox(workers=2) if request.param == "this user" else start_server("ordinary", [])
+    try:
+        with server as sandbox, open_folder() as folder:
             del os.environ[_ENVIRONMENT_MARK]
             host = Host(sandbox, folder, make_precious(folder), victim)
             _make_bait(host)
@@ -132,7 +182,6 @@ def host() -> Iterator[Host]:
     finally:
         victim.kill()
         victim.wait()
-        shutil.rmtree(folder)
 
 
 def make_precious(folder: Path) -> Path:

@@ -1,25 +1,18 @@
 """Attacks on a sandbox of an ordinary user, and on one that lacks layers: the worker stays whole, and the box clean."""
 
 import contextlib
-import json
 import os
 import shutil
-import socket
-import subprocess
-import sys
-import tempfile
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
 import pytest
 
 from rl.services import landlock
-from tests.attacks.conftest import Host, make_precious
+from tests.attacks.conftest import Host, make_precious, open_folder, start_server
 
-ROOT = Path(__file__).resolve().parents[2]
 PROGRAMS = Path(__file__).parent / "programs"
 NAMESPACES = ["user", "mount", "pid", "ipc", "network"]
 MODES = {
@@ -43,18 +36,6 @@ OF_MEMORY = ["memory_in_maps_that_are_gone.py", "memory_in_socket_buffers.py", "
 OF_MEMORY += ["memory_in_page_tables.js"] * (shutil.which("node") is not None)
 
 
-@dataclass(slots=True)
-class Server:
-    """In the place of an `EmbeddedSandbox`."""
-
-    process: subprocess.Popen[bytes]
-    port: int
-
-    @property
-    def pid(self) -> int:
-        return self.process.pid
-
-
 @pytest.fixture(scope="module", params=MODES)
 def weaker(request: pytest.FixtureRequest) -> Iterator[Host]:
     user, refused = MODES[request.param]
@@ -67,24 +48,10 @@ def weaker(request: pytest.FixtureRequest) -> Iterator[Host]:
 @contextlib.contextmanager
 def start(user: str, refused: list[str]) -> Iterator[Host]:
     """A sandbox of this user, on a machine that refuses these."""
-    folder = Path(tempfile.mkdtemp(prefix="turnwise-host-"))
-    folder.chmod(0o777)
-    read_end, parent_pipe = os.pipe()
-    with socket.create_server(("127.0.0.1", 0), backlog=64) as listener:
-        port = listener.getsockname()[1]
-        command = [sys.executable, "-m", "tests.attacks.weaker_server", user, json.dumps(refused)]
-        descriptors = [listener.fileno(), read_end]
-        server = subprocess.Popen([*command, *map(str, descriptors)], cwd=ROOT, pass_fds=descriptors)
-    os.close(read_end)
-    host = Host(Server(server, port), folder, make_precious(folder), server)  # type: ignore[arg-type]
-    host.given = {"precious_folder": str(host.precious), "server_pid": server.pid}
-    try:
-        assert host.post("print(1)")[1]["run_result"]["stdout"] == "1\n"
+    with start_server(user, refused, preload=[]) as server, open_folder() as folder:
+        host = Host(server, folder, make_precious(folder), server.process)
+        host.given = {"precious_folder": str(host.precious), "server_pid": server.pid}
         yield host
-    finally:
-        os.close(parent_pipe)
-        server.wait(20)
-        shutil.rmtree(folder)
 
 
 def layers_of(host: Host) -> dict[str, bool]:
