@@ -26,7 +26,8 @@ def find_renewals() -> list[Renewal]:
         kinds[sys.modules["numpy.random"].BitGenerator] = _renew_bits
     renewals: list[Renewal] = []
     for thing in gc.get_objects():
-        renewals += [partial(renew, thing) for kind, renew in kinds.items() if issubclass(type(thing), kind)]
+        if thing is not random._inst and not issubclass(type(thing), random.SystemRandom):
+            renewals += [partial(renew, thing) for kind, renew in kinds.items() if issubclass(type(thing), kind)]
     if "torch" in sys.modules:
         renewals.append(sys.modules["torch"].seed)
     if "multiprocessing.process" in sys.modules:
