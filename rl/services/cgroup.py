@@ -12,6 +12,7 @@ import contextlib
 import os
 import signal
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 _PREFIX = "turnwise-sandbox-"
 _LIMIT = ("memory.max", "memory.limit_in_bytes")
@@ -21,10 +22,24 @@ _SETTINGS = {"memory.swap.max": "0", "memory.swappiness": "0", "memory.oom.group
 _TRIAL_BYTES = 1 << 30
 
 
+@dataclass(slots=True, frozen=True)
+class TopGroup:
+    """Holds the groups of a zygote's workers."""
+
+    folder: int
+    """A descriptor, which leads there from another root too."""
+    name: str
+
+    def remove(self) -> None:
+        """Remove it, unless it still holds a group."""
+        with contextlib.suppress(OSError):
+            os.rmdir(f"../{self.name}", dir_fd=self.folder)
+
+
 class Group:
     """The programs of one worker, one after the other."""
 
-    def __init__(self, top: int, name: str) -> None:
+    def __init__(self, top: TopGroup, name: str) -> None:
         """Make it, or take over that of a worker that died.
 
         Args:
@@ -34,10 +49,10 @@ class Group:
         Raises:
             OSError: Refused.
         """
-        self._top, self._name = top, name
+        self._top, self._name = top.folder, name
         with contextlib.suppress(FileExistsError):
-            os.mkdir(name, dir_fd=top)
-        self._folder = os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=top)
+            os.mkdir(name, dir_fd=self._top)
+        self._folder = os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=self._top)
         for setting, value in _SETTINGS.items():
             with contextlib.suppress(OSError):  # those of the other version, and of swap where there is none
                 _write(self._folder, setting, value)
@@ -80,21 +95,18 @@ class Group:
             os.rmdir(self._name, dir_fd=self._top)
 
 
-def make_top_group() -> int | None:
-    """A group for the workers of this process, tried with a process.
-
-    Returns:
-        A descriptor of its folder, for `Group`; None where this machine refuses.
-    """
+def make_top_group() -> TopGroup | None:
+    """A group for the workers of this process, tried with a process; None where this machine refuses."""
     for folder in _find_folders():
-        path = f"{folder}/{_PREFIX}{os.getpid()}"
+        name = f"{_PREFIX}{os.getpid()}"
+        path = f"{folder}/{name}"
         with contextlib.suppress(OSError):
             remove_abandoned_groups(folder)
             os.mkdir(path)
             try:
                 with contextlib.suppress(FileNotFoundError):  # version 1 has no such file, and needs none
                     _write(None, f"{path}/cgroup.subtree_control", "+memory")
-                top = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+                top = TopGroup(os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC), name)
                 _try(top)
             except OSError:
                 os.rmdir(path)
@@ -122,7 +134,7 @@ def remove_abandoned_groups(folder: str) -> None:
                 os.rmdir(path)
 
 
-def _try(top: int) -> None:
+def _try(top: TopGroup) -> None:
     group = Group(top, "trial")
     pid = os.fork()
     if pid == 0:

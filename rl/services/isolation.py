@@ -41,8 +41,8 @@ class Isolation:
     """Of system calls, for the layer `seccomp`."""
     allow_internet: bool
     """Sockets are not denied: the network is allowed, or a namespace without one holds them."""
-    groups: int | None
-    """A descriptor of the folder for the workers' control groups, for the layer `cgroup`."""
+    groups: cgroup.TopGroup | None
+    """For the layer `cgroup`."""
 
 
 def missing_layers(layers: dict[str, bool], *, allow_network: bool) -> list[str]:

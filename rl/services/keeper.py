@@ -67,7 +67,10 @@ def keep_programs(jobs: socket.socket, post: Post) -> NoReturn:
         ready = _prepare(place)
         message, descriptors = receive(jobs, 1)
         if not message:
-            _leave(place)
+            _clean(place)
+            if place.isolation.groups is not None:
+                place.isolation.groups.remove()  # the last worker does
+            os._exit(0)
         _keep(ready, descriptors, place)
         try:
             place.box.clear()
@@ -80,14 +83,16 @@ def keep_programs(jobs: socket.socket, post: Post) -> NoReturn:
             if not _is_closed(jobs):
                 text = "sandbox: a program has changed its worker, and another takes its place: %s"
                 print(text % ", ".join(changes), file=sys.stderr)
-            _leave(place)
+            _clean(place)
+            os._exit(0)
 
 
 def keep_session(descriptors: list[int], post: Post) -> NoReturn:
     """Run one job, an interpreter that goes on until the server closes it."""
     place = _furnish_place(post)
     _keep(_prepare(place), descriptors, place)
-    _leave(place)
+    _clean(place)
+    os._exit(0)
 
 
 @dataclass(slots=True, frozen=True)
@@ -129,12 +134,12 @@ def _is_closed(channel: socket.socket) -> bool:
     return bool(poll.poll(0))
 
 
-def _leave(place: _Place) -> NoReturn:
+def _clean(place: _Place) -> None:
+    """Leave nothing behind."""
     place.processes.kill_all()
     place.box.remove()
     if place.group is not None:
         place.group.remove()
-    os._exit(0)
 
 
 def _prepare(place: _Place) -> _Program:

@@ -1,19 +1,22 @@
 import os
+import time
 
 import pytest
 
 from rl.services import cgroup
+from rl.services.sandbox_pool import SandboxPool
 
 
 @pytest.fixture
 def top():
-    descriptor = cgroup.make_top_group()
-    if descriptor is None:
+    top = cgroup.make_top_group()
+    if top is None:
         pytest.skip("this machine allows no control group")
-    path = os.readlink(f"/proc/self/fd/{descriptor}")
-    yield descriptor
-    os.close(descriptor)
-    os.rmdir(path)
+    path = os.readlink(f"/proc/self/fd/{top.folder}")
+    yield top
+    top.remove()
+    os.close(top.folder)
+    assert not os.path.exists(path)
 
 
 def wait_for(action, group):
@@ -47,8 +50,27 @@ def test_group_of_a_worker_that_died_is_taken_over(top):
     cgroup.Group(top, "0").remove()
 
 
+def test_top_group_stays_while_a_worker_has_one(top):
+    group = cgroup.Group(top, "0")
+    top.remove()
+    assert os.listdir(top.folder)
+    group.remove()
+
+
+def test_pool_leaves_no_group_behind(top):
+    above = os.path.dirname(os.readlink(f"/proc/self/fd/{top.folder}"))
+    pool = SandboxPool(2, preload=())
+    path = f"{above}/turnwise-sandbox-{pool._zygotes[()]._process.pid}"
+    assert os.path.isdir(path)
+    pool.close()
+    deadline = time.monotonic() + 20
+    while os.path.exists(path):
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
 def test_groups_of_a_killed_zygote_are_removed_by_the_next(top):
-    folder = os.path.dirname(os.readlink(f"/proc/self/fd/{top}"))
+    folder = os.path.dirname(os.readlink(f"/proc/self/fd/{top.folder}"))
     pid = os.fork()
     if pid == 0:
         left = cgroup.make_top_group()
