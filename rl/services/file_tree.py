@@ -11,7 +11,10 @@ from rl.services import kernel
 BOX = "/box"
 """Where in the tree the one writable folder is mounted."""
 SYSTEM = ("/usr", "/bin", "/sbin", "/lib", "/lib32", "/lib64", "/libx32")
-SETTINGS = ("alternatives", "ld.so.cache", "localtime", "mime.types", "nsswitch.conf", "protocols", "services")
+SETTINGS = (
+    *("alternatives", "ld.so.cache", "localtime", "mime.types", "nsswitch.conf", "protocols", "services"),
+    "ssl/openssl.cnf",  # node ends where it may not read this, and goes on where there is none
+)
 """Those of /etc that programs need."""
 NETWORK_SETTINGS = ("hosts", "resolv.conf", "ssl/certs", "ca-certificates")
 DEVICES = ("null", "zero", "full", "random", "urandom")
@@ -64,13 +67,13 @@ def _outermost(paths: Iterable[str]) -> list[str]:
 
 
 def _bind(source: str, target: str) -> None:
+    os.makedirs(os.path.dirname(target), exist_ok=True)
     if os.path.islink(source):
         os.symlink(os.readlink(source), target)
         return
     if os.path.isdir(source):
         os.makedirs(target, exist_ok=True)
     elif os.path.exists(source):
-        os.makedirs(os.path.dirname(target), exist_ok=True)
         os.close(os.open(target, os.O_CREAT | os.O_WRONLY, 0o644))
     else:
         return

@@ -12,12 +12,13 @@ import os
 import resource
 import socket
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
 
-from rl.services import kernel, landlock, seccomp
+from rl.services import cgroup, kernel, landlock, seccomp
 from rl.services.file_tree import BOX, DEVICES, NETWORK_SETTINGS, SETTINGS, SYSTEM, build_tree
+from rl.services.processes import Processes, become_subreaper
 
 MAX_UIDS = 1024
 """Workers and sessions of a zygote with a user of their own."""
@@ -40,6 +41,8 @@ class Isolation:
     """Of system calls, for the layer `seccomp`."""
     allow_internet: bool
     """Sockets are not denied: the network is allowed, or a namespace without one holds them."""
+    groups: cgroup.TopGroup | None
+    """For the layer `cgroup`."""
 
 
 def missing_layers(layers: dict[str, bool], *, allow_network: bool) -> list[str]:
@@ -73,6 +76,7 @@ def prepare(directory: str, *, allow_network: bool, is_wrapped: bool) -> Isolati
     Returns:
         What the workers and programs shall use.
     """
+    groups = cgroup.make_top_group()
     uid, is_root = os.geteuid(), os.geteuid() == 0
     first_uid = _FIRST_UID + os.getpid() % _UID_RANGES * MAX_UIDS
     user = not _works(lambda: _enter(kernel.CLONE_NEWPID, None)) and _works(lambda: _enter(kernel.CLONE_NEWUSER, uid))
@@ -82,7 +86,7 @@ def prepare(directory: str, *, allow_network: bool, is_wrapped: bool) -> Isolati
         _enter(own_user | kernel.CLONE_NEWNS, uid if user else None)
         build_tree(directory, uid=first_uid if is_root else uid, allow_network=allow_network)
 
-    layers = {"bubblewrap": is_wrapped, "user": user, "mount": _works(move)}
+    layers = {"bubblewrap": is_wrapped, "cgroup": groups is not None, "user": user, "mount": _works(move)}
     if layers["mount"]:
         move()
     namespaces = own_user | (kernel.CLONE_NEWNS if layers["mount"] else 0)
@@ -98,7 +102,7 @@ def prepare(directory: str, *, allow_network: bool, is_wrapped: bool) -> Isolati
     code = _try_rules(layers, directory, allow_internet=allow_internet)
     if not allow_network:
         layers["network"] = layers["network"] or layers["seccomp"]  # which denies sockets where it has to
-    return Isolation(layers, namespaces, first_uid, code, allow_internet)
+    return Isolation(layers, namespaces, first_uid, code, allow_internet, groups)
 
 
 def enter_namespaces(isolation: Isolation) -> None:
@@ -111,36 +115,51 @@ def enter_namespaces(isolation: Isolation) -> None:
         _enter(isolation.namespaces, os.geteuid() if isolation.layers["user"] else None, with_child=False)
 
 
-def furnish(isolation: Isolation) -> None:
-    """As process 1 of the namespaces: show only their processes under /proc, and a host name of no meaning."""
-    with contextlib.suppress(OSError):
-        if isolation.layers["user"]:  # inotify is counted by user, and all workers have the same
-            with open("/proc/sys/user/max_inotify_instances", "w") as file:
-                file.write("32")
-    if isolation.layers["mount"] and isolation.layers["pid"]:
-        flags = kernel.MS_NOSUID | kernel.MS_NODEV | kernel.MS_NOEXEC
-        try:
-            kernel.mount("proc", "/proc", "proc", flags, "hidepid=2,subset=pid")
-        except OSError:  # parts of the machine's own are covered, as in a container, so it must not be seen anew
-            kernel.mount("tmpfs", "/proc", "tmpfs", flags, "size=4k,mode=555")
-    if isolation.layers["ipc"]:
+def furnish(isolation: Isolation) -> Processes:
+    """As process 1 of the namespaces: hide other processes, and give the host a name of no meaning.
+
+    Returns:
+        The worker's view of its programs' processes, which those may not have.
+
+    Raises:
+        OSError: This process does not become the parent of orphans.
+    """
+    layers = isolation.layers
+    if layers["user"]:  # inotify is counted by user, and all workers have the same
+        with contextlib.suppress(OSError), open("/proc/sys/user/max_inotify_instances", "w") as file:
+            file.write("32")
+    if layers["ipc"]:
         with contextlib.suppress(OSError):
             socket.sethostname("sandbox")
+    if not layers["pid"]:
+        become_subreaper()
+    proc, is_private = os.open("/proc", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC), not layers["pid"]
+    if layers["mount"]:
+        flags = kernel.MS_NOSUID | kernel.MS_NODEV | kernel.MS_NOEXEC
+        try:
+            if not layers["pid"]:
+                raise OSError("other processes would be seen in it")
+            kernel.mount("proc", "/proc", "proc", flags, "hidepid=2,subset=pid")
+            os.close(proc)
+            proc, is_private = os.open("/proc", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC), True
+        except OSError:  # also where parts of the machine's own are covered, as in a container
+            kernel.mount("tmpfs", "/proc", "tmpfs", flags, "size=4k,mode=555")
+    return Processes(proc, has_pid_namespace=layers["pid"], is_private=is_private)
 
 
-def build_file_rules(isolation: Isolation, directory: str) -> int | None:
+def build_file_rules(isolation: Isolation, folders: Iterable[str]) -> int | None:
     """Landlock's rules for the programs of a worker.
 
     Args:
         isolation: What works.
-        directory: What they may write to, where a mount namespace does not say so.
+        folders: What they may write to, where a mount namespace does not say so.
 
     Returns:
         A descriptor for `confine`; None without the layer `landlock`.
     """
     if not isolation.layers["landlock"]:
         return None
-    return _file_rules(directory, is_private=isolation.layers["mount"], allow_internet=isolation.allow_internet)
+    return _file_rules(folders, is_private=isolation.layers["mount"], allow_internet=isolation.allow_internet)
 
 
 def confine(isolation: Isolation, uid: int, file_rules: int | None) -> None:
@@ -208,7 +227,7 @@ def _try_rules(layers: dict[str, bool], directory: str, *, allow_internet: bool)
     layers["rlimits"] = _works(lambda: limit_resources(_MAX_FILE_BYTES * 16, 60))
     layers["no_new_privileges"] = _works(_forbid_new_privileges)
     layers["seccomp"] = bool(code) and _works(partial(_filter_calls, code))
-    layers["landlock"] = _works(partial(_restrict_files, directory, layers["mount"]))
+    layers["landlock"] = _works(partial(_restrict_files, [directory], layers["mount"]))
     return code
 
 
@@ -250,15 +269,15 @@ def _filter_calls(code: bytes) -> None:
     seccomp.install(code)
 
 
-def _restrict_files(directory: str, is_private: bool) -> None:
+def _restrict_files(folders: Iterable[str], is_private: bool) -> None:
     _forbid_new_privileges()
-    landlock.restrict(_file_rules(directory, is_private=is_private, allow_internet=True))
+    landlock.restrict(_file_rules(folders, is_private=is_private, allow_internet=True))
 
 
-def _file_rules(directory: str, *, is_private: bool, allow_internet: bool) -> int:
+def _file_rules(folders: Iterable[str], *, is_private: bool, allow_internet: bool) -> int:
     devices = [f"/dev/{name}" for name in DEVICES]
     if is_private:
         return landlock.build_rules(["/"], [BOX, *devices], allow_internet=allow_internet)
     settings = [f"/etc/{name}" for name in (*SETTINGS, *NETWORK_SETTINGS, "passwd", "group")]
     readable = [*SYSTEM, sys.prefix, sys.base_prefix, *settings]
-    return landlock.build_rules(readable, [directory, *devices], allow_internet=allow_internet)
+    return landlock.build_rules(readable, [*folders, *devices], allow_internet=allow_internet)

@@ -15,51 +15,83 @@ import os
 import select
 import signal
 import socket
+import sys
 import time
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, NoReturn
 
 from rl.services import isolation as layers_of
 from rl.services import kernel, program
-from rl.services.box import MAX_BYTES, Box, read_files
+from rl.services.box import Box
+from rl.services.cgroup import Group
+from rl.services.fork_state import Renewal
 from rl.services.isolation import Isolation
 from rl.services.job import Job, parse_files, receive, write_files
+from rl.services.own_state import find_changes, read_own_state
+from rl.services.processes import Processes, reap
+from rl.services.watch import Watch
 
 _HIGHEST_DESCRIPTOR = 1024
 _TICK_S = 0.05
-_MANY = 16
-"""Threads of one program that its neighbours would notice."""
-_NICE, _NICE_GROUP = 19, 5
-"""64 processes, or sessions, of the first niceness weigh as much as one of none; one session of the second a third."""
-_PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
 
 
-def keep_programs(jobs: socket.socket, isolation: Isolation, directory: str, uid: int) -> NoReturn:
-    """Run jobs until the server goes away.
+@dataclass(slots=True, frozen=True)
+class Post:
+    """What a zygote gives a worker."""
+
+    isolation: Isolation
+    directory: str
+    """For the program's folder, where the file tree is not private."""
+    number: int
+    """Unlike that of the zygote's other workers; the programs' user follows from it."""
+    processes: Processes
+    renewals: list[Renewal]
+    """What each program calls before its code."""
+
+
+def keep_programs(jobs: socket.socket, post: Post) -> NoReturn:
+    """Run jobs until the server goes away, or until this worker is not what it was.
 
     Args:
         jobs: Shared with the other workers; whoever is free takes the next.
-        isolation: What works here.
-        directory: For the program's folder, where the file tree is not private.
-        uid: The programs' user.
+        post: The worker's.
     """
-    place = _furnish_place(isolation, directory, uid)
+    try:
+        place = _furnish_place(post)
+    except FileNotFoundError:  # the server removes its folder when it goes
+        if _is_closed(jobs):
+            os._exit(0)
+        raise
+    state = read_own_state()
     while True:
         ready = _prepare(place)
         message, descriptors = receive(jobs, 1)
         if not message:
-            kill_all(has_pid_namespace=isolation.layers["pid"])
-            place.box.remove()
+            _clean(place)
+            if place.isolation.groups is not None:
+                place.isolation.groups.remove()  # the last worker does
             os._exit(0)
         _keep(ready, descriptors, place)
-        place.box.clear()
+        try:
+            place.box.clear()
+            if place.isolation.layers["ipc"] and not place.isolation.layers["seccomp"]:  # which denies to make any
+                kernel.remove_shared_objects()
+            changes = find_changes(state)
+        except OSError as error:
+            changes = [str(error)]
+        if changes:
+            if not _is_closed(jobs):
+                text = "sandbox: a program has changed its worker, and another takes its place: %s"
+                print(text % ", ".join(changes), file=sys.stderr)
+            _clean(place)
+            os._exit(0)
 
 
-def keep_session(descriptors: list[int], isolation: Isolation, directory: str, uid: int) -> NoReturn:
+def keep_session(descriptors: list[int], post: Post) -> NoReturn:
     """Run one job, an interpreter that goes on until the server closes it."""
-    place = _furnish_place(isolation, directory, uid)
+    place = _furnish_place(post)
     _keep(_prepare(place), descriptors, place)
-    place.box.remove()
+    _clean(place)
     os._exit(0)
 
 
@@ -69,7 +101,10 @@ class _Place:
 
     isolation: Isolation
     uid: int
+    processes: Processes
+    renewals: list[Renewal]
     box: Box
+    group: Group | None
     file_rules: int | None
 
 
@@ -82,11 +117,29 @@ class _Program:
     """Of the children that ended, by process."""
 
 
-def _furnish_place(isolation: Isolation, directory: str, uid: int) -> _Place:
+def _furnish_place(post: Post) -> _Place:
+    isolation, uid = post.isolation, post.isolation.first_uid + post.number
     owner = uid if isolation.layers["own_uid"] else None
-    box = Box(directory, owner, is_mounted=isolation.layers["mount"])
+    box = Box(post.directory, owner, is_mounted=isolation.layers["mount"])
     os.environ.update(HOME=box.work, TMPDIR=box.tmp, USER="sandbox")
-    return _Place(isolation, uid, box, layers_of.build_file_rules(isolation, box.root))
+    group = None if isolation.groups is None else Group(isolation.groups, str(post.number))
+    rules = layers_of.build_file_rules(isolation, box.folders)
+    return _Place(isolation, uid, post.processes, post.renewals, box, group, rules)
+
+
+def _is_closed(channel: socket.socket) -> bool:
+    """Whether the other end is gone."""
+    poll = select.poll()
+    poll.register(channel, 0)
+    return bool(poll.poll(0))
+
+
+def _clean(place: _Place) -> None:
+    """Leave nothing behind."""
+    place.processes.kill_all()
+    place.box.remove()
+    if place.group is not None:
+        place.group.remove()
 
 
 def _prepare(place: _Place) -> _Program:
@@ -96,13 +149,18 @@ def _prepare(place: _Place) -> _Program:
     if pid == 0:
         _be_program(theirs, place)
     theirs.close()
+    if place.group is not None:
+        with contextlib.suppress(ProcessLookupError):  # it died at once; its status tells
+            place.group.admit(pid)
     return _Program(pid, ours)
 
 
 def _be_program(channel: socket.socket, place: _Place) -> NoReturn:
-    _close_others({channel.fileno(), place.file_rules or 0})
+    os.fchdir(place.box.work_descriptor)
+    _close_others({channel.fileno()} if place.file_rules is None else {channel.fileno(), place.file_rules})
     os.setsid()
-    os.chdir(place.box.work)
+    for renew in place.renewals:
+        renew()
     layers_of.confine(place.isolation, place.uid, place.file_rules)
     message, descriptors = receive(channel, program.LARGEST_MESSAGE)
     channel.close()
@@ -145,10 +203,10 @@ def _keep(ready: _Program, descriptors: list[int], place: _Place) -> None:
             place.box.write(name, content)
     except OSError as error:
         outcome = {"error": str(error)}
-        kill_all(has_pid_namespace=place.isolation.layers["pid"])
+        place.processes.kill_all()
     else:
         outcome = _run(ready, job, rest, status, place)
-        files = read_files(place.box.work, job.fetch, MAX_BYTES)
+        files = place.box.read(job.fetch)
     finally:
         ready.channel.close()
         for descriptor in rest:
@@ -160,26 +218,28 @@ def _keep(ready: _Program, descriptors: list[int], place: _Place) -> None:
 def _run(ready: _Program, job: Job, streams: list[int], status: int, place: _Place) -> dict[str, Any]:
     """Hand the program its job, wait for its end or its deadline, and kill whatever is left of it."""
     start = time.monotonic()
-    own_pages = _pages("self")
+    watch = Watch(place.processes, place.box, place.group, job.memory_bytes)
     with contextlib.suppress(OSError):  # it died before it had anything to do; its status tells
         socket.send_fds(ready.channel, [json.dumps(asdict(replace(job, fetch=()))).encode()], streams)
     while streams:
         os.close(streams.pop())
-    reason = _await_end(ready, status, start + job.timeout, job.memory_bytes, own_pages, place)
-    ready.statuses |= kill_all(has_pid_namespace=place.isolation.layers["pid"])
+    reason = _await_end(ready, status, start + job.timeout, watch)
+    ready.statuses |= place.processes.kill_all()
+    if reason == "end" and watch.was_stopped():
+        reason = "memory"
     elapsed = time.monotonic() - start
     wait_status = ready.statuses.get(ready.pid)
     code = None if wait_status is None else os.waitstatus_to_exitcode(wait_status)
     is_late = reason == "time"
     return {
-        "return_code": None if is_late else code,
+        "return_code": None if is_late else -signal.SIGKILL if reason == "memory" else code,
         "timed_out": is_late,
         "out_of_memory": reason == "memory",
         "execution_time": elapsed,
     }
 
 
-def _await_end(ready: _Program, status: int, deadline: float, memory_bytes: int, own_pages: int, place: _Place) -> str:
+def _await_end(ready: _Program, status: int, deadline: float, watch: Watch) -> str:
     """Wait until the program ends, its time is up, it uses too much, or nobody reads its status.
 
     Returns:
@@ -197,108 +257,8 @@ def _await_end(ready: _Program, status: int, deadline: float, memory_bytes: int,
                 return "end" if ended in events else "nobody"
             if left <= 0:
                 return "time"
-            ready.statuses |= _reap(os.WNOHANG)
-            if _watch(memory_bytes, own_pages, place):
+            ready.statuses |= reap(os.WNOHANG)
+            if watch.has_too_much():
                 return "memory"
     finally:
         os.close(ended)
-
-
-def _watch(memory_bytes: int, own_pages: int, place: _Place) -> bool:
-    """Give way to others where there are many processes or threads; tell whether all use too much memory together.
-
-    Files in memory count too. What a process has in common with the worker that it was forked from does not.
-    """
-    pages = threads = 0
-    sessions = set()
-    pids = _others(place.isolation)
-    for pid in pids:
-        with contextlib.suppress(OSError, IndexError, ValueError), open(f"/proc/{pid}/stat", "rb") as file:
-            fields = file.read().rpartition(b")")[2].split()
-            sessions.add(fields[3])
-            threads += int(fields[17])
-            pages += max(0, int(fields[21]) - own_pages)
-    if threads > _MANY:
-        _give_way(pids, _NICE if len(sessions) > _MANY else _NICE_GROUP)
-    return pages * _PAGE_BYTES + place.box.memory_bytes() > memory_bytes
-
-
-def _give_way(pids: list[int], group_niceness: int) -> None:
-    """Leave processes, all threads of each, the time that nobody else wants; they cannot take it back."""
-    for pid in pids:
-        with contextlib.suppress(OSError):
-            for thread in map(int, os.listdir(f"/proc/{pid}/task")):
-                os.setpriority(os.PRIO_PROCESS, thread, _NICE)
-                os.sched_setscheduler(thread, os.SCHED_IDLE, os.sched_param(0))
-            with open(f"/proc/{pid}/autogroup", "w") as file:  # the kernel may share time by session first
-                file.write(str(group_niceness))
-
-
-def _pages(pid: str) -> int:
-    try:
-        with open(f"/proc/{pid}/statm", "rb") as file:
-            return int(file.read().split()[1])
-    except OSError:
-        return 0
-
-
-def _others(isolation: Isolation) -> list[int]:
-    """The program's processes."""
-    if not isolation.layers["pid"]:
-        return _descendants(os.getpid())
-    return [int(name) for name in os.listdir("/proc") if name.isdigit() and name != "1"]
-
-
-def kill_all(*, has_pid_namespace: bool) -> dict[int, int]:
-    """Kill all that the program forked and wait for it; orphans come to the worker, so nothing escapes.
-
-    Args:
-        has_pid_namespace: This is process 1 of a namespace, and all else in it the program's.
-
-    Returns:
-        Wait status by process, of this process's own children.
-    """
-    if has_pid_namespace:
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(-1, signal.SIGKILL)  # all of the namespace but process 1, in one step that no fork can outrun
-        return _reap(0)
-    statuses: dict[int, int] = {}
-    while pids := _descendants(os.getpid()):
-        for pid in pids:
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
-        statuses |= _reap(os.WNOHANG)
-        time.sleep(0.001)
-    return statuses
-
-
-def _reap(options: int) -> dict[int, int]:
-    """Wait status by process of the children that ended; with options 0 of all, and none is left."""
-    statuses: dict[int, int] = {}
-    with contextlib.suppress(ChildProcessError):
-        while (ended := os.waitpid(-1, options))[0]:
-            statuses[ended[0]] = ended[1]
-    return statuses
-
-
-def _descendants(root: int) -> list[int]:
-    children: dict[int, list[int]] = {}
-    for name in os.listdir("/proc"):
-        if name.isdigit():
-            with contextlib.suppress(OSError, IndexError), open(f"/proc/{name}/stat", "rb") as file:
-                parent = int(file.read().rpartition(b")")[2].split()[1])
-                children.setdefault(parent, []).append(int(name))
-    found, queue = [], [root]
-    while queue:
-        queue.extend(children.get(queue[0], []))
-        found.extend(children.get(queue.pop(0), []))
-    return found
-
-
-def become_subreaper() -> None:
-    """Have the orphans of all descendants reparented to this process.
-
-    Raises:
-        OSError: Refused.
-    """
-    kernel.prctl(kernel.PR_SET_CHILD_SUBREAPER, 1)

@@ -10,7 +10,8 @@ from typing import Any
 
 CLONE_NEWNS, CLONE_NEWUTS, CLONE_NEWIPC = 0x00020000, 0x04000000, 0x08000000
 CLONE_NEWUSER, CLONE_NEWPID, CLONE_NEWNET = 0x10000000, 0x20000000, 0x40000000
-MS_NOSUID, MS_NODEV, MS_NOEXEC, MS_BIND, MS_REC, MS_PRIVATE = 0x2, 0x4, 0x8, 0x1000, 0x4000, 0x40000
+MS_RDONLY, MS_NOSUID, MS_NODEV, MS_NOEXEC, MS_REMOUNT = 0x1, 0x2, 0x4, 0x8, 0x20
+MS_BIND, MS_REC, MS_PRIVATE = 0x1000, 0x4000, 0x40000
 PR_SET_DUMPABLE, PR_SET_SECCOMP, PR_SET_SECUREBITS = 4, 22, 28
 PR_CAPBSET_READ = 23
 PR_SET_CHILD_SUBREAPER, PR_SET_NO_NEW_PRIVS, PR_CAP_AMBIENT = 36, 38, 47
@@ -25,6 +26,11 @@ _CAPABILITY_VERSION_3 = 0x20080522
 _CAP_AMBIENT_CLEAR_ALL = 4
 _CAP_SETPCAP = 8
 _SECBIT_NOROOT_AND_FIXUP_LOCKED = 0x2F
+
+_IPC_RMID, _LARGEST_STATUS_BYTES = 0, 256
+_SHM_INFO, _SHM_STAT, _MSG_INFO, _MSG_STAT, _SEM_INFO, _SEM_STAT = 14, 13, 12, 11, 19, 18
+_SYSINFO_BYTES, _SHARED_AT, _UNIT_AT = 128, 48, 104
+"""Of `struct sysinfo` on machines of 64 bits."""
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _libc.mount.argtypes = (ctypes.c_char_p, ctypes.c_char_p, ctypes.c_char_p, ctypes.c_ulong, ctypes.c_char_p)
@@ -98,6 +104,27 @@ def change_root(directory: str) -> None:
     syscall(_PIVOT_ROOT[platform.machine()], b".", b".")  # the old root lies on the new one, as runc does it
     unmount(".")
     os.chdir("/")
+
+
+def remove_shared_objects() -> None:
+    """Remove System V's memory, message queues and semaphores of this namespace, which outlive those who made them."""
+    unused = ctypes.create_string_buffer(_LARGEST_STATUS_BYTES)
+    calls = (
+        (_libc.shmctl, _SHM_INFO, _SHM_STAT),
+        (_libc.msgctl, _MSG_INFO, _MSG_STAT),
+        (lambda number, command, status: _libc.semctl(number, 0, command, status), _SEM_INFO, _SEM_STAT),
+    )
+    for control, info, stat in calls:
+        for i in range(control(0, info, unused) + 1):
+            if (number := control(i, stat, unused)) >= 0:
+                control(number, _IPC_RMID, unused)
+
+
+def shared_memory_bytes() -> int:
+    """Memory of the machine that is shared or in files in memory, of all processes."""
+    content = ctypes.create_string_buffer(_SYSINFO_BYTES)
+    _check(_libc.sysinfo(content), "sysinfo")
+    return int(struct.unpack_from("L", content, _SHARED_AT)[0] * struct.unpack_from("I", content, _UNIT_AT)[0])
 
 
 def map_own_ids(uid: int, gid: int) -> None:

@@ -5,13 +5,15 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
-import shutil
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from rl.services import beneath
+
 _LOCK = "owner"
+_ATTEMPTS = 5
 
 
 class OwnedFolder:
@@ -36,7 +38,7 @@ class OwnedFolder:
 
     def close(self) -> None:
         """Remove it with all that it holds."""
-        shutil.rmtree(self.path, ignore_errors=True)
+        _remove(self.path)
         os.close(self._lock)
 
 
@@ -73,8 +75,23 @@ def _remove_abandoned(parent: Path, prefix: str, on_abandoned: Callable[[Path], 
             if os.fstat(lock).st_uid == os.geteuid():
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 on_abandoned(path)
-                shutil.rmtree(path, ignore_errors=True)
+                _remove(path)
         except BlockingIOError:  # its owner lives
             continue
         finally:
             os.close(lock)
+
+
+def _remove(path: Path) -> None:
+    """Remove a folder in which programs may have left links, and folders deeper than `shutil.rmtree` can follow."""
+    for _ in range(_ATTEMPTS):
+        with contextlib.suppress(OSError):  # processes that end meanwhile remove their own
+            folder = beneath.open_folder(str(path))
+            try:
+                for name in os.listdir(folder):
+                    with contextlib.suppress(OSError):
+                        beneath.remove(folder, name)
+            finally:
+                os.close(folder)
+            os.rmdir(path)
+            return

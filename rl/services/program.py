@@ -15,7 +15,7 @@ import traceback
 import types
 from typing import NoReturn
 
-from rl.services.box import read_files
+from rl.services.beneath import open_folder, read_files
 from rl.services.job import receive, write_files
 
 LARGEST_MESSAGE = 1 << 16
@@ -64,7 +64,7 @@ def serve_cells(cells: socket.socket, directory: str) -> None:
         request = json.loads(message)
         if "fetch" in request:
             with open(descriptors[0], "wb") as pipe, contextlib.suppress(OSError):
-                write_files(pipe, {}, read_files(directory, request["fetch"], _LARGEST_FETCH_BYTES))
+                write_files(pipe, {}, _fetch(directory, request["fetch"]))
             continue
         number += 1
         with open(descriptors[0], "rb") as source:
@@ -78,6 +78,14 @@ def serve_cells(cells: socket.socket, directory: str) -> None:
         nothing = os.open("/dev/null", os.O_RDWR)
         take_streams([os.dup(nothing), os.dup(nothing), nothing])
         cells.send(json.dumps({"return_code": code}).encode())
+
+
+def _fetch(directory: str, paths: list[str]) -> dict[str, bytes]:
+    folder = open_folder(directory)
+    try:
+        return read_files(folder, paths, _LARGEST_FETCH_BYTES)
+    finally:
+        os.close(folder)
 
 
 def _new_main(file: str, directory: str) -> types.ModuleType:

@@ -176,6 +176,7 @@ class SandboxServer:
             "in_flight": self._admission.num_running + self._admission.num_waiting,
             "sessions": self._sessions.num_open,
             "isolation": self._pool.layers,
+            "workers_replaced": self._pool.num_restarts,
             "preloaded": self._pool.preloaded,
         }
         return web.json_response(body)

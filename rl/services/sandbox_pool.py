@@ -77,8 +77,7 @@ class SandboxPool:
             ServiceError: No program runs here, or a required layer is missing.
         """
         self.num_workers = num_workers
-        self.num_restarts = 0
-        """Interpreters and workers that died."""
+        self._num_restarts = 0
         self._allow_network = allow_network
         self._preload = preload
         names = "|".join(re.escape(name.partition(".")[0]) for name in preload)
@@ -160,6 +159,11 @@ class SandboxPool:
         """The modules that are imported ahead; None while their interpreter starts."""
         return self._zygotes[self._preload].imported
 
+    @property
+    def num_restarts(self) -> int:
+        """Interpreters and workers that died, or that a program had changed, and whose places others took."""
+        return self._num_restarts + sum(zygote.num_replaced() for zygote in self._zygotes.values())
+
     async def warm(self) -> None:
         """Wait until the interpreter with the modules is ready, so that the first program that needs it does not.
 
@@ -220,7 +224,6 @@ class SandboxPool:
                 zygote.send([payload, status.write_end, stdin, stdout.write_end, stderr.write_end])
             await asyncio.wait({status.done}, timeout=request.run_timeout + _KILL_GRACE_S)
             if not status.content:
-                self.num_restarts += 1
                 how = "died" if status.done.done() else f"did not answer within {_KILL_GRACE_S:g} s of the time limit"
                 raise ServiceError(f"sandbox: the worker that kept a program {how}. Send it again.")
             outcome, found = parse_files(bytes(status.content))
@@ -293,7 +296,7 @@ class SandboxPool:
         async with self._starting:
             if preload not in self._unready and not self._zygotes[preload].is_alive:
                 logger.warning("sandbox: an interpreter died and is started again")
-                self.num_restarts += 1
+                self._num_restarts += 1 + self._zygotes[preload].num_replaced()
                 self._zygotes[preload].close()
                 self._start(preload)
             if preload in self._unready:

@@ -1,8 +1,10 @@
 """A filter of system calls: what a program has no use for and attacks begin with. Standard library alone.
 
 The filter is a program in classic BPF, given to the kernel as it is, so no library is needed. Denied calls fail with
-EPERM; the program goes on. `clone3` fails with ENOSYS, because its flags lie in memory, where no filter can see them;
-the C library then takes `clone`. Numbers of another architecture's calls (i386, x32) end the program.
+EPERM; the program goes on. Calls that change any process by its number, such as its limits, are allowed for the caller
+and for the program's first process alone: another number could be that of the worker, from which all later programs are
+forked. `clone3` fails with ENOSYS, because its flags lie in memory, where no filter can see them; the C library then
+takes `clone`. Numbers of another architecture's calls (i386, x32) end the program.
 
 Source: seccomp(2); the choice of calls follows the default profile of Docker (moby, profiles/seccomp).
 """
@@ -11,6 +13,7 @@ from __future__ import annotations
 
 import ctypes
 import errno
+import os
 import platform
 import socket
 import struct
@@ -73,6 +76,10 @@ _DENIED = {  # name: number on x86_64, on aarch64; None where the machine has no
     "migrate_pages": (256, 238),
     "mbind": (237, 235),
     "lookup_dcookie": (212, 18),
+    "process_madvise": (440, 440),
+    "process_mrelease": (448, 448),
+    "quotactl_fd": (443, 443),
+    "io_setup": (206, 0),
 }
 _UNCOUNTED_MEMORY = {  # outlives the program that made it, or counts for no process
     "memfd_create": (319, 279),
@@ -81,7 +88,21 @@ _UNCOUNTED_MEMORY = {  # outlives the program that made it, or counts for no pro
     "msgget": (68, 186),
     "semget": (64, 190),
     "mq_open": (240, 180),
+    "vmsplice": (278, 75),
 }
+_OF_ANY_PROCESS = {  # name: number on x86_64, on aarch64, which argument is the process
+    "prlimit64": (302, 261, 0),
+    "sched_setaffinity": (203, 122, 0),
+    "sched_setscheduler": (144, 119, 0),
+    "sched_setparam": (142, 118, 0),
+    "sched_setattr": (314, 274, 0),
+    "get_robust_list": (274, 100, 0),
+    "setpriority": (141, 140, 1),
+    "ioprio_set": (251, 30, 1),
+}
+_KINDS_OF_PROCESSES = {"setpriority": [0, 1], "ioprio_set": [1, 2]}
+"""What their first argument may be: one process, or a group, which with 0 is the caller's; not all of a user."""
+_PRCTL, _PR_SCHED_CORE = (157, 167), 62
 _SOCKET, _SOCKETPAIR, _CLONE, _CLONE3 = (41, 198), (53, 199), (56, 220), (435, 435)
 _ARCHITECTURES = {"x86_64": (0, 0xC000003E), "aarch64": (1, 0xC00000B7)}
 _X32_BIT = 0x40000000
@@ -95,7 +116,9 @@ _NAMESPACE_FLAGS = (
     | 0x02000000  # of control groups
 )
 _LOAD, _EQUAL, _AT_LEAST, _ANY_BIT, _RETURN = 0x20, 0x15, 0x35, 0x45, 0x06
-_NUMBER_AT, _ARCHITECTURE_AT, _FIRST_ARGUMENT_AT = 0, 4, 16
+_NUMBER_AT, _ARCHITECTURE_AT, _ARGUMENTS_AT = 0, 4, 16
+_FIRST_PROCESS = 0xFFF1F1F1
+"""Stands for its number until that is known."""
 _ALLOW, _KILL, _FAIL = 0x7FFF0000, 0x80000000, 0x00050000
 _MODE_FILTER = 2
 
@@ -126,10 +149,18 @@ def build_filter(*, allow_internet: bool) -> bytes:
         _step(_RETURN, _KILL),
     ]
     for call in (_SOCKET, _SOCKETPAIR):
-        code += _deny_unless_first_argument_in(call[column], [int(family) for family in families])
+        code += _allow_only(call[column], [(0, [int(family) for family in families])])
+    for name, (*numbers, argument) in _OF_ANY_PROCESS.items():
+        kinds = [(0, _KINDS_OF_PROCESSES[name])] if name in _KINDS_OF_PROCESSES else []
+        code += _allow_only(numbers[column], [*kinds, (argument, [0, _FIRST_PROCESS])])
     code += [
+        _step(_EQUAL, _PRCTL[column], 0, 4),
+        _load_argument(0),
+        _step(_EQUAL, _PR_SCHED_CORE, 0, 1),
+        _step(_RETURN, _FAIL | errno.EPERM),
+        _step(_RETURN, _ALLOW),
         _step(_EQUAL, _CLONE[column], 0, 4),
-        _step(_LOAD, _FIRST_ARGUMENT_AT),
+        _load_argument(0),
         _step(_ANY_BIT, _NAMESPACE_FLAGS, 0, 1),
         _step(_RETURN, _FAIL | errno.EPERM),
         _step(_RETURN, _ALLOW),
@@ -144,21 +175,31 @@ def build_filter(*, allow_internet: bool) -> bytes:
 
 
 def install(code: bytes) -> None:
-    """Put the filter on this process and all that it starts, for good. Needs `no_new_privs`.
+    """Put the filter on this process, the program's first, and all that it starts, for good. Needs `no_new_privs`.
 
     Raises:
         OSError: Refused.
     """
+    code = code.replace(struct.pack("I", _FIRST_PROCESS), struct.pack("I", os.getpid()))
     instructions = ctypes.create_string_buffer(code, len(code))
     program = struct.pack("HxxxxxxP", len(code) // 8, ctypes.addressof(instructions))
     kernel.prctl(kernel.PR_SET_SECCOMP, _MODE_FILTER, program)
 
 
-def _deny_unless_first_argument_in(number: int, allowed: list[int]) -> list[bytes]:
-    body = [_step(_LOAD, _FIRST_ARGUMENT_AT)]
-    body += [_step(_EQUAL, value, len(allowed) - i, 0) for i, value in enumerate(allowed)]
-    body += [_step(_RETURN, _FAIL | errno.EPERM), _step(_RETURN, _ALLOW)]
+def _allow_only(number: int, conditions: list[tuple[int, list[int]]]) -> list[bytes]:
+    """Deny a call unless each of these arguments is one of the values beside it."""
+    body: list[bytes] = []
+    for argument, allowed in conditions:
+        body.append(_load_argument(argument))
+        body += [_step(_EQUAL, value, len(allowed) - i, 0) for i, value in enumerate(allowed)]
+        body.append(_step(_RETURN, _FAIL | errno.EPERM))
+    body.append(_step(_RETURN, _ALLOW))
     return [_step(_EQUAL, number, 0, len(body)), *body]
+
+
+def _load_argument(index: int) -> bytes:
+    """Its lower half, which is all of a number that the kernel takes for an `int`."""
+    return _step(_LOAD, _ARGUMENTS_AT + 8 * index)
 
 
 def _step(operation: int, value: int, if_true: int = 0, if_false: int = 0) -> bytes:

@@ -22,8 +22,11 @@ from io import TextIOWrapper
 from typing import NoReturn
 
 from rl.services import keeper
+from rl.services.fork_state import Renewal, find_renewals
 from rl.services.isolation import MAX_UIDS, Isolation, enter_namespaces, furnish, prepare
 from rl.services.job import receive
+from rl.services.own_state import find_changes, read_own_state
+from rl.services.processes import become_subreaper
 
 ONE_WORKER, ONE_SESSION = b"worker", b"session"
 """What the server asks for; a session comes with the descriptors of its job."""
@@ -62,16 +65,17 @@ def main() -> None:
         except ImportError:
             missing.append(name)
     isolation = prepare(options.directory, allow_network=options.allow_network, is_wrapped=options.is_wrapped)
+    renewals = find_renewals()
     _hide_own_modules()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     if isinstance(sys.stdout, TextIOWrapper):
         sys.stdout.reconfigure(line_buffering=True)  # the programs', who put their own pipe under it
-    keeper.become_subreaper()
+    become_subreaper()
     gc.collect()
     gc.freeze()
     with contextlib.suppress(BrokenPipeError):  # the server is gone already; then there is nothing to serve
         control.send(json.dumps(asdict(Hello(isolation.layers, tuple(missing)))).encode())
-        _Nursery(control, jobs, isolation, options.directory).serve()
+        _Nursery(control, jobs, isolation, options.directory, renewals).serve()
 
 
 def _hide_own_modules() -> None:
@@ -85,9 +89,18 @@ def _hide_own_modules() -> None:
 class _Nursery:
     """The workers."""
 
-    def __init__(self, control: socket.socket, jobs: socket.socket, isolation: Isolation, directory: str) -> None:
+    def __init__(
+        self,
+        control: socket.socket,
+        jobs: socket.socket,
+        isolation: Isolation,
+        directory: str,
+        renewals: list[Renewal],
+    ) -> None:
         self._control, self._jobs = control, jobs
-        self._isolation, self._directory = isolation, directory
+        self._isolation, self._directory, self._renewals = isolation, directory, renewals
+        self._state = read_own_state()
+        self._num_replaced = 0
         self._numbers: dict[int, int] = {}
         """By process; a number stands for a user."""
         self._sessions: set[int] = set()
@@ -115,6 +128,10 @@ class _Nursery:
                 self._start(descriptors if message == ONE_SESSION else None)
                 for descriptor in descriptors:
                     os.close(descriptor)
+            if num_dead:
+                self._num_replaced += num_dead
+                with contextlib.suppress(BlockingIOError):  # nobody has asked for long; a later number holds this one
+                    self._control.send(str(self._num_replaced).encode(), socket.MSG_DONTWAIT)
             for _ in range(num_dead):
                 time.sleep(_REPLACE_AFTER_S)  # it may be the machine, which should not be made busier
                 self._start(None)
@@ -130,6 +147,9 @@ class _Nursery:
         return num_workers
 
     def _start(self, session: list[int] | None) -> None:
+        if changes := find_changes(self._state):
+            print(f"sandbox: a program has changed the interpreter: {', '.join(changes)}", file=sys.stderr)
+            os._exit(1)  # the server starts another
         taken = set(self._numbers.values())
         number = next(i for i in range(MAX_UIDS) if i not in taken or i == MAX_UIDS - 1)
         read_end, write_end = os.pipe()
@@ -150,14 +170,12 @@ class _Nursery:
         signal.set_wakeup_fd(-1)
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         self._control.close()
-        furnish(self._isolation)
-        if not self._isolation.layers["pid"]:
-            keeper.become_subreaper()
-        uid = self._isolation.first_uid + number
+        processes = furnish(self._isolation)
+        post = keeper.Post(self._isolation, self._directory, number, processes, self._renewals)
         if session is not None:
             self._jobs.close()
-            keeper.keep_session(session, self._isolation, self._directory, uid)
-        keeper.keep_programs(self._jobs, self._isolation, self._directory, uid)
+            keeper.keep_session(session, post)
+        keeper.keep_programs(self._jobs, post)
 
 
 def _be_worker_or_its_parent(write_end: int, nursery: _Nursery, session: list[int] | None, number: int) -> NoReturn:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import logging
+import os
+import select
 import socket
 import subprocess
 import sys
@@ -37,6 +39,7 @@ class Zygote:
             is_wrapped: Start it inside bubblewrap.
         """
         self._directory, self._preload = directory, preload
+        _fill_standard_descriptors()
         self._control, control = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self._jobs, jobs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         options = ZygoteOptions(preload, str(directory), allow_network, is_wrapped)
@@ -55,7 +58,7 @@ class Zygote:
                 start_new_session=True,
             )
         self._jobs.settimeout(_SEND_TIMEOUT_S)
-        self._num_workers = 0
+        self._num_workers = self._num_replaced = 0
         self.imported: tuple[str, ...] | None = None
         """Of `preload`, those that are installed; None until `wait` has returned."""
         self.num_in_flight = 0
@@ -90,6 +93,15 @@ class Zygote:
     def is_alive(self) -> bool:
         """Whether jobs can be sent."""
         return self._process.poll() is None
+
+    def num_replaced(self) -> int:
+        """Its workers that died, or that a program had changed, and whose places others took."""
+        while select.select([self._control], [], [], 0)[0]:
+            text = self._control.recv(64)
+            if not text:  # it is gone
+                break
+            self._num_replaced = int(text)
+        return self._num_replaced
 
     def add_worker(self) -> None:
         """Have one more worker got ready.
@@ -130,6 +142,13 @@ class Zygote:
         self._jobs.close()
         self._process.kill()
         self._process.wait()
+
+
+def _fill_standard_descriptors() -> None:
+    """Where this process was started without some, what is opened next would be taken for a program's output."""
+    while (descriptor := os.open(os.devnull, os.O_RDWR)) <= 2:
+        os.set_inheritable(descriptor, True)
+    os.close(descriptor)
 
 
 def _bubblewrap(directory: Path, *, allow_network: bool) -> list[str]:

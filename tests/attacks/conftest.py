@@ -1,5 +1,7 @@
 """A sandbox to attack, and things of the host that programs must not reach."""
 
+import base64
+import contextlib
 import json
 import os
 import shutil
@@ -26,12 +28,31 @@ _ENVIRONMENT_MARK = "turnwise_environment_of_the_server"
 
 
 @dataclass(slots=True)
+class Server:
+    """A sandbox of another user than this one's, or one that lacks layers."""
+
+    process: subprocess.Popen[bytes]
+    port: int
+
+    @property
+    def pid(self) -> int:
+        return self.process.pid
+
+    def health(self) -> dict[str, Any]:
+        with urllib.request.urlopen(f"http://127.0.0.1:{self.port}/health", timeout=40) as response:
+            answer: dict[str, Any] = json.load(response)
+        return answer
+
+
+@dataclass(slots=True)
 class Host:
     """The machine around the sandbox."""
 
-    sandbox: EmbeddedSandbox
+    sandbox: EmbeddedSandbox | Server
     folder: Path
     """Open to all users."""
+    precious: Path
+    """Open to all users, and to stay as it is."""
     victim: subprocess.Popen[bytes]
     sockets: list[socket.socket] = field(default_factory=list)
     given: dict[str, Any] = field(default_factory=dict)
@@ -53,6 +74,36 @@ class Host:
         """Run a program with small limits."""
         body = {"code": code, "language": "python", "run_timeout": 10, "memory_limit_MB": 128, **fields}
         return self.request("POST", "/run_code", body)
+
+    def run_program(self, path: Path) -> None:
+        """Run an attack, and check how it ended."""
+        code = path.read_text()
+        first = code.partition("\n")[0].removeprefix("//").removeprefix("#")
+        ending = first.removeprefix(" ends: ") if first.startswith(" ends: ") else "tried"
+        helper = base64.b64encode((path.parent / "attack.py").read_bytes()).decode()
+        status, answer = self.post(
+            code,
+            language={".sh": "bash", ".js": "nodejs"}.get(path.suffix, "python"),
+            stdin=json.dumps(self.given),
+            files={"attack.py": helper} if "from attack import" in code else {},
+            fetch_files=["file", "fetched/file"],
+            run_timeout=1.5 if ending == "time limit" else 3 if ending == "any" else 20,
+        )
+        assert (status, answer.get("files")) == (200, {}), answer
+        run = answer["run_result"]
+        assert "ESCAPED" not in run["stdout"], run["stdout"]
+        if ending == "tried":
+            assert "tried" in run["stdout"], run
+        elif ending == "time limit":
+            assert (run["status"], run["return_code"]) == ("TimeLimitExceeded", None), run
+        elif ending == "killed":
+            assert (run["status"], run["return_code"]) == ("Finished", -9), run
+            assert "together used more memory than allowed" in run["stderr"]
+
+    def check_precious(self) -> None:
+        """What lies beside the sandbox is as it was."""
+        assert [path.name for path in self.precious.iterdir()] == ["file"]
+        assert (self.precious / "file").read_text() == "precious"
 
     def processes(self) -> list[psutil.Process]:
         """Those of the sandbox that still run."""
@@ -79,16 +130,48 @@ class Host:
         return found
 
 
-@pytest.fixture(scope="session")
-def host() -> Iterator[Host]:
+@contextlib.contextmanager
+def start_server(user: str, refused: list[str], preload: list[str] | None = None) -> Iterator[Server]:
+    """Start one on a machine that refuses these; a connection made at once waits until it takes requests."""
+    read_end, parent_pipe = os.pipe()
+    with socket.create_server(("127.0.0.1", 0), backlog=64) as listener:
+        port = listener.getsockname()[1]
+        options = {"workers": 2, "preload": preload, "inherited_socket": listener.fileno(), "parent_pipe": read_end}
+        process = subprocess.Popen(
+            [sys.executable, "-m", "tests.attacks.weaker_server", user, json.dumps(refused), json.dumps(options)],
+            cwd=Path(__file__).resolve().parents[2],
+            pass_fds=[listener.fileno(), read_end],
+        )
+    os.close(read_end)
+    try:
+        yield Server(process, port)
+    finally:
+        os.close(parent_pipe)
+        process.wait(20)
+
+
+@contextlib.contextmanager
+def open_folder() -> Iterator[Path]:
+    """A folder for all users."""
     folder = Path(tempfile.mkdtemp(prefix="turnwise-host-"))
     folder.chmod(0o777)
-    os.environ[_ENVIRONMENT_MARK] = "1"
-    victim = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"], start_new_session=True)
     try:
-        with EmbeddedSandbox(workers=2) as sandbox:
+        yield folder
+    finally:
+        shutil.rmtree(folder)
+
+
+@pytest.fixture(scope="session", params=["this user", "ordinary user"])
+def host(request: pytest.FixtureRequest) -> Iterator[Host]:
+    if request.param == "ordinary user" and os.geteuid() != 0:
+        pytest.skip("this user is one")
+    victim = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"], start_new_session=True)
+    os.environ[_ENVIRONMENT_MARK] = "1"
+    server = EmbeddedSandbox(workers=2) if request.param == "this user" else start_server("ordinary", [])
+    try:
+        with server as sandbox, open_folder() as folder:
             del os.environ[_ENVIRONMENT_MARK]
-            host = Host(sandbox, folder, victim)
+            host = Host(sandbox, folder, make_precious(folder), victim)
             _make_bait(host)
             assert (
                 host.post("import numpy; print(1)")[1]["run_result"]["stdout"] == "1\n"
@@ -99,7 +182,16 @@ def host() -> Iterator[Host]:
     finally:
         victim.kill()
         victim.wait()
-        shutil.rmtree(folder)
+
+
+def make_precious(folder: Path) -> Path:
+    """A folder that anybody may empty, with a file in it."""
+    precious = folder / "precious"
+    precious.mkdir()
+    precious.chmod(0o777)
+    (precious / "file").write_text("precious")
+    (precious / "file").chmod(0o666)
+    return precious
 
 
 def _make_bait(host: Host) -> None:
@@ -122,6 +214,7 @@ def _make_bait(host: Host) -> None:
     host.given = {
         "readable_file": str(readable),
         "open_folder": str(host.folder),
+        "precious_folder": str(host.precious),
         "repository": str(Path(__file__).resolve().parents[2]),
         "environment_mark": _ENVIRONMENT_MARK,
         "server_pid": host.sandbox.pid,

@@ -1,4 +1,4 @@
-# ends: time limit
+# ends: any
 bomb() { bomb | bomb & }
 bomb
 while true; do :; done

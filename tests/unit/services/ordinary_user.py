@@ -5,18 +5,17 @@ and changes the user.
 """
 
 import os
-import struct
 import sys
 from pathlib import Path
 
-from rl.services import kernel, seccomp
+from rl.services import kernel
+from tests.unit.services.refusals import refuse
 
 _ROOT = Path(__file__).resolve().parents[3]
 _NOBODY = 65534
-_UNSHARE = {"x86_64": 272, "aarch64": 97}
 
 
-def _become_nobody() -> None:
+def become_nobody() -> None:
     """In a mount namespace: folders closed to others on the way to the interpreter hold nothing else."""
     kernel.unshare(kernel.CLONE_NEWNS)
     kernel.mount(None, "/", None, kernel.MS_REC | kernel.MS_PRIVATE)
@@ -32,21 +31,9 @@ def _become_nobody() -> None:
     os.setresuid(_NOBODY, _NOBODY, _NOBODY)
 
 
-def _forbid_namespaces() -> None:
-    """As the filter of a container does."""
-    kernel.prctl(kernel.PR_SET_NO_NEW_PRIVS, 1)
-    steps = [
-        (0x20, 0, 0, 0),
-        (0x15, 0, 1, _UNSHARE[os.uname().machine]),
-        (0x06, 0, 0, 0x00050001),
-        (0x06, 0, 0, 0x7FFF0000),
-    ]
-    seccomp.install(b"".join(struct.pack("HBBI", *step) for step in steps))
-
-
 if __name__ == "__main__":
     if os.geteuid() == 0:
-        _become_nobody()
+        become_nobody()
     if sys.argv[2] == "forbid":
-        _forbid_namespaces()
+        refuse(["user", "mount", "pid", "ipc", "network"])
     exec(sys.argv[1])

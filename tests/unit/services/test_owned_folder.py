@@ -42,3 +42,21 @@ def test_folder_of_a_killed_process_is_removed_by_the_next(tmp_path, monkeypatch
         for owner in owners:
             owner.kill()
             owner.communicate()
+
+
+def test_folder_goes_with_what_programs_leave_in_it(tmp_path, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    kept = tmp_path / "kept"
+    kept.mkdir()
+    (kept / "file").touch()
+    folder = OwnedFolder("turnwise-sandbox-")
+    os.symlink(kept, folder.path / "link")
+    home = os.getcwd()
+    os.chdir(folder.path)
+    for _ in range(1100):
+        os.mkdir("deep")
+        os.chdir("deep")
+    os.chdir(home)
+    folder.close()
+    assert os.listdir(tmp_path) == ["kept"]
+    assert os.listdir(kept) == ["file"]

@@ -62,15 +62,16 @@ def test_a_daemon_dies_at_the_deadline_of_its_program(post):
 def test_descendants_are_killed_without_a_pid_namespace():
     program = (
         "import os, time\n"
-        "from rl.services import keeper\n"
-        "keeper.become_subreaper()\n"
+        "from rl.services.processes import Processes, become_subreaper\n"
+        "become_subreaper()\n"
         "if os.fork() == 0:\n"
         "    os.setsid()\n"
         "    for _ in range(3):\n"
         "        if os.fork() == 0: time.sleep(60); os._exit(0)\n"
         "    os._exit(0)\n"
         "time.sleep(0.2)\n"
-        "keeper.kill_all(has_pid_namespace=False)\n"
+        "proc = os.open('/proc', os.O_RDONLY)\n"
+        "Processes(proc, has_pid_namespace=False, is_private=True).kill_all()\n"
         "try: os.waitpid(-1, 0)\n"
         "except ChildProcessError: print('none left')"
     )

