@@ -187,6 +187,20 @@ def retriever(argv: list[str]) -> int:
     return 0
 
 
+def score(argv: list[str]) -> int:
+    """Score recorded trajectories by the rewards of a configuration, without an engine."""
+    parser = _config_parser("score", score)
+    source = "a run directory, or a .jsonl file of its trajectories"
+    parser.add_argument("--trajectories", type=Path, required=True, metavar="RUN", help=source)
+    parser.add_argument("--step", type=int, help="number of the run's step; default: the last")
+    arguments = parser.parse_intermixed_args(argv)
+    _log_to_terminal()
+    config = _checked_config(arguments)
+    from rl.score import main as score_again
+
+    return score_again(config, arguments.trajectories, arguments.step)
+
+
 def view(argv: list[str]) -> int:
     """Print a trajectory of a run in colours."""
     from rl.observability.viewer import main as show
@@ -218,6 +232,7 @@ COMMANDS: dict[str, Callable[[list[str]], int]] = {
     "validate": validate,
     "sandbox": sandbox,
     "retriever": retriever,
+    "score": score,
     "view": view,
     "report": report,
     "bench": bench,

@@ -89,7 +89,10 @@ def report(
     for evaluation in evaluations[:1] + evaluations[1:][-1:]:
         name = "cold start" if cold_start and evaluation.step == 0 else f"step {evaluation.step}"
         stages.append(Stage(name, evaluation))
-    target.print(accuracy_table(stages))
+    if stages:
+        target.print(accuracy_table(stages))
+    else:
+        target.print("No evaluation yet: set megatron_training.test_data_path, or run `rl evaluate`.", soft_wrap=True)
     runs = {
         "base evaluation": base_run,
         "cold start": RunDirectory.open(cold_start) if cold_start else None,

@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from pydantic import TypeAdapter
+
 from rl.errors import DataError
 from rl.thoughts import turn_thoughts
-from rl.types import Group, Trajectory, Turn
+from rl.types import Group, Prompt, StopReason, TokenSequence, Trajectory, Turn
+
+_TURNS = TypeAdapter(list[Turn])
 
 
 class TrajectoryWriter:
@@ -42,9 +47,10 @@ def to_record(trajectory: Trajectory) -> dict[str, Any]:
     """A trajectory as plain values.
 
     Returns:
-        `id`, `data_source`, `messages`, `ground_truth`, `turns` (text, start and end of each thought in it, number
-        of tokens, calls, results with status and times), `stop_reason`, `score`, `rewards`, `reward_texts`,
-        `turn_rewards`, `kl_penalty`, `reward_error`, `num_sampled`, `response_length`, `policy_versions` and `wall_s`.
+        `id`, `data_source`, `messages`, `ground_truth`, `turns` (text, start and end of each thought in it, whether
+        it begins in one, number of tokens, calls, results with status and times), `stop_reason`, `score`, `rewards`,
+        `reward_texts`, `turn_rewards`, `kl_penalty`, `reward_error`, `num_sampled`, `response_length`,
+        `policy_versions` and `wall_s`.
     """
     versions = sorted({span.policy_version for s in trajectory.sequences for span in s.spans})
     return {
@@ -72,6 +78,7 @@ def turn_record(turn: Turn) -> dict[str, Any]:
     return {
         "text": turn.text,
         "thoughts": turn_thoughts(turn),
+        "begins_in_thought": turn.begins_in_thought,
         "num_tokens": turn.num_tokens,
         "calls": [
             {"name": call.name, "arguments": call.arguments, "raw": call.raw, "error": call.error}
@@ -95,6 +102,33 @@ def turn_record(turn: Turn) -> dict[str, Any]:
         "generate_s": round(turn.generate_s, 4),
         "tool_s": round(turn.tool_s, 4),
     }
+
+
+def from_record(record: dict[str, Any], prompt: Prompt | None = None) -> Trajectory:
+    """Undo `to_record` as far as a reward can tell.
+
+    Token ids are not recorded: in their place stand zeros, of which as many are sampled as were, so that lengths are
+    right. Scores are left out.
+
+    Args:
+        record: As `to_record` made it.
+        prompt: The data row; by default one of what was recorded, without the row's other columns.
+    """
+    prompt_id, _, index = record["id"].rpartition("/")
+    sequence = TokenSequence([])
+    num_sampled = record["num_sampled"]
+    sequence.append_sampled([0] * num_sampled, [0.0] * num_sampled, max(record["policy_versions"], default=0))
+    sequence.append_context([0] * (record["response_length"] - num_sampled))
+    return Trajectory(
+        replace(prompt, id=prompt_id)  # which names the epoch too
+        if prompt
+        else Prompt(prompt_id, record["messages"], record["ground_truth"], record["data_source"]),
+        int(index),
+        [sequence],
+        _TURNS.validate_python(record["turns"]),
+        StopReason(record["stop_reason"]),
+        wall_s=record["wall_s"],
+    )
 
 
 def read_records(path: Path) -> list[dict[str, Any]]:

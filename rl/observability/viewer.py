@@ -49,6 +49,8 @@ def main(argv: list[str]) -> int:
     which.add_argument("--worst", action="store_true", help="the trajectory with the lowest score")
     arguments = parser.parse_args(argv)
     run = RunDirectory.open(arguments.run)
+    if not any(run.trajectories.glob("*.jsonl")):
+        raise DataError(f"{run.path}: no trajectories. A cold start makes none; a run has some after its first step.")
     has_steps = any(run.trajectories.glob("step_*.jsonl"))  # `rl evaluate` makes none
     kind = "step" if has_steps and not arguments.eval else "eval"
     if arguments.list:
@@ -190,6 +192,8 @@ def _by_id(records: list[dict[str, Any]], wanted: str, path: Path) -> dict[str, 
 
 def _print_list(run: RunDirectory, target: Console) -> None:
     for path in sorted(run.trajectories.glob("*.jsonl"), key=lambda p: (p.stem.split("_")[1], p.stem)):
-        scores = [r["score"] for r in read_records(path) if r["score"] is not None]
+        records = read_records(path)
+        scores = [r["score"] for r in records if r["score"] is not None]
         mean = f"{sum(scores) / len(scores):.3f}" if scores else "none"
-        target.print(f"{path.stem:<14} {len(scores):>5} trajectories  mean score {mean}", markup=False)
+        without = f"  {len(records) - len(scores)} without a score" if len(scores) < len(records) else ""
+        target.print(f"{path.stem:<14} {len(records):>5} trajectories  mean score {mean}{without}", markup=False)

@@ -165,7 +165,23 @@ def test_report_prints_the_table_and_draws_the_curves(directory: RunDirectory) -
 
 def test_report_without_an_evaluation_still_draws(directory: RunDirectory) -> None:
     directory.metrics_file.write_text('{"step": 1, "critic/score/mean": 0.25}\n')
-    assert report(directory.path, target=Console(file=io.StringIO())).is_file()
+    out = io.StringIO()
+    assert report(directory.path, target=Console(file=out, width=80)).is_file()
+    assert out.getvalue().startswith("No evaluation yet: set megatron_training.test_data_path, or run `rl evaluate`.\n")
+
+
+@pytest.mark.parametrize("arguments", [["--list"], [], ["--eval"]])
+def test_view_of_a_run_without_trajectories_says_so(directory: RunDirectory, arguments: list[str]) -> None:
+    for path in directory.trajectories.iterdir():
+        path.unlink()
+    with pytest.raises(DataError, match=r"no trajectories\. A cold start makes none"):
+        viewer.main([str(directory.path), *arguments])
+
+
+def test_list_counts_trajectories_without_a_score(directory: RunDirectory, capsys: pytest.CaptureFixture[str]) -> None:
+    TrajectoryWriter(directory.trajectories).write_step(2, [make_group(score=None), make_group(score=0.5)])
+    viewer.main([str(directory.path), "--list"])
+    assert "step_000002        2 trajectories  mean score 0.500  1 without a score\n" in capsys.readouterr().out
 
 
 def test_smooth_of_three_values() -> None:

@@ -1,0 +1,163 @@
+"""`rl score`: recorded trajectories scored by the rewards of a configuration, in seconds, without model and engine."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from rl.config.schema import Config
+from rl.data.prompts import load_prompts, row_of
+from rl.errors import DataError
+from rl.observability.log import console
+from rl.observability.metrics import percentile
+from rl.observability.run_directory import RunDirectory
+from rl.observability.trajectories import from_record, read_records
+from rl.observability.viewer import trajectory_file
+from rl.rewards.registry import RewardSet, load_rewards
+from rl.rollout.group import INFRASTRUCTURE_FAILURES
+from rl.types import Prompt, Trajectory
+
+logger = logging.getLogger(__name__)
+
+_SHOWN = 10
+"""Trajectories whose score changed, or that have none, that are told one by one."""
+_SAME = 1e-9
+
+
+@dataclass(slots=True)
+class Scored:
+    """A trajectory with the scores of now, and what was recorded of it."""
+
+    trajectory: Trajectory
+    record: dict[str, Any]
+    took_s: float
+
+
+def main(config: Config, source: Path, step: int | None) -> int:
+    """Score what a run has recorded, and compare.
+
+    Trajectories that no reward saw, since a service or an engine failed, are left out here too.
+
+    Args:
+        config: Names the rewards; its data files give each row's other columns to them.
+        source: A run directory, or a .jsonl file of its trajectories.
+        step: The run's step; None: the last one.
+
+    Returns:
+        The exit code: 2 where a trajectory got no score.
+
+    Raises:
+        DataError: There are no such trajectories.
+        RewardError: A reward cannot be loaded.
+    """
+    path = _file_of(source, step)
+    records = [record for record in read_records(path) if record["stop_reason"] not in INFRASTRUCTURE_FAILURES]
+    if not records:
+        raise DataError(f"{path}: no trajectory in it ended by itself, so none is scored. Give another step.")
+    prompts = _prompts(config)
+    trajectories = [from_record(record, prompts.get(_row(record))) for record in records]
+    if missing := sum(_row(record) not in prompts for record in records):
+        logger.warning(
+            "%d of %d trajectories are of rows that are not in the data files of the configuration: their rewards see "
+            "question and ground truth, and no other column.", missing, len(records),
+        )  # fmt: skip
+    rl = config.rl_config
+    rewards = load_rewards(
+        rl.verifier_function,
+        rl.verifier_weight,
+        rl.verifier_kwargs,
+        rl.verifier_timeout,
+        num_processes=rl.verifier_parallel,
+    )
+    start = time.monotonic()
+    try:
+        times = asyncio.run(_score_all(rewards, trajectories))
+    finally:
+        rewards.close()
+    scored = [Scored(*one) for one in zip(trajectories, records, times, strict=True)]
+    report(scored, console(), title=f"{len(scored)} trajectories of {path} in {time.monotonic() - start:.1f} s")
+    return 2 if any(one.trajectory.score is None for one in scored) else 0
+
+
+async def _score_all(rewards: RewardSet, trajectories: list[Trajectory]) -> list[float]:
+    """Fill in the scores; seconds of each, waiting for its turn included."""
+
+    async def score(trajectory: Trajectory) -> float:
+        start = time.monotonic()
+        await rewards.score(trajectory)
+        return time.monotonic() - start
+
+    return await asyncio.gather(*map(score, trajectories))
+
+
+def report(scored: list[Scored], target: Console, *, title: str) -> None:
+    """Print means then and now, the scores that changed, and why some are missing.
+
+    Args:
+        scored: At least one.
+        target: Where to.
+        title: First line.
+    """
+
+    def say(text: str) -> None:
+        target.print(text, soft_wrap=True, markup=False)
+
+    times = [one.took_s for one in scored]
+    say(f"{title}: p50 {percentile(times, 50):.3f} s, slowest {max(times):.3f} s")
+    names = dict.fromkeys(name for one in scored for name in one.trajectory.rewards)
+    pairs = {"score": [(one.record["score"], one.trajectory.score) for one in scored]}
+    pairs |= {name: [(o.record["rewards"].get(name), o.trajectory.rewards.get(name)) for o in scored] for name in names}
+    width = max(map(len, pairs))
+    say(f"{'':<{width}}  recorded  now")
+    for name, values in pairs.items():
+        say(f"{name:<{width}}  {_mean([old for old, _ in values]):>8}  {_mean([new for _, new in values])}")
+    changed = [one for one in scored if _differ(one.record["score"], one.trajectory.score)]
+    for one in changed[:_SHOWN]:
+        say(f"{one.trajectory.id}: {_text(one.record['score'])} -> {_text(one.trajectory.score)}")
+    if len(changed) > _SHOWN:
+        say(f"... {len(changed)} scores changed in all")
+    failed = [one.trajectory for one in scored if one.trajectory.score is None]
+    for trajectory in failed[:_SHOWN]:
+        say(f"{trajectory.id}: no score. {trajectory.reward_error}")
+    if len(failed) > _SHOWN:
+        say(f"... {len(failed)} trajectories without a score in all")
+
+
+def _file_of(source: Path, step: int | None) -> Path:
+    if source.is_dir():
+        run = RunDirectory.open(source)
+        has_steps = any(run.trajectories.glob("step_*.jsonl"))
+        return trajectory_file(run, "step" if has_steps else "eval", step)
+    if step is not None:
+        raise DataError(f"--step: needs a run directory, got the file '{source}'. Leave it out.")
+    return source
+
+
+def _prompts(config: Config) -> dict[str, Prompt]:
+    """The rows of the configuration's data files that are there, by id."""
+    training = config.megatron_training
+    paths = [Path(path) for path in (training.data_path, training.test_data_path) if path and Path(path).is_file()]
+    return {prompt.id: prompt for path in paths for prompt in load_prompts(path)}
+
+
+def _row(record: dict[str, Any]) -> str:
+    return row_of(record["id"].rpartition("/")[0])
+
+
+def _mean(values: list[float | None]) -> str:
+    numbers = [value for value in values if value is not None]
+    return f"{sum(numbers) / len(numbers):.3f}" if numbers else "none"
+
+
+def _differ(old: float | None, new: float | None) -> bool:
+    return (old is None) != (new is None) or (old is not None and new is not None and abs(old - new) > _SAME)
+
+
+def _text(score: float | None) -> str:
+    return "none" if score is None else f"{score:.3f}"

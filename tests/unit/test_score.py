@@ -1,0 +1,81 @@
+"""`rl score` on a recorded step: means then and now, what changed, what failed."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from rl.config.schema import Config
+from rl.errors import DataError
+from rl.observability.trajectories import TrajectoryWriter, from_record, to_record
+from rl.score import main
+from rl.types import Group, Prompt, StopReason, Trajectory
+from tests.unit.observability.examples import make_trajectory
+
+REWARD = """
+def by_column(trajectory):
+    if trajectory.prompt.extra["level"] == 3:
+        raise ValueError("level 3")
+    return float(trajectory.prompt.extra["level"] + trajectory.response_length)
+"""
+
+
+def recorded(folder: Path, *trajectories: Trajectory) -> Path:
+    return TrajectoryWriter(folder).write_step(1, [Group(t.prompt, [t]) for t in trajectories])
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> Config:
+    rows = [
+        {"messages": [{"role": "user", "content": "2+2?"}], "ground_truth": "4", "data_source": "gcd", "level": level}
+        for level in (1, 2, 3)
+    ]
+    (tmp_path / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (tmp_path / "my_reward.py").write_text(REWARD)
+    made = Config()
+    made.megatron_training.data_path = str(tmp_path / "train.jsonl")
+    made.rl_config.verifier_function = [f"{tmp_path}/my_reward.py:by_column"]
+    return made
+
+
+def test_score_compares_with_what_was_recorded(
+    config: Config, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    # 4 tokens of response each; recorded with score 5, as it is now, and with score 1
+    same = make_trajectory(score=5.0, prompt_id="train-1")
+    changed = make_trajectory(score=1.0, prompt_id="train-2@1", index=3)
+    unseen = make_trajectory(score=None, prompt_id="train-1", stop_reason=StopReason.DEADLINE)
+    path = recorded(tmp_path, same, changed, unseen)
+    assert main(config, path, None) == 0
+    lines = [" ".join(line.split()) for line in capsys.readouterr().out.splitlines()]
+    assert lines[0].startswith(f"2 trajectories of {path} in ")
+    assert "score 3.000 5.500" in lines
+    assert lines[-1] == "train-2@1/3: 1.000 -> 6.000"
+
+
+def test_score_names_what_a_reward_raises(config: Config, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = recorded(tmp_path, make_trajectory(score=1.0, prompt_id="train-3"))
+    assert main(config, path, None) == 2
+    assert "train-3/0: no score. " in (out := capsys.readouterr().out)
+    assert "ValueError: level 3" in out
+
+
+def test_score_of_nothing_is_an_error(config: Config, tmp_path: Path) -> None:
+    path = recorded(tmp_path, make_trajectory(score=None, stop_reason=StopReason.ENGINE_FAILED))
+    with pytest.raises(DataError, match="no trajectory in it ended by itself"):
+        main(config, path, None)
+    with pytest.raises(DataError, match="--step: needs a run directory"):
+        main(config, path, 3)
+
+
+def test_record_comes_back_as_a_reward_reads_it() -> None:
+    trajectory = make_trajectory()
+    trajectory.turns[0].begins_in_thought = True
+    record = json.loads(json.dumps(to_record(trajectory)))
+    back = from_record(record)
+    assert back.prompt == Prompt("train-1", trajectory.prompt.messages, "4", "gcd")
+    assert back.turns == trajectory.turns
+    assert (back.id, back.stop_reason, back.response_length, back.num_sampled) == ("train-1/0", "finished", 4, 3)
+    assert (back.score, back.rewards) == (None, {})
