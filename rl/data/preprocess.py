@@ -168,7 +168,8 @@ def _write(path: Path, rows: list[dict[str, Any]], prompt_type: str) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         part = path.with_name(f".{path.name}.{os.getpid()}")
-        pq.write_table(table, part)
+        with part.open("wb") as file:  # not its name, which pyarrow takes for a URI where it has a colon
+            pq.write_table(table, file)
         part.replace(path)
     except OSError as error:
         raise ConfigError(

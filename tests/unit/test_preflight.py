@@ -93,7 +93,7 @@ def test_preflight_evaluation_needs_held_out_prompts(config: Config) -> None:
 
 def test_preflight_evaluation_needs_no_memory_for_an_actor(config: Config) -> None:
     config.megatron_training.test_data_path = config.megatron_training.data_path
-    config.rl_config.actor_resource.num_devices = 10**9
+    config.rl_config.actor_resource.num_devices = 100_000
     preflight_evaluation(config)
     with pytest.raises(ConfigError, match="of memory"):
         preflight(config)
@@ -161,7 +161,7 @@ def spoil(**changes: object) -> Callable[[Config], None]:
             "megatron_training.test_data_path: nowhere.parquet: no such data file.",
         ),
         (spoil(a_load="nowhere"), "actor_config.load: no folder 'nowhere'."),
-        (spoil(g_kv_cache_memory_gb=1e6), "of memory, "),
+        (spoil(g_kv_cache_memory_gb=1e5), "of memory, "),
     ],
 )
 def test_preflight_names_what_is_wrong(config: Config, change: Callable[[Config], None], message: str) -> None:
