@@ -217,7 +217,7 @@ def _example(kind: type, value: Any) -> str:
     if kind is bool:
         return "true or false without quotes"
     if kind is str and isinstance(value, int | float):
-        return f"it between quotes, as '{value}'"
+        return "it between quotes"
     if isinstance(value, str):
         try:
             return f"it without quotes, as {kind(value)}"

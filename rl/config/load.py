@@ -102,6 +102,10 @@ class _Found:
     folders: tuple[Path, ...]
     """Where files are looked for; the first is one's own."""
 
+    def has_group(self, name: str) -> bool:
+        """Whether a name is that of a folder of configurations."""
+        return bool(name) and any((folder / name).is_dir() for folder in self.folders)
+
 
 def _find(config_name: str, config_dir: Path | None) -> _Found:
     """Find a file by its name in the folders, else by its path.
@@ -130,7 +134,7 @@ def _compose(cls: type[S], found: _Found, overrides: Sequence[str], *, is_in_pac
 
     With `is_in_package` the keys of the file stand below the name of its folder, where Hydra places a group's.
     """
-    read = read_overrides(cls, overrides, lambda name: any((folder / name).is_dir() for folder in found.folders))
+    read = read_overrides(cls, overrides, found.has_group)
     tree = compose(found.name, read.choices, found.folders)
     for part in Path(found.name).parts[:-1] if is_in_package else ():
         tree = tree.get(part, OmegaConf.create())

@@ -13,15 +13,7 @@ from rl.config.ranges import RANGES
 from rl.config.schema import Config, ModelConfig
 from rl.errors import ModelError
 
-_NUMBERS = (
-    "num_hidden_layers",
-    "hidden_size",
-    "intermediate_size",
-    "num_attention_heads",
-    "num_key_value_heads",
-    "vocab_size",
-    "max_position_embeddings",
-)
+_NUMBERS = tuple(path.removeprefix("model.") for path in RANGES if path.startswith("model."))
 _SIZES = ("num_hidden_layers", "hidden_size", "intermediate_size", "num_attention_heads", "vocab_size")
 
 
@@ -70,9 +62,8 @@ def read_model_facts(folder: Path) -> ModelConfig:
     known = {name: values[name] for name in field_types(ModelConfig) if values.get(name) is not None}
     problems: list[Problem] = []
     facts = _filled(build_section(ModelConfig, known, "model", problems, ModelConfig))
-    problems += filter(
-        None, (RANGES[f"model.{name}"].problem(f"model.{name}", getattr(facts, name)) for name in _NUMBERS)
-    )
+    sizes = {name: size for name in _NUMBERS if (size := getattr(facts, name)) is not None}
+    problems += filter(None, (RANGES[f"model.{name}"].problem(f"model.{name}", size) for name, size in sizes.items()))
     if not problems and facts.num_attention_heads % facts.num_key_value_heads:
         heads, kv_heads = facts.num_attention_heads, facts.num_key_value_heads
         problems.append(

@@ -12,12 +12,13 @@ from enum import StrEnum
 from typing import Any
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Quote, QuotedString
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf.errors import GrammarParseError, OmegaConfBaseException
 
 from rl.config.build import field_types
-from rl.config.yaml_files import parse_yaml
+from rl.config.yaml_files import parse_yaml, unfinished_reference
 from rl.errors import ConfigError
 
 _QUOTED = re.compile(r"""(['"])((?:\\.|(?!\1).)*)\1""", re.DOTALL)
@@ -57,6 +58,10 @@ def read_overrides(root: type, overrides: Iterable[str], is_group: Callable[[str
             raise ConfigError(f"override: must be key=value, got '{override}'. Write for example rl_config.epochs=2.")
         elif is_group(key) and typed.strip() in ("null", ""):
             read.choices.append(f"~{key}")
+        elif is_group(key) and not typed.strip().startswith("["):
+            read.choices.append(
+                f"{left.strip()}={QuotedString(_text(typed.strip()) or '', Quote.single).with_quotes()}"
+            )
         elif is_group(key) or "@" in key or key.startswith(("hydra.", "hydra/")):
             read.choices.append(override)
         else:
@@ -80,13 +85,13 @@ def apply_values(tree: DictConfig, overrides: Overrides) -> None:
         key = "".join(f"[{name}]" if "." in name else f".{name}" for name in names).lstrip(".")
         try:
             OmegaConf.update(tree, key, value, merge=True, force_add=True)
-        except (
-            OmegaConfBaseException,
-            AssertionError,
-        ) as failure:  # OmegaConf asserts that what stands above is a section
-            reason = " ".join(str(failure).split())
+        except GrammarParseError as failure:
+            raise ConfigError(unfinished_reference(".".join(names))) from failure
+        except (OmegaConfBaseException, AssertionError) as failure:  # it asserts that what stands above is a section
+            reason = " ".join(str(failure).split("full_key:")[0].split()).rstrip(".")
             raise ConfigError(
-                f"{'.'.join(names)}: cannot be set, got {value!r:.60}: {reason}. Correct it."
+                f"{'.'.join(names)}: cannot be set ({reason}), got {value!r:.80}. Correct the key: all are in "
+                "docs/configuration.md."
             ) from failure
 
 

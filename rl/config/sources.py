@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
+from textwrap import shorten
 from typing import Any
 
 from hydra import version
@@ -16,9 +17,9 @@ from hydra.errors import HydraException, OverrideParseException
 from hydra.plugins.config_source import ConfigResult
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf.errors import GrammarParseError, OmegaConfBaseException
 
-from rl.config.yaml_files import parse_yaml, read_text
+from rl.config.yaml_files import parse_mapping, read_text, unfinished_reference
 from rl.errors import ConfigError
 
 _PACKAGE = Path(__file__).resolve().parents[1]
@@ -60,7 +61,8 @@ def compose(name: str, choices: Sequence[str], folders: Sequence[Path]) -> DictC
         raise ConfigError(
             f"override: cannot be read, got '{failure.override}'. Write group=NAME, ~group or ~section.key."
         ) from failure
-    except (HydraException, OmegaConfBaseException) as failure:
+    except (HydraException, OmegaConfBaseException, ValueError, TypeError, AssertionError, OSError) as failure:
+        # the last four are how Hydra answers defaults and choices that it did not expect
         raise ConfigError(
             f"{file}: cannot be composed, got: {_reason(failure)}. Correct it, or its `defaults`."
         ) from failure
@@ -85,17 +87,14 @@ class _YamlFiles(FileConfigSource):
     def load_config(self, config_path: str) -> ConfigResult:
         file = Path(self.path, self._normalize_file_name(config_path))
         text = read_text(file)
-        content = parse_yaml(str(file), text)
-        if not isinstance(content, dict | None):
-            raise ConfigError(f"{file}: must hold `key: value` lines, got {content!r:.60}. Write a key before it.")
-        _check_defaults(file, (content or {}).get("defaults", []))
+        content = parse_mapping(file, text)
+        _check_defaults(file, content.get("defaults", []))
         try:
             header = self._get_header_dict(text)
-            node = OmegaConf.create(content or {})
-        except (
-            ValueError,
-            OmegaConfBaseException,
-        ) as failure:  # a malformed `# @package` line, a set, a key of no kind
+            node = OmegaConf.create(content)
+        except GrammarParseError as failure:
+            raise ConfigError(unfinished_reference(f"{file}: {failure.full_key}")) from failure
+        except (ValueError, OmegaConfBaseException) as failure:  # of a malformed `# @package` line, a set, a null key
             raise ConfigError(f"{file}: cannot be read, got: {_reason(failure)}. Correct it.") from failure
         return ConfigResult(config=node, path=self.full_path(), provider=self.provider, header=header)
 
@@ -124,4 +123,4 @@ def _check_defaults(file: Path, defaults: Any) -> None:
 def _reason(failure: BaseException) -> str:
     """The cause in one line: OmegaConf's where Hydra wraps it without a word, without Hydra's list of places."""
     text = str(failure) or str(failure.__cause__ or type(failure).__name__)
-    return " ".join(text.split("Config search path")[0].split()).rstrip(".")
+    return shorten(text.split("Config search path")[0], 600, placeholder=" ...").rstrip(".")

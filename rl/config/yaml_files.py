@@ -34,7 +34,12 @@ def read_yaml(path: Path) -> dict[Any, Any]:
     Raises:
         ConfigError: The file cannot be read, or is no such YAML.
     """
-    value = parse_yaml(str(path), read_text(path))
+    return parse_mapping(path, read_text(path))
+
+
+def parse_mapping(path: Path, text: str) -> dict[Any, Any]:
+    """Parse the text of a file that holds one mapping, as `read_yaml` does."""
+    value = parse_yaml(str(path), text)
     if value is not None and not isinstance(value, dict):
         raise ConfigError(
             f"{path}: must hold `key: value` lines, got {_kind(value)}. Write the name of its key before it."
@@ -97,16 +102,16 @@ def parse_yaml(where: str, text: str) -> Any:
             f"{where}, line {line}: holds the character number {failure.character!r}, which YAML has not. "
             "Save the file as UTF-8 text without control characters."
         ) from failure
-    except (
-        ValueError,
-        KeyError,
-        TypeError,
-        AttributeError,
-    ) as failure:  # what PyYAML's !!int, !!bool, !!omap let through
+    except (ValueError, LookupError, TypeError, AttributeError) as failure:  # PyYAML's, of `!!int x` and the like
         raise ConfigError(f"{where}: holds a value that cannot be read: {failure}. Put it between quotes.") from failure
     finally:
         if loader is not None:
             loader.dispose()
+
+
+def unfinished_reference(where: str) -> str:
+    """The message for a text that OmegaConf takes for the beginning of a reference, and cannot read."""
+    return f"{where}: `${{` begins a reference to another key. Close it with `}}`, or write \\${{ for the characters."
 
 
 def _check_depth(where: str, text: str) -> None:
