@@ -285,13 +285,14 @@ class RLConfig:
     async_engine: bool = True
     """Multi-turn needs it; the only engine here."""
     tool_config_path: str | None = None
-    """Tool YAML; relative to the working directory."""
+    """Tool YAML."""
     max_tool_calls: int = 1
     """Executed tool calls in a trajectory; then one final turn to answer."""
     max_parallel_calls: int = 1
     """Calls executed of one turn, all at once; further ones get an error result and are not counted."""
     max_total_response_length: int = 2048
-    """Tokens of all turns and tool results."""
+    """Tokens of all turns and tool results. Without `multi_turn_enable` the one turn has
+    `generate_config.sampling_config.max_tokens`."""
     max_tool_response_length: int = 256
     """Tokens of one tool result."""
     tool_response_truncate_side: TruncateSide = TruncateSide.MIDDLE

@@ -99,6 +99,28 @@ def test_preflight_evaluation_needs_no_memory_for_an_actor(config: Config) -> No
         preflight(config)
 
 
+@pytest.mark.parametrize("check", [preflight, preflight_sft, preflight_evaluation])
+def test_preflight_looks_where_a_run_writes_before_anything_starts(
+    config: Config, tmp_path: Path, check: Callable[[Config], object], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config.megatron_training.test_data_path = config.megatron_training.data_path
+    (tmp_path / "taken").mkdir()
+    (tmp_path / "file").write_text("")
+    config.megatron_training.output_dir, config.megatron_training.run_name = str(tmp_path), "taken"
+    with pytest.raises(
+        ConfigError, match=r"megatron_training.run_name: .*/taken exists already, and no run overwrites"
+    ):
+        check(config)
+    config.megatron_training.output_dir = str(tmp_path / "file" / "runs")
+    with pytest.raises(ConfigError, match=r"megatron_training.output_dir: no folder can be made in .*/file, got"):
+        check(config)
+    config.megatron_training.output_dir, config.megatron_training.run_name = str(tmp_path), None
+    config.rl_config.use_wandb, config.rl_config.use_tensorboard = True, False
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(ConfigError, match=r"rl_config.use_wandb: needs the package wandb, which is not installed"):
+        check(config)
+
+
 def test_preflight_names_shared_memory_that_is_too_small(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("rl.preflight.free_shared_bytes", lambda: 1000)
     with pytest.raises(ConfigError, match=r"published weights need 0.00 GiB of shared memory, 0.00 GiB are free in"):

@@ -90,7 +90,7 @@ TOOLS = ["rl_config.multi_turn_enable=true", "rl_config.tool_config_path=tools.y
         ),
         (
             ["megatron_training.device=cpu", "generate_config.gpu_memory_utilization=0.9"],
-            "warning generate_config.gpu_memory_utilization: has no effect, got 0.9, because megatron_training.device is cpu",
+            "warning generate_config.gpu_memory_utilization: has no effect, got 0.9, because megatron_training.dev",
         ),
     ],
 )

@@ -15,6 +15,8 @@ from rl.config.load import compose_config, load_dataset_config
 from rl.config.paths import _READ, _WRITTEN, locate
 from rl.config.schema import Config, DatasetConfig
 from rl.config.sources import shipped_folder
+from rl.data.preprocess import preprocess
+from rl.data.prompts import load_prompts
 from rl.errors import ConfigError
 from rl.tools.registry import load_toolbox, read_entries
 
@@ -116,6 +118,14 @@ def test_a_tool_file_finds_what_stands_beside_it(
     (entry,) = read_entries(tools)
     assert entry["class_name"] == str(project / "configs" / "mine.py:Mine")
     assert entry["config"]["corpus_path"] == str(project / "configs" / "corpus.jsonl")
+
+
+def test_preprocess_reads_and_writes_names_with_a_colon(project: Path) -> None:
+    (project / "a:b.jsonl").write_text('{"q": "1 + 1", "a": "2"}\n')
+    overrides = ["input=a:b.jsonl", "output_prefix=x:made/c:d", "map_keys.prompt=q", "map_keys.response=a"]
+    written = preprocess(load_dataset_config("datasets/rows", overrides))
+    assert written == Path("x:made/c:d.parquet")
+    assert [prompt.ground_truth for prompt in load_prompts(written)] == ["2"]
 
 
 def test_the_rule_names_keys_that_exist() -> None:
