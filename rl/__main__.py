@@ -56,7 +56,7 @@ def train(argv: list[str]) -> int:
     """Reinforcement learning: sample, learn, publish."""
     arguments = _config_parser("train", train).parse_intermixed_args(argv)
     _log_to_terminal()
-    config = _checked_config(arguments)
+    config = _checked_config(arguments, "train")
     from rl import train as page
 
     page.main(config, _run_name(arguments))
@@ -67,7 +67,7 @@ def sft(argv: list[str]) -> int:
     """Cold start: supervised training on demonstrations."""
     arguments = _config_parser("sft", sft).parse_intermixed_args(argv)
     _log_to_terminal()
-    config = _checked_config(arguments)
+    config = _checked_config(arguments, "sft")
     from rl import sft as page
 
     page.main(config, _run_name(arguments))
@@ -80,9 +80,9 @@ def evaluate(argv: list[str]) -> int:
     parser.add_argument("--model", help="model folder or checkpoint; short for actor_config.load=MODEL")
     arguments = parser.parse_intermixed_args(argv)
     if arguments.model:
-        arguments.overrides.append(f"actor_config.load={arguments.model!r}")
+        arguments.overrides.append(f"actor_config.load={arguments.model}")
     _log_to_terminal()
-    config = _checked_config(arguments)
+    config = _checked_config(arguments, "evaluate")
     from rl import evaluate as page
 
     page.main(config, _run_name(arguments), Path(config.actor_config.load))
@@ -98,16 +98,16 @@ def play(argv: list[str]) -> int:
     arguments = parser.parse_intermixed_args(argv)
     if arguments.tool_config:
         arguments.overrides += [
-            f"rl_config.tool_config_path={arguments.tool_config!r}",
+            f"rl_config.tool_config_path={arguments.tool_config}",
             "rl_config.multi_turn_enable=true",
         ]
     if arguments.model:
         key = "megatron_training.tokenizer_name_or_path" if arguments.human else "actor_config.load"
-        arguments.overrides.append(f"{key}={arguments.model!r}")
+        arguments.overrides.append(f"{key}={arguments.model}")
     if arguments.human:
         arguments.overrides.insert(0, f"rl_config.trajectory_timeout={_PATIENCE_S}")
     _log_to_terminal()
-    config = _checked_config(arguments)
+    config = _checked_config(arguments, "evaluate")
     from rl import play as page
 
     page.main(config, by_hand=arguments.human)
@@ -133,12 +133,13 @@ def validate(argv: list[str]) -> int:
     arguments = parser.parse_intermixed_args(argv)
     composed = _compose(arguments)
     from rl.config.model_facts import find_model_facts
-    from rl.config.problems import Severity
+    from rl.config.problems import Severity, without_consequences
     from rl.config.report import print_arithmetic, print_configuration, print_problems
     from rl.observability.log import console
     from rl.preflight import inspect_run
 
-    problems = [*composed.problems, *inspect_run(composed.config, composed.given, is_strict=arguments.strict)]
+    found = inspect_run(composed.config, composed.given, is_strict=arguments.strict)
+    problems = [*composed.problems, *without_consequences(found, composed.problems)]
     print_configuration(console(), composed.config)
     print_arithmetic(console(), composed.config, find_model_facts(composed.config)[0])
     print_problems(console(), problems)
@@ -195,7 +196,7 @@ def score(argv: list[str]) -> int:
     parser.add_argument("--step", type=int, help="number of the run's step; default: the last")
     arguments = parser.parse_intermixed_args(argv)
     _log_to_terminal()
-    config = _checked_config(arguments)
+    config = _checked_config(arguments, "evaluate")
     from rl.score import main as score_again
 
     return score_again(config, arguments.trajectories, arguments.step)
@@ -258,9 +259,9 @@ def _config_parser(
     name: str, command: Callable[[list[str]], int], example: str = "NAME", default: str | None = None
 ) -> argparse.ArgumentParser:
     parser = _parser(name, command)
-    which = "a YAML file of the folder" + (f"; default: {default}" if default else "")
+    which = "a YAML file of the folder, or its path" + (f"; default: {default}" if default else "")
     parser.add_argument("--config-name", required=default is None, default=default, metavar=example, help=which)
-    parser.add_argument("--config-dir", type=Path, metavar="FOLDER", help="default: configs")
+    parser.add_argument("--config-dir", type=Path, metavar="FOLDER", help="of your YAML files; default: configs")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="for example rl_config.epochs=2")
     return parser
 
@@ -271,13 +272,14 @@ def _compose(arguments: argparse.Namespace) -> Composed[Config]:
     return compose_config(arguments.config_name, arguments.overrides, arguments.config_dir)
 
 
-def _checked_config(arguments: argparse.Namespace) -> Config:
+def _checked_config(arguments: argparse.Namespace, task: str) -> Config:
     """Compose the configuration, log its warnings, and stop at its errors."""
-    from rl.config.problems import Severity, raise_errors
-    from rl.config.validate import find_problems
+    from rl.config.problems import Severity, raise_errors, without_consequences
+    from rl.config.validate import Task, find_problems
 
     composed = _compose(arguments)
-    problems = [*composed.problems, *find_problems(composed.config, composed.given)]
+    found = find_problems(composed.config, composed.given, Task(task))
+    problems = [*composed.problems, *without_consequences(found, composed.problems)]
     for problem in problems:
         if problem.severity is Severity.WARNING:
             logger.warning("%s", problem.text)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import inspect
 import logging
+import os
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -20,12 +21,13 @@ from rl.config.machine import free_memory_bytes, free_shared_bytes
 from rl.config.model_facts import find_model_facts
 from rl.config.problems import Problem, error, note, raise_errors, warning
 from rl.config.schema import Config, Device
-from rl.config.validate import find_problems
+from rl.config.validate import Task, find_problems
 from rl.data.cursor import prompt_cursor
 from rl.data.prompts import drop_long_prompts, load_prompts
 from rl.data.rows import recorded_prompt_type
 from rl.data.templates import TEMPLATES
 from rl.errors import ConfigError, DataError, ModelError, RewardError, ToolError, unknown_name
+from rl.observability.trackers import check_trackers
 from rl.rewards.registry import Reward, load_rewards, misspelled_kwargs
 from rl.rewards.rows import row_problems
 from rl.rollout.dialog import load_dialog
@@ -75,8 +77,9 @@ def preflight_sft(config: Config) -> None:
     """
     raise_errors(
         [
-            *find_problems(config),
-            *_name_problems(config),
+            *find_problems(config, task=Task.SFT),
+            *_name_problems(config, Task.SFT),
+            *_place_problems(config),
             *_device_problems(config),
             *resume_problems(config, "sft"),
             *_data_problems(config, ("data_path",), is_strict=True),
@@ -94,8 +97,9 @@ def preflight_evaluation(config: Config) -> None:
         ConfigError: Something is wrong; the message has a line for each finding.
     """
     problems = [
-        *find_problems(config),
-        *_name_problems(config),
+        *find_problems(config, task=Task.EVALUATE),
+        *_name_problems(config, Task.EVALUATE),
+        *_place_problems(config),
         *_reward_problems(config),
         *_tool_problems(config, is_strict=True),
         *_engine_problems(config, is_strict=True),
@@ -123,11 +127,12 @@ def inspect_run(config: Config, given: frozenset[str] = frozenset(), *, is_stric
         All problems.
     """
     problems = find_problems(config, given)
-    problems += _name_problems(config)
+    problems += _name_problems(config, Task.TRAIN)
     problems += _reward_problems(config)
     problems += _tool_problems(config, is_strict=is_strict)
     problems += _engine_problems(config, is_strict=is_strict)
     if is_strict:
+        problems += _place_problems(config)
         problems += _device_problems(config)
         problems += resume_problems(config, "train")
         problems += _memory_problems(config)
@@ -137,27 +142,27 @@ def inspect_run(config: Config, given: frozenset[str] = frozenset(), *, is_stric
     return problems
 
 
-def _name_problems(config: Config) -> Iterator[Problem]:
+def _name_problems(config: Config, task: Task) -> Iterator[Problem]:
     """Names against the tables they are looked up in."""
     rl = config.rl_config
-    tables = {
-        "adv_estimator": ADVANTAGES,
-        "policy_loss": [name for name in LOSSES if name != "sft"],
-        "prompt_type": TEMPLATES,
-    }
     yield from _parser_problems(rl.tool_parser_format)
+    if rl.prompt_type not in TEMPLATES:
+        yield error(unknown_name("rl_config.prompt_type", rl.prompt_type, TEMPLATES))
+    if task is not Task.TRAIN:
+        return
     rejection = rl.rollout_correction.rollout_rs
     if rejection is not None and rejection not in REJECTIONS:
         yield error(unknown_name("rl_config.rollout_correction.rollout_rs", rejection, REJECTIONS))
-    for key, table in tables.items():
-        name = getattr(rl, key)
-        if key == "adv_estimator" and name in NEED_CRITIC:
-            yield error(
-                f"rl_config.adv_estimator: {name} needs a critic, and none is trained here. "
-                f"Choose from {', '.join(ADVANTAGES)}."
-            )
-        elif name not in table:
-            yield error(unknown_name(f"rl_config.{key}", name, table))
+    if rl.adv_estimator in NEED_CRITIC:
+        yield error(
+            f"rl_config.adv_estimator: {rl.adv_estimator} needs a critic, and none is trained here. "
+            f"Choose from {', '.join(ADVANTAGES)}."
+        )
+    elif rl.adv_estimator not in ADVANTAGES:
+        yield error(unknown_name("rl_config.adv_estimator", rl.adv_estimator, ADVANTAGES))
+    losses = [name for name in LOSSES if name != "sft"]
+    if rl.policy_loss not in losses:
+        yield error(unknown_name("rl_config.policy_loss", rl.policy_loss, losses))
 
 
 def _parser_problems(name: str) -> Iterator[Problem]:
@@ -305,6 +310,27 @@ def _engine_problems(config: Config, *, is_strict: bool) -> Iterator[Problem]:
         yield error(
             f"generate_config.infer_tensor_parallel_size: must be 1 on CPU, where an engine has all its cores anyway, "
             f"got {size}. Set 1; rl_config.rollout_resource.num_devices gives more engines."
+        )
+
+
+def _place_problems(config: Config) -> Iterator[Problem]:
+    """Where a run writes: trackers are installed, its folder can be made and is not taken."""
+    training = config.megatron_training
+    try:
+        check_trackers(config)
+    except ConfigError as failure:
+        yield error(str(failure))
+    base = Path(training.output_dir)
+    there = next(place for place in (base, *base.absolute().parents) if place.exists())
+    if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
+        yield error(
+            f"megatron_training.output_dir: no folder can be made in {there}, got '{base}'. Choose one that can be "
+            "written."
+        )
+    elif training.run_name and (base / training.run_name).exists():
+        yield error(
+            f"megatron_training.run_name: {base / training.run_name} exists already, and no run overwrites another. "
+            "Choose another name, remove the folder, or go on from it with megatron_training.resume."
         )
 
 

@@ -8,11 +8,9 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from rl.config.schema import Config
 from rl.services.embedded import EmbeddedRetriever, EmbeddedSandbox, EmbeddedService
-from rl.tools.registry import import_tool_class
+from rl.tools.registry import import_tool_class, read_entries
 
 _EMBEDDED = "embedded"
 _STARTERS: dict[str, Callable[[dict[str, Any]], EmbeddedService]] = {
@@ -38,7 +36,7 @@ def embedded_services(config: Config) -> Iterator[dict[str, dict[str, str]]]:
         ServiceError: One did not start.
     """
     path = config.rl_config.tool_config_path
-    entries = yaml.safe_load(Path(path).read_text())["tools"] if config.rl_config.multi_turn_enable and path else []
+    entries = read_entries(Path(path)) if config.rl_config.multi_turn_enable and path else []
     overrides: dict[str, dict[str, str]] = {}
     urls: dict[tuple[str, Any], str] = {}
     with ExitStack() as stack:

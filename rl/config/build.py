@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import types
 import typing
 from difflib import SequenceMatcher, get_close_matches
@@ -11,11 +12,12 @@ from functools import cache
 from textwrap import shorten
 from typing import Any, TypeVar
 
-from rl.config import schema
-from rl.config.migration import DATASET_MIGRATION, MIGRATION, Migration
+from rl.config.migration import MIGRATIONS
 from rl.config.problems import Problem, error, warning
 
 T = TypeVar("T")
+
+_SLIP = 0.88
 
 
 def build_section(cls: type[T], node: Any, path: str, problems: list[Problem], root: type) -> T:
@@ -32,7 +34,7 @@ def build_section(cls: type[T], node: Any, path: str, problems: list[Problem], r
         The dataclass, complete even where there were problems.
     """
     if not isinstance(node, dict):
-        problems.append(error(f"{path}: must be a section of keys, got {_show(node)}. Write its keys below it."))
+        problems.append(error(f"{path}: must be a section of keys, got {_show(node)}. Write its keys below it.", path))
         return cls()
     hints = field_types(typing.cast(type, cls))
     values: dict[str, Any] = {}
@@ -120,7 +122,7 @@ def _convert_scalar(kind: Any, value: Any, where: str, problems: list[Problem]) 
             return kind(value.lower())
         near = get_close_matches(str(value), choices, n=1)
         hint = f" Did you mean '{near[0]}'?" if near else ""
-        problems.append(error(f"{where}: must be one of {', '.join(choices)}, got {_show(value)}.{hint}"))
+        problems.append(error(f"{where}: must be one of {', '.join(choices)}, got {_show(value)}.{hint}", where))
         return _WRONG
     is_bool = isinstance(value, bool)
     if kind is bool and is_bool:
@@ -128,16 +130,20 @@ def _convert_scalar(kind: Any, value: Any, where: str, problems: list[Problem]) 
     if kind is int and not is_bool and (isinstance(value, int) or (isinstance(value, float) and value.is_integer())):
         return int(value)
     if kind is float and not is_bool and isinstance(value, int | float):
-        return float(value)
-    if kind is str and not is_bool and isinstance(value, str | int | float):
-        return str(value)
-    problems.append(error(f"{where}: must be {_NAMES[kind]}, got {_show(value)}. Write {_example(kind, value)}."))
+        try:
+            return float(value)
+        except OverflowError:  # an integer of more than 308 digits
+            return math.inf if value > 0 else -math.inf
+    if kind is str and isinstance(value, str):
+        return value
+    text = f"{where}: must be {_NAMES[kind]}, got {_show(value)}. Write {_example(kind, value)}."
+    problems.append(error(text, where))
     return _WRONG
 
 
 def _convert_list(kind: Any, value: Any, where: str, problems: list[Problem], root: type) -> Any:
     if not isinstance(value, list):
-        problems.append(error(f"{where}: must be a list, got {_show(value)}. Write [{_yaml(value)}]."))
+        problems.append(error(f"{where}: must be a list, got {_show(value)}. Write [{_yaml(value)}].", where))
         return _WRONG
     (inner,) = typing.get_args(kind)
     items = [_convert(inner, item, f"{where}[{i}]", problems, root) for i, item in enumerate(value)]
@@ -147,9 +153,8 @@ def _convert_list(kind: Any, value: Any, where: str, problems: list[Problem], ro
 def _convert_dict(kind: Any, value: Any, where: str, problems: list[Problem], root: type) -> Any:
     value = {} if value is None else value
     if not isinstance(value, dict):
-        problems.append(
-            error(f"{where}: must be a mapping of names to values, got {_show(value)}. Write {{name: value}}.")
-        )
+        text = f"{where}: must be a mapping of names to values, got {_show(value)}. Write {{name: value}}."
+        problems.append(error(text, where))
         return _WRONG
     _, inner = typing.get_args(kind)
     kept = {str(key): item for key, item in value.items() if item is not None}  # null takes an inherited entry out
@@ -157,12 +162,9 @@ def _convert_dict(kind: Any, value: Any, where: str, problems: list[Problem], ro
     return _WRONG if any(item is _WRONG for item in items.values()) else items
 
 
-_MIGRATIONS: dict[type, dict[str, Migration]] = {schema.Config: MIGRATION, schema.DatasetConfig: DATASET_MIGRATION}
-
-
 def _unknown_key(where: str, value: Any, root: type) -> Problem:
     """Advice for a key of MindSpeed-RL, else the nearest key of any section."""
-    if entry := _MIGRATIONS.get(root, {}).get(where):
+    if entry := MIGRATIONS.get(root, {}).get(where):
         if entry.accepts(value):
             return warning(f"{where}: has no effect here, got {_show(value)}. {entry.advice}")
         return error(f"{where}: this setting of MindSpeed-RL is not available, got {_show(value)}. {entry.advice}")
@@ -172,19 +174,26 @@ def _unknown_key(where: str, value: Any, root: type) -> Problem:
 
 
 def nearest_key(where: str, known: tuple[str, ...]) -> str | None:
-    """The known path whose last part is most like that of `where`, preferring the same section.
+    """The known path whose last part is `where`'s but for a slip of the keyboard, preferring the same section.
+
+    A slip: the same letters in another order, one letter too many or too few, or 88 % of both in common. Names that
+    differ in one letter are often of two things (num_gpus, num_cpus), and a wrong guess is worse than none.
 
     Returns:
-        The path, or None where nothing is similar (ratio of matching characters under 0.6).
+        The path, or None where nothing is so similar.
     """
-    section, _, name = where.rpartition(".")
+    section, _, name = where.lower().replace("-", "_").rpartition(".")
 
     def likeness(path: str) -> tuple[float, bool]:
         other_section, _, other = path.rpartition(".")
-        return SequenceMatcher(None, name, other).ratio(), section == other_section
+        return SequenceMatcher(None, name, other, autojunk=False).ratio(), section == other_section
 
     best = max(known, key=likeness)
-    return best if likeness(best)[0] >= 0.6 else None
+    other = best.rpartition(".")[2]
+    ratio = likeness(best)[0]
+    longer = max(len(name), len(other))
+    is_one_letter = abs(len(name) - len(other)) == 1 and ratio * (len(name) + len(other)) == 2 * (longer - 1)
+    return best if ratio >= _SLIP or is_one_letter or sorted(name) == sorted(other) else None
 
 
 def _plain(value: Any) -> Any:
@@ -209,6 +218,8 @@ def _example(kind: type, value: Any) -> str:
     """How a right value would be written, from the wrong one where that can be guessed."""
     if kind is bool:
         return "true or false without quotes"
+    if kind is str and isinstance(value, int | float):
+        return "it between quotes"
     if isinstance(value, str):
         try:
             return f"it without quotes, as {kind(value)}"

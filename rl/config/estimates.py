@@ -61,10 +61,16 @@ def data_parallel_size(config: Config) -> int:
     return config.rl_config.actor_resource.num_devices // max(1, ranks)
 
 
+def longest_response(config: Config) -> int:
+    """Tokens of the longest response: of all turns and tool results, without tools of the one turn."""
+    if config.rl_config.multi_turn_enable:
+        return config.rl_config.max_total_response_length
+    return config.generate_config.sampling_config.max_tokens
+
+
 def longest_sample(config: Config) -> int:
     """Tokens of the longest trajectory, prompt included."""
-    rl = config.rl_config
-    return min(rl.max_prompt_length + rl.max_total_response_length, config.generate_config.max_model_len)
+    return min(config.rl_config.max_prompt_length + longest_response(config), config.generate_config.max_model_len)
 
 
 def batch_arithmetic(config: Config) -> BatchArithmetic:

@@ -10,15 +10,17 @@ from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 import yaml
-from hydra import compose, initialize_config_dir
-from hydra.errors import HydraException, OverrideParseException
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from rl.config.build import build_section, default_mapping, plain_mapping
-from rl.config.overrides import plain_keys
+from rl.config.moved import take_over
+from rl.config.overrides import apply_values, read_overrides
+from rl.config.paths import locate_files, path_problems
 from rl.config.problems import Problem, Severity, raise_errors
+from rl.config.ranges import range_problems, set_value, value_at
 from rl.config.schema import Config, DatasetConfig
+from rl.config.sources import compose, shipped_folder
 from rl.errors import ConfigError
 
 logger = logging.getLogger(__name__)
@@ -40,25 +42,28 @@ class Composed(Generic[S]):
 def compose_config(config_name: str, overrides: Sequence[str] = (), config_dir: Path | None = None) -> Composed[Config]:
     """Compose a run's configuration, collecting problems instead of raising at the first.
 
+    Files are looked for in one's own folder first, then among those that the package ships, those that `defaults` name
+    included. Relative paths in the result follow the rule of `rl.config.paths`.
+
     Args:
-        config_name: Name of a YAML file in the configuration folder, with or without `.yaml`.
-        overrides: Hydra's `key=value`; any key of the schema, whether or not YAML has it.
-        config_dir: The folder; by default the one that `default_config_dir` finds.
+        config_name: A file of these folders, with or without `.yaml`; or the path of one that stands elsewhere.
+        overrides: `key=value` for any key of the schema, whether or not YAML has it; see `rl.config.overrides`.
+        config_dir: One's own folder; by default `configs` in the working directory, where that is there.
 
     Returns:
-        The configuration and the problems of unknown keys and wrong types.
+        The configuration and the problems of unknown keys and of single values.
 
     Raises:
         ConfigError: There is no such file, or YAML or an override cannot be parsed.
     """
-    return _compose(Config, config_name, overrides, config_dir, package="")
+    return _compose(Config, _find(config_name, config_dir), overrides, is_in_package=False)
 
 
 def load_config(config_name: str, overrides: Sequence[str] = (), config_dir: Path | None = None) -> Config:
     """Compose a run's configuration, for scripts and tests; warnings are logged.
 
     Raises:
-        ConfigError: A key is unknown or a value of the wrong type; the message has a line for each.
+        ConfigError: A key is unknown or a value cannot be used; the message has a line for each.
     """
     return _accept(compose_config(config_name, overrides, config_dir))
 
@@ -71,20 +76,7 @@ def load_dataset_config(
     Raises:
         ConfigError: As `load_config`.
     """
-    package = ".".join(Path(config_name).parts[:-1])
-    return _accept(_compose(DatasetConfig, config_name, overrides, config_dir, package=package))
-
-
-def default_config_dir() -> Path:
-    """`configs` in the working directory, or else beside the package.
-
-    Raises:
-        ConfigError: There is neither.
-    """
-    for folder in (Path.cwd() / "configs", Path(__file__).resolve().parents[2] / "configs"):
-        if folder.is_dir():
-            return folder
-    raise ConfigError(f"--config-dir: no folder 'configs', looked in {Path.cwd()}. Name the folder of your YAML files.")
+    return _accept(_compose(DatasetConfig, _find(config_name, config_dir), overrides, is_in_package=True))
 
 
 def save_resolved(config: Config, path: Path) -> None:
@@ -101,37 +93,59 @@ def _accept(composed: Composed[S]) -> S:
     return composed.config
 
 
-def _compose(
-    cls: type[S], config_name: str, overrides: Sequence[str], config_dir: Path | None, *, package: str
-) -> Composed[S]:
-    """Compose, resolve interpolations over the defaults, and build the dataclass."""
-    folder = (config_dir or default_config_dir()).resolve()
-    name = config_name.removesuffix(".yaml").removesuffix(".yml")
-    if not (folder / f"{name}.yaml").is_file():
-        raise ConfigError(_missing_file(folder, name))
-    tree = _hydra_compose(folder, name, [_forced(plain_keys(item), folder, package) for item in overrides])
-    for part in filter(None, package.split(".")):
-        tree = tree[part]
-    given = frozenset(_paths(tree))
-    resolved = _resolve(cls, tree, name)
-    problems: list[Problem] = []
-    return Composed(build_section(cls, resolved, "", problems, cls), given, tuple(problems))
+@dataclass(slots=True, frozen=True)
+class _Found:
+    """A file to compose."""
+
+    name: str
+    """Within its folder, without `.yaml`."""
+    folders: tuple[Path, ...]
+    """Where files are looked for; the first is one's own."""
+
+    def has_group(self, name: str) -> bool:
+        """Whether a name is that of a folder of configurations."""
+        return bool(name) and any((folder / name).is_dir() for folder in self.folders)
 
 
-def _hydra_compose(folder: Path, name: str, overrides: list[str]) -> Any:
-    """Hydra's composition as a plain mapping with interpolations still in it."""
-    try:
-        with initialize_config_dir(str(folder), version_base="1.3", job_name="rl"):
-            tree = compose(name, overrides)
-        return OmegaConf.to_container(tree, resolve=False)
-    except OverrideParseException as failure:
-        raise ConfigError(
-            f"override: cannot be read, got '{failure.override.lstrip('+')}'. Close every bracket, and put quotes of "
-            "the shell around the whole: 'rl_config.verifier_weight=[1.0, 0.5]'."
-        ) from failure
-    except (HydraException, OmegaConfBaseException, yaml.YAMLError) as failure:
-        reason = " ".join(str(failure).split("Config search path")[0].split())
-        raise ConfigError(f"{folder / name}.yaml: cannot be composed, got: {reason}") from failure
+def _find(config_name: str, config_dir: Path | None) -> _Found:
+    """Find a file by its name in the folders, else by its path.
+
+    Raises:
+        ConfigError: There is none.
+    """
+    if config_dir is not None and not config_dir.is_dir():
+        raise ConfigError(f"--config-dir: no folder {config_dir}. Name the folder of your YAML files.")
+    own = config_dir or Path("configs")
+    folders = tuple(folder for folder in (own, shipped_folder()) if folder.is_dir())
+    name = config_name.removesuffix(".yaml")
+    if any((folder / f"{name}.yaml").is_file() for folder in folders) and not Path(name).is_absolute():
+        return _Found(name, folders)
+    file = Path(f"{name}.yaml").expanduser()
+    if not file.is_file():
+        raise ConfigError(_missing_file(folders, name))
+    for folder in folders:
+        if file.resolve().is_relative_to(folder.resolve()):
+            return _Found(str(file.resolve().relative_to(folder.resolve()).with_suffix("")), folders)
+    return _Found(file.stem, (file.parent, *folders))
+
+
+def _compose(cls: type[S], found: _Found, overrides: Sequence[str], *, is_in_package: bool) -> Composed[S]:
+    """Compose, resolve interpolations over the defaults, and build the dataclass.
+
+    With `is_in_package` the keys of the file stand below the name of its folder, where Hydra places a group's.
+    """
+    read = read_overrides(cls, overrides, found.has_group)
+    tree = compose(found.name, read.choices, found.folders)
+    for part in Path(found.name).parts[:-1] if is_in_package else ():
+        tree = tree.get(part, OmegaConf.create())
+    apply_values(tree, read)
+    plain, problems = take_over(cls, OmegaConf.to_container(tree, resolve=False))
+    config: S = build_section(cls, _resolve(cls, plain, found.name), "", problems, cls)
+    for problem in (*range_problems(config), *path_problems(config)):
+        problems.append(problem)
+        set_value(config, problem.key, value_at(cls(), problem.key))
+    locate_files(config, found.folders[0])
+    return Composed(config, frozenset(_paths(plain)), tuple(problems))
 
 
 def _resolve(cls: type[S], tree: dict[str, Any], name: str) -> dict[str, Any]:
@@ -139,9 +153,15 @@ def _resolve(cls: type[S], tree: dict[str, Any], name: str) -> dict[str, Any]:
     try:
         full = OmegaConf.create(_filled(tree, default_mapping(cls)))
         resolved = OmegaConf.to_container(full, resolve=True, throw_on_missing=True)
-    except OmegaConfBaseException as failure:
-        reason = " ".join(str(failure).split())
-        raise ConfigError(f"{name}.yaml: a value refers to something that is not there, got: {reason}") from failure
+    except (OmegaConfBaseException, ValueError) as failure:  # ValueError is what a resolver raises
+        key = getattr(failure, "full_key", None) or f"{name}.yaml"
+        reason = " ".join(str(failure).split("full_key:")[0].split()).rstrip(".")
+        raise ConfigError(
+            f"{key}: a value refers to something that is not there, got: {reason}. In text `${{...}}` stands for "
+            "another key, or for a variable of the environment (${oc.env:HOME}); write \\${ for the characters."
+        ) from failure
+    except RecursionError as failure:
+        raise ConfigError(f"{name}.yaml: values refer to each other in a circle. Write one of them out.") from failure
     assert isinstance(resolved, dict), "a mapping stays a mapping"
     return {str(key): value for key, value in resolved.items()}
 
@@ -155,16 +175,6 @@ def _filled(tree: dict[str, Any], defaults: dict[str, Any]) -> dict[str, Any]:
     return filled
 
 
-def _forced(override: str, folder: Path, package: str) -> str:
-    """Let `key=value` set keys that YAML does not name; the choice of a config group stays as it is."""
-    key, separator, _ = override.partition("=")
-    if not separator and not key.startswith("~"):
-        raise ConfigError(f"override: must be key=value, got '{override}'. Write for example rl_config.epochs=2.")
-    if key[:1] in "+~" or "@" in key or (folder / key).is_dir():
-        return override
-    return f"++{package}.{override}" if package else f"++{override}"
-
-
 def _paths(tree: Any, prefix: str = "") -> Iterable[str]:
     for key, value in tree.items():
         if isinstance(value, dict) and value:
@@ -172,11 +182,12 @@ def _paths(tree: Any, prefix: str = "") -> Iterable[str]:
         yield f"{prefix}{key}"
 
 
-def _missing_file(folder: Path, name: str) -> str:
-    if not folder.is_dir():
-        return f"--config-dir: no folder {folder}. Name the folder of your YAML files."
+def _missing_file(folders: Sequence[Path], name: str) -> str:
     inner = Path(name).parent
-    found = sorted(str(inner / path.stem) for path in (folder / inner).glob("*.yaml"))
+    found = sorted({str(inner / path.stem) for folder in folders for path in (folder / inner).glob("*.yaml")})
     near = get_close_matches(name, found, n=1)
     hint = f" Did you mean '{near[0]}'?" if near else ""
-    return f"--config-name: no file '{name}.yaml' in {folder}.{hint} It has: {', '.join(found) or 'none'}."
+    if any((place / f"{name.removesuffix('.yml')}.yml").is_file() for place in (*folders, Path())):
+        hint = " Rename the file: its name must end in .yaml."
+    places = " and ".join(map(str, folders))
+    return f"--config-name: no file '{name}.yaml' in {places}.{hint} There is: {', '.join(found) or 'none'}."

@@ -11,6 +11,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from rl.config.schema import Config, DatasetConfig
+
 
 @dataclass(slots=True, frozen=True)
 class Migration:
@@ -20,6 +22,8 @@ class Migration:
     """What to do, or why nothing needs to be done; sentences."""
     accepted: tuple[Any, ...] | None = None
     """Values that mean what happens here anyway; None: every value. Any other value is an error."""
+    moved_to: str = ""
+    """Key here that means the same and takes the value over."""
 
     def accepts(self, value: Any) -> bool:
         """Whether the run may go on with this value of the key."""
@@ -36,6 +40,13 @@ _SCHEDULE = "The driver has one order of work, and it is repeatable. Remove it."
 _TRACKER = "Trackers are TensorBoard (use_tensorboard) and W&B (use_wandb). Remove it."
 _MULTIMODAL = "Models take text only. Remove it."
 _EXPERTS = "Mixture-of-experts models are not supported. Remove it."
+NO_ARCHITECTURE = "The architecture is read from actor_config.load. Remove it."
+_LORA = "LoRA is not supported. Remove it."
+_CONTEXT = "Context parallelism is not supported. Set 1 or remove it."
+_PRECISION = "Main parameters are float32, and bfloat16 needs no loss scale. Remove it."
+_OVERLAP = "Communication is scheduled by the project. Remove it."
+_MASKS = "Samples are packed, and each attends to itself alone. Remove it."
+_DPO = "DPO is another task than this project's. Remove it."
 _PLACEMENT = "The reference lives with the actor, rewards on the host's cores. Remove it."
 
 _MEGATRON: dict[str, Migration] = {
@@ -49,8 +60,42 @@ _MEGATRON: dict[str, Migration] = {
             "no_gradient_accumulation_fusion",
             "use_fused_swiglu",
             "use_fused_rotary_pos_emb",
+            "shape_order",
+            "moe_grouped_gemm",
         ),
         Migration(_KERNELS),
+    ),
+    **dict.fromkeys(("no_pad_to_seq_lengths", "reset_attention_mask", "attention_mask_type"), Migration(_MASKS)),
+    **dict.fromkeys(
+        (
+            "use_rotary_position_embeddings",
+            "qk_layernorm",
+            "norm_epsilon",
+            "position_embedding_type",
+            "rotary_base",
+            "make_vocab_size_divisible_by",
+        ),
+        Migration(NO_ARCHITECTURE),
+    ),
+    **dict.fromkeys(("reuse_fp32_param", "initial_loss_scale"), Migration(_PRECISION)),
+    **dict.fromkeys(
+        ("overlap_grad_reduce", "moe_alltoall_overlap_comm", "moe_permutation_async_comm"), Migration(_OVERLAP)
+    ),
+    **dict.fromkeys(
+        ("swap_optimizer", "swap_attention"),
+        Migration("What leaves the device says generate_config.offload_train_optimizer. Remove it."),
+    ),
+    "log_interval": Migration("Every step is logged. Remove it."),
+    **dict.fromkeys(
+        ("eval_interval", "eval_iters"),
+        Migration("Evaluations are megatron_training.test_freq steps apart. Remove it."),
+    ),
+    **dict.fromkeys(
+        ("lora_r", "lora_alpha", "lora_fusion", "lora_target_modules", "lora_ckpt_filter"), Migration(_LORA, ())
+    ),
+    **dict.fromkeys(
+        ("dpo_loss_type", "is_pairwise_dataset", "ref_model", "refer_model_iter", "dpo_beta", "dpo_label_smoothing"),
+        Migration(_DPO, ()),
     ),
     **dict.fromkeys(
         ("attention_dropout", "hidden_dropout"),
@@ -58,10 +103,14 @@ _MEGATRON: dict[str, Migration] = {
     ),
     "model": Migration("The architecture is read from actor_config.load. Name configs/model/* in `defaults` instead."),
     "stage": Migration(
-        "GRPO and DAPO differ in rl_config (clip_higher_enable, token_level_loss, filter_groups_enable). Remove it.",
+        "GRPO and DAPO differ in rl_config (clip_higher_enable, token_level_loss, filter_groups_enable): set ray_grpo "
+        "or ray_dapo, or remove it. PPO needs a critic, and DPO is another task than this project's.",
         ("ray_grpo", "ray_dapo"),
     ),
-    "tokenizer_type": Migration("The tokenizer is always a Hugging Face folder. Remove it."),
+    **dict.fromkeys(
+        ("tokenizer_type", "tokenizer_not_use_fast"),
+        Migration("The tokenizer is always a Hugging Face folder. Remove it."),
+    ),
     "init_method_std": Migration("Weights come from actor_config.load. Remove it."),
     "distributed_backend": Migration("It is NCCL on CUDA and gloo on CPU. Remove it."),
     "no_shared_storage": Migration("Data files are read by the driver only. Remove it."),
@@ -71,7 +120,20 @@ _MEGATRON: dict[str, Migration] = {
 }
 
 _ACTOR: dict[str, Migration] = {
-    "micro_batch_size": Migration(_PACKING),
+    **dict.fromkeys(("model", "num_layers", "noop_layers"), Migration(NO_ARCHITECTURE)),
+    **dict.fromkeys(("micro_batch_size",), Migration(_PACKING)),
+    **dict.fromkeys(
+        ("recompute_method", "recompute_num_layers"),
+        Migration("Layers are recomputed all or none: actor_config.recompute_granularity says which. Remove it."),
+    ),
+    "num_layer_list": Migration("Pipeline ranks have equally many layers. Remove it."),
+    "gemm_gradient_accumulation_fusion": Migration(_KERNELS),
+    "initial_loss_scale": Migration(_PRECISION),
+    "attention_mask_type": Migration(_MASKS),
+    "context_parallel_size": Migration(_CONTEXT, (1,)),
+    "context_parallel_algo": Migration(_CONTEXT),
+    "expert_model_parallel_size": Migration(_EXPERTS, (1,)),
+    "moe_tp_extend_ep": Migration(_EXPERTS, (False,)),
     **dict.fromkeys(
         ("finetune", "no_load_optim", "no_load_rng", "no_save_optim", "no_save_rng"), Migration(_CHECKPOINT)
     ),
@@ -148,7 +210,9 @@ _RL: dict[str, Migration] = {
     "vit_resource": Migration(_MULTIMODAL, (None,)),
     **dict.fromkeys(("vit_forward_micro_batch_size", "actor_image_embeds_dispatch_size"), Migration(_MULTIMODAL)),
     **{
-        f"{role}_resource.num_npus": Migration(f"Here it is rl_config.{role}_resource.num_devices.", ())
+        f"{role}_resource.num_npus": Migration(
+            f"Here it is rl_config.{role}_resource.num_devices.", moved_to=f"rl_config.{role}_resource.num_devices"
+        )
         for role in ("actor", "rollout")
     },
 }
@@ -163,11 +227,31 @@ _GENERATE: dict[str, Migration] = {
     **dict.fromkeys(("limit_mm_image_per_prompt", "limit_mm_video_per_prompt"), Migration(_MULTIMODAL)),
     **dict.fromkeys(("torchair_graph", "ascend_scheduler_config_enabled"), Migration(_ASCEND)),
     "num_scheduler_steps": Migration("vLLM has no such setting any more. Remove it."),
-    "sampling_config.seed": Migration("Seeds of requests follow from megatron_training.seed. Remove it.", (None,)),
+    "sampling_config.seed": Migration("Seeds of requests follow from megatron_training.seed. Remove it."),
 }
 
+_BELONG_TO_ACTOR = (
+    "lr",
+    "min_lr",
+    "lr_decay_style",
+    "lr_warmup_fraction",
+    "weight_decay",
+    "clip_grad",
+    "adam_beta1",
+    "adam_beta2",
+    "load",
+    "tensor_model_parallel_size",
+    "pipeline_model_parallel_size",
+    "num_layers_per_virtual_pipeline_stage",
+    "recompute_granularity",
+)
+
 MIGRATION: dict[str, Migration] = {
-    **{f"megatron_training.{key}": entry for key, entry in _MEGATRON.items()},
+    **{f"megatron_training.{key}": entry for key, entry in (_ACTOR | _MEGATRON).items()},
+    **{
+        f"megatron_training.{key}": Migration(f"Here it is actor_config.{key}.", moved_to=f"actor_config.{key}")
+        for key in _BELONG_TO_ACTOR
+    },
     **{f"actor_config.{key}": entry for key, entry in _ACTOR.items()},
     **{f"rl_config.{key}": entry for key, entry in _RL.items()},
     **{f"generate_config.{key}": entry for key, entry in _GENERATE.items()},
@@ -213,3 +297,6 @@ DATASET_MIGRATION: dict[str, Migration] = {
     "enable_thinking": Migration("It is a matter of the template, rl_config.prompt_type. Remove it.", (False,)),
 }
 """By key in `rl.config.schema.DatasetConfig`."""
+
+MIGRATIONS: dict[type, dict[str, Migration]] = {Config: MIGRATION, DatasetConfig: DATASET_MIGRATION}
+"""By the dataclass of the whole configuration."""

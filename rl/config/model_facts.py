@@ -7,12 +7,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from rl.config.build import field_types
+from rl.config.build import build_section, field_types
 from rl.config.model_folder import replacement
 from rl.config.problems import Problem, error, note
+from rl.config.ranges import RANGES
 from rl.config.schema import Config, ModelConfig
 from rl.errors import ModelError
 
+_NUMBERS = tuple(path.removeprefix("model.") for path in RANGES if path.startswith("model."))
 _SIZES = ("num_hidden_layers", "hidden_size", "intermediate_size", "num_attention_heads", "vocab_size")
 
 
@@ -56,10 +58,21 @@ def read_model_facts(folder: Path) -> ModelConfig:
     if not isinstance(values, dict):
         raise ModelError(f"{path}: must hold one JSON object, got {type(values).__name__}. {replacement(folder)}")
     for name in _SIZES:
-        if not isinstance(values.get(name), int):
+        if values.get(name) in (None, 0):
             raise ModelError(f"{path}: '{name}' must be an integer, got {values.get(name)!r}. Is it a language model?")
     known = {name: values[name] for name in field_types(ModelConfig) if values.get(name) is not None}
-    return _filled(ModelConfig(**known))
+    problems: list[Problem] = []
+    facts = _filled(build_section(ModelConfig, known, "model", problems, ModelConfig))
+    sizes = {name: size for name in _NUMBERS if (size := getattr(facts, name)) is not None}
+    problems += filter(None, (RANGES[f"model.{name}"].problem(f"model.{name}", size) for name, size in sizes.items()))
+    if not problems and facts.num_attention_heads % facts.num_key_value_heads:
+        heads, kv_heads = facts.num_attention_heads, facts.num_key_value_heads
+        problems.append(
+            error(f"num_key_value_heads: must divide {heads} num_attention_heads, got {kv_heads}. Correct it.")
+        )
+    for problem in problems:
+        raise ModelError(f"{path}: {problem.text.removeprefix('model.')} Is it a language model?")
+    return facts
 
 
 def head_size(facts: ModelConfig) -> int:
@@ -85,10 +98,17 @@ def _filled(facts: ModelConfig) -> ModelConfig:
 
 
 def _disagreements(config: Config, section: ModelConfig, facts: ModelConfig) -> list[Problem]:
-    problems = []
-    for name in (*_SIZES, "num_key_value_heads", "model_type", "tie_word_embeddings"):
-        said, found = getattr(section, name), getattr(facts, name)
-        if section.hidden_size and said and said != found:
-            text = f"model.{name}: config.json in {config.actor_config.load} says {found}, got {said}. "
-            problems.append(error(text + "Choose the `model` of that folder, or leave the group out."))
-    return problems
+    """One problem for all, since they have one cause."""
+    names = (*_SIZES, "num_key_value_heads", "model_type", "tie_word_embeddings")
+    pairs = {name: (getattr(section, name), getattr(facts, name)) for name in names}
+    differing = {name: pair for name, pair in pairs.items() if section.hidden_size and pair[0] and pair[0] != pair[1]}
+    if not differing:
+        return []
+    listed = ", ".join(f"{name} {said} (there {found})" for name, (said, found) in differing.items())
+    return [
+        error(
+            f"model: describes another model than config.json in {config.actor_config.load}, got {listed}. Leave the "
+            "section out: `~model` on the command line, `- override /model: null` in your file's `defaults` behind the "
+            "file that names it, or name the `model` of that folder."
+        )
+    ]

@@ -174,6 +174,21 @@ def _placement_conditions(config: Config) -> tuple[Condition, ...]:
             "actor and engines have devices of their own. Remove it.",
         ),
         Condition(
+            ("generate_config.gpu_memory_utilization",),
+            training.device is not Device.CPU,
+            "megatron_training.device is cpu. Set kv_cache_memory_gb.",
+        ),
+        Condition(
+            ("generate_config.kv_cache_memory_gb",),
+            training.device is not Device.CUDA,
+            "megatron_training.device is cuda. Set gpu_memory_utilization.",
+        ),
+        Condition(
+            ("generate_config.eval_sampling_config.top_p", "generate_config.eval_sampling_config.top_k"),
+            config.generate_config.eval_sampling_config.temperature > 0,
+            "eval_sampling_config.temperature is 0, which takes the likeliest token. Raise that.",
+        ),
+        Condition(
             ("actor_config.min_lr",),
             actor.lr_decay_style is not LrDecayStyle.CONSTANT,
             "lr_decay_style is constant. Set linear or cosine.",

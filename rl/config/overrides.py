@@ -1,26 +1,155 @@
-"""Overrides of the command line in the spelling that users know from YAML and JSON, for Hydra."""
+"""Overrides of the command line, `key=value`: what is typed for a key of text is that text, character by character."""
 
 from __future__ import annotations
 
+import dataclasses
 import re
+import types
+import typing
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any
 
-_QUOTED = re.compile(r"""(["'])((?:\\.|(?!\1).)*)\1""")
-_SPECIAL = re.compile(r"([\\()\[\]{}:=, \t])")
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Quote, QuotedString
+from hydra.errors import HydraException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import GrammarParseError, OmegaConfBaseException
+
+from rl.config.build import field_types
+from rl.config.yaml_files import parse_yaml, unfinished_reference
+from rl.errors import ConfigError
+
+_QUOTED = re.compile(r"""(['"])((?:\\.|(?!\1).)*)\1""", re.DOTALL)
+_ITEM = re.compile(r"""\s*("(?:\\.|[^"\\])*"|'(?:\\.|[^'\\])*'|(?:\$\{[^}]*\}|[^,])*?)\s*(?:,|$)""", re.DOTALL)
+_FUNCTION = re.compile(r"(.+?:\w+)(?:\.(.+))?")
+_NOT_IN_KEYS = re.compile(r"""[\s=~+@$'"(){}\[\]]""")
 
 
-def plain_keys(override: str) -> str:
-    r"""Spell the quoted keys of mappings as Hydra's grammar has them: without quotes, and with escapes.
+@dataclass(slots=True, frozen=True)
+class Overrides:
+    """The overrides of one command."""
+
+    choices: list[str]
+    """Of groups, and removals, in Hydra's grammar."""
+    values: list[tuple[list[str], Any]]
+    """The names down to a key, and its value."""
+
+
+def read_overrides(root: type, overrides: Iterable[str], is_group: Callable[[str], bool]) -> Overrides:
+    """Read what was typed.
 
     Args:
-        override: For example `a={"my_rewards.py:short": {"limit": 150}, "text": "{\"b\": 1}"}`.
+        root: The dataclass whose keys are set.
+        overrides: `key=value`, `group=name`, `~key` or `~group`; a `+` before a key changes nothing.
+        is_group: Whether a name is that of a folder of configurations.
 
-    Returns:
-        For example `a={my_rewards.py\:short: {limit: 150}, text: "{\"b\": 1}"}`: quoted values stay.
+    Raises:
+        ConfigError: One is none of these, or a list or mapping is malformed.
     """
+    read = Overrides([], [])
+    for override in overrides:
+        left, separator, typed = override.partition("=")
+        key = left.strip().lstrip("+")
+        if key.startswith("~"):
+            read.choices.append(override.strip())
+        elif not separator:
+            raise ConfigError(f"override: must be key=value, got '{override}'. Write for example rl_config.epochs=2.")
+        elif is_group(key) and typed.strip() in ("null", ""):
+            read.choices.append(f"~{key}")
+        elif is_group(key) and not typed.strip().startswith("["):
+            read.choices.append(
+                f"{left.strip()}={QuotedString(_text(typed.strip()) or '', Quote.single).with_quotes()}"
+            )
+        elif is_group(key) or "@" in key or key.startswith(("hydra.", "hydra/")):
+            read.choices.append(override)
+        else:
+            names, kind = _place(root, key)
+            if not all(names) or any(_NOT_IN_KEYS.search(name) for name in names[:-1] if ":" not in name):
+                raise ConfigError(
+                    f"override: '{key}' cannot be a key, got '{override}'. Write the names of sections and key with "
+                    "dots between them: rl_config.epochs=2."
+                )
+            read.values.append((names, _value(kind, typed.strip(), override)))
+    return read
 
-    def spelled(found: re.Match[str]) -> str:
-        before, after = override[: found.start()].rstrip()[-1:], override[found.end() :].lstrip()[:1]
-        is_key = before in ("{", ",") and after == ":"
-        return _SPECIAL.sub(r"\\\1", found[2]) if is_key else found[0]
 
-    return _QUOTED.sub(spelled, override)
+def apply_values(tree: DictConfig, overrides: Overrides) -> None:
+    """Set the values in a composition; a mapping is merged into one that is there.
+
+    Raises:
+        ConfigError: A key stands below one that is no section.
+    """
+    for names, value in overrides.values:
+        key = "".join(f"[{name}]" if "." in name else f".{name}" for name in names).lstrip(".")
+        try:
+            OmegaConf.update(tree, key, value, merge=True, force_add=True)
+        except GrammarParseError as failure:
+            raise ConfigError(unfinished_reference(".".join(names))) from failure
+        except (OmegaConfBaseException, AssertionError) as failure:  # it asserts that what stands above is a section
+            reason = " ".join(str(failure).split("full_key:")[0].split()).rstrip(".")
+            raise ConfigError(
+                f"{'.'.join(names)}: cannot be set ({reason}), got {value!r:.80}. Correct the key: all are in "
+                "docs/configuration.md."
+            ) from failure
+
+
+def _place(root: type, key: str) -> tuple[list[str], Any]:
+    """Names down to a key, and the type that the schema has there; None where it has none.
+
+    In a mapping the dots of a function's name (`path/file.py:function`) belong to the name.
+    """
+    names: list[str] = []
+    kind: Any = root
+    rest = key
+    while rest:
+        function = _FUNCTION.fullmatch(rest) if typing.get_origin(kind) is dict else None
+        name, _, rest = (function[1], "", function[2] or "") if function else rest.partition(".")
+        names.append(name)
+        if dataclasses.is_dataclass(kind):
+            kind = field_types(typing.cast(type, kind)).get(name)
+        elif typing.get_origin(kind) is dict:
+            kind = typing.get_args(kind)[1]
+        elif kind is not Any:
+            kind = None
+    return ([*names, ""] if key.endswith(".") or not key else names), kind
+
+
+def _value(kind: Any, typed: str, override: str) -> Any:
+    """What was typed, as the type of the key has it."""
+    if typing.get_origin(kind) in (types.UnionType, typing.Union):
+        (kind,) = [arg for arg in typing.get_args(kind) if arg is not type(None)]
+    if kind is str or (isinstance(kind, type) and issubclass(kind, StrEnum)):
+        return _text(typed)
+    if kind == list[str] and typed.startswith("[") and typed.endswith("]"):
+        return [_text(item) for item in _items(typed[1:-1])]
+    try:
+        parsed = OverridesParser.create().parse_override(f"key={typed}")
+        if not parsed.is_sweep_override():
+            return parsed.value()
+    except (HydraException, RecursionError, ValueError):
+        pass  # what Hydra's grammar has no place for: quoted keys, letters beyond ASCII, thousands of digits
+    if typed[:1] not in ("[", "{"):
+        return typed
+    try:
+        return parse_yaml("override", typed)
+    except ConfigError as failure:
+        raise ConfigError(
+            f"override: cannot be read, got '{override:.200}'. Close every bracket, and put quotes of the shell around "
+            "the whole: 'rl_config.verifier_weight=[1.0, 0.5]'."
+        ) from failure
+
+
+def _text(typed: str) -> str | None:
+    """Text in quotes without them, `null` as nothing, all else as it is."""
+    if quoted := _QUOTED.fullmatch(typed):
+        mark = quoted[1]
+        return quoted[2].replace(f"\\{mark}", mark)
+    return None if typed == "null" else typed
+
+
+def _items(typed: str) -> list[str]:
+    """Split a list at its commas, those within quotes and `${...}` left out."""
+    items = [found[1] for found in _ITEM.finditer(typed) if found[0]]
+    return items if typed.strip() else []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import StrEnum
@@ -27,11 +28,13 @@ class Problem:
     severity: Severity
     text: str
     """`where: what is wrong, got what. What to do.`"""
+    key: str = ""
+    """Dotted path of a key whose value cannot be used at all; its default stands in for it."""
 
 
-def error(text: str) -> Problem:
+def error(text: str, key: str = "") -> Problem:
     """Make a problem that keeps the run from starting."""
-    return Problem(Severity.ERROR, text)
+    return Problem(Severity.ERROR, text, key)
 
 
 def warning(text: str) -> Problem:
@@ -42,6 +45,18 @@ def warning(text: str) -> Problem:
 def note(text: str) -> Problem:
     """Make a problem that says what was not checked."""
     return Problem(Severity.NOTE, text)
+
+
+def without_consequences(problems: Iterable[Problem], wrong: Iterable[Problem]) -> list[Problem]:
+    """Leave out what rules say about keys that have no usable value: they have judged what stands in for it.
+
+    Args:
+        problems: What rules between fields found.
+        wrong: What was wrong with single values.
+    """
+    names = {problem.key.rpartition(".")[2].partition("[")[0] for problem in wrong if problem.key}
+    mention = re.compile(rf"\b({'|'.join(map(re.escape, names))})\b")
+    return [problem for problem in problems if not (names and mention.search(problem.text))]
 
 
 def raise_errors(problems: Iterable[Problem]) -> None:

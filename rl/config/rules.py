@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from rl.config.estimates import GIB, memory_estimate
+from rl.config.estimates import GIB, longest_response, memory_estimate
 from rl.config.objective_rules import objective_problems
 from rl.config.problems import Problem, error, warning
 from rl.config.schema import Config, Device, ModelConfig
 
 
 def parallel_problems(config: Config, facts: ModelConfig | None) -> Iterator[Problem]:
-    """Parallel sizes against devices and against the architecture, where that is known."""
-    actor, rl, generate = config.actor_config, config.rl_config, config.generate_config
+    """The actor's parallel sizes against devices and against the architecture, where that is known."""
+    actor, rl = config.actor_config, config.rl_config
     tp, pp, devices = (
         actor.tensor_model_parallel_size,
         actor.pipeline_model_parallel_size,
@@ -26,7 +26,7 @@ def parallel_problems(config: Config, facts: ModelConfig | None) -> Iterator[Pro
     if facts is None:
         return
     heads, kv_heads, layers = facts.num_attention_heads, facts.num_key_value_heads, facts.num_hidden_layers
-    fitting = [size for size in range(1, heads + 1) if heads % size == 0 and kv_heads % size == 0]
+    fitting = _head_divisors(facts)
     if tp not in fitting:
         yield error(
             f"actor_config.tensor_model_parallel_size: must divide {heads} attention heads and {kv_heads} key-value "
@@ -45,35 +45,20 @@ def parallel_problems(config: Config, facts: ModelConfig | None) -> Iterator[Pro
             f"actor_config.num_layers_per_virtual_pipeline_stage: must divide the {layers // pp} layers of a pipeline "
             f"rank, got {chunk}. Set one of {', '.join(sizes)}."
         )
-    engine_tp = generate.infer_tensor_parallel_size
-    if heads % engine_tp or (kv_heads % engine_tp and engine_tp % kv_heads):
-        yield error(
-            f"generate_config.infer_tensor_parallel_size: must divide {heads} attention heads, got {engine_tp}. "
-            f"Set one of {', '.join(map(str, fitting))}."
-        )
 
 
 def length_problems(config: Config, facts: ModelConfig | None) -> Iterator[Problem]:
     """Token lengths against each other and against what the engine and the model hold."""
     rl, generate, training = config.rl_config, config.generate_config, config.megatron_training
-    longest, limit = rl.max_prompt_length + rl.max_total_response_length, generate.max_model_len
+    longest, limit = rl.max_prompt_length + longest_response(config), generate.max_model_len
     if longest > limit:
+        key = "max_total_response_length" if rl.multi_turn_enable else "generate_config.sampling_config.max_tokens"
         yield error(
             f"generate_config.max_model_len: must hold rl_config.max_prompt_length ({rl.max_prompt_length}) plus "
-            f"max_total_response_length ({rl.max_total_response_length}), got {limit}. Set {longest}, or lower those."
+            f"{key} ({longest_response(config)}), got {limit}. Set {longest}, or lower those."
         )
-    total = rl.max_total_response_length
-    if generate.sampling_config.max_tokens > total:
-        yield error(
-            f"generate_config.sampling_config.max_tokens: one turn must fit into rl_config.max_total_response_length, "
-            f"{total}, got {generate.sampling_config.max_tokens}. Set at most {total}."
-        )
-    inside = ["final_answer_reserve"] + ["max_tool_response_length"] * rl.multi_turn_enable
-    for name in inside:
-        if getattr(rl, name) >= total:
-            yield error(
-                f"rl_config.{name}: must be under max_total_response_length ({total}), got {getattr(rl, name)}. Lower."
-            )
+    if rl.multi_turn_enable:
+        yield from _turn_length_problems(config)
     if facts is None:
         return
     if 0 < facts.max_position_embeddings < limit:
@@ -91,26 +76,63 @@ def length_problems(config: Config, facts: ModelConfig | None) -> Iterator[Probl
         )
 
 
+def _turn_length_problems(config: Config) -> Iterator[Problem]:
+    """Parts of a trajectory against the whole; without tools it is one turn, which max_tokens alone bounds."""
+    rl, max_tokens = config.rl_config, config.generate_config.sampling_config.max_tokens
+    total = rl.max_total_response_length
+    if max_tokens > total:
+        yield error(
+            f"generate_config.sampling_config.max_tokens: one turn must fit into rl_config.max_total_response_length, "
+            f"{total}, got {max_tokens}. Set at most {total}."
+        )
+    for name in ("final_answer_reserve", "max_tool_response_length"):
+        if getattr(rl, name) >= total:
+            yield error(
+                f"rl_config.{name}: must be under max_total_response_length ({total}), got {getattr(rl, name)}. Lower."
+            )
+
+
 def sampling_problems(config: Config) -> Iterator[Problem]:
     """Training rollouts must be samples of the very distribution whose log-probs are trained on."""
-    generate = config.generate_config
-    sampling, where = generate.sampling_config, "generate_config.sampling_config"
+    sampling, where = config.generate_config.sampling_config, "generate_config.sampling_config"
     for name, required in (("top_p", 1.0), ("top_k", -1), ("min_p", 0.0)):
         if (value := getattr(sampling, name)) != required:
             yield error(
                 f"{where}.{name}: must be {required:g} in training, got {value:g}: cut tails would make the log-probs "
                 "those of another distribution. Remove it; generate_config.eval_sampling_config may cut them."
             )
+    if (config.generate_config.dtype == "bfloat16") != config.megatron_training.bf16:
+        yield warning(
+            f"generate_config.dtype: engines compute in {config.generate_config.dtype} while megatron_training.bf16 is "
+            f"{str(config.megatron_training.bf16).lower()}, so their log-probs differ more. Choose the same."
+        )
+
+
+def engine_problems(config: Config, facts: ModelConfig | None) -> Iterator[Problem]:
+    """What an engine computes at once, and how it is split."""
+    generate = config.generate_config
     if generate.max_num_batched_tokens < generate.max_num_seqs:
         yield error(
             f"generate_config.max_num_batched_tokens: must be at least max_num_seqs ({generate.max_num_seqs}), got "
             f"{generate.max_num_batched_tokens}. Raise it, or lower max_num_seqs."
         )
-    if (generate.dtype == "bfloat16") != config.megatron_training.bf16:
-        yield warning(
-            f"generate_config.dtype: engines compute in {generate.dtype} while megatron_training.bf16 is "
-            f"{str(config.megatron_training.bf16).lower()}, so their log-probs differ more. Choose the same."
+    if facts is None:
+        return
+    heads, kv_heads, engine_tp = (
+        facts.num_attention_heads,
+        facts.num_key_value_heads,
+        generate.infer_tensor_parallel_size,
+    )
+    if heads % engine_tp or (kv_heads % engine_tp and engine_tp % kv_heads):
+        yield error(
+            f"generate_config.infer_tensor_parallel_size: must divide {heads} attention heads, got {engine_tp}. "
+            f"Set one of {', '.join(map(str, _head_divisors(facts)))}."
         )
+
+
+def _head_divisors(facts: ModelConfig) -> list[int]:
+    heads, kv_heads = facts.num_attention_heads, facts.num_key_value_heads
+    return [size for size in range(1, heads + 1) if heads % size == 0 and kv_heads % size == 0]
 
 
 def algorithm_problems(config: Config) -> Iterator[Problem]:
@@ -191,17 +213,18 @@ def _overlong_problems(config: Config) -> Iterator[Problem]:
             f"rl_config.overlong_buffer: must be from 1 to rollout_max_tokens, {rl.rollout_max_tokens}, got "
             f"{rl.overlong_buffer}. Set the tokens before the limit where the punishment begins."
         )
-    elif begin >= rl.max_total_response_length:
+    elif begin >= longest_response(config):
         yield warning(
             f"rl_config.overlong_buffer: has no effect: it begins at {begin} tokens, but responses end at "
-            f"max_total_response_length, {rl.max_total_response_length}. Lower rollout_max_tokens."
+            f"{longest_response(config)}. Lower rollout_max_tokens."
         )
 
 
 def _correction_problems(config: Config) -> Iterator[Problem]:
     rl, where = config.rl_config, "rl_config.rollout_correction"
     correction = rl.rollout_correction
-    for kind in ("is", "rs"):
+    kinds = {"is": correction.rollout_is, "rs": correction.rollout_rs}
+    for kind in (kind for kind, choice in kinds.items() if choice is not None):
         upper = getattr(correction, f"rollout_{kind}_threshold")
         lower = getattr(correction, f"rollout_{kind}_threshold_lower")
         if upper is not None and lower is not None and lower > upper:

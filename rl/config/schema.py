@@ -272,8 +272,7 @@ class RLConfig:
     """Leave trajectories out that the token budget cut off, of means and loss alike (DAPO, section 3.4)."""
     # Rewards
     verifier_function: list[str] = field(default_factory=lambda: ["base_acc"])
-    """Rewards: registered names, `package.module:function` or `path/file.py:function`; a relative path begins in the
-    folder that the command runs in."""
+    """Rewards: registered names, `package.module:function` or `path/file.py:function`."""
     verifier_weight: list[float] = field(default_factory=lambda: [1.0])
     """A weight for each."""
     verifier_kwargs: dict[str, dict[str, Any]] = field(default_factory=dict)
@@ -289,13 +288,14 @@ class RLConfig:
     async_engine: bool = True
     """Multi-turn needs it; the only engine here."""
     tool_config_path: str | None = None
-    """Tool YAML; relative to the working directory."""
+    """Tool YAML."""
     max_tool_calls: int = 1
     """Executed tool calls in a trajectory; then one final turn to answer."""
     max_parallel_calls: int = 1
     """Calls executed of one turn, all at once; further ones get an error result and are not counted."""
     max_total_response_length: int = 2048
-    """Tokens of all turns and of what stands between them (tool results, headers), each counted once."""
+    """Tokens of all turns and of what stands between them (tool results, headers), each counted once. Without
+    `multi_turn_enable` the one turn has `generate_config.sampling_config.max_tokens`."""
     max_tool_response_length: int = 256
     """Tokens of one tool result."""
     tool_response_truncate_side: TruncateSide = TruncateSide.MIDDLE

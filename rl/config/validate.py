@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from enum import Enum
 
+from rl.config.futile import futile_problems
 from rl.config.model_facts import find_model_facts
 from rl.config.no_effect import no_effect_problems
 from rl.config.problems import Problem, Severity
 from rl.config.ranges import range_problems
 from rl.config.rules import (
     algorithm_problems,
+    engine_problems,
     length_problems,
     multi_turn_problems,
     parallel_problems,
@@ -19,12 +22,21 @@ from rl.config.rules import (
 from rl.config.schema import Config
 
 
-def find_problems(config: Config, given: frozenset[str] = frozenset()) -> list[Problem]:
+class Task(Enum):
+    """What a configuration is for: a rule is judged where its keys are read."""
+
+    TRAIN = "train"
+    SFT = "sft"
+    EVALUATE = "evaluate"
+
+
+def find_problems(config: Config, given: frozenset[str] = frozenset(), task: Task = Task.TRAIN) -> list[Problem]:
     """Check each field, then the fields against each other.
 
     Args:
         config: The configuration.
         given: Dotted paths that were set, for warnings of keys without effect.
+        task: What it is for.
 
     Returns:
         Every problem, not only the first. Rules between fields are not judged while a field is out of its range.
@@ -32,16 +44,21 @@ def find_problems(config: Config, given: frozenset[str] = frozenset()) -> list[P
     problems = list(range_problems(config))
     if any(problem.severity is Severity.ERROR for problem in problems):
         return problems
-    return [*problems, *_rule_problems(config, given)]
+    return [*problems, *_rule_problems(config, given, task)]
 
 
-def _rule_problems(config: Config, given: frozenset[str]) -> Iterator[Problem]:
+def _rule_problems(config: Config, given: frozenset[str], task: Task) -> Iterator[Problem]:
     facts, model_problems = find_model_facts(config)
     yield from run_problems(config)
     yield from model_problems
-    yield from parallel_problems(config, facts)
-    yield from length_problems(config, facts)
-    yield from sampling_problems(config)
-    yield from algorithm_problems(config)
     yield from multi_turn_problems(config)
-    yield from no_effect_problems(config, given)
+    if task is not Task.EVALUATE:
+        yield from parallel_problems(config, facts)
+    if task is not Task.SFT:
+        yield from length_problems(config, facts)
+        yield from engine_problems(config, facts)
+    if task is Task.TRAIN:
+        yield from sampling_problems(config)
+        yield from algorithm_problems(config)
+        yield from futile_problems(config)
+        yield from no_effect_problems(config, given)

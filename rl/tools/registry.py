@@ -7,9 +7,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import yaml
-
-from rl.errors import ToolError, unknown_name
+from rl.config.paths import locate, locate_function
+from rl.config.yaml_files import read_yaml
+from rl.errors import ConfigError, ToolError, unknown_name
 from rl.tools.base import Tool, ToolConfig
 from rl.tools.deadlines import LoopClock
 from rl.tools.execution import ToolRunner, ToolSession
@@ -95,7 +95,7 @@ def load_toolbox(path: Path, *, overrides: dict[str, dict[str, Any]] | None = No
     Raises:
         ToolError: The file, an entry, a class, a function, a server, a setting or a schema is wrong.
     """
-    entries = _read_entries(Path(path))
+    entries = read_entries(Path(path))
     tools: dict[str, Tool] = {}
     warnings: list[str] = []
     remaining = dict(overrides or {})
@@ -112,19 +112,30 @@ def load_toolbox(path: Path, *, overrides: dict[str, dict[str, Any]] | None = No
     return Toolbox(list(tools.values()), warnings)
 
 
-def _read_entries(path: Path) -> list[dict[str, Any]]:
+def read_entries(path: Path) -> list[dict[str, Any]]:
+    """Read the list `tools` of a YAML file. Relative paths in it follow the rule of `rl.config.paths`, from the file.
+
+    Raises:
+        ToolError: The file cannot be read, or has no such list.
+    """
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ToolError(f"{path}: cannot be read, {error.strerror}. Check rl_config.tool_config_path.") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ToolError(f"{path}: is not valid YAML: {error}. Correct the file.") from error
-    entries = content.get("tools") if isinstance(content, dict) else None
+        content = read_yaml(path)
+    except ConfigError as error:
+        raise ToolError(f"rl_config.tool_config_path: {error}") from error
+    entries = content.get("tools")
     if not isinstance(entries, list) or not entries or not all(isinstance(e, dict) for e in entries):
         raise ToolError(
             f"{path}: needs a list `tools` of entries with class_name, function or mcp, got {entries!r}. "
             "See docs/tools.md."
         )
+    folders = (path.parent,)
+    for entry in entries:
+        for key in ("class_name", "function"):
+            if isinstance(entry.get(key), str):
+                entry[key] = locate_function(entry[key], folders)
+        settings = entry.get("config")
+        if isinstance(settings, dict) and isinstance(settings.get("corpus_path"), str):
+            settings["corpus_path"] = locate(settings["corpus_path"], folders)
     return entries
 
 

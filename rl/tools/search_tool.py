@@ -24,7 +24,7 @@ class SearchToolConfig(ToolConfig):
     retrieval_service_url: str = "embedded"
     """Address of `POST /retrieve`; `embedded` is replaced by the retriever that the trainer starts."""
     corpus_path: str = ""
-    """Corpus of an embedded retriever, relative to the working directory."""
+    """Corpus of an embedded retriever; looked for in the working folder, then beside the tool YAML."""
     topk: int = 3
     """Documents of one query, at least 1."""
 

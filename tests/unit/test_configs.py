@@ -9,9 +9,10 @@ import pytest
 import yaml
 
 from rl.config.build import build_section, key_paths
-from rl.config.load import compose_config, default_config_dir, load_dataset_config
+from rl.config.load import compose_config, load_dataset_config
 from rl.config.problems import Problem, Severity
 from rl.config.schema import Config, DatasetConfig, ModelConfig
+from rl.config.sources import shipped_folder
 from rl.config.validate import find_problems
 from rl.preflight import inspect_run
 from rl.tools.registry import load_toolbox
@@ -23,8 +24,8 @@ def names(pattern: str) -> list[str]:
     return sorted(str(path.relative_to(CONFIGS).with_suffix("")) for path in CONFIGS.glob(pattern))
 
 
-def test_default_config_dir_is_the_projects_own() -> None:
-    assert default_config_dir() == CONFIGS
+def test_shipped_folder_is_the_projects_own() -> None:
+    assert shipped_folder() == CONFIGS
 
 
 @pytest.mark.parametrize("name", [name for name in names("*.yaml") if name != "play"])

@@ -118,10 +118,32 @@ def test_preflight_evaluation_needs_held_out_prompts(config: Config) -> None:
 
 def test_preflight_evaluation_needs_no_memory_for_an_actor(config: Config) -> None:
     config.megatron_training.test_data_path = config.megatron_training.data_path
-    config.rl_config.actor_resource.num_devices = 10**9
+    config.rl_config.actor_resource.num_devices = 100_000
     preflight_evaluation(config)
     with pytest.raises(ConfigError, match="of memory"):
         preflight(config)
+
+
+@pytest.mark.parametrize("check", [preflight, preflight_sft, preflight_evaluation])
+def test_preflight_looks_where_a_run_writes_before_anything_starts(
+    config: Config, tmp_path: Path, check: Callable[[Config], object], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config.megatron_training.test_data_path = config.megatron_training.data_path
+    (tmp_path / "taken").mkdir()
+    (tmp_path / "file").write_text("")
+    config.megatron_training.output_dir, config.megatron_training.run_name = str(tmp_path), "taken"
+    with pytest.raises(
+        ConfigError, match=r"megatron_training.run_name: .*/taken exists already, and no run overwrites"
+    ):
+        check(config)
+    config.megatron_training.output_dir = str(tmp_path / "file" / "runs")
+    with pytest.raises(ConfigError, match=r"megatron_training.output_dir: no folder can be made in .*/file, got"):
+        check(config)
+    config.megatron_training.output_dir, config.megatron_training.run_name = str(tmp_path), None
+    config.rl_config.use_wandb, config.rl_config.use_tensorboard = True, False
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(ConfigError, match=r"rl_config.use_wandb: needs the package wandb, which is not installed"):
+        check(config)
 
 
 def test_preflight_names_shared_memory_that_is_too_small(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -186,7 +208,7 @@ def spoil(**changes: object) -> Callable[[Config], None]:
             "megatron_training.test_data_path: nowhere.parquet: no such data file.",
         ),
         (spoil(a_load="nowhere"), "actor_config.load: no folder 'nowhere'."),
-        (spoil(g_kv_cache_memory_gb=1e6), "of memory, "),
+        (spoil(g_kv_cache_memory_gb=1e5), "of memory, "),
     ],
 )
 def test_preflight_names_what_is_wrong(config: Config, change: Callable[[Config], None], message: str) -> None:

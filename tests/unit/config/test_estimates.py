@@ -27,6 +27,7 @@ def make_config() -> Config:
     config.rl_config.mini_batch_size = 4
     config.rl_config.epochs = 2
     config.rl_config.max_prompt_length = 100
+    config.rl_config.multi_turn_enable = True
     config.rl_config.max_total_response_length = 300
     config.rl_config.max_packing_token_size = 1000
     config.rl_config.actor_resource.num_devices = 4
@@ -43,6 +44,13 @@ def test_batch_arithmetic_rounds_uneven_batches_up() -> None:
     assert batch.data_parallel_size == 2
     assert batch.tokens_per_trajectory == 400
     assert batch.micro_batches_per_rank == 4  # 8 trajectories of a rank, 2 of them in 1000 tokens
+
+
+def test_longest_sample_without_tools_is_the_prompt_and_one_turn() -> None:
+    config = make_config()
+    config.rl_config.multi_turn_enable = False
+    config.generate_config.sampling_config.max_tokens = 700
+    assert batch_arithmetic(config).tokens_per_trajectory == 800
 
 
 def test_batch_arithmetic_gives_a_long_sample_a_micro_batch_of_its_own() -> None:

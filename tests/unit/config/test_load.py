@@ -110,6 +110,10 @@ def test_load_tells_which_keys_were_given(folder: Path) -> None:
             "Did you mean 'cosine'?",
         ),
         (
+            "rl_config.epochs=1,2",
+            "rl_config.epochs: must be an integer, got '1,2' (text). Write a whole number such as 8.",
+        ),
+        (
             "generate_config.sampling_config=greedy",
             "generate_config.sampling_config: must be a section of keys, got 'greedy' (text). Write its keys below it.",
         ),
@@ -133,8 +137,7 @@ def test_load_reports_every_problem_at_once(folder: Path) -> None:
             "rl_config.verifier_weight=[1.0",
             "override: cannot be read, got 'rl_config.verifier_weight=[1.0'. Close every",
         ),
-        ("model=huge", "Available options in 'model': large small"),
-        ("rl_config.epochs=1,2", "To use it as a list, use key=[value1,value2]"),
+        ("model=huge", "Available options in 'model': large qwen25_0_5b qwen25_7b qwen3_4b small smollm2_135m."),
         ("rl_config.epochs=${rl_config.nothing}", "Interpolation key 'rl_config.nothing' not found"),
     ],
 )
@@ -145,9 +148,9 @@ def test_compose_rejects_what_cannot_be_composed(folder: Path, override: str, pa
 
 
 def test_compose_lists_the_files_where_the_name_is_wrong(folder: Path) -> None:
-    with pytest.raises(ConfigError, match=r"no file 'runn.yaml' in .*\. Did you mean 'run'\? It has: run\."):
+    with pytest.raises(ConfigError, match=r"no file 'runn.yaml' in .*\. Did you mean 'run'\? There is: .*, run, "):
         compose_config("runn", (), folder)
-    with pytest.raises(ConfigError, match=r"no file 'datasets/row.yaml' in .* It has: datasets/rows\."):
+    with pytest.raises(ConfigError, match=r"no file 'datasets/row.yaml' in .* 'datasets/rows'"):
         load_dataset_config("datasets/row", (), folder)
     with pytest.raises(ConfigError, match=r"--config-dir: no folder .*/nowhere\. Name the folder"):
         compose_config("run", (), folder / "nowhere")
@@ -155,7 +158,7 @@ def test_compose_lists_the_files_where_the_name_is_wrong(folder: Path) -> None:
 
 def test_compose_names_the_file_of_broken_yaml(folder: Path) -> None:
     (folder / "broken.yaml").write_text("rl_config: {epochs: 1\n")
-    with pytest.raises(ConfigError, match=r"broken.yaml: cannot be composed, got: "):
+    with pytest.raises(ConfigError, match=r"broken.yaml, line 2: is not valid YAML: expected ',' or '}', but got"):
         compose_config("broken", (), folder)
 
 
@@ -168,10 +171,8 @@ def test_compose_warns_of_a_mindspeed_key_that_does_nothing(folder: Path) -> Non
 
 
 def test_compose_rejects_a_mindspeed_setting_that_would_change_results(folder: Path) -> None:
-    texts = errors_of(folder, "rl_config.gamma=0.9", "rl_config.actor_resource.num_npus=8")
+    texts = errors_of(folder, "rl_config.gamma=0.9")
     assert texts == [
-        "rl_config.actor_resource.num_npus: this setting of MindSpeed-RL is not available, got 8 (integer). "
-        "Here it is rl_config.actor_resource.num_devices.",
         "rl_config.gamma: this setting of MindSpeed-RL is not available, got 0.9 (number). "
         "Tokens are not discounted, turns by turn_reward_discount. Set 1.0 or remove it.",
     ]

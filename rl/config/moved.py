@@ -1,0 +1,97 @@
+"""Keys and names of MindSpeed-RL that mean what another one means here: the value is taken over, with a warning."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+from rl.config.migration import MIGRATIONS, NO_ARCHITECTURE
+from rl.config.problems import Problem, warning
+from rl.config.schema import Config
+
+_SAME_REWARDS = {
+    "acc": "math_acc",
+    "acc_for_dapo": "math_acc",
+    "acc_for_ppo": "math_acc",
+    "math_17k_acc": "math_acc",
+    "math_verify_reward": "math_acc",
+    "strict_format": "format",
+}
+"""Rewards of MindSpeed-RL by the one here that judges the same."""
+
+_SAME_PENALTIES = {"kl": "k1", "mse": "k2"}
+"""Its estimators of the divergence by their name here."""
+
+
+def take_over(root: type, tree: Any) -> tuple[dict[str, Any], list[Problem]]:
+    """Bring what has another name here under that name.
+
+    Args:
+        root: The dataclass of the whole configuration.
+        tree: The composed mapping.
+
+    Returns:
+        A changed copy, and a warning for each change.
+    """
+    tree, problems = copy.deepcopy(tree), []
+    for path, entry in MIGRATIONS[root].items():
+        section, _, key = path.rpartition(".")
+        old = _mapping_at(tree, section)
+        if entry.moved_to and old is not None and key in old:
+            value, kept = old.pop(key), "taken over"
+            new_section, _, new_key = entry.moved_to.rpartition(".")
+            new = _mapping_at(tree, new_section, make=True)
+            if new is None or new_key in new:
+                kept = f"left out beside {entry.moved_to}"
+            else:
+                new[new_key] = value
+            problems.append(warning(f"{path}: got {value!r:.60}, {kept}. {entry.advice}"))
+    if root is Config:
+        problems += [*_model_sections(tree), *_reward_names(tree), *_penalty_name(tree)]
+    return tree, problems
+
+
+def _mapping_at(tree: Any, path: str, *, make: bool = False) -> dict[str, Any] | None:
+    node = tree
+    for part in filter(None, path.split(".")):
+        if make and isinstance(node, dict):
+            node.setdefault(part, {})
+        node = node.get(part) if isinstance(node, dict) else None
+    return node if isinstance(node, dict) else None
+
+
+def _model_sections(tree: dict[str, Any]) -> list[Problem]:
+    """`model.NAME: {...}` of `defaults: [{model: [NAME]}]`: an architecture under the model's name."""
+    model = _mapping_at(tree, "model") or {}
+    named = [name for name, value in model.items() if isinstance(value, dict)]
+    problems = []
+    for name in named:
+        keys = ", ".join(map(str, model.pop(name)))
+        problems.append(warning(f"model.{name}: has no effect here, got a section with {keys}. {NO_ARCHITECTURE}"))
+    return problems
+
+
+def _reward_names(tree: dict[str, Any]) -> list[Problem]:
+    rl = _mapping_at(tree, "rl_config") or {}
+    names = rl.get("verifier_function")
+    if not isinstance(names, list):
+        return []
+    problems: list[Problem] = []
+    for index, name in enumerate(names):
+        here = _SAME_REWARDS.get(name) if isinstance(name, str) else None
+        if here is not None and here not in names:
+            names[index] = here
+            if rl.get("filter_groups_metric") == name:
+                rl["filter_groups_metric"] = here
+            text = f"rl_config.verifier_function[{index}]: got '{name}', taken over. Here it is {here}, 0 or 1."
+            problems.append(warning(text))
+    return problems
+
+
+def _penalty_name(tree: dict[str, Any]) -> list[Problem]:
+    rl = _mapping_at(tree, "rl_config") or {}
+    name = rl.get("kl_penalty")
+    if not isinstance(name, str) or name not in _SAME_PENALTIES:
+        return []
+    rl["kl_penalty"] = _SAME_PENALTIES[name]
+    return [warning(f"rl_config.kl_penalty: got '{name}', taken over. Here it is {rl['kl_penalty']}.")]

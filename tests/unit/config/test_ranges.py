@@ -1,0 +1,163 @@
+"""Every number of the schema has bounds that a sane run cannot leave, and no other value passes for a number."""
+
+from __future__ import annotations
+
+import json
+import math
+import typing
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from rl.__main__ import main
+from rl.config.build import build_section, field_types, key_paths, plain_mapping
+from rl.config.load import compose_config
+from rl.config.model_facts import read_model_facts
+from rl.config.ranges import RANGES, range_problems, set_value
+from rl.config.schema import Config, DatasetConfig
+from rl.errors import ModelError
+
+MAY_BE_NEGATIVE = {
+    "generate_config.sampling_config.top_k",
+    "generate_config.eval_sampling_config.top_k",
+    "rl_config.filter_groups_max_batches",
+    "rl_config.verifier_weight",
+}
+TEXT_MODEL = {"model_type": "llama", "tie_word_embeddings": True}
+FACTS = {
+    **TEXT_MODEL,
+    "num_hidden_layers": 4,
+    "hidden_size": 8,
+    "intermediate_size": 16,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "vocab_size": 32,
+}
+
+
+def kind_of(root: type, path: str) -> Any:
+    *sections, key = path.split(".")
+    for section in sections:
+        root = field_types(root)[section]
+    return field_types(root)[key]
+
+
+def is_number(kind: Any) -> bool:
+    return kind in (int, float) or any(arg in (int, float) for arg in typing.get_args(kind))
+
+
+def test_every_number_has_a_range_and_its_default_is_in_it() -> None:
+    numbers = {path for root in (Config, DatasetConfig) for path in key_paths(root) if is_number(kind_of(root, path))}
+    assert numbers == set(RANGES)
+    assert [*range_problems(Config()), *range_problems(DatasetConfig())] == []
+
+
+def errors_of(root: type, path: str, value: Any) -> list[str]:
+    """Keys that are wrong where one has this value."""
+    tree = plain_mapping(root())
+    *sections, key = path.split(".")
+    section = tree
+    for name in sections:
+        section = section[name]
+    section[key] = [value] if typing.get_origin(kind_of(root, path)) is list else value
+    problems: list[Any] = []
+    config = build_section(root, tree, "", problems, root)
+    return [problem.key.partition("[")[0] for problem in (*problems, *range_problems(config))]
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf, 1e30, 10**30, 10**400, "8", True, {}, -1e30])
+def test_no_number_takes_what_is_none_or_absurd(value: Any) -> None:
+    for root in (Config, DatasetConfig):
+        for path in key_paths(root):
+            if is_number(kind_of(root, path)):
+                assert errors_of(root, path, value) == [path], (path, value)
+
+
+def test_minus_one_and_null_are_refused_but_where_they_mean_something() -> None:
+    for path in RANGES:
+        root = Config if "." in path else DatasetConfig
+        assert errors_of(root, path, -1) == ([] if path in MAY_BE_NEGATIVE else [path])
+        may_be_null = type(None) in typing.get_args(kind_of(root, path))
+        assert errors_of(root, path, None) == ([] if may_be_null else [path])
+
+
+@pytest.mark.parametrize("value", [5, 1.5, True, math.nan])
+def test_text_is_no_number(value: Any) -> None:
+    for path in ("actor_config.load", "megatron_training.run_name", "rl_config.prompt_type"):
+        assert errors_of(Config, path, value) == [path]
+
+
+@pytest.mark.parametrize("written", ["nan", "5", "-1", "1e30", ".inf", "'.nan'"])
+def test_a_number_is_no_path_however_it_is_written(tmp_path: Path, written: str) -> None:
+    (tmp_path / "run.yaml").write_text(
+        f"actor_config: {{load: {written}}}\nmegatron_training: {{output_dir: {written}}}\n"
+    )
+    (tmp_path / "empty.yaml").write_text("")
+    for name, overrides in (
+        ("run", []),
+        ("empty", [f"actor_config.load={written}", f"megatron_training.output_dir={written}"]),
+    ):
+        problems = compose_config(name, overrides, tmp_path).problems
+        assert {problem.key for problem in problems} == {"actor_config.load", "megatron_training.output_dir"}
+    config = compose_config("empty", ["actor_config.load=./5"], tmp_path).config
+    assert config.actor_config.load == "./5"
+
+
+def test_a_path_that_the_file_system_refuses_is_told(tmp_path: Path) -> None:
+    (tmp_path / "run.yaml").write_text(
+        'actor_config: {load: "a\\0b"}\nmegatron_training: {data_path: "' + "x" * 300 + '"}\n'
+    )
+    texts = [problem.text for problem in compose_config("run", (), tmp_path).problems]
+    assert texts[0].startswith("actor_config.load: cannot be a path here (embedded null byte), got ")
+    assert texts[1].startswith("megatron_training.data_path: cannot be a path here (File name too long), got 'xxxxx")
+
+
+@pytest.mark.parametrize(
+    "key", ["generate_config.kv_cache_memory_gb", "actor_config.lr", "rl_config.max_packing_token_size"]
+)
+@pytest.mark.parametrize("value", ["nan", "inf", "1e30", "-1"])
+def test_validate_goes_on_after_an_absurd_value(tmp_path: Path, key: str, value: str, capsys: Any) -> None:
+    (tmp_path / "run.yaml").write_text("defaults: [{model: smollm2_135m}, _self_]\nactor_config: {load: nowhere}\n")
+    assert main(["validate", "--config-dir", str(tmp_path), "--config-name", "run", f"{key}={value}"]) == 2
+    assert f"error {key}: must be " in capsys.readouterr().out
+
+
+def test_rules_do_not_judge_what_stands_in_for_a_wrong_value(tmp_path: Path, capsys: Any) -> None:
+    (tmp_path / "run.yaml").write_text("defaults: [{model: smollm2_135m}, _self_]\nactor_config: {load: nowhere}\n")
+    wrong = ["rl_config.max_prompt_length=4k", "generate_config.max_model_len=1500"]
+    assert main(["validate", "--config-dir", str(tmp_path), "--config-name", "run", *wrong]) == 2
+    shown = capsys.readouterr().out
+    assert [line.split()[1] for line in shown.splitlines() if line.startswith("error")] == [
+        "rl_config.max_prompt_length:",
+        "megatron_training.data_path:",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"hidden_size": -1}, "hidden_size: must be at least 0, got -1."),
+        ({"num_key_value_heads": 1e30}, "num_key_value_heads: must be at most 100,000, got "),
+        ({"vocab_size": True}, "vocab_size: must be an integer, got True (true or false)."),
+        ({"num_hidden_layers": "4"}, "num_hidden_layers: must be an integer, got '4' (text)."),
+        ({"head_dim": 0}, "head_dim: must be at least 1, got 0."),
+        ({"max_position_embeddings": math.nan}, "max_position_embeddings: must be an integer, got nan (number)."),
+        ({"num_key_value_heads": 3}, "num_key_value_heads: must divide 4 num_attention_heads, got 3."),
+    ],
+)
+def test_model_folder_with_an_absurd_size_is_refused(tmp_path: Path, change: dict[str, Any], message: str) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(FACTS | change))
+    with pytest.raises(ModelError) as raised:
+        read_model_facts(tmp_path)
+    assert f"{tmp_path}/config.json: {message}" in str(raised.value)
+
+
+def test_a_range_shows_the_side_that_was_left() -> None:
+    config = Config()
+    set_value(config, "rl_config.epochs", 0)
+    set_value(config, "actor_config.lr", 2.0)
+    assert [problem.text for problem in range_problems(config)] == [
+        "actor_config.lr: must be at most 1, got 2.0. Correct the value.",
+        "rl_config.epochs: must be at least 1, got 0. Correct the value.",
+    ]
