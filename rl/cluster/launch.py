@@ -36,6 +36,7 @@ from rl.cluster.placement import Placement, Process, place
 from rl.cluster.rate_limits import start_rate_limits
 from rl.cluster.relay import remove_folder
 from rl.cluster.rollouts import RolloutGroup
+from rl.cluster.turns import Turns
 from rl.config.device import runs_on_cuda
 from rl.config.schema import Config
 from rl.errors import ConfigError
@@ -119,13 +120,17 @@ def launch(
             stack.push(_shut_down([*workers, reward]))
             homes = [nodes.node_of(process) for process in layout.rollouts]
             _check_services_reach(overrides, set(homes) - {here.id})
-            rollouts = RolloutGroup(workers, prompts, config, nodes=homes, sleep_between=colocated, on_group=on_group)
+            rollouts = RolloutGroup(workers, prompts, config, nodes=homes, on_group=on_group)
+            if colocated:
+                rollouts.leave_devices()  # before the actor loads its model beside them
         if loss is not None:
             actors = _start_actors(config, layout.actors, nodes, log_directory, loss=loss, num_steps=num_steps)
             references = _start_actors(config, layout.references, nodes, log_directory, loss="reference")
             stack.push(_shut_down(actors + references))
             homes = [nodes.node_of(process) for process in layout.actors]
-            actor = ActorGroup(actors, references, config, shards, nodes=homes, offload=colocated)
+            actor = ActorGroup(actors, references, config, shards, nodes=homes)
+            if colocated and rollouts is not None:
+                actor.turns = rollouts.turns = Turns(actor)
         note_shared_memory(shards)
         stack.callback(ignore_interrupts)  # the first of all endings
         yield Cluster(actor, rollouts)
