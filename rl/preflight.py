@@ -16,6 +16,7 @@ from rl.algorithms.advantages import ADVANTAGES, NEED_CRITIC
 from rl.algorithms.importance import REJECTIONS
 from rl.algorithms.losses import LOSSES
 from rl.config.device import runs_on_cuda
+from rl.config.memory_check import memory_problems
 from rl.config.model_facts import find_model_facts, head_size
 from rl.config.problems import Problem, error, note, raise_errors, warning
 from rl.config.schema import Config, Device, ModelConfig
@@ -24,7 +25,6 @@ from rl.data.prompts import drop_long_prompts, load_prompts
 from rl.data.templates import TEMPLATES
 from rl.errors import CheckpointError, ConfigError, DataError, ModelError, RewardError, ToolError, unknown_name
 from rl.observability.run import find_checkpoint
-from rl.preflight_memory import memory_problems
 from rl.rewards.registry import load_rewards
 from rl.rollout.dialog import load_dialog
 from rl.tools.parsers import check_parser_name

@@ -51,7 +51,8 @@ def free_device_memory() -> list[tuple[int, int]]:
     except (subprocess.CalledProcessError, subprocess.TimeoutExpired) as error:
         reason = str(error.stderr or error).strip().rpartition("\n")[2]
         raise ConfigError(
-            f"megatron_training.device: the accelerators do not answer, got '{reason}'. Look at `nvidia-smi`, or set cpu."
+            f"megatron_training.device: the accelerators do not answer, got '{reason}'. "
+            "Look at `nvidia-smi`, or set cpu."
         ) from error
     return [(free, total) for free, total in json.loads(answer.stdout)]
 

@@ -16,8 +16,8 @@ from rl.algorithms.losses import LOSSES
 from rl.training.actor import Actor
 from tests.distributed.layouts import (
     CLIP_RANGES,
-    LAYOUTS,
     IN_BFLOAT16,
+    LAYOUTS,
     TIED,
     UNTIED,
     Layout,
@@ -143,7 +143,7 @@ def test_updates_in_bfloat16_equal_those_in_float32_but_for_rounding(results: Re
             assert one["actor/entropy"] == pytest.approx(other["actor/entropy"], rel=0.01)
     gradients, weights = (_join(getattr(updates, name) for updates, _ in loaded) for name in ("gradients", "weights"))
     whole = [torch.cat([g[name].float().flatten() for name in sorted(g)]) for g in (gradients, expected.gradients)]
-    assert float((whole[0] - whole[1]).norm() / whole[1].norm()) < 0.03
+    assert float((whole[0] - whole[1]).norm() / whole[1].norm()) < 0.06
     errors = relative_errors(gradients, expected.gradients)
     assert max(errors.values()) < 0.1, errors
     assert max(relative_errors(weights, expected.weights).values()) < 0.02

@@ -100,7 +100,7 @@ def test_preflight_evaluation_needs_no_memory_for_an_actor(config: Config) -> No
 
 
 def test_preflight_names_shared_memory_that_is_too_small(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("rl.preflight_memory.free_shared_bytes", lambda: 1000)
+    monkeypatch.setattr("rl.config.memory_check.free_shared_bytes", lambda: 1000)
     with pytest.raises(ConfigError, match=r"published weights need 0.00 GiB of shared memory, 0.00 GiB are free in"):
         preflight(config)
 

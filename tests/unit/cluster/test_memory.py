@@ -19,7 +19,7 @@ from rl.cluster.placement import Placement, Process
 from rl.config.device_memory import PROCESS_BYTES, DeviceMemory, device_memory
 from rl.config.estimates import GIB, MemoryEstimate, memory_estimate
 from rl.config.load import load_config
-from rl.config.schema import Config, Device, ModelConfig
+from rl.config.schema import Config, ModelConfig
 from rl.observability.run import Run
 from rl.train import train
 from rl.types import BusySeconds, Group, MicroBatch, Prompt, Sampling, StopReason, TokenSequence, Trajectory

@@ -35,6 +35,8 @@ def test_engine_in_a_placement_group_runs_its_workers_as_its_own_processes(monke
     monkeypatch.setattr(ray.util, "get_current_placement_group", object)
     assert ParallelConfig(tensor_parallel_size=2).distributed_executor_backend == "ray"
     ours = arguments(Device.CUDA, infer_tensor_parallel_size=2).distributed_executor_backend
-    assert ParallelConfig(tensor_parallel_size=2, distributed_executor_backend=ours).distributed_executor_backend == "mp"
+    assert (
+        ParallelConfig(tensor_parallel_size=2, distributed_executor_backend=ours).distributed_executor_backend == "mp"
+    )
     alone = arguments(Device.CUDA).distributed_executor_backend
     assert ParallelConfig(distributed_executor_backend=alone).distributed_executor_backend == "uni"

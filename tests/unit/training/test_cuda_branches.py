@@ -1,5 +1,5 @@
-"""What only runs on CUDA, run without it: tensors that say they are on CUDA, on the meta device, where shapes, dtypes and
-autograd are real, and on the CPU with the packed kernel written out, where values are."""
+"""What only runs on CUDA, run without it: tensors that say they are on CUDA, on the meta device, where shapes, dtypes
+and autograd are real, and on the CPU with the packed kernel written out, where values are."""
 
 from __future__ import annotations
 

@@ -9,15 +9,15 @@ from typing import Any
 
 import pytest
 
-from rl import preflight_memory as module
 from rl.config import machine
+from rl.config import memory_check as module
 from rl.config.device_memory import DeviceMemory, device_memory
 from rl.config.estimates import GIB
 from rl.config.load import load_config
 from rl.config.machine import free_device_memory
+from rl.config.memory_check import device_problems, memory_problems
 from rl.config.schema import Config, Device, ModelConfig
 from rl.errors import ConfigError
-from rl.preflight_memory import device_problems, memory_problems
 
 QWEN25_7B = ModelConfig("qwen2", 28, 3584, 18944, 28, 4, None, 152064, False)
 
@@ -42,7 +42,9 @@ def test_devices_that_hold_each_phase_are_no_problem() -> None:
 
 def test_an_update_that_does_not_fit_says_what_to_lower() -> None:
     (text,) = on_devices((49, 80), share=0.4)
-    assert text.startswith("actor_config.load: an update needs about 50.0 GiB of each device, 49.0 GiB are free. Lower ")
+    assert text.startswith(
+        "actor_config.load: an update needs about 50.0 GiB of each device, 49.0 GiB are free. Lower "
+    )
 
 
 def test_an_engine_that_does_not_fit_beside_what_stays_of_the_actor_is_told() -> None:
@@ -70,7 +72,9 @@ def shipped(**changes: Any) -> Config:
     return config
 
 
-def problems_on(monkeypatch: pytest.MonkeyPatch, config: Config, *, device: float, host: float, shm: float) -> list[str]:
+def problems_on(
+    monkeypatch: pytest.MonkeyPatch, config: Config, *, device: float, host: float, shm: float
+) -> list[str]:
     monkeypatch.setattr(module, "free_device_memory", lambda: [(int(device * GIB), int(80 * GIB))] * 8)
     monkeypatch.setattr(module, "free_memory_bytes", lambda: int(host * GIB))
     monkeypatch.setattr(module, "free_shared_bytes", lambda: int(shm * GIB))
