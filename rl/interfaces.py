@@ -44,7 +44,7 @@ class Engine(Protocol):
         ...
 
     async def update_weights(self, update: WeightUpdate) -> None:
-        """Load published weights, drop the prefix cache, abort requests in flight, and stamp the new version.
+        """Wake up, load published weights, drop the prefix cache, abort requests in flight, stamp the new version.
 
         Raises:
             WeightSyncError: The checksum of the loaded tensors differs from `update.checksum`.
@@ -52,11 +52,10 @@ class Engine(Protocol):
         ...
 
     async def sleep(self) -> None:
-        """Free the accelerator's memory for the actor; nothing on CPU."""
-        ...
+        """Free the accelerator's memory for the actor, weights included; nothing on CPU.
 
-    async def wake_up(self) -> None:
-        """Undo `sleep`."""
+        The next publish wakes the engine; until then it may refuse requests.
+        """
         ...
 
     async def shutdown(self) -> None:

@@ -16,8 +16,7 @@ from rl.algorithms.advantages import ADVANTAGES, NEED_CRITIC
 from rl.algorithms.importance import REJECTIONS
 from rl.algorithms.losses import LOSSES
 from rl.config.device import runs_on_cuda
-from rl.config.estimates import GIB, memory_estimate
-from rl.config.machine import free_memory_bytes, free_shared_bytes
+from rl.config.memory_check import memory_problems
 from rl.config.model_facts import find_model_facts
 from rl.config.problems import Problem, error, note, raise_errors, warning
 from rl.config.schema import Config, Device
@@ -84,7 +83,7 @@ def preflight_sft(config: Config) -> None:
             *resume_problems(config, "sft"),
             *_data_problems(config, ("data_path",), is_strict=True),
             *_model_problems(config, is_strict=True),
-            *_memory_problems(config, with_engines=False),
+            *memory_problems(config, with_engines=False),
         ]
     )
     _log_warnings(_prompt_type_problems(config))
@@ -106,7 +105,7 @@ def preflight_evaluation(config: Config) -> None:
         *_device_problems(config),
         *_data_problems(config, ("test_data_path",), is_strict=True, with_rewards=True),
         *_model_problems(config, is_strict=True),
-        *_memory_problems(config, with_actor=False),
+        *memory_problems(config, with_actor=False),
     ]
     if not config.megatron_training.test_data_path:
         problems.append(error("megatron_training.test_data_path: must name held-out prompts, got nothing. Set a file."))
@@ -135,7 +134,7 @@ def inspect_run(config: Config, given: frozenset[str] = frozenset(), *, is_stric
         problems += _place_problems(config)
         problems += _device_problems(config)
         problems += resume_problems(config, "train")
-        problems += _memory_problems(config)
+        problems += memory_problems(config)
     problems += _data_problems(config, ("data_path", "test_data_path"), is_strict=is_strict, with_rewards=True)
     problems += _prompt_type_problems(config)
     problems += _model_problems(config, is_strict=is_strict)
@@ -347,26 +346,3 @@ def _device_problems(config: Config) -> Iterator[Problem]:
                 f"rl_config.actor_resource.num_devices: the run needs {wanted} devices, this machine has {found}. "
                 "Lower the number, or set ray_address of a cluster."
             )
-
-
-def _memory_problems(config: Config, *, with_actor: bool = True, with_engines: bool = True) -> Iterator[Problem]:
-    """Estimated need against free memory, for runs on this machine's CPU."""
-    facts, _ = find_model_facts(config)
-    if facts is None or runs_on_cuda(config) or config.rl_config.ray_address is not None:
-        return
-    rl, generate = config.rl_config, config.generate_config
-    estimate = memory_estimate(config, facts)
-    engine = estimate.engine_parameter_bytes * generate.infer_tensor_parallel_size + generate.kv_cache_memory_gb * GIB
-    need = estimate.actor_bytes * rl.actor_resource.num_devices if with_actor else 0
-    need += int(engine) * rl.rollout_resource.num_devices if with_engines else 0
-    if need > (free := free_memory_bytes()):
-        yield error(
-            f"actor_config.load: the run needs about {need / GIB:.1f} GiB of memory, {free / GIB:.1f} GiB are free. "
-            "Lower rl_config.max_packing_token_size or generate_config.kv_cache_memory_gb, or take a smaller model."
-        )
-    published = estimate.engine_parameter_bytes * generate.infer_tensor_parallel_size
-    if with_actor and with_engines and published > (free := free_shared_bytes()):
-        yield error(
-            f"actor_config.load: published weights need {published / GIB:.2f} GiB of shared memory, {free / GIB:.2f} "
-            "GiB are free in /dev/shm. Make room there; a container gets more with `--shm-size=8g`."
-        )

@@ -1,8 +1,23 @@
 #!/usr/bin/env bash
-# Run the tests that need a CUDA device; each skips without one. Uses the environment that is active, or else .venv.
+# Run the tests that need a CUDA device, the small ones first: kernels, offloading, actor, engine, a whole run. Each skips
+# where a part is not there (vLLM, Megatron-Core, Ray), and says so. Uses the environment that is active, or else .venv.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 python=python
 if [[ -z "${VIRTUAL_ENV:-}" && -x .venv/bin/python ]]; then python=.venv/bin/python; fi
-exec "$python" -m pytest tests/gpu "$@"
+"$python" - <<'END'
+import importlib.metadata as metadata
+
+import torch
+
+for name in ("torch", "transformers", "megatron-core", "vllm", "ray"):
+    try:
+        print(name, metadata.version(name))
+    except metadata.PackageNotFoundError:
+        print(name, "is not installed")
+for index in range(torch.cuda.device_count()):
+    print(torch.cuda.get_device_name(index), f"{torch.cuda.get_device_properties(index).total_memory / 1024**3:.0f} GiB")
+END
+tests=(tests/gpu/test_{kernels,offload,actor,engine,run}_cuda.py)
+exec "$python" -m pytest -rs "${tests[@]}" "$@"

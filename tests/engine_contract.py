@@ -25,7 +25,7 @@ async def check_engine(engine: Engine, publish: Publish, *, max_tokens: int = 6,
     await check_publish_aborts_in_flight(engine, await publish(2), long)
     await check_request_during_publish(engine, await publish(3), max_tokens)
     await engine.sleep()
-    await engine.wake_up()
+    await engine.update_weights(await publish(3))
     await check_length_and_logprobs(engine, max_tokens)
 
 

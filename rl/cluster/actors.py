@@ -13,6 +13,7 @@ from torch import Tensor
 
 from rl.algorithms.kl import KlCoefficient, kl_of_samples
 from rl.cluster.health import get_all
+from rl.cluster.turns import Turns
 from rl.config.schema import Config
 from rl.data.packing import pack_samples, packing_layout
 from rl.rollout.samples import sampled_rows
@@ -34,7 +35,6 @@ class ActorGroup:
         config: The run's configuration.
         shard_directory: Folder in shared memory for published weights.
         nodes: Ray's id of each actor's node.
-        offload: Move the training state to the host between updates (engines share the accelerators).
     """
 
     def __init__(
@@ -45,10 +45,11 @@ class ActorGroup:
         shard_directory: Path,
         *,
         nodes: Sequence[str],
-        offload: bool = False,
     ) -> None:
         self.actors, self.references, self.config = actors, references, config
-        self.shard_directory, self.nodes, self.offload = shard_directory, nodes, offload
+        self.shard_directory, self.nodes = shard_directory, nodes
+        self.turns: Turns | None = None
+        """With engines on the same accelerators."""
         actor = config.actor_config
         self.model_parallel = actor.tensor_model_parallel_size * actor.pipeline_model_parallel_size
         self.num_publishes = 0
@@ -77,6 +78,7 @@ class ActorGroup:
         }
         if not (self.references and rl.use_kl_in_reward and trajectories):
             return {}
+        self._begin_turn()
         layout = packing_layout(self.config, num_data_parallel=self.num_data_parallel)
         layout = replace(layout, mini_batch_prompts=len(groups), epochs=1)
         batch = pack_samples(sampled_rows(list(trajectories.values())), layout)
@@ -101,8 +103,7 @@ class ActorGroup:
         With one optimizer step for the batch they are the current ones, and the update takes those; with `bypass_mode`
         it takes the engine's.
         """
-        if self.offload:
-            self._call(self.actors, "onload", what="the actor's return to the accelerator")
+        self._begin_turn()
         if len(batch.mini_batches) > 1 and not self.config.rl_config.rollout_correction.bypass_mode:
             self._fill(self.actors, batch, "old_logprobs")
         return batch
@@ -110,6 +111,7 @@ class ActorGroup:
     def add_ref_logprobs(self, batch: Batch) -> Batch:
         """Fill in the reference's log-probs, where the KL term is in the loss."""
         if self.references and not self.config.rl_config.use_kl_in_reward:
+            self._begin_turn()
             self._fill(self.references, batch, "ref_logprobs")
         return batch
 
@@ -120,6 +122,7 @@ class ActorGroup:
         out. `actor/entropy`, `actor/ppo_kl` and `actor/pg_clipfrac` are means here also where the loss is a sum over
         tokens by a constant.
         """
+        self._begin_turn()
         totals: dict[str, list[float]] = {}
         offending: dict[str, None] = {}
         for mini_batch in batch.mini_batches:
@@ -143,13 +146,12 @@ class ActorGroup:
 
     def publish(self, version: int) -> WeightUpdate:
         """Write the weights to shared memory, with a checksum the first time."""
+        self._begin_turn()
         with_checksum = self.num_publishes == 0
         self.num_publishes += 1
         refs = [w.publish.remote(self.shard_directory, version, with_checksum) for w in self.actors]
         written = get_all(refs, what="publishing the actor's weights", timeout_s=_PUBLISH_TIMEOUT_S)
         places = [(node, shard) for node, shard in zip(self.nodes, written, strict=True) if shard]
-        if self.offload:
-            self._call(self.actors, "offload", what="the actor's move to the host")
         return WeightUpdate(
             version=version,
             paths=tuple(str(shard.path) for _, shard in places),
@@ -160,15 +162,26 @@ class ActorGroup:
 
     def save_checkpoint(self, directory: Path) -> None:
         """Write Hugging Face weights, the optimizer's state, and the weight of the KL term where it is steered."""
+        self._begin_turn()
         self._call(self.actors, "save_checkpoint", directory, what="writing the actor's checkpoint")
         if self.kl.is_adaptive:
             (directory / _KL_FILE).write_text(json.dumps({"value": self.kl.value}) + "\n", encoding="utf-8")
 
     def load_checkpoint(self, directory: Path) -> None:
         """Restore a checkpoint into the actor; the reference stays what `actor_config.load` is."""
+        self._begin_turn()
         self._call(self.actors, "load_checkpoint", directory, what="reading the actor's checkpoint")
         if self.kl.is_adaptive and (directory / _KL_FILE).is_file():
             self.kl.value = float(json.loads((directory / _KL_FILE).read_text(encoding="utf-8"))["value"])
+
+    def leave_devices(self) -> None:
+        """Move what `generate_config.offload_train_*` names to the host, of the actor and of the reference."""
+        self._call(self.actors + self.references, "offload", what="the actor's move to the host")
+
+    def _begin_turn(self) -> None:
+        """Get the accelerators and bring the actor back; the reference comes back by itself where it is needed."""
+        if self.turns is not None and self.turns.begin(self):
+            self._call(self.actors, "onload", what="the actor's return to the accelerator")
 
     def _call(self, workers: list[Any], method: str, *args: Any, what: str) -> list[Any]:
         refs = [getattr(w, method).remote(*args) for w in workers]

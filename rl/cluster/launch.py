@@ -38,6 +38,7 @@ from rl.cluster.placement import Placement, Process, place
 from rl.cluster.rate_limits import start_rate_limits
 from rl.cluster.relay import remove_folder
 from rl.cluster.rollouts import RolloutGroup
+from rl.cluster.turns import Turns
 from rl.cluster.workers import ActorWorker, RewardWorker, RolloutWorker
 from rl.config.device import runs_on_cuda
 from rl.config.schema import Config
@@ -134,10 +135,11 @@ def launch(
                 config, layout, nodes, log_directory, model_folder, overrides, folder
             )
             stack.push(_shut_down([*workers, reward]))
-            rollouts = RolloutGroup(workers, prompts, config, nodes=homes, sleep_between=colocated, on_group=on_group)
-        if colocated:  # the actor loads where the engines are; elsewhere they start side by side
-            _wait_for(starts)
-            starts = {}
+            rollouts = RolloutGroup(workers, prompts, config, nodes=homes, on_group=on_group)
+            if colocated:  # the actor loads where the engines are; elsewhere they start side by side
+                _wait_for(starts)
+                rollouts.leave_devices()
+                starts = {}
         if loss is not None:
             actors, loads = _start_actors(config, layout.actors, nodes, log_directory, loss=loss)
             stack.push(_shut_down(actors))
@@ -146,7 +148,9 @@ def launch(
             stack.push(_shut_down(references))
             _wait_for(loads)
             homes = [nodes.node_of(process) for process in layout.actors]
-            actor = ActorGroup(actors, references, config, shards, nodes=homes, offload=colocated)
+            actor = ActorGroup(actors, references, config, shards, nodes=homes)
+            if colocated and rollouts is not None:
+                actor.turns = rollouts.turns = Turns(actor)
         else:
             _wait_for(starts)
         with_notes.close()

@@ -102,7 +102,7 @@ class Nodes:
         refs = [probe.options(scheduling_strategy=self._bundle(i)).remote() for i in range(num_devices)]
         devices = [str(i) for i in get_all(refs, what="asking for the accelerators", timeout_s=_TIMEOUT_S)]
         nodes = placement_group_table(self._group)["bundles_to_node_id"]
-        self._bundles = sorted(range(num_devices), key=lambda i: (nodes[i], int(devices[i])))
+        self._bundles = sorted(range(num_devices), key=lambda i: (nodes[i], _device_order(devices[i])))
         self._node_ids = [nodes[i] for i in self._bundles]
         self._devices = [devices[i] for i in self._bundles]
 
@@ -120,6 +120,11 @@ class Nodes:
 def on_node(node_id: str) -> NodeAffinitySchedulingStrategy:
     """Ray's option that ties a task or an actor to one node."""
     return NodeAffinitySchedulingStrategy(node_id, soft=False)
+
+
+def _device_order(device: str) -> tuple[int, str]:
+    """Numbers in their order; UUIDs of GPUs and of their MIG slices, which are equally long, by the alphabet."""
+    return len(device), device
 
 
 def _free_address() -> str:

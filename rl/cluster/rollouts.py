@@ -16,6 +16,7 @@ import ray
 from rl.algorithms.filters import check_filter_metric
 from rl.cluster.health import get_all, result
 from rl.cluster.relay import relay
+from rl.cluster.turns import Turns
 from rl.config.schema import Config
 from rl.data.cursor import prompt_cursor
 from rl.data.prompts import id_in_epoch
@@ -67,7 +68,6 @@ class RolloutGroup:
         prompts: The training prompts, those too long already dropped.
         config: The run's configuration.
         nodes: Ray's id of each worker's node.
-        sleep_between: Engines give up their accelerator's memory between `take` and the next publish.
         on_group: Called with (groups done, groups wanted) as they finish, for the progress bar.
     """
 
@@ -78,18 +78,20 @@ class RolloutGroup:
         config: Config,
         *,
         nodes: Sequence[str],
-        sleep_between: bool = False,
         on_group: Callable[[int, int], None] = lambda done, wanted: None,
     ) -> None:
         self.workers = dict(enumerate(workers))
         self.nodes = dict(enumerate(nodes))
         self.router = Router(list(self.workers))
-        self.prompts, self.config, self.sleep_between, self.on_group = prompts, config, sleep_between, on_group
+        self.prompts, self.config, self.on_group = prompts, config, on_group
         self.cursor = prompt_cursor(prompts, config)
         rl = config.rl_config
         metric = rl.filter_groups_metric if rl.filter_groups_enable else None
         self.buffer = GroupBuffer(metric, drop_overlong=rl.overlong_filter_enable)
-        self.is_asleep = False
+        self.turns: Turns | None = None
+        """With an actor on the same accelerators."""
+        self._published: WeightUpdate | None = None
+        self._has_weights = True
 
     def take(self, num_prompts: int, metrics: MutableMapping[str, float]) -> list[Group]:
         """Run the next prompts to scored groups; see `rl.interfaces.Rollouts`.
@@ -101,7 +103,7 @@ class RolloutGroup:
         beyond those wanted come first in the next call (`rl.rollout.buffer`). At the end of the last of `total_epochs`
         the batch has what there is.
         """
-        self._wake()
+        self._begin_turn()
         self._call("restart_clocks", what="restarting the clocks", timeout_s=_PUBLISH_TIMEOUT_S)
         start = time.monotonic()
         filling = self.buffer.begin(num_prompts, int(min(self._prompt_limit(num_prompts), self.cursor.num_left)))
@@ -116,14 +118,11 @@ class RolloutGroup:
         groups = self.buffer.end(filling)
         self._check(filling)
         self._report(filling, time.monotonic() - start, metrics)
-        if self.sleep_between:
-            self._call("sleep", what="putting the engines to sleep", timeout_s=_PUBLISH_TIMEOUT_S)
-            self.is_asleep = True
         return groups
 
     def evaluate(self, prompts: list[Prompt], sampling: Sampling, num_samples: int = 1) -> list[Group]:
         """Run given prompts; see `rl.interfaces.Rollouts`."""
-        self._wake()
+        self._begin_turn()
         batch = _Batch(num_samples, sampling)
         batch.add(prompts)
         finished: dict[int, Group] = {}
@@ -135,11 +134,18 @@ class RolloutGroup:
         return groups
 
     def update_weights(self, update: WeightUpdate) -> None:
-        """Load published weights into every engine."""
-        self._wake()
+        """Load published weights into every engine, which wakes those that sleep."""
+        if self.turns is not None:
+            self.turns.begin(self)
         local = relay(update, [self.nodes[replica] for replica in self.workers])
         updates = {replica: (local[self.nodes[replica]],) for replica in self.workers}
         self._call("update_weights", updates, what="loading published weights", timeout_s=_PUBLISH_TIMEOUT_S)
+        self._published, self._has_weights = update, True
+
+    def leave_devices(self) -> None:
+        """Put the engines to sleep, which forget their weights."""
+        self._call("sleep", what="putting the engines to sleep", timeout_s=_PUBLISH_TIMEOUT_S)
+        self._has_weights = False
 
     def expected_steps(self, completed: int) -> int | None:
         """Steps of the whole run, as far as the prompts tell; see `PromptCursor.expected_steps`."""
@@ -155,11 +161,13 @@ class RolloutGroup:
         if "buffer" in state:  # not in checkpoints from before groups were carried over
             self.buffer.load_state_dict(state["buffer"], self.prompts)
 
-    def _wake(self) -> None:
-        """Engines sleep from `take` to the next publish; a step without samples has none."""
-        if self.is_asleep:
-            self._call("wake_up", what="waking the engines", timeout_s=_PUBLISH_TIMEOUT_S)
-            self.is_asleep = False
+    def _begin_turn(self) -> None:
+        """Get the accelerators; where the actor had them without a publish, its last one is still there to load."""
+        if self.turns is not None:
+            self.turns.begin(self)
+        if not self._has_weights:
+            assert self._published is not None, "the loop begins with a publish"
+            self.update_weights(self._published)
 
     def _prompt_limit(self, num_prompts: int) -> int:
         """Prompts that one batch may use."""

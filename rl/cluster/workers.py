@@ -87,7 +87,7 @@ class ActorWorker:
         self.actor.load_checkpoint(directory)
 
     def offload(self) -> None:
-        """Move parameters, gradients and optimizer state to the host."""
+        """See `rl.training.actor.Actor`."""
         self.actor.offload()
 
     def onload(self) -> None:
@@ -198,10 +198,6 @@ class RolloutWorker:
     async def sleep(self) -> None:
         """See `rl.interfaces.Engine`."""
         await self.engine.sleep()
-
-    async def wake_up(self) -> None:
-        """See `rl.interfaces.Engine`."""
-        await self.engine.wake_up()
 
     async def shutdown(self) -> None:
         """End the engine and close the tools."""

@@ -13,3 +13,9 @@ def runs_on_cuda(config: Config) -> bool:
     import torch  # not at the top: the configuration is read without it
 
     return torch.cuda.is_available()
+
+
+def enforces_eager(config: Config) -> bool:
+    """Whether vLLM neither compiles nor captures CUDA graphs, as `generate_config.enforce_eager` says."""
+    said = config.generate_config.enforce_eager
+    return not runs_on_cuda(config) if said is None else said

@@ -2,15 +2,25 @@
 
 from __future__ import annotations
 
+import json
 import shutil
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
 
+from rl.errors import ConfigError
+
 _GROUPS = Path("/sys/fs/cgroup")
 _VERSION_1 = ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
 _VERSION_2 = ("memory.max", "memory.current", "inactive_file")
+_ASK_DEVICES = """
+import json, torch
+print(json.dumps([torch.cuda.mem_get_info(i) for i in range(torch.cuda.device_count())]))
+"""
+_ASK_TIMEOUT_S = 120.0
 
 
 def free_memory_bytes() -> int:
@@ -25,6 +35,26 @@ def free_memory_bytes() -> int:
 def free_shared_bytes() -> int:
     """Room in /dev/shm."""
     return shutil.disk_usage("/dev/shm").free
+
+
+def free_device_memory() -> list[tuple[int, int]]:
+    """Free and total bytes of each accelerator that CUDA_VISIBLE_DEVICES shows.
+
+    A child process asks: whoever asks keeps a context of half a gigabyte on each device.
+
+    Raises:
+        ConfigError: They do not answer.
+    """
+    command = [sys.executable, "-c", _ASK_DEVICES]
+    try:
+        answer = subprocess.run(command, capture_output=True, text=True, timeout=_ASK_TIMEOUT_S, check=True)
+    except (subprocess.CalledProcessError, subprocess.TimeoutExpired) as error:
+        reason = str(error.stderr or error).strip().rpartition("\n")[2]
+        raise ConfigError(
+            f"megatron_training.device: the accelerators do not answer, got '{reason}'. "
+            "Look at `nvidia-smi`, or set cpu."
+        ) from error
+    return [(free, total) for free, total in json.loads(answer.stdout)]
 
 
 def limited_room(groups: str, root: Path = _GROUPS) -> Iterator[int]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 
 import yaml
@@ -11,9 +12,10 @@ from rich.syntax import Syntax
 from rich.table import Table
 
 from rl.config.build import plain_mapping
+from rl.config.device_memory import device_memory
 from rl.config.estimates import GIB, batch_arithmetic, longest_sample, memory_estimate
 from rl.config.problems import Problem, Severity
-from rl.config.schema import Config, ModelConfig
+from rl.config.schema import Config, Device, ModelConfig
 
 _STYLES = {Severity.ERROR: "bold red", Severity.WARNING: "yellow", Severity.NOTE: "cyan"}
 
@@ -93,7 +95,28 @@ def _memory_table(config: Config, facts: ModelConfig) -> Table:
         f"{estimate.cache_bytes_per_token / 1024:.0f} KiB; on CUDA what gpu_memory_utilization "
         f"{generate.gpu_memory_utilization:g} leaves",
     )
+    if config.megatron_training.device is not Device.CPU:
+        _add_cuda_rows(table, config, facts)
     return table
+
+
+def _add_cuda_rows(table: Table, config: Config, facts: ModelConfig) -> None:
+    """What a GPU must have for every phase, and its host."""
+    need, num_actors = device_memory(config, facts), config.rl_config.actor_resource.num_devices
+    table.add_row("update on CUDA", _gib(need.learning_bytes), "the actor, and its processes' own")
+    table.add_row(
+        "sampling on CUDA",
+        _gib(need.resident_bytes),
+        f"beside an engine, which takes {need.engine_share:g} of the device and needs {_gib(need.engine_bytes)}",
+    )
+    smallest = need.smallest_device_bytes
+    table.add_row("smallest GPU", _gib(smallest) if math.isfinite(smallest) else "none", "on which every phase fits")
+    table.add_row(
+        "host on CUDA",
+        _gib(need.pinned_bytes * num_actors + need.published_bytes),
+        f"{_gib(need.pinned_bytes)} offloaded by each of {num_actors} actors, {_gib(need.published_bytes)} published "
+        "weights in /dev/shm",
+    )
 
 
 def _table(title: str) -> Table:
@@ -104,5 +127,5 @@ def _table(title: str) -> Table:
     return table
 
 
-def _gib(size: int) -> str:
+def _gib(size: float) -> str:
     return f"{size / GIB:.2f} GiB"

@@ -382,17 +382,17 @@ class GenerateConfig:
     """Share of an accelerator's memory; not used on CPU."""
     kv_cache_memory_gb: float = 2.0
     """GiB of key-value cache of one engine on CPU; not used on CUDA."""
-    enforce_eager: bool = True
-    """No graph compilation."""
+    enforce_eager: bool | None = None
+    """No compilation and no CUDA graphs; by default on CPU alone, since sampling on CUDA is far slower without them."""
     enable_prefix_caching: bool = True
     """Keep keys and values of a trajectory from turn to turn."""
     trust_remote_code: bool = False
     """Let vLLM run code that comes with the model."""
-    offload_train_param: bool = False
+    offload_train_param: bool = True
     """Move the actor's parameters to the host while engines on the same accelerators generate."""
-    offload_train_optimizer: bool = False
+    offload_train_optimizer: bool = True
     """The same for main parameters and Adam's moments."""
-    offload_train_grad: bool = False
+    offload_train_grad: bool = True
     """The same for gradient buffers, which are freed."""
     sampling_config: SamplingConfig = field(default_factory=SamplingConfig)
     eval_sampling_config: EvalSamplingConfig = field(default_factory=EvalSamplingConfig)

@@ -17,7 +17,7 @@ from vllm.sampling_params import RequestOutputKind
 from vllm.v1.engine.async_llm import AsyncLLM
 from vllm.v1.engine.exceptions import EngineDeadError, EngineGenerateError
 
-from rl.config.device import runs_on_cuda
+from rl.config.device import enforces_eager, runs_on_cuda
 from rl.config.schema import Config
 from rl.errors import ModelError, RolloutError, WeightSyncError, WorkerDiedError
 from rl.inference.output_tail import first_error, tail_of_output
@@ -53,7 +53,9 @@ class VllmEngine:
         self.policy_version = 0
         self.busy = BusyClock()
         """Runs while vLLM has a request."""
-        self._broken_by: int | None = None
+        self._unusable: str | None = None
+        """Why it answers no request."""
+        self._is_asleep = False
         self._llm = llm
         self._stop_token_ids = list(stop_token_ids)
         self._on_cuda = on_cuda
@@ -98,8 +100,8 @@ class VllmEngine:
         request_id = f"{session_id}#{next(self._request_numbers)}"
         params = _sampling_params(sampling, self._stop_token_ids)
         await self._accepting.wait()
-        if self._broken_by is not None:
-            raise RolloutError(f"{self.name}: its weights are broken since version {self._broken_by} did not load.")
+        if self._unusable is not None:
+            raise RolloutError(f"{self.name}: answers no request: {self._unusable}.")
         version, final = self.policy_version, None
         try:
             with self.busy:
@@ -113,7 +115,7 @@ class VllmEngine:
         return _as_generation(final, version)
 
     async def update_weights(self, update: WeightUpdate) -> None:
-        """Replace the weights; see `rl.interfaces.Engine`.
+        """Replace the weights, and wake up from `sleep`; see `rl.interfaces.Engine`.
 
         Requests in flight come back with `FinishReason.ABORT` and what they have; requests made meanwhile wait and run
         under the new version. With `update.checksum` the loaded weights are read back and compared. After a failure
@@ -121,28 +123,31 @@ class VllmEngine:
         """
         async with self._updating:
             self._accepting.clear()
-            self._broken_by = update.version
+            self._unusable = f"its weights are broken since version {update.version} did not load"
             try:
                 await self._replace_weights(update)
-                self.policy_version, self._broken_by = update.version, None
+                self.policy_version, self._unusable = update.version, None
             finally:
                 self._accepting.set()
 
     async def sleep(self) -> None:
-        """Free the accelerator's memory; nothing on CPU."""
-        if self._on_cuda:
-            await self._answer(self._llm.sleep(level=1), "going to sleep")
-
-    async def wake_up(self) -> None:
-        """Undo `sleep`; nothing on CPU."""
-        if self._on_cuda:
-            await self._answer(self._llm.wake_up(), "waking up")
+        """Free the accelerator's memory; see `rl.interfaces.Engine`."""
+        if not self._on_cuda:
+            return
+        async with self._updating:
+            self._unusable = "it sleeps, and has no weights until the next publish"
+            # Level 1 would copy the weights to the host, and a publish is to replace them.
+            await self._answer(self._llm.sleep(level=2), "going to sleep")
+            self._is_asleep = True
 
     async def shutdown(self) -> None:
         """End vLLM's processes; a second call does nothing."""
         await asyncio.to_thread(self._llm.shutdown, 5.0)
 
     async def _replace_weights(self, update: WeightUpdate) -> None:
+        if self._is_asleep:
+            await self._answer(self._llm.wake_up(), "waking up")
+            self._is_asleep = False
         await self._answer(self._llm.pause_generation(mode="abort"))
         await self._call_workers("load_published", list(update.paths), update.version)
         if not await self._answer(self._llm.reset_prefix_cache()):
@@ -207,10 +212,13 @@ def _engine_arguments(config: Config, model_folder: Path, *, seed: int, on_cuda:
         dtype=generate.dtype,
         seed=seed,
         tensor_parallel_size=generate.infer_tensor_parallel_size,
+        # Workers as child processes, on the devices this process sees. By itself vLLM would find that it runs in Ray's
+        # placement group, and put the workers of every engine on the group's first devices.
+        distributed_executor_backend="mp" if generate.infer_tensor_parallel_size > 1 else None,
         max_model_len=generate.max_model_len,
         max_num_seqs=generate.max_num_seqs,
         max_num_batched_tokens=max(generate.max_num_batched_tokens, generate.max_model_len),
-        enforce_eager=generate.enforce_eager,
+        enforce_eager=enforces_eager(config),
         enable_prefix_caching=generate.enable_prefix_caching,
         trust_remote_code=generate.trust_remote_code,
         generation_config="vllm",  # not the folder's, whose top_p and top_k would bias training

@@ -32,7 +32,7 @@ def engine_environment(config: Config, cores: tuple[int, ...], sockets: Path) ->
     }
     if config.megatron_training.device is Device.CUDA or not cores:
         return variables
-    if config.generate_config.enforce_eager:
+    if config.generate_config.enforce_eager is not False:
         variables["TORCHDYNAMO_DISABLE"] = "1"  # else vLLM's sampler compiles for 20 s at the first request
     return variables | _openmp_environment(cores)
 

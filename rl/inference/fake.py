@@ -41,10 +41,13 @@ class FakeEngine:
         self._seconds_per_token, self._dies_after, self._verify = seconds_per_token, dies_after, verify
         self._abort = asyncio.Event()
         self._is_alive = True
+        self._is_asleep = False
 
     async def generate(self, token_ids: list[int], sampling: Sampling, *, session_id: str) -> Generation:
         """Continue `token_ids`; see `rl.interfaces.Engine`."""
         self.requests.append((session_id, list(token_ids), sampling))
+        if self._is_asleep:
+            raise RolloutError("fake engine: answers no request: it sleeps, and has no weights until the next publish.")
         if self._dies_after is not None and len(self.requests) > self._dies_after:
             self._is_alive = False
             self._abort.set()
@@ -63,13 +66,11 @@ class FakeEngine:
         self._verify(update)
         self._abort.set()
         self._abort = asyncio.Event()
-        self.policy_version = update.version
+        self.policy_version, self._is_asleep = update.version, False
 
     async def sleep(self) -> None:
-        """Nothing to free."""
-
-    async def wake_up(self) -> None:
-        """Nothing to undo."""
+        """Forget the weights; see `rl.interfaces.Engine`."""
+        self._is_asleep = True
 
     async def shutdown(self) -> None:
         """Requests fail from here on."""

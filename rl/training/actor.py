@@ -173,11 +173,8 @@ class Actor:
             CheckpointError: The folder is not empty.
         """
         assert self.optimizer is not None, "a reference has no optimizer"
-        was_offloaded = not self._stash.is_empty
         self.onload()
         save_checkpoint(directory, self.chunks, self.optimizer, self.parallel, source=self.source)
-        if was_offloaded:
-            self.offload()
 
     def load_checkpoint(self, directory: Path) -> None:
         """Restore weights, main parameters, moments and schedule, whatever layout they were saved under.
@@ -193,13 +190,22 @@ class Actor:
         load_checkpoint(directory, self.chunks, self.optimizer, self.parallel)
 
     def offload(self) -> None:
-        """Move what `generate_config.offload_train_*` names to the host; nothing on the CPU.
-
-        The next call that needs it brings it back.
-        """
-        if self.parallel.device.type == "cuda" and self._stash.is_empty:
-            self._move_to_host()
-            torch.cuda.empty_cache()
+        """Move what `generate_config.offload_train_*` names to the host; the next call that needs it brings it back."""
+        if not self._stash.is_empty:
+            return
+        offload = self.config.generate_config
+        parameters = [p.data for chunk in self.chunks for p in chunk.parameters()]
+        state, gradients = [], []
+        if self.optimizer is not None:
+            # In float32 a main parameter is a view of its parameter, and moves with it or stays with it.
+            own = {p.untyped_storage().data_ptr() for p in parameters}
+            state = [t for t in self.optimizer.state_tensors() if t.untyped_storage().data_ptr() not in own]
+            gradients = [buffer.grad_data for chunk in self.chunks for buffer in chunk.buffers]
+        self._stash.take(
+            [*(parameters if offload.offload_train_param else ()), *(state if offload.offload_train_optimizer else ())],
+            forgotten=gradients if offload.offload_train_grad else (),  # the next update starts by zeroing them
+        )
+        torch.cuda.empty_cache()  # nothing on the CPU
 
     def onload(self) -> None:
         """Undo `offload`; nothing where nothing is on the host."""
@@ -207,24 +213,8 @@ class Actor:
 
     def shutdown(self) -> None:
         """Leave the process group."""
+        self._stash.close()
         destroy_parallel()
-
-    def _move_to_host(self) -> None:
-        generate = self.config.generate_config
-        parameters = [p for chunk in self.chunks for p in chunk.parameters()]
-        # Order matters in float32: there a main parameter is a view of its parameter, and moves with it.
-        if generate.offload_train_param:
-            self._stash.take([p.data for p in parameters])
-        if self.optimizer is None:
-            return
-        if generate.offload_train_optimizer:
-            own = {p.untyped_storage().data_ptr() for p in parameters}
-            state = self.optimizer.state_tensors()
-            self._stash.take([t for t in state if t.untyped_storage().data_ptr() not in own])
-        if generate.offload_train_grad:
-            # The next update starts by zeroing them.
-            gradients = [buffer.grad_data for chunk in self.chunks for buffer in chunk.buffers]
-            self._stash.take(gradients, with_content=False)
 
 
 def _alone(world_size: int) -> str:

@@ -34,6 +34,7 @@ class Layout:
     sequence_parallel: bool = False
     recompute: str = "none"
     is_distributed: bool = True
+    bf16: bool = False
 
     @property
     def world_size(self) -> int:
@@ -50,6 +51,7 @@ class Layout:
         config.rl_config.max_packing_token_size = self.max_tokens
         config.megatron_training.sequence_parallel = self.sequence_parallel
         config.megatron_training.use_distributed_optimizer = self.is_distributed
+        config.megatron_training.bf16 = self.bf16
         return config
 
 
@@ -74,6 +76,11 @@ PHASES: tuple[tuple[Layout, ...], ...] = (
 
 LAYOUTS = {layout.name: layout for phase in PHASES for layout in phase}
 
+IN_BFLOAT16 = (
+    Layout("tp2-dp2-bfloat16", UNTIED, tp=2, dp=2, sequence_parallel=True, bf16=True),
+    Layout("pp2-dp2-bfloat16", TIED, pp=2, dp=2, recompute="full", bf16=True),
+)
+"""As on GPUs: float32 main parameters, shared by the data-parallel ranks. These only train and offload."""
 
 CLIP_RANGES = {"gspo": (0.01, 0.02), "gmpo": (0.1, 0.15), "cispo": (0.9, 0.1), "reinforce": (0.0, 0.0)}
 """Of the losses that the three updates are not made with; the first two look at whole sequences."""
@@ -91,6 +98,8 @@ class Outcome:
     """After them, by the sequence's token ids; this rank's share."""
     resumed: dict[str, float]
     """Of the fourth update, after loading the checkpoint of the run in one process."""
+    is_same_offloaded: bool
+    """Whether that update gives the same bits with the actor moved to the host and back before it."""
     losses: dict[str, dict[str, float]]
     """Metrics of one more update with each loss of `CLIP_RANGES`, one after the other."""
     corrected: dict[str, float]
@@ -109,6 +118,10 @@ def run_layouts(rank: int, folder: Path) -> None:
                 meeting = folder / f"{layout.name}.rendezvous"
                 outcome = run_layout(layout, folder, rank=place, init_method=f"file://{meeting}")
                 torch.save(outcome, folder / f"{layout.name}.{place}.pt")
+    for layout in IN_BFLOAT16:
+        meeting = folder / f"{layout.name}.rendezvous"
+        found = run_in_bfloat16(layout, folder, rank=rank, init_method=f"file://{meeting}")
+        torch.save(found, folder / f"{layout.name}.{rank}.pt")
 
 
 def run_layout(layout: Layout, folder: Path, *, rank: int, init_method: str | None) -> Outcome:
@@ -120,8 +133,12 @@ def run_layout(layout: Layout, folder: Path, *, rank: int, init_method: str | No
         logprobs = by_sequence(micros, actor.compute_logprobs(micros))
         actor.save_checkpoint(folder / f"{layout.name}.checkpoint")
         alone = folder / f"{layout.model}.checkpoint"
-        actor.load_checkpoint(alone if alone.exists() else folder / f"{layout.name}.checkpoint")
+        source = alone if alone.exists() else folder / f"{layout.name}.checkpoint"
+        actor.load_checkpoint(source)
         resumed = actor.update(micros)
+        expected = {name: tensor.clone() for name, tensor in actor.export_hf_weights()}
+        actor.load_checkpoint(source)
+        is_same = _is_same_offloaded(actor, micros, expected)
         losses = {}
         config.rl_config.loss_agg_mode = LossAggregation.SEQ_MEAN_TOKEN_MEAN
         for name, (low, high) in CLIP_RANGES.items():
@@ -132,7 +149,28 @@ def run_layout(layout: Layout, folder: Path, *, rank: int, init_method: str | No
             losses[name] = actor.update(micros)
         corrected = _corrected_update(actor, mini_batch(config, layout.dp).micro_batches[actor.parallel.dp_rank])
         weights = {name: tensor.clone() for name, tensor in actor.export_hf_weights()}
-        return Outcome(updates, logprobs, resumed, losses, corrected, weights)
+        return Outcome(updates, logprobs, resumed, is_same, losses, corrected, weights)
+
+
+def run_in_bfloat16(layout: Layout, folder: Path, *, rank: int, init_method: str | None) -> tuple[UpdateTrace, bool]:
+    """Train three steps; then whether an update is the same to the bit after offloading."""
+    config = layout.config(folder)
+    with Actor(config, rank=rank, world_size=layout.world_size, init_method=init_method, num_threads=1) as actor:
+        micros = mini_batch(config, layout.dp).micro_batches[actor.parallel.dp_rank]
+        updates = trace_updates(actor, micros)
+        actor.save_checkpoint(folder / f"{layout.name}.checkpoint")
+        actor.update(micros)
+        expected = {name: tensor.clone() for name, tensor in actor.export_hf_weights()}
+        actor.load_checkpoint(folder / f"{layout.name}.checkpoint")
+        return updates, _is_same_offloaded(actor, micros, expected)
+
+
+def _is_same_offloaded(actor: Actor, micros: list[MicroBatch], expected: dict[str, Tensor]) -> bool:
+    """Update from a state that has just been loaded, with the way to the host and back before."""
+    actor.offload()
+    assert not any(p.untyped_storage().nbytes() for chunk in actor.chunks for p in chunk.parameters())
+    actor.update(micros)
+    return all(torch.equal(tensor, expected[name]) for name, tensor in actor.export_hf_weights())
 
 
 def _corrected_update(actor: Actor, micros: list[MicroBatch]) -> dict[str, float]:

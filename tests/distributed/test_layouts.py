@@ -16,6 +16,7 @@ from rl.algorithms.losses import LOSSES
 from rl.training.actor import Actor
 from tests.distributed.layouts import (
     CLIP_RANGES,
+    IN_BFLOAT16,
     LAYOUTS,
     TIED,
     UNTIED,
@@ -124,6 +125,28 @@ def test_ranks_that_share_a_stage_export_the_same_weights(results: Results, layo
     for outcome in results.ranks(layout):
         for name, tensor in outcome.updates.weights.items():
             assert torch.equal(seen.setdefault(name, tensor), tensor), name
+
+
+def test_update_after_offloading_is_the_same_to_the_bit(results: Results, layout: Layout):
+    assert all(outcome.is_same_offloaded for outcome in results.ranks(layout))
+
+
+@pytest.mark.parametrize("layout", IN_BFLOAT16, ids=lambda layout: layout.name)
+def test_updates_in_bfloat16_equal_those_in_float32_but_for_rounding(results: Results, layout: Layout):
+    """bfloat16 has 8 bits: a gradient of half the ranks, or counted twice, would be wrong by half of it and more."""
+    loaded = [torch.load(results.folder / f"{layout.name}.{rank}.pt", weights_only=False) for rank in range(4)]
+    assert all(is_same for _, is_same in loaded)
+    expected = results.alone[layout.model].updates
+    for updates, _ in loaded:
+        for one, other in zip(updates.metrics, expected.metrics, strict=True):
+            assert one["actor/grad_norm"] == pytest.approx(other["actor/grad_norm"], rel=0.03)
+            assert one["actor/entropy"] == pytest.approx(other["actor/entropy"], rel=0.01)
+    gradients, weights = (_join(getattr(updates, name) for updates, _ in loaded) for name in ("gradients", "weights"))
+    whole = [torch.cat([g[name].float().flatten() for name in sorted(g)]) for g in (gradients, expected.gradients)]
+    assert float((whole[0] - whole[1]).norm() / whole[1].norm()) < 0.06
+    errors = relative_errors(gradients, expected.gradients)
+    assert max(errors.values()) < 0.1, errors
+    assert max(relative_errors(weights, expected.weights).values()) < 0.02
 
 
 def test_checkpoint_of_one_process_goes_on_under_every_layout(results: Results, layout: Layout):

@@ -15,7 +15,11 @@ from tests.tiny import make_tiny_model
 
 @pytest.fixture(scope="session")
 def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("e2e")
+    return make_workspace(tmp_path_factory.mktemp("e2e"))
+
+
+def make_workspace(folder: Path) -> Path:
+    """A folder with `model`, `prompts.parquet` and `demonstrations.jsonl`."""
     make_tiny_model(folder / "model", "qwen2", tied=True, num_heads=2, num_kv_heads=1)  # vLLM wants 32 a head
     rows = [
         {

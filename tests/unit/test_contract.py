@@ -27,6 +27,8 @@ METHODS = {
     "vllm.v1.engine.async_llm:AsyncLLM.collective_rpc": ("method", "args"),
     "vllm.v1.engine.async_llm:AsyncLLM.sleep": ("level",),
     "vllm.v1.engine.async_llm:AsyncLLM.wake_up": (),
+    "vllm.v1.worker.gpu.model_runner:GPUModelRunner.reload_weights": ("weights_iterator",),
+    "vllm.v1.worker.gpu.model_runner:GPUModelRunner.get_model": (),
     "vllm.v1.engine.async_llm:AsyncLLM.shutdown": ("timeout",),
     "vllm:AsyncEngineArgs.create_engine_config": (),
     "vllm.v1.worker.gpu_model_runner:GPUModelRunner.reload_weights": ("weights_iterator",),

@@ -86,7 +86,6 @@ def make_group(
     *,
     tp: int = 1,
     pp: int = 1,
-    offload: bool = False,
     **settings: object,
 ) -> ActorGroup:
     config = Config()
@@ -95,7 +94,7 @@ def make_group(
     config.actor_config.tensor_model_parallel_size = tp
     config.actor_config.pipeline_model_parallel_size = pp
     nodes = ["here"] * len(ranks)
-    return ActorGroup(ranks, references or [], config, Path("/dev/shm/none"), nodes=nodes, offload=offload)
+    return ActorGroup(ranks, references or [], config, Path("/dev/shm/none"), nodes=nodes)
 
 
 def test_update_gives_each_rank_the_share_of_its_data_parallel_rank() -> None:
@@ -189,12 +188,12 @@ def test_add_ref_logprobs_fills_every_share_with_its_own_reference() -> None:
 
 def test_publish_sends_a_checksum_the_first_time_alone() -> None:
     ranks = [Rank(shard=Shard(Path("a"), 1, "0f")), Rank()]  # the second is no writer
-    group = make_group(ranks, tp=2, offload=True)
+    group = make_group(ranks, tp=2)
     first, second = group.publish(0), group.publish(1)
     assert (first.version, first.paths, second.paths) == (0, ("a",), ("a",))
     assert int(first.checksum or "", 16) == 15
     assert second.checksum is None
-    assert ranks[0].called == ["publish 0 True", "offload", "publish 1 False", "offload"]
+    assert ranks[0].called == ["publish 0 True", "publish 1 False"]
 
 
 def kl_groups() -> list[Group]:

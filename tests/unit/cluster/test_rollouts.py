@@ -9,6 +9,7 @@ from ray.exceptions import RayActorError
 
 from rl.cluster import rollouts as module
 from rl.cluster.rollouts import RolloutGroup
+from rl.cluster.turns import Turns
 from rl.config.schema import Config
 from rl.errors import RewardError, RolloutError
 from rl.types import (
@@ -42,7 +43,6 @@ class Worker:
         self.run_group = Method(self._run_group)
         self.sleep = Method(lambda: self.called.append("sleep"))
         self.restart_clocks = Method(lambda: BusySeconds(engine_s=0.0, reward_s=0.25))
-        self.wake_up = Method(lambda: self.called.append("wake_up"))
         self.update_weights = Method(lambda update: self.called.append(f"update {update.version}"))
 
     def _run_group(self, prompt: Prompt, num_samples: int, sampling: Sampling) -> Any:
@@ -51,6 +51,15 @@ class Worker:
 
     def killed(self) -> None:
         self.called.append("kill")
+
+
+class Tenant:
+    """The actor, as far as it takes turns."""
+
+    num_left = 0
+
+    def leave_devices(self) -> None:
+        self.num_left += 1
 
 
 def mixed(prompt: Prompt) -> Group:
@@ -243,15 +252,20 @@ def test_take_tolerates_the_configured_share_of_unavailable_tools() -> None:
         rollouts.take(4, {})
 
 
-def test_engines_that_sleep_are_woken_before_they_are_asked() -> None:
-    worker = Worker(mixed)
-    rollouts = make_rollouts(worker, sleep_between=True)
+def test_engines_get_the_last_publish_again_where_the_actor_had_the_devices_without_a_new_one() -> None:
+    worker, actor = Worker(mixed), Tenant()
+    rollouts = make_rollouts(worker)
+    rollouts.turns = Turns(actor)
     rollouts.update_weights(WeightUpdate(0, ()))
     rollouts.take(1, {})
+    rollouts.turns.begin(actor)
     rollouts.evaluate(rollouts.prompts[:1], GREEDY)  # a step without samples: nothing was published in between
     rollouts.take(1, {})
+    rollouts.turns.begin(actor)
     rollouts.update_weights(WeightUpdate(1, ()))
-    assert worker.called == ["update 0", "sleep", "wake_up", "sleep", "wake_up", "update 1"]
+    rollouts.take(1, {})
+    assert worker.called == ["update 0", "sleep", "update 0", "sleep", "update 1"]
+    assert actor.num_left == 3
 
 
 def test_update_weights_goes_on_without_a_dead_worker() -> None:

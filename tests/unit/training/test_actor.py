@@ -294,16 +294,60 @@ def test_incomplete_checkpoints_are_refused(checkpointed: tuple[Actor, Path]):
         actor.load_checkpoint(folder)
 
 
-def test_host_stash_brings_the_same_training_state_back(checkpointed: tuple[Actor, Path]):
+KEYS = ("offload_train_param", "offload_train_optimizer", "offload_train_grad")
+
+
+@pytest.mark.parametrize("keys", [KEYS, KEYS[:1], KEYS[1:2], KEYS[2:]], ids=["all", "param", "optimizer", "grad"])
+def test_updates_after_offloading_are_the_same_to_the_bit(checkpointed: tuple[Actor, Path], keys: tuple[str, ...]):
     actor, folder = checkpointed
-    generate = actor.config.generate_config
-    generate.offload_train_param = generate.offload_train_optimizer = generate.offload_train_grad = True
     micros = micro_batches(update_samples())
-    expected = actor.update(micros)
+    expected = [actor.update(micros) for _ in range(2)]
+    weights = weights_of(actor)
+    for key in KEYS:
+        setattr(actor.config.generate_config, key, key in keys)
+    actor.offload()
     actor.load_checkpoint(folder)
-    actor._move_to_host()  # `offload` itself does this on CUDA alone
-    assert all(p.untyped_storage().nbytes() == 0 for chunk in actor.chunks for p in chunk.parameters())
-    assert actor.update(micros) == expected
+    for metrics in expected:
+        actor.offload()
+        emptied = all(p.untyped_storage().nbytes() == 0 for chunk in actor.chunks for p in chunk.parameters())
+        assert emptied == (KEYS[0] in keys)
+        actor.offload()  # once is enough
+        assert actor.update(micros) == metrics
+    assert_close(weights_of(actor), weights, atol=0.0)
+
+
+def test_offloaded_actor_has_exactly_its_parameters_and_state_on_the_host(checkpointed: tuple[Actor, Path]):
+    actor, _ = checkpointed
+    assert actor.optimizer is not None
+    actor.offload()
+    is_bfloat16 = actor.config.megatron_training.bf16
+    num_parameters = sum(p.numel() for chunk in actor.chunks for p in chunk.parameters())
+    expected = num_parameters * (14 if is_bfloat16 else 12)  # float32 trains the parameters themselves
+    assert expected <= actor._stash.host_bytes <= expected * 1.01  # buffers end on even addresses
+    assert all(buffer.grad_data.untyped_storage().nbytes() == 0 for chunk in actor.chunks for buffer in chunk.buffers)
+
+
+def test_offloaded_actor_saves_what_it_had(checkpointed: tuple[Actor, Path]):
+    actor, folder = checkpointed
+    actor.offload()
+    actor.save_checkpoint(folder.parent / "again")
+    for name in ("model.safetensors", "optimizer/exp_avg_sq", "optimizer/main_param"):
+        first, again = folder / name, folder.parent / "again" / name
+        files = sorted(first.glob("*.safetensors")) if first.is_dir() else [first]
+        for file in files:
+            other = again / file.name if again.is_dir() else again
+            assert file.read_bytes() == other.read_bytes(), name
+
+
+def test_actor_that_never_trained_can_be_offloaded(qwen2: Path):
+    micros = micro_batches(update_samples())
+    with Actor(update_config(qwen2)) as actor:
+        expected = actor.compute_logprobs(micros)
+        actor.offload()
+        assert all(torch.equal(a, b) for a, b in zip(actor.compute_logprobs(micros), expected, strict=True))
+        actor.update(micros)  # Adam's moments are made now, and take more room the next time
+        actor.offload()
+        assert actor.update(micros)["actor/skipped_steps"] == 0.0
 
 
 def test_learning_rate_warms_up_and_decays(qwen2: Path):
