@@ -4,7 +4,8 @@
                                                      └─ the next program is forked in advance, and waits for its code
 
 A job comes as descriptors: payload (`rl.services.job`), status, and the program's stdin, stdout and stderr or, for a
-session, a socket for its cells. The outcome goes to status. A status pipe without a reader ends the program too.
+session, a socket for its cells and the read end of its control. Signs of whether the program waits, and at last the
+outcome, go to status (`rl.services.activity`). A status pipe without a reader ends the program too.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from typing import Any, NoReturn
 
 from rl.services import isolation as layers_of
 from rl.services import kernel, program
+from rl.services.activity import Activity, Rest
 from rl.services.box import Box
 from rl.services.cgroup import Group
 from rl.services.fork_state import Renewal
@@ -193,6 +195,7 @@ def _keep(ready: _Program, descriptors: list[int], place: _Place) -> None:
     with open(payload, "rb") as file:
         header, given = parse_files(file.read())
     job = Job(**header)
+    control = rest.pop() if job.is_session else None
     try:
         for name, content in given.items():
             place.box.write(name, content)
@@ -200,25 +203,29 @@ def _keep(ready: _Program, descriptors: list[int], place: _Place) -> None:
         outcome = {"error": str(error)}
         place.processes.kill_all()
     else:
-        outcome = _run(ready, job, rest, status, place)
+        outcome = _run(ready, job, rest, status, control, place)
         files = place.box.read(job.fetch)
     finally:
         ready.channel.close()
-        for descriptor in rest:
+        for descriptor in (*rest, *([] if control is None else [control])):
             os.close(descriptor)
     with contextlib.suppress(OSError), open(status, "wb") as pipe:
         write_files(pipe, outcome, files)
 
 
-def _run(ready: _Program, job: Job, streams: list[int], status: int, place: _Place) -> dict[str, Any]:
+def _run(
+    ready: _Program, job: Job, streams: list[int], status: int, control: int | None, place: _Place
+) -> dict[str, Any]:
     """Hand the program its job, wait for its end or its deadline, and kill whatever is left of it."""
     start = time.monotonic()
     watch = Watch(place.processes, place.box, place.group, job.memory_bytes)
+    activity = Activity(place.processes, status)
+    rest = None if control is None else Rest(place.processes, control)
     with contextlib.suppress(OSError):  # it died before it had anything to do; its status tells
         socket.send_fds(ready.channel, [json.dumps(asdict(replace(job, fetch=()))).encode()], streams)
     while streams:
         os.close(streams.pop())
-    reason = _await_end(ready, status, start + job.timeout, watch)
+    reason = _await_end(ready, status, start + job.timeout, watch, activity, rest)
     ready.statuses |= place.processes.kill_all()
     if reason == "end" and watch.was_stopped():
         reason = "memory"
@@ -234,7 +241,9 @@ def _run(ready: _Program, job: Job, streams: list[int], status: int, place: _Pla
     }
 
 
-def _await_end(ready: _Program, status: int, deadline: float, watch: Watch) -> str:
+def _await_end(
+    ready: _Program, status: int, deadline: float, watch: Watch, activity: Activity, rest: Rest | None
+) -> str:
     """Wait until the program ends, its time is up, it uses too much, or nobody reads its status.
 
     Returns:
@@ -244,16 +253,24 @@ def _await_end(ready: _Program, status: int, deadline: float, watch: Watch) -> s
     poll = select.poll()
     poll.register(ended, select.POLLIN)
     poll.register(status, 0)  # POLLERR comes unasked, when the reader is gone
+    if rest is not None:
+        poll.register(rest.control, select.POLLIN)
     try:
         while True:
             left = deadline - time.monotonic()
-            events = dict(poll.poll(max(0.0, min(left, _TICK_S)) * 1000))
+            is_resting = rest is not None and rest.is_still
+            events = dict(poll.poll(None if is_resting else max(0.0, min(left, _TICK_S)) * 1000))
             if ended in events or status in events:
                 return "end" if ended in events else "nobody"
             if left <= 0:
                 return "time"
+            if rest is not None and rest.control in events:
+                if not rest.obey():
+                    return "nobody"
+                activity.start_over()
             ready.statuses |= reap(os.WNOHANG)
             if watch.has_too_much():
                 return "memory"
+            activity.look()
     finally:
         os.close(ended)

@@ -96,7 +96,9 @@ class Zygote:
 
     def num_replaced(self) -> int:
         """Its workers that died, or that a program had changed, and whose places others took."""
-        while select.select([self._control], [], [], 0)[0]:
+        poll = select.poll()  # its number may be more than select takes
+        poll.register(self._control, select.POLLIN)
+        while poll.poll(0):
             text = self._control.recv(64)
             if not text:  # it is gone
                 break
