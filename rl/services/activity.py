@@ -18,7 +18,7 @@ REST, GO_ON = b"r", b"g"
 """What the server writes to a session's control."""
 _CALM_LOOKS = 3
 _COMPUTING = (b"R", b"D")
-"""States of a process that runs, is ready to run, or waits for a disk."""
+"""States of a thread that runs, is ready to run, or waits for a disk."""
 
 
 class Activity:
@@ -37,7 +37,6 @@ class Activity:
     def start_over(self) -> None:
         """Take it again that the program computes: another one has begun in the session."""
         self._num_calm = 0
-        self._ticks: dict[int, int] = {}
 
     def look(self) -> None:
         """Look once. It waits when it was found still several times in a row."""
@@ -49,15 +48,22 @@ class Activity:
             self._tell(WAITS)
 
     def _computes(self) -> bool:
-        before, self._ticks = self._ticks, {}
-        computes = False
-        for pid in self._processes.numbers():
-            with contextlib.suppress(OSError, IndexError, ValueError):  # it has ended
-                fields = self._processes.read(pid, "stat").rpartition(b")")[2].split()
-                self._ticks[pid] = ticks = int(fields[11]) + int(fields[12])
-                has_threads = int(fields[17]) > 1  # the state is that of the first one
-                computes |= fields[0] in _COMPUTING or (has_threads and ticks > before.get(pid, ticks))
-        return computes
+        return any(map(self._process_computes, self._processes.numbers()))
+
+    def _process_computes(self, pid: int) -> bool:
+        state, num_threads = self._state(pid, "stat")
+        if state in _COMPUTING or num_threads <= 1:
+            return state in _COMPUTING
+        threads = self._processes.threads(pid)
+        return any(self._state(pid, f"task/{thread}/stat")[0] in _COMPUTING for thread in threads)
+
+    def _state(self, pid: int, name: str) -> tuple[bytes, int]:
+        """Of a thread, or of the first one of a process; and how many the process has."""
+        try:
+            fields = self._processes.read(pid, name).rpartition(b")")[2].split()
+            return fields[0], int(fields[17])
+        except (OSError, IndexError, ValueError):  # it has ended
+            return b"", 0
 
     def _tell(self, sign: bytes) -> None:
         with contextlib.suppress(OSError):  # nobody reads it any more

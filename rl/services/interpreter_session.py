@@ -53,6 +53,7 @@ class InterpreterSession:
         self._cells.setblocking(False)
         os.set_blocking(self._control, False)
         self._is_closed = False
+        self._num_calls = 0
 
     @property
     def is_alive(self) -> bool:
@@ -88,6 +89,7 @@ class InterpreterSession:
         if not self.is_alive:
             raise ServiceError("sandbox: the session has ended. Open another.")
         start = time.monotonic()
+        self._num_calls += 1
         with ExitStack() as stack:
             try:
                 stdout, stderr = (stack.enter_context(Capture(MAX_OUTPUT_BYTES)) for _ in range(2))
@@ -186,7 +188,7 @@ class InterpreterSession:
             async with asyncio.timeout(timeout):
                 text = await loop.sock_recv(self._cells, LARGEST_MESSAGE)
         if text:
-            code = _return_code(text)
+            code = _return_code(text, self._num_calls)
             if code is None:
                 await self.close()
                 return _CallEnding(-signal.SIGKILL, is_forged=True)
@@ -214,10 +216,11 @@ class _CallEnding:
     is_forged: bool = False
 
 
-def _return_code(text: bytes) -> int | None:
-    """Of an answer to a call; None for something else."""
+def _return_code(text: bytes, number: int) -> int | None:
+    """Of the answer to a call; None for something else, or for the answer to an earlier one."""
     try:
-        code = parse_object(text).get("return_code")
+        answer = parse_object(text)
     except ValueError:
         return None
-    return code if is_return_code(code) else None
+    code = answer.get("return_code")
+    return code if answer == {"number": number, "return_code": code} and is_return_code(code) else None

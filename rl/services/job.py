@@ -9,6 +9,10 @@ from dataclasses import asdict, dataclass
 from io import BytesIO
 from typing import IO, Any
 
+TAKE_JOB, LEAVE = b"j", b"l"
+"""What the server tells a worker that is free."""
+DISMISSED = 3
+"""Exit code of a worker that was told to leave."""
 MAX_DESCRIPTORS = 5
 """Of a message: payload, status and the program's three streams."""
 

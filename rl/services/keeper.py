@@ -28,7 +28,7 @@ from rl.services.box import Box
 from rl.services.cgroup import Group
 from rl.services.fork_state import Renewal
 from rl.services.isolation import Isolation
-from rl.services.job import Job, parse_files, receive, write_files
+from rl.services.job import DISMISSED, LEAVE, Job, parse_files, receive, write_files
 from rl.services.own_state import find_changes, read_own_state
 from rl.services.processes import Processes, reap
 from rl.services.watch import Watch
@@ -68,8 +68,8 @@ def keep_programs(jobs: socket.socket, post: Post) -> NoReturn:
     while True:
         ready = _prepare(place)
         message, descriptors = receive(jobs, 1)
-        if not message:
-            _leave(place)
+        if not message or message == LEAVE:
+            _leave(place, DISMISSED if message else 0)
         _keep(ready, descriptors, place)
         try:
             place.box.clear()
@@ -131,12 +131,12 @@ def _is_closed(channel: socket.socket) -> bool:
     return bool(poll.poll(0))
 
 
-def _leave(place: _Place) -> NoReturn:
+def _leave(place: _Place, code: int = 0) -> NoReturn:
     place.processes.kill_all()
     place.box.remove()
     if place.group is not None:
         place.group.remove()
-    os._exit(0)
+    os._exit(code)
 
 
 def _prepare(place: _Place) -> _Program:

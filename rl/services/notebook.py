@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -47,7 +48,11 @@ def cell_results(outcome: RunOutcome) -> list[dict[str, Any]]:
         SandboxFusion's form, one for each cell that began: `{stdout, stderr, display, error}`.
     """
     outputs = outcome.files.get(OUTPUTS, b"")
-    results = [cell for line in outputs[:_MAX_OUTPUTS_BYTES].splitlines() if (cell := _read(line)) is not None]
+    results = []
+    for line in BytesIO(outputs[:_MAX_OUTPUTS_BYTES]):
+        if (cell := _read(line)) is None:
+            break  # a cell has written here; what follows may be anything
+        results.append(cell)
     if len(outputs) > _MAX_OUTPUTS_BYTES:
         text = f"the outputs of this cell and of the next ones go beyond {_MAX_OUTPUTS_BYTES >> 20} MiB of all"
         error = {"ename": "OutputLimitError", "evalue": text, "traceback": []}

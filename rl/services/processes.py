@@ -56,6 +56,19 @@ class Processes:
             finally:
                 os.close(folder)
 
+    def threads(self, pid: int) -> list[int]:
+        """Their numbers; none if the process has ended."""
+        try:
+            folder = os.open(f"{pid}/task", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=self._proc)
+        except OSError:
+            return []
+        try:
+            return [int(name) for name in os.listdir(folder)]
+        except OSError:
+            return []
+        finally:
+            os.close(folder)
+
     def num_descriptors(self, pid: int) -> int:
         """How many one has open; 0 if it has ended."""
         with contextlib.suppress(OSError):

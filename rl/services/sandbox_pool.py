@@ -43,6 +43,7 @@ PRELOAD = ("numpy", "sympy", "scipy")
 """Imported before the fork for programs that name one of them: sympy alone takes a third of a second."""
 _KILL_GRACE_S = 15.0
 _MAX_STATUS_BYTES = 80 << 20
+_DISMISS_AFTER_S = 60.0
 _READY_PER_CORE = 2
 _PLACES_PER_WORKER, _MAX_PLACES = 16, 256
 _PLACE_BYTES = 64 << 20
@@ -101,6 +102,7 @@ class SandboxPool:
         """Programs at once, those that wait for something included."""
         self._places = asyncio.Semaphore(self.num_places)
         self._starting = asyncio.Lock()
+        self._dismissing: asyncio.TimerHandle | None = None
         self._is_wrapped = False
         self._folder = ServerFolder()
         self._zygotes: dict[tuple[str, ...], Zygote] = {}
@@ -192,6 +194,8 @@ class SandboxPool:
 
     def close(self) -> None:
         """End everything and remove the directories."""
+        if self._dismissing is not None:
+            self._dismissing.cancel()
         for zygote in self._zygotes.values():
             zygote.close()
         self._folder.close()
@@ -228,6 +232,8 @@ class SandboxPool:
             raise ServiceError(f"sandbox: {error}. Check the limits on memory and open files.") from error
         finally:
             zygote.num_in_flight -= 1
+            if self._dismissing is None:
+                self._dismissing = asyncio.get_running_loop().call_later(_DISMISS_AFTER_S, self._dismiss_workers)
 
     async def _send_and_wait(
         self, zygote: Zygote, job: Job, files: dict[str, bytes], request: RunRequest, on_waiting: _OnWaiting
@@ -255,6 +261,12 @@ class SandboxPool:
             stderr_text = stderr.text() + (OUT_OF_MEMORY if ending.out_of_memory else "")
             code, seconds = ending.return_code, ending.execution_time
             return RunOutcome(code, ending.timed_out, seconds, stdout.text(), stderr_text, found)
+
+    def _dismiss_workers(self) -> None:
+        """End the workers that only programs that waited had needed."""
+        self._dismissing = None
+        for zygote in self._zygotes.values():
+            zygote.dismiss_workers(self.num_workers)
 
     def _start_first(self, require_isolation: bool) -> dict[str, bool]:
         """Start the bare interpreter, inside bubblewrap where that reaches more, or where programs run only there."""
