@@ -154,8 +154,10 @@ def sandbox(argv: list[str]) -> int:
     parser = _parser("sandbox", sandbox)
     parser.add_argument("--host", default="127.0.0.1", help="default: %(default)s")
     parser.add_argument("--port", type=int, default=8080, help="default: %(default)s")
-    parser.add_argument("--workers", type=int, help="programs at once; default: four for each core")
+    parser.add_argument("--workers", type=int, help="programs that compute at once; default: four for each core")
     parser.add_argument("--max-queue", type=int, default=4096, help="requests that may wait; default: %(default)s")
+    names = "names by which clients call it beside this machine's own, separated by commas"
+    parser.add_argument("--allow-host", type=_names, default=(), metavar="NAMES", help=names)
     parser.add_argument("--allow-network", action="store_true", help="leave programs on the machine's network")
     isolation = "refuse to start where a layer of isolation is missing"
     parser.add_argument("--require-isolation", action="store_true", help=isolation)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import ClassVar
@@ -29,8 +30,31 @@ class ClosedError(RefusedError):
     """The server is stopping."""
 
 
+class Turn:
+    """A request that was let in. It computes until it says that it waits."""
+
+    def __init__(self, admission: Admission, waited_s: float) -> None:
+        self._admission = admission
+        self.waited_s = waited_s
+        """Seconds in the queue."""
+        self.is_waiting = False
+
+    def set_waiting(self, is_waiting: bool) -> None:
+        """Give the slot to another request while this one waits for something; take it back when it goes on.
+
+        Args:
+            is_waiting: Whether it waits now.
+        """
+        if is_waiting is not self.is_waiting:
+            self.is_waiting = is_waiting
+            self._admission._lend(1 if is_waiting else -1)
+
+
 class Admission:
-    """Lets `num_slots` requests run at once; further ones wait, `max_queue` of them.
+    """Lets `num_slots` requests compute at once, beside some that wait for something; further ones queue.
+
+    A request that sleeps or waits for input needs no slot, and one that goes on is not held up again. No caller takes
+    the places of all: as many as there are slots are left to others.
 
     Callers take turns: each gets one request through before any gets its next, so one that sends thousands delays
     another by a program of its own and not by thousands. When the queue is full, the newest request of the caller with
@@ -40,24 +64,33 @@ class Admission:
     Queueing (1990).
     """
 
-    def __init__(self, num_slots: int, max_queue: int) -> None:
+    def __init__(self, num_slots: int, max_queue: int, num_places: int = 0) -> None:
+        """Let nothing in yet.
+
+        Args:
+            num_slots: Requests that compute at once, at least 1.
+            max_queue: Requests that may queue.
+            num_places: Requests at once, those that wait for something included; not fewer than `num_slots`.
+        """
         self._num_free = num_slots
-        self._num_slots = num_slots
+        """Slots; below 0 where more go on than there are."""
+        self._num_places = max(num_slots, num_places)
+        self._most_of_one = max(num_slots, self._num_places - num_slots)
         self._max_queue = max_queue
         self._queues: dict[str, dict[asyncio.Future[None], None]] = {}
-        """The waiting requests of each caller, oldest first; the caller whose turn is next stands first."""
+        """The queueing requests of each caller, oldest first; the caller whose turn is next stands first."""
+        self._running: Counter[str] = Counter()
+        """Requests of each caller that were let in and have not ended."""
         self._idle = asyncio.Event()
         self._idle.set()
+        self.num_running = 0
+        """Requests that were let in and have not ended."""
         self.num_waiting = 0
+        """Requests in the queue."""
         self.is_closed = False
 
-    @property
-    def num_running(self) -> int:
-        """Requests that were let in and have not ended."""
-        return self._num_slots - self._num_free
-
     @asynccontextmanager
-    async def admit(self, caller: str, timeout: float) -> AsyncIterator[float]:
+    async def admit(self, caller: str, timeout: float) -> AsyncIterator[Turn]:
         """Wait for a slot and hold it.
 
         Args:
@@ -65,7 +98,7 @@ class Admission:
             timeout: Longest wait, seconds.
 
         Yields:
-            Seconds waited.
+            The turn, which says how long it waited.
 
         Raises:
             QueueFullError: At once, or when a caller with fewer requests needed the place.
@@ -74,10 +107,12 @@ class Admission:
         """
         start = time.monotonic()
         await self._enter(caller, timeout)
+        turn = Turn(self, time.monotonic() - start)
         try:
-            yield time.monotonic() - start
+            yield turn
         finally:
-            self._leave()
+            turn.set_waiting(False)
+            self._leave(caller)
 
     def close(self) -> None:
         """Refuse what waits and what comes; what runs goes on."""
@@ -105,8 +140,8 @@ class Admission:
     async def _enter(self, caller: str, timeout: float) -> None:
         if self.is_closed:
             raise ClosedError("the sandbox is stopping; the program was not run")
-        if self._num_free:  # then nobody waits
-            self._take()
+        if self._has_place(caller):  # then nobody waits who could be let in
+            self._take(caller)
             return
         if self.num_waiting >= self._max_queue:
             self._make_room(caller)
@@ -119,7 +154,7 @@ class Admission:
             await waiter
         except asyncio.CancelledError:
             if waiter.done() and not waiter.cancelled() and waiter.exception() is None:
-                self._leave()  # the slot came in the same moment as the end
+                self._leave(caller)  # the slot came in the same moment as the end
             raise
         finally:
             timer.cancel()
@@ -144,14 +179,29 @@ class Admission:
             if not queue:
                 del self._queues[caller]
 
-    def _take(self) -> None:
+    def _has_place(self, caller: str) -> bool:
+        is_room = self._num_free > 0 and self.num_running < self._num_places
+        return is_room and self._running[caller] < self._most_of_one
+
+    def _take(self, caller: str) -> None:
         self._num_free -= 1
+        self.num_running += 1
+        self._running[caller] += 1
         self._idle.clear()
 
-    def _leave(self) -> None:
-        self._num_free += 1
-        while self._num_free and self._queues:
-            caller = next(iter(self._queues))
+    def _leave(self, caller: str) -> None:
+        self.num_running -= 1
+        self._running[caller] -= 1
+        if not self._running[caller]:
+            del self._running[caller]
+        self._lend(1)
+        if not self.num_running:
+            self._idle.set()
+
+    def _lend(self, num_slots: int) -> None:
+        """Add slots, and let in whoever has a place now."""
+        self._num_free += num_slots
+        while (caller := next(filter(self._has_place, self._queues), None)) is not None:
             queue = self._queues.pop(caller)
             waiter = next(iter(queue))
             del queue[waiter]
@@ -160,9 +210,7 @@ class Admission:
                 self._queues[caller] = queue  # now the last in turn
             if not waiter.done():
                 waiter.set_result(None)
-                self._take()
-        if self._num_free == self._num_slots:
-            self._idle.set()
+                self._take(caller)
 
 
 def _expire(waiter: asyncio.Future[None], timeout: float) -> None:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import resource
 import signal
 import socket
+from functools import partial
 
 from aiohttp import web
 from prometheus_client import CollectorRegistry, generate_latest
@@ -12,6 +14,10 @@ from prometheus_client import CollectorRegistry, generate_latest
 from rl.errors import ServiceError
 
 _BACKLOG = 1024
+_IDLE_TIMEOUT_S = 30.0
+"""Of a connection without a whole head of a request; aiohttp's clients close theirs after 15 s."""
+_MAX_CONNECTIONS = 8192
+_BUSY = b"HTTP/1.1 503 Service Unavailable\r\nRetry-After: 1\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
 
 
 def listen(service: str, host: str, port: int, inherited_socket: int | None = None) -> socket.socket:
@@ -45,27 +51,39 @@ async def serve_until_stopped(
 ) -> None:
     """Answer requests until SIGTERM or SIGINT, or until the parent is gone; what is in progress gets a second to end.
 
-    A handler whose client hangs up is cancelled.
+    A handler whose client hangs up is cancelled. A client that does not send the head of a request in time is hung up
+    on, and beyond a number of connections a new one is answered with HTTP 503.
 
     Args:
         application: The routes.
         listener: A listening socket.
         parent_pipe: Descriptor whose end of file means that the parent is gone.
     """
-    runner = web.AppRunner(application, access_log=None, shutdown_timeout=1.0, handler_cancellation=True)
+    runner = web.AppRunner(
+        application,
+        access_log=None,
+        shutdown_timeout=1.0,
+        handler_cancellation=True,
+        keepalive_timeout=_IDLE_TIMEOUT_S,
+    )
     stopped = asyncio.Event()
     loop = asyncio.get_running_loop()
+    acceptor = None
     try:
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, stopped.set)
         await runner.setup()
-        await web.SockSite(runner, listener).start()
+        assert runner.server is not None, "it was set up"
+        accept = partial(_accept, runner.server, min(_MAX_CONNECTIONS, _raise_descriptor_limit() // 2))
+        acceptor = await loop.create_server(accept, sock=listener, backlog=_BACKLOG)
         if parent_pipe is not None:
             loop.add_reader(parent_pipe, stopped.set)
         await stopped.wait()
         if parent_pipe is not None:
             loop.remove_reader(parent_pipe)
     finally:
+        if acceptor is not None:
+            acceptor.close()
         await runner.cleanup()
 
 
@@ -79,3 +97,23 @@ def metrics_response(registry: CollectorRegistry) -> web.Response:
         The response.
     """
     return web.Response(body=generate_latest(registry), headers={"Content-Type": "text/plain; version=0.0.4"})
+
+
+class _Refusal(asyncio.Protocol):
+    """A connection too many."""
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.WriteTransport), "it is a socket's"
+        transport.write(_BUSY)
+        transport.close()
+
+
+def _accept(server: web.Server, max_connections: int) -> asyncio.Protocol:
+    return server() if len(server.connections) < max_connections else _Refusal()
+
+
+def _raise_descriptor_limit() -> int:
+    """Every connection takes a descriptor; use as many as the machine's administrator allows."""
+    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    return hard if hard != resource.RLIM_INFINITY else 2 * _MAX_CONNECTIONS

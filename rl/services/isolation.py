@@ -20,9 +20,9 @@ from rl.services import cgroup, kernel, landlock, seccomp
 from rl.services.file_tree import BOX, DEVICES, NETWORK_SETTINGS, SETTINGS, SYSTEM, build_tree
 from rl.services.processes import Processes, become_subreaper
 
-MAX_UIDS = 1024
+MAX_UIDS = 1536
 """Workers and sessions of a zygote with a user of their own."""
-_FIRST_UID, _UID_RANGES = 20000, 40
+_FIRST_UID, _UID_RANGES = 20000, 29
 MAX_PROCESSES = 64
 _MAX_OPEN_FILES = 256
 _MAX_FILE_BYTES = 64 << 20

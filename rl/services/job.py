@@ -9,6 +9,10 @@ from dataclasses import asdict, dataclass
 from io import BytesIO
 from typing import IO, Any
 
+TAKE_JOB, LEAVE = b"j", b"l"
+"""What the server tells a worker that is free."""
+DISMISSED = 3
+"""Exit code of a worker that was told to leave."""
 MAX_DESCRIPTORS = 5
 """Of a message: payload, status and the program's three streams."""
 
@@ -78,15 +82,33 @@ def parse_files(text: bytes) -> tuple[dict[str, Any], dict[str, bytes]]:
         ValueError: It is something else, or cut.
     """
     line, _, content = text.partition(b"\n")
-    header = json.loads(line)
+    header = parse_object(line)
+    sizes = header.pop("files", None)
     files: dict[str, bytes] = {}
     start = 0
-    for name, size in header.pop("files"):
-        files[name] = content[start : start + size]
-        start += size
+    for entry in sizes if isinstance(sizes, list) else [None]:
+        if not isinstance(entry, list) or [type(part) for part in entry] != [str, int] or entry[1] < 0:
+            raise ValueError("the list of files is none")
+        files[entry[0]] = content[start : start + entry[1]]
+        start += entry[1]
     if start != len(content):
         raise ValueError(f"{start} bytes were announced and {len(content)} came")
     return header, files
+
+
+def parse_object(text: bytes) -> dict[str, Any]:
+    """Read an object of JSON that a program may have forged.
+
+    Raises:
+        ValueError: It is something else.
+    """
+    try:
+        value = json.loads(text)
+    except RecursionError as error:  # brackets in brackets
+        raise ValueError("it nests too deep") from error
+    if not isinstance(value, dict):
+        raise ValueError(f"it is no object but a {type(value).__name__}")
+    return value
 
 
 def receive(channel: socket.socket, size: int) -> tuple[bytes, list[int]]:

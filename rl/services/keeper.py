@@ -4,7 +4,8 @@
                                                      └─ the next program is forked in advance, and waits for its code
 
 A job comes as descriptors: payload (`rl.services.job`), status, and the program's stdin, stdout and stderr or, for a
-session, a socket for its cells. The outcome goes to status. A status pipe without a reader ends the program too.
+session, a socket for its cells and the read end of its control. Signs of whether the program waits, and at last the
+outcome, go to status (`rl.services.activity`). A status pipe without a reader ends the program too.
 """
 
 from __future__ import annotations
@@ -22,11 +23,12 @@ from typing import Any, NoReturn
 
 from rl.services import isolation as layers_of
 from rl.services import kernel, program
+from rl.services.activity import Activity, Rest
 from rl.services.box import Box
 from rl.services.cgroup import Group
 from rl.services.fork_state import Renewal
 from rl.services.isolation import Isolation
-from rl.services.job import Job, parse_files, receive, write_files
+from rl.services.job import DISMISSED, LEAVE, Job, parse_files, receive, write_files
 from rl.services.own_state import find_changes, read_own_state
 from rl.services.processes import Processes, reap
 from rl.services.watch import Watch
@@ -66,11 +68,10 @@ def keep_programs(jobs: socket.socket, post: Post) -> NoReturn:
     while True:
         ready = _prepare(place)
         message, descriptors = receive(jobs, 1)
+        if message == LEAVE:
+            _leave(place, DISMISSED)
         if not message:
-            _clean(place)
-            if place.isolation.groups is not None:
-                place.isolation.groups.remove()  # the last worker does
-            os._exit(0)
+            _leave(place, with_groups=True)
         _keep(ready, descriptors, place)
         try:
             place.box.clear()
@@ -83,16 +84,14 @@ def keep_programs(jobs: socket.socket, post: Post) -> NoReturn:
             if not _is_closed(jobs):
                 text = "sandbox: a program has changed its worker, and another takes its place: %s"
                 print(text % ", ".join(changes), file=sys.stderr)
-            _clean(place)
-            os._exit(0)
+            _leave(place)
 
 
 def keep_session(descriptors: list[int], post: Post) -> NoReturn:
     """Run one job, an interpreter that goes on until the server closes it."""
     place = _furnish_place(post)
     _keep(_prepare(place), descriptors, place)
-    _clean(place)
-    os._exit(0)
+    _leave(place)
 
 
 @dataclass(slots=True, frozen=True)
@@ -134,12 +133,21 @@ def _is_closed(channel: socket.socket) -> bool:
     return bool(poll.poll(0))
 
 
-def _clean(place: _Place) -> None:
-    """Leave nothing behind."""
+def _leave(place: _Place, code: int = 0, *, with_groups: bool = False) -> NoReturn:
+    """End without leaving anything behind.
+
+    Args:
+        place: The worker's.
+        code: The worker's exit code.
+        with_groups: The server is gone: the last worker to leave removes what held their control groups.
+    """
     place.processes.kill_all()
     place.box.remove()
     if place.group is not None:
         place.group.remove()
+    if with_groups and place.isolation.groups is not None:
+        place.isolation.groups.remove()
+    os._exit(code)
 
 
 def _prepare(place: _Place) -> _Program:
@@ -198,6 +206,7 @@ def _keep(ready: _Program, descriptors: list[int], place: _Place) -> None:
     with open(payload, "rb") as file:
         header, given = parse_files(file.read())
     job = Job(**header)
+    control = rest.pop() if job.is_session else None
     try:
         for name, content in given.items():
             place.box.write(name, content)
@@ -205,25 +214,29 @@ def _keep(ready: _Program, descriptors: list[int], place: _Place) -> None:
         outcome = {"error": str(error)}
         place.processes.kill_all()
     else:
-        outcome = _run(ready, job, rest, status, place)
+        outcome = _run(ready, job, rest, status, control, place)
         files = place.box.read(job.fetch)
     finally:
         ready.channel.close()
-        for descriptor in rest:
+        for descriptor in (*rest, *([] if control is None else [control])):
             os.close(descriptor)
     with contextlib.suppress(OSError), open(status, "wb") as pipe:
         write_files(pipe, outcome, files)
 
 
-def _run(ready: _Program, job: Job, streams: list[int], status: int, place: _Place) -> dict[str, Any]:
+def _run(
+    ready: _Program, job: Job, streams: list[int], status: int, control: int | None, place: _Place
+) -> dict[str, Any]:
     """Hand the program its job, wait for its end or its deadline, and kill whatever is left of it."""
     start = time.monotonic()
     watch = Watch(place.processes, place.box, place.group, job.memory_bytes)
+    activity = Activity(place.processes, status)
+    rest = None if control is None else Rest(place.processes, control)
     with contextlib.suppress(OSError):  # it died before it had anything to do; its status tells
         socket.send_fds(ready.channel, [json.dumps(asdict(replace(job, fetch=()))).encode()], streams)
     while streams:
         os.close(streams.pop())
-    reason = _await_end(ready, status, start + job.timeout, watch)
+    reason = _await_end(ready, status, start + job.timeout, watch, activity, rest)
     ready.statuses |= place.processes.kill_all()
     if reason == "end" and watch.was_stopped():
         reason = "memory"
@@ -239,7 +252,9 @@ def _run(ready: _Program, job: Job, streams: list[int], status: int, place: _Pla
     }
 
 
-def _await_end(ready: _Program, status: int, deadline: float, watch: Watch) -> str:
+def _await_end(
+    ready: _Program, status: int, deadline: float, watch: Watch, activity: Activity, rest: Rest | None
+) -> str:
     """Wait until the program ends, its time is up, it uses too much, or nobody reads its status.
 
     Returns:
@@ -249,16 +264,24 @@ def _await_end(ready: _Program, status: int, deadline: float, watch: Watch) -> s
     poll = select.poll()
     poll.register(ended, select.POLLIN)
     poll.register(status, 0)  # POLLERR comes unasked, when the reader is gone
+    if rest is not None:
+        poll.register(rest.control, select.POLLIN)
     try:
         while True:
             left = deadline - time.monotonic()
-            events = dict(poll.poll(max(0.0, min(left, _TICK_S)) * 1000))
+            is_resting = rest is not None and rest.is_still
+            events = dict(poll.poll(None if is_resting else max(0.0, min(left, _TICK_S)) * 1000))
             if ended in events or status in events:
                 return "end" if ended in events else "nobody"
             if left <= 0:
                 return "time"
+            if rest is not None and rest.control in events:
+                if not rest.obey():
+                    return "nobody"
+                activity.start_over()
             ready.statuses |= reap(os.WNOHANG)
             if watch.has_too_much():
                 return "memory"
+            activity.look()
     finally:
         os.close(ended)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from rl.services.notebook_driver import MAX_STREAM_BYTES, OUTPUTS, STREAMS
 from rl.services.sandbox_outcome import RunOutcome
 from rl.services.sandbox_request import NotebookRequest, RunRequest
 
+_MAX_OUTPUTS_BYTES = 16 << 20
 _DRIVER = Path(notebook_driver.__file__).read_text(encoding="utf-8")
 
 
@@ -45,7 +47,16 @@ def cell_results(outcome: RunOutcome) -> list[dict[str, Any]]:
     Returns:
         SandboxFusion's form, one for each cell that began: `{stdout, stderr, display, error}`.
     """
-    results = [cell for line in outcome.files.get(OUTPUTS, b"").splitlines() if (cell := _read(line)) is not None]
+    outputs = outcome.files.get(OUTPUTS, b"")
+    results = []
+    for line in BytesIO(outputs[:_MAX_OUTPUTS_BYTES]):
+        if (cell := _read(line)) is None:
+            break  # a cell has written here; what follows may be anything
+        results.append(cell)
+    if len(outputs) > _MAX_OUTPUTS_BYTES:
+        text = f"the outputs of this cell and of the next ones go beyond {_MAX_OUTPUTS_BYTES >> 20} MiB of all"
+        error = {"ename": "OutputLimitError", "evalue": text, "traceback": []}
+        results.append({"stdout": "", "stderr": "", "display": [], "error": [error]})
     if any(name in outcome.files for name in STREAMS):
         stdout, stderr = (
             outcome.files.get(name, b"")[:MAX_STREAM_BYTES].decode("utf-8", "replace") for name in STREAMS
@@ -68,5 +79,22 @@ def _read(line: bytes) -> dict[str, Any] | None:
         cell = json.loads(line)
     except (ValueError, RecursionError):
         return None
-    keys = {"stdout", "stderr", "display", "error"}
-    return cell if isinstance(cell, dict) and set(cell) == keys else None
+    if not isinstance(cell, dict) or set(cell) != {"stdout", "stderr", "display", "error"}:
+        return None
+    streams, shown, errors = [cell["stdout"], cell["stderr"]], cell["display"], cell["error"]
+    is_right = _are_texts(streams) and isinstance(shown, list) and isinstance(errors, list)
+    return cell if is_right and all(map(_is_display, shown)) and all(map(_is_error, errors)) else None
+
+
+def _are_texts(values: Any) -> bool:
+    return isinstance(values, list) and all(isinstance(value, str) for value in values)
+
+
+def _is_display(value: Any) -> bool:
+    return isinstance(value, dict) and _are_texts(list(value.values()))
+
+
+def _is_error(value: Any) -> bool:
+    if not isinstance(value, dict) or set(value) != {"ename", "evalue", "traceback"}:
+        return False
+    return _are_texts([value["ename"], value["evalue"]]) and _are_texts(value["traceback"])

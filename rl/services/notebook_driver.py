@@ -98,7 +98,7 @@ def _evaluate(cell: str, name: str, scope: dict[str, Any]) -> list[dict[str, str
     value = eval(compile(ast.Expression(last.value), name, "eval", dont_inherit=True), scope)
     if value is None:
         return []
-    shown = {"text/plain": repr(value)}
+    shown = {"text/plain": repr(value)[:MAX_STREAM_BYTES]}
     if hasattr(value, "_repr_html_") and not isinstance(value, type):
-        shown["text/html"] = str(value._repr_html_())
+        shown["text/html"] = str(value._repr_html_())[:MAX_STREAM_BYTES]
     return [shown]

@@ -10,6 +10,8 @@ from collections.abc import Iterator
 
 from rl.services import kernel
 
+_STOP_TIMEOUT_S = 1.0
+
 
 class Processes:
     """All that a worker's programs have started and that still runs."""
@@ -54,6 +56,19 @@ class Processes:
             finally:
                 os.close(folder)
 
+    def threads(self, pid: int) -> list[int]:
+        """Their numbers; none if the process has ended."""
+        try:
+            folder = os.open(f"{pid}/task", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=self._proc)
+        except OSError:
+            return []
+        try:
+            return [int(name) for name in os.listdir(folder)]
+        except OSError:
+            return []
+        finally:
+            os.close(folder)
+
     def num_descriptors(self, pid: int) -> int:
         """How many one has open; 0 if it has ended."""
         with contextlib.suppress(OSError):
@@ -68,8 +83,7 @@ class Processes:
             Wait status by process, of this process's own children.
         """
         if self._has_pid_namespace:
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(-1, signal.SIGKILL)  # all of the namespace but process 1, in one step that no fork can outrun
+            self._send_all(signal.SIGKILL)
             return reap(0)
         statuses: dict[int, int] = {}
         while pids := self._descendants():
@@ -79,6 +93,36 @@ class Processes:
             statuses |= reap(os.WNOHANG)
             time.sleep(0.001)
         return statuses
+
+    def stop_all(self) -> None:
+        """Stop all where they are; none of them can prevent it."""
+        if self._has_pid_namespace:
+            self._send_all(signal.SIGSTOP)
+            return
+        deadline = time.monotonic() + _STOP_TIMEOUT_S
+        while (pids := [p for p in self._descendants() if self._runs(p)]) and time.monotonic() < deadline:
+            for pid in pids:  # and once more, for those that it forked meanwhile
+                with contextlib.suppress(OSError):
+                    os.kill(pid, signal.SIGSTOP)
+
+    def continue_all(self) -> None:
+        """Let all go on that `stop_all` has stopped."""
+        if self._has_pid_namespace:
+            self._send_all(signal.SIGCONT)
+            return
+        for pid in self._descendants():
+            with contextlib.suppress(OSError):
+                os.kill(pid, signal.SIGCONT)
+
+    def _send_all(self, number: signal.Signals) -> None:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(-1, number)  # all of the namespace but process 1, in one step that no fork can outrun
+
+    def _runs(self, pid: int) -> bool:
+        try:
+            return self.read(pid, "stat").rpartition(b")")[2].split()[0] not in (b"T", b"t", b"Z", b"X")
+        except (OSError, IndexError):
+            return False
 
     def _descendants(self) -> list[int]:
         children: dict[int, list[int]] = {}

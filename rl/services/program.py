@@ -49,7 +49,8 @@ def serve_cells(cells: socket.socket, directory: str) -> None:
     """Execute one piece of code after the other in one namespace, until the server closes the socket.
 
     A message is JSON with descriptors: `{"run": bytes of code}` with code, stdin, stdout and stderr is answered
-    `{"return_code": n}`; `{"fetch": [paths]}` with a pipe is answered there (`write_files`).
+    `{"number": of the call, from 1, "return_code": n}`; `{"fetch": [paths]}` with a pipe is answered in the pipe
+    (`write_files`).
 
     Args:
         cells: From the server, of the kind that keeps messages apart.
@@ -77,7 +78,7 @@ def serve_cells(cells: socket.socket, directory: str) -> None:
         _flush()
         nothing = os.open("/dev/null", os.O_RDWR)
         take_streams([os.dup(nothing), os.dup(nothing), nothing])
-        cells.send(json.dumps({"return_code": code}).encode())
+        cells.send(json.dumps({"number": number, "return_code": code}).encode())
 
 
 def _fetch(directory: str, paths: list[str]) -> dict[str, bytes]:

@@ -8,13 +8,11 @@ The trainer starts one for itself with `EmbeddedSandbox`; `python -m rl sandbox`
 from __future__ import annotations
 
 import asyncio
-import base64
-import json
 import logging
 import os
 import socket
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,19 +21,23 @@ from aiohttp import web
 from rl.errors import ServiceError
 from rl.services.admission import Admission, RefusedError
 from rl.services.embedded import EmbeddedSandbox
+from rl.services.http_guard import Bodies, make_application
 from rl.services.http_server import listen, metrics_response, serve_until_stopped
-from rl.services.notebook import cell_results, notebook_program, visible_files
+from rl.services.json_body import BodyError
+from rl.services.notebook import cell_results, visible_files
+from rl.services.sandbox_answer import encode, sandbox_error, success_or_failure
+from rl.services.sandbox_body import BodyReader
 from rl.services.sandbox_metrics import SandboxMetrics
-from rl.services.sandbox_outcome import CompileOutcome, RunOutcome
+from rl.services.sandbox_outcome import RunOutcome
 from rl.services.sandbox_pool import SandboxPool
-from rl.services.sandbox_request import RequestError, parse_notebook, parse_request
+from rl.services.sandbox_request import RequestError, RunRequest
 from rl.services.sandbox_sessions import SessionTable
 
 __all__ = ["EmbeddedSandbox", "SandboxServer", "serve"]
 
 logger = logging.getLogger(__name__)
 
-_MAX_BODY_BYTES = 128 << 20
+_MAX_BODY_BYTES, _MAX_TOTAL_BODY_BYTES = 128 << 20, 1 << 30
 _WORKERS_PER_CORE = 4
 _DRAIN_GRACE_S = 30.0
 _RETRY_AFTER_S = 1
@@ -45,17 +47,21 @@ _CALLER_HEADER = "X-Caller"
 class SandboxServer:
     """The handlers, around one pool of programs."""
 
-    def __init__(self, pool: SandboxPool, max_queue: int, *, drain_grace_s: float = 0.0) -> None:
+    def __init__(
+        self, pool: SandboxPool, max_queue: int, *, host_names: Sequence[str] = (), drain_grace_s: float = 0.0
+    ) -> None:
         """Serve a pool.
 
         Args:
             pool: Runs the programs; closed by whoever made it.
             max_queue: Requests that may wait for a worker.
+            host_names: By which clients call it, beside this machine's own.
             drain_grace_s: How long programs may go on when the server stops, seconds.
         """
-        self._pool = pool
+        self._pool, self._host_names = pool, host_names
         self._drain_grace_s = drain_grace_s
-        self._admission = Admission(pool.num_workers, max_queue)
+        self._admission = Admission(pool.num_workers, max_queue, pool.num_places)
+        self._bodies, self._reader = Bodies(_MAX_BODY_BYTES, _MAX_TOTAL_BODY_BYTES), BodyReader()
         self._sessions = SessionTable(pool)
         self._metrics = SandboxMetrics(pool, self._admission, self._sessions)
         self._host = socket.gethostname()
@@ -63,7 +69,7 @@ class SandboxServer:
 
     def application(self) -> web.Application:
         """The routes; stopping the application drains it."""
-        application = web.Application(client_max_size=_MAX_BODY_BYTES)
+        application = make_application(self._host_names)
         application.router.add_post("/run_code", self._run_code)
         application.router.add_post("/run_jupyter", self._run_jupyter)
         application.router.add_delete("/sessions/{id}", self._delete_session)
@@ -74,94 +80,74 @@ class SandboxServer:
         return application
 
     async def _run_code(self, http: web.Request) -> web.Response:
-        return await self._handle(http, self._run)
+        return await self._handle(http, self._run, is_notebook=False)
 
     async def _run_jupyter(self, http: web.Request) -> web.Response:
-        return await self._handle(http, self._run_notebook)
+        return await self._handle(http, self._run_notebook, is_notebook=True)
 
-    async def _handle(self, http: web.Request, run: Callable[[_Arrival], Awaitable[dict[str, Any]]]) -> web.Response:
+    async def _handle(self, http: web.Request, run: _Run, *, is_notebook: bool) -> web.Response:
         """Answer a request, and count how it ended."""
         arrival = _Arrival(http.headers.get(_CALLER_HEADER) or http.remote or "", time.monotonic())
         status = "500"
         try:
-            arrival.body = await http.json()
-            answer = await run(arrival)
-            status = answer["status"]
-            return web.json_response(answer)
-        except RequestError as error:
-            status = "422"
-            return web.json_response({"detail": str(error)}, status=422)
-        except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
-            status = "400"
-            return web.json_response({"detail": f"the body is not JSON: {error}"}, status=400)
-        except web.HTTPRequestEntityTooLarge:
-            status = "413"
-            return web.json_response({"detail": f"the body has more than {_MAX_BODY_BYTES >> 20} MiB"}, status=413)
+            async with self._bodies.read(http) as body:
+                request = await self._reader.read(body, is_notebook=is_notebook)
+                arrival.language = "jupyter" if is_notebook else request.language
+                answer, files = await run(arrival, request)
+                status = answer["status"]
+                return web.Response(body=await encode(answer, files), content_type="application/json")
+        except web.HTTPException as refusal:
+            status = str(refusal.status)
+            raise
+        except (BodyError, RequestError) as error:
+            status = "400" if isinstance(error, BodyError) else "422"
+            return web.json_response({"detail": str(error)}, status=int(status))
         except RefusedError as refusal:
             status = str(refusal.http_status)
-            headers = {"Retry-After": str(_RETRY_AFTER_S)}
-            return web.json_response(self._failure(refusal, arrival), status=refusal.http_status, headers=headers)
+            return self._failure(refusal, arrival, refusal.http_status)
         except ServiceError as error:
             logger.warning("%s", error)
             status = "SandboxError"
-            return web.json_response(self._failure(error, arrival))
+            return self._failure(error, arrival, 200)
         except asyncio.CancelledError:
             status = "disconnected"
             raise
         finally:
             self._metrics.observe_request(arrival.language, status, time.monotonic() - arrival.time)
 
-    async def _run(self, arrival: _Arrival) -> dict[str, Any]:
+    async def _run(self, arrival: _Arrival, request: RunRequest) -> _Answer:
         """Run a program in its turn, in its session if it has one."""
-        request = parse_request(arrival.body)
-        arrival.language = request.language
         if request.session_id is None:
-            async with self._admission.admit(arrival.caller, request.queue_timeout) as queue_s:
-                outcome = await self._pool.run(request)
-            return self._answer(request.language, outcome, queue_s)
+            async with self._admission.admit(arrival.caller, request.queue_timeout) as turn:
+                outcome = await self._pool.run(request, turn.set_waiting)
+            return self._answer(request.language, outcome, turn.waited_s)
         async with self._sessions.take_turn(request) as session:
             patience = request.queue_timeout - (time.monotonic() - arrival.time)
-            async with self._admission.admit(arrival.caller, patience):
+            async with self._admission.admit(arrival.caller, patience) as turn:
                 queue_s = time.monotonic() - arrival.time
-                done = await self._sessions.run(session, request)
-        answer = self._answer(request.language, done.outcome, queue_s)
-        return answer | {"message": done.message, "session": {"id": session.id, "num_programs": done.num_programs}}
+                done = await self._sessions.run(session, request, turn.set_waiting)
+        answer, files = self._answer(request.language, done.outcome, queue_s)
+        told = {"message": done.message, "session": {"id": session.id, "num_programs": done.num_programs}}
+        return answer | told, files
 
-    async def _run_notebook(self, arrival: _Arrival) -> dict[str, Any]:
-        request = parse_notebook(arrival.body)
-        arrival.language = "jupyter"
-        async with self._admission.admit(arrival.caller, request.queue_timeout) as queue_s:
-            outcome = await self._pool.run(notebook_program(request))
-        answer = self._answer("jupyter", outcome, queue_s)
+    async def _run_notebook(self, arrival: _Arrival, request: RunRequest) -> _Answer:
+        async with self._admission.admit(arrival.caller, request.queue_timeout) as turn:
+            outcome = await self._pool.run(request, turn.set_waiting)
+        answer, _ = self._answer("jupyter", outcome, turn.waited_s)
         del answer["compile_result"]
         driver = answer.pop("run_result")
-        files = _encode(visible_files(outcome))
-        return answer | {"driver": driver, "cells": cell_results(outcome), "files": files}
+        cells = await asyncio.to_thread(cell_results, outcome)
+        return answer | {"driver": driver, "cells": cells}, visible_files(outcome)
 
-    def _answer(self, language: str, outcome: RunOutcome, queue_s: float) -> dict[str, Any]:
+    def _answer(self, language: str, outcome: RunOutcome, queue_s: float) -> _Answer:
         self._metrics.observe_run(language, queue_s, outcome.execution_time)
-        is_compiled = outcome.compile is None or outcome.compile.return_code == 0
-        return {
-            "status": "Success" if is_compiled and outcome.return_code == 0 else "Failed",
-            "message": "",
-            "compile_result": None if outcome.compile is None else _result(outcome.compile),
-            "run_result": _result(outcome) if is_compiled else None,
-            "executor_pod_name": self._host,
-            "files": _encode(outcome.files),
-            "queue_time": queue_s,
-        }
+        return success_or_failure(outcome, self._host, queue_s), outcome.files
 
-    def _failure(self, error: Exception, arrival: _Arrival) -> dict[str, Any]:
+    def _failure(self, error: Exception, arrival: _Arrival, http_status: int) -> web.Response:
         """The answer for a program that was not run."""
-        return {
-            "status": "SandboxError",
-            "message": str(error),
-            "compile_result": None,
-            "run_result": None,
-            "executor_pod_name": self._host,
-            "files": {},
-            "queue_time": time.monotonic() - arrival.time,
-        }
+        body = sandbox_error(str(error), self._host, time.monotonic() - arrival.time) | {"files": {}}
+        headers = {} if http_status == 200 else {"Retry-After": str(_RETRY_AFTER_S)}
+        return web.json_response(body, status=http_status, headers=headers)
 
     async def _delete_session(self, http: web.Request) -> web.Response:
         name = http.match_info["id"]
@@ -173,6 +159,7 @@ class SandboxServer:
         body = {
             "status": "draining" if self._admission.is_closed else "ok",
             "workers": self._pool.num_workers,
+            "places": self._pool.num_places,
             "in_flight": self._admission.num_running + self._admission.num_waiting,
             "sessions": self._sessions.num_open,
             "isolation": self._pool.layers,
@@ -206,7 +193,11 @@ class _Arrival:
     caller: str
     time: float
     language: str = ""
-    body: Any = None
+
+
+_Answer = tuple[dict[str, Any], dict[str, bytes]]
+"""What is sent, and the files that come with it."""
+_Run = Callable[[_Arrival, RunRequest], Awaitable[_Answer]]
 
 
 def serve(
@@ -215,6 +206,7 @@ def serve(
     workers: int | None = None,
     max_queue: int = 4096,
     *,
+    allow_host: Sequence[str] = (),
     allow_network: bool = False,
     require_isolation: bool = False,
     preload: tuple[str, ...] | None = None,
@@ -226,8 +218,9 @@ def serve(
     Args:
         host: Address to listen on.
         port: Port to listen on.
-        workers: Programs at once; by default four for each core.
+        workers: Programs that compute at once; by default four for each core.
         max_queue: Requests that may wait; further ones get HTTP 503.
+        allow_host: Names by which clients call it, beside this machine's own and `localhost`.
         allow_network: Leave programs on the machine's network.
         require_isolation: Refuse to start where a layer of isolation is missing, rather than warn.
         preload: Modules that are imported ahead for the programs that name one of them; by default the pool's choice.
@@ -247,23 +240,25 @@ def serve(
             raise ServiceError(f"sandbox: --{name} must be at least {least}, got {value}. Give a larger number.")
     with listen("sandbox", host, port, inherited_socket) as listener:
         num_workers = workers if workers is not None else _WORKERS_PER_CORE * (os.cpu_count() or 1)
-        asyncio.run(_serve(listener, num_workers, max_queue, options, grace_s, parent_pipe))
+        names = (host, *allow_host)
+        asyncio.run(_serve(listener, num_workers, max_queue, names, options, grace_s, parent_pipe))
 
 
 async def _serve(
     listener: socket.socket,
     workers: int,
     max_queue: int,
+    host_names: Sequence[str],
     options: dict[str, Any],
     grace_s: float,
     parent_pipe: int | None,
 ) -> None:
     pool = SandboxPool(workers, **options)
     try:
-        application = SandboxServer(pool, max_queue, drain_grace_s=grace_s).application()
+        server = SandboxServer(pool, max_queue, host_names=host_names, drain_grace_s=grace_s)
         address = listener.getsockname()
         logger.info("sandbox: POST http://%s:%s/run_code, %d programs at once", address[0], address[1], workers)
-        await serve_until_stopped(application, listener, parent_pipe)
+        await serve_until_stopped(server.application(), listener, parent_pipe)
     finally:
         pool.close()
 
@@ -271,17 +266,3 @@ async def _serve(
 def _tell_failure(warming: asyncio.Task[None]) -> None:
     if not warming.cancelled() and (error := warming.exception()) is not None:
         logger.warning("sandbox: the modules are not imported ahead: %s", error)
-
-
-def _result(outcome: RunOutcome | CompileOutcome) -> dict[str, Any]:
-    return {
-        "status": "TimeLimitExceeded" if outcome.timed_out else "Finished",
-        "execution_time": outcome.execution_time,
-        "return_code": outcome.return_code,
-        "stdout": outcome.stdout,
-        "stderr": outcome.stderr,
-    }
-
-
-def _encode(files: dict[str, bytes]) -> dict[str, str]:
-    return {name: base64.b64encode(content).decode() for name, content in files.items()}

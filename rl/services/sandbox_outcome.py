@@ -3,14 +3,22 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import os
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Self
+from typing import Any, Self
+
+from rl.services.activity import COMPUTES, WAITS
+from rl.services.job import parse_files
 
 MAX_OUTPUT_BYTES = 1 << 20
 """What is kept of stdout and of stderr."""
 OUT_OF_MEMORY = "\nkilled: its processes and files together used more memory than allowed\n"
 """Added to stderr."""
+FORGED = "\nkilled: it wrote to the channel by which the sandbox talks to its session\n"
+"""Likewise."""
+_RETURN_CODES = range(-64, 256)
 _STOP_READING_BYTES = 64 << 20
 _CHUNK = 1 << 16
 
@@ -112,3 +120,83 @@ class Capture:
     def __exit__(self, *_: object) -> None:
         self.close_write_end()
         self.finish()
+
+
+class Status(Capture):
+    """What a worker tells of a program: signs of whether it waits, and at last its outcome (`rl.services.activity`)."""
+
+    def __init__(self, limit: int, on_waiting: Callable[[bool], None] | None = None) -> None:
+        """Open the pipe.
+
+        Args:
+            limit: Bytes to keep.
+            on_waiting: Called with True when the program begins to wait, and with False when it goes on.
+        """
+        self.on_waiting = on_waiting
+        super().__init__(limit, stop_after=limit)
+
+    def _read(self) -> bool:
+        has_more = super()._read()
+        signs = len(self.content) - len(self.content.lstrip(WAITS + COMPUTES))
+        if signs and self.on_waiting is not None:
+            self.on_waiting(self.content[signs - 1 : signs] == WAITS)
+        del self.content[:signs]
+        return has_more
+
+
+@dataclass(slots=True, frozen=True)
+class Ending:
+    """What a worker says about a program that ended."""
+
+    return_code: int | None
+    timed_out: bool
+    out_of_memory: bool
+    execution_time: float
+
+
+def parse_ending(text: bytes, asked: Iterable[str] = ()) -> tuple[Ending, dict[str, bytes]]:
+    """Read the outcome that a worker wrote.
+
+    Args:
+        text: All that came.
+        asked: Files that were asked for.
+
+    Returns:
+        How the program ended, and the files by their path as asked.
+
+    Raises:
+        ValueError: It is none, or tells of an error of the worker's own.
+    """
+    header, files = parse_files(text.lstrip(WAITS + COMPUTES))
+    if "error" in header:
+        raise ValueError(f"the program's files cannot be written, {header['error']}")
+    code, seconds = header.get("return_code"), header.get("execution_time")
+    flags = [header.get("timed_out"), header.get("out_of_memory")]
+    if not (is_return_code(code) or code is None) or not all(isinstance(flag, bool) for flag in flags):
+        raise ValueError(f"it is no outcome: {header!r:.100}")
+    if not isinstance(seconds, float) or not 0 <= seconds < math.inf:
+        raise ValueError(f"it is no outcome: {header!r:.100}")
+    return Ending(code, flags[0] is True, flags[1] is True, seconds), pick(files, asked)
+
+
+def is_return_code(value: Any) -> bool:
+    """Whether a program can have ended with this: 0 to 255, or negative for a signal."""
+    return type(value) is int and value in _RETURN_CODES
+
+
+def pick(files: dict[str, bytes], asked: Iterable[str]) -> dict[str, bytes]:
+    """See that only files came that were asked for.
+
+    Args:
+        files: By path.
+        asked: Their paths.
+
+    Returns:
+        The files.
+
+    Raises:
+        ValueError: There is another one.
+    """
+    if others := files.keys() - set(asked):
+        raise ValueError(f"a file came that nobody asked for, '{min(others):.100}'")
+    return files

@@ -6,14 +6,14 @@ import asyncio
 import dataclasses
 import logging
 import signal
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 
 from rl.errors import ServiceError
 from rl.services.admission import QueueFullError, QueueTimeoutError, RefusedError
 from rl.services.interpreter_session import InterpreterSession
-from rl.services.sandbox_outcome import RunOutcome
+from rl.services.sandbox_outcome import FORGED, RunOutcome
 from rl.services.sandbox_pool import SandboxPool
 from rl.services.sandbox_request import RequestError, RunRequest
 
@@ -104,12 +104,15 @@ class SessionTable:
             if not session.is_closed:
                 self._wake_later(session, request.session_idle_timeout)
 
-    async def run(self, session: Session, request: RunRequest) -> SessionOutcome:
+    async def run(
+        self, session: Session, request: RunRequest, on_waiting: Callable[[bool], None] | None = None
+    ) -> SessionOutcome:
         """Run a program in the session's interpreter, in a new one if there is none.
 
         Args:
             session: From `take_turn`.
             request: What to run; its memory limit and its files count for a new interpreter only.
+            on_waiting: Called with True when the program begins to wait for something, and with False when it goes on.
 
         Returns:
             The outcome, with what must be told about the state.
@@ -122,11 +125,13 @@ class SessionTable:
         """
         if session.interpreter is not None and not session.interpreter.is_alive:
             self._lose(session, "died between two programs")
+        if session.interpreter is not None and session.interpreter.find_forgery():
+            self._lose(session, "was stopped because an earlier program wrote to the session's channel")
         if session.interpreter is not None and request.files:
             raise RequestError("files: a session takes files with its first program, and this one has begun")
         interpreter = session.interpreter or await self._open(session, request)
         session.num_programs += 1
-        session.running = asyncio.create_task(_execute(interpreter, request))
+        session.running = asyncio.create_task(_execute(interpreter, request, on_waiting))
         try:
             outcome = await session.running
         except ServiceError:
@@ -228,11 +233,18 @@ class SessionTable:
         session.timer = loop.call_later(idle_timeout if session.interpreter else _REMEMBER_S, wake)
 
 
-async def _execute(interpreter: InterpreterSession, request: RunRequest) -> RunOutcome:
-    outcome = await interpreter.run(request.code, stdin=request.stdin, timeout=request.run_timeout)
-    if request.fetch_files and interpreter.is_alive:
-        outcome = dataclasses.replace(outcome, files=await interpreter.fetch(request.fetch_files))
-    return outcome
+async def _execute(
+    interpreter: InterpreterSession, request: RunRequest, on_waiting: Callable[[bool], None] | None
+) -> RunOutcome:
+    outcome = await interpreter.run(
+        request.code, stdin=request.stdin, timeout=request.run_timeout, on_waiting=on_waiting
+    )
+    if not request.fetch_files or not interpreter.is_alive:
+        return outcome
+    files = await interpreter.fetch(request.fetch_files)
+    if files is None:
+        return dataclasses.replace(outcome, return_code=-signal.SIGKILL, stderr=outcome.stderr + FORGED)
+    return dataclasses.replace(outcome, files=files)
 
 
 def _ending(outcome: RunOutcome) -> str:

@@ -7,7 +7,8 @@ import select
 import time
 from contextlib import ExitStack
 
-from rl.services.job import Job, memory_file, pack_job, parse_files
+from rl.services.job import Job, memory_file, pack_job
+from rl.services.sandbox_outcome import parse_ending
 from rl.services.zygote_process import Zygote
 
 _CODE, _OUTPUT = b"import json\nprint(6 * 7)\n", b"42\n"
@@ -42,15 +43,13 @@ def find_problem(zygote: Zygote) -> str:
             outcome = _read_until_end(status[0], time.monotonic() + _TIMEOUT_S + _GRACE_S)
             if not outcome:
                 return "no worker answered"
-            header, _ = parse_files(outcome)
-            if "error" in header:
-                return str(header["error"])
+            ending, _ = parse_ending(outcome)
             printed, told = os.read(stdout[0], _MOST_TOLD), os.read(stderr[0], _MOST_TOLD)
-    except OSError as error:
+    except (OSError, ValueError) as error:
         return str(error)
-    if header["return_code"] == 0 and printed == _OUTPUT:
+    if ending.return_code == 0 and printed == _OUTPUT:
         return ""
-    return f"exit code {header['return_code']}, {(told or printed).decode('utf-8', 'replace').strip()!r}"
+    return f"exit code {ending.return_code}, {(told or printed).decode('utf-8', 'replace').strip()!r}"
 
 
 def _read_until_end(pipe: int, deadline: float) -> bytes:

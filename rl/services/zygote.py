@@ -24,7 +24,7 @@ from typing import NoReturn
 from rl.services import keeper
 from rl.services.fork_state import Renewal, find_renewals
 from rl.services.isolation import MAX_UIDS, Isolation, enter_namespaces, furnish, prepare
-from rl.services.job import receive
+from rl.services.job import DISMISSED, receive
 from rl.services.own_state import find_changes, read_own_state
 from rl.services.processes import become_subreaper
 
@@ -140,8 +140,9 @@ class _Nursery:
         """Take note of those that ended; returns the number of workers among them, which are to be replaced."""
         num_workers = 0
         with contextlib.suppress(ChildProcessError):
-            while pid := os.waitpid(-1, os.WNOHANG)[0]:
-                if self._numbers.pop(pid, None) is not None and pid not in self._sessions:
+            while (ended := os.waitpid(-1, os.WNOHANG))[0]:
+                pid, is_dismissed = ended[0], os.waitstatus_to_exitcode(ended[1]) == DISMISSED
+                if self._numbers.pop(pid, None) is not None and pid not in self._sessions and not is_dismissed:
                     num_workers += 1
                 self._sessions.discard(pid)
         return num_workers

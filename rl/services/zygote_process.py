@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import os
@@ -13,6 +14,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from rl.errors import ServiceError
+from rl.services.job import LEAVE, TAKE_JOB
 from rl.services.zygote import ONE_SESSION, ONE_WORKER, Hello, ZygoteOptions
 
 logger = logging.getLogger(__name__)
@@ -96,7 +98,9 @@ class Zygote:
 
     def num_replaced(self) -> int:
         """Its workers that died, or that a program had changed, and whose places others took."""
-        while select.select([self._control], [], [], 0)[0]:
+        poll = select.poll()  # its number may be more than select takes
+        poll.register(self._control, select.POLLIN)
+        while poll.poll(0):
             text = self._control.recv(64)
             if not text:  # it is gone
                 break
@@ -123,7 +127,18 @@ class Zygote:
         """
         if self.num_in_flight > self._num_workers:
             self.add_worker()
-        socket.send_fds(self._jobs, [b"j"], descriptors)
+        socket.send_fds(self._jobs, [TAKE_JOB], descriptors)
+
+    def dismiss_workers(self, num_kept: int) -> None:
+        """Have workers end that have nothing to do.
+
+        Args:
+            num_kept: How many stay at least.
+        """
+        with contextlib.suppress(OSError):  # it is gone, and they with it
+            while self._num_workers > max(num_kept, self.num_in_flight):
+                self._jobs.send(LEAVE)
+                self._num_workers -= 1
 
     def send_session(self, descriptors: list[int]) -> None:
         """Have a session started in a worker of its own.

@@ -3,7 +3,7 @@ import random
 
 import pytest
 
-from rl.services.admission import Admission, ClosedError, QueueFullError, QueueTimeoutError
+from rl.services.admission import Admission, ClosedError, QueueFullError, QueueTimeoutError, Turn
 
 
 class Requests:
@@ -14,6 +14,7 @@ class Requests:
         self.entered: list[str] = []
         self.ends: dict[str, asyncio.Event] = {}
         self.tasks: dict[str, asyncio.Task[None]] = {}
+        self.turns: dict[str, Turn] = {}
 
     async def start(self, *names: str, timeout: float = 60.0) -> None:
         """Each is `<caller><number>`."""
@@ -28,7 +29,7 @@ class Requests:
         await settle()
 
     async def _run(self, name: str, timeout: float) -> None:
-        async with self.admission.admit(name[0], timeout):
+        async with self.admission.admit(name[0], timeout) as self.turns[name]:
             self.entered.append(name)
             await self.ends[name].wait()
 
@@ -66,8 +67,8 @@ async def test_admission_tells_how_long_a_request_waited():
                 pass
     async with admission.admit("b", 0.05) as second:
         pass
-    assert 0 <= first < 0.05
-    assert 0 <= second < 0.05
+    assert 0 <= first.waited_s < 0.05
+    assert 0 <= second.waited_s < 0.05
 
 
 async def test_admission_refuses_at_once_when_the_queue_is_full():
@@ -137,15 +138,57 @@ async def test_admission_closed_refuses_what_waits_and_lets_the_rest_end():
     assert await requests.admission.wait_idle(0.01)
 
 
+async def test_admission_gives_the_slot_of_a_request_that_waits_to_the_next():
+    requests = Requests(Admission(1, 10, num_places=3))
+    await requests.start("a1", "b1", "c1", "d1")
+    for name in ("a1", "b1"):
+        requests.turns[name].set_waiting(True)
+        requests.turns[name].set_waiting(True)
+        await settle()
+    assert requests.entered == ["a1", "b1", "c1"]
+    requests.turns["c1"].set_waiting(True)
+    await settle()
+    assert requests.entered == ["a1", "b1", "c1"]  # all places are taken
+    for name in ("a1", "b1"):
+        requests.turns[name].set_waiting(False)  # both compute: one more than there are slots
+    await requests.end("c1")
+    assert (requests.entered, requests.admission.num_running) == (["a1", "b1", "c1"], 2)
+    await requests.end("a1")
+    assert requests.entered == ["a1", "b1", "c1"]
+    await requests.end("b1")
+    assert requests.entered == ["a1", "b1", "c1", "d1"]
+    await requests.end("d1")
+    assert requests.admission.num_running == 0
+
+
+async def test_admission_leaves_places_to_others_than_the_one_whose_requests_all_wait():
+    requests = Requests(Admission(2, 10, num_places=6))
+    await requests.start("a1", "a2", "a3", "a4", "a5", "a6")
+    for name in ("a1", "a2", "a3", "a4"):
+        requests.turns[name].set_waiting(True)
+        await settle()
+    assert requests.entered == ["a1", "a2", "a3", "a4"]
+    await requests.start("b1", "b2", "b3")
+    assert requests.entered[4:] == ["b1", "b2"]
+    await requests.end("b1")
+    assert requests.entered[6:] == ["b3"]
+    await requests.end("a1")
+    await requests.end("b2")
+    assert requests.entered[7:] == ["a5"]
+
+
 async def test_admission_loses_no_slot_whatever_happens():
-    admission, choose = Admission(3, 8), random.Random(0)
+    admission, choose = Admission(3, 8, num_places=5), random.Random(0)
     most = 0
 
     async def request(caller: str, delay: float, patience: float) -> None:
         nonlocal most
-        async with admission.admit(caller, patience):
+        async with admission.admit(caller, patience) as turn:
             most = max(most, admission.num_running)
             await asyncio.sleep(delay)
+            for is_waiting in choose.choices([True, False], k=choose.randint(0, 3)):
+                turn.set_waiting(is_waiting)
+                await asyncio.sleep(delay)
 
     tasks = []
     for _ in range(400):
@@ -158,4 +201,8 @@ async def test_admission_loses_no_slot_whatever_happens():
     outcomes = await asyncio.gather(*tasks, return_exceptions=True)
     assert {type(o) for o in outcomes} <= {type(None), QueueFullError, QueueTimeoutError, asyncio.CancelledError}
     assert outcomes.count(None) > 20
-    assert (most, admission.num_running, admission.num_waiting) == (3, 0, 0)
+    assert (most, admission.num_running, admission.num_waiting) == (5, 0, 0)
+    for _ in range(3):
+        await admission._enter("a", 0.0)
+    with pytest.raises(QueueTimeoutError):
+        await admission._enter("b", 0.0)

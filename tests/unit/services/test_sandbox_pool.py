@@ -177,3 +177,40 @@ def test_the_zygote_needs_the_standard_library_alone():
     names = eval(done.stdout)
     assert "rl.services.keeper" in names
     assert "rl.errors" not in names
+
+
+def num_workers(pool: SandboxPool) -> int:
+    zygote = psutil.Process(pool._zygotes[()]._process.pid)
+    return len([child for child in zygote.children() if child.status() != psutil.STATUS_ZOMBIE])
+
+
+async def test_workers_that_waiting_programs_needed_are_dismissed_and_not_replaced(monkeypatch):
+    monkeypatch.setattr("rl.services.sandbox_pool._DISMISS_AFTER_S", 0.0)
+    pool = SandboxPool(1, preload=())
+    try:
+        outcomes = await asyncio.gather(
+            *(pool.run(request("import time; time.sleep(0.3); print(1)")) for _ in range(6))
+        )
+        assert [outcome.stdout for outcome in outcomes] == ["1\n"] * 6
+        async with asyncio.timeout(30):
+            while num_workers(pool) != 1:
+                await asyncio.sleep(0.01)
+        assert (await pool.run(request("print(2)"))).stdout == "2\n"
+        assert (num_workers(pool), pool.num_restarts) == (1, 0)
+    finally:
+        pool.close()
+
+
+async def test_a_program_that_waits_says_so_and_when_it_goes_on(pool):
+    told: list[bool] = []
+    busy = "import time\nwhile time.process_time() < 0.4: pass"
+    code = f"import time\ntime.sleep(0.6)\n{busy}"
+    assert (await pool.run(request(code), told.append)).return_code == 0
+    assert told == [True, False]
+    told.clear()
+    await pool.run(request(busy), told.append)
+    threads = (
+        f"import threading\nthread = threading.Thread(target=lambda: exec({busy!r}))\nthread.start(); thread.join()"
+    )
+    await pool.run(request(threads), told.append)
+    assert told == []
