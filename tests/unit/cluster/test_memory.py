@@ -22,7 +22,7 @@ from rl.config.load import load_config
 from rl.config.schema import Config, ModelConfig
 from rl.observability.run import Run
 from rl.train import train
-from rl.types import BusySeconds, Group, MicroBatch, Prompt, Sampling, StopReason, TokenSequence, Trajectory
+from rl.types import BusySeconds, Group, MicroBatch, Prompt, RunPlace, Sampling, StopReason, TokenSequence, Trajectory
 from rl.weight_sync.shared_memory import Shard
 from tests.unit.cluster.conftest import Method
 
@@ -90,7 +90,7 @@ class Rank:
         self._onload(f"{self.process.role}'s log-probs")
         return [torch.zeros(m.num_tokens) for m in micro_batches]
 
-    def _update(self, micro_batches: list[MicroBatch], kl_coef: float) -> dict[str, float]:
+    def _update(self, micro_batches: list[MicroBatch], place: RunPlace, kl_coef: float) -> dict[str, float]:
         self._onload("update", self.estimate.activation_bytes)
         self._onload("update")
         return {"actor/pg_loss": 0.0}
@@ -168,8 +168,8 @@ class Setting:
         self.ledger.held.clear()
         self.ranks.clear()
         with (
-            Run.open(self.config, "memory", num_rows=len(prompts)) as run,
-            launch(self.config, log_directory=run.directory.logs, prompts=prompts, num_steps=run.num_steps) as cluster,
+            Run.open(self.config, "memory") as run,
+            launch(self.config, log_directory=run.directory.logs, prompts=prompts) as cluster,
         ):
             assert cluster.actor is not None and cluster.rollouts is not None
             train(self.config, run, cluster.actor, cluster.rollouts, [Prompt("held-out", [], "", "test")])
@@ -208,16 +208,18 @@ def make_setting(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Ca
             asked[0] += prompt.id != "held-out"
             return [1.0, 1.0] if asked[0] in (3, 4) else [1.0, 0.0]  # the second step
 
-        def start_rollouts(config: Config, layout: Placement, *args: Any) -> tuple[Any, list[EngineWorker]]:
+        def start_rollouts(config: Config, layout: Placement, *args: Any) -> tuple[Any, list[EngineWorker], dict]:
             workers = [EngineWorker(setting.ledger, config, process, scores) for process in layout.rollouts]
-            return Rank.__new__(Rank), workers
+            return Rank.__new__(Rank), workers, {}
 
-        def start_actors(config: Config, processes: tuple[Process, ...], *args: Any, **kwargs: Any) -> list[Rank]:
+        def start_actors(
+            config: Config, processes: tuple[Process, ...], *args: Any, **kwargs: Any
+        ) -> tuple[list[Rank], dict]:
             ranks = [Rank(setting.ledger, config, estimate, process) for process in processes]
             setting.ranks += ranks
-            return ranks
+            return ranks, {}
 
-        monkeypatch.setattr(module, "_ray", lambda config: nullcontext())
+        monkeypatch.setattr(module, "_ray", lambda *args: nullcontext())
         monkeypatch.setattr(module, "embedded_services", lambda config: nullcontext({}))
         monkeypatch.setattr(module, "machines", lambda: [Machine("here", (0,))])
         monkeypatch.setattr(module, "Nodes", OneMachine)
