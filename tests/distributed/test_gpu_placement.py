@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import ray
@@ -80,12 +81,14 @@ def test_processes_are_told_their_devices(layout: Placement, expected: dict[str,
     assert given_devices(layout) == expected
 
 
-def test_actors_and_engines_see_their_devices_and_no_others() -> None:
+def test_actors_and_engines_see_their_devices_and_no_others(tmp_path: Path) -> None:
     """Real Ray actors in one placement group: neither Ray nor an empty share of GPUs takes the devices away."""
     layout = layout_of(actor=2, rollout=4, tp=2, colocated=False)
     nodes = Nodes(layout, machines())
     workers = [
-        Reporter.options(**nodes.options(process, engine_environment(Config(), ()))).remote()  # type: ignore[attr-defined]
+        Reporter.options(  # type: ignore[attr-defined]
+            **nodes.options(process, engine_environment(Config(), (), tmp_path))
+        ).remote()
         for process in (*layout.actors, *layout.rollouts)
     ]
     seen = ray.get([worker.look.remote() for worker in workers], timeout=120)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -31,11 +33,13 @@ def engine_config(folder: Path) -> Config:
 
 
 @pytest.fixture(autouse=True)
-def environment(monkeypatch: pytest.MonkeyPatch) -> None:
+def environment(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     from rl.inference.environment import engine_environment
 
-    for name, value in engine_environment(engine_config(Path()), ()).items():
-        monkeypatch.setenv(name, value)
+    with tempfile.TemporaryDirectory() as sockets:
+        for name, value in engine_environment(engine_config(Path()), (), Path(sockets)).items():
+            monkeypatch.setenv(name, value)
+        yield
 
 
 def tensors_of(folder: Path, scale: float = 1.0) -> dict[str, torch.Tensor]:
