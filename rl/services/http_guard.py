@@ -1,4 +1,4 @@
-"""What a service's HTTP server refuses before a handler sees it, and the bounds of bodies that come and answers that go.
+"""What a service's HTTP server refuses before a handler sees it, and the bounds of bodies and answers.
 
 A web page in a browser on this machine can reach a service that listens on the loopback interface. Three rules keep it
 out: `Host` is an address or a known name, so a foreign name that was bound to this address (DNS rebinding) is refused;
