@@ -181,6 +181,8 @@ def retriever(argv: list[str]) -> int:
     parser.add_argument("--index", type=Path, metavar="FOLDER", help="default: beside the corpus")
     parser.add_argument("--host", default="127.0.0.1", help="default: %(default)s")
     parser.add_argument("--port", type=int, default=8000, help="default: %(default)s")
+    names = "names by which clients call it beside this machine's own, separated by commas"
+    parser.add_argument("--allow-host", type=_names, default=(), metavar="NAMES", help=names)
     parser.add_argument("--backend", choices=BACKENDS, default="bm25s", help="default: %(default)s")
     model = "folder of a sentence-transformers model, for --backend dense"
     parser.add_argument("--model", type=Path, metavar="FOLDER", help=model)

@@ -1,4 +1,4 @@
-"""The code sandbox with the isolation that this machine allows: speed, verdicts on HumanEval, neighbours of attacks."""
+"""The code sandbox with the isolation that this machine allows: speed, verdicts on HumanEval, neighbours, sessions."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import aiohttp
+import psutil
 
 from rl.bench.figures import Figure, write_json
 from rl.errors import TurnwiseError
@@ -36,6 +37,8 @@ _ATTACKS = {  # each lasts as long as it may
     "output": "import sys\nwhile True:\n    try: sys.stdout.write('x' * 9999)\n    except OSError: pass",
 }
 _NUM_NEIGHBOURS = 9
+_NUM_SESSIONS, _IDLE_S, _REST_S = 1000, 20.0, 3.0
+_SLEEP, _NUM_SLEEPERS = "import time; time.sleep(2); print(1)", 64
 
 
 def measure() -> list[Figure]:
@@ -45,14 +48,14 @@ def measure() -> list[Figure]:
         assert isinstance(isolation, dict)
         missing = missing_layers(isolation, allow_network=False)
         detail = f"without {', '.join(missing)}" if missing else "full isolation"
-        return [replace(f, detail=f.detail or detail) for f in asyncio.run(_measure(sandbox.url))]
+        return [replace(f, detail=f.detail or detail) for f in asyncio.run(_measure(sandbox))]
 
 
-async def _measure(url: str) -> list[Figure]:
+async def _measure(sandbox: EmbeddedSandbox) -> list[Figure]:
     connector = aiohttp.TCPConnector(limit=0)
     timeout = aiohttp.ClientTimeout(total=None)
     async with aiohttp.ClientSession(connector=connector, timeout=timeout) as session:
-        client = _Client(session, url)
+        client = _Client(session, sandbox.url)
         await client.repeat(_HELLO, _NUM_ALONE, _IN_FLIGHT)
         await client.repeat(_LIBRARIES, _NUM_ALONE, _IN_FLIGHT)
         hello, libraries = [], []
@@ -64,6 +67,8 @@ async def _measure(url: str) -> list[Figure]:
         right = await client.check_many()
         verdicts, num_programs = await client.check_human_eval()
         slowest, detail = await client.slowest_neighbour()
+        sleepers_s, fast_ms = await client.beside_sleepers()
+        idle_share = await client.idle_share(sandbox.pid)
     return [
         Figure(f"sandbox, print(1), {_IN_FLIGHT} in flight", rate, "requests/s", 200.0),
         Figure(f"sandbox, print(1), {_IN_FLIGHT} in flight, p50", p50, "ms", 40.0, at_least=False),
@@ -75,6 +80,9 @@ async def _measure(url: str) -> list[Figure]:
         Figure(
             "sandbox, a neighbour of an attack, time to time alone", slowest, "", 2.0, at_least=False, detail=detail
         ),
+        Figure(f"sandbox, {_NUM_SLEEPERS} programs that sleep 2 s", sleepers_s, "s", 10.0, at_least=False),
+        Figure("sandbox, print(1) beside them, slowest", fast_ms, "ms", 1000.0, at_least=False),
+        Figure(f"sandbox, {_NUM_SESSIONS} idle sessions", 100 * idle_share, "% of a core", 1.0, at_least=False),
     ]
 
 
@@ -83,19 +91,19 @@ class _Client:
         self._session = session
         self._url = url
 
-    async def run(self, code: str, **fields: Any) -> dict[str, Any]:
+    async def run(self, code: str, *, caller: str = "bench", **fields: Any) -> dict[str, Any]:
         body = {"code": code, "language": "python", "queue_timeout": _PATIENCE_S, **fields}
-        async with self._session.post(self._url, json=body) as response:
+        async with self._session.post(self._url, json=body, headers={"X-Caller": caller}) as response:
             answer: dict[str, Any] = await response.json()
         return answer
 
-    async def repeat(self, code: str, times: int, in_flight: int) -> list[float]:
+    async def repeat(self, code: str, times: int, in_flight: int, caller: str = "bench") -> list[float]:
         """Seconds of each request."""
         seconds: list[float] = []
 
         async def ask() -> None:
             start = time.perf_counter()
-            answer = await self.run(code)
+            answer = await self.run(code, caller=caller)
             seconds.append(time.perf_counter() - start)
             if answer["status"] != "Success" or answer["run_result"]["stdout"] != "1\n":
                 raise TurnwiseError(f"bench sandbox: a wrong answer, {answer}.")
@@ -142,6 +150,35 @@ class _Client:
             await asyncio.sleep(0.5)
         return max(ratios.values()), ", ".join(f"{name} {ratio:.2f}" for name, ratio in ratios.items())
 
+    async def beside_sleepers(self) -> tuple[float, float]:
+        """Seconds for programs that sleep, sent at once, and the slowest answer to another caller meanwhile, ms."""
+        start = time.perf_counter()
+        sleepers = asyncio.create_task(self.repeat(_SLEEP, _NUM_SLEEPERS, _NUM_SLEEPERS))
+        fast = []
+        while not sleepers.done():
+            fast += await self.repeat(_HELLO, 1, 1, caller="another")
+            await asyncio.sleep(0.05)
+        await sleepers
+        return time.perf_counter() - start, 1000 * max(fast)
+
+    async def idle_share(self, pid: int) -> float:
+        """Share of a core that the server and all its processes take while sessions are open and nothing runs."""
+
+        async def open_session(number: int) -> None:
+            answer = await self.run(f"x = {number}", session_id=f"idle-{number}", session_idle_timeout=3600)
+            if answer["status"] != "Success":
+                raise TurnwiseError(f"bench sandbox: no session, {answer}.")
+
+        await _at_most([partial(open_session, number) for number in range(_NUM_SESSIONS)], _IN_FLIGHT)
+        await asyncio.sleep(_REST_S)
+        start, before = time.perf_counter(), _processor_s(pid)
+        await asyncio.sleep(_IDLE_S)
+        share = (_processor_s(pid) - before) / (time.perf_counter() - start)
+        answer = await self.run(f"print(x - {_NUM_SESSIONS - 2})", session_id=f"idle-{_NUM_SESSIONS - 1}")
+        if answer["run_result"]["stdout"] != "1\n":
+            raise TurnwiseError(f"bench sandbox: a session has lost its state, {answer}.")
+        return share
+
     async def _neighbour_s(self) -> float:
         times = []
         for _ in range(_NUM_NEIGHBOURS):
@@ -158,6 +195,13 @@ async def _at_most(calls: list[Callable[[], Awaitable[None]]], in_flight: int) -
             await call()
 
     await asyncio.gather(*(work() for _ in range(in_flight)))
+
+
+def _processor_s(pid: int) -> float:
+    """Seconds that a process and all below it have computed."""
+    server = psutil.Process(pid)
+    times = [process.cpu_times() for process in (server, *server.children(recursive=True))]
+    return sum(of_process.user + of_process.system for of_process in times)
 
 
 def _human_eval() -> list[dict[str, str]]:

@@ -49,7 +49,7 @@ def serve_cells(cells: socket.socket, directory: str) -> None:
     """Execute one piece of code after the other in one namespace, until the server closes the socket.
 
     A message is JSON with descriptors: `{"run": bytes of code}` with code, stdin, stdout and stderr is answered
-    `{"number": of the call, from 1, "return_code": n}`; `{"fetch": [paths]}` with a pipe is answered in the pipe
+    `{"number": of the call, from 1, "return_code": n}`; `{"fetch": [paths]}` with a pipe is answered there
     (`write_files`).
 
     Args:

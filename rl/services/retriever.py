@@ -10,21 +10,24 @@ from __future__ import annotations
 
 import asyncio
 import importlib
-import json
 import logging
+import os
 import time
 from collections import OrderedDict
 from collections.abc import Sequence
-from dataclasses import dataclass
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
 
 from aiohttp import web
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 from rl.errors import ServiceError
+from rl.services.http_guard import Bodies, make_application
 from rl.services.http_server import listen, metrics_response, serve_until_stopped
+from rl.services.json_body import BodyError, decode
+from rl.services.rare_warning import RareWarning
 from rl.services.retriever_folder import Hit, SearchIndex
+from rl.services.retriever_request import RequestError, RetrieveRequest, parse_request
 
 logger = logging.getLogger(__name__)
 
@@ -35,37 +38,40 @@ BACKENDS = {
 }
 """Modules whose `open_index` opens the index of a corpus, by `--backend`; each brings in libraries of its own."""
 
-_DEFAULT_TOPK = 3  # Search-R1's
-_MAX_BODY_BYTES = 16 << 20
+_MAX_BODY_BYTES, _MAX_TOTAL_BODY_BYTES = 1 << 20, 256 << 20
 _CACHED_QUERIES = 16_384
+_LONGEST_CACHED, _MOST_CACHED = 512, 32
+_MAX_THREADS = 8
+_LONGEST_TOLD = 100
 _BUCKETS = (0.0005, 0.001, 0.002, 0.003, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 5)
-
-
-class RequestError(ValueError):
-    """A field is missing or wrong; answered with HTTP 422."""
-
-
-@dataclass(slots=True, frozen=True)
-class RetrieveRequest:
-    """The body of `POST /retrieve`, checked."""
-
-    queries: list[str]
-    topk: int
-    """At least 1."""
-    return_scores: bool
 
 
 class RetrieverServer:
     """The handlers, around one index."""
 
-    def __init__(self, index: SearchIndex, corpus: Path | Sequence[Path], backend: str) -> None:
-        self._index, self._backend = index, backend
+    def __init__(
+        self, index: SearchIndex, corpus: Path | Sequence[Path], backend: str, *, host_names: Sequence[str] = ()
+    ) -> None:
+        """Serve an index.
+
+        Args:
+            index: Opened.
+            corpus: What it was made from, to be told.
+            backend: Its name, likewise.
+            host_names: By which clients call the server, beside this machine's own.
+        """
+        self._index, self._backend, self._host_names = index, backend, host_names
         self._corpus = ", ".join(map(str, [corpus] if isinstance(corpus, Path) else corpus))
         self._found: OrderedDict[tuple[str, int], tuple[Hit, ...]] = OrderedDict()  # the latest at the end
-        self._turn = asyncio.Lock()
+        num_threads = 1 if index.batch_size > 1 else min(len(os.sched_getaffinity(0)), _MAX_THREADS)
+        self._threads = ThreadPoolExecutor(num_threads, "search")
+        self._bodies = Bodies(_MAX_BODY_BYTES, _MAX_TOTAL_BODY_BYTES)
+        self._wordless = RareWarning(logger, "retriever: %d queries have no word to search for, at last %r")
         self._registry = to = CollectorRegistry()
         self._requests = Counter("retriever_requests", "Answered requests", ["status"], registry=to)
         self._queries = Counter("retriever_queries", "Answered queries", registry=to)
+        wordless = "Answered queries without a word to search for"
+        self._num_wordless = Counter("retriever_queries_without_words", wordless, registry=to)
         self._seconds = Histogram("retriever_request_seconds", "Requests", buckets=_BUCKETS, registry=to)
         self._cache_hits = Gauge("retriever_cache_hits", "Queries answered from memory", registry=to)
         documents = Gauge("retriever_documents", "Documents of the corpus", registry=to)
@@ -73,7 +79,7 @@ class RetrieverServer:
 
     def application(self) -> web.Application:
         """The routes."""
-        application = web.Application(client_max_size=_MAX_BODY_BYTES)
+        application = make_application(self._host_names)
         application.router.add_post("/retrieve", self._retrieve)
         application.router.add_get("/health", self._health)
         application.router.add_get("/metrics", self._metrics)
@@ -82,11 +88,15 @@ class RetrieverServer:
     async def _retrieve(self, http: web.Request) -> web.Response:
         start = time.monotonic()
         try:
-            request = parse_request(json.loads(await http.read()))
+            async with self._bodies.read(http) as body:
+                request = parse_request(decode(body))
+        except web.HTTPException as refusal:
+            self._requests.labels(str(refusal.status)).inc()
+            raise
         except RequestError as error:
             return self._refuse(422, str(error))
-        except ValueError as error:  # JSONDecodeError and UnicodeDecodeError
-            return self._refuse(400, f"the body is not JSON: {error}")
+        except BodyError as error:
+            return self._refuse(400, str(error))
         lists = [self._encode(hits, request) for hits in await self._search(request)]
         self._requests.labels("200").inc()
         self._queries.inc(len(lists))
@@ -98,28 +108,31 @@ class RetrieverServer:
         found = {query: self._recall(query, request.topk) for query in request.queries}
         new = [query for query, hits in found.items() if hits is None]
         self._cache_hits.inc(len(request.queries) - len(new))
-        size = self._index.batch_size
-        for start in range(0, len(new), size):
-            if start:
-                await asyncio.sleep(0)  # a long list lets other requests pass between its batches
-            batch = new[start : start + size]
-            for query, hits in zip(batch, await self._search_batch(batch, request.topk), strict=True):
-                found[query] = self._found[query, request.topk] = hits
+        loop = asyncio.get_running_loop()
+        for start in range(0, len(new), self._index.batch_size):
+            batch = new[start : start + self._index.batch_size]
+            lists = await loop.run_in_executor(self._threads, self._index.search_batch, batch, request.topk)
+            for query, hits in zip(batch, lists, strict=True):
+                found[query] = hits
+                if len(query) <= _LONGEST_CACHED and request.topk <= _MOST_CACHED:
+                    self._found[query, request.topk] = hits
         while len(self._found) > _CACHED_QUERIES:
             self._found.popitem(last=False)
+        if empty := [query for query in request.queries if not found[query]]:
+            await loop.run_in_executor(self._threads, self._count_wordless, empty)
         return [found[query] or () for query in request.queries]
+
+    def _count_wordless(self, queries: list[str]) -> None:
+        for query in queries:
+            if not self._index.has_words(query):
+                self._num_wordless.inc()
+                self._wordless.count(query[:_LONGEST_TOLD])
 
     def _recall(self, query: str, topk: int) -> tuple[Hit, ...] | None:
         hits = self._found.get((query, topk))
         if hits is not None:
             self._found.move_to_end((query, topk))
         return hits
-
-    async def _search_batch(self, queries: list[str], topk: int) -> list[tuple[Hit, ...]]:
-        if self._index.batch_size == 1:
-            return self._index.search_batch(queries, topk)
-        async with self._turn:  # one call keeps all cores busy
-            return await asyncio.to_thread(self._index.search_batch, queries, topk)
 
     def _encode(self, hits: tuple[Hit, ...], request: RetrieveRequest) -> bytes:
         """The JSON list of one query's documents; they are stored encoded, so nothing is encoded again."""
@@ -139,31 +152,6 @@ class RetrieverServer:
 
     async def _metrics(self, _: web.Request) -> web.Response:
         return metrics_response(self._registry)
-
-
-def parse_request(body: Any) -> RetrieveRequest:
-    """Check a request's body. Unknown fields are ignored.
-
-    Args:
-        body: Decoded JSON: `queries`, and optionally `topk` and `return_scores`.
-
-    Returns:
-        The request, with Search-R1's defaults for what is missing.
-
-    Raises:
-        RequestError: A field is missing or wrong; the text names it.
-    """
-    if not isinstance(body, dict):
-        raise RequestError("the body must be a JSON object")
-    queries, scores = body.get("queries"), body.get("return_scores")
-    if not isinstance(queries, list) or not all(isinstance(query, str) for query in queries):
-        raise RequestError(f"queries: must be a list of texts, got {queries!r:.50}")
-    topk = _DEFAULT_TOPK if body.get("topk") is None else body["topk"]
-    if isinstance(topk, bool) or not isinstance(topk, int) or topk < 1:
-        raise RequestError(f"topk: must be a whole number of at least 1, got {topk!r:.50}")
-    if not isinstance(scores, bool | None):
-        raise RequestError(f"return_scores: must be true or false, got {scores!r:.50}")
-    return RetrieveRequest(queries, topk, bool(scores))
 
 
 def open_backend(
@@ -208,6 +196,7 @@ def serve(
     backend: str = "bm25s",
     model: str | Path | None = None,
     *,
+    allow_host: Sequence[str] = (),
     inherited_socket: int | None = None,
     parent_pipe: int | None = None,
 ) -> None:
@@ -220,6 +209,7 @@ def serve(
         port: Port to listen on.
         backend: Name in `BACKENDS`.
         model: Folder of a sentence-transformers model, for `dense`.
+        allow_host: Names by which clients call it, beside this machine's own and `localhost`.
         inherited_socket: Descriptor of a listening socket to use instead of host and port.
         parent_pipe: Descriptor whose end of file means that the parent is gone; the server ends then.
 
@@ -232,5 +222,5 @@ def serve(
         opened = open_backend(backend, files, *folders)
         address = listener.getsockname()
         logger.info("retriever: POST http://%s:%s/retrieve, %d documents", address[0], address[1], opened.num_documents)
-        application = RetrieverServer(opened, files, backend).application()
-        asyncio.run(serve_until_stopped(application, listener, parent_pipe))
+        server = RetrieverServer(opened, files, backend, host_names=(host, *allow_host))
+        asyncio.run(serve_until_stopped(server.application(), listener, parent_pipe))

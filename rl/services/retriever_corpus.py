@@ -153,7 +153,7 @@ def _parse_lines(chunk: Chunk, lines: list[bytes]) -> Iterator[tuple[str, Any]]:
         where = f"{chunk.path}: line {place}"
         try:
             row = json.loads(line)
-        except ValueError as error:  # JSONDecodeError and UnicodeDecodeError
+        except (ValueError, RecursionError) as error:  # the latter for brackets in brackets
             raise ServiceError(f"{where} is not JSON: {error}. Correct the line.") from error
         yield where, row
 
@@ -178,6 +178,6 @@ def _to_document(where: str, number: int, row: Any) -> Document:
     body = {"id": str(number), **others, "contents": contents}
     try:
         encoded = _ENCODER.encode(body).encode()
-    except (TypeError, UnicodeEncodeError) as error:
+    except (TypeError, UnicodeEncodeError, RecursionError) as error:
         raise ServiceError(f"{where} cannot be sent as JSON: {error}. Correct it.") from error
     return Document(contents, encoded)

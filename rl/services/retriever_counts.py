@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import multiprocessing
 import os
-import re
 import signal
 import threading
 from array import array
@@ -17,23 +16,11 @@ from itertools import count
 from pathlib import Path
 
 import numpy as np
-import Stemmer
 from numpy.typing import NDArray
 
 from rl.errors import ServiceError
 from rl.services.retriever_corpus import CHUNK_BYTES, Chunk, iter_chunks, read_chunk
-
-LANGUAGE = "english"
-"""Of the stemmer."""
-WORD = re.compile(r"\w\w+")
-"""Two letters at least; finds what bm25s finds by `\\b\\w\\w+\\b`, sooner."""
-# fmt: off
-STOP_WORDS = frozenset((
-    "a", "an", "and", "are", "as", "at", "be", "but", "by", "for", "if", "in", "into", "is", "it", "no", "not", "of",
-    "on", "or", "such", "that", "the", "their", "then", "there", "these", "they", "this", "to", "was", "will", "with",
-))
-# fmt: on
-"""Lucene's of English, which bm25s has too."""
+from rl.services.retriever_words import STOP_WORDS, WordFinder, split
 
 _MAX_PROCESSES = 16
 
@@ -47,7 +34,7 @@ class ChunkCounts:
     words: list[str]
     """[W] stemmed, none twice."""
     lengths: NDArray[np.int64]
-    """[D] words of a document."""
+    """[D] words of a document, without names."""
     frequencies: NDArray[np.int64]
     """[W] documents that have the word."""
     rows: NDArray[np.int32]
@@ -108,21 +95,34 @@ def count_words(chunk: Chunk) -> ChunkCounts:
         ServiceError: A row is malformed.
     """
     forms: defaultdict[str, int] = defaultdict(count().__next__)  # numbers the forms of words as they come
-    found, ends, documents = array("i"), [0], []
+    names: defaultdict[str, int] = defaultdict(count().__next__)
+    found, found_names, ends, name_ends, documents = array("i"), array("i"), [0], [0], []
     for document in read_chunk(chunk):
-        found.extend(map(forms.__getitem__, WORD.findall(document.contents.lower())))
+        words_of, names_of = split(document.contents)
+        found.extend(map(forms.__getitem__, words_of))
+        found_names.extend(map(names.__getitem__, names_of))
         ends.append(len(found))
+        name_ends.append(len(found_names))
         documents.append(document.encoded)
     words: defaultdict[str, int] = defaultdict(count().__next__)
-    stems = zip(forms, Stemmer.Stemmer(LANGUAGE, 0).stemWords(list(forms)), strict=True)
+    stems = zip(forms, WordFinder().stem(list(forms)), strict=True)
     of_form = np.array([-1 if form in STOP_WORDS else words[stem] for form, stem in stems], dtype=np.int64)
-    numbers = of_form[np.asarray(found)]
-    rows = np.repeat(np.arange(len(documents)), np.diff(ends))[numbers >= 0]
-    pairs, counts = np.unique(numbers[numbers >= 0] * len(documents) + rows, return_counts=True)
-    frequencies = np.bincount(pairs // len(documents), minlength=len(words))
+    of_name = np.array([words[name] for name in names], dtype=np.int64)
+    numbers, rows = _locate(of_form, found, ends)
+    name_numbers, name_rows = _locate(of_name, found_names, name_ends)
     lengths = np.bincount(rows, minlength=len(documents))
+    both = np.concatenate((numbers * len(documents) + rows, name_numbers * len(documents) + name_rows))
+    pairs, counts = np.unique(both, return_counts=True)
+    frequencies = np.bincount(pairs // len(documents), minlength=len(words))
     in_chunk = (pairs % len(documents)).astype(np.int32)
     return ChunkCounts(documents, list(words), lengths, frequencies, in_chunk, counts.astype(np.int32))
+
+
+def _locate(numbers: NDArray[np.int64], found: array[int], ends: list[int]) -> tuple[NDArray[np.int64], ...]:
+    """The number of each form that was found, without those of -1, and the row of the document it stands in."""
+    of_found = numbers[np.asarray(found)] if len(found) else np.zeros(0, dtype=np.int64)
+    rows = np.repeat(np.arange(len(ends) - 1), np.diff(ends))
+    return of_found[of_found >= 0], rows[of_found >= 0]
 
 
 def _end_with_parent() -> None:

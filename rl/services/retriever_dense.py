@@ -45,6 +45,10 @@ class DenseIndex:
         pairs = zip(rows.tolist(), scores.tolist(), strict=True)
         return [tuple(map(Hit, of_query, their_scores)) for of_query, their_scores in pairs]
 
+    def has_words(self, query: str) -> bool:
+        """Always: a vector stands for any text."""
+        return True
+
     def document(self, row: int) -> bytes:
         """The JSON object of a document, as an answer holds it."""
         return self._documents[row]

@@ -5,8 +5,10 @@ Every backend keeps the documents in the same way; what it searches in lies besi
 
 from __future__ import annotations
 
+import fcntl
 import json
 import mmap
+import os
 import shutil
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -24,6 +26,7 @@ from rl.errors import ServiceError
 from rl.services.retriever_corpus import check_corpus, count_rows, hash_file
 
 _MANIFEST, _DOCUMENTS, _OFFSETS = "manifest.json", "documents.jsonl", "offsets.npy"
+_SCRATCH = ".building"
 
 
 @dataclass(slots=True, frozen=True)
@@ -39,14 +42,14 @@ class SearchIndex(Protocol):
     """What the retriever serves: an opened folder of one backend."""
 
     batch_size: int
-    """Queries that `search_batch` is given at most. Above 1 a call takes long, and runs in a thread."""
+    """Queries that `search_batch` is given at most. Above 1 a call keeps all cores busy."""
 
     @property
     def num_documents(self) -> int:
         """Of the corpus."""
 
     def search_batch(self, queries: Sequence[str], topk: int) -> list[tuple[Hit, ...]]:
-        """Find the documents of the highest scores.
+        """Find the documents of the highest scores. May be called from several threads at once.
 
         Args:
             queries: Any texts, at least one.
@@ -55,6 +58,9 @@ class SearchIndex(Protocol):
         Returns:
             For each query at most `topk` documents, best first.
         """
+
+    def has_words(self, query: str) -> bool:
+        """Whether there is anything in a query to search for."""
 
     def document(self, row: int) -> bytes:
         """The JSON object of a document, as an answer holds it."""
@@ -181,7 +187,7 @@ def _read_manifest(directory: Path) -> _Manifest | None:
     try:
         given = json.loads((directory / _MANIFEST).read_bytes())
         return _Manifest(given["settings"], [_File(**file) for file in given["files"]])
-    except (OSError, ValueError, TypeError, KeyError):
+    except (OSError, ValueError, TypeError, KeyError, RecursionError):
         return None
 
 
@@ -202,17 +208,52 @@ def _build_in_place(
     """Build under another name and move it into place, so that no half index is ever found."""
     try:
         directory.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=f".{directory.name}.", dir=directory.parent) as scratch:
-            made = Path(scratch) / "index"
+        with _scratch_folder(directory) as scratch:
+            made = scratch / "index"
             made.mkdir()
             states = [(file.stat(), hash_file(file)) for file in corpus]  # before they are read
             manifest = _Manifest(settings, [_File(s.st_size, s.st_mtime_ns, sha256) for s, sha256 in states])
             build(corpus, made)
             (made / _MANIFEST).write_text(json.dumps(asdict(manifest)))
             if directory.exists():
-                shutil.rmtree(directory)
+                directory.rename(scratch / "outdated")
             made.rename(directory)
     except OSError as error:
         raise ServiceError(
             f"{directory}: the index cannot be written, {error.strerror}. Give another folder by --index."
         ) from error
+
+
+@contextmanager
+def _scratch_folder(directory: Path) -> Iterator[Path]:
+    """A folder beside the index, locked as long as its process lives; those of processes that were killed go."""
+    prefix = f".{directory.name}."
+    for path in directory.parent.iterdir():
+        if path.name.startswith(prefix) and path.name.endswith(_SCRATCH) and (lock := _lock(path)) is not None:
+            shutil.rmtree(path, ignore_errors=True)
+            os.close(lock)
+    lock = None
+    while lock is None:  # another process may have taken it for abandoned before it was locked
+        path = Path(tempfile.mkdtemp(prefix=prefix, suffix=_SCRATCH, dir=directory.parent))
+        lock = _lock(path)
+    try:
+        yield path
+    finally:
+        shutil.rmtree(path, ignore_errors=True)
+        os.close(lock)
+
+
+def _lock(folder: Path) -> int | None:
+    """A descriptor that holds the lock until it is closed; None where another has it, or the folder is gone."""
+    try:
+        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+    except OSError:
+        return None
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if folder.exists():
+            return descriptor
+    except OSError:
+        pass
+    os.close(descriptor)
+    return None

@@ -2,8 +2,8 @@
 
 score(q, d) = sum over the words t of q, as often as they occur there, of
 idf(t) tf / (tf + k1 (1 - b + b |d| / avg |d|)), with idf(t) = ln(1 + (N - df + 0.5) / (df + 0.5)).
-Every summand is computed when the index is built; a query adds up those of its words. Words are as bm25s takes them
-(lower case, two letters at least, no English stop words), stemmed by Snowball. bm25s itself opens the folder too.
+Every summand is computed when the index is built; a query adds up those of its words (`rl.services.retriever_words`).
+bm25s itself opens the folder too.
 
 Source: Robertson and Zaragoza 2009 in Lucene's form (Kamphuis et al. 2020); bm25s, arXiv:2407.03618.
 """
@@ -13,23 +13,25 @@ from __future__ import annotations
 import json
 import logging
 import math
+import threading
 from collections import defaultdict
 from collections.abc import Sequence
 from itertools import count
 from pathlib import Path
 
 import numpy as np
-import Stemmer
 from numpy.typing import NDArray
 
 from rl.errors import ServiceError
-from rl.services.retriever_counts import LANGUAGE, STOP_WORDS, WORD, ChunkCounts, count_chunks
+from rl.services.retriever_counts import ChunkCounts, count_chunks
 from rl.services.retriever_folder import DocumentReader, DocumentWriter, Hit, find_folder, indexing_bar
+from rl.services.retriever_ranking import Postings, find_best
+from rl.services.retriever_words import WordFinder
 
 logger = logging.getLogger(__name__)
 
 _K1, _B = 0.9, 0.4  # as Anserini and Search-R1 set Lucene's
-_SETTINGS = {"backend": "bm25s", "format": 2, "k1": _K1, "b": _B}
+_SETTINGS = {"backend": "bm25s", "format": 3, "k1": _K1, "b": _B}
 _DATA, _ROWS, _STARTS, _VOCABULARY = (
     "data.csc.index.npy",
     "indices.csc.index.npy",
@@ -49,7 +51,7 @@ class Bm25Index:
         Args:
             directory: The folder.
         """
-        self._stemmer = Stemmer.Stemmer(LANGUAGE)
+        self._of_thread = threading.local()
         self._vocabulary: dict[str, int] = json.loads((directory / _VOCABULARY).read_bytes())
         self._data, self._rows, self._starts = (
             np.asarray(np.load(directory / name, mmap_mode="r")) for name in (_DATA, _ROWS, _STARTS)
@@ -67,28 +69,32 @@ class Bm25Index:
         Returns:
             At most `topk`, best first, among equals the earlier in the corpus; none that shares no word with the query.
         """
-        words = self._stemmer.stemWords([word for word in WORD.findall(query.lower()) if word not in STOP_WORDS])
-        scores = np.zeros(self.num_documents, dtype=np.float32)
-        for word in words:
-            number = self._vocabulary.get(word)
-            if number is not None:
+        postings = {}
+        words = [number for word in self._words(query) if (number := self._vocabulary.get(word)) is not None]
+        for number in words:
+            if number not in postings:
                 part = slice(self._starts[number], self._starts[number + 1])
-                scores[self._rows[part]] += self._data[part]  # a row occurs once among those of a word
-        found = np.flatnonzero(scores)
-        order = -scores[found]  # the best in front: numpy finds the few at the front sooner than those at the end
-        if len(found) > topk:
-            is_near = order <= np.partition(order, topk - 1)[topk - 1]
-            found, order = found[is_near], order[is_near]
-        best = found[np.argsort(order, kind="stable")[:topk]]
-        return tuple(Hit(int(row), float(scores[row])) for row in best)
+                postings[number] = Postings(self._rows[part], self._data[part])
+        rows, scores = find_best([postings[number] for number in words], topk, self.num_documents)
+        return tuple(map(Hit, rows.tolist(), scores.tolist()))
 
     def search_batch(self, queries: Sequence[str], topk: int) -> list[tuple[Hit, ...]]:
         """Search for each of several queries; see `search`."""
         return [self.search(query, topk) for query in queries]
 
+    def has_words(self, query: str) -> bool:
+        """Whether there is anything in a query to search for."""
+        return bool(self._words(query))
+
     def document(self, row: int) -> bytes:
         """The JSON object of a document, as an answer holds it."""
         return self._documents[row]
+
+    def _words(self, query: str) -> list[str]:
+        if not hasattr(self._of_thread, "finder"):
+            self._of_thread.finder = WordFinder()
+        words: list[str] = self._of_thread.finder.find(query)
+        return words
 
 
 def open_index(corpus: Path | Sequence[Path], directory: Path | None = None) -> Bm25Index:
@@ -118,7 +124,7 @@ def _build(corpus: Sequence[Path], directory: Path) -> None:
             chunks.append(chunk)
             advance(len(chunk.lengths))
     if not vocabulary:
-        raise ServiceError(f"{corpus[0]}: has no word to search for. Give a corpus in English.")
+        raise ServiceError(f"{corpus[0]}: has no word to search for. Give a corpus of texts.")
     frequencies = np.zeros(len(vocabulary), dtype=np.int64)
     for chunk, words in zip(chunks, numbers, strict=True):
         frequencies[words] += chunk.frequencies
@@ -139,7 +145,7 @@ def _score(
         Scores and rows, [P] by word and then by row, and [V + 1] where each word's begin.
     """
     lengths = np.concatenate([chunk.lengths for chunk in chunks])
-    total, average = len(lengths), lengths.mean()
+    total, average = len(lengths), lengths.mean() or 1.0  # there may be names alone
     norms = _K1 * ((1 - _B) + _B * lengths / average)
     idf = np.array([math.log(1 + (total - df + 0.5) / (df + 0.5)) for df in frequencies.tolist()], dtype=np.float32)
     starts = np.concatenate(([0], np.cumsum(frequencies)))

@@ -1,25 +1,26 @@
 """The BM25 index of a corpus of many millions of documents, by tantivy: built on all cores, searched on disk.
 
 Tantivy computes BM25 with k1 = 1.2 and b = 0.75, which cannot be set, and rounds the lengths of documents as Lucene
-does, so its scores differ from those of bm25s. Words are in lower case, without English stop words, and stemmed.
+does, so its scores differ from those of bm25s. The words are the same (`rl.services.retriever_words`).
 """
 
 from __future__ import annotations
 
 import logging
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 
 import tantivy
 
 from rl.services.retriever_corpus import iter_chunks, read_chunk
-from rl.services.retriever_counts import LANGUAGE, STOP_WORDS
 from rl.services.retriever_folder import DocumentReader, DocumentWriter, Hit, find_folder, indexing_bar
+from rl.services.retriever_words import WordFinder
 
 logger = logging.getLogger(__name__)
 
-_SETTINGS = {"backend": "tantivy", "format": 1}
-_INDEX, _CONTENTS, _ROW = "tantivy", "contents", "row"
+_SETTINGS = {"backend": "tantivy", "format": 2}
+_INDEX, _CONTENTS, _ROW, _ANALYZER = "tantivy", "contents", "row", "words"
 _MAX_WORD_BYTES = 255
 _WRITER_BYTES = 512_000_000
 
@@ -35,7 +36,7 @@ class TantivyIndex:
         Args:
             directory: The folder.
         """
-        self._analyzer = _make_analyzer()
+        self._of_thread = threading.local()
         self._schema = _make_schema()
         self._searcher = tantivy.Index.open(str(directory / _INDEX)).searcher()
         self._documents = DocumentReader(directory)
@@ -45,12 +46,16 @@ class TantivyIndex:
         """Find the documents of the highest scores; see `SearchIndex`. None that shares no word with the query."""
         return [self._search(query, topk) for query in queries]
 
+    def has_words(self, query: str) -> bool:
+        """Whether there is anything in a query to search for."""
+        return bool(self._words(query))
+
     def document(self, row: int) -> bytes:
         """The JSON object of a document, as an answer holds it."""
         return self._documents[row]
 
     def _search(self, query: str, topk: int) -> tuple[Hit, ...]:
-        words = self._analyzer.analyze(query.encode(errors="replace").decode())
+        words = [word for word in self._words(query) if len(word.encode()) < _MAX_WORD_BYTES]
         terms = [tantivy.Query.term_query(self._schema, _CONTENTS, word, "freq") for word in words]
         any_of = tantivy.Query.boolean_query([(tantivy.Occur.Should, term) for term in terms])
         found = self._searcher.search(any_of, min(topk, self.num_documents), count=False).hits
@@ -59,6 +64,12 @@ class TantivyIndex:
         rows = self._searcher.fast_field_values(_ROW, [address for _, address in found])
         hits = (Hit(int(row), score) for row, (score, _) in zip(rows, found, strict=True) if row is not None)
         return tuple(sorted(hits, key=lambda hit: (-hit.score, hit.row)))
+
+    def _words(self, query: str) -> list[str]:
+        if not hasattr(self._of_thread, "finder"):
+            self._of_thread.finder = WordFinder()
+        words: list[str] = self._of_thread.finder.find(query.encode(errors="replace").decode())
+        return words
 
 
 def open_index(corpus: Path | Sequence[Path], directory: Path | None = None) -> TantivyIndex:
@@ -79,36 +90,30 @@ def open_index(corpus: Path | Sequence[Path], directory: Path | None = None) -> 
 
 def _make_schema() -> tantivy.Schema:
     builder = tantivy.SchemaBuilder()
-    builder.add_text_field(_CONTENTS, tokenizer_name=LANGUAGE, index_option="freq")
+    builder.add_text_field(_CONTENTS, tokenizer_name=_ANALYZER, index_option="freq")
     builder.add_integer_field(_ROW, fast=True)
     return builder.build()
 
 
 def _make_analyzer() -> tantivy.TextAnalyzer:
-    filters = (
-        tantivy.Filter.remove_long(_MAX_WORD_BYTES),
-        tantivy.Filter.lowercase(),
-        tantivy.Filter.custom_stopword(sorted(STOP_WORDS)),
-        tantivy.Filter.stemmer(LANGUAGE),
-    )
-    builder = tantivy.TextAnalyzerBuilder(tantivy.Tokenizer.simple())
-    for step in filters:
-        builder = builder.filter(step)
-    return builder.build()
+    """Takes texts whose words are found already, with spaces between them."""
+    whole = tantivy.Filter.remove_long(_MAX_WORD_BYTES)
+    return tantivy.TextAnalyzerBuilder(tantivy.Tokenizer.whitespace()).filter(whole).build()
 
 
 def _build(corpus: Sequence[Path], directory: Path) -> None:
     logger.info("retriever: building the index of %s", ", ".join(map(str, corpus)))
     (directory / _INDEX).mkdir()
     index = tantivy.Index(_make_schema(), str(directory / _INDEX))
-    index.register_tokenizer(LANGUAGE, _make_analyzer())
-    row = 0
+    index.register_tokenizer(_ANALYZER, _make_analyzer())
+    row, finder = 0, WordFinder()
     with indexing_bar(corpus) as advance, DocumentWriter(directory) as documents:
         writer = index.writer(_WRITER_BYTES)
         for chunk in iter_chunks(corpus):
             for document in read_chunk(chunk):
                 documents.write([document.encoded])
-                writer.add_document(tantivy.Document(contents=document.contents, row=row))
+                words = " ".join(finder.find(document.contents))
+                writer.add_document(tantivy.Document(contents=words, row=row))
                 row += 1
             advance(chunk.num_documents)
         writer.commit()

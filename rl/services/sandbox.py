@@ -16,10 +16,11 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import psutil
 from aiohttp import web
 
 from rl.errors import ServiceError
-from rl.services.admission import Admission, RefusedError
+from rl.services.admission import Admission, RefusedError, Turn
 from rl.services.embedded import EmbeddedSandbox
 from rl.services.http_guard import Bodies, make_application
 from rl.services.http_server import listen, metrics_response, serve_until_stopped
@@ -39,6 +40,7 @@ logger = logging.getLogger(__name__)
 
 _MAX_BODY_BYTES, _MAX_TOTAL_BODY_BYTES = 128 << 20, 1 << 30
 _WORKERS_PER_CORE = 4
+_SPARE_MEMORY_BYTES = 1 << 30
 _DRAIN_GRACE_S = 30.0
 _RETRY_AFTER_S = 1
 _CALLER_HEADER = "X-Caller"
@@ -119,20 +121,20 @@ class SandboxServer:
         """Run a program in its turn, in its session if it has one."""
         if request.session_id is None:
             async with self._admission.admit(arrival.caller, request.queue_timeout) as turn:
-                outcome = await self._pool.run(request, turn.set_waiting)
+                outcome = await self._pool.run(request, _lender(turn))
             return self._answer(request.language, outcome, turn.waited_s)
         async with self._sessions.take_turn(request) as session:
             patience = request.queue_timeout - (time.monotonic() - arrival.time)
             async with self._admission.admit(arrival.caller, patience) as turn:
                 queue_s = time.monotonic() - arrival.time
-                done = await self._sessions.run(session, request, turn.set_waiting)
+                done = await self._sessions.run(session, request, _lender(turn))
         answer, files = self._answer(request.language, done.outcome, queue_s)
         told = {"message": done.message, "session": {"id": session.id, "num_programs": done.num_programs}}
         return answer | told, files
 
     async def _run_notebook(self, arrival: _Arrival, request: RunRequest) -> _Answer:
         async with self._admission.admit(arrival.caller, request.queue_timeout) as turn:
-            outcome = await self._pool.run(request, turn.set_waiting)
+            outcome = await self._pool.run(request, _lender(turn))
         answer, _ = self._answer("jupyter", outcome, turn.waited_s)
         del answer["compile_result"]
         driver = answer.pop("run_result")
@@ -257,10 +259,19 @@ async def _serve(
     try:
         server = SandboxServer(pool, max_queue, host_names=host_names, drain_grace_s=grace_s)
         address = listener.getsockname()
-        logger.info("sandbox: POST http://%s:%s/run_code, %d programs at once", address[0], address[1], workers)
+        logger.info("sandbox: POST http://%s:%s/run_code, %d programs compute at once", address[0], address[1], workers)
         await serve_until_stopped(server.application(), listener, parent_pipe)
     finally:
         pool.close()
+
+
+def _lender(turn: Turn) -> Callable[[bool], None]:
+    """What gives the slot of a program that waits away, unless memory is too scarce for one more program."""
+
+    def set_waiting(is_waiting: bool) -> None:
+        turn.set_waiting(is_waiting and psutil.virtual_memory().available > _SPARE_MEMORY_BYTES)
+
+    return set_waiting
 
 
 def _tell_failure(warming: asyncio.Task[None]) -> None:

@@ -1,10 +1,13 @@
 from __future__ import annotations
 
+import asyncio
 import json
+import logging
 import re
 import socket
 import subprocess
 import sys
+import threading
 from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,6 +18,7 @@ from aiohttp.test_utils import TestClient, TestServer
 
 from rl.errors import ServiceError
 from rl.services.embedded import EmbeddedRetriever
+from rl.services.rare_warning import RareWarning
 from rl.services.retriever import RetrieverServer, open_backend, serve
 from rl.services.retriever_folder import Hit
 from rl.services.retriever_index import open_index
@@ -81,6 +85,14 @@ async def test_retrieve_gives_three_documents_by_default_and_never_more_than_the
         ({"queries": [], "topk": 0}, "topk: must be a whole number of at least 1, got 0"),
         ({"queries": [], "topk": True}, "topk: must be"),
         ({"queries": [], "topk": "3"}, "topk: must be"),
+        ({"queries": ["a"] * 1025}, "queries: may be at most 1024, got 1025"),
+        ({"queries": ["a", "b" * 8193]}, "queries: number 1, from 0, may have at most 8192 letters, got 8193"),
+        (
+            {"queries": ["a", "b"], "topk": 8193},
+            "topk: may be at most 16384 documents for all queries together, got 8193",
+        ),
+        ({"queries": [], "topk": 16385}, "topk: may be at most 16384 documents"),
+        ({"queries": [[["x"] * 99] * 99]}, "queries: must be a list of texts, got [[["),
         ({"queries": [], "return_scores": "yes"}, "return_scores: must be true or false, got 'yes'"),
     ],
 )
@@ -91,8 +103,8 @@ async def test_retrieve_names_the_wrong_field(client: TestClient, body: Any, det
 
 
 async def test_retrieve_refuses_what_is_not_json(client: TestClient) -> None:
-    for body in (b"{", b"\xff"):
-        response = await client.post("/retrieve", data=body)
+    for body in (b"{", b"\xff", b"[" * 100_000, b'{"queries": ' + b"[" * 5000 + b"]" * 5000 + b"}", b"1" * 5000):
+        response = await client.post("/retrieve", data=body, headers={"Content-Type": "application/json"})
         assert response.status == 400
         assert "is not JSON" in (await response.json())["detail"]
 
@@ -195,6 +207,62 @@ def test_open_backend_names_the_extra_that_is_missing(corpus: Path, monkeypatch:
         open_backend("bm25s", corpus, model=Path("m"))
 
 
+async def test_a_large_body_is_refused(client: TestClient) -> None:
+    response = await client.post("/retrieve", json={"queries": ["a" * (1 << 20)]})
+    assert (response.status, (await response.json())["detail"]) == (413, "the body has more than 1 MiB")
+
+
+async def test_queries_without_words_are_counted_and_told_once(
+    client: TestClient, caplog: pytest.LogCaptureFixture
+) -> None:
+    for queries in (["the of", "Rome", "zebra"], ["?!"], ["the of"]):
+        await retrieve(client, queries=queries)
+    metrics = await (await client.get("/metrics")).text()
+    assert "retriever_queries_without_words_total 3.0" in metrics.splitlines()
+    told = [record.getMessage() for record in caplog.records if "word to search for" in record.getMessage()]
+    assert told == ["retriever: 1 queries have no word to search for, at last 'the of'"]
+
+
+def test_a_rare_warning_tells_how_often_it_was(caplog: pytest.LogCaptureFixture) -> None:
+    warning = RareWarning(logging.getLogger("test"), "%d times, at last %s")
+    for case in "abc":
+        warning.count(case)
+    warning._next = 0.0  # the pause is over
+    warning.count("d")
+    assert [record.getMessage() for record in caplog.records] == ["1 times, at last a", "3 times, at last d"]
+
+
+class BlockingIndex:
+    """A search takes until it is released."""
+
+    batch_size, num_documents = 1, 1
+
+    def __init__(self) -> None:
+        self.has_begun, self.release = threading.Event(), threading.Event()
+
+    def search_batch(self, queries: Sequence[str], topk: int) -> list[tuple[Hit, ...]]:
+        self.has_begun.set()
+        assert self.release.wait(30)
+        return [(Hit(0, 1.0),) for _ in queries]
+
+    def has_words(self, query: str) -> bool:
+        return True
+
+    def document(self, row: int) -> bytes:
+        return b"{}"
+
+
+async def test_a_long_search_does_not_keep_the_server_from_others() -> None:
+    index = BlockingIndex()
+    async with TestClient(TestServer(RetrieverServer(index, Path("c"), "bm25s").application())) as client:
+        search = asyncio.create_task(retrieve(client, queries=["long"]))
+        await asyncio.to_thread(index.has_begun.wait, 30)
+        assert (await client.get("/health")).status == 200
+        assert not search.done()
+        index.release.set()
+        assert await search == {"result": [[{}]]}
+
+
 class SlowIndex:
     """Two queries at a time; keeps what it was asked."""
 
@@ -206,6 +274,9 @@ class SlowIndex:
     def search_batch(self, queries: Sequence[str], topk: int) -> list[tuple[Hit, ...]]:
         self.asked.append(list(queries))
         return [(Hit(0, float(len(query))),) for query in queries]
+
+    def has_words(self, query: str) -> bool:
+        return True
 
     def document(self, row: int) -> bytes:
         return b"{}"

@@ -74,6 +74,7 @@ def test_iter_documents_reads_several_files_as_one_and_in_any_chunks(
     ("line", "problem"),
     [
         ('{"id": "1", "contents": "a"', "line 3 is not JSON"),
+        ('{"contents": ' + "[" * 100_000, "line 3 is not JSON"),
         ('["a"]', "line 3 must be an object with 'contents', got \\['a'\\]"),
         ('{"id": "1", "text": "a"}', "line 3 needs 'contents', or 'title' and 'text', as texts; it has id, text"),
         ('{"id": "1", "contents": 5}', "line 3 needs 'contents'"),

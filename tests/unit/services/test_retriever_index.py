@@ -4,16 +4,23 @@ import json
 import os
 import random
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import bm25s
+import numpy as np
 import pytest
 import Stemmer
 from bm25s.stopwords import STOPWORDS_EN
 
 from rl.errors import ServiceError
-from rl.services.retriever_counts import STOP_WORDS, WORD
+from rl.services.retriever_folder import _scratch_folder
 from rl.services.retriever_index import open_index
+from rl.services.retriever_ranking import Postings, find_best
+from rl.services.retriever_words import STOP_WORDS, split
+
+ROOT = Path(__file__).resolve().parents[3]
 
 
 def write(path: Path, contents: list[str]) -> Path:
@@ -48,9 +55,11 @@ def test_search_puts_the_earlier_of_equals_first(tmp_path: Path) -> None:
 def test_search_ranks_as_bm25s_used_directly(tmp_path: Path) -> None:
     rng = random.Random(0)
     words = [f"{a}{b}{c}" for a in "bdfgklmnprst" for b in ("a", "e", "io") for c in ("ning", "ters", "y", "")]
+    plain = words[:]
+    words += ["C++", "R", "U.S.", "don't", "3.5", "well-known", "AT&T", ".NET", "(it)", "end."]
     weights = [1 / rank for rank in range(1, len(words) + 1)]
     texts = [" ".join(["the", *rng.choices(words, weights, k=rng.randint(3, 90))]) for _ in range(600)]
-    queries = [" ".join(rng.choices(words, weights, k=rng.randint(1, 6))) for _ in range(100)]
+    queries = [" ".join(rng.choices(plain, weights[: len(plain)], k=rng.randint(1, 6))) for _ in range(100)]
     stemmer, index = Stemmer.Stemmer("english"), open_index(write(tmp_path / "c.jsonl", texts))
     direct = bm25s.BM25(k1=0.9, b=0.4)
     direct.index(bm25s.tokenize(texts, stopwords="en", stemmer=stemmer, show_progress=False), show_progress=False)
@@ -66,8 +75,8 @@ def test_search_ranks_as_bm25s_used_directly(tmp_path: Path) -> None:
 
 def test_search_words_are_those_of_bm25s() -> None:
     assert sorted(STOP_WORDS) == sorted(STOPWORDS_EN)
-    text = "a bc d_e f'g h\u00e9 Straße x1 1 \u0301ab ab\u0301c ١٢ 東京 -- a.bc _ __"
-    assert WORD.findall(text) == re.findall(r"(?u)\b\w\w+\b", text)
+    text = "a bc d_e f'g h\u00e9 Straße x1 1 ١٢ дом -- a.bc _ __ C++ .NET U.S.A. state-of-the-art don't 3.14 AT&T"
+    assert split(text)[0] == re.findall(r"(?u)\b\w\w+\b", text.lower())
 
 
 def test_bm25s_opens_the_folder_and_finds_the_same(tmp_path: Path) -> None:
@@ -143,3 +152,73 @@ def test_open_index_takes_documents_without_words_beside_others(tmp_path: Path) 
     assert [hit.row for hit in index.search("the cat", 3)] == [2]
     with pytest.raises(ServiceError, match="has no word to search for"):
         open_index(write(tmp_path / "empty.jsonl", ["the", "", "a"]))
+
+
+def test_an_index_of_another_tokenizer_is_built_again(tmp_path: Path) -> None:
+    corpus, manifest = write(tmp_path / "c.jsonl", ["東京に住んでいます"]), tmp_path / "c.jsonl.bm25s/manifest.json"
+    open_index(corpus)
+    made = json.loads(manifest.read_text())
+    manifest.write_text(json.dumps(made | {"settings": made["settings"] | {"format": 2}}))
+    (tmp_path / "c.jsonl.bm25s/vocab.index.json").write_text("{}")  # what that one did not know
+    assert [hit.row for hit in open_index(corpus).search("東京", 1)] == [0]
+    assert json.loads(manifest.read_text())["settings"]["format"] == 3
+
+
+def test_names_alone_make_an_index(tmp_path: Path) -> None:
+    # lengths are 0: 1 / (1 + 0.9 (1 - 0.4)), times idf ln(1 + 1.5 / 1.5)
+    index = open_index(write(tmp_path / "c.jsonl", ["C++", "R"]))
+    assert [(hit.row, hit.score) for hit in index.search("c++", 2)] == [(0, pytest.approx(0.693147 / 1.54, abs=1e-6))]
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_search_is_exact_whatever_the_words_add(tmp_path: Path, seed: int) -> None:
+    rng = random.Random(seed)
+    words = [f"w{number}" for number in range(40)]
+    weights = [rng.choice([1, 1 / (rank + 1) ** 2, 0.01]) for rank in range(40)]
+    texts = [" ".join(rng.choices(words, weights, k=rng.randint(1, 12))) for _ in range(400)]
+    index = open_index(write(tmp_path / "c.jsonl", texts))
+    for topk in (1, 3, 10, 500):
+        for size in (1, 2, 5, 30, 100):
+            query = rng.choices(words, k=size)
+            total = np.zeros(len(texts), dtype=np.float32)
+            for word in query if size <= 64 else dict.fromkeys(query):
+                number = index._vocabulary.get(word)
+                if number is not None:
+                    part = slice(index._starts[number], index._starts[number + 1])
+                    times = 1 if size <= 64 else query.count(word)
+                    total[index._rows[part]] += index._data[part] * np.float32(times)
+            best = [row for row in np.argsort(-total, kind="stable")[:topk].tolist() if total[row] > 0]
+            hits = index.search(" ".join(query), topk)
+            assert [hit.row for hit in hits] == best
+            assert [hit.score for hit in hits] == total[best].tolist()
+
+
+def test_find_best_leaves_the_commonest_words_out() -> None:
+    # rows 0 to 9 hold the rare word, all 1000 the common one, which adds less than the rare one's third best
+    rare = Postings(np.arange(10, dtype=np.int32), np.full(10, 5, dtype=np.float32))
+    common = Postings(np.arange(1000, dtype=np.int32), np.linspace(0.1, 1, 1000, dtype=np.float32))
+    rows, scores = find_best([common, rare], 3, 1000)
+    assert rows.tolist() == [9, 8, 7]
+    assert scores.tolist() == [np.float32(5) + common.data[row] for row in (9, 8, 7)]
+    rows, _ = find_best([common, rare], 12, 1000)
+    assert rows.tolist() == [*range(9, -1, -1), 999, 998]
+
+
+def test_a_build_that_was_killed_leaves_nothing_behind(tmp_path: Path) -> None:
+    corpus = write(tmp_path / "c.jsonl", ["a cat"])
+    program = (
+        "import os, signal, sys; from pathlib import Path; from rl.services import retriever_index\n"
+        "retriever_index._save = lambda *_: os.kill(os.getpid(), signal.SIGKILL)\n"
+        "retriever_index.open_index(Path(sys.argv[1]))"
+    )
+    killed = subprocess.run([sys.executable, "-c", program, str(corpus)], cwd=ROOT, timeout=60)
+    assert killed.returncode == -9
+    (left,) = [path for path in tmp_path.iterdir() if path.name.startswith(".")]
+    assert (left / "index/documents.jsonl").exists()
+    with _scratch_folder(tmp_path / "other.bm25s"):
+        assert left.exists()  # another index's
+    with _scratch_folder(tmp_path / "c.jsonl.bm25s") as building:
+        assert not left.exists()
+        assert open_index(corpus).search("cat", 1)[0].row == 0
+        assert building.exists()  # its process lives
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["c.jsonl", "c.jsonl.bm25s"]

@@ -7,6 +7,7 @@ import urllib.request
 import uuid
 from concurrent.futures import ThreadPoolExecutor
 
+import psutil
 import pytest
 
 
@@ -199,3 +200,34 @@ def test_a_client_that_goes_away_ends_the_program_and_the_state_is_told_lost(san
     running.close()
     wait_for_sessions(sandbox, 0)
     assert "its client went away" in client.run("1")["message"]
+
+
+def stopped(sandbox) -> int:
+    """Processes of the sandbox that are stopped."""
+    family = psutil.Process(sandbox.pid).children(recursive=True)
+    return sum(process.status() == psutil.STATUS_STOPPED for process in family)
+
+
+def wait_for_stopped(sandbox, number: int) -> None:
+    deadline = time.monotonic() + 30
+    while stopped(sandbox) != number:
+        assert time.monotonic() < deadline, stopped(sandbox)
+        time.sleep(0.01)
+
+
+def test_a_session_is_stopped_between_its_programs_with_all_that_it_has_started(sandbox, open_session):
+    client = open_session()
+    client.run(
+        "import subprocess, threading\nn = 0\n"
+        "def count():\n    global n\n    while True: n += 1\n"
+        "threading.Thread(target=count, daemon=True).start()\n"
+        "child = subprocess.Popen(['sh', '-c', 'while :; do echo x; done'], stdout=subprocess.PIPE)"
+    )
+    wait_for_stopped(sandbox, 2)
+    client.run("m = n\nwhile n == m: pass", fetch_files=["none"])
+    assert client.output("print(child.stdout.readline(), n > m)") == "b'x\\n' True\n"
+    wait_for_stopped(sandbox, 2)
+    assert client.output("child.kill(); print(child.wait())") == "-9\n"
+    wait_for_stopped(sandbox, 1)
+    client.delete()
+    wait_for_stopped(sandbox, 0)
