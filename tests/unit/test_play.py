@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import os
 import pty
+import select
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -119,12 +122,25 @@ class Terminal:
         os.close(theirs)
         self._shown = b""
 
-    def wait_for(self, text: str) -> str:
+    def wait_for(self, text: str, timeout_s: float = 120.0) -> str:
         """Read to the end of a text and return what was shown since the last one."""
+        deadline = time.monotonic() + timeout_s
         while text.encode() not in self._shown:
+            ready, _, _ = select.select([self._screen], [], [], max(0.0, deadline - time.monotonic()))
+            if not ready:
+                raise TimeoutError(f"'{text}' is not shown, but {self._shown!r}")
             self._shown += os.read(self._screen, 65536)
         before, _, self._shown = self._shown.partition(text.encode())
         return before.decode()
+
+    def interrupt(self) -> None:
+        """Press Ctrl-C until it is answered: Python's `input` misses a signal just before it waits for a key."""
+        for _ in range(60):
+            self.type("\x03")
+            with suppress(TimeoutError):
+                self.wait_for("stopped.", timeout_s=2.0)
+                return
+        raise TimeoutError("Ctrl-C is not answered")
 
     def type(self, text: str) -> None:
         os.write(self._screen, text.encode())
@@ -147,16 +163,15 @@ def test_play_stops_an_answer_and_goes_on(terminal: Terminal) -> None:
     terminal.type("first\n/call python_interpreter x = 20\nprint(x)\n\n/call python_interpreter x + 2\n\n")
     assert "\x1b[1;34m[call of python_interpreter]\x1b[0m" in terminal.wait_for("\x1b[33m22\x1b[0m")
     terminal.wait_for("model> ")
-    terminal.type("half a turn \x03")
-    terminal.wait_for("stopped.")
+    terminal.type("half a turn ")
+    terminal.interrupt()
     terminal.wait_for("question> ")
     terminal.type("second\n/call python_interpreter x\n\n")
     terminal.wait_for("NameError")  # a question has an interpreter of its own
     terminal.wait_for("model> ")
     terminal.type("/call python_interpreter import time; time.sleep(1000)\n\n")
     terminal.wait_for("[call of python_interpreter]")
-    terminal.type("\x03")
-    terminal.wait_for("stopped.")
+    terminal.interrupt()
     terminal.wait_for("question> ")
     terminal.process.send_signal(signal.SIGTERM)
     assert terminal.process.wait(60) == 128 + signal.SIGTERM
