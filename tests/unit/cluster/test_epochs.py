@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import logging
 import math
 from collections import Counter
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -16,15 +14,6 @@ from rl.observability.run import Run
 from rl.rollout.samples import make_samples
 from rl.types import Group, Prompt, RunPlace, StopReason, TokenSequence, Trajectory
 from tests.unit.cluster.test_rollouts import Worker
-
-
-@pytest.fixture(autouse=True)
-def _restore_logging() -> Iterator[None]:
-    root = logging.getLogger()
-    before = list(root.handlers), root.level
-    yield
-    root.handlers[:], root.level = before
-    logging.captureWarnings(False)
 
 
 class NoActor:

@@ -3,8 +3,7 @@ from __future__ import annotations
 import errno
 import io
 import json
-import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -51,15 +50,6 @@ def config(tmp_path: Path) -> Config:
     made.megatron_training.save_interval = 2
     made.rl_config.use_tensorboard = False
     return made
-
-
-@pytest.fixture(autouse=True)
-def _restore_logging() -> Iterator[None]:
-    root = logging.getLogger()
-    before = list(root.handlers), root.level
-    yield
-    root.handlers[:], root.level = before
-    logging.captureWarnings(False)
 
 
 def run_steps(config: Config, *, until: int | None = None) -> Run:
