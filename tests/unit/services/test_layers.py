@@ -10,7 +10,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[3]
 REFUSED = ("landlock", "seccomp", "mount", "pid", "ipc", "network")
 PROGRAM = """
-import asyncio, json, logging, os, psutil, sys, time
+import asyncio, json, logging, os, sys, time
 from concurrent.futures import ThreadPoolExecutor
 from tests.unit.services.ordinary_user import become_nobody
 from tests.unit.services.refusals import refuse
@@ -24,6 +24,7 @@ if user == "root of a namespace":
 elif user == "ordinary" and os.geteuid() == 0:
     become_nobody()
 from rl.services.sandbox_pool import SandboxPool
+from tests.unit.services.conftest import statuses
 from rl.services.sandbox_request import parse_request
 
 FILL = '''
@@ -62,8 +63,7 @@ async def start_and_run():
     await session.run(SPIN, timeout=20)
     deadline = time.monotonic() + 20
     while not found.get("is_still") and time.monotonic() < deadline:
-        family = psutil.Process().children(recursive=True)
-        found["is_still"] = sum(process.status() == psutil.STATUS_STOPPED for process in family) == 2
+        found["is_still"] = statuses(os.getpid(), recursive=True).count("stopped") == 2
         await asyncio.sleep(0.005)
     found["goes_on"] = (await session.run("m = n\\nwhile n == m: pass\\nprint('on')", timeout=20)).stdout
     await session.close()
