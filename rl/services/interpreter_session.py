@@ -30,7 +30,7 @@ from rl.services.sandbox_outcome import (
     pick,
 )
 
-_END_GRACE_S, _STATUS_GRACE_S = 5.0, 15.0
+_END_GRACE_S, _GRACE_S = 5.0, 15.0
 _MAX_FETCH_BYTES = 65 << 20
 
 
@@ -125,7 +125,9 @@ class InterpreterSession:
         try:
             with self._awake(None), Capture(_MAX_FETCH_BYTES, _MAX_FETCH_BYTES) as pipe:
                 self._send({"fetch": names}, [], pipe)
-                await asyncio.wait({pipe.done}, timeout=_END_GRACE_S)
+                await asyncio.wait({pipe.done}, timeout=_GRACE_S)
+                if not pipe.done.done():
+                    raise ServiceError(f"sandbox: the session did not send its files within {_GRACE_S:g} s.")
                 return pick(parse_files(bytes(pipe.content))[1], names)
         except ValueError:
             await self.close()
@@ -183,10 +185,14 @@ class InterpreterSession:
     async def _reply(self, timeout: float) -> _CallEnding:
         """How the call ended; where the session did not outlive it, it is closed."""
         loop = asyncio.get_running_loop()
-        text = None
-        with contextlib.suppress(TimeoutError, ConnectionResetError):
+        text: bytes | None
+        try:
             async with asyncio.timeout(timeout):
                 text = await loop.sock_recv(self._cells, LARGEST_MESSAGE)
+        except TimeoutError:
+            text = None
+        except ConnectionResetError:  # it died before it had read everything
+            text = b""
         if text:
             code = _return_code(text, self._num_calls)
             if code is None:
@@ -195,7 +201,7 @@ class InterpreterSession:
             return _CallEnding(code)
         is_late = text is None and not self._status.done.done()
         if not is_late:
-            await asyncio.wait({self._status.done}, timeout=_STATUS_GRACE_S)
+            await asyncio.wait({self._status.done}, timeout=_GRACE_S)
         is_forged = not is_late and not self._status.done.done()  # it lives, and has closed or abused its channel
         await self.close()
         if is_late or is_forged:
@@ -210,7 +216,7 @@ class InterpreterSession:
 @dataclass(slots=True, frozen=True)
 class _CallEnding:
     return_code: int | None
-    """None when the time was up, or when nobody knows."""
+    """None when the time was up."""
     is_late: bool = False
     out_of_memory: bool = False
     is_forged: bool = False

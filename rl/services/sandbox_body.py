@@ -16,6 +16,7 @@ import sys
 from asyncio.subprocess import PIPE
 from pathlib import Path
 
+from rl.errors import ServiceError
 from rl.services.job import memory_file
 from rl.services.json_body import BodyError, decode
 from rl.services.notebook import notebook_program
@@ -48,6 +49,7 @@ class BodyReader:
         Raises:
             BodyError: It is not JSON, or takes too much memory or time to decode.
             RequestError: A field is missing or wrong.
+            ServiceError: No process starts to decode it.
         """
         if len(body) < _LARGE_BYTES:
             return _read(body, is_notebook=is_notebook)
@@ -77,12 +79,15 @@ def _read(body: bytes | bytearray, *, is_notebook: bool) -> RunRequest:
 
 
 async def _read_aside(body: bytes | bytearray, *, is_notebook: bool) -> RunRequest:
-    descriptor = await asyncio.to_thread(memory_file, memoryview(body))
     command = [sys.executable, "-s", "-P", "-c", _PROGRAM, "notebook" if is_notebook else "program"]
     try:
-        process = await asyncio.create_subprocess_exec(*command, stdin=descriptor, stdout=PIPE, stderr=None)
-    finally:
-        os.close(descriptor)
+        descriptor = await asyncio.to_thread(memory_file, memoryview(body))
+        try:
+            process = await asyncio.create_subprocess_exec(*command, stdin=descriptor, stdout=PIPE)
+        finally:
+            os.close(descriptor)
+    except OSError as error:
+        raise ServiceError(f"sandbox: no process starts to decode a body, {error}. Check the limits.") from error
     try:
         text, _ = await process.communicate()
     finally:

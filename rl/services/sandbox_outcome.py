@@ -137,10 +137,12 @@ class Status(Capture):
 
     def _read(self) -> bool:
         has_more = super()._read()
-        signs = len(self.content) - len(self.content.lstrip(WAITS + COMPUTES))
-        if signs and self.on_waiting is not None:
-            self.on_waiting(self.content[signs - 1 : signs] == WAITS)
-        del self.content[:signs]
+        num_signs = 0
+        while self.content[num_signs : num_signs + 1] in (WAITS, COMPUTES):
+            num_signs += 1
+        if num_signs and self.on_waiting is not None:
+            self.on_waiting(self.content[num_signs - 1 : num_signs] == WAITS)
+        del self.content[:num_signs]
         return has_more
 
 

@@ -54,7 +54,7 @@ class Hello:
 
 def main() -> None:
     """Prepare, report, and start workers until the server goes away."""
-    control, jobs = (socket.socket(fileno=int(text)) for text in sys.argv[1:3])
+    control, jobs = (socket.socket(fileno=_renumber(int(text))) for text in sys.argv[1:3])
     options = ZygoteOptions(**json.loads(sys.argv[3]))
     os.chdir("/")
     os.umask(0o077)
@@ -76,6 +76,13 @@ def main() -> None:
     with contextlib.suppress(BrokenPipeError):  # the server is gone already; then there is nothing to serve
         control.send(json.dumps(asdict(Hello(isolation.layers, tuple(missing)))).encode())
         _Nursery(control, jobs, isolation, options.directory, renewals).serve()
+
+
+def _renumber(descriptor: int) -> int:
+    """Give a descriptor the lowest number that is free. Those above the highest one expected stay open in programs."""
+    lowest = os.dup(descriptor)
+    os.close(descriptor)
+    return lowest
 
 
 def _hide_own_modules() -> None:

@@ -1,9 +1,11 @@
+import contextlib
 import json
 import urllib.error
 import urllib.request
 from collections.abc import Callable
 from typing import Any
 
+import psutil
 import pytest
 
 from rl.services.sandbox import EmbeddedSandbox
@@ -24,6 +26,15 @@ def post(sandbox) -> Post:
         return post_json(sandbox.url, json.dumps(body).encode(), status)
 
     return send
+
+
+def statuses(pid: int, *, recursive: bool) -> list[str]:
+    """Of the processes that one has started, without those that end meanwhile or have ended."""
+    found = []
+    for process in psutil.Process(pid).children(recursive=recursive):
+        with contextlib.suppress(psutil.NoSuchProcess):
+            found.append(process.status())
+    return [status for status in found if status != psutil.STATUS_ZOMBIE]
 
 
 def post_json(url: str, body: bytes, status: int) -> Any:

@@ -10,7 +10,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[3]
 REFUSED = ("landlock", "seccomp", "mount", "pid", "ipc", "network")
 PROGRAM = """
-import asyncio, json, logging, os, sys
+import asyncio, json, logging, os, sys, time
 from concurrent.futures import ThreadPoolExecutor
 from tests.unit.services.ordinary_user import become_nobody
 from tests.unit.services.refusals import refuse
@@ -24,6 +24,7 @@ if user == "root of a namespace":
 elif user == "ordinary" and os.geteuid() == 0:
     become_nobody()
 from rl.services.sandbox_pool import SandboxPool
+from tests.unit.services.conftest import statuses
 from rl.services.sandbox_request import parse_request
 
 FILL = '''
@@ -40,6 +41,16 @@ left = [name for folder in ('.', os.environ['TMPDIR'], os.environ['TMPDIR'] + '/
 print(left, os.path.realpath('.') == os.path.realpath(os.environ['HOME']))
 '''
 
+SPIN = '''
+import subprocess, threading
+n = 0
+def spin():
+    global n
+    while True: n += 1
+threading.Thread(target=spin, daemon=True).start()
+child = subprocess.Popen(['sh', '-c', 'while :; do :; done'])
+'''
+
 async def start_and_run():
     pool = SandboxPool(2, preload=())
     async def run(code):
@@ -49,6 +60,12 @@ async def start_and_run():
     found["seen"] = await asyncio.gather(*[run(LOOK) for _ in range(4)])
     session = await pool.open_session(memory_limit_mb=256, files={"given": b"7"})
     found["session"] = (await session.run("print(open('given').read())", timeout=20)).stdout
+    await session.run(SPIN, timeout=20)
+    deadline = time.monotonic() + 20
+    while not found.get("is_still") and time.monotonic() < deadline:
+        found["is_still"] = statuses(os.getpid(), recursive=True).count("stopped") == 2
+        await asyncio.sleep(0.005)
+    found["goes_on"] = (await session.run("m = n\\nwhile n == m: pass\\nprint('on')", timeout=20)).stdout
     await session.close()
     found["replaced"], folder = pool.num_restarts, pool._folder.path
     pool.close()
@@ -86,6 +103,8 @@ def start_each(user: str, subsets: list[list[str]]) -> None:
             "filled": ["filled\n"] * 2,
             "seen": ["['main.py'] True\n"] * 4,
             "session": "7\n",
+            "is_still": True,
+            "goes_on": "on\n",
             "replaced": 0,
             "left": False,
         }, names

@@ -1,4 +1,5 @@
 import asyncio
+import contextlib
 import os
 import shutil
 import signal
@@ -13,6 +14,7 @@ from rl.services.job import parse_files
 from rl.services.sandbox_outcome import Capture
 from rl.services.sandbox_pool import SandboxPool
 from rl.services.sandbox_request import RequestError, parse_request
+from tests.unit.services.conftest import statuses
 
 
 @pytest.fixture
@@ -116,10 +118,10 @@ async def test_a_worker_that_dies_is_told_and_replaced(pool):
     async def kill_worker():
         while True:
             for process in psutil.Process().children(recursive=True):
-                if process.cmdline()[:1] == ["sleep"]:
-                    worker = process.parent().parent()  # of the shell that waits
-                    worker.kill()
-                    return
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    if process.cmdline()[:1] == ["sleep"]:
+                        process.parent().parent().kill()  # the worker of the shell that waits
+                        return
             await asyncio.sleep(0.02)
 
     killer = asyncio.create_task(kill_worker())
@@ -180,8 +182,7 @@ def test_the_zygote_needs_the_standard_library_alone():
 
 
 def num_workers(pool: SandboxPool) -> int:
-    zygote = psutil.Process(pool._zygotes[()]._process.pid)
-    return len([child for child in zygote.children() if child.status() != psutil.STATUS_ZOMBIE])
+    return len(statuses(pool._zygotes[()]._process.pid, recursive=False))
 
 
 async def test_workers_that_waiting_programs_needed_are_dismissed_and_not_replaced(monkeypatch):

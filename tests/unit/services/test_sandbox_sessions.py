@@ -10,6 +10,8 @@ from concurrent.futures import ThreadPoolExecutor
 import psutil
 import pytest
 
+from tests.unit.services.conftest import statuses
+
 
 class Client:
     """Sends programs of one session."""
@@ -204,8 +206,7 @@ def test_a_client_that_goes_away_ends_the_program_and_the_state_is_told_lost(san
 
 def stopped(sandbox) -> int:
     """Processes of the sandbox that are stopped."""
-    family = psutil.Process(sandbox.pid).children(recursive=True)
-    return sum(process.status() == psutil.STATUS_STOPPED for process in family)
+    return statuses(sandbox.pid, recursive=True).count(psutil.STATUS_STOPPED)
 
 
 def wait_for_stopped(sandbox, number: int) -> None:
