@@ -8,7 +8,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from rl.config.schema import LossAggregation, RLConfig
+from rl.config.estimates import longest_response
+from rl.config.schema import Config, LossAggregation
 
 
 def token_loss_weights(
@@ -52,15 +53,16 @@ def token_loss_weights(
     return (mask / (tokens[trajectory_ids].clamp(min=1.0) * num_trajectories)).float()
 
 
-def loss_aggregation(rl: RLConfig) -> tuple[LossAggregation, float]:
+def loss_aggregation(config: Config) -> tuple[LossAggregation, float]:
     """Read the mode and its constant off the configuration.
 
     Returns:
         `loss_agg_mode`, or where it is not set what `token_level_loss` says; `loss_scale_factor`, or where it is not
-        set `max_total_response_length`.
+        set the longest response in tokens.
     """
+    rl = config.rl_config
     by_default = LossAggregation.TOKEN_MEAN if rl.token_level_loss else LossAggregation.SEQ_MEAN_TOKEN_MEAN
-    return rl.loss_agg_mode or by_default, rl.loss_scale_factor or float(rl.max_total_response_length)
+    return rl.loss_agg_mode or by_default, rl.loss_scale_factor or float(longest_response(config))
 
 
 def sequence_ids(cu_seqlens: Tensor, loss_mask: Tensor) -> Tensor:

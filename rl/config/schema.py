@@ -232,7 +232,8 @@ class RLConfig:
     """Takes the place of `token_level_loss` where it is set; seq-mean-token-sum-norm is the sum over tokens by
     `loss_scale_factor`, mean over trajectories (Dr. GRPO)."""
     loss_scale_factor: float | None = None
-    """Constant of seq-mean-token-sum-norm, tokens, above 0; by default `max_total_response_length`."""
+    """Constant of seq-mean-token-sum-norm, tokens, above 0; by default those of the longest response:
+    `max_total_response_length`, or without `multi_turn_enable` the one turn's `max_tokens`."""
     entropy_coeff: float = 0.0
     """Weight of the entropy bonus."""
     init_kl_coef: float = 0.0

@@ -58,7 +58,7 @@ def packing_layout(config: Config, *, num_data_parallel: int) -> PackingLayout:
     """
     rl, training, actor = config.rl_config, config.megatron_training, config.actor_config
     facts, _ = find_model_facts(config)
-    aggregation, scale = loss_aggregation(rl)
+    aggregation, scale = loss_aggregation(config)
     return PackingLayout(
         num_data_parallel=num_data_parallel,
         max_tokens=rl.max_packing_token_size,

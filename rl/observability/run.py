@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol
 
+from rl.config.estimates import longest_response
 from rl.config.schema import Config
 from rl.errors import CheckpointError
 from rl.observability.guard import SkipGuard
@@ -175,8 +176,7 @@ class Run:
         Raises:
             TrainingError: Too many steps in a row had NaN or Inf in their update, or no reward; this one is kept.
         """
-        rl = self.config.rl_config
-        metrics = StepMetrics(max_response_length=rl.max_total_response_length, on_phase=self._on_phase)
+        metrics = StepMetrics(max_response_length=longest_response(self.config), on_phase=self._on_phase)
         start = time.monotonic()
         yield metrics
         metrics["timing_s/step"] = time.monotonic() - start
@@ -186,7 +186,8 @@ class Run:
         )
         gen_s = metrics.get("timing_s/gen", 0.0)
         tokens = metrics.get("perf/total_num_tokens", 0.0)
-        metrics.update(speed_metrics(tokens, num_sampled, learning_s, gen_s, rl.actor_resource.num_devices))
+        num_devices = self.config.rl_config.actor_resource.num_devices
+        metrics.update(speed_metrics(tokens, num_sampled, learning_s, gen_s, num_devices))
         self._tokens += tokens
         self._completed = step + 1
         self._writer.write(step + 1, metrics)

@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from rl.algorithms.aggregation import loss_aggregation, sequence_ids, sequence_mean, sequence_sum, token_loss_weights
-from rl.config.schema import LossAggregation, RLConfig
+from rl.config.schema import Config, LossAggregation
 
 # Trajectory 0: one loss token. Trajectory 1: two samples with 1 and 2 loss tokens. Trajectory 2: none.
 MASK = torch.tensor([0, 1, 0, 0, 1, 0, 1, 1, 0, 0], dtype=torch.float32)
@@ -55,10 +55,20 @@ def test_token_loss_weights_of_one_token(mode: LossAggregation):
 
 
 def test_loss_aggregation_prefers_its_own_key_to_token_level_loss():
-    assert loss_aggregation(RLConfig()) == (LossAggregation.TOKEN_MEAN, 2048.0)
-    assert loss_aggregation(RLConfig(token_level_loss=False))[0] is LossAggregation.SEQ_MEAN_TOKEN_MEAN
-    rl = RLConfig(loss_agg_mode=LossAggregation.SEQ_MEAN_TOKEN_SUM_NORM, loss_scale_factor=7.0)
-    assert loss_aggregation(rl) == (LossAggregation.SEQ_MEAN_TOKEN_SUM_NORM, 7.0)
+    config = Config()
+    assert loss_aggregation(config)[0] is LossAggregation.TOKEN_MEAN
+    config.rl_config.token_level_loss = False
+    assert loss_aggregation(config)[0] is LossAggregation.SEQ_MEAN_TOKEN_MEAN
+    config.rl_config.loss_agg_mode, config.rl_config.loss_scale_factor = LossAggregation.SEQ_MEAN_TOKEN_SUM_NORM, 7.0
+    assert loss_aggregation(config) == (LossAggregation.SEQ_MEAN_TOKEN_SUM_NORM, 7.0)
+
+
+def test_loss_scale_is_the_longest_response_of_one_turn_or_of_all():
+    config = Config()
+    config.rl_config.max_total_response_length, config.generate_config.sampling_config.max_tokens = 700, 300
+    assert loss_aggregation(config)[1] == 300.0
+    config.rl_config.multi_turn_enable = True
+    assert loss_aggregation(config)[1] == 700.0
 
 
 def test_sequence_ids_number_what_lies_between_boundaries():

@@ -224,7 +224,7 @@ def test_packing_layout_reads_the_configuration():
     config = Config()
     config.megatron_training.global_batch_size = 12
     config.rl_config.max_packing_token_size = 500
-    config.rl_config.epochs = 3
+    config.rl_config.epochs, config.rl_config.multi_turn_enable = 3, True
     config.model = ModelConfig(
         hidden_size=2, num_hidden_layers=5, num_attention_heads=1, intermediate_size=3, vocab_size=14
     )
