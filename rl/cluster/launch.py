@@ -8,7 +8,7 @@ import shutil
 import socket
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -105,11 +105,7 @@ def launch(
     with ExitStack() as stack:
         stack.enter_context(terminated_like_interrupted())
         overrides = stack.enter_context(embedded_services(config)) if prompts is not None else {}
-        stack.callback(remove_stale_marks)
-        shards = stack.enter_context(owned_folder(_FOLDER, SHARED_MEMORY, on_abandoned=end_belongings))
-        folder = stack.enter_context(owned_folder(_FOLDER, _short_folder()))
-        stack.enter_context(adopting_orphans())
-        stack.enter_context(_ray(config, folder, log_directory))
+        shards, folder = stack.enter_context(_own_place(config, log_directory))
         with_notes = stack.enter_context(ExitStack())
         with_notes.enter_context(noting_belongings(shards))
         interrupt_on_termination()  # again: Ray has set a handler of its own
@@ -223,6 +219,18 @@ def _wait_for(starts: dict[str, ray.ObjectRef]) -> None:
     get_all(list(starts.values()), what="the workers' start", names=list(starts), timeout_s=_START_TIMEOUT_S)
 
 
+@contextmanager
+def _own_place(config: Config, log_directory: Path) -> Iterator[tuple[Path, Path]]:
+    """Ray, a folder in shared memory for published weights, and one for sockets; nothing is left after the block."""
+    with ExitStack() as stack:
+        stack.callback(remove_stale_marks)
+        shards = stack.enter_context(owned_folder(_FOLDER, SHARED_MEMORY, on_abandoned=end_belongings))
+        folder = stack.enter_context(owned_folder(_FOLDER, _short_folder()))
+        stack.enter_context(adopting_orphans())
+        stack.enter_context(_ray(config, folder, log_directory))
+        yield shards, folder
+
+
 def _short_folder() -> Path:
     """Where a run's folder lies: sockets in it have paths of at most 107 bytes."""
     usual = Path(tempfile.gettempdir())
@@ -245,7 +253,8 @@ def _ray(config: Config, folder: Path, log_directory: Path) -> Iterator[None]:
         yield
     except Exception:
         if logs := next(folder.glob("session_*_*/logs"), None):
-            shutil.copytree(logs, log_directory / "ray", ignore_dangling_symlinks=True, dirs_exist_ok=True)
+            with suppress(OSError):  # the failure itself is what is told
+                shutil.copytree(logs, log_directory / "ray", ignore_dangling_symlinks=True, dirs_exist_ok=True)
         raise
     finally:
         children = [p for p in psutil.Process().children() if p.pid not in before]
