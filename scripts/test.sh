@@ -20,4 +20,4 @@ say "pytest"
 if [[ -d models/SmolLM2-135M-Instruct ]] || .venv/bin/python tools/fetch_model.py; then :; else
     printf 'test: the 135M model is not there; tests that need it skip.\n'
 fi
-exec .venv/bin/python -m pytest tests/unit tests/distributed tests/e2e "$@"
+exec .venv/bin/python -m pytest tests/unit tests/attacks tests/distributed tests/e2e "$@"
