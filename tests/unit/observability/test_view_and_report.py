@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -57,12 +58,25 @@ def test_records_are_read_back_as_written(directory: RunDirectory) -> None:
 
 def test_malformed_record_is_named_by_its_row(tmp_path: Path) -> None:
     path = tmp_path / "step_000001.jsonl"
-    path.write_text('{"id": "a", "turns": []}\n{"id": \n')
+    record = to_record(make_trajectory())
+    path.write_text(f'{json.dumps(record)}\n{{"id": \n')
     with pytest.raises(DataError, match="row 2: not JSON"):
         read_records(path)
-    path.write_text('{"step": 1}\n')
-    with pytest.raises(DataError, match="row 1: not a trajectory"):
-        read_records(path)
+    for change, problem in [
+        ({"turns": None}, "turns: Input should be a valid list"),
+        ({"turns": [{"text": 5, "num_tokens": 1}]}, "turns.0.text: Input should be a valid string"),
+        ({"rewards": None}, "rewards: Input should be a valid dictionary"),
+        ({"stop_reason": "weird"}, "stop_reason: Input should be"),
+        ({"num_sampled": 10**6}, "num_sampled: must be at most response_length"),
+        ({"id": "train-1"}, "id: must end in /NUMBER, got 'train-1'"),
+    ]:
+        path.write_text(json.dumps(record | change))
+        with pytest.raises(DataError, match=f"row 1: not a trajectory: {re.escape(problem)}"):
+            read_records(path)
+    for text in (b"5", b"[]", b"{}", b'{"id": "\xe9"}', b"[" * 100_000):
+        path.write_bytes(text)
+        with pytest.raises(DataError, match="row 1: not"):
+            read_records(path)
 
 
 @pytest.mark.parametrize(
