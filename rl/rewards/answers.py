@@ -27,7 +27,7 @@ _SIGNS = str.maketrans(
 )
 _SPACE_COMMAND = re.compile(r"(?<!\\)\\(?:[,;:> ]|(?:quad|qquad|displaystyle)(?![a-zA-Z]))|~")
 _THOUSANDS = re.compile(r"(?<![\d.,_(\[{])\d{1,3}(?:(?P<mark>[, '_])\d{3})(?:(?P=mark)\d{3})*(?![\d/,])")
-_TEXT_COMMAND = re.compile(r"\\(?:text(?:rm|bf|it|normal)?|math(?:rm|bf|it)|mbox)\s*\{([^{}]*)\}")
+_TEXT_COMMAND = re.compile(r"\\(?:text(?:rm|bf|it|normal)?|math(?:rm|bf|it)|mbox|boxed|fbox)\s*\{([^{}]*)\}")
 _DELIMITER = re.compile(r"\\(?:left|right)(?![a-zA-Z])|\\[()\[\]]|\$")
 _WORD = re.compile(r"(?<![A-Za-z\\])(?:[^\W\d_]{3,}|(?:[A-Z][a-z]|NO|AM|PM)(?![A-Za-z]))")
 
