@@ -46,7 +46,7 @@ def test_validate_shows_configuration_arithmetic_and_verdict(
     assert main(["validate", "--config-name", "dapo_qwen25_7b_multi_turn", "rl_config.mini_batch_size=16"]) == 0
     shown = capsys.readouterr().out
     assert "  mini_batch_size: 16\n" in shown
-    assert "7,615 M, tensor 4 x pipeline 1" in shown
+    assert "7,615 M, tensor 2 x pipeline 1" in shown
     assert "dapo_qwen25_7b_multi_turn: The configuration is valid." in shown
 
 
