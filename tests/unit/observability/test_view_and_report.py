@@ -14,6 +14,7 @@ from rl.observability import viewer
 from rl.observability.curves import smooth
 from rl.observability.evaluations import read_evaluations
 from rl.observability.metrics import evaluation_metrics
+from rl.observability.report import main as report_command
 from rl.observability.report import report
 from rl.observability.run_directory import RunDirectory
 from rl.observability.trajectories import TrajectoryWriter, read_records, to_record
@@ -201,3 +202,19 @@ def test_list_counts_trajectories_without_a_score(directory: RunDirectory, capsy
 def test_smooth_of_three_values() -> None:
     # weights 1, then 0.5 and 1, then 0.25, 0.5 and 1
     assert smooth([1.0, 0.0, 2.0], weight=0.5) == pytest.approx([1.0, 0.5 / 1.5, 2.25 / 1.75])
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("summary.json", b'{"steps": 2, "tok', "summary.json: not the figures of a run (JSONDecodeError"),
+        ("summary.json", b"{}", "summary.json: not the figures of a run (KeyError: 'steps')"),
+        ("summary.json", b"5", "summary.json: not the figures of a run (TypeError"),
+        ("metrics.jsonl", b"5\n", "metrics.jsonl, row 1: must be an object, got 5. Remove the line."),
+        ("metrics.jsonl", b"\xff\n{}\n", "metrics.jsonl, row 1: not JSON ('utf-8' codec"),
+    ],
+)
+def test_report_names_a_file_that_is_damaged(directory: RunDirectory, name: str, content: bytes, message: str) -> None:
+    (directory.path / name).write_bytes(content)
+    with pytest.raises(DataError, match=re.escape(message)):
+        report_command([str(directory.path)])
