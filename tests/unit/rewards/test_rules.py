@@ -112,7 +112,10 @@ def test_math_acc_compares_as_mathematics(trajectory, text, truth, score):
         (r"\boxed{3 minutes}", "3 hours", 0.0),
         (r"\boxed{x = 1, y = 2}", "x = 3, y = 2", 0.0),
         (r"\boxed{\boxed{4}}", "4", 1.0),
-        (r"\boxed{(4, 5)}", "(4, 5)", 1.0),
+        (r"\boxed{(4,5)}", "(4, 5)", 1.0),
+        (r"\boxed{x + 1}", "x+1", 1.0),
+        (r"\boxed{2:3}", "2 : 3", 1.0),
+        (r"\boxed{1,234}", "1, 234", 0.0),
     ],
 )
 def test_rules_agree_on_one_answer(trajectory, reward, text, truth, score):
