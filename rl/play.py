@@ -25,7 +25,7 @@ from rl.cluster.embedded_services import embedded_services
 from rl.cluster.endings import ignore_interrupts
 from rl.config.device import runs_on_cuda
 from rl.config.schema import Config
-from rl.errors import ConfigError, ModelError, ToolError, unknown_name
+from rl.errors import ConfigError, DataError, ModelError, ToolError, unknown_name
 from rl.inference.environment import engine_environment
 from rl.inference.fake import FakeEngine
 from rl.interfaces import Engine
@@ -148,7 +148,10 @@ def _read_line(prompt: str) -> str | None:
     """A line of standard input, with the prompt where a person types it; None at the end of the input."""
     before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a running loop would note Ctrl-C and read on
     try:
-        return input(prompt if sys.stdin.isatty() else "")
+        line = input(prompt if sys.stdin.isatty() else "")
+        return line.encode(errors="surrogateescape").decode(errors="replace")  # bytes that are not UTF-8 are no text
+    except UnicodeDecodeError as error:
+        raise DataError(f"standard input: not UTF-8 text ({error.reason}). Convert it first.") from error
     except EOFError:
         return None
     finally:

@@ -61,11 +61,13 @@ def main(config: Config, source: Path, step: int | None) -> int:
     if not records:
         raise DataError(f"{path}: no trajectory in it ended by itself, so none is scored. Give another step.")
     prompts = _prompts(config)
-    trajectories = [from_record(record, prompts.get(_row(record))) for record in records]
-    if missing := sum(_row(record) not in prompts for record in records):
+    rows = [_prompt_of(record, prompts) for record in records]
+    trajectories = [from_record(record, row) for record, row in zip(records, rows, strict=True)]
+    if missing := rows.count(None):
         logger.warning(
-            "%d of %d trajectories are of rows that are not in the data files of the configuration: their rewards see "
-            "question and ground truth, and no other column.", missing, len(records),
+            "%d of %d trajectories are of rows that are not in the data files of the configuration, or have another "
+            "question there: their rewards see the recorded question and ground truth, and no other column.",
+            missing, len(records),
         )  # fmt: skip
     rl = config.rl_config
     rewards = load_rewards(
@@ -146,8 +148,10 @@ def _prompts(config: Config) -> dict[str, Prompt]:
     return {prompt.id: prompt for path in paths for prompt in load_prompts(path)}
 
 
-def _row(record: dict[str, Any]) -> str:
-    return row_of(record["id"].rpartition("/")[0])
+def _prompt_of(record: dict[str, Any], prompts: dict[str, Prompt]) -> Prompt | None:
+    """The row of a record; None where the file has none of its number, or since then another question there."""
+    prompt = prompts.get(row_of(record["id"].rpartition("/")[0]))
+    return prompt if prompt is not None and prompt.messages == record["messages"] else None
 
 
 def _mean(values: list[float | None]) -> str:

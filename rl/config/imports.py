@@ -45,7 +45,7 @@ def import_place(place: str) -> ModuleType:
         return importlib.import_module(place)
     path = Path(place).expanduser().resolve()
     if not path.is_file():
-        raise ImportError(f"no file {path}; a relative path begins in the working folder")
+        raise ImportError(f"no file {path}, nor one of this name beside the configuration")
     _import_from(path.parent)
     name = _module_name(path)
     spec = importlib.util.spec_from_file_location(name, path)

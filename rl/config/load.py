@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 import yaml
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from rl.config.build import build_section, default_mapping, plain_mapping
@@ -138,6 +138,7 @@ def _compose(cls: type[S], found: _Found, overrides: Sequence[str], *, is_in_pac
     tree = compose(found.name, read.choices, found.folders)
     for part in Path(found.name).parts[:-1] if is_in_package else ():
         tree = tree.get(part, OmegaConf.create())
+    _check_kind(cls, found.name, tree)
     apply_values(tree, read)
     plain, problems = take_over(cls, OmegaConf.to_container(tree, resolve=False))
     config: S = build_section(cls, _resolve(cls, plain, found.name), "", problems, cls)
@@ -146,6 +147,22 @@ def _compose(cls: type[S], found: _Found, overrides: Sequence[str], *, is_in_pac
         set_value(config, problem.key, value_at(cls(), problem.key))
     locate_files(config, found.folders[0])
     return Composed(config, frozenset(_paths(plain)), tuple(problems))
+
+
+def _check_kind(cls: type[S], name: str, tree: DictConfig) -> None:
+    """Refuse a dataset's file where a run's is meant, and the reverse, instead of calling each of its keys unknown."""
+    keys = {str(key) for key in tree}
+    of_a_run = {field.name for field in fields(Config)}
+    if cls is Config and keys and keys == {Path(name).parts[0]} - of_a_run and Path(name).parent.name:
+        raise ConfigError(
+            f"--config-name: '{name}' is not the configuration of a run, but one of the folder "
+            f"'{Path(name).parts[0]}'. Name one that stands directly in the folder of configurations."
+        )
+    if cls is DatasetConfig and keys & of_a_run:
+        raise ConfigError(
+            f"--config-name: '{name}' is the configuration of a run, not of a dataset: it has "
+            f"{', '.join(sorted(keys & of_a_run))}. Name one such as datasets/NAME."
+        )
 
 
 def _resolve(cls: type[S], tree: dict[str, Any], name: str) -> dict[str, Any]:
@@ -185,7 +202,10 @@ def _paths(tree: Any, prefix: str = "") -> Iterable[str]:
 def _missing_file(folders: Sequence[Path], name: str) -> str:
     inner = Path(name).parent
     found = sorted({str(inner / path.stem) for folder in folders for path in (folder / inner).glob("*.yaml")})
-    near = get_close_matches(name, found, n=1)
+    inner_ones = {
+        str(path.relative_to(folder).with_suffix("")) for folder in folders for path in folder.glob("*/*.yaml")
+    }
+    near = [*get_close_matches(name, found, n=1), *sorted(one for one in inner_ones if Path(one).name == name)]
     hint = f" Did you mean '{near[0]}'?" if near else ""
     if any((place / f"{name.removesuffix('.yml')}.yml").is_file() for place in (*folders, Path())):
         hint = " Rename the file: its name must end in .yaml."

@@ -22,6 +22,11 @@ they are (it fills in nulls, and holds no empty record)."""
 _MAX_DEPTH = 100  # parquet's own limit
 _SURROGATE = re.compile("[\ud800-\udfff]")
 _ESCAPED_SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
+_OTHER_FILES = {
+    b"\x1f\x8b": "compressed by gzip", b"\x28\xb5\x2f\xfd": "compressed by zstd", b"BZh": "compressed by bzip2",
+    b"\xfd7zXZ": "compressed by xz", b"PK\x03\x04": "a zip archive", b"PAR1": "a parquet file",
+}  # fmt: skip
+"""First bytes of files that are often found under a wrong name."""
 _DECODER = json.JSONDecoder()
 _SPACE = re.compile(r"[ \t\r\n]*")
 ARROW_ERRORS = (pa.ArrowException, ValueError, TypeError, OverflowError, KeyError)
@@ -142,12 +147,17 @@ def _to_text(where: str, raw: bytes) -> str:
     try:
         if b"\0" not in raw:  # which JSON has not, and UTF-16 has
             return raw.decode()
-        reason, cure = "it looks like UTF-16", "iconv -f UTF-16 -t UTF-8"
+        reason = "it holds zero bytes"
     except UnicodeDecodeError as error:
-        reason, cure = f"{error.reason} at byte {error.start}", "iconv -f ITS_ENCODING -t UTF-8"
-        if raw.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
-            reason, cure = "it looks like UTF-16", "iconv -f UTF-16 -t UTF-8"
-    raise DataError(f"{where}: not UTF-8 text ({reason}). Convert the file: {cure} OLD > NEW.")
+        reason = f"{error.reason} at byte {error.start}"
+    kind = next((kind for start, kind in _OTHER_FILES.items() if raw.startswith(start)), None)
+    if kind is not None:
+        raise DataError(f"{where}: not text, but {kind}. Unpack it, or name it as what it is.")
+    is_utf16 = raw.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) or raw[:200].count(0) > len(raw[:200]) // 4
+    if is_utf16:
+        reason = "it looks like UTF-16"
+    encoding = "UTF-16" if is_utf16 else "ITS_ENCODING"
+    raise DataError(f"{where}: not UTF-8 text ({reason}). Convert the file: iconv -f {encoding} -t UTF-8 OLD > NEW.")
 
 
 def _read_jsonl(path: Path) -> Iterator[tuple[int, Any]]:

@@ -19,6 +19,8 @@ from rl.tools.parsers.json_calls import as_arguments, decode_json, json_problem
 from rl.types import ToolCall
 
 logger = logging.getLogger(__name__)
+# They log a traceback for every call of the model that they cannot read; here it becomes the call's error.
+logging.getLogger("vllm.tool_parsers").setLevel(logging.CRITICAL)
 
 _TAG_ATTRIBUTES = (
     *("tool_calls_start_token", "tool_call_start_token", "tool_start_token", "bot_token", "bot_string"),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -140,11 +139,11 @@ def _effort_table(runs: dict[str, RunDirectory]) -> Table:
         table.add_column(column, justify="left" if column == "run" else "right")
     total_s, is_whole = 0.0, True
     for name, run in runs.items():
-        if not run.summary_file.is_file():
+        summary = run.read_summary()
+        if summary is None:
             table.add_row(name, "unfinished", "-", "-")
             is_whole = False
             continue
-        summary = json.loads(run.summary_file.read_text(encoding="utf-8"))
         total_s += summary["wall_s"]
         tokens = f"{summary['tokens']:,.0f}" if summary["tokens"] else "-"
         table.add_row(name, str(summary["steps"]), tokens, duration(summary["wall_s"]))

@@ -164,17 +164,40 @@ class RunDirectory:
         """
         if not self.metrics_file.is_file():
             return []
-        lines = self.metrics_file.read_text(encoding="utf-8").splitlines()
+        lines = self.metrics_file.read_bytes().splitlines()
         rows = []
         for number, line in enumerate(lines, start=1):
             try:
-                rows.append(json.loads(line))
-            except json.JSONDecodeError as error:
+                row = json.loads(line.decode())
+            except ValueError as error:
                 if number < len(lines):
                     raise DataError(
                         f"{self.metrics_file}, row {number}: not JSON ({error}). Remove the line."
                     ) from error
+                continue
+            if not isinstance(row, dict):
+                raise DataError(
+                    f"{self.metrics_file}, row {number}: must be an object, got {row!r:.80}. Remove the line."
+                )
+            rows.append(row)
         return rows
+
+    def read_summary(self) -> dict[str, Any] | None:
+        """What `finish` kept; None where the run has not ended by itself.
+
+        Raises:
+            DataError: The file is malformed.
+        """
+        if not self.summary_file.is_file():
+            return None
+        try:
+            summary = json.loads(self.summary_file.read_text(encoding="utf-8"))
+            return {key: summary[key] for key in ("steps", "tokens", "wall_s")}
+        except (ValueError, TypeError, KeyError) as error:
+            raise DataError(
+                f"{self.summary_file}: not the figures of a run ({type(error).__name__}: {error}). Remove the file; "
+                "the run then counts as unfinished."
+            ) from error
 
     def adopt_history(self, source: RunDirectory, step: int) -> None:
         """Start this run's metrics with those of the run it resumes, so that its curves are whole.

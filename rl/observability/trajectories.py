@@ -4,17 +4,37 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from pydantic import TypeAdapter
+from pydantic import TypeAdapter, ValidationError
 
 from rl.errors import DataError
 from rl.thoughts import turn_thoughts
 from rl.types import Group, Prompt, StopReason, TokenSequence, Trajectory, Turn
 
+
+@dataclass(slots=True)
+class _Record:
+    """What a reader relies on of a record."""
+
+    id: str
+    data_source: str
+    messages: list[dict[str, Any]]
+    ground_truth: str
+    turns: list[Turn]
+    stop_reason: StopReason
+    score: float | None
+    rewards: dict[str, float]
+    num_sampled: int
+    response_length: int
+    policy_versions: list[int]
+    wall_s: float
+
+
 _TURNS = TypeAdapter(list[Turn])
+_RECORD = TypeAdapter(_Record)
 
 
 class TrajectoryWriter:
@@ -140,15 +160,30 @@ def read_records(path: Path) -> list[dict[str, Any]]:
     if not path.is_file():
         raise DataError(f"{path}: no such file of trajectories. `rl view RUN --list` shows what there is.")
     records = []
-    with path.open(encoding="utf-8") as stream:
+    with path.open("rb") as stream:
         for number, line in enumerate(stream, start=1):
             try:
-                record = json.loads(line)
-            except json.JSONDecodeError as error:
+                record = json.loads(line.decode())
+            except (ValueError, RecursionError) as error:
                 raise DataError(
                     f"{path}, row {number}: not JSON ({error}). Was the run killed while writing?"
                 ) from error
-            if not isinstance(record, dict) or "turns" not in record:
-                raise DataError(f"{path}, row {number}: not a trajectory, it has no `turns`. Remove the row.")
+            if (problem := _record_problem(record)) is not None:
+                raise DataError(f"{path}, row {number}: not a trajectory: {problem}. Remove the row.")
             records.append(record)
     return records
+
+
+def _record_problem(record: Any) -> str | None:
+    """What keeps a record from being one of `to_record`."""
+    try:
+        checked = _RECORD.validate_python(record)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        where = ".".join(map(str, first["loc"]))
+        return f"{where}: {first['msg']}" if where else first["msg"]
+    if not checked.id.rpartition("/")[2].isdecimal():
+        return f"id: must end in /NUMBER, got {checked.id!r}"
+    if not 0 <= checked.num_sampled <= checked.response_length:
+        return f"num_sampled: must be at most response_length {checked.response_length}, got {checked.num_sampled}"
+    return None

@@ -27,8 +27,10 @@ _SIGNS = str.maketrans(
 )
 _SPACE_COMMAND = re.compile(r"(?<!\\)\\(?:[,;:> ]|(?:quad|qquad|displaystyle)(?![a-zA-Z]))|~")
 _THOUSANDS = re.compile(r"(?<![\d.,_(\[{])\d{1,3}(?:(?P<mark>[, '_])\d{3})(?:(?P=mark)\d{3})*(?![\d/,])")
-_TEXT_COMMAND = re.compile(r"\\(?:text(?:rm|bf|it|normal)?|math(?:rm|bf|it)|mbox)\s*\{([^{}]*)\}")
+_TEXT_COMMAND = re.compile(r"\\(?:text(?:rm|bf|it|normal)?|math(?:rm|bf|it)|mbox|boxed|fbox)\s*\{([^{}]*)\}")
 _DELIMITER = re.compile(r"\\(?:left|right)(?![a-zA-Z])|\\[()\[\]]|\$")
+_PUNCTUATION = re.compile(r"\s*([-,;:=+*/^(){}\[\]<>])\s*")
+"""What says the same with and without spaces around it: `(1,2)` and `(1, 2)`."""
 _WORD = re.compile(r"(?<![A-Za-z\\])(?:[^\W\d_]{3,}|(?:[A-Z][a-z]|NO|AM|PM)(?![A-Za-z]))")
 
 
@@ -123,7 +125,7 @@ def is_same_answer(answer: str, truth: str) -> bool:
     given, wanted = normalize_answer(answer), normalize_answer(truth)
     if not given or not wanted:
         return False
-    if given == wanted:
+    if _PUNCTUATION.sub(r"\1", given) == _PUNCTUATION.sub(r"\1", wanted):
         return True
     number, expected = read_number(given), read_number(wanted)
     return number is not None and expected is not None and is_same_number(number, expected)

@@ -11,6 +11,8 @@ from rl.rewards.numbers import read_number
 _NO_TIMEOUT = None  # math-verify's own time-outs need the main thread's signals; the caller has a deadline
 _MARKED = re.compile(r"\\boxed|\$|\\\(|\\\[")
 _WORD = re.compile(r"\\(?:text|mathrm|mbox)(?![A-Za-z])|(?<![\\A-Za-z])[A-Za-z]{3,}")
+_BARE_RELATION = re.compile(r"\s*(?:[<>≤≥≠]|\\(?:le|ge|lt|gt|ne)(?:q|qslant)?(?![A-Za-z]))")
+"""A relation without a left side, which math-verify takes for the number alone: `\\geq 5` for `5`."""
 _SYMBOL = re.compile(r"\\[A-Za-z]+|[A-Za-z]")
 
 
@@ -45,6 +47,8 @@ def _parse(text: str) -> list[Any]:
     from math_verify import parse
 
     lines = [normalize_math(line) for line in text.strip().splitlines()]
+    if len(lines) == 1 and _BARE_RELATION.match(lines[0]):
+        lines[0] = f"x {lines[0]}"
     if len(lines) == 1 and _MARKED.search(text) is None and (found := _read(f"${lines[0]}$", parse)):
         return found
     return _read("\n".join(lines), parse)

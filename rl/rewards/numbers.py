@@ -27,6 +27,9 @@ _NUMBER = re.compile(
     re.IGNORECASE,
 )
 _EQUALS = re.compile(r"(?<![<>!=\\])=(?!=)")
+_PARENTHESES = re.compile(r"\([^()]*\)")
+_SEVERAL = re.compile(r"[,;]|\\\\|\b(?:and|or)\b|=\s*[-+]?[\d.]+\s+[^\W\d_](?:_\w+)?\s*(?:=|$)")
+"""What shows before the last side that there are several equations: `x = 1, y = 2`, `x = 1 or x = 2`, `x = 1 y = 2`."""
 _SCALE = {"hundred": 10**2, "thousand": 10**3, "million": 10**6, "billion": 10**9, "trillion": 10**12, "dozen": 12}
 _WORD = r"[^\W\d_]+\.?(?:\^(?:\{-?\d\}|\d))?"
 _UNIT = re.compile(rf"\s*{_WORD}(?:[\s/'-]+{_WORD})*\s*")
@@ -41,9 +44,20 @@ _SHORT = frozenset({
 _NO_UNIT = frozenset({"and", "or", "to", "half", "halves", "thirds", "plus", "minus", "over", "mod", "sqrt", "pi"})
 _SAME_UNIT = {
     "€": "euro", "eur": "euro", "£": "pound", "gbp": "pound", "¥": "yen", "₹": "rupee", "rs": "rupee", "¢": "cent",
-    "usd": "dollar", "us": "dollar", "feet": "foot", "inches": "inch", "lbs": "pound", "lb": "pound",
-    "mph": "mile/hour",
+    "usd": "dollar", "us": "dollar", "buck": "dollar",
+    "feet": "foot", "inches": "inch", "children": "child", "people": "person", "men": "man", "women": "woman",
+    "mm": "millimeter", "cm": "centimeter", "m": "meter", "km": "kilometer", "in": "inch", "ft": "foot", "yd": "yard",
+    "mi": "mile", "mg": "milligram", "g": "gram", "kg": "kilogram", "oz": "ounce", "lb": "pound", "l": "liter",
+    "ml": "milliliter", "gal": "gallon", "sq": "square", "ms": "millisecond", "s": "second", "sec": "second",
+    "min": "minute", "h": "hour", "hr": "hour", "d": "day", "wk": "week", "yr": "year", "w": "watt", "kw": "kilowatt",
+    "kwh": "kilowatt-hour", "v": "volt", "a": "ampere", "amp": "ampere", "n": "newton", "j": "joule", "k": "kelvin",
+    "c": "celsius", "f": "fahrenheit", "mph": "mile/hour", "kmh": "kilometer/hour", "kph": "kilometer/hour",
+    "mb": "megabyte", "gb": "gigabyte", "kb": "kilobyte", "hz": "hertz", "deg": "degree", "pt": "point", "pc": "piece",
 }  # fmt: skip
+"""One name for each unit, by other names in the singular. Looked up word by word: letters alone do not make a word an
+abbreviation of another (`cents` and `centimeters`, `ml` and `miles`)."""
+_PLURAL = (("(?<=[^aeiou])ies$", "y"), ("(?<=[sxz])es$|(?<=ch)es$|(?<=sh)es$", ""), ("(?<![su])s$", ""))
+"""Ends of words in the plural, and what stands there in the singular; the first that fits."""
 
 
 @dataclass(slots=True, frozen=True)
@@ -60,16 +74,17 @@ def read_number(text: str) -> UnitNumber | None:
     r"""Read a whole text as one number.
 
     Args:
-        text: As `rl.rewards.answers.normalize_answer` gives it. Of an equation the last side counts: `x = 5` is 5.
+        text: As `rl.rewards.answers.normalize_answer` gives it. Of one equation the last side counts: `x = 5` is 5.
 
     Returns:
         The number; None where the text is none, or more than one.
     """
     if len(text) > _LONGEST:
         return None
-    text = _EQUALS.split(text)[-1].strip()
+    *sides, text = _EQUALS.split(text)
+    text = text.strip()
     found = _NUMBER.match(text)
-    if found is None:
+    if found is None or _SEVERAL.search("=".join(_PARENTHESES.sub("", side) for side in sides)):
         return None
     value = _value(found)
     suffix = text[found.end() :]
@@ -87,7 +102,7 @@ def read_number(text: str) -> UnitNumber | None:
 def is_same_number(first: UnitNumber, second: UnitNumber) -> bool:
     """Whether two numbers say the same.
 
-    A missing unit fits any. Units that are both given must be the same, or one the other's abbreviation. Where one of
+    A missing unit fits any. Units that are both given must be the same, abbreviated or not. Where one of
     the numbers is in percent, the other may be too without saying so (`50%` and `50`), or be the share (`0.5`).
     """
     if first.is_percent != second.is_percent:
@@ -145,16 +160,20 @@ def _unit(suffix: str) -> str | None:
 
 
 def _singular(unit: str) -> str:
-    words = [word.removesuffix(".") for word in re.split(r"\s+", unit.lower().replace("{", "").replace("}", ""))]
-    words = [_SAME_UNIT.get(word, word) for word in words]
-    return " ".join(word[:-1] if len(word) > 2 and word.endswith("s") else word for word in words)
+    unit = re.sub(r"\s*/\s*|\s+per\s+", "/", unit.lower().replace("{", "").replace("}", ""))
+    return re.sub(r"[^\s/^-]+(?=[\s/^-]|$)", lambda word: _unit_word(word[0]), " ".join(unit.split()))
+
+
+def _unit_word(word: str) -> str:
+    """One word of a unit in the singular, by the name that all its spellings share."""
+    word = word.removesuffix(".")
+    if word not in _SAME_UNIT and len(word) > 2:
+        word = next((re.sub(end, by, word) for end, by in _PLURAL if re.search(end, word)), word)
+    word = re.sub("(?<=met|lit)re$", "er", word)
+    return _SAME_UNIT.get(word, word)
 
 
 def _is_same_unit(first: str, second: str) -> bool:
+    """Whether two units say the same; one may have further words behind it (`eggs left`)."""
     short, long = sorted((first, second), key=len)
-    if not short or short == long:
-        return True
-    if len(long) < 4 or short[0] != long[0] or re.findall(r"\^\S+", short) != re.findall(r"\^\S+", long):
-        return False
-    letters = iter(long)
-    return all(letter in letters for letter in short)  # an abbreviation has some of the letters, in order
+    return not short or long == short or long.startswith(f"{short} ")

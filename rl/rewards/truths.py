@@ -11,8 +11,10 @@ from rl.rewards.answers import boxed_answers
 
 _KEYS = ("target", "ground_truth")
 """Fields of a record that may hold the answers, as Search-R1 and verl write them."""
-_FOREIGN_LIST = re.compile(r"\s*[\[{]\s*(?:'[^']*'\s*[,\]}:]|\"[^\"]*\"\s*[,\]}:])")
-"""A list or record of texts as Python prints it."""
+_FOREIGN_LIST = re.compile(
+    r"\s*(?:[\[{]\s*(?:'[^']*'|\"[^\"]*\")\s*[,\]}:'\"]|(?:\(|array\(\[)\s*(?:'[^']*'|\"[^\"]*\")\s*,)"
+)
+"""A list, record, tuple or array of texts as Python or numpy prints it."""
 
 
 def accepted_answers(ground_truth: str, *, is_math: bool = False) -> list[str]:
@@ -51,7 +53,7 @@ def accepted_answers(ground_truth: str, *, is_math: bool = False) -> list[str]:
 
 def _value(ground_truth: str) -> Any:
     """What JSON says, for lists and records; everything else is the text itself."""
-    if ground_truth.lstrip()[:1] not in ("[", "{"):
+    if ground_truth.lstrip()[:1] not in ("[", "{", "(", "a"):
         return ground_truth
     try:
         return json.loads(ground_truth)

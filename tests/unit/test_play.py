@@ -81,11 +81,11 @@ def test_play_answers_questions_of_a_pipe(tokenizer: Path) -> None:
     typed = (
         "What is 17*23?\nI compute.\n/call calculater 1\n\n"  # asked for again
         "/call calculator 17*23\n/call nothing {}\n\nIt is 391.\n\n"
-        "And then?\n<tool_call>\n{oops}\n</tool_call>\n"
+        "And then\udcff?\n<tool_call>\n{oops}\n</tool_call>\n"  # a byte that is no text
     )
     done = subprocess.run(
         command(tokenizer, "configs/tools/calculator.yaml"), input=typed, cwd=ROOT, capture_output=True, text=True,
-        timeout=120,
+        errors="surrogateescape", timeout=120,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     shown = done.stdout
@@ -100,7 +100,7 @@ def test_play_answers_questions_of_a_pipe(tokenizer: Path) -> None:
         "391\n[nothing: unknown_tool, ",
         "[model, turn 2, ",
         "It is 391.<|im_end|>\nstopped: finished, ",
-        "[user]\nAnd then?\n[model, turn 1, ",
+        "[user]\nAnd then\ufffd?\n[model, turn 1, ",
         "[call of a tool, malformed]\n\n{oops}\n",
         "[tool: parse_error, ",
     ]  # fmt: skip

@@ -62,6 +62,17 @@ def test_score_names_what_a_reward_raises(config: Config, tmp_path: Path, capsys
     assert "ValueError: level 3" in out
 
 
+def test_score_does_not_take_the_row_of_another_question(
+    config: Config, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = Path(config.megatron_training.data_path)  # preprocessed again since the run, in another order
+    rows.write_text(rows.read_text().replace("2+2?", "3+3?").replace('"4"', '"6"'))
+    config.rl_config.verifier_function = ["base_acc"]
+    path = recorded(tmp_path, make_trajectory(score=1.0, prompt_id="train-1"))
+    assert main(config, path, None) == 0
+    assert "score 1.000 1.000" in " ".join(capsys.readouterr().out.split())
+
+
 def test_score_of_nothing_is_an_error(config: Config, tmp_path: Path) -> None:
     path = recorded(tmp_path, make_trajectory(score=None, stop_reason=StopReason.ENGINE_FAILED))
     with pytest.raises(DataError, match="no trajectory in it ended by itself"):

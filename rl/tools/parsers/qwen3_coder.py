@@ -15,7 +15,7 @@ _EXAMPLE = (
     "<tool_call>\n<function=FUNCTION-NAME>\n<parameter=PARAMETER-NAME>\nVALUE\n</parameter>\n</function>\n</tool_call>"
 )
 _TAGS = opening_tags("<tool_call>|<function=")
-_PREAMBLE_END = re.compile("(?P<function><function=)|(?P<close></tool_call>)|</think>")
+_PREAMBLE_END = re.compile("(?P<inside><function=|<think>)|(?P<close></tool_call>)|</think>")
 _NAME = re.compile(r"([^<>\n]*)>")
 _BODY_END = re.compile(r"(?P<close></function>)|<tool_call>\s*<function=")
 _CUT_BODY_END = re.compile("</think>|</tool_call>")
@@ -79,9 +79,9 @@ class Qwen3CoderParser:
 
 
 def _read_preamble(text: str, start: int) -> tuple[ToolCall | None, int]:
-    """What stands between `<tool_call>` and `<function=`: nothing, or the error that no function comes."""
+    """What stands between `<tool_call>` and `<function=` or a thought: nothing, or the error that no function comes."""
     end = _PREAMBLE_END.search(text, start)
-    if end is not None and end["function"]:
+    if end is not None and end["inside"]:
         return None, end.start()
     limit, after = (len(text), len(text)) if end is None else (end.start(), end.end() if end["close"] else end.start())
     cut_off = "" if end is not None and end["close"] else "the tool call is cut off or not closed: "

@@ -73,7 +73,7 @@ def test_a_module_is_found_in_the_working_folder(tmp_path: Path, monkeypatch: py
 @pytest.mark.parametrize(
     ("target", "message"),
     [
-        ("nowhere.py:f", "no file .*/nowhere.py; a relative path begins in the working folder"),
+        ("nowhere.py:f", "no file .*/nowhere.py, nor one of this name beside the configuration"),
         ("nowhere_at_all:f", "No module named 'nowhere_at_all'"),
     ],
 )

@@ -156,6 +156,15 @@ def test_compose_lists_the_files_where_the_name_is_wrong(folder: Path) -> None:
         compose_config("run", (), folder / "nowhere")
 
 
+def test_compose_tells_a_dataset_from_a_run(folder: Path) -> None:
+    with pytest.raises(ConfigError, match="'datasets/rows' is not the configuration of a run, but one of the folder"):
+        compose_config("datasets/rows", config_dir=folder)
+    with pytest.raises(ConfigError, match="'run' is the configuration of a run, not of a dataset: it has "):
+        load_dataset_config("run", config_dir=folder)
+    with pytest.raises(ConfigError, match=r"no file 'rows.yaml' in .*Did you mean 'datasets/rows'"):
+        load_dataset_config("rows", config_dir=folder)
+
+
 def test_compose_names_the_file_of_broken_yaml(folder: Path) -> None:
     (folder / "broken.yaml").write_text("rl_config: {epochs: 1\n")
     with pytest.raises(ConfigError, match=r"broken.yaml, line 2: is not valid YAML: expected ',' or '}', but got"):

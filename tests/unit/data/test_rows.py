@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 from pathlib import Path
 from typing import Any
@@ -97,6 +98,13 @@ def test_iter_rows_reads_utf8_with_a_byte_order_mark(tmp_path: Path, suffix: str
     path = tmp_path / f"rows{suffix}"
     path.write_text(LINE if suffix == ".jsonl" else f"[{LINE}]", encoding="utf-8-sig")
     assert list(iter_rows(path)) == [(1, ROW)]
+
+
+def test_iter_rows_knows_a_compressed_file_from_text(tmp_path: Path):
+    path = tmp_path / "rows.jsonl"
+    path.write_bytes(gzip.compress(LINE.encode()))
+    with pytest.raises(DataError, match="row 1: not text, but compressed by gzip"):
+        list(iter_rows(path))
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 
 import pytest
@@ -131,3 +132,16 @@ def test_vllm_parsers_that_fail_give_an_error(parsers: dict[str, VllmParser], mo
     monkeypatch.setattr(parsers["hermes"]._class, "extract_tool_calls", fail)
     (call,) = parsers["hermes"].parse("<tool_call>")
     assert call.error == "the tool call cannot be read: no such tag."
+
+
+def test_vllm_parsers_do_not_log_a_traceback_for_each_malformed_call(parsers: dict[str, VllmParser]):
+    records: list[logging.LogRecord] = []
+    handler = logging.Handler()
+    handler.emit = records.append  # type: ignore[method-assign]
+    logging.getLogger("vllm").addHandler(handler)
+    try:
+        (call,) = parsers["hermes"].parse("<tool_call>\n{oops}\n</tool_call>")
+    finally:
+        logging.getLogger("vllm").removeHandler(handler)
+    assert call.error is not None
+    assert records == []

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ from rl.observability import viewer
 from rl.observability.curves import smooth
 from rl.observability.evaluations import read_evaluations
 from rl.observability.metrics import evaluation_metrics
+from rl.observability.report import main as report_command
 from rl.observability.report import report
 from rl.observability.run_directory import RunDirectory
 from rl.observability.trajectories import TrajectoryWriter, read_records, to_record
@@ -57,12 +59,25 @@ def test_records_are_read_back_as_written(directory: RunDirectory) -> None:
 
 def test_malformed_record_is_named_by_its_row(tmp_path: Path) -> None:
     path = tmp_path / "step_000001.jsonl"
-    path.write_text('{"id": "a", "turns": []}\n{"id": \n')
+    record = to_record(make_trajectory())
+    path.write_text(f'{json.dumps(record)}\n{{"id": \n')
     with pytest.raises(DataError, match="row 2: not JSON"):
         read_records(path)
-    path.write_text('{"step": 1}\n')
-    with pytest.raises(DataError, match="row 1: not a trajectory"):
-        read_records(path)
+    for change, problem in [
+        ({"turns": None}, "turns: Input should be a valid list"),
+        ({"turns": [{"text": 5, "num_tokens": 1}]}, "turns.0.text: Input should be a valid string"),
+        ({"rewards": None}, "rewards: Input should be a valid dictionary"),
+        ({"stop_reason": "weird"}, "stop_reason: Input should be"),
+        ({"num_sampled": 10**6}, "num_sampled: must be at most response_length"),
+        ({"id": "train-1"}, "id: must end in /NUMBER, got 'train-1'"),
+    ]:
+        path.write_text(json.dumps(record | change))
+        with pytest.raises(DataError, match=f"row 1: not a trajectory: {re.escape(problem)}"):
+            read_records(path)
+    for text in (b"5", b"[]", b"{}", b'{"id": "\xe9"}', b"[" * 100_000):
+        path.write_bytes(text)
+        with pytest.raises(DataError, match="row 1: not"):
+            read_records(path)
 
 
 @pytest.mark.parametrize(
@@ -187,3 +202,19 @@ def test_list_counts_trajectories_without_a_score(directory: RunDirectory, capsy
 def test_smooth_of_three_values() -> None:
     # weights 1, then 0.5 and 1, then 0.25, 0.5 and 1
     assert smooth([1.0, 0.0, 2.0], weight=0.5) == pytest.approx([1.0, 0.5 / 1.5, 2.25 / 1.75])
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("summary.json", b'{"steps": 2, "tok', "summary.json: not the figures of a run (JSONDecodeError"),
+        ("summary.json", b"{}", "summary.json: not the figures of a run (KeyError: 'steps')"),
+        ("summary.json", b"5", "summary.json: not the figures of a run (TypeError"),
+        ("metrics.jsonl", b"5\n", "metrics.jsonl, row 1: must be an object, got 5. Remove the line."),
+        ("metrics.jsonl", b"\xff\n{}\n", "metrics.jsonl, row 1: not JSON ('utf-8' codec"),
+    ],
+)
+def test_report_names_a_file_that_is_damaged(directory: RunDirectory, name: str, content: bytes, message: str) -> None:
+    (directory.path / name).write_bytes(content)
+    with pytest.raises(DataError, match=re.escape(message)):
+        report_command([str(directory.path)])

@@ -328,7 +328,7 @@ async def test_a_reward_may_print(load, own, trajectory):
         (["rl.rewards.nowhere:x"], [1.0], {}, "does not import: ModuleNotFoundError: No module named"),
         (["rl.rewards.rules:x"], [1.0], {}, "has no attribute 'x'"),
         (["nowhere.py:x"], [1.0], {}, "does not import: ImportError: no file"),
-        (["nowhere.py:x"], [1.0], {}, "a relative path begins in the working folder"),
+        (["nowhere.py:x"], [1.0], {}, "nor one of this name beside the configuration"),
         (["base_acc"], [1.0], {"rl.rewards.rules:base_ac": {}, "math_ac": {}}, "unknown name 'math_ac'"),
         (["a.py:short"], [1.0], {"a.py:shrt": {}}, "Did you mean 'a.py:short'"),
     ],

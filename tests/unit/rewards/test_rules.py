@@ -76,6 +76,15 @@ LONG = "We look at one case after the other. " * 200
         (r"\boxed{x² + 1}", "x^2+1", 1.0),
         (r"\boxed{2·3}", "6", 1.0),
         (r"\boxed{\begin{pmatrix}1\\2\end{pmatrix}}", r"\begin{pmatrix} 1 \\ 2 \end{pmatrix}", 1.0),
+        # a relation is no number, and several equations are not the last of them
+        (r"\boxed{\geq 5}", "5", 0.0),
+        (r"\boxed{< 5}", "5", 0.0),
+        (r"\boxed{5}", r"\leqslant 5", 0.0),
+        (r"\boxed{≥ 5}", r"x \ge 5", 1.0),
+        (r"\boxed{x = 1, y = 2}", "x = 3, y = 2", 0.0),
+        (r"\boxed{x = 1, y = 2}", "(1, 2)", 1.0),
+        (r"\boxed{x = 1, y = 2}", "2", 0.0),
+        (r"\boxed{x = 1 \text{ or } x = 2}", "2", 0.0),
         # shapes of the ground truth
         (r"\boxed{4}", r"So it is $\boxed{4}$.", 1.0),
         (r"\boxed{18}", "Some work.\n#### 18", 1.0),
@@ -101,6 +110,12 @@ def test_math_acc_compares_as_mathematics(trajectory, text, truth, score):
         (r"\boxed{}", "", 0.0),
         (r"\boxed{N}", "n", 0.0),
         (r"\boxed{3 minutes}", "3 hours", 0.0),
+        (r"\boxed{x = 1, y = 2}", "x = 3, y = 2", 0.0),
+        (r"\boxed{\boxed{4}}", "4", 1.0),
+        (r"\boxed{(4,5)}", "(4, 5)", 1.0),
+        (r"\boxed{x + 1}", "x+1", 1.0),
+        (r"\boxed{2:3}", "2 : 3", 1.0),
+        (r"\boxed{1,234}", "1, 234", 0.0),
     ],
 )
 def test_rules_agree_on_one_answer(trajectory, reward, text, truth, score):
@@ -115,6 +130,9 @@ def test_rules_agree_on_one_answer(trajectory, reward, text, truth, score):
         ('[{"a": 1}]', 'must be a text or a number, got {"a": 1}.'),
         ("[null]", "must be a text or a number, got null."),
         ("['Lisbon', 'Lisboa']", "looks like a list or a record, but is not JSON"),
+        ("['Lisbon' 'Lisboa']", "looks like a list or a record, but is not JSON"),  # as numpy prints it
+        ("('4', '5')", "looks like a list or a record, but is not JSON"),
+        ("array(['4', '5'], dtype=object)", "looks like a list or a record, but is not JSON"),
     ],
 )
 def test_rules_refuse_a_ground_truth_that_they_cannot_read(trajectory, truth, message):

@@ -76,7 +76,7 @@ FORMS = "must be `path/file.py:name` or `package.module:name`"
 @pytest.mark.parametrize(
     ("key", "value", "message"),
     [
-        ("class_name", "my_tool.py:Scale", "my_tool.py; a relative path begins in the working folder. Check the path"),
+        ("class_name", "my_tool.py:Scale", "my_tool.py, nor one of this name beside the configuration. Check the path"),
         ("class_name", "my_tool.Scale", "A file of your own is given as `path/my_tool.py:Scale`."),
         (
             "class_name",

@@ -142,6 +142,15 @@ def test_qwen3_coder_reads_what_lacks_a_tag_as_vllm_does(text, arguments):
     assert [(call.name, call.arguments, call.error) for call in calls] == [("run", given, None) for given in arguments]
 
 
+@pytest.mark.parametrize(("close", "is_run"), [("", False), ("</think>", True)])
+def test_qwen3_coder_does_not_run_a_call_in_a_thought_that_a_tag_of_its_own_precedes(close, is_run):
+    (call,) = QWEN.parse(
+        f"<tool_call><think>maybe {close}<function=run><parameter=n>1</parameter></function></tool_call>"
+    )
+    assert (call.error is None) is is_run
+    assert call.is_in_thought is not is_run
+
+
 def test_qwen3_coder_reads_a_call_without_parameters():
     (call,) = QWEN.parse("<tool_call>\n<function=run>\n</function>\n</tool_call>")
     assert (call.name, call.arguments, call.error) == ("run", {}, None)
