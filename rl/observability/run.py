@@ -131,6 +131,7 @@ class Run:
             history = self.directory.read_metrics()
             self._tokens = sum(row.get("perf/total_num_tokens", 0.0) for row in history)
             self._earlier_s = sum(row.get("timing_s/step", 0.0) for row in history)
+            self._shortfalls.recall(history)
             self.progress.note(f"resumed after step {start_step} from {checkpoint}")
         self._completed, self._rows = start_step, rows
         self.progress.num_steps = self.num_steps(start_step)
