@@ -360,7 +360,9 @@ def _freeing_the_name(directory: RunDirectory) -> Iterator[None]:
         has_ended_by_itself = True
     finally:
         if not has_ended_by_itself and directory.is_empty:
-            logger.error("no step was completed; the logs are in %s", directory.set_aside().path)
+            aside = directory.set_aside()
+            setup_logging(aside.log_file)  # what the process still has to say finds the file
+            logger.error("no step was completed; the logs are in %s", aside.path)
 
 
 def _how_to_resume(directory: RunDirectory) -> str:
