@@ -156,8 +156,9 @@ def _note_belongings(directory: Path) -> None:
             started.append((process.pid, process.create_time()))
     blocks = sorted({name for process in processes for name in _blocks_of(process)})
     partial = directory / f"{_NOTES}.partial"
-    partial.write_text(json.dumps({"processes": started, "blocks": blocks}))
-    partial.rename(directory / _NOTES)
+    with suppress(OSError):  # full shared memory ends the run where weights do not fit, and is told there
+        partial.write_text(json.dumps({"processes": started, "blocks": blocks}))
+        partial.rename(directory / _NOTES)
 
 
 def descendants(process: psutil.Process) -> list[psutil.Process]:

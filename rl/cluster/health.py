@@ -17,6 +17,8 @@ logger = logging.getLogger(__name__)
 
 _REMINDER_S = 30.0
 """Seconds between two lines that say what is waited for."""
+_NUM_NAMES = 4
+"""Of the workers that such a line names."""
 
 
 def get_all(refs: list[ray.ObjectRef], *, what: str, timeout_s: float, names: Sequence[str] | None = None) -> list[Any]:
@@ -48,12 +50,16 @@ def get_all(refs: list[ray.ObjectRef], *, what: str, timeout_s: float, names: Se
         now = time.monotonic()
         if pending and now - start > timeout_s:
             raise RolloutError(
-                f"{what}: {len(pending)} of {len(refs)} workers have not answered within {timeout_s:.0f} s. "
-                "Look at the end of the run directory's log for the last thing they did."
+                f"{what}: {len(pending)} of {len(refs)} workers have not answered within {timeout_s:.0f} s "
+                f"({_some([names[refs.index(ref)] for ref in pending])}). Look at the end of their logs, in logs/ of "
+                "the run directory, for the last thing they did."
             )
         if pending and now - reminded > _REMINDER_S:
             reminded = now
-            logger.info("waiting for %s: %d of %d workers, %.0f s", what, len(pending), len(refs), now - start)
+            waited_for = _some([names[refs.index(ref)] for ref in pending])
+            logger.info(
+                "waiting for %s: %d of %d workers, %.0f s (%s)", what, len(pending), len(refs), now - start, waited_for
+            )
     return [results[ref] for ref in refs]
 
 
@@ -84,6 +90,11 @@ def _told_to_user(cause: BaseException) -> TurnwiseError | None:
     if isinstance(cause, BaseExceptionGroup):
         return next((told for inner in cause.exceptions if (told := _told_to_user(inner))), None)
     return None
+
+
+def _some(names: list[str]) -> str:
+    """Names in a sentence; of many the first."""
+    return ", ".join([*names[:_NUM_NAMES], *(["..."] if len(names) > _NUM_NAMES else [])])
 
 
 def _reason(error: RayError) -> str:

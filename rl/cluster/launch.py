@@ -8,7 +8,7 @@ import shutil
 import socket
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -252,16 +252,24 @@ def _ray(config: Config, folder: Path, log_directory: Path) -> Iterator[None]:
         _connect(address, folder)
         yield
     except Exception:
-        if logs := next(folder.glob("session_*_*/logs"), None):
-            with suppress(OSError):  # the failure itself is what is told
-                shutil.copytree(logs, log_directory / "ray", ignore_dangling_symlinks=True, dirs_exist_ok=True)
+        _keep_logs(folder, log_directory / "ray")
         raise
     finally:
+        ignore_interrupts()  # also where Ray was not up yet
         children = [p for p in psutil.Process().children() if p.pid not in before]
         ours = [p for child in children for p in (child, *descendants(child))]
         kill_owners_of_trackers(ours)
         ray.shutdown()
         end_processes(ours)
+
+
+def _keep_logs(folder: Path, target: Path) -> None:
+    """Copy Ray's logs; where that fails, on a full disk for example, the failure that they are kept for is told."""
+    try:
+        if logs := next(folder.glob("session_*_*/logs"), None):
+            shutil.copytree(logs, target, ignore_dangling_symlinks=True, dirs_exist_ok=True)
+    except OSError as error:
+        logger.warning("%s: Ray's logs could not all be kept (%s)", target, str(error)[:200])
 
 
 def _connect(address: str | None, folder: Path) -> None:

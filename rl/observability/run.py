@@ -132,6 +132,7 @@ class Run:
             history = self.directory.read_metrics()
             self._tokens = sum(row.get("perf/total_num_tokens", 0.0) for row in history)
             self._earlier_s = sum(row.get("timing_s/step", 0.0) for row in history)
+            self._shortfalls.recall(history)
             self.progress.note(f"resumed after step {start_step} from {checkpoint}")
         self._completed, self._rows = start_step, rows
         self.progress.num_steps = self.num_steps(start_step)
@@ -360,7 +361,9 @@ def _freeing_the_name(directory: RunDirectory) -> Iterator[None]:
         has_ended_by_itself = True
     finally:
         if not has_ended_by_itself and directory.is_empty:
-            logger.error("no step was completed; the logs are in %s", directory.set_aside().path)
+            aside = directory.set_aside()
+            setup_logging(aside.log_file)  # what the process still has to say finds the file
+            logger.error("no step was completed; the logs are in %s", aside.path)
 
 
 def _how_to_resume(directory: RunDirectory) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from rl.types import Group, StopReason, ToolStatus, Trajectory
 
@@ -21,34 +21,45 @@ _STOPS = {
 
 
 class Shortfalls:
-    """Counts over the steps of a run what was sampled and not learned from, and says each kind's first cause."""
+    """Counts over the steps of a run what was sampled and not learned from, and says each kind's first cause.
+
+    Counts come from the metrics, so that a resumed run has those of its earlier steps; causes from the trajectories.
+    """
 
     def __init__(self) -> None:
         self._num_steps = self._num_trajectories = self._num_without_update = 0
         self._counts: Counter[str] = Counter()
         self._first: dict[str, str] = {}
+        self._has_told_empty = False
+
+    def recall(self, rows: Iterable[Mapping[str, float]]) -> None:
+        """Count the steps before a resume.
+
+        Args:
+            rows: Of metrics.jsonl; those of evaluations are left out.
+        """
+        for row in rows:
+            if "timing_s/step" in row:
+                self._add(row)
 
     def observe(self, step: int, metrics: Mapping[str, float], groups: Sequence[Group]) -> None:
-        """Count one step, and log the first cause of each kind that was not met before.
+        """Count one step, and log the first cause of each kind that this process has not met before.
 
         Args:
             step: Its number, from 1.
             metrics: The step's.
             groups: The step's; empty in a cold start.
         """
-        trajectories = [t for group in groups for t in group.trajectories]
-        self._num_steps += 1
-        self._num_trajectories += len(trajectories)
-        found = unscored_by_kind(trajectories)
-        for kind, members in found.items():
-            self._count(kind, len(members), f"{members[0].id}: {cause_of(members[0])}", step)
-        overlong = int(metrics.get("training/masked_trajectories", 0)) - sum(map(len, found.values()))
-        if overlong > 0:
-            self._count(_OVERLONG, overlong, "the token budget cut them off", step)
-        if metrics.get("training/empty_batch"):
-            self._num_without_update += 1
-            if self._num_without_update == 1:
-                logger.warning("step %d: no update. %s", step, _why_empty(trajectories, found))
+        counts = self._add(metrics)
+        found = unscored_by_kind([t for group in groups for t in group.trajectories])
+        for kind in (kind for kind in counts if kind not in self._first):
+            first = found[kind][0] if kind in found else None
+            cause = "the token budget cut them off" if first is None else f"{first.id}: {cause_of(first)}"
+            self._first[kind] = f"step {step}, {cause}"
+            logger.warning("step %d: %d trajectories %s. The first, %s", step, counts[kind], kind, cause)
+        if metrics.get("training/empty_batch") and not self._has_told_empty:
+            self._has_told_empty = True
+            logger.warning("step %d: no update. %s", step, _why_empty(_num_trajectories(metrics), counts))
 
     def summary(self) -> list[str]:
         """What was lost over the run, a sentence each; empty where every step and every trajectory counted."""
@@ -62,11 +73,13 @@ class Shortfalls:
             lines += [f"First {kind}: {cause}" for kind, cause in self._first.items()]
         return lines
 
-    def _count(self, kind: str, count: int, cause: str, step: int) -> None:
-        self._counts[kind] += count
-        if kind not in self._first:
-            self._first[kind] = f"step {step}, {cause}"
-            logger.warning("step %d: %d trajectories %s. The first, %s", step, count, kind, cause)
+    def _add(self, metrics: Mapping[str, float]) -> dict[str, int]:
+        counts = _counts(metrics)
+        self._counts.update(counts)
+        self._num_steps += 1
+        self._num_trajectories += _num_trajectories(metrics)
+        self._num_without_update += bool(metrics.get("training/empty_batch"))
+        return counts
 
 
 def unscored_by_kind(trajectories: Sequence[Trajectory]) -> dict[str, list[Trajectory]]:
@@ -98,10 +111,10 @@ def shortfall_figures(metrics: Mapping[str, float]) -> list[str]:
     Returns:
         For example `["masked 32/64", "dropped 4/8 groups", "no update"]`.
     """
-    num = metrics.get("rollout/num_trajectories", 0.0)
+    num = _num_trajectories(metrics)
     figures = []
     if masked := metrics.get("training/masked_trajectories"):
-        figures.append(f"masked {masked:.0f}/{num:.0f}")
+        figures.append(f"masked {masked:.0f}/{num}")
     if unavailable := metrics.get(f"stop_reason/{StopReason.TOOL_UNAVAILABLE}"):
         figures.append(f"unavailable {unavailable * num:.0f}")
     if dropped := metrics.get("training/dropped_groups"):
@@ -113,9 +126,26 @@ def shortfall_figures(metrics: Mapping[str, float]) -> list[str]:
     return figures
 
 
-def _why_empty(trajectories: Sequence[Trajectory], found: Mapping[str, Sequence[Trajectory]]) -> str:
-    num_lost = sum(map(len, found.values()))
-    if num_lost == len(trajectories):
-        return "No trajectory has a score."
-    lost = f" ({num_lost} of {len(trajectories)} trajectories have none)" if num_lost else ""
-    return f"In every group the scores are equal{lost}, so all advantages are 0."
+def _counts(metrics: Mapping[str, float]) -> dict[str, int]:
+    """How many trajectories of a step did not count, by kind; kinds without any are left out."""
+    num = _num_trajectories(metrics)
+    counts = {_NO_REWARD: round(metrics.get("rollout/reward_errors", 0.0))}
+    counts |= {kind: round(num * metrics.get(f"stop_reason/{reason}", 0.0)) for reason, kind in _STOPS.items()}
+    counts[_OVERLONG] = round(metrics.get("training/masked_trajectories", 0.0)) - sum(counts.values())
+    return {kind: count for kind, count in counts.items() if count > 0}
+
+
+def _num_trajectories(metrics: Mapping[str, float]) -> int:
+    return round(metrics.get("rollout/num_trajectories", 0.0))
+
+
+def _why_empty(num_trajectories: int, counts: Mapping[str, int]) -> str:
+    """Why a step has no sample to learn from."""
+    left = num_trajectories - sum(counts.values())
+    if left <= 0:
+        return "No trajectory counts: " + ", ".join(f"{count} {kind}" for kind, count in counts.items()) + "."
+    of = f"the {left} of {num_trajectories} trajectories that count" if counts else "the trajectories"
+    return (
+        f"In no group do {of} differ in their score, or in what rl_config.filter_groups_metric names, so there is "
+        "nothing to learn from."
+    )

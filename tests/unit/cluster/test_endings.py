@@ -19,6 +19,7 @@ from rl.cluster.endings import (
     end_processes,
     ignore_interrupts,
     kill_owners_of_trackers,
+    noting_belongings,
     remove_stale_marks,
     terminated_like_interrupted,
 )
@@ -124,6 +125,12 @@ def test_belongings_of_a_killed_run_are_ended_and_nothing_else(tmp_path: Path, m
         for process in (noted, another):
             process.kill()
             process.wait()
+
+
+def test_a_note_that_cannot_be_written_is_left_out(tmp_path: Path) -> None:
+    """Where shared memory is full, the failure of the run is what is told."""
+    with pytest.raises(ValueError, match="its own failure"), noting_belongings(tmp_path / "not there"):
+        raise ValueError("its own failure")
 
 
 def test_a_run_killed_before_its_first_note_has_no_belongings(tmp_path: Path) -> None:

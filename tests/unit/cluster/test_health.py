@@ -13,8 +13,19 @@ def test_get_all_keeps_the_order_of_the_calls() -> None:
 
 
 def test_get_all_says_what_it_waited_for() -> None:
-    with pytest.raises(RolloutError, match=r"the update: 1 of 2 workers have not answered within 0 s"):
+    with pytest.raises(RolloutError, match=r"1 of 2 workers have not answered within 0 s \(the update, worker 1\)"):
         get_all([Ref("a"), Ref(never=True)], what="the update", timeout_s=0)
+
+
+def test_get_all_names_those_that_have_not_started_and_of_many_the_first() -> None:
+    names = ["starting the reward worker", *(f"starting engine {i}" for i in range(6))]
+    refs = [Ref("a"), *(Ref(never=True) for _ in range(6))]
+    said = (
+        r"^the workers' start: 6 of 7 workers have not answered within 0 s \(starting engine 0, starting engine 1, "
+        r"starting engine 2, starting engine 3, \.\.\.\)\. Look"
+    )
+    with pytest.raises(RolloutError, match=said):
+        get_all(refs, what="the workers' start", names=names, timeout_s=0)
 
 
 def test_get_all_says_which_worker_died() -> None:

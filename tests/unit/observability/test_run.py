@@ -3,6 +3,7 @@ from __future__ import annotations
 import errno
 import io
 import json
+import logging
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -249,6 +250,16 @@ def test_run_that_fails_before_its_first_metric_gives_its_name_free(
     assert (tmp_path / "first-failed-1/config.yaml").is_file()
     assert (tmp_path / "first-failed-2/logs/driver.log").is_file()
     assert run_steps(config).directory.path == tmp_path / "first"
+
+
+def test_what_is_said_after_a_run_was_set_aside_lands_in_its_log(config: Config, tmp_path: Path) -> None:
+    """Python closes the log files first and destroys objects then, some of which warn."""
+    with pytest.raises(KeyboardInterrupt), Run.open(config, "tiny"):
+        raise KeyboardInterrupt
+    for handler in logging.getLogger().handlers:
+        handler.close()
+    logging.getLogger("py.warnings").warning("subprocess 7 is still running")
+    assert "subprocess 7 is still running" in (tmp_path / "first-failed-1/logs/driver.log").read_text()
 
 
 def test_run_that_fails_later_keeps_its_name(config: Config, tmp_path: Path) -> None:

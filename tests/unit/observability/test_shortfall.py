@@ -11,6 +11,7 @@ from tests.unit.observability.examples import make_group, make_trajectory
 HALF_FAILED = {
     "rollout/num_trajectories": 4.0,
     "rollout/num_groups": 2.0,
+    "rollout/reward_errors": 2.0,
     "training/masked_trajectories": 2.0,
     "training/dropped_groups": 2.0,
     "training/empty_batch": 1.0,
@@ -52,8 +53,8 @@ def test_first_cause_is_told_once_and_the_sum_at_the_end(caplog: pytest.LogCaptu
             shortfalls.observe(step, HALF_FAILED, half_failed())
     assert [record.getMessage() for record in caplog.records] == [
         "step 1: 2 trajectories without a reward. The first, train-1/1: boom",
-        "step 1: no update. In every group the scores are equal (2 of 4 trajectories have none), so all advantages "
-        "are 0.",
+        "step 1: no update. In no group do the 2 of 4 trajectories that count differ in their score, or in what "
+        "rl_config.filter_groups_metric names, so there is nothing to learn from.",
     ]
     assert shortfalls.summary() == [
         "3 of 3 steps made no update.",
@@ -68,7 +69,13 @@ def test_kinds_are_told_apart() -> None:
     whole = make_trajectory(index=2)
     gone.reward_error = late.reward_error = None  # such trajectories are not scored
     shortfalls = Shortfalls()
-    shortfalls.observe(7, {"training/masked_trajectories": 3.0}, [Group(gone.prompt, [gone, late, whole])])
+    metrics = {
+        "rollout/num_trajectories": 3.0,
+        "training/masked_trajectories": 3.0,
+        "stop_reason/tool_unavailable": 1 / 3,
+        "stop_reason/deadline": 1 / 3,
+    }
+    shortfalls.observe(7, metrics, [Group(gone.prompt, [gone, late, whole])])
     assert shortfalls.summary() == [
         "3 of 3 trajectories (100 %) did not count: 1 whose tool was unavailable, 1 past their deadline, "
         "1 masked by overlong_filter_enable.",
@@ -76,6 +83,39 @@ def test_kinds_are_told_apart() -> None:
         "First past their deadline: step 7, train-1/1: deadline after 0.5 s and 2 turns",
         "First masked by overlong_filter_enable: step 7, the token budget cut them off",
     ]
+
+
+def test_a_resumed_run_sums_up_its_earlier_steps_too(caplog: pytest.LogCaptureFixture) -> None:
+    shortfalls = Shortfalls()
+    shortfalls.recall(
+        [
+            {"step": 0, "val-aux/reward_errors": 3.0},
+            HALF_FAILED | {"step": 1, "timing_s/step": 2.0},
+            {"step": 2, "timing_s/step": 2.0, "rollout/num_trajectories": 4.0, "training/masked_trajectories": 0.0},
+        ]
+    )
+    assert caplog.records == []
+    assert shortfalls.summary() == [
+        "1 of 2 steps made no update.",
+        "2 of 8 trajectories (25 %) did not count: 2 without a reward.",
+    ]
+    shortfalls.observe(3, HALF_FAILED, half_failed())
+    assert shortfalls.summary() == [
+        "2 of 3 steps made no update.",
+        "4 of 12 trajectories (33 %) did not count: 4 without a reward.",
+        "First without a reward: step 3, train-1/1: boom",
+    ]
+
+
+def test_a_step_without_update_is_not_laid_to_scores_that_the_token_budget_masked(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    cut_off = [make_trajectory(score=float(i), index=i, stop_reason=StopReason.LENGTH) for i in (0, 1)]
+    metrics = {"rollout/num_trajectories": 2.0, "training/masked_trajectories": 2.0, "training/empty_batch": 1.0}
+    Shortfalls().observe(1, metrics, [Group(cut_off[0].prompt, cut_off)])
+    assert caplog.records[-1].getMessage() == (
+        "step 1: no update. No trajectory counts: 2 masked by overlong_filter_enable."
+    )
 
 
 def test_a_run_in_which_all_counts_sums_up_nothing() -> None:
