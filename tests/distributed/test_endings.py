@@ -14,7 +14,7 @@ import psutil
 import pytest
 import ray
 
-from rl.cluster.endings import adopting_orphans, descendants, end_belongings
+from rl.cluster.endings import adopting_orphans, descendants, end_belongings, terminated_like_interrupted
 from rl.cluster.launch import _ray
 from rl.config.schema import Config
 from rl.services.owned_folder import owned_folder
@@ -40,6 +40,7 @@ def test_interrupted_ray_leaves_no_process_and_no_shared_memory(tmp_path: Path) 
     blocks: list[Path] = []
     with (
         pytest.raises(KeyboardInterrupt),
+        terminated_like_interrupted(),  # the clean-up ignores signals
         owned_folder("turnwise-run-", Path("/tmp")) as folder,
         adopting_orphans(),
         _ray(Config(), folder, tmp_path),
