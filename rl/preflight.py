@@ -64,7 +64,7 @@ def preflight(config: Config) -> list[Prompt]:
     for text in dialog.toolbox.warnings if dialog.toolbox else []:
         logger.warning("%s", text)
     kept = drop_long_prompts(prompts, dialog.renderer, config.rl_config.max_prompt_length)[0]
-    check_place(config, prompt_cursor(kept, config))
+    check_place(config, prompt_cursor(kept, config), kept)
     return kept
 
 

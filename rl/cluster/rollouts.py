@@ -191,8 +191,8 @@ class RolloutGroup:
             logger.info("the prompts are used up: %d of %d groups are left", filling.num_filled, filling.num_wanted)
         elif missing:
             logger.warning(
-                "rl_config.filter_groups_max_batches: only %d of %d groups have differing scores after %d prompts; "
-                "training on those.", filling.num_filled, filling.num_wanted, filling.num_started,
+                "rl_config.filter_groups_max_batches: only %d of %d groups have differing scores after %d prompts, "
+                "and the step learns from no more.", filling.num_filled, filling.num_wanted, filling.num_started,
             )  # fmt: skip
         metrics["rollout/missing_groups"] = float(missing)
         metrics["rollout/carried_groups"] = float(len(filling.carried))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
@@ -18,15 +18,19 @@ from rl.data.cursor import PromptCursor
 from rl.errors import CheckpointError, DataError, ModelError
 from rl.observability.run import find_checkpoint, read_state
 from rl.observability.run_directory import RunDirectory
+from rl.rollout.buffer import GroupBuffer
 from rl.training.families import family_of
 from rl.training.hf_files import damaged_files, open_tensors
 from rl.training.trainer_state import folders_of, read_trainer_state
+from rl.types import Prompt
 
 _SHAPES = (
     "model_type", "num_hidden_layers", "hidden_size", "intermediate_size", "num_attention_heads",
     "num_key_value_heads", "head_dim", "vocab_size", "tie_word_embeddings",
 )  # fmt: skip
 """Facts that the sizes of the tensors follow from."""
+_MALFORMED = (AttributeError, KeyError, TypeError, ValueError)
+"""What reading a value of an unforeseen kind or shape raises."""
 
 
 def resume_problems(config: Config, command: Literal["train", "sft"]) -> Iterator[Problem]:
@@ -60,19 +64,27 @@ def resume_problems(config: Config, command: Literal["train", "sft"]) -> Iterato
     yield from _model_problems(config, checkpoint)
 
 
-def check_place(config: Config, rows: PromptCursor) -> None:
-    """Refuse a checkpoint of another seed or other training rows.
+def check_place(config: Config, rows: PromptCursor, prompts: Sequence[Prompt] = ()) -> None:
+    """Refuse a checkpoint of another seed or other training rows, or whose place in them cannot be read.
 
     Args:
         config: The run's configuration.
         rows: The run's own, from the start; moved to the checkpoint's place.
+        prompts: Those of reinforcement learning, for the groups that were left over.
 
     Raises:
         CheckpointError: They are not those that the checkpoint was made on.
     """
-    if config.megatron_training.resume:
-        data = read_state(find_checkpoint(Path(config.megatron_training.resume)))["data"]
+    if not config.megatron_training.resume:
+        return
+    checkpoint = find_checkpoint(Path(config.megatron_training.resume))
+    data = read_state(checkpoint)["data"]
+    try:
         rows.load_state_dict(data.get("cursor", data))
+        if "buffer" in data:
+            GroupBuffer(None).load_state_dict(data["buffer"], prompts)
+    except _MALFORMED as failure:
+        raise CheckpointError(f"megatron_training.resume: {_unreadable(checkpoint, failure)}") from failure
 
 
 def check_weights(folder: Path, facts: ModelConfig, tensors: Path | None = None) -> None:
@@ -111,20 +123,18 @@ def check_weights(folder: Path, facts: ModelConfig, tensors: Path | None = None)
 def _place_problems(config: Config, command: str, checkpoint: Path, state: dict[str, Any]) -> Iterator[Problem]:
     """The command, and whether anything is left to do."""
     training, data = config.megatron_training, state["data"]
-    wrote = "train" if "cursor" in data else "sft"
+    try:
+        cursor, surplus = data.get("cursor", data), data.get("buffer", {}).get("surplus")
+        wrote = "train" if "cursor" in data else "sft"
+        taken = cursor["epoch"] * cursor["num_prompts"] + cursor["position"]
+        is_used_up = training.total_epochs is not None and taken >= training.total_epochs * cursor["num_prompts"]
+    except _MALFORMED as failure:
+        yield error(f"megatron_training.resume: {_unreadable(checkpoint, failure)}")
+        return
     if wrote != command:
         yield error(
             f"megatron_training.resume: {checkpoint} was written by `rl {wrote}`, got `rl {command}`. Resume it with "
             f"that command; to start from its weights, set actor_config.load to it instead."
-        )
-        return
-    cursor = data.get("cursor", data)
-    try:
-        taken = cursor["epoch"] * cursor["num_prompts"] + cursor["position"]
-    except (KeyError, TypeError) as failure:
-        yield error(
-            f"megatron_training.resume: {checkpoint}: its place in the data cannot be read ({failure!r}). "
-            f"{replacement(checkpoint)}"
         )
         return
     if state["step"] >= training.train_iters:
@@ -132,12 +142,16 @@ def _place_problems(config: Config, command: str, checkpoint: Path, state: dict[
             f"megatron_training.resume: nothing is left to do: {checkpoint} is of step {state['step']}, and the run "
             f"ends after train_iters, {training.train_iters}. Raise that to go on."
         )
-    epochs = training.total_epochs
-    if epochs is not None and taken >= epochs * cursor["num_prompts"] and not data.get("buffer", {}).get("surplus"):
+    if is_used_up and not surplus:
         yield error(
-            f"megatron_training.resume: nothing is left to do: {checkpoint} has used up total_epochs, {epochs}. Raise "
-            "that to go on."
+            f"megatron_training.resume: nothing is left to do: {checkpoint} has used up total_epochs, "
+            f"{training.total_epochs}. Raise that to go on."
         )
+
+
+def _unreadable(checkpoint: Path, failure: Exception) -> str:
+    first_line = repr(failure).splitlines()[0]
+    return f"{checkpoint}: its place in the data cannot be read ({first_line}). {replacement(checkpoint)}"
 
 
 def _model_problems(config: Config, checkpoint: Path) -> Iterator[Problem]:

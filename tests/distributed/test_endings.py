@@ -40,7 +40,7 @@ def test_interrupted_ray_leaves_no_process_and_no_shared_memory(tmp_path: Path) 
     blocks: list[Path] = []
     with (
         pytest.raises(KeyboardInterrupt),
-        terminated_like_interrupted(),
+        terminated_like_interrupted(),  # the clean-up ignores signals
         owned_folder("turnwise-run-", Path("/tmp")) as folder,
         adopting_orphans(),
         _ray(Config(), folder, tmp_path),

@@ -112,9 +112,42 @@ def test_preflight_says_that_a_finished_run_has_nothing_left_to_do(
         preflight(config)
     assert f"nothing is left to do: {run}/checkpoints/step_000004" in str(raised.value)
     assert message in str(raised.value)
-    content["data"]["buffer"]["surplus"] = ["{}"]  # a group that was not trained on
+    content["data"]["buffer"]["surplus"] = [
+        '{"prompt": {"id": "rows-1"}, "trajectories": []}'
+    ]  # a group that was not trained on
     state.write_text(json.dumps(content))
     if total_epochs:
+        preflight(config)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "reason"),
+    [
+        (lambda state: state.update(data=[]), "AttributeError"),
+        (lambda state: state["data"].update(cursor=None), "TypeError"),
+        (lambda state: state["data"]["cursor"].update(position="a"), "TypeError"),
+        (lambda state: state["data"]["cursor"].pop("seed"), "KeyError\\('seed'\\)"),
+        (lambda state: state["data"]["buffer"].pop("useful_share"), "KeyError\\('useful_share'\\)"),
+        (lambda state: state["data"]["buffer"].update(surplus=["{"]), "JSONDecodeError"),
+        (
+            lambda state: state["data"]["buffer"].update(
+                surplus=[json.dumps({"prompt": {"id": "rows-1"}, "trajectories": [{"sample_index": "first"}]})]
+            ),
+            "4 validation errors for Trajectory\\)",
+        ),
+    ],
+)
+def test_preflight_names_a_place_in_the_data_that_cannot_be_read(
+    config: Config, run: Path, spoil: Callable[[dict], object], reason: str
+) -> None:
+    path = run / "checkpoints/step_000004/run_state.json"
+    state = json.loads(path.read_text())
+    spoil(state)
+    path.write_text(json.dumps(state))
+    message = (
+        rf"megatron_training.resume: .*step_000004: its place in the data cannot be read \({reason}.*step_000002\."
+    )
+    with pytest.raises((CheckpointError, ConfigError), match=message):
         preflight(config)
 
 

@@ -160,7 +160,7 @@ def test_take_says_how_the_batch_was_filled(caplog: pytest.LogCaptureFixture) ->
     assert metrics["rollout/missing_groups"] == 4.0
     assert metrics["rollout/engine_idle_share"] == 1.0
     assert metrics["timing_s/reward"] == 0.25
-    assert "only 0 of 4 groups have differing scores after 8 prompts" in caplog.text
+    assert "only 0 of 4 groups have differing scores after 8 prompts, and the step learns from no more." in caplog.text
 
 
 def test_take_refuses_a_filter_metric_that_no_reward_gives() -> None:
