@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import inspect
 import logging
 import math
 import os
@@ -142,9 +144,14 @@ def _answer(connection: Connection, function: Callable[..., Any], kwargs: dict[s
     """Take one call and send what came of it, as plain values."""
     trajectory, timeout = connection.recv()
     signal.alarm(math.ceil(timeout) + _ORPHAN_GRACE_S)  # ends a hanging call whose parent is gone
-    outcome = _tried(lambda: read_outcome(function(trajectory, **kwargs), len(trajectory.turns)))
+    outcome = _tried(lambda: read_outcome(_finished(function(trajectory, **kwargs)), len(trajectory.turns)))
     signal.alarm(0)
     connection.send(outcome)
+
+
+def _finished(value: Any) -> Any:
+    """What a coroutine returns: a decorated `async def` looks like a plain function and hands one back."""
+    return asyncio.run(value) if inspect.iscoroutine(value) else value
 
 
 def _tried(call: Callable[[], Any]) -> tuple[bool, Any]:

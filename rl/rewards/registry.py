@@ -110,6 +110,7 @@ class RewardSet:
         else:
             task = asyncio.ensure_future(_call_here(reward, trajectory))
             limit = self.timeout
+        task.add_done_callback(_read_exception)
         try:
             done, _ = await asyncio.wait({task}, timeout=limit)
         finally:
@@ -120,6 +121,12 @@ class RewardSet:
         if error is not None:
             return str(error) if reward.isolate else f"{type(error).__name__}: {error}"
         return task.result()
+
+
+def _read_exception(task: asyncio.Task[Any]) -> None:
+    """Look at what a reward raises after its deadline, so that asyncio does not print it pages long."""
+    if not task.cancelled():
+        task.exception()
 
 
 async def _call_here(reward: Reward, trajectory: Trajectory) -> Outcome | str:

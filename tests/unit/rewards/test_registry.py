@@ -1,4 +1,5 @@
 import asyncio
+import gc
 import os
 import sys
 import time
@@ -23,6 +24,15 @@ async def later(trajectory):
 
 async def never(trajectory):
     await asyncio.sleep(60)
+
+async def fails_when_cancelled(trajectory):
+    try:
+        await asyncio.sleep(60)
+    finally:
+        raise ValueError("too late")
+
+def decorated(trajectory):
+    return later(trajectory)
 
 def hangs(trajectory):
     if trajectory.prompt.ground_truth == "hang":
@@ -391,3 +401,20 @@ async def test_load_rewards_takes_functions_that_can_be_called(tmp_path, traject
 def test_load_rewards_refuses_what_is_no_function(own):
     with pytest.raises(RewardError, match="is not a function, got int"):
         load_rewards([own("constant")], [1.0], {}, 1.0)
+
+
+async def test_what_a_reward_raises_after_its_deadline_is_not_printed(load, own, trajectory):
+    told = []
+    asyncio.get_running_loop().set_exception_handler(lambda loop, context: told.append(context["message"]))
+    scored = trajectory("1", "x")
+    await load([own("fails_when_cancelled")], timeout=0.1).score(scored)
+    assert scored.reward_error == f"{own('fails_when_cancelled')}: no score within 0.1 s"
+    await asyncio.sleep(0)
+    gc.collect()
+    assert told == []
+
+
+async def test_a_plain_function_may_hand_back_a_coroutine(load, own, trajectory):
+    scored = trajectory("1", "x")
+    await load([own("decorated")]).score(scored)
+    assert (scored.score, scored.reward_error) == (2.0, None)
