@@ -134,7 +134,7 @@ class Terminal:
         return before.decode()
 
     def interrupt(self) -> None:
-        """Press Ctrl-C until it is answered: Python's `input` misses a signal just before it waits for a key."""
+        """Press Ctrl-C until it is answered: Python's `input` misses one that comes just before it waits for a key."""
         for _ in range(60):
             self.type("\x03")
             with suppress(TimeoutError):
@@ -163,7 +163,8 @@ def test_play_stops_an_answer_and_goes_on(terminal: Terminal) -> None:
     terminal.type("first\n/call python_interpreter x = 20\nprint(x)\n\n/call python_interpreter x + 2\n\n")
     assert "\x1b[1;34m[call of python_interpreter]\x1b[0m" in terminal.wait_for("\x1b[33m22\x1b[0m")
     terminal.wait_for("model> ")
-    terminal.type("half a turn ")
+    terminal.type("half a turn")
+    terminal.wait_for("half a turn")  # else Ctrl-C discards what readline is about to read, and it waits for a key
     terminal.interrupt()
     terminal.wait_for("question> ")
     terminal.type("second\n/call python_interpreter x\n\n")
