@@ -1,5 +1,8 @@
 """Stopping all processes of a program where no pid namespace does it in one step."""
 
+import contextlib
+import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -21,22 +24,31 @@ def states():
             found.add(processes.read(pid, "stat").rpartition(b")")[2].split()[0])
     return found
 
-while len(processes.numbers()) < 4: time.sleep(0.01)
-processes.stop_all()
-assert states() <= {b"T", b"Z"}, states()
-assert b"T" in states()
-processes.continue_all()
-deadline = time.monotonic() + 20
-while b"T" in states(): assert time.monotonic() < deadline
-processes.stop_all()
-processes.kill_all()
-assert processes.numbers() == []
+try:
+    while len(processes.numbers()) < 4: time.sleep(0.01)
+    processes.stop_all()
+    assert states() <= {b"T", b"Z"}, states()
+    assert b"T" in states()
+    processes.continue_all()
+    deadline = time.monotonic() + 20
+    while b"T" in states(): assert time.monotonic() < deadline
+    processes.stop_all()
+    processes.kill_all()
+    assert processes.numbers() == []
+finally:
+    processes.kill_all()
 print("right")
 """
 
 
 def test_all_are_stopped_go_on_and_are_killed_without_a_pid_namespace():
-    done = subprocess.run(
-        [sys.executable, "-c", PROGRAM], cwd=ROOT, capture_output=True, text=True, timeout=60, start_new_session=True
-    )
-    assert done.stdout == "right\n", done.stderr
+    run = subprocess.Popen(
+        [sys.executable, "-c", PROGRAM], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        start_new_session=True,
+    )  # fmt: skip
+    try:
+        shown, errors = run.communicate(timeout=60)
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(run.pid, signal.SIGKILL)
+    assert shown == "right\n", errors
