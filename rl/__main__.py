@@ -165,7 +165,7 @@ def sandbox(argv: list[str]) -> int:
     parser.add_argument("--preload", type=_names, metavar="MODULES", help=modules)
     arguments = parser.parse_args(argv)
     _log_to_terminal()
-    from rl.services.sandbox import serve
+    from rl.services.sandbox.server import serve
 
     serve(**vars(arguments))
     return 0
@@ -173,7 +173,7 @@ def sandbox(argv: list[str]) -> int:
 
 def retriever(argv: list[str]) -> int:
     """Run the retriever of a corpus as a server of its own."""
-    from rl.services.retriever import BACKENDS, serve
+    from rl.services.retriever.server import BACKENDS, serve
 
     parser = _parser("retriever", retriever)
     corpus = ".jsonl or .parquet; several files, or shards, make up one corpus"
@@ -220,14 +220,6 @@ def report(argv: list[str]) -> int:
     return summarize(argv)
 
 
-def bench(argv: list[str]) -> int:
-    """Measure the project against its goals; prints a table and writes JSON."""
-    _log_to_terminal()
-    from rl.bench.main import main as measure
-
-    return measure(argv)
-
-
 COMMANDS: dict[str, Callable[[list[str]], int]] = {
     "train": train,
     "sft": sft,
@@ -240,7 +232,6 @@ COMMANDS: dict[str, Callable[[list[str]], int]] = {
     "score": score,
     "view": view,
     "report": report,
-    "bench": bench,
 }
 """Each takes the arguments after its name and returns the exit code."""
 

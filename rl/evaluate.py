@@ -8,9 +8,9 @@ from rl.cluster.launch import launch
 from rl.cluster.rollouts import RolloutGroup
 from rl.config.schema import Config
 from rl.data.prompts import drop_long_prompts, load_prompts
-from rl.observability.run import Run
 from rl.preflight import preflight_evaluation
 from rl.rollout.dialog import load_dialog
+from rl.run.run import Run
 from rl.types import Group, Prompt, Sampling
 
 

@@ -21,6 +21,7 @@ from typing import Any
 
 from rich.text import Text
 
+from rl.chat.parsers.plain_text import one_text_argument
 from rl.cluster.embedded_services import embedded_services
 from rl.cluster.endings import ignore_interrupts
 from rl.config.device import runs_on_cuda
@@ -35,7 +36,6 @@ from rl.observability.viewer import ERROR_STYLE, print_call, print_generation, p
 from rl.rollout.agent_loop import AgentLoop
 from rl.rollout.dialog import Dialog, load_dialog
 from rl.services.owned_folder import owned_folder
-from rl.tools.parsers.plain_text import one_text_argument
 from rl.tools.registry import load_toolbox
 from rl.types import Prompt, Sampling, StopReason, ToolCall, Turn
 

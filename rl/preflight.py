@@ -15,6 +15,8 @@ import torch
 from rl.algorithms.advantages import ADVANTAGES, NEED_CRITIC
 from rl.algorithms.importance import REJECTIONS
 from rl.algorithms.losses import LOSSES
+from rl.chat.parsers import check_parser_name
+from rl.chat.templates import TEMPLATES
 from rl.config.device import runs_on_cuda
 from rl.config.memory_check import memory_problems
 from rl.config.model_facts import find_model_facts
@@ -24,17 +26,15 @@ from rl.config.validate import Task, find_problems
 from rl.data.cursor import prompt_cursor
 from rl.data.prompts import drop_long_prompts, load_prompts
 from rl.data.rows import recorded_prompt_type
-from rl.data.templates import TEMPLATES
 from rl.errors import ConfigError, DataError, ModelError, RewardError, ToolError, unknown_name
 from rl.observability.trackers import check_trackers
 from rl.rewards.registry import Reward, load_rewards, misspelled_kwargs
 from rl.rewards.rows import row_problems
 from rl.rollout.dialog import load_dialog
-from rl.tools.parsers import check_parser_name
+from rl.run.resume import check_place, check_weights, resume_problems
 from rl.tools.registry import Toolbox, load_toolbox
 from rl.training.families import FAMILIES
 from rl.training.hf_files import damaged_files
-from rl.training.resume import check_place, check_weights, resume_problems
 from rl.types import Prompt
 
 logger = logging.getLogger(__name__)

@@ -5,16 +5,16 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
+from rl.batch.packing import demonstration_layout, pack_samples
 from rl.cluster.launch import launch
 from rl.config.schema import Config
 from rl.data.cursor import PromptCursor
 from rl.data.demonstrations import load_demonstrations
-from rl.data.packing import demonstration_layout, pack_samples
 from rl.data.prompts import id_in_epoch
-from rl.observability.run import Run
 from rl.preflight import preflight_sft
 from rl.rollout.dialog import load_dialog
-from rl.training.resume import check_place
+from rl.run.resume import check_place
+from rl.run.run import Run
 from rl.types import Sample
 
 

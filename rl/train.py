@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
+from rl.batch.packing import pack_samples, packing_layout
+from rl.batch.samples import make_samples
 from rl.cluster.actors import ActorGroup
 from rl.cluster.launch import launch
 from rl.cluster.rollouts import RolloutGroup
 from rl.config.schema import Config
-from rl.data.packing import pack_samples, packing_layout
 from rl.evaluate import evaluate, load_held_out
-from rl.observability.run import Run
 from rl.preflight import preflight
-from rl.rollout.samples import make_samples
+from rl.run.run import Run
 from rl.types import Prompt
 
 

@@ -5,7 +5,7 @@ Two alignments are used, and only two:
 * *token-aligned* (`TokenSequence`, `Sample`): index t belongs to token t. `logprobs[t]` is the log-probability of
   token t given the tokens before it; `loss_mask[0]` is always 0, because nothing predicts the first token.
 * *prediction-aligned* (`MicroBatch`): index t belongs to the prediction made *at* token t, so `target_ids[t]` is the
-  next token and `loss_mask[t]`, `advantages[t]`, `*_logprobs[t]` belong to that target. `rl.data.packing` shifts.
+  next token and `loss_mask[t]`, `advantages[t]`, `*_logprobs[t]` belong to that target. `rl.batch.packing` shifts.
 """
 
 from __future__ import annotations

@@ -24,7 +24,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from examples.search.sources import Country, load_countries, load_passages
-from rl.services.retriever_index import Bm25Index, open_index
+from rl.services.retriever.index import Bm25Index, open_index
 from rl.tools.search_tool import format_documents
 
 TOPK = 2

@@ -12,11 +12,11 @@ from typing import Any
 from torch import Tensor
 
 from rl.algorithms.kl import KlCoefficient, kl_of_samples
+from rl.batch.packing import pack_samples, packing_layout
+from rl.batch.samples import sampled_rows
 from rl.cluster.health import get_all
 from rl.cluster.turns import Turns
 from rl.config.schema import Config
-from rl.data.packing import pack_samples, packing_layout
-from rl.rollout.samples import sampled_rows
 from rl.types import Batch, Group, MicroBatch, MiniBatch, RunPlace, UpdateReport, WeightUpdate
 from rl.weight_sync.plan import join_checksums
 

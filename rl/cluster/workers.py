@@ -21,7 +21,7 @@ from rl.errors import RewardError
 from rl.observability.busy_clock import BusyClock
 from rl.observability.log import setup_logging
 from rl.rewards.registry import load_rewards
-from rl.rollout.collection import collect_seldom
+from rl.rollout.garbage_collection import collect_seldom
 from rl.rollout.group import run_group
 from rl.types import BusySeconds, Group, MicroBatch, Prompt, RunPlace, Sampling, Trajectory, WeightUpdate
 

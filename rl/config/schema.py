@@ -302,11 +302,11 @@ class RLConfig:
     tool_response_truncate_side: TruncateSide = TruncateSide.MIDDLE
     """The part that is kept."""
     tool_parser_format: str = "hermes"
-    """How calls are written: name in `rl.tools.parsers.PARSERS`, or `vllm:<name>` for a parser of vLLM."""
+    """How calls are written: name in `rl.chat.parsers.PARSERS`, or `vllm:<name>` for a parser of vLLM."""
     final_answer_reserve: int = 0
     """Tokens kept back from earlier turns for the last answer."""
     prompt_type: str = "empty"
-    """Template in `rl.data.templates.TEMPLATES`; `empty` is the tokenizer's own."""
+    """Template in `rl.chat.templates.TEMPLATES`; `empty` is the tokenizer's own."""
     trajectory_timeout: float = 600.0
     """Deadline of one trajectory, seconds."""
     max_tool_unavailable_share: float = 0.5
@@ -431,7 +431,7 @@ class DatasetConfig:
     skip_bad_rows: bool = False
     """Leave out the rows that cannot be used, and count them; else the first of them ends it."""
     prompt_type: str = "empty"
-    """Template in `rl.data.templates.TEMPLATES` that the rows are meant for. It is rendered at run time, from
+    """Template in `rl.chat.templates.TEMPLATES` that the rows are meant for. It is rendered at run time, from
     `rl_config.prompt_type`; here it is recorded with the rows, and a run with another one warns."""
     seed: int = 1234
     """Of the shuffle before the split."""

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import torch
 
+from rl.chat.renderer import Renderer
 from rl.data.prompts import load_prompts
-from rl.data.renderer import Renderer
 from rl.errors import DataError, ModelError
 from rl.types import Sample
 

@@ -18,10 +18,10 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from rl.chat.templates import TEMPLATES
 from rl.config.schema import DatasetConfig
 from rl.data.prompts import COLUMNS, ground_truth_text, read_messages
 from rl.data.rows import ARROW_ERRORS, AS_JSON, SUFFIXES, iter_rows, shorten
-from rl.data.templates import TEMPLATES
 from rl.errors import ConfigError, DataError, unknown_name
 from rl.types import Message
 

@@ -12,10 +12,10 @@ from vllm.parser.engine.parser_engine_config import ParserState
 from vllm.tokenizers.hf import get_cached_tokenizer
 from vllm.tool_parsers import ToolParser, ToolParserManager
 
+from rl.chat.parsers.base import failed_call, refused_in_thought
+from rl.chat.parsers.json_calls import as_arguments, decode_json, json_problem
 from rl.errors import ConfigError
 from rl.thoughts import OPEN, is_thinking, thought_spans, without_thoughts
-from rl.tools.parsers.base import failed_call, refused_in_thought
-from rl.tools.parsers.json_calls import as_arguments, decode_json, json_problem
 from rl.types import ToolCall
 
 logger = logging.getLogger(__name__)
@@ -124,7 +124,7 @@ def adapted_names() -> list[str]:
 
 
 def load_adapted(name: str, tools: Sequence[dict[str, Any]], tokenizer: Any) -> VllmParser:
-    """Make a parser of vLLM, as `rl.tools.parsers.load_parser` asks for it.
+    """Make a parser of vLLM, as `rl.chat.parsers.load_parser` asks for it.
 
     Args:
         name: One of `adapted_names`.

@@ -16,15 +16,15 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Protocol
 
+from rl.chat.ledger import Ledger
+from rl.chat.parsers import Parser
+from rl.chat.renderer import Renderer
+from rl.chat.stopping import begins_stop, completes_stop
+from rl.chat.truncation import truncate_tokens
 from rl.config.schema import Config
-from rl.data.ledger import Ledger
-from rl.data.renderer import Renderer
 from rl.errors import RolloutError
 from rl.interfaces import Engine
-from rl.rollout.stopping import begins_stop, completes_stop
 from rl.thoughts import OPEN, is_thinking
-from rl.tools.parsers import Parser
-from rl.tools.truncate import truncate_tokens
 from rl.types import (
     FinishReason,
     Prompt,

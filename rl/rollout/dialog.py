@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from rl.chat.parsers import Parser, load_parser
+from rl.chat.renderer import Renderer, load_tokenizer
 from rl.config.schema import Config
-from rl.data.renderer import Renderer, load_tokenizer
-from rl.tools.parsers import Parser, load_parser
 from rl.tools.registry import Toolbox, load_toolbox
 
 

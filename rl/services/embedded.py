@@ -20,7 +20,7 @@ _INDEX_TIMEOUT_S = 3600.0
 _PROGRAM = """
 import sys
 from rl.errors import TurnwiseError
-from rl.services.{name} import serve
+from rl.services.{name}.server import serve
 try:
     serve(**{arguments!r})
 except TurnwiseError as error:
@@ -38,7 +38,7 @@ class EmbeddedService:
         """Start it and wait until it answers.
 
         Args:
-            name: Of the module in `rl.services` whose `serve` to call, and of the command that starts it alone.
+            name: The package in `rl.services` whose server is started, and of the command that starts it alone.
             route: What `url` ends in.
             arguments: For `serve`, beside the socket and the pipe; texts, numbers and None.
             start_timeout_s: Longest wait for its first answer.

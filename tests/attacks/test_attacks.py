@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from rl.services.isolation import missing_layers
+from rl.services.sandbox.isolation import missing_layers
 from tests.attacks.conftest import NUM_PROCESSES, Host
 
 PROGRAMS = Path(__file__).parent / "programs"

@@ -10,7 +10,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from rl.services import landlock
+from rl.services.sandbox import landlock
 from tests.attacks.conftest import Host, make_precious, open_folder, start_server
 
 PROGRAMS = Path(__file__).parent / "programs"

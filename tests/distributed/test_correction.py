@@ -12,8 +12,8 @@ import torch
 import torch.multiprocessing
 from torch import Tensor
 
+from rl.batch.packing import pack_samples, packing_layout
 from rl.config.correction import ImportanceLevel, RolloutCorrection
-from rl.data.packing import pack_samples, packing_layout
 from rl.training.actor import Actor
 from rl.types import MiniBatch
 from tests.tiny import make_tiny_model

@@ -12,14 +12,14 @@ import pytest
 import torch
 from torch import Tensor
 
+from rl.batch.packing import pack_samples, packing_layout
+from rl.batch.samples import sampled_rows
 from rl.config.load import load_config
 from rl.config.schema import Config
-from rl.data.packing import pack_samples, packing_layout
 from rl.inference.engine import VllmEngine
 from rl.inference.environment import engine_environment
 from rl.rollout.agent_loop import AgentLoop
 from rl.rollout.dialog import load_dialog
-from rl.rollout.samples import sampled_rows
 from rl.training.actor import Actor
 from rl.types import Prompt, Sampling, ToolCall, Trajectory
 from tests.fakes import answering

@@ -13,7 +13,7 @@ ROOT = Path(__file__).resolve().parents[2]
 PACKAGE = ROOT / "rl"
 
 GROUND = {"types", "errors", "interfaces", "thoughts"}
-SOURCES = {"algorithms", "data", "rewards", "tools"}
+SOURCES = {"algorithms", "chat", "data", "rewards", "tools"}
 MAY_IMPORT: dict[str, set[str]] = {
     "types": set(),
     "errors": set(),
@@ -21,7 +21,9 @@ MAY_IMPORT: dict[str, set[str]] = {
     "thoughts": {"types"},
     "config": GROUND,
     "algorithms": GROUND | {"config"},
-    "data": GROUND | {"config", "algorithms"},  # loss weights are packed with the samples
+    "chat": GROUND | {"config"},
+    "data": GROUND | {"config", "chat"},
+    "batch": GROUND | {"config", "algorithms"},
     "rewards": GROUND | {"config"},
     "tools": GROUND | {"config"},
     "services": GROUND | {"config"},
@@ -29,10 +31,11 @@ MAY_IMPORT: dict[str, set[str]] = {
 }
 MAY_IMPORT["rollout"] = GROUND | SOURCES | {"config", "observability"}
 MAY_IMPORT["weight_sync"] = MAY_IMPORT["rollout"] | {"rollout"}
-MAY_IMPORT["training"] = MAY_IMPORT["rollout"] | {"rollout", "weight_sync"}
+MAY_IMPORT["training"] = MAY_IMPORT["rollout"] | {"batch", "rollout", "weight_sync"}
 MAY_IMPORT["inference"] = MAY_IMPORT["rollout"] | {"rollout", "weight_sync"}
+MAY_IMPORT["run"] = MAY_IMPORT["training"] | {"training"}
 MAY_IMPORT["cluster"] = MAY_IMPORT["training"] | {"training", "inference", "services"}
-TOP = {"train", "sft", "evaluate", "play", "preflight", "score", "bench", "__main__", "__init__"}
+TOP = {"train", "sft", "evaluate", "play", "preflight", "score", "__main__", "__init__"}
 
 HOMES = {"ray": {"cluster"}, "megatron": {"training"}, "vllm": {"inference"}}
 NOT_ON_THE_PAGE = {"ray", "megatron", "vllm", "torch"}

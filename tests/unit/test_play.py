@@ -16,11 +16,11 @@ from pathlib import Path
 import pytest
 
 from rl.__main__ import main
+from rl.chat.parsers import PARSERS
 from rl.config.schema import Config
 from rl.errors import ToolError
 from rl.play import expand_calls
 from rl.rollout.dialog import Dialog, load_dialog
-from rl.tools.parsers import PARSERS
 from tests.tiny import make_tiny_tokenizer
 
 ROOT = Path(__file__).resolve().parents[2]

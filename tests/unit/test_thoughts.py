@@ -9,12 +9,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from rich.console import Console
 
+from rl.chat.parsers import PARSERS
 from rl.observability.trajectories import turn_record
 from rl.observability.viewer import print_generation
 from rl.rewards import rules, search
 from rl.rewards.answers import answer_text
 from rl.thoughts import is_thinking, said, thought_spans, turn_thoughts, without_thoughts
-from rl.tools.parsers import PARSERS
 from rl.types import Prompt, StopReason, ToolCall, Trajectory, Turn
 
 

@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from rl.algorithms.kl import KlCoefficient, kl_estimate, kl_of_samples
+from rl.batch.packing import PackingLayout, pack_samples
 from rl.config.schema import KlControl, KlPenalty, RLConfig
-from rl.data.packing import PackingLayout, pack_samples
 from rl.types import Sample
 
 KINDS = list(KlPenalty)

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 from rl.algorithms.advantages import ADVANTAGES
 from rl.algorithms.losses import LOSSES
-from rl.bench.algorithms import ALGORITHMS, Algorithm, measure
+from tools.bench.algorithms import ALGORITHMS, Algorithm, measure
 
 
 def test_every_advantage_and_loss_is_measured() -> None:

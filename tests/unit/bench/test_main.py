@@ -7,7 +7,7 @@ from pathlib import Path
 
 import psutil
 
-from rl.bench.main import run_in_time
+from tools.bench.__main__ import run_in_time
 
 SPAWN = """
 import subprocess, sys, time

@@ -2,8 +2,8 @@ from __future__ import annotations
 
 import torch
 
-from rl.bench.update import equal_samples, grouped_samples, pad_batches, ragged_samples
 from rl.types import Sample
+from tools.bench.update import equal_samples, grouped_samples, pad_batches, ragged_samples
 
 
 def sample(length: int) -> Sample:

@@ -7,9 +7,9 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
+from rl.batch.packing import PackingLayout, pack_samples, packing_layout
 from rl.cluster.actors import ActorGroup
 from rl.config.schema import Config, KlControl, KlPenalty, LossAggregation
-from rl.data.packing import PackingLayout, pack_samples, packing_layout
 from rl.training.actor import Actor
 from rl.types import (
     Batch,

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
+from rl.batch.samples import make_samples
 from rl.cluster.rollouts import RolloutGroup
 from rl.config.schema import Config
-from rl.observability.run import Run
-from rl.rollout.samples import make_samples
+from rl.run.run import Run
 from rl.types import Group, Prompt, RunPlace, StopReason, TokenSequence, Trajectory
 from tests.unit.cluster.test_rollouts import Worker
 

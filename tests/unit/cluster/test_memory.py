@@ -20,7 +20,7 @@ from rl.config.device_memory import PROCESS_BYTES, DeviceMemory, device_memory
 from rl.config.estimates import GIB, MemoryEstimate, memory_estimate
 from rl.config.load import load_config
 from rl.config.schema import Config, ModelConfig
-from rl.observability.run import Run
+from rl.run.run import Run
 from rl.train import train
 from rl.types import BusySeconds, Group, MicroBatch, Prompt, RunPlace, Sampling, StopReason, TokenSequence, Trajectory
 from rl.weight_sync.shared_memory import Shard

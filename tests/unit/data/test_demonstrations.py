@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from rl.chat.renderer import Renderer
 from rl.data.demonstrations import load_demonstrations
-from rl.data.renderer import Renderer
 from rl.errors import DataError
 from tests.fakes import word_tokenizer
 

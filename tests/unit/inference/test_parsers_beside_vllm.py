@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from rl.data.renderer import load_tokenizer
+from rl.chat.parsers import PARSERS
+from rl.chat.renderer import load_tokenizer
 from rl.inference.vllm_parsers import VllmParser, load_adapted
-from rl.tools.parsers import PARSERS
 from rl.types import ToolCall
 from tests.tiny import make_tiny_tokenizer
 

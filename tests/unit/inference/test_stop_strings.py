@@ -9,7 +9,7 @@ from transformers import PreTrainedTokenizerFast
 from vllm.v1.engine import EngineCoreRequest
 from vllm.v1.engine.detokenizer import FastIncrementalDetokenizer
 
-from rl.data.renderer import load_tokenizer
+from rl.chat.renderer import load_tokenizer
 from rl.inference.engine import _sampling_params
 from rl.types import Sampling
 from tests.tiny import make_tiny_tokenizer

@@ -10,10 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import PreTrainedTokenizerFast
 
-from rl.data.renderer import Renderer, load_tokenizer
+from rl.chat.parsers import PARSERS, check_parser_name, load_parser
+from rl.chat.renderer import Renderer, load_tokenizer
 from rl.errors import ConfigError
 from rl.inference.vllm_parsers import VllmParser, adapted_names
-from rl.tools.parsers import PARSERS, check_parser_name, load_parser
 from rl.types import ToolCall
 from tests.tiny import make_tiny_tokenizer
 

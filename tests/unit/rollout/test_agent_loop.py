@@ -6,10 +6,10 @@ import asyncio
 
 import pytest
 
+from rl.chat.parsers import PARSERS
+from rl.chat.renderer import Renderer
 from rl.config.schema import Config
-from rl.data.renderer import Renderer
 from rl.rollout.agent_loop import AgentLoop, request_seed
-from rl.tools.parsers import PARSERS
 from rl.types import FinishReason, Prompt, Sampling, Span, StopReason, ToolCall, ToolResult, ToolStatus, Trajectory
 from tests.fakes import BAD_CALL, CALL_1, CALL_2, FakeToolbox, ScriptedEngine, answering, said, word_tokenizer
 

@@ -10,10 +10,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from rl.chat.parsers import PARSERS
+from rl.chat.renderer import Renderer, load_tokenizer
 from rl.config.schema import Config
-from rl.data.renderer import Renderer, load_tokenizer
 from rl.rollout.agent_loop import AgentLoop
-from rl.tools.parsers import PARSERS
 from rl.types import (
     FinishReason,
     Generation,

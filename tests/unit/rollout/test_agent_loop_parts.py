@@ -5,13 +5,13 @@ from __future__ import annotations
 import asyncio
 from pathlib import Path
 
+from rl.chat.parsers import PARSERS
+from rl.chat.renderer import Renderer, load_tokenizer
 from rl.config.schema import Config
-from rl.data.renderer import Renderer, load_tokenizer
 from rl.inference.fake import FakeEngine
 from rl.rollout.agent_loop import AgentLoop
 from rl.rollout.group import run_group
 from rl.tools.base import Tool, ToolConfig
-from rl.tools.parsers import PARSERS
 from rl.tools.registry import Toolbox
 from rl.types import Prompt, Sampling, StopReason, ToolCall, ToolStatus, Trajectory, WeightUpdate
 from tests.fakes import word_tokenizer

@@ -7,10 +7,10 @@ import asyncio
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from rl.chat.parsers import PARSERS
+from rl.chat.renderer import Renderer
 from rl.config.schema import Config
-from rl.data.renderer import Renderer
 from rl.rollout.agent_loop import AgentLoop
-from rl.tools.parsers import PARSERS
 from rl.types import FinishReason, Generation, Prompt, Sampling, StopReason
 from tests.fakes import BAD_CALL, CALL_1, CALL_2, ScriptedEngine, answering, said, word_tokenizer
 

@@ -4,12 +4,12 @@ import asyncio
 
 import pytest
 
+from rl.chat.parsers import PARSERS
+from rl.chat.renderer import Renderer
 from rl.config.schema import Config
-from rl.data.renderer import Renderer
 from rl.errors import RolloutError
 from rl.rollout.agent_loop import AgentLoop
 from rl.rollout.group import run_group
-from rl.tools.parsers import PARSERS
 from rl.types import Generation, Prompt, Sampling, StopReason, Trajectory
 from tests.fakes import ScriptedEngine, said, word_tokenizer
 

@@ -15,8 +15,8 @@ from aiohttp.test_utils import TestServer
 
 from rl.services import http_server
 from rl.services.http_guard import Bodies, make_application
-from rl.services.retriever import RetrieverServer
-from rl.services.retriever_index import open_index
+from rl.services.retriever.index import open_index
+from rl.services.retriever.server import RetrieverServer
 
 
 class Service:

@@ -12,7 +12,7 @@ from aiohttp import web
 from aiohttp.test_utils import TestServer
 
 from rl.errors import ToolError
-from rl.services.sandbox import EmbeddedSandbox
+from rl.services.sandbox.server import EmbeddedSandbox
 from rl.tools.registry import Toolbox, load_toolbox
 from rl.types import ToolCall, ToolResult, ToolStatus
 
@@ -198,7 +198,7 @@ async def test_retool_does_not_repeat_a_refused_request():
 
 
 def start_sandbox(port: int) -> subprocess.Popen[bytes]:
-    program = f"from rl.services.sandbox import serve; serve(port={port}, workers=2)"
+    program = f"from rl.services.sandbox.server import serve; serve(port={port}, workers=2)"
     return subprocess.Popen([sys.executable, "-c", program], cwd=CONFIG.parents[2])
 
 

@@ -10,8 +10,8 @@ from aiohttp import web
 from aiohttp.test_utils import TestServer
 
 from rl.errors import ToolError
-from rl.services.retriever import RetrieverServer
-from rl.services.retriever_index import open_index
+from rl.services.retriever.index import open_index
+from rl.services.retriever.server import RetrieverServer
 from rl.tools.registry import Toolbox, load_toolbox
 from rl.tools.search_tool import format_documents
 from rl.types import ToolCall, ToolResult, ToolStatus

@@ -11,8 +11,8 @@ from transformers import AutoModelForCausalLM
 
 from rl.algorithms.losses import clipped_policy_loss
 from rl.algorithms.token_loss import TokenLoss
+from rl.batch.packing import pack_samples, packing_layout
 from rl.config.schema import LrDecayStyle
-from rl.data.packing import pack_samples, packing_layout
 from rl.errors import CheckpointError
 from rl.training.actor import Actor
 from rl.types import MicroBatch, Sample

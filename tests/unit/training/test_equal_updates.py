@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from rl.data.packing import pack_samples, packing_layout
+from rl.batch.packing import pack_samples, packing_layout
 from rl.training.actor import Actor
 from rl.types import Sample
 from tests.tiny import make_tiny_model

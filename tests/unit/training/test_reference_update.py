@@ -13,10 +13,10 @@ import torch
 from rl.algorithms.advantages import ADVANTAGES
 from rl.algorithms.importance import REJECTIONS
 from rl.algorithms.losses import LOSSES
+from rl.batch.packing import pack_samples, packing_layout
+from rl.batch.samples import make_samples
 from rl.config.correction import ImportanceLevel, RolloutCorrection
 from rl.config.schema import Config, KlPenalty, LossAggregation
-from rl.data.packing import pack_samples, packing_layout
-from rl.rollout.samples import make_samples
 from rl.training.actor import Actor
 from rl.training.objective import Objective
 from tests.plain_update import PLAIN_ADVANTAGES, PLAIN_LOSSES, SCALE, make_groups, plain_step

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from rl.batch.packing import pack_samples, packing_layout
 from rl.config.schema import Config, LrDecayStyle
-from rl.data.packing import pack_samples, packing_layout
 from rl.training.actor import Actor
 from rl.types import MicroBatch, RunPlace
 from tests.tiny import make_tiny_model

@@ -1,0 +1,91 @@
+"""Formats whose results stand in the assistant's own turn as plain text, as in Search-R1 and TRL's TextEnvironment.
+
+The chat template has no part in them: the tools are described by the parser's instructions, a call is text, and so is
+its result.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any, Protocol
+
+from rl.types import Message, ToolCall
+
+
+class Format(Protocol):
+    """What rendering needs of a parser of `rl.chat.parsers`."""
+
+    @property
+    def stop(self) -> tuple[str, ...]:
+        """Strings that end a turn."""
+        ...
+
+    @property
+    def result_format(self) -> str | None:
+        """What a result is put into, in place of `{}`; None: a message of the chat template."""
+        ...
+
+    @property
+    def instructions(self) -> str | None:
+        """What the prompt must say; None: the chat template shows the tools."""
+        ...
+
+    def render(self, call: ToolCall) -> str | None:
+        """A call as the model writes it."""
+        ...
+
+
+Piece = tuple[str, bool]
+"""Text of an assistant's turn and True, where the model says it; a result, not yet put into its format, and False."""
+
+
+def tell(messages: list[Message], tool_format: Format) -> list[Message]:
+    """Put the instructions before the first user message, unless the conversation names a stop string already."""
+    if tool_format.instructions is None:
+        return messages
+    given = "".join(m["content"] for m in messages if m["role"] != "assistant")
+    if any(stop in given for stop in tool_format.stop):
+        return messages
+    first = next((i for i, m in enumerate(messages) if m["role"] == "user"), 0)
+    told = {**messages[first], "content": tool_format.instructions + messages[first]["content"]}
+    return [*messages[:first], told, *messages[first + 1 :]]
+
+
+def merge_turns(messages: list[Message], tool_format: Format) -> list[Message]:
+    """Join assistant messages and the tool messages between them, as a rollout has them, to one assistant message.
+
+    Args:
+        messages: A conversation with calls in `tool_calls`, in OpenAI's form, or written out in `content`.
+        tool_format: Has a `result_format`.
+
+    Returns:
+        Messages without `tool` and `tool_calls`; those of the assistant have a list of `Piece` under `pieces`.
+    """
+    assert tool_format.result_format is not None, "results stand in the assistant's turn"
+    merged: list[Message] = []
+    for message in messages:
+        if message["role"] == "assistant":
+            text = _spoken(message, tool_format)
+            piece = (text, True)
+        elif message["role"] == "tool":
+            text = tool_format.result_format.replace("{}", message["content"], 1)
+            piece = (message["content"], False)
+        else:
+            merged.append(message)
+            continue
+        if not merged or merged[-1]["role"] != "assistant":
+            merged.append({"role": "assistant", "content": "", "pieces": []})
+        merged[-1]["content"] += text
+        merged[-1]["pieces"].append(piece)
+    return merged
+
+
+def _spoken(message: Message, tool_format: Format) -> str:
+    text = message.get("content") or ""
+    for call in message.get("tool_calls") or ():
+        function: dict[str, Any] = call.get("function", call)
+        arguments = function["arguments"]
+        if isinstance(arguments, str):  # as OpenAI writes them
+            arguments = json.loads(arguments)
+        text += tool_format.render(ToolCall(function["name"], arguments)) or ""
+    return text

@@ -1,0 +1,174 @@
+"""What can be known of a checkpoint before the run that resumes it starts a process."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, Literal
+
+from transformers import AutoConfig
+
+from rl.config.model_facts import find_model_facts, head_size, read_model_facts
+from rl.config.model_folder import replacement
+from rl.config.problems import Problem, error
+from rl.config.schema import Config, ModelConfig
+from rl.data.cursor import PromptCursor
+from rl.errors import CheckpointError, DataError, ModelError
+from rl.observability.run_directory import RunDirectory
+from rl.rollout.buffer import GroupBuffer
+from rl.run.run import find_checkpoint, read_state
+from rl.training.families import family_of
+from rl.training.hf_files import damaged_files, open_tensors
+from rl.training.trainer_state import folders_of, read_trainer_state
+from rl.types import Prompt
+
+_SHAPES = (
+    "model_type", "num_hidden_layers", "hidden_size", "intermediate_size", "num_attention_heads",
+    "num_key_value_heads", "head_dim", "vocab_size", "tie_word_embeddings",
+)  # fmt: skip
+"""Facts that the sizes of the tensors follow from."""
+_MALFORMED = (AttributeError, KeyError, TypeError, ValueError)
+"""What reading a value of an unforeseen kind or shape raises."""
+
+
+def resume_problems(config: Config, command: Literal["train", "sft"]) -> Iterator[Problem]:
+    """Compare the checkpoint that `megatron_training.resume` names, if any, with itself and with the configuration.
+
+    Whether it is of the same seed and training rows is left to `check_place`, which needs those.
+
+    Args:
+        config: The run's configuration.
+        command: That goes on with it.
+    """
+    if not config.megatron_training.resume:
+        return
+    try:
+        checkpoint = find_checkpoint(Path(config.megatron_training.resume))
+    except CheckpointError as failure:
+        yield error(str(failure))
+        return
+    damages = list(damaged_files(*folders_of(checkpoint)))
+    yield from (error(f"megatron_training.resume: {damage}") for damage in damages)
+    if damages:
+        return
+    try:
+        read_trainer_state(checkpoint)
+        state = read_state(checkpoint)
+        RunDirectory(checkpoint.parent.parent).read_metrics()
+    except (CheckpointError, DataError) as failure:
+        yield error(f"megatron_training.resume: {failure}")
+        return
+    yield from _place_problems(config, command, checkpoint, state)
+    yield from _model_problems(config, checkpoint)
+
+
+def check_place(config: Config, rows: PromptCursor, prompts: Sequence[Prompt] = ()) -> None:
+    """Refuse a checkpoint of another seed or other training rows, or whose place in them cannot be read.
+
+    Args:
+        config: The run's configuration.
+        rows: The run's own, from the start; moved to the checkpoint's place.
+        prompts: Those of reinforcement learning, for the groups that were left over.
+
+    Raises:
+        CheckpointError: They are not those that the checkpoint was made on.
+    """
+    if not config.megatron_training.resume:
+        return
+    checkpoint = find_checkpoint(Path(config.megatron_training.resume))
+    data = read_state(checkpoint)["data"]
+    try:
+        rows.load_state_dict(data.get("cursor", data))
+        if "buffer" in data:
+            GroupBuffer(None).load_state_dict(data["buffer"], prompts)
+    except _MALFORMED as failure:
+        raise CheckpointError(f"megatron_training.resume: {_unreadable(checkpoint, failure)}") from failure
+
+
+def check_weights(folder: Path, facts: ModelConfig, tensors: Path | None = None) -> None:
+    """Each tensor that the family has must be there, and be of the size that config.json says.
+
+    Args:
+        folder: A Hugging Face model folder.
+        facts: Of its config.json.
+        tensors: Where they are, if it is not the folder itself.
+
+    Raises:
+        ModelError: A file is missing or corrupt, a tensor is missing, or has another size.
+    """
+    tensors = tensors or folder
+    hf_config = AutoConfig.from_pretrained(str(folder), local_files_only=True)
+    rules = family_of(hf_config).rules(is_tied=hf_config.tie_word_embeddings)
+    names = {name.format(layer=layer) for layer in range(facts.num_hidden_layers) for rule in rules for name in rule.hf}
+    sizes = {
+        "embed_tokens": (facts.vocab_size, facts.hidden_size),
+        "q_proj": (facts.num_attention_heads * head_size(facts), facts.hidden_size),
+        "k_proj": (facts.num_key_value_heads * head_size(facts), facts.hidden_size),
+        "up_proj": (facts.intermediate_size, facts.hidden_size),
+    }
+    with ExitStack() as stack:
+        read = open_tensors(tensors, stack)
+        for name in sorted(names):
+            found = tuple(read(name).shape)  # a view of the mapped file
+            wanted = sizes.get(name.split(".")[-2], found)
+            if name.endswith(".weight") and found != wanted:
+                raise ModelError(
+                    f"{tensors}: {name}: config.json says {wanted}, got {found}. Config and weights are of different "
+                    f"models. {replacement(tensors)}"
+                )
+
+
+def _place_problems(config: Config, command: str, checkpoint: Path, state: dict[str, Any]) -> Iterator[Problem]:
+    """The command, and whether anything is left to do."""
+    training, data = config.megatron_training, state["data"]
+    try:
+        cursor, surplus = data.get("cursor", data), data.get("buffer", {}).get("surplus")
+        wrote = "train" if "cursor" in data else "sft"
+        taken = cursor["epoch"] * cursor["num_prompts"] + cursor["position"]
+        is_used_up = training.total_epochs is not None and taken >= training.total_epochs * cursor["num_prompts"]
+    except _MALFORMED as failure:
+        yield error(f"megatron_training.resume: {_unreadable(checkpoint, failure)}")
+        return
+    if wrote != command:
+        yield error(
+            f"megatron_training.resume: {checkpoint} was written by `rl {wrote}`, got `rl {command}`. Resume it with "
+            f"that command; to start from its weights, set actor_config.load to it instead."
+        )
+        return
+    if state["step"] >= training.train_iters:
+        yield error(
+            f"megatron_training.resume: nothing is left to do: {checkpoint} is of step {state['step']}, and the run "
+            f"ends after train_iters, {training.train_iters}. Raise that to go on."
+        )
+    if is_used_up and not surplus:
+        yield error(
+            f"megatron_training.resume: nothing is left to do: {checkpoint} has used up total_epochs, "
+            f"{training.total_epochs}. Raise that to go on."
+        )
+
+
+def _unreadable(checkpoint: Path, failure: Exception) -> str:
+    first_line = repr(failure).splitlines()[0]
+    return f"{checkpoint}: its place in the data cannot be read ({first_line}). {replacement(checkpoint)}"
+
+
+def _model_problems(config: Config, checkpoint: Path) -> Iterator[Problem]:
+    """The architecture against that of `actor_config.load`, and every tensor."""
+    facts, _ = find_model_facts(config)
+    try:
+        found = read_model_facts(checkpoint)
+        if facts is not None:
+            ours, theirs = asdict(facts), asdict(found)
+            if differing := [name for name in _SHAPES if ours[name] != theirs[name]]:
+                yield error(
+                    "actor_config.load: the run to resume has another model: "
+                    + ", ".join(f"{name} {theirs[name]}, got {ours[name]}" for name in differing)
+                    + ". Set the model it started from."
+                )
+                return
+        for tensors in folders_of(checkpoint):
+            check_weights(checkpoint, found, tensors)
+    except ModelError as failure:
+        yield error(f"megatron_training.resume: {failure}")

@@ -1,0 +1,393 @@
+"""A run as the pages see it: its directory, steps, evaluations and checkpoints, and what of them is shown and kept."""
+
+from __future__ import annotations
+
+import errno
+import json
+import logging
+import shutil
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Protocol
+
+from rl.config.estimates import longest_response
+from rl.config.schema import Config
+from rl.errors import CheckpointError
+from rl.observability.log import setup_logging
+from rl.observability.metrics import evaluation_metrics, speed_metrics
+from rl.observability.progress import RunProgress, duration
+from rl.observability.run_directory import RunDirectory
+from rl.observability.shortfall import Shortfalls, cause_of, unscored_by_kind
+from rl.observability.step_metrics import StepMetrics
+from rl.observability.trackers import MetricsWriter, check_trackers
+from rl.observability.trajectories import TrajectoryWriter
+from rl.run.guard import SkipGuard
+from rl.types import Group, RunPlace
+
+logger = logging.getLogger(__name__)
+
+STATE_FILE = "run_state.json"
+"""In a checkpoint: steps completed, and the place in the data."""
+_FULL_DISK_MB = 100
+"""A checkpoint that failed with less left than this failed for want of room; few files fit to the last byte."""
+_FULL = (errno.ENOSPC, errno.EDQUOT)
+_PHASES = {"gen": "rollout", "testing": "evaluation", "update_actor": "update", "save_checkpoint": "checkpoint"}
+
+
+class _Checkpointed(Protocol):
+    def save_checkpoint(self, directory: Path) -> None: ...
+
+    def load_checkpoint(self, directory: Path) -> None: ...
+
+
+class _Stateful(Protocol):
+    def expected_steps(self, completed: int) -> int | None: ...
+
+    def state_dict(self) -> dict[str, Any]: ...
+
+    def load_state_dict(self, state: dict[str, Any]) -> None: ...
+
+
+class Run:
+    """One run under way; `Run.open` makes it."""
+
+    def __init__(self, config: Config, directory: RunDirectory) -> None:
+        self.config, self.directory = config, directory
+        self.progress = RunProgress(config.megatron_training.train_iters)
+        self._writer = MetricsWriter(directory, config)
+        self._trajectories = TrajectoryWriter(directory.trajectories)
+        self._guard = SkipGuard(directory, config.rl_config.max_skipped_steps)
+        self._shortfalls = Shortfalls()
+        self._start = time.monotonic()
+        self._completed = 0
+        self._rows: _Stateful | None = None
+        self._tokens = self._earlier_s = 0.0
+
+    @classmethod
+    @contextmanager
+    def open(cls, config: Config, name: str) -> Iterator[Run]:
+        """Make the run's directory and keep its trackers, log and progress open.
+
+        Args:
+            config: A validated configuration.
+            name: The configuration's name.
+
+        Yields:
+            The run. When the block ends by itself, `summary.json` is written; when it is interrupted or fails, how to
+            resume is shown. A block that fails before it has written a metric gives its `run_name` free: the
+            directory gets `-failed-1` (2, 3, ...) appended.
+
+        Raises:
+            ConfigError: The directory cannot be made, or a wanted tracker is not installed.
+        """
+        check_trackers(config)
+        directory = RunDirectory.create(config, name)
+        setup_logging(directory.log_file)
+        run = cls(config, directory)
+        with _freeing_the_name(directory), run._writer, run.progress:
+            run.progress.note(f"run directory: {directory.path}")
+            try:
+                yield run
+            except KeyboardInterrupt:
+                run.progress.note(f"interrupted. {_how_to_resume(directory)}")
+                raise
+            except Exception as failure:  # a bug too: what was trained is not lost with it
+                if directory.latest_checkpoint():
+                    run.progress.note(_how_to_resume(directory))
+                if isinstance(failure, OSError) and failure.errno in _FULL:
+                    raise _disk_full(directory) from failure
+                raise
+            run._finish()
+
+    def resume(self, actor: _Checkpointed, rows: _Stateful) -> int:
+        """Restore what `megatron_training.resume` names, if anything.
+
+        Args:
+            actor: Gets its weights and optimizer back.
+            rows: Gets its place in the data back; it tells from then on when the data ends.
+
+        Returns:
+            Steps completed: the number of the first step to run.
+
+        Raises:
+            CheckpointError: There is no complete checkpoint.
+        """
+        source = self.config.megatron_training.resume
+        start_step = 0
+        if source:
+            checkpoint = find_checkpoint(Path(source))
+            state = read_state(checkpoint)
+            actor.load_checkpoint(checkpoint)
+            try:
+                rows.load_state_dict(state["data"])
+            except KeyError as error:
+                raise CheckpointError(
+                    f"{checkpoint / STATE_FILE}: its place in the data has no {error}. Resume with the command that "
+                    "wrote it (train or sft)."
+                ) from error
+            start_step = int(state["step"])
+            self.directory.adopt_history(RunDirectory(checkpoint.parent.parent), start_step)
+            history = self.directory.read_metrics()
+            self._tokens = sum(row.get("perf/total_num_tokens", 0.0) for row in history)
+            self._earlier_s = sum(row.get("timing_s/step", 0.0) for row in history)
+            self._shortfalls.recall(history)
+            self.progress.note(f"resumed after step {start_step} from {checkpoint}")
+        self._completed, self._rows = start_step, rows
+        self.progress.num_steps = self.num_steps(start_step)
+        self.progress.begin(start_step)
+        return start_step
+
+    def num_steps(self, completed: int) -> int:
+        """Steps of the whole run: `train_iters`, or fewer where `total_epochs` ends it earlier.
+
+        How many steps the data is enough for is known only at its end: dynamic sampling needs more prompts for a step
+        the fewer are useful. Before, it is what the prompts used so far let expect.
+
+        Args:
+            completed: Steps done, that included whose prompts have just been used.
+        """
+        expected = self._rows.expected_steps(completed) if self._rows is not None else None
+        train_iters = self.config.megatron_training.train_iters
+        return train_iters if expected is None else min(train_iters, expected)
+
+    def steps(self, start_step: int) -> Iterator[int]:
+        """Numbers of the steps that are left, to the end of the run."""
+        step = start_step
+        while step < self.num_steps(step):
+            yield step
+            step += 1
+        self._summarize()  # nothing is left to do; that processes still end does not make the run unfinished
+
+    def place(self, step: int) -> RunPlace:
+        """Where in the run a step is whose prompts have been used, for its learning rate."""
+        return RunPlace(step, self.num_steps(step + 1))
+
+    @contextmanager
+    def step(self, step: int) -> Iterator[StepMetrics]:
+        """Collect, show and keep the metrics of one step.
+
+        Args:
+            step: Its number, from 0. Metrics carry the number of completed steps, `step + 1`.
+
+        Yields:
+            The metrics, to be filled. Nothing is kept of a step that fails.
+
+        Raises:
+            TrainingError: Too many steps in a row had NaN or Inf in their update, or no reward; this one is kept.
+        """
+        metrics = StepMetrics(max_response_length=longest_response(self.config), on_phase=self._on_phase)
+        start = time.monotonic()
+        yield metrics
+        metrics["timing_s/step"] = time.monotonic() - start
+        num_sampled = sum(t.num_sampled for g in metrics.groups for t in g.trajectories)
+        learning_s = (
+            metrics["timing_s/step"] - metrics.get("timing_s/testing", 0) - metrics.get("timing_s/save_checkpoint", 0)
+        )
+        gen_s = metrics.get("timing_s/gen", 0.0)
+        tokens = metrics.get("perf/total_num_tokens", 0.0)
+        num_devices = self.config.rl_config.actor_resource.num_devices
+        metrics.update(speed_metrics(tokens, num_sampled, learning_s, gen_s, num_devices))
+        self._tokens += tokens
+        self._completed = step + 1
+        self._writer.write(step + 1, metrics)
+        if metrics.groups:
+            self._trajectories.write_step(step + 1, metrics.groups)
+        self._shortfalls.observe(step + 1, metrics, metrics.groups)
+        self.progress.num_steps = self.num_steps(step + 1)
+        self.progress.step(step + 1, metrics)
+        self._guard.check(step + 1, metrics.offending, metrics.groups)
+
+    def log_evaluation(self, step: int, groups: Sequence[Group]) -> None:
+        """Keep and show an evaluation.
+
+        Args:
+            step: Steps completed.
+            groups: Scored groups of the held-out prompts; without any nothing happens.
+        """
+        metrics = evaluation_metrics(groups)
+        if not metrics:
+            return
+        self._writer.write(step, metrics)
+        self._trajectories.write_evaluation(step, groups)
+        accuracy = next(value for name, value in metrics.items() if name.startswith("val-core/all/acc/mean@"))
+        low, high = metrics["val-core/all/acc/ci95_low"], metrics["val-core/all/acc/ci95_high"]
+        questions = int(metrics["val-core/all/num_questions"])
+        self.progress.note(
+            f"evaluation after step {step}: accuracy {accuracy:.3f} on {questions} questions, "
+            f"95 % interval {low:.3f} to {high:.3f}"
+        )
+        for kind, members in unscored_by_kind([t for group in groups for t in group.trajectories]).items():
+            cause = f"{members[0].id}: {cause_of(members[0])}"
+            logger.warning(
+                "evaluation after step %d: %d trajectories %s, counted as wrong. The first, %s",
+                step, len(members), kind, cause,
+            )  # fmt: skip
+
+    def is_test_due(self, step: int) -> bool:
+        """Whether an evaluation follows the step with this number, from 0."""
+        training = self.config.megatron_training
+        if self._is_last(step):
+            return training.test_after_train
+        return training.test_freq > 0 and (step + 1) % training.test_freq == 0
+
+    def is_save_due(self, step: int) -> bool:
+        """Whether a checkpoint follows the step with this number, from 0; the last one always has one."""
+        return self._is_last(step) or (step + 1) % self.config.megatron_training.save_interval == 0
+
+    def save(self, step: int, actor: _Checkpointed, rows: _Stateful) -> Path:
+        """Write a checkpoint, which gets its name only when it is complete, and remove those too old to keep.
+
+        Args:
+            step: Steps completed.
+            actor: Writes weights and optimizer.
+            rows: Gives its place in the data.
+
+        Returns:
+            The checkpoint's folder.
+
+        Raises:
+            CheckpointError: It could not be written. Of the actor's part nothing is left, unless it was complete;
+                earlier checkpoints stay.
+        """
+        final = self.directory.checkpoint(step)
+        partial = final.with_name(f"{final.name}.partial")
+        partial.mkdir()
+        try:
+            actor.save_checkpoint(partial)
+        except Exception as error:
+            is_full = _is_nearly_full(final.parent)
+            for left in final.parent.glob(f"{partial.name}*"):
+                shutil.rmtree(left)
+            if is_full:
+                raise _disk_full(self.directory) from error
+            if isinstance(error, OSError):
+                raise CheckpointError(
+                    f"the checkpoint after step {step} could not be written to {final.parent.parent} ({error}). See to "
+                    "the disk."
+                ) from error
+            raise
+        try:
+            state = {"step": step, "data": rows.state_dict()}
+            (partial / STATE_FILE).write_text(json.dumps(state, indent=2) + "\n", encoding="utf-8")
+        except Exception as error:
+            raise CheckpointError(
+                f"{partial}: the place in the data could not be written ({error}). What was trained is whole: start "
+                "anew from it with actor_config.load."
+            ) from error
+        partial.rename(final)
+        logger.info("checkpoint %s", final)
+        self._remove_old_checkpoints()
+        return final
+
+    def _is_last(self, step: int) -> bool:
+        return step + 1 >= self.num_steps(step + 1)
+
+    def _remove_old_checkpoints(self) -> None:
+        kept = self.config.megatron_training.max_checkpoints
+        for old in self.directory.complete_checkpoints()[:-kept] if kept else ():
+            shutil.rmtree(old)
+            logger.info("removed %s: max_checkpoints is %d", old, kept)
+
+    def _on_phase(self, name: str) -> None:
+        self.progress.phase(_PHASES.get(name, name.replace("_", " ")))
+
+    def _finish(self) -> None:
+        self._summarize()
+        self.progress.note(f"finished in {duration(time.monotonic() - self._start)}: {self.directory.path}")
+        for line in self._shortfalls.summary():
+            self.progress.note(line)
+
+    def _summarize(self) -> None:
+        wall_s = time.monotonic() - self._start
+        checkpoint = self.directory.latest_checkpoint()
+        self.directory.finish(
+            {
+                "steps": self._completed,
+                "tokens": self._tokens,
+                "wall_s": round(self._earlier_s + wall_s, 3),
+                "checkpoint": str(checkpoint) if checkpoint else None,
+                "shortfalls": self._shortfalls.summary(),
+            }
+        )
+
+
+def find_checkpoint(source: Path) -> Path:
+    """The checkpoint that a path names.
+
+    Args:
+        source: A run directory, for its newest checkpoint, or a checkpoint folder.
+
+    Raises:
+        CheckpointError: There is none, or it is not complete.
+    """
+    if (source / STATE_FILE).is_file():
+        return source.resolve()
+    if not source.is_dir():
+        raise CheckpointError(f"megatron_training.resume: {source} is not there. Give a run directory or a checkpoint.")
+    latest = RunDirectory(source.resolve()).latest_checkpoint()
+    if latest is None:
+        raise CheckpointError(
+            f"megatron_training.resume: {source} has no complete checkpoint. "
+            "Give another run, or start anew without `resume`."
+        )
+    return latest
+
+
+def read_state(checkpoint: Path) -> dict[str, Any]:
+    """Read the run's state in a checkpoint.
+
+    Raises:
+        CheckpointError: It is missing or malformed.
+    """
+    path = checkpoint / STATE_FILE
+    try:
+        state: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        int(state["step"]), state["data"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(
+            f"{path}: the checkpoint's state cannot be read ({error}). Resume from an earlier checkpoint."
+        ) from error
+    return state
+
+
+@contextmanager
+def _freeing_the_name(directory: RunDirectory) -> Iterator[None]:
+    """Set a run aside that ends before its first metric, so that the same command can be given again."""
+    has_ended_by_itself = False
+    try:
+        yield
+        has_ended_by_itself = True
+    finally:
+        if not has_ended_by_itself and directory.is_empty:
+            aside = directory.set_aside()
+            setup_logging(aside.log_file)  # what the process still has to say finds the file
+            logger.error("no step was completed; the logs are in %s", aside.path)
+
+
+def _how_to_resume(directory: RunDirectory) -> str:
+    checkpoint = directory.latest_checkpoint()
+    if directory.is_empty:
+        return "No step was completed: start the run again."
+    if checkpoint is None:
+        return "There is no checkpoint yet: start the run again, under another run_name if one is set."
+    return (
+        f"To resume after step {int(checkpoint.name.removeprefix('step_'))}, give the same command with "
+        f"megatron_training.resume={directory.path}, and another run_name if one is set."
+    )
+
+
+def _is_nearly_full(folder: Path) -> bool:
+    return shutil.disk_usage(folder).free < _FULL_DISK_MB * 1_000_000
+
+
+def _disk_full(directory: RunDirectory) -> CheckpointError:
+    """Name the disk by a folder that stays, whatever becomes of the run's."""
+    base = directory.path.parent
+    free_mb = shutil.disk_usage(base).free // 1_000_000
+    go_on = "resume the run" if directory.latest_checkpoint() else "start the run again"
+    return CheckpointError(
+        f"megatron_training.output_dir: the disk of {base} is full, got {free_mb} MB left. Make room, or keep fewer "
+        f"checkpoints with megatron_training.max_checkpoints, then {go_on}."
+    )

@@ -1,0 +1,180 @@
+"""The BM25 index of a corpus: the scores that bm25s gives, computed chunk by chunk and searched with numpy.
+
+score(q, d) = sum over the words t of q, as often as they occur there, of
+idf(t) tf / (tf + k1 (1 - b + b |d| / avg |d|)), with idf(t) = ln(1 + (N - df + 0.5) / (df + 0.5)).
+Every summand is computed when the index is built; a query adds up those of its words (`rl.services.retriever.words`).
+bm25s itself opens the folder too.
+
+Source: Robertson and Zaragoza 2009 in Lucene's form (Kamphuis et al. 2020); bm25s, arXiv:2407.03618.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import threading
+from collections import defaultdict
+from collections.abc import Sequence
+from itertools import count
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rl.errors import ServiceError
+from rl.services.retriever.counts import ChunkCounts, count_chunks
+from rl.services.retriever.folder import DocumentReader, DocumentWriter, Hit, find_folder, indexing_bar
+from rl.services.retriever.ranking import Postings, find_best
+from rl.services.retriever.words import WordFinder
+
+logger = logging.getLogger(__name__)
+
+_K1, _B = 0.9, 0.4  # as Anserini and Search-R1 set Lucene's
+_SETTINGS = {"backend": "bm25s", "format": 3, "k1": _K1, "b": _B}
+_DATA, _ROWS, _STARTS, _VOCABULARY = (
+    "data.csc.index.npy",
+    "indices.csc.index.npy",
+    "indptr.csc.index.npy",
+    "vocab.index.json",
+)
+
+
+class Bm25Index:
+    """An index folder, opened."""
+
+    batch_size = 1
+
+    def __init__(self, directory: Path) -> None:
+        """Open a folder that `open_index` made.
+
+        Args:
+            directory: The folder.
+        """
+        self._of_thread = threading.local()
+        self._vocabulary: dict[str, int] = json.loads((directory / _VOCABULARY).read_bytes())
+        self._data, self._rows, self._starts = (
+            np.asarray(np.load(directory / name, mmap_mode="r")) for name in (_DATA, _ROWS, _STARTS)
+        )
+        self._documents = DocumentReader(directory)
+        self.num_documents: int = len(self._documents)
+
+    def search(self, query: str, topk: int) -> tuple[Hit, ...]:
+        """Find the documents of the highest scores.
+
+        Args:
+            query: Any text.
+            topk: How many, at least 1.
+
+        Returns:
+            At most `topk`, best first, among equals the earlier in the corpus; none that shares no word with the query.
+        """
+        postings = {}
+        words = [number for word in self._words(query) if (number := self._vocabulary.get(word)) is not None]
+        for number in words:
+            if number not in postings:
+                part = slice(self._starts[number], self._starts[number + 1])
+                postings[number] = Postings(self._rows[part], self._data[part])
+        rows, scores = find_best([postings[number] for number in words], topk, self.num_documents)
+        return tuple(map(Hit, rows.tolist(), scores.tolist()))
+
+    def search_batch(self, queries: Sequence[str], topk: int) -> list[tuple[Hit, ...]]:
+        """Search for each of several queries; see `search`."""
+        return [self.search(query, topk) for query in queries]
+
+    def has_words(self, query: str) -> bool:
+        """Whether there is anything in a query to search for."""
+        return bool(self._words(query))
+
+    def document(self, row: int) -> bytes:
+        """The JSON object of a document, as an answer holds it."""
+        return self._documents[row]
+
+    def _words(self, query: str) -> list[str]:
+        if not hasattr(self._of_thread, "finder"):
+            self._of_thread.finder = WordFinder()
+        words: list[str] = self._of_thread.finder.find(query)
+        return words
+
+
+def open_index(corpus: Path | Sequence[Path], directory: Path | None = None) -> Bm25Index:
+    """Open the index of a corpus; build it first where there is none, or the corpus is another than it was made from.
+
+    Args:
+        corpus: .jsonl or .parquet, see `read_chunk`; several files make up one corpus.
+        directory: Where the index lies; by default beside the corpus, under its name with `.bm25s`.
+
+    Returns:
+        The index.
+
+    Raises:
+        ServiceError: The corpus is missing or malformed, or the folder cannot be written or holds something else.
+    """
+    return Bm25Index(find_folder(corpus, directory, _SETTINGS, _build))
+
+
+def _build(corpus: Sequence[Path], directory: Path) -> None:
+    logger.info("retriever: building the index of %s", ", ".join(map(str, corpus)))
+    vocabulary: defaultdict[str, int] = defaultdict(count().__next__)  # numbers the words as they come
+    chunks, numbers = [], []
+    with indexing_bar(corpus) as advance, DocumentWriter(directory) as writer:
+        for chunk in count_chunks(corpus):
+            writer.write(chunk.take_documents())
+            numbers.append(np.fromiter(map(vocabulary.__getitem__, chunk.words), np.int64, len(chunk.words)))
+            chunks.append(chunk)
+            advance(len(chunk.lengths))
+    if not vocabulary:
+        raise ServiceError(f"{corpus[0]}: has no word to search for. Give a corpus of texts.")
+    frequencies = np.zeros(len(vocabulary), dtype=np.int64)
+    for chunk, words in zip(chunks, numbers, strict=True):
+        frequencies[words] += chunk.frequencies
+    _save(directory, dict(vocabulary), *_score(chunks, numbers, frequencies), writer.num_documents)
+
+
+def _score(
+    chunks: list[ChunkCounts], numbers: list[NDArray[np.int64]], frequencies: NDArray[np.int64]
+) -> tuple[NDArray[np.float32], NDArray[np.int32], NDArray[np.int64]]:
+    """Compute every word's score in every document, rounded where bm25s rounds.
+
+    Args:
+        chunks: Of the corpus.
+        numbers: Of each chunk's words in the vocabulary, [W of the chunk].
+        frequencies: [V] documents that have a word.
+
+    Returns:
+        Scores and rows, [P] by word and then by row, and [V + 1] where each word's begin.
+    """
+    lengths = np.concatenate([chunk.lengths for chunk in chunks])
+    total, average = len(lengths), lengths.mean() or 1.0  # there may be names alone
+    norms = _K1 * ((1 - _B) + _B * lengths / average)
+    idf = np.array([math.log(1 + (total - df + 0.5) / (df + 0.5)) for df in frequencies.tolist()], dtype=np.float32)
+    starts = np.concatenate(([0], np.cumsum(frequencies)))
+    data, rows = np.empty(starts[-1], dtype=np.float32), np.empty(starts[-1], dtype=np.int32)
+    heads, first_row = starts[:-1].copy(), 0
+    for chunk, words in zip(chunks, numbers, strict=True):
+        of_chunk = np.cumsum(chunk.frequencies) - chunk.frequencies
+        places = np.repeat(heads[words] - of_chunk, chunk.frequencies) + np.arange(len(chunk.rows))
+        heads[words] += chunk.frequencies
+        rows[places] = chunk.rows + first_row
+        tf = chunk.counts.astype(np.float64)
+        data[places] = np.repeat(idf[words], chunk.frequencies) * (tf / (norms[first_row:][chunk.rows] + tf))
+        first_row += len(chunk.lengths)
+    return data, rows, starts
+
+
+def _save(
+    directory: Path,
+    vocabulary: dict[str, int],
+    data: NDArray[np.float32],
+    rows: NDArray[np.int32],
+    starts: NDArray[np.int64],
+    num_documents: int,
+) -> None:
+    """Write the files of bm25s, by bm25s."""
+    import bm25s  # brings in numba where that is installed, which takes longer than opening an index
+
+    retriever = bm25s.BM25(k1=_K1, b=_B, method="lucene")
+    retriever.scores = {"data": data, "indices": rows, "indptr": starts, "num_docs": num_documents}
+    retriever.nonoccurrence_array = None  # of other forms of BM25
+    retriever.vocab_dict = vocabulary | {"": len(vocabulary)}  # bm25s asks for it where a query has no words
+    retriever.save(directory)

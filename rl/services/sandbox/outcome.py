@@ -1,0 +1,204 @@
+"""How a program ended, and the pipes that its output is read from while it runs."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import os
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any, Self
+
+from rl.services.sandbox.activity import COMPUTES, WAITS
+from rl.services.sandbox.job import parse_files
+
+MAX_OUTPUT_BYTES = 1 << 20
+"""What is kept of stdout and of stderr."""
+OUT_OF_MEMORY = "\nkilled: its processes and files together used more memory than allowed\n"
+"""Added to stderr."""
+FORGED = "\nkilled: it wrote to the channel by which the sandbox talks to its session\n"
+"""Likewise."""
+_RETURN_CODES = range(-64, 256)
+_STOP_READING_BYTES = 64 << 20
+_CHUNK = 1 << 16
+
+
+@dataclass(slots=True, frozen=True)
+class CompileOutcome:
+    """How the compiler ended."""
+
+    return_code: int | None
+    timed_out: bool
+    execution_time: float
+    """Seconds."""
+    stdout: str
+    stderr: str
+
+
+@dataclass(slots=True, frozen=True)
+class RunOutcome:
+    """How a program ended and what it left."""
+
+    return_code: int | None
+    """Negative for a signal; None when its time was up."""
+    timed_out: bool
+    execution_time: float
+    """Seconds, the wait for a free worker not counted."""
+    stdout: str
+    stderr: str
+    files: dict[str, bytes]
+    """Those of `fetch_files` that exist, by their path as asked."""
+    compile: CompileOutcome | None = None
+    """Of a language that is compiled; when it failed, nothing was run and `return_code` is None."""
+
+
+class Capture:
+    """Reads a pipe on the event loop while the program runs, keeping the first `limit` bytes. A context manager."""
+
+    def __init__(self, limit: int, stop_after: int = _STOP_READING_BYTES) -> None:
+        """Open the pipe.
+
+        Args:
+            limit: Bytes to keep.
+            stop_after: Bytes after which nothing is read any more; a program that goes on gets a broken pipe.
+        """
+        self._read_end, self.write_end = os.pipe()
+        os.set_blocking(self._read_end, False)
+        self._limit, self._stop_after = limit, stop_after
+        self._num_bytes = 0
+        self.content = bytearray()
+        self._loop = asyncio.get_running_loop()
+        self.done: asyncio.Future[None] = self._loop.create_future()
+        """Done when all writers are gone."""
+        self._loop.add_reader(self._read_end, self._read)
+
+    def drain(self) -> None:
+        """Read what is there now, and no more, though there may be writers."""
+        while self._read():
+            pass
+        self.finish()
+
+    def text(self) -> str:
+        """What was read, with a marker where it was cut; bytes that are not UTF-8 are replaced."""
+        text = self.content.decode("utf-8", "replace")
+        if self._num_bytes > self._limit:
+            text += f"\n...(output cut after {self._limit} bytes)"
+        return text
+
+    def close_write_end(self) -> None:
+        """Leave the write end to the program."""
+        if self.write_end >= 0:
+            os.close(self.write_end)
+            self.write_end = -1
+
+    def finish(self) -> None:
+        """Read no more."""
+        if self._read_end >= 0:
+            self._loop.remove_reader(self._read_end)
+            os.close(self._read_end)
+            self._read_end = -1
+        if not self.done.done():
+            self.done.set_result(None)
+
+    def _read(self) -> bool:
+        """Whether more may be there."""
+        if self._read_end < 0:
+            return False
+        try:
+            chunk = os.read(self._read_end, _CHUNK)
+        except BlockingIOError:
+            return False
+        self._num_bytes += len(chunk)
+        self.content += chunk[: max(0, self._limit - len(self.content))]
+        if not chunk or self._num_bytes > self._stop_after:
+            self.finish()
+        return bool(chunk)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close_write_end()
+        self.finish()
+
+
+class Status(Capture):
+    """What a worker tells of a program: signs that it waits (`rl.services.sandbox.activity`), then its outcome."""
+
+    def __init__(self, limit: int, on_waiting: Callable[[bool], None] | None = None) -> None:
+        """Open the pipe.
+
+        Args:
+            limit: Bytes to keep.
+            on_waiting: Called with True when the program begins to wait, and with False when it goes on.
+        """
+        self.on_waiting = on_waiting
+        super().__init__(limit, stop_after=limit)
+
+    def _read(self) -> bool:
+        has_more = super()._read()
+        num_signs = 0
+        while self.content[num_signs : num_signs + 1] in (WAITS, COMPUTES):
+            num_signs += 1
+        if num_signs and self.on_waiting is not None:
+            self.on_waiting(self.content[num_signs - 1 : num_signs] == WAITS)
+        del self.content[:num_signs]
+        return has_more
+
+
+@dataclass(slots=True, frozen=True)
+class Ending:
+    """What a worker says about a program that ended."""
+
+    return_code: int | None
+    timed_out: bool
+    out_of_memory: bool
+    execution_time: float
+
+
+def parse_ending(text: bytes, asked: Iterable[str] = ()) -> tuple[Ending, dict[str, bytes]]:
+    """Read the outcome that a worker wrote.
+
+    Args:
+        text: All that came.
+        asked: Files that were asked for.
+
+    Returns:
+        How the program ended, and the files by their path as asked.
+
+    Raises:
+        ValueError: It is none, or tells of an error of the worker's own.
+    """
+    header, files = parse_files(text.lstrip(WAITS + COMPUTES))
+    if "error" in header:
+        raise ValueError(f"the program's files cannot be written, {header['error']}")
+    code, seconds = header.get("return_code"), header.get("execution_time")
+    flags = [header.get("timed_out"), header.get("out_of_memory")]
+    if not (is_return_code(code) or code is None) or not all(isinstance(flag, bool) for flag in flags):
+        raise ValueError(f"it is no outcome: {header!r:.100}")
+    if not isinstance(seconds, float) or not 0 <= seconds < math.inf:
+        raise ValueError(f"it is no outcome: {header!r:.100}")
+    return Ending(code, flags[0] is True, flags[1] is True, seconds), pick(files, asked)
+
+
+def is_return_code(value: Any) -> bool:
+    """Whether a program can have ended with this: 0 to 255, or negative for a signal."""
+    return type(value) is int and value in _RETURN_CODES
+
+
+def pick(files: dict[str, bytes], asked: Iterable[str]) -> dict[str, bytes]:
+    """See that only files came that were asked for.
+
+    Args:
+        files: By path.
+        asked: Their paths.
+
+    Returns:
+        The files.
+
+    Raises:
+        ValueError: There is another one.
+    """
+    if others := files.keys() - set(asked):
+        raise ValueError(f"a file came that nobody asked for, '{min(others):.100}'")
+    return files

@@ -1,0 +1,65 @@
+"""The first program of a sandbox: where it fails, all would, so none is taken."""
+
+from __future__ import annotations
+
+import os
+import select
+import time
+from contextlib import ExitStack
+
+from rl.services.sandbox.job import Job, memory_file, pack_job
+from rl.services.sandbox.outcome import parse_ending
+from rl.services.sandbox.zygote_process import Zygote
+
+_CODE, _OUTPUT = b"import json\nprint(6 * 7)\n", b"42\n"
+_TIMEOUT_S, _GRACE_S = 10.0, 5.0
+_MEMORY_BYTES = 1 << 30
+_MOST_TOLD = 500
+
+
+def find_problem(zygote: Zygote) -> str:
+    """Run a small program in a zygote that is ready, and wait for its end.
+
+    Args:
+        zygote: Without a worker; it gets its first one.
+
+    Returns:
+        What went wrong; empty where the program did what it should.
+    """
+    job = Job("main.py", (), _TIMEOUT_S, None, _MEMORY_BYTES, _MEMORY_BYTES)
+    try:
+        with ExitStack() as stack:
+            status, stdout, stderr = pipes = [os.pipe() for _ in range(3)]
+            for read_end, _ in pipes:
+                stack.callback(os.close, read_end)
+            payload, stdin = pack_job(job, {job.file: _CODE}), memory_file(b"")
+            sent = [payload, status[1], stdin, stdout[1], stderr[1]]
+            try:
+                zygote.add_worker()
+                zygote.send(sent)
+            finally:
+                for descriptor in sent:
+                    os.close(descriptor)
+            outcome = _read_until_end(status[0], time.monotonic() + _TIMEOUT_S + _GRACE_S)
+            if not outcome:
+                return "no worker answered"
+            ending, _ = parse_ending(outcome)
+            printed, told = os.read(stdout[0], _MOST_TOLD), os.read(stderr[0], _MOST_TOLD)
+    except (OSError, ValueError) as error:
+        return str(error)
+    if ending.return_code == 0 and printed == _OUTPUT:
+        return ""
+    return f"exit code {ending.return_code}, {(told or printed).decode('utf-8', 'replace').strip()!r}"
+
+
+def _read_until_end(pipe: int, deadline: float) -> bytes:
+    """All that comes until the writer is gone; what has come by then where that takes too long."""
+    content = b""
+    poll = select.poll()
+    poll.register(pipe, select.POLLIN)
+    while poll.poll(1000 * max(0.0, deadline - time.monotonic())):
+        chunk = os.read(pipe, 1 << 16)
+        if not chunk:
+            break
+        content += chunk
+    return content

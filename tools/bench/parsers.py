@@ -1,0 +1,102 @@
+"""Tool-call parsers on a million random turns: none may raise, calls come back as written, and how fast it goes."""
+
+from __future__ import annotations
+
+import random
+import string
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from rl.chat.parsers import PARSERS, Parser
+from rl.types import ToolCall
+from tools.bench.figures import Figure, write_json
+
+PIECES = (
+    *("<tool_call>", "</tool_call>", "<think>", "</think>", "<function=f>", "</function>", "<parameter=p>"),
+    *("</parameter>", "<function=", "<|python_tag|>", "<search>", "</search>", "<answer>", "<request>", "<search"),
+    *("<call>", "<submit>", "<response>", "<tool>", "{", "}", "[", ";", '"', '"name"', '{"name":', ":", ","),
+    *('"arguments"', '"parameters"', '{"type": "function"', "\\", "\\ud800", "\n", " ", "é", "1e999", "NaN", "-"),
+)
+"""What random turns are made of: the tags of every format, whole and cut, and what JSON stumbles over."""
+
+TOOLS: list[dict[str, Any]] = [
+    {
+        "type": "function",
+        "function": {
+            "name": "search",
+            "description": "Finds documents.",
+            "parameters": {
+                "type": "object",
+                "properties": {"query_list": {"type": "array", "items": {"type": "string"}, "description": "Queries."}},
+                "required": ["query_list"],
+            },
+        },
+    }
+]
+
+_NUM_TURNS = 1_000_000
+_NUM_CALLS = 100_000
+_SEED = 7
+_LETTERS = string.ascii_letters + string.digits + " .,:;!?'\"\\/()[]{}=+-*_\n\té日🙂"
+
+
+def measure(num_turns: int = _NUM_TURNS, num_calls: int = _NUM_CALLS) -> list[Figure]:
+    """Run every parser on its share of the turns and of the calls.
+
+    Args:
+        num_turns: Random turns, over all parsers.
+        num_calls: Random calls, rendered and read back, over all parsers.
+
+    Returns:
+        Exceptions and lost calls, which have to be 0, and turns per second of each parser.
+    """
+    rng = random.Random(_SEED)
+    exceptions = lost = 0
+    figures = []
+    for name, unbound in PARSERS.items():
+        parser = unbound.for_tools(TOOLS)
+        raised, seconds, num_characters = _read_turns(parser, rng, num_turns // len(PARSERS))
+        exceptions += raised
+        lost += _lost_calls(parser, rng, num_calls // len(PARSERS))
+        turns_per_s = num_turns // len(PARSERS) / seconds
+        detail = f"{num_characters / seconds / 1e6:.1f} million characters/s"
+        figures.append(Figure(f"parser {name}", turns_per_s, "turns/s", detail=detail))
+    return [
+        Figure("parser exceptions", exceptions, "", 0, at_least=False, detail=f"{num_turns} random turns"),
+        Figure("parser calls not read back", lost, "", 0, at_least=False, detail=f"{num_calls} random calls"),
+        *figures,
+    ]
+
+
+def _read_turns(parser: Parser, rng: random.Random, count: int) -> tuple[int, float, int]:
+    """How many of so many random turns raised, the seconds that reading took, and the characters read."""
+    raised, num_characters, seconds = 0, 0, 0.0
+    for _ in range(count):
+        pieces = rng.choices(PIECES, k=rng.randrange(30)) + rng.choices(_LETTERS, k=rng.randrange(10))
+        rng.shuffle(pieces)
+        text = "".join(pieces)
+        num_characters += len(text)
+        start = time.perf_counter()
+        try:
+            parser.parse(text)
+        except Exception:  # whatever it is, it is what is counted
+            raised += 1
+        seconds += time.perf_counter() - start
+    return raised, seconds, num_characters
+
+
+def _lost_calls(parser: Parser, rng: random.Random, count: int) -> int:
+    lost = 0
+    for _ in range(count):
+        query = "".join(rng.choices(_LETTERS, k=rng.randrange(1, 40))).strip() or "x"
+        call = ToolCall("search", {"query_list": [query]})
+        read = parser.parse(f"Let me see.\n{parser.render(call)}<|im_end|>")
+        lost += [(c.name, c.arguments, c.error) for c in read] != [(call.name, call.arguments, None)]
+    return lost
+
+
+if __name__ == "__main__":
+    _, output, *_overrides = sys.argv[1:]
+    write_json(measure(), Path(output))
