@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from rl.config.keys import value_at
 from rl.config.problems import Problem, warning
-from rl.config.ranges import value_at
 from rl.config.schema import Config, Device, KlControl, LossAggregation, LrDecayStyle, RLConfig
 
 
@@ -149,7 +149,6 @@ def _rollout_conditions(rl: RLConfig) -> tuple[Condition, ...]:
             rl.multi_turn_enable,
             "multi_turn_enable is false. Set that.",
         ),
-        Condition(("rl_config.async_engine",), False, "engines are always asynchronous. Remove it."),
         Condition(
             ("rl_config.wandb_project", "rl_config.wandb_exp_name"), rl.use_wandb, "use_wandb is false. Set that."
         ),

@@ -163,8 +163,6 @@ def algorithm_problems(config: Config) -> Iterator[Problem]:
 def multi_turn_problems(config: Config) -> Iterator[Problem]:
     """What tools need."""
     rl = config.rl_config
-    if rl.multi_turn_enable and not rl.async_engine:
-        yield error("rl_config.async_engine: must be true with multi_turn_enable, got false. Set true.")
     if rl.multi_turn_enable and not rl.tool_config_path:
         yield error(
             "rl_config.tool_config_path: must name a tool YAML with multi_turn_enable, got nothing. "
@@ -211,7 +209,7 @@ def _overlong_problems(config: Config) -> Iterator[Problem]:
     if not 1 <= rl.overlong_buffer <= rl.rollout_max_tokens:
         yield error(
             f"rl_config.overlong_buffer: must be from 1 to rollout_max_tokens, {rl.rollout_max_tokens}, got "
-            f"{rl.overlong_buffer}. Set the tokens before the limit where the punishment begins."
+            f"{rl.overlong_buffer}. Set the tokens before the limit where the penalty begins."
         )
     elif begin >= longest_response(config):
         yield warning(

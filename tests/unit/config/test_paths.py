@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 
 from rl.__main__ import main
-from rl.config.build import key_paths
+from rl.config.kinds import Place
 from rl.config.load import compose_config, load_dataset_config
-from rl.config.paths import _READ, _WRITTEN, locate
+from rl.config.paths import locate, path_keys
 from rl.config.schema import Config, DatasetConfig
 from rl.config.sources import shipped_folder
 from rl.data.preprocess import preprocess
@@ -128,8 +128,18 @@ def test_preprocess_reads_and_writes_names_with_a_colon(project: Path) -> None:
     assert [prompt.ground_truth for prompt in load_prompts(written)] == ["2"]
 
 
-def test_the_rule_names_keys_that_exist() -> None:
-    assert {*_READ, *_WRITTEN} <= {*key_paths(Config), *key_paths(DatasetConfig)}
+def test_the_rule_holds_for_these_keys() -> None:
+    assert path_keys(Config, Place.INPUT) == (
+        "megatron_training.tokenizer_name_or_path",
+        "megatron_training.data_path",
+        "megatron_training.test_data_path",
+        "megatron_training.resume",
+        "actor_config.load",
+        "rl_config.tool_config_path",
+    )
+    assert path_keys(Config, Place.OUTPUT) == ("megatron_training.output_dir",)
+    assert path_keys(DatasetConfig, Place.INPUT) == ("input",)
+    assert path_keys(DatasetConfig, Place.OUTPUT) == ("output_prefix",)
 
 
 def test_validate_runs_in_a_users_project(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
