@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from rl.config.check import check_section
+from rl.config.divisibility import head_groups_fault
 from rl.config.keys import field_types
 from rl.config.model_folder import replacement
 from rl.config.problems import Problem, error, note
@@ -62,19 +63,21 @@ def read_model_facts(folder: Path) -> ModelConfig:
     known = {name: values[name] for name in field_types(ModelConfig) if values.get(name) is not None}
     section, problems = check_section(ModelConfig, known)
     facts = _filled(section)
-    if not problems and facts.num_attention_heads % facts.num_key_value_heads:
-        heads, kv_heads = facts.num_attention_heads, facts.num_key_value_heads
-        problems.append(
-            error(f"num_key_value_heads: must divide {heads} num_attention_heads, got {kv_heads}. Correct it.")
-        )
+    if not problems and (fault := head_groups_fault(facts)):
+        problems = [error(fault)]
     for problem in problems:
         raise ModelError(f"{path}: {problem.text} Is it a language model?")
     return facts
 
 
-def head_size(facts: ModelConfig) -> int:
-    """Size of one attention head."""
-    return facts.head_dim or facts.hidden_size // facts.num_attention_heads
+def head_size(model: Any) -> int:
+    """Size of one attention head.
+
+    Args:
+        model: A `ModelConfig`, or a config of transformers.
+    """
+    size: int = getattr(model, "head_dim", None) or model.hidden_size // model.num_attention_heads
+    return size
 
 
 def count_parameters(facts: ModelConfig) -> int:
