@@ -18,7 +18,8 @@ from rl.config.sources import shipped_folder
 from rl.data.preprocess import preprocess
 from rl.data.prompts import load_prompts
 from rl.errors import ConfigError
-from rl.tools.registry import load_toolbox, read_entries
+from rl.tools.entries import read_entries
+from rl.tools.registry import load_toolbox
 
 ROOT = Path(__file__).resolve().parents[3]
 NAME = "my_rewards.py:good"
@@ -116,8 +117,8 @@ def test_a_tool_file_finds_what_stands_beside_it(
     tools.write_text("tools: [{class_name: 'mine.py:Mine', config: {corpus_path: corpus.jsonl}}]\n")
     monkeypatch.chdir(tmp_path)
     (entry,) = read_entries(tools)
-    assert entry["class_name"] == str(project / "configs" / "mine.py:Mine")
-    assert entry["config"]["corpus_path"] == str(project / "configs" / "corpus.jsonl")
+    assert entry.target == str(project / "configs" / "mine.py:Mine")
+    assert entry.settings["corpus_path"] == str(project / "configs" / "corpus.jsonl")
 
 
 def test_preprocess_reads_and_writes_names_with_a_colon(project: Path) -> None:
