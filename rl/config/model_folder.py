@@ -1,4 +1,4 @@
-"""What stands in for a damaged file of a model folder: that of a run is in an older checkpoint, not to be fetched."""
+"""Advice for a damaged file of a model folder: fetch the model again, or take an older checkpoint."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What `rl validate` shows: the resolved configuration, the arithmetic of a step, and the problems."""
+"""Prints the output of `rl validate`: the resolved configuration, the arithmetic of a step, and the problems."""
 
 from __future__ import annotations
 
@@ -101,7 +101,7 @@ def _memory_table(config: Config, facts: ModelConfig) -> Table:
 
 
 def _add_cuda_rows(table: Table, config: Config, facts: ModelConfig) -> None:
-    """What a GPU must have for every phase, and its host."""
+    """Add what every phase needs of a GPU and of its host."""
     need, num_actors = device_memory(config, facts), config.rl_config.actor_resource.num_devices
     table.add_row("update on CUDA", _gib(need.learning_bytes), "the actor, and its processes' own")
     table.add_row(

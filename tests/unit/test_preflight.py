@@ -217,7 +217,7 @@ def spoil(**changes: object) -> Callable[[Config], None]:
         (spoil(r_policy_loss="sft"), "rl_config.policy_loss: unknown name 'sft'."),
         (
             spoil(r_adv_estimator="gae"),
-            "rl_config.adv_estimator: gae needs a critic, and none is trained here. Choose from group_norm, rloo, ",
+            "rl_config.adv_estimator: gae needs a critic, which is not supported. Choose from group_norm, rloo, ",
         ),
         (spoil(r_tool_parser_format="hermees"), "Did you mean 'hermes'?"),
         (spoil(r_tool_parser_format="qwen3_coder"), "the chat template writes a tool call as"),
