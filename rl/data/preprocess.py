@@ -91,8 +91,6 @@ def _check(config: DatasetConfig) -> None:
         raise ConfigError("map_keys.prompt: is empty. Name the column that holds the prompt.")
     if config.prompt_type not in TEMPLATES:
         raise ConfigError(unknown_name("prompt_type", config.prompt_type, TEMPLATES))
-    if config.test_size < 0:
-        raise ConfigError(f"test_size: must be at least 0, got {config.test_size}. Give a number of rows.")
 
 
 def _input_files(source: Path) -> Iterator[Path]:

@@ -135,7 +135,6 @@ def test_preprocess_names_the_row_and_the_reason(tmp_path: Path, row: dict, keys
         ({"map_keys": {"promt": "q"}}, ConfigError, "Did you mean 'prompt'"),
         ({"map_keys": {"response": "r"}}, ConfigError, "map_keys.prompt: is empty"),
         ({"test_size": 1}, DataError, "leave none to train on"),
-        ({"test_size": -1}, ConfigError, "test_size: must be at least 0"),
         ({"dataset_additional_keys": ["mixed"]}, DataError, "does not have one type in all rows"),
     ],
 )
