@@ -16,44 +16,43 @@ from rl.config.schema import Config, DatasetConfig
 
 _HEAD = """# Configuration
 
-Every key of a run's YAML, from `rl/config/schema.py`, written by `python -m rl.config.reference docs`. Only keys that
-differ from their default need to be given, in a file of `configs/` or on the command line as `section.key=value`.
+Every key of a run's YAML, generated from `rl/config/schema.py` by `python -m rl.config.reference docs`. Set only the
+keys that differ from their default, in a file of `configs/` or on the command line as `section.key=value`.
 `python -m rl validate --config-name NAME` prints all of them with the arithmetic of a step.
 
 ## Files
 
-`--config-name NAME` is looked for in your own folder, `configs` of the working folder or `--config-dir`, and then among
-the configurations that come with the package; so are the files that `defaults` names. A configuration of your own can
-build on a shipped one from any folder:
+`--config-name NAME` is looked for in your own folder (`--config-dir`, by default `configs` in the working folder), then
+among the configurations of the package. The same holds for the files in `defaults`. Your configuration can build on a
+shipped one from any folder:
 
 ```yaml
 # configs/my.yaml
 defaults:
   - dapo_smollm2_135m_retool
-  - override /model: null     # the model of another name: its config.json says what it is
+  - override /model: null     # the `model` section of another model: leave it out, since config.json has the sizes
   - _self_
 actor_config:
   load: models/my-model
 ```
 
-A file of yours takes the place of a shipped one of the same name. `--config-name` also takes a path, such as
-`elsewhere/my.yaml`; your own folder is then the one it stands in. Files are UTF-8, or UTF-16 with a byte order mark,
-and end in `.yaml`.
+Your file replaces a shipped one of the same name. `--config-name` also takes a path, such as `elsewhere/my.yaml`; its
+folder is then your own folder. Files are UTF-8, or UTF-16 with a byte order mark, and end in `.yaml`.
 
 **Paths.** `~` is your home folder. A relative path to a file that is read (model, tokenizer, data, tool YAML, reward
-file) is looked for in the working folder; what is not there, in your own folder of configurations, then in the folder
-above it. Paths that begin with `configs/` are at last looked for among the shipped ones. Within a tool YAML the same
-holds, with the folder of that file in the place of your own. What a run writes (`output_dir`, `output_prefix`) is
-relative to the working folder. `rl validate` prints where each path led.
+file) is looked for in the working folder, then in your own folder of configurations, then in the folder above that.
+Paths that begin with `configs/` are finally looked for in the package. In a tool YAML, the folder of that file replaces
+your own folder. What a run writes (`output_dir`, `output_prefix`) is relative to the working folder. `rl validate`
+prints the resolved paths.
 
-**The command line.** `key=value` sets any key. Where the key is text, what you type is the text: spaces, `=`, `(`, `~`,
-`:`, and letters of any script need no further quotes than your shell's. Quotes around the whole are taken off, and
-`null` is nothing (`'null'` in quotes is the word). A list of text is cut at its commas: `[base_acc, my (1).py:f]`; put
-an item with a comma in quotes. Other lists and mappings are written as in YAML: `{'my.py:f': {limit: 3}}`; a mapping is
-merged into the one that YAML gives. One entry is set by its name, whose dots belong to it: `my.py:f.limit=3`
-behind `rl_config.verifier_kwargs.`. `${section.key}` stands for another key's value, `${oc.env:NAME}` for a variable of
-the environment, here and in YAML; `\\${` is the characters. `group=NAME` chooses another file of a group
-(`model=qwen3_4b`), `~group` or `group=null` leaves it out, `~section.key` removes a key.
+**The command line.** `key=value` sets any key. If the key is text, the value is exactly what you type: spaces, `=`,
+`(`, `~`, `:`, and letters of any script need no quotes except your shell's. Quotes around the whole value are removed,
+and `null` means none (`'null'` in quotes is the word). A list of text is split at its commas: `[base_acc, my
+(1).py:f]`; put an item with a comma in quotes. Other lists and mappings are written as in YAML: `{'my.py:f': {limit:
+3}}`; a mapping is merged into the one from YAML. To set one entry, append its name, which may contain dots:
+`my.py:f.limit=3` after `rl_config.verifier_kwargs.`. `${section.key}` stands for the value of another key,
+`${oc.env:NAME}` for an environment variable, here and in YAML; write `\\${` for the characters. `group=NAME` chooses
+another file of a group (`model=qwen3_4b`), `~group` or `group=null` leaves it out, `~section.key` removes a key.
 """
 
 _BEGIN, _END = "<!-- generated: migration -->", "<!-- end -->"
