@@ -288,12 +288,12 @@ def test_preflight_gives_the_row_of_malformed_data(config: Config) -> None:
     ("reward", "truth", "message"),
     [
         ("search_em", {"answer": "Lisbon"}, "search_em: the ground truth is a record without target or ground_truth"),
-        ("search_f1", "a", "search_f1: nothing is left to compare with of the ground truth, got 'a'."),
-        ("math_acc", "", "math_acc: nothing is left to compare with of the ground truth, got ''."),
+        ("search_f1", "a", "search_f1: the ground truth is empty after normalization, got 'a'."),
+        ("math_acc", "", "math_acc: the ground truth is empty after normalization, got ''."),
         ("base_acc", [], "base_acc: the ground truth is an empty list."),
-        ("gsm8k_boxed", "work\n####", "gsm8k_boxed: nothing is left to compare with"),
+        ("gsm8k_boxed", "work\n####", "gsm8k_boxed: the ground truth is empty after normalization"),
         ("retool_reward", "['1']", "retool_reward: the ground truth looks like a list or a record, but is not JSON"),
-        ("rl.rewards.rules:base_acc", "$", "rl.rewards.rules:base_acc: nothing is left to compare with"),
+        ("rl.rewards.rules:base_acc", "$", "rl.rewards.rules:base_acc: the ground truth is empty after normalization"),
         ("reasoning_gym", "4", "reasoning_gym: the row needs the columns task and entry"),
     ],
 )
