@@ -19,7 +19,7 @@ LAYER = "decoder.layers.2."
 
 
 def mapping_of_rank(tp_rank: int, tp_size: int = 2, *, vocab_size: int = 5) -> WeightMapping:
-    """4 heads in 2 groups, one channel a head; sharding needs no process group."""
+    """4 heads in 2 groups, one channel per head; sharding needs no process group."""
     config = Qwen2Config(
         hidden_size=4, num_attention_heads=4, num_key_value_heads=2, vocab_size=vocab_size, tie_word_embeddings=True
     )
@@ -134,12 +134,12 @@ def test_load_of_a_missing_tensor_names_it(parallel: ParallelState, tmp_path: Pa
 def test_load_of_another_size_names_the_tensor(parallel: ParallelState, tmp_path: Path) -> None:
     source = make_tiny_model(tmp_path, "llama")
     edit_config(source, intermediate_size=96)
-    with pytest.raises(ModelError, match=r"gate_proj\.weight.*asks for \(192, 64\).*got \(256, 64\)"):
+    with pytest.raises(ModelError, match=r"gate_proj\.weight.*requires \(192, 64\).*got \(256, 64\)"):
         load_policy(source, parallel)
 
 
-def test_save_never_overwrites(parallel: ParallelState, tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match="exists already"):
+def test_save_does_not_overwrite(parallel: ParallelState, tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="already exists"):
         save_hf_model(tmp_path, [], source_folder=tmp_path)
 
 
