@@ -134,7 +134,7 @@ async def test_engine_survives_more_prompt_tokens_than_one_pass_takes(engine):
 
 
 async def test_engine_refuses_a_prompt_that_is_too_long(engine):
-    with pytest.raises(RolloutError, match="refuses a request of 600 tokens"):
+    with pytest.raises(RolloutError, match="rejected a request of 600 tokens"):
         await engine.generate([5] * 600, Sampling(0.0, 4), session_id="too long")
     assert (await engine.generate(PROMPT, Sampling(0.0, 4), session_id="after")).token_ids
 
@@ -170,7 +170,7 @@ async def test_engine_refuses_weights_that_differ_from_the_checksum(engine, refe
     sent[name] = sent[name].clone()
     sent[name][3, 5] += 1e-4
     changed = publish(iter(sent.items()), tmp_path, version=5)
-    with pytest.raises(WeightSyncError, match="version 5 did not arrive as they were sent"):
+    with pytest.raises(WeightSyncError, match="version 5 differ from those published"):
         await engine.update_weights(WeightUpdate(5, (str(changed.path),), shard.checksum))
     with pytest.raises(RolloutError, match="version 5 did not load"):
         await engine.generate(PROMPT, Sampling(0.0, 4), session_id="broken")
@@ -181,7 +181,7 @@ async def test_engine_refuses_weights_that_differ_from_the_checksum(engine, refe
 
 async def test_engine_names_a_stale_file(engine, reference, tmp_path):
     shard = publish(iter(tensors_of(reference).items()), tmp_path, version=6)
-    with pytest.raises(WeightSyncError, match="holds version 6, not 7"):
+    with pytest.raises(WeightSyncError, match="must have version 7, got 6"):
         await engine.update_weights(WeightUpdate(7, (str(shard.path),)))
     await engine.update_weights(WeightUpdate(6, (str(shard.path),)))
 
@@ -203,10 +203,10 @@ async def test_engine_reports_its_death_and_leaves_no_process(engine):
 
 
 async def test_engine_names_a_folder_without_a_model(tmp_path):
-    with pytest.raises(ModelError, match=r"no config\.json there"):
+    with pytest.raises(ModelError, match=r"config\.json is missing"):
         await VllmEngine.create(tiny_config(), model_folder=tmp_path, replica=0, seed=1)
     (tmp_path / "config.json").write_text('{"model_type": "nothing-known"}')
-    with pytest.raises(ModelError, match="vLLM cannot run this model"):
+    with pytest.raises(ModelError, match="vLLM cannot load this model"):
         await VllmEngine.create(tiny_config(), model_folder=tmp_path, replica=0, seed=1)
 
 

@@ -70,7 +70,7 @@ def test_engine_keeps_the_contract_sleeps_and_computes_with_what_is_published(fa
             await engine.sleep()
             asleep, _ = torch.cuda.mem_get_info()
             assert asleep - awake > 0.8 * SHARE * total
-            with pytest.raises(RolloutError, match="it sleeps, and has no weights until the next publish"):
+            with pytest.raises(RolloutError, match="it is asleep and has no weights until the next publish"):
                 await engine.generate(prompt, Sampling(0.0, 4), session_id="asleep")
             await engine.update_weights(await publish_version(4))  # read back and compared by the checksum
             again = await engine.generate(prompt, Sampling(0.0, 24), session_id="again")
