@@ -54,7 +54,7 @@ def config(model: Path, tmp_path: Path) -> Config:
 def test_preflight_returns_the_prompts_that_are_short_enough(config: Config, caplog: pytest.LogCaptureFixture) -> None:
     kept = preflight(config)
     assert [prompt.messages[0]["content"] for prompt in kept] == ["a"]
-    assert "dropped 1 of 2 prompts, which have more than rl_config.max_prompt_length tokens, 400." in caplog.text
+    assert "dropped 1 of 2 prompts with more than rl_config.max_prompt_length = 400 tokens." in caplog.text
 
 
 def test_preflight_warns_of_tool_settings_without_effect(
@@ -202,10 +202,13 @@ def spoil(**changes: object) -> Callable[[Config], None]:
             "got 2.",
         ),
         (spoil(m_data_path=""), "megatron_training.data_path: must name a data file, got nothing. Set what"),
-        (spoil(m_data_path="nowhere.parquet"), "megatron_training.data_path: nowhere.parquet: no such data file."),
+        (
+            spoil(m_data_path="nowhere.parquet"),
+            "megatron_training.data_path: nowhere.parquet: the data file does not exist.",
+        ),
         (
             spoil(m_test_data_path="nowhere.parquet"),
-            "megatron_training.test_data_path: nowhere.parquet: no such data file.",
+            "megatron_training.test_data_path: nowhere.parquet: the data file does not exist.",
         ),
         (spoil(a_load="nowhere"), "actor_config.load: no folder 'nowhere'."),
         (spoil(g_kv_cache_memory_gb=1e5), "of memory, "),
