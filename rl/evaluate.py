@@ -1,4 +1,4 @@
-"""Evaluation: held-out prompts through the same agent loop, greedily unless told otherwise."""
+"""Evaluation on held-out prompts with the agent loop of training, greedy by default."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from rl.types import Group, Prompt, Sampling
 
 
 def main(config: Config, name: str, model: Path) -> None:
-    """Evaluate a model folder on `megatron_training.test_data_path` and write the figures to a run directory.
+    """Evaluate a model on `megatron_training.test_data_path` and write the metrics to a run directory.
 
     Args:
-        config: As composed from YAML and the command line.
-        name: The configuration's name, for the run directory.
-        model: Hugging Face folder or checkpoint to evaluate.
+        config: The composed configuration.
+        name: Name of the configuration, for the run directory.
+        model: Hugging Face folder or checkpoint.
 
     Raises:
-        TurnwiseError: Anything a user can mend.
+        TurnwiseError: An error that the user can fix.
     """
     preflight_evaluation(config)
     held_out = load_held_out(config)
@@ -38,18 +38,18 @@ def main(config: Config, name: str, model: Path) -> None:
             on_group=run.progress.groups,
         ) as cluster,
     ):
-        assert cluster.rollouts is not None, "the evaluation asked for engines"
+        assert cluster.rollouts is not None, "launch starts engines for an evaluation"
         run.log_evaluation(0, evaluate(config, cluster.rollouts, held_out))
 
 
 def load_held_out(config: Config) -> list[Prompt]:
-    """Read the held-out prompts; those longer than `max_prompt_length` are dropped and counted, as in training.
+    """Load the held-out prompts; drop those longer than `max_prompt_length`, as in training.
 
     Returns:
-        Prompts in the order of the file; none where `test_data_path` is not set.
+        Prompts in the order of the file; empty without `test_data_path`.
 
     Raises:
-        DataError: The file is malformed, or no prompt is short enough.
+        DataError: The file is malformed, or all prompts are too long.
     """
     path = config.megatron_training.test_data_path
     if not path:
@@ -60,11 +60,7 @@ def load_held_out(config: Config) -> list[Prompt]:
 
 
 def evaluate(config: Config, rollouts: RolloutGroup, prompts: list[Prompt]) -> list[Group]:
-    """Run every held-out prompt with `generate_config.eval_sampling_config`.
-
-    Returns:
-        A scored group for each prompt, in their order; empty without prompts.
-    """
+    """Roll out prompts with `generate_config.eval_sampling_config`; return one scored group per prompt, in order."""
     sampling = config.generate_config.eval_sampling_config
     settings = Sampling(
         temperature=sampling.temperature,

@@ -27,7 +27,7 @@ def test_terminal_shows_the_project_and_the_errors_of_libraries(
     assert all(word in kept for word in ("ours", "theirs", "broken", "outdated"))
 
 
-def test_warn_once_says_each_text_once(caplog: pytest.LogCaptureFixture) -> None:
+def test_warn_once_logs_each_text_once(caplog: pytest.LogCaptureFixture) -> None:
     logger = logging.getLogger("rl.test_warn_once")
     for number in (1, 2, 1):
         warn_once(logger, "reward failed: %d", number)
