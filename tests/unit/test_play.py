@@ -134,7 +134,7 @@ class Terminal:
         return before.decode()
 
     def interrupt(self) -> None:
-        """Press Ctrl-C until there is a reaction: Python's `input` misses one that comes just before it waits for a key."""
+        """Press Ctrl-C until it works: Python's `input` misses one that comes just before it waits for a key."""
         for _ in range(60):
             self.type("\x03")
             with suppress(TimeoutError):
