@@ -42,7 +42,7 @@ def sequence_ratio_loss(
     """
     change = logprobs - old_logprobs
     mean = bound_log_ratio(sequence_mean(change.detach(), sequence_ids))
-    ratio = (mean + (logprobs - logprobs.detach())).exp()  # the brackets keep the value exact
+    ratio = (mean + (logprobs - logprobs.detach())).exp()  # the parentheses keep the value exact
     free = -advantages * ratio
     bounded = -advantages * ratio.clamp(1.0 - clip_low, 1.0 + clip_high)
     return TokenLoss(loss=torch.maximum(free, bounded), is_clipped=(bounded > free).float(), ppo_kl=-change.detach())

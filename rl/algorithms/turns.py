@@ -51,7 +51,7 @@ def turn_advantages(
     Returns:
         [K_i] float32 for each trajectory, all 0 if no turn of the batch has a reward.
 
-    Source: turn-level advantages beside the outcome's, MT-GRPO, arXiv:2505.11821, section 4.
+    Source: turn-level and outcome advantages, MT-GRPO, arXiv:2505.11821, section 4.
     """
     counts = torch.tensor([len(r) for r in returns])
     turn_numbers = torch.cat([torch.arange(len(r)) for r in returns])

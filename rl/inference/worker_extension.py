@@ -18,7 +18,7 @@ from vllm.model_executor.layers.vocab_parallel_embedding import VocabParallelEmb
 from vllm.platforms import current_platform
 
 from rl.errors import WeightSyncError
-from rl.weight_sync.plan import join_checksums, tensor_digest
+from rl.weight_sync.plan import checksum, tensor_digest
 from rl.weight_sync.shared_memory import read_tensors
 
 if current_platform.is_cpu():
@@ -45,8 +45,7 @@ class WorkerExtension:
 
     def loaded_checksum(self) -> str:
         """Checksum of the weights that the model computes with, under their Hugging Face names."""
-        model = self.model_runner.get_model()
-        return join_checksums(f"{tensor_digest(name, tensor):032x}" for name, tensor in read_back(model))
+        return checksum(read_back(self.model_runner.get_model()))
 
 
 def share_packed_embedding(model: nn.Module) -> None:

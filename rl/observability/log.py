@@ -63,13 +63,3 @@ def setup_logging(log_file: Path | None = None, *, level: int = logging.INFO) ->
         logging.getLogger(name).setLevel(logging.ERROR)
     logging.captureWarnings(True)
     warnings.filterwarnings("default")
-
-
-def warn_once(logger: logging.Logger, message: str, *args: object) -> None:
-    """Log a warning, but each text (`message` % `args`) only once per process."""
-    _warn(logger.name, message % args if args else message)
-
-
-@cache
-def _warn(logger_name: str, text: str) -> None:
-    logging.getLogger(logger_name).warning("%s", text)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack
 from pathlib import Path
@@ -16,7 +15,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from rl.config.model_folder import STATE_FILES, replacement
-from rl.errors import CheckpointError, ModelError
+from rl.errors import ModelError
 
 INDEX_NAME = "model.safetensors.index.json"
 SINGLE_NAME = "model.safetensors"
@@ -101,46 +100,11 @@ def open_tensors(folder: Path, stack: ExitStack) -> Callable[[str], Tensor]:
     return read
 
 
-def save_hf_model(
-    folder: Path,
-    tensors: Iterable[tuple[str, Tensor]],
-    *,
-    source_folder: Path,
-    dtype: torch.dtype | None = None,
-    max_shard_size: int = 4 << 30,
-) -> Path:
-    """Write a model folder for `from_pretrained` and vLLM, atomically.
-
-    Args:
-        folder: Must not exist.
-        tensors: Hugging Face names and whole tensors; at most `max_shard_size` bytes are held at a time.
-        source_folder: Model folder whose config, tokenizer, chat template and generation settings are copied.
-        dtype: Convert tensors to it; None keeps their dtypes.
-        max_shard_size: Largest size of one file, in bytes.
-
-    Returns:
-        `folder`.
-
-    Raises:
-        CheckpointError: `folder` already exists.
-    """
-    if folder.exists():
-        raise CheckpointError(f"{folder}: already exists. Name another folder; nothing is overwritten.")
-    partial = folder.with_name(folder.name + ".partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    index = write_shards(partial, tensors, dtype=dtype, max_shard_size=max_shard_size)
-    finish_hf_folder(partial, index, source=read_source_files(source_folder), dtype=dtype)
-    os.replace(partial, folder)
-    return folder
-
-
 def write_shards(
     folder: Path,
     tensors: Iterable[tuple[str, Tensor]],
     *,
     stage: int = 0,
-    dtype: torch.dtype | None = None,
     max_shard_size: int = 4 << 30,
 ) -> dict[str, str]:
     """Write tensors to safetensors files of up to `max_shard_size` bytes.
@@ -149,7 +113,6 @@ def write_shards(
         folder: Must exist.
         tensors: Names and whole tensors; copied to the CPU one by one.
         stage: Pipeline stage of this rank; part of the file names, so that stages can write to the same folder.
-        dtype: Convert tensors to it; None keeps their dtypes.
         max_shard_size: Bytes; a larger tensor gets its own file.
 
     Returns:
@@ -170,7 +133,7 @@ def write_shards(
 
     for name, tensor in tensors:
         # Copy: parts of one parameter share its storage, which safetensors rejects.
-        whole = tensor.detach().to("cpu", dtype or tensor.dtype, copy=True, memory_format=torch.contiguous_format)
+        whole = tensor.detach().to("cpu", copy=True, memory_format=torch.contiguous_format)
         if num_bytes + whole.nbytes > max_shard_size:
             flush()
         pending[name] = whole

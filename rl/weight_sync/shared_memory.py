@@ -18,7 +18,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from rl.errors import WeightSyncError
-from rl.weight_sync.plan import HEADER_BYTES, TensorEntry, dtype_name, encode_header, join_checksums, tensor_digest
+from rl.weight_sync.plan import HEADER_BYTES, TensorEntry, checksum, dtype_name, encode_header, join_checksums
 
 
 @dataclass(slots=True, frozen=True)
@@ -59,7 +59,7 @@ def publish(
     directory.mkdir(parents=True, exist_ok=True)
     path = directory / f"weights-{shard}.safetensors"
     entries: list[TensorEntry] = []
-    digests: list[str] = []
+    checksums: list[str] = []
     offset = 0
     file = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
     try:
@@ -70,12 +70,12 @@ def publish(
             _write(file, memoryview(value.view(-1).view(torch.uint8).numpy()), HEADER_BYTES + offset, path)
             offset += num_bytes
             if with_checksum:
-                digests.append(f"{tensor_digest(name, value):032x}")
+                checksums.append(checksum([(name, value)]))
         os.ftruncate(file, HEADER_BYTES + offset)
         _write(file, memoryview(encode_header(entries, version=version)), 0, path)
     finally:
         os.close(file)
-    return Shard(path, HEADER_BYTES + offset, join_checksums(digests) if with_checksum else None)
+    return Shard(path, HEADER_BYTES + offset, join_checksums(checksums) if with_checksum else None)
 
 
 def read_tensors(paths: tuple[str, ...], *, version: int) -> Iterator[tuple[str, Tensor]]:

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer, Qwen2Config
 
-from rl.errors import CheckpointError, ModelError
-from rl.training.hf_files import INDEX_NAME, save_hf_model
+from rl.errors import ModelError
+from rl.training.hf_files import INDEX_NAME, finish_hf_folder, read_source_files, write_shards
 from rl.training.hf_weights import WeightMapping, export_hf_weights, name_parameters
 from rl.training.parallel import ParallelState
 from tests.tiny import make_tiny_model
@@ -76,9 +76,10 @@ def test_export_is_bit_exact(parallel: ParallelState, tmp_path: Path, family: st
     source = make_tiny_model(tmp_path / "source", family, dtype=dtype, max_shard_size="150KB")
     assert (source / INDEX_NAME).is_file()
     chunks = load_policy(source, parallel)  # float32 holds every bfloat16
-    saved = save_hf_model(
-        tmp_path / "saved", export_hf_weights(chunks, parallel), source_folder=source, dtype=dtype, max_shard_size=10**5
-    )
+    (saved := tmp_path / "saved").mkdir()
+    exported = ((name, tensor.to(dtype)) for name, tensor in export_hf_weights(chunks, parallel))
+    index = write_shards(saved, exported, max_shard_size=10**5)
+    finish_hf_folder(saved, index, source=read_source_files(source), dtype=dtype)
     expected, actual = (AutoModelForCausalLM.from_pretrained(folder, dtype="auto") for folder in (source, saved))
     assert actual.dtype == dtype
     assert_same_tensors(actual.state_dict(), expected.state_dict())
@@ -136,11 +137,6 @@ def test_load_of_another_size_names_the_tensor(parallel: ParallelState, tmp_path
     edit_config(source, intermediate_size=96)
     with pytest.raises(ModelError, match=r"gate_proj\.weight.*requires \(192, 64\).*got \(256, 64\)"):
         load_policy(source, parallel)
-
-
-def test_save_does_not_overwrite(parallel: ParallelState, tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match="already exists"):
-        save_hf_model(tmp_path, [], source_folder=tmp_path)
 
 
 def edit_config(folder: Path, **fields: object) -> None:
