@@ -31,7 +31,7 @@ class ServiceError(TurnwiseError):
 
 
 class RewardError(TurnwiseError):
-    """A reward function cannot be loaded, or it cannot read a row."""
+    """A reward function cannot be loaded, cannot read a row, or gives no usable score."""
 
 
 class WeightSyncError(TurnwiseError):

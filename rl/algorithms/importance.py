@@ -32,7 +32,7 @@ class Correction:
     weights: Tensor
     """[T] float32, factor on the policy loss."""
     is_kept: Tensor
-    """[T] float32, 0 on the tokens of rejected sequences, which enter no loss term."""
+    """[T] float32, 0 on the loss tokens of rejected sequences, which enter no loss term."""
     ratios: Tensor
     """[T] float32, `weights` before they were bounded."""
 
@@ -119,7 +119,7 @@ def keep_sequences(
         lower: Lower bound for k1 statistics; None means 1 / `upper`.
 
     Returns:
-        [T] float32, 0 on the tokens of rejected sequences, 1 elsewhere.
+        [T] float32, 0 on the loss tokens of rejected sequences, 1 elsewhere.
     """
     values = REJECTIONS[statistic](bound_log_ratio(log_ratios), ids)
     if is_ratio_statistic(statistic):

@@ -75,9 +75,9 @@ def read_model_facts(folder: Path) -> ModelConfig:
     return facts
 
 
-def head_size(facts: ModelConfig) -> int:
-    """Size of one attention head."""
-    return facts.head_dim or facts.hidden_size // facts.num_attention_heads
+def head_size(facts: Any) -> int:
+    """Number of channels of one attention head, from a `ModelConfig` or a transformers config."""
+    return getattr(facts, "head_dim", None) or facts.hidden_size // facts.num_attention_heads
 
 
 def count_parameters(facts: ModelConfig) -> int:

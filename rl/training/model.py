@@ -24,6 +24,7 @@ from torch.nn import functional
 from transformers import AutoConfig
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
+from rl.config.model_facts import head_size
 from rl.config.model_folder import replacement
 from rl.config.schema import Config
 from rl.errors import ModelError, unknown_name
@@ -165,11 +166,6 @@ def unwrap_chunk(chunk: Any) -> Any:
 def padded_vocab_size(vocab_size: int, tp_size: int) -> int:
     """Round the vocabulary up to a multiple of `tp_size`; the model never predicts the padding rows."""
     return -(-vocab_size // tp_size) * tp_size
-
-
-def head_size(hf_config: Any) -> int:
-    """Number of channels of one attention head."""
-    return getattr(hf_config, "head_dim", None) or hf_config.hidden_size // hf_config.num_attention_heads
 
 
 def transformer_config(hf_config: Any, *, config: Config, parallel: ParallelState) -> TransformerConfig:
