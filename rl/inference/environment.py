@@ -38,7 +38,7 @@ def engine_environment(config: Config, cores: tuple[int, ...], sockets: Path) ->
 
 
 def _openmp_environment(cores: tuple[int, ...]) -> dict[str, str]:
-    """Bind threads to cores; use Intel's OpenMP if installed, because its idle threads sleep soon and free the cores."""
+    """Bind threads to cores; use Intel's OpenMP if installed, because its idle threads soon free the cores."""
     listed = ",".join(str(core) for core in cores)
     variables = {"VLLM_CPU_OMP_THREADS_BIND": listed}
     library = Path(sys.prefix) / "lib" / "libiomp5.so"
