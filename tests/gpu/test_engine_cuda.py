@@ -50,7 +50,7 @@ def tensors_of(folder: Path, scale: float = 1.0) -> dict[str, torch.Tensor]:
 
 
 @pytest.mark.parametrize("family", ["qwen2", "qwen3", "llama"])  # vLLM has two model runners, chosen by the family
-def test_engine_keeps_the_contract_sleeps_and_computes_with_what_is_published(family: str, tmp_path: Path) -> None:
+def test_engine_fulfills_the_contract_sleeps_and_uses_published_weights(family: str, tmp_path: Path) -> None:
     from rl.inference.engine import VllmEngine
 
     folder = make_model(tmp_path / "model", family)

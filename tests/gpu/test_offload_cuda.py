@@ -1,4 +1,4 @@
-"""Device and host memory of what waits on the host; needs torch alone."""
+"""Device and host memory of offloaded tensors; needs only torch."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from tests.gpu.cuda import NEEDS_CUDA
 pytestmark = NEEDS_CUDA
 
 
-def test_stash_frees_the_devices_memory_and_pins_exactly_as_much() -> None:
+def test_stash_frees_device_memory_and_pins_exactly_as_much() -> None:
     tensors = [torch.randn(3_000_001, device="cuda"), torch.randn(5_000_003, device="cuda").bfloat16()]
     gradients = torch.randn(7_000_000, device="cuda")
     before, expected = torch.cuda.memory_allocated(), [t.cpu() for t in tensors]
