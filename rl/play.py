@@ -72,7 +72,7 @@ def main(config: Config, *, by_hand: bool) -> None:
             "`python tools/fetch_model.py` fetches a small one."
         )
     with ExitStack() as stack:
-        stack.enter_context(_ended_by_signals())
+        stack.enter_context(_exit_on_signals())
         runner = stack.enter_context(asyncio.Runner())
         if config.rl_config.multi_turn_enable:
             runner.run(_check_tools(Path(config.rl_config.tool_config_path or "")))
@@ -82,8 +82,8 @@ def main(config: Config, *, by_hand: bool) -> None:
             stack.callback(lambda: runner.run(toolbox.close()))
         engine = _human_engine(dialog) if by_hand else _start_engine(config, dialog, runner, stack)
         stack.callback(ignore_interrupts)  # runs before the clean-up, which has its own deadlines
-        _introduce(dialog, by_hand=by_hand)
-        _converse(_Player(config, dialog, engine, by_hand=by_hand), runner)
+        _print_introduction(dialog, by_hand=by_hand)
+        _answer_questions(_Player(config, dialog, engine, by_hand=by_hand), runner)
 
 
 class _Player:
@@ -122,7 +122,7 @@ class _Player:
             print_call(console(), call)
 
 
-def _converse(player: _Player, runner: asyncio.Runner) -> None:
+def _answer_questions(player: _Player, runner: asyncio.Runner) -> None:
     """Answer questions until the input ends. Ctrl-C stops an answer; if input is a pipe, it ends the session."""
     if sys.stdin.isatty():
         import readline  # noqa: F401  # gives `input` a history and the arrow keys
@@ -200,10 +200,10 @@ def expand_calls(text: str, dialog: Dialog) -> str:
         ToolError: The arguments are neither a JSON object nor plain text for a tool with one text argument.
     """
     said, *parts = _CALL.split(text)
-    return said + "\n".join(_written_call(*call, dialog) for call in zip(parts[::2], parts[1::2], strict=True))
+    return said + "\n".join(_render_call(*call, dialog) for call in zip(parts[::2], parts[1::2], strict=True))
 
 
-def _written_call(name: str, text: str, dialog: Dialog) -> str:
+def _render_call(name: str, text: str, dialog: Dialog) -> str:
     tools = dialog.toolbox.tools if dialog.toolbox is not None else {}
     try:
         arguments = json.loads(text or "{}")
@@ -241,11 +241,11 @@ def _start_engine(config: Config, dialog: Dialog, runner: asyncio.Runner, stack:
     model = Path(config.actor_config.load)
     console().print(Text(f"starting vLLM with {model}; its messages are in {log}"), soft_wrap=True)
     seed, ends = config.megatron_training.seed, dialog.renderer.end_of_turn_ids
-    with _output_in(log):
+    with _redirect_output(log):
         engine = runner.run(VllmEngine.create(config, model_folder=model, replica=0, seed=seed, stop_token_ids=ends))
 
     def end() -> None:
-        with _output_in(log):
+        with _redirect_output(log):
             runner.run(engine.shutdown())
 
     stack.callback(end)
@@ -253,7 +253,7 @@ def _start_engine(config: Config, dialog: Dialog, runner: asyncio.Runner, stack:
 
 
 @contextmanager
-def _output_in(log: Path) -> Iterator[None]:
+def _redirect_output(log: Path) -> Iterator[None]:
     """Redirect the output of this process to a file; children started meanwhile keep it."""
     originals = {fd: os.dup(fd) for fd in (1, 2)}
     with log.open("a") as stream:
@@ -284,7 +284,7 @@ async def _check_tools(path: Path) -> None:
         await toolbox.close()
 
 
-def _introduce(dialog: Dialog, *, by_hand: bool) -> None:
+def _print_introduction(dialog: Dialog, *, by_hand: bool) -> None:
     """Print the tools, and in manual mode the prompt format and help."""
     functions = [schema["function"] for schema in (dialog.toolbox.schemas if dialog.toolbox is not None else [])]
     tools = [f"{f['name']}({', '.join((f.get('parameters') or {}).get('properties') or {})})" for f in functions]
@@ -297,7 +297,7 @@ def _introduce(dialog: Dialog, *, by_hand: bool) -> None:
 
 
 @contextmanager
-def _ended_by_signals() -> Iterator[None]:
+def _exit_on_signals() -> Iterator[None]:
     """Turn SIGTERM, and SIGHUP from a closed terminal, into an exception, so that clean-up runs."""
 
     def leave(number: int, frame: Any) -> None:

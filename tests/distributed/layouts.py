@@ -102,7 +102,7 @@ class Outcome:
     losses: dict[str, dict[str, float]]
     """Metrics of one more update with each loss of `CLIP_RANGES`, one after the other."""
     corrected: dict[str, float]
-    """Metrics of one more update, with importance weights, rejected sequences and old log-probs equal to the current."""
+    """Metrics of one more update, with importance weights, rejected sequences and current log-probs as old ones."""
     loss_weights: dict[str, Tensor]
     """Parameters after all updates, this rank's stage."""
 
