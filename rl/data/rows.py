@@ -33,11 +33,11 @@ ARROW_ERRORS = (pa.ArrowException, ValueError, TypeError, OverflowError, KeyErro
 """Raised by pyarrow for values that it or Python cannot represent: 80-bit numbers, dates after the year 9999."""
 
 
-def _refuse(error: DataError) -> NoReturn:
+def _raise(error: DataError) -> NoReturn:
     raise error
 
 
-def iter_rows(path: Path, on_bad: Callable[[DataError], None] = _refuse) -> Iterator[tuple[int, dict[str, Any]]]:
+def iter_rows(path: Path, on_bad: Callable[[DataError], None] = _raise) -> Iterator[tuple[int, dict[str, Any]]]:
     """Read a table file row by row.
 
     Args:
@@ -166,7 +166,7 @@ def _read_jsonl(path: Path) -> Iterator[tuple[int, Any]]:
         for number, line in enumerate(lines, start=1):
             if line.removeprefix(codecs.BOM_UTF8).strip():
                 where = f"{path}, row {number}"
-                yield number, _caught(lambda: decode_json(where, _to_text(where, line)))  # noqa: B023  # called at once
+                yield number, _result_or_error(lambda: decode_json(where, _to_text(where, line)))  # noqa: B023  # called at once
 
 
 def _read_json(path: Path) -> Iterator[tuple[int, Any]]:
@@ -183,7 +183,7 @@ def _read_json(path: Path) -> Iterator[tuple[int, Any]]:
         number += 1
         where = f"{path}, row {number}"
         row, end = _decode_at(where, text, position)
-        yield number, _caught(lambda: _checked(where, row, text[position:end]))  # noqa: B023  # called at once
+        yield number, _result_or_error(lambda: _checked(where, row, text[position:end]))  # noqa: B023  # called at once
         position = _skip_space(text, end)
         if text.startswith(",", position):
             position = _skip_space(text, position + 1)
@@ -203,7 +203,7 @@ def _read_parquet(path: Path) -> Iterator[tuple[int, Any]]:
                 for row in _batch_rows(path, batch, number):
                     number += 1
                     where = f"{path}, row {number}"
-                    yield number, _caught(lambda: _with_json(where, row, as_json))  # noqa: B023  # called at once
+                    yield number, _result_or_error(lambda: _with_json(where, row, as_json))  # noqa: B023  # called at once
     except (pa.ArrowException, OSError) as error:
         raise DataError(f"{path}: cannot be read as parquet ({error}). Write it again.") from error
 
@@ -213,7 +213,7 @@ def _batch_rows(path: Path, batch: pa.RecordBatch, number: int) -> list[Any]:
         return batch.to_pylist()
     except ARROW_ERRORS:
         return [
-            _caught(lambda: _single_row(f"{path}, row {number + i + 1}", batch.slice(i, 1)))  # noqa: B023
+            _result_or_error(lambda: _single_row(f"{path}, row {number + i + 1}", batch.slice(i, 1)))  # noqa: B023
             for i in range(batch.num_rows)
         ]
 
@@ -241,7 +241,7 @@ def _with_json(where: str, row: Any, columns: list[str]) -> Any:
     return row
 
 
-def _caught(read: Callable[[], Any]) -> Any:
+def _result_or_error(read: Callable[[], Any]) -> Any:
     """Return the result of a function, or the `DataError` that it raises."""
     try:
         return read()

@@ -137,7 +137,7 @@ class VllmEngine:
         async with self._updating:
             self._unusable = "it is asleep and has no weights until the next publish"
             # Level 1 would copy the weights to the host, but the next publish replaces them anyway.
-            await self._answer(self._llm.sleep(level=2), "going to sleep")
+            await self._await_alive(self._llm.sleep(level=2), "going to sleep")
             self._is_asleep = True
 
     async def shutdown(self) -> None:
@@ -146,11 +146,11 @@ class VllmEngine:
 
     async def _replace_weights(self, update: WeightUpdate) -> None:
         if self._is_asleep:
-            await self._answer(self._llm.wake_up(), "waking up")
+            await self._await_alive(self._llm.wake_up(), "waking up")
             self._is_asleep = False
-        await self._answer(self._llm.pause_generation(mode="abort"))
+        await self._await_alive(self._llm.pause_generation(mode="abort"))
         await self._call_workers("load_published", list(update.paths), update.version)
-        if not await self._answer(self._llm.reset_prefix_cache()):
+        if not await self._await_alive(self._llm.reset_prefix_cache()):
             raise WeightSyncError(
                 f"{self.name}: vLLM kept its prefix cache at version {update.version}, so old and new weights would "
                 "mix. Set generate_config.enable_prefix_caching=false and report it."
@@ -163,11 +163,11 @@ class VllmEngine:
                     f"{found[0]}, published {update.checksum}. Compare names and values in {', '.join(update.paths)} "
                     "with the model folder: a tensor is missing, duplicated or changed."
                 )
-        await self._answer(self._llm.resume_generation())
+        await self._await_alive(self._llm.resume_generation())
 
     async def _call_workers(self, method: str, *arguments: Any) -> list[Any]:
         try:
-            results: list[Any] = await self._answer(self._llm.collective_rpc(method, args=arguments))
+            results: list[Any] = await self._await_alive(self._llm.collective_rpc(method, args=arguments))
         except WorkerDiedError:
             raise
         except Exception as error:  # vLLM raises a bare Exception for any failure in a worker
@@ -176,7 +176,7 @@ class VllmEngine:
             ) from error
         return results
 
-    async def _answer(self, call: Awaitable[T], doing: str = "loading weights") -> T:
+    async def _await_alive(self, call: Awaitable[T], doing: str = "loading weights") -> T:
         """Await a call to vLLM, but fail if the engine dies; the call itself would then wait forever."""
         task = asyncio.ensure_future(call)
         try:

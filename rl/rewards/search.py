@@ -34,7 +34,7 @@ def search_em(trajectory: Trajectory) -> dict[str, float]:
     Source: Search-R1, arXiv:2503.09516, for the reward.
     """
     metrics = _measure(trajectory)
-    return {"score": metrics["em"], **{name: value for name, value in metrics.items() if name != "em"}}
+    return {"score": metrics.pop("em"), **metrics}
 
 
 def search_f1(trajectory: Trajectory) -> dict[str, float]:
@@ -50,7 +50,7 @@ def search_f1(trajectory: Trajectory) -> dict[str, float]:
         RewardError: The ground truth or the titles cannot be read.
     """
     metrics = _measure(trajectory)
-    return {"score": metrics["f1"], **{name: value for name, value in metrics.items() if name != "f1"}}
+    return {"score": metrics.pop("f1"), **metrics}
 
 
 def normalize_text(text: str) -> str:

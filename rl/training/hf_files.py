@@ -54,7 +54,7 @@ def damaged_files(*folders: Path) -> Iterator[str]:
     for path in (path for folder in folders if folder.is_dir() for path in sorted(folder.iterdir())):
         try:
             if path.suffix == ".safetensors":
-                with _opened(path):
+                with _open(path):
                     pass
             elif path.suffix == ".json":
                 json.loads(path.read_bytes())
@@ -87,7 +87,7 @@ def open_tensors(folder: Path, stack: ExitStack) -> Callable[[str], Tensor]:
     for path in paths:
         if not (folder / path).is_file():
             raise ModelError(f"{folder}: {path} is missing; only safetensors are read. {replacement(folder)}")
-        opened[path] = stack.enter_context(_opened(folder / path))
+        opened[path] = stack.enter_context(_open(folder / path))
         if not files or len(paths) == 1:
             files.update(dict.fromkeys(opened[path].keys(), path))
 
@@ -170,7 +170,7 @@ def finish_hf_folder(
         path.write_text(json.dumps(config, indent=2) + "\n")
 
 
-def _opened(path: Path) -> Any:
+def _open(path: Path) -> Any:
     try:
         return safe_open(path, framework="pt")
     except (SafetensorError, OSError) as error:
