@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from rl.algorithms.token_loss import bound_log_ratio
+from rl.batches import MicroBatch
 from rl.config.schema import KlControl, KlPenalty, RLConfig
-from rl.types import MicroBatch
 
 
 def kl_estimate(logprobs: Tensor, ref_logprobs: Tensor, kind: KlPenalty) -> Tensor:
