@@ -16,7 +16,7 @@ def test_stash_frees_device_memory_and_pins_exactly_as_much() -> None:
     gradients = torch.randn(7_000_000, device="cuda")
     before, expected = torch.cuda.memory_allocated(), [t.cpu() for t in tensors]
     stash = HostStash()
-    stash.take(tensors, forgotten=[gradients])
+    stash.offload(tensors, discard=[gradients])
     torch.cuda.empty_cache()
     freed = 3_000_001 * 4 + 5_000_003 * 2 + 7_000_000 * 4
     assert before - torch.cuda.memory_allocated() == pytest.approx(freed, rel=0.01)
