@@ -116,11 +116,11 @@ class RunDirectory:
         return self.path / "trajectories"
 
     def step_file(self, step: int) -> Path:
-        """The trajectories that the step with this number, from 1, learned from."""
+        """Training trajectories of a step, numbered from 1."""
         return self.trajectories / f"step_{step:06d}.jsonl"
 
     def evaluation_file(self, step: int) -> Path:
-        """The trajectories of the evaluation after this many steps."""
+        """Trajectories of the evaluation after `step` steps."""
         return self.trajectories / f"eval_{step:06d}.jsonl"
 
     @property

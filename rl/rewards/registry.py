@@ -70,13 +70,10 @@ class RewardSet:
         }
 
     async def score(self, trajectory: Trajectory) -> Scores:
-        """Call every reward.
+        """Call every reward for a complete trajectory. Token ids are not needed.
 
-        score = sum of weight * reward; None when one raised, passed its deadline or returned no number. In the same way
-        `turn_rewards` sums what the rewards gave to each turn.
-
-        Args:
-            trajectory: Complete; its token ids are not needed.
+        score = sum of weight * reward, or None if a reward raised, exceeded its deadline or returned no number.
+        `turn_rewards` is the weighted sum of the rewards' turn scores.
         """
         outcomes = await asyncio.gather(*(self._call(reward, trajectory) for reward in self.rewards))
         scores, total, errors = Scores(), 0.0, []

@@ -48,7 +48,7 @@ class ParallelState:
 
     @property
     def is_publisher(self) -> bool:
-        """Whether this rank writes its pipeline stage's weights: one of those that have the same."""
+        """Whether this rank publishes the weights of its pipeline stage; one rank per stage does."""
         return self.tp_rank == 0 and self.dp_rank == 0
 
     @property

@@ -26,7 +26,7 @@ def test_stash_frees_device_memory_and_pins_exactly_as_much() -> None:
     assert all(torch.equal(t.cpu(), e) for t, e in zip(tensors, expected, strict=True))
     assert not gradients.any()
     assert torch.cuda.memory_allocated() == pytest.approx(before, rel=0.01)
-    stash.take(tensors)  # the block is there already
+    stash.offload(tensors)  # reuses the block
     assert stash.host_bytes == 3_000_001 * 4 + 5_000_003 * 2
     stash.restore()
     stash.close()
