@@ -99,7 +99,7 @@ def policy_loss(micro_batch: MicroBatch, head: HeadOutput, objective: Objective)
     Returns:
         The scalar loss and the contributions to the metrics. Loss and gradient are NaN if any token is broken.
     """
-    assert micro_batch.loss_weights is not None and micro_batch.advantages is not None, "loss columns must be filled first"
+    assert micro_batch.loss_weights is not None and micro_batch.advantages is not None, "loss columns are not filled"
     weights, mask, current = micro_batch.loss_weights, micro_batch.loss_mask, head.logprobs.detach()
     ids = sequence_ids(micro_batch.cu_seqlens, mask)
     old, trained = _old_and_trained(micro_batch, current, objective.correction)
