@@ -9,6 +9,11 @@ from rl.config.model_facts import count_parameters, head_size
 from rl.config.schema import Config, ModelConfig
 
 GIB = 1024**3
+_ROW_BYTES = 13
+"""Of a token in the object store: id, mask, log-prob, version."""
+_RECORD_BYTES = 8
+"""Of a token in the object store: its text, in calls and results too."""
+_LEAST_STORE_BYTES = 512 * 1024**2
 
 
 @dataclass(slots=True, frozen=True)
@@ -91,6 +96,16 @@ def batch_arithmetic(config: Config) -> BatchArithmetic:
         tokens_per_trajectory=longest,
         micro_batches_per_rank=math.ceil(math.ceil(per_mini / replicas) / samples_per_micro),
     )
+
+
+def object_store_bytes(config: Config) -> int:
+    """Size of Ray's object store: the trajectories of two steps, the one that is trained on and the one before.
+
+    With dynamic sampling a step may hold as many groups again, which the next one starts with. Never below 512 MiB.
+    """
+    tokens = batch_arithmetic(config).num_trajectories * longest_sample(config)
+    steps = 3 if config.rl_config.filter_groups_enable else 2
+    return max(_LEAST_STORE_BYTES, steps * tokens * (_ROW_BYTES + _RECORD_BYTES))
 
 
 def memory_estimate(config: Config, facts: ModelConfig) -> MemoryEstimate:

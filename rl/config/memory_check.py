@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from rl.config.device import runs_on_cuda
 from rl.config.device_memory import DeviceMemory, device_memory
-from rl.config.estimates import GIB, memory_estimate
+from rl.config.estimates import GIB, memory_estimate, object_store_bytes
 from rl.config.machine import free_device_memory, free_memory_bytes, free_shared_bytes
 from rl.config.model_facts import find_model_facts
 from rl.config.problems import Problem, error
@@ -28,11 +28,12 @@ def memory_problems(config: Config, *, with_actor: bool = True, with_engines: bo
         yield from host_problems(config, need)
     else:
         yield from cpu_problems(config, facts, with_actor=with_actor, with_engines=with_engines)
-    if need.published_bytes > (free := free_shared_bytes()):
+    store = object_store_bytes(config) if with_engines else 0
+    if need.published_bytes + store > (free := free_shared_bytes()):
         yield error(
-            f"actor_config.load: published weights need {need.published_bytes / GIB:.2f} GiB of shared memory, "
-            f"{free / GIB:.2f} GiB are free in /dev/shm. Free some; a container gets more with "
-            f"`--shm-size={int(need.published_bytes / GIB) + 8}g`."
+            f"actor_config.load: published weights need {need.published_bytes / GIB:.2f} GiB of shared memory and a "
+            f"step's trajectories {store / GIB:.2f} GiB, {free / GIB:.2f} GiB are free in /dev/shm. Free some; a "
+            f"container gets more with `--shm-size={int((need.published_bytes + store) / GIB) + 8}g`."
         )
 
 

@@ -70,14 +70,9 @@ def read_model_facts(folder: Path) -> ModelConfig:
     return facts
 
 
-def head_size(model: Any) -> int:
-    """Size of one attention head.
-
-    Args:
-        model: A `ModelConfig`, or a config of transformers.
-    """
-    size: int = getattr(model, "head_dim", None) or model.hidden_size // model.num_attention_heads
-    return size
+def head_size(facts: Any) -> int:
+    """Number of channels of one attention head, from a `ModelConfig` or a transformers config."""
+    return getattr(facts, "head_dim", None) or facts.hidden_size // facts.num_attention_heads
 
 
 def count_parameters(facts: ModelConfig) -> int:

@@ -12,7 +12,7 @@ from rich.syntax import Syntax
 from rich.table import Table
 
 from rl.config.device_memory import device_memory
-from rl.config.estimates import GIB, batch_arithmetic, longest_sample, memory_estimate
+from rl.config.estimates import GIB, batch_arithmetic, longest_sample, memory_estimate, object_store_bytes
 from rl.config.keys import plain_mapping
 from rl.config.problems import Problem, Severity
 from rl.config.schema import Config, Device, ModelConfig
@@ -65,6 +65,7 @@ def _batch_table(config: Config) -> Table:
         if batch.num_optimizer_steps == 1
         else f"{batch.num_mini_batches} mini-batches x {rl.epochs} epochs",
     )
+    table.add_row("object store", _gib(object_store_bytes(config)), "shared memory for the trajectories of two steps")
     return table
 
 
