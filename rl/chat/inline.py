@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from typing import Any, Protocol
 
+from rl.chat.encoding import Marked, TextEncoder
 from rl.types import Message, ToolCall
 
 
@@ -61,14 +62,13 @@ def merge_turns(messages: list[Message], tool_format: Format) -> list[Message]:
     Returns:
         Messages without `tool` and `tool_calls`; those of the assistant have a list of `Piece` under `pieces`.
     """
-    assert tool_format.result_format is not None, "results stand in the assistant's turn"
     merged: list[Message] = []
     for message in messages:
         if message["role"] == "assistant":
             text = _spoken(message, tool_format)
             piece = (text, True)
         elif message["role"] == "tool":
-            text = tool_format.result_format.replace("{}", message["content"], 1)
+            text = in_format(tool_format, message["content"])
             piece = (message["content"], False)
         else:
             merged.append(message)
@@ -78,6 +78,33 @@ def merge_turns(messages: list[Message], tool_format: Format) -> list[Message]:
         merged[-1]["content"] += text
         merged[-1]["pieces"].append(piece)
     return merged
+
+
+def join_turns(messages: list[Message], tool_format: Format, encoder: TextEncoder) -> list[Message]:
+    """The same for a conversation that a template renders as a whole: no pieces, and no result can write a token."""
+    joined: list[Message] = []
+    before = ""
+    for message in messages:
+        goes_on, before = "tool" in (before, message["role"]), message["role"]
+        if message["role"] == "tool":
+            result = encoder.break_up(message["content"])
+            text = Marked(in_format(tool_format, result))
+        elif message["role"] == "assistant":
+            text = encoder.break_up(_spoken(message, tool_format), of_tool=False)
+        else:
+            joined.append(message)
+            continue
+        if goes_on and joined and joined[-1]["role"] == "assistant":
+            joined[-1]["content"] = Marked(joined[-1]["content"] + text)
+        else:
+            joined.append({"role": "assistant", "content": text})
+    return joined
+
+
+def in_format(tool_format: Format, result: str) -> str:
+    """A result as it stands in the assistant's turn."""
+    assert tool_format.result_format is not None, "results stand in the assistant's turn"
+    return tool_format.result_format.replace("{}", result, 1)
 
 
 def _spoken(message: Message, tool_format: Format) -> str:

@@ -285,11 +285,22 @@ class RLConfig:
     start as they are needed. A call of more than two seconds gives up its place, up to four times as many processes."""
     # Multi-turn
     multi_turn_enable: bool = False
-    """Offer tools and run turns until an answer; needs `async_engine` and `tool_config_path`."""
+    """Run turns until an answer, with the tools of `tool_config_path`, an `environment`, or a `rollout_function`; needs
+    `async_engine`."""
     async_engine: bool = True
     """Multi-turn needs it; the only engine here."""
     tool_config_path: str | None = None
     """Tool YAML."""
+    environment: str = "tools"
+    """What answers turns without a tool call: `tools` ends the trajectory there; or `package.module:Class` or
+    `path/file.py:Class` (docs/environments.md)."""
+    environment_kwargs: dict[str, Any] = field(default_factory=dict)
+    """Keyword arguments of the environment's class."""
+    rollout_function: str = "agent_loop"
+    """What leads a rollout: `agent_loop` lets policy and environment take turns; or `package.module:function` or
+    `path/file.py:function`."""
+    rollout_function_kwargs: dict[str, Any] = field(default_factory=dict)
+    """Keyword arguments of the rollout function."""
     max_tool_calls: int = 1
     """Executed tool calls in a trajectory; then one final turn to answer."""
     max_parallel_calls: int = 1

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import torch
 
+from rl.chat.demonstrations import render_demonstration
 from rl.chat.renderer import Renderer
 from rl.data.prompts import load_prompts
 from rl.errors import DataError, ModelError
@@ -35,7 +36,7 @@ def load_demonstrations(path: Path, renderer: Renderer, max_length: int) -> list
         if prompt.messages[0]["role"] == "assistant":
             raise DataError(f"{where} begins with the assistant. Put what it answers in front.")
         try:
-            sequences = renderer.render_demonstration(prompt.messages)
+            sequences = render_demonstration(renderer, prompt.messages)
         except ModelError as error:
             raise DataError(f"{where}: {error}") from error
         if not sequences:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from rl.chat.parsers import Parser, load_parser
 from rl.chat.renderer import Renderer, load_tokenizer
+from rl.chat.self_test import check_renderer
 from rl.config.schema import Config
 from rl.tools.registry import Toolbox, load_toolbox
 
@@ -45,5 +46,5 @@ def load_dialog(config: Config, *, tool_overrides: dict[str, dict] | None = None
     schemas = toolbox.schemas if toolbox else []
     parser = load_parser(rl.tool_parser_format, schemas, tokenizer)
     renderer = Renderer(tokenizer, rl.prompt_type, schemas, parser)
-    renderer.self_test(parser)
+    check_renderer(renderer, parser)
     return Dialog(renderer, toolbox, parser)

@@ -6,13 +6,10 @@ import asyncio
 from typing import TYPE_CHECKING
 
 from rl.interfaces import Score
-from rl.types import Group, Prompt, Sampling, StopReason, Trajectory
+from rl.types import Group, Prompt, Sampling, Trajectory
 
 if TYPE_CHECKING:  # a reward worker scores without tokenizer and torch
     from rl.rollout.agent_loop import AgentLoop
-
-INFRASTRUCTURE_FAILURES = frozenset({StopReason.DEADLINE, StopReason.ENGINE_FAILED, StopReason.TOOL_UNAVAILABLE})
-"""Ends that say nothing about the model. Such a trajectory is not scored, and so masked out of the training."""
 
 
 async def run_group(loop: AgentLoop, prompt: Prompt, num_samples: int, sampling: Sampling, score: Score) -> Group:
@@ -22,8 +19,8 @@ async def run_group(loop: AgentLoop, prompt: Prompt, num_samples: int, sampling:
         loop: Runs one trajectory.
         prompt: The dataset row.
         num_samples: Trajectories, at least 1.
-        sampling: Of every request.
-        score: Called for each trajectory when it ends, unless it ended in `INFRASTRUCTURE_FAILURES`.
+        sampling: Sampling parameters, the same for every request.
+        score: Called for each trajectory when it ends, unless `StopReason.is_failure`.
 
     Returns:
         The group, trajectories in order of `sample_index`.
@@ -35,6 +32,6 @@ async def run_group(loop: AgentLoop, prompt: Prompt, num_samples: int, sampling:
 
 async def _run_scored(loop: AgentLoop, prompt: Prompt, index: int, sampling: Sampling, score: Score) -> Trajectory:
     trajectory = await loop.run(prompt, index, sampling)
-    if trajectory.stop_reason not in INFRASTRUCTURE_FAILURES:
+    if not trajectory.stop_reason.is_failure:
         await score(trajectory)
     return trajectory

@@ -15,6 +15,7 @@ from typing import Any
 
 from rl.chat.parsers import PARSERS
 from rl.chat.renderer import Renderer
+from rl.chat.self_test import check_renderer
 from rl.config.schema import Config
 from rl.rollout.agent_loop import AgentLoop
 from rl.types import FinishReason, Prompt, Sampling, ToolCall, ToolResult, ToolStatus, Trajectory
@@ -96,7 +97,7 @@ def run(case: Case) -> tuple[Trajectory, list[tuple[int, int | None]]]:
     parser = PARSERS[case.parser].for_tools([TOOL])
     tokenizer = TOKENIZERS[case.tokenizer](getattr(chat_templates, case.template))
     renderer = Renderer(tokenizer, case.prompt_type, [TOOL], parser)
-    renderer.self_test(parser)
+    check_renderer(renderer, parser)
     config = Config()
     config.rl_config.multi_turn_enable = True
     for key, value in case.limits.items():
@@ -109,7 +110,7 @@ def run(case: Case) -> tuple[Trajectory, list[tuple[int, int | None]]]:
         return ToolResult(call.name, texts[next(numbers) % 4], ToolStatus.OK)
 
     def encode(text: str) -> list[int]:
-        return renderer._encoder.encode(text, behind=True)
+        return renderer.encoder.encode(text, behind=True)
 
     end = renderer.decode(renderer.close_turn_ids).strip()
     call = parser.render(ToolCall("search", {"query": "sum"}))
