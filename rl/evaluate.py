@@ -7,9 +7,7 @@ from pathlib import Path
 from rl.cluster.launch import launch
 from rl.cluster.rollouts import RolloutGroup
 from rl.config.schema import Config
-from rl.data.prompts import drop_long_prompts, load_prompts
 from rl.preflight import preflight_evaluation
-from rl.rollout.dialog import load_dialog
 from rl.run.run import Run
 from rl.types import Group, Prompt, Sampling
 
@@ -25,8 +23,7 @@ def main(config: Config, name: str, model: Path) -> None:
     Raises:
         TurnwiseError: Anything a user can mend.
     """
-    preflight_evaluation(config)
-    held_out = load_held_out(config)
+    held_out = preflight_evaluation(config)
     with (
         Run.open(config, name) as run,
         launch(
@@ -40,23 +37,6 @@ def main(config: Config, name: str, model: Path) -> None:
     ):
         assert cluster.rollouts is not None, "the evaluation asked for engines"
         run.log_evaluation(0, evaluate(config, cluster.rollouts, held_out))
-
-
-def load_held_out(config: Config) -> list[Prompt]:
-    """Read the held-out prompts; those longer than `max_prompt_length` are dropped and counted, as in training.
-
-    Returns:
-        Prompts in the order of the file; none where `test_data_path` is not set.
-
-    Raises:
-        DataError: The file is malformed, or no prompt is short enough.
-    """
-    path = config.megatron_training.test_data_path
-    if not path:
-        return []
-    return drop_long_prompts(
-        load_prompts(Path(path)), load_dialog(config).renderer, config.rl_config.max_prompt_length
-    )[0]
 
 
 def evaluate(config: Config, rollouts: RolloutGroup, prompts: list[Prompt]) -> list[Group]:

@@ -12,7 +12,6 @@ from rl.data.cursor import PromptCursor
 from rl.data.demonstrations import load_demonstrations
 from rl.data.prompts import id_in_epoch
 from rl.preflight import preflight_sft
-from rl.rollout.dialog import load_dialog
 from rl.run.resume import check_place
 from rl.run.run import Run
 from rl.types import Sample
@@ -28,10 +27,10 @@ def main(config: Config, name: str) -> None:
     Raises:
         TurnwiseError: Anything a user can mend.
     """
-    preflight_sft(config)
+    renderer = preflight_sft(config).renderer
     training = config.megatron_training
     longest = training.seq_length or config.generate_config.max_model_len
-    samples = load_demonstrations(Path(training.data_path), load_dialog(config).renderer, longest)
+    samples = load_demonstrations(Path(training.data_path), renderer, longest)
     cursor = PromptCursor.over(((s.trajectory_id, s.token_ids.tolist()) for s in samples), training)
     check_place(config, cursor)
     with (

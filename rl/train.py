@@ -8,7 +8,7 @@ from rl.cluster.actors import ActorGroup
 from rl.cluster.launch import launch
 from rl.cluster.rollouts import RolloutGroup
 from rl.config.schema import Config
-from rl.evaluate import evaluate, load_held_out
+from rl.evaluate import evaluate
 from rl.preflight import preflight
 from rl.run.run import Run
 from rl.types import Prompt
@@ -24,7 +24,7 @@ def main(config: Config, name: str) -> None:
     Raises:
         TurnwiseError: Anything a user can mend.
     """
-    prompts, held_out = preflight(config), load_held_out(config)
+    prompts, held_out = preflight(config)
     with (
         Run.open(config, name) as run,
         launch(

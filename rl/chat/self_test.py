@@ -91,7 +91,7 @@ def _behind_probe(renderer: Renderer, messages: list[Message]) -> list[int]:
 
 
 def _check_order(renderer: Renderer, messages: list[Message]) -> None:
-    """A conversation that goes on with some messages is as the template has it, with kept and with rewritten history."""
+    """A conversation that goes on with some messages is as the template has it, history kept or rewritten."""
     template = renderer.template
     if template.is_inline and any(message["role"] == "tool" for message in messages):
         return  # results stand in the turn, where the template has no part in them

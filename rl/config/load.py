@@ -13,12 +13,12 @@ import yaml
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from rl.config.build import build_section, default_mapping, plain_mapping
+from rl.config.check import check_section
+from rl.config.keys import default_mapping, plain_mapping
 from rl.config.moved import take_over
 from rl.config.overrides import apply_values, read_overrides
-from rl.config.paths import locate_files, path_problems
+from rl.config.paths import locate_files
 from rl.config.problems import Problem, Severity, raise_errors
-from rl.config.ranges import range_problems, set_value, value_at
 from rl.config.schema import Config, DatasetConfig
 from rl.config.sources import compose, shipped_folder
 from rl.errors import ConfigError
@@ -130,7 +130,7 @@ def _find(config_name: str, config_dir: Path | None) -> _Found:
 
 
 def _compose(cls: type[S], found: _Found, overrides: Sequence[str], *, is_in_package: bool) -> Composed[S]:
-    """Compose, resolve interpolations over the defaults, and build the dataclass.
+    """Compose, resolve interpolations over the defaults, and check every key.
 
     With `is_in_package` the keys of the file stand below the name of its folder, where Hydra places a group's.
     """
@@ -141,12 +141,9 @@ def _compose(cls: type[S], found: _Found, overrides: Sequence[str], *, is_in_pac
     _check_kind(cls, found.name, tree)
     apply_values(tree, read)
     plain, problems = take_over(cls, OmegaConf.to_container(tree, resolve=False))
-    config: S = build_section(cls, _resolve(cls, plain, found.name), "", problems, cls)
-    for problem in (*range_problems(config), *path_problems(config)):
-        problems.append(problem)
-        set_value(config, problem.key, value_at(cls(), problem.key))
+    config, wrong = check_section(cls, _resolve(cls, plain, found.name))
     locate_files(config, found.folders[0])
-    return Composed(config, frozenset(_paths(plain)), tuple(problems))
+    return Composed(config, frozenset(_paths(plain)), tuple(problems + wrong))
 
 
 def _check_kind(cls: type[S], name: str, tree: DictConfig) -> None:
@@ -165,7 +162,7 @@ def _check_kind(cls: type[S], name: str, tree: DictConfig) -> None:
         )
 
 
-def _resolve(cls: type[S], tree: dict[str, Any], name: str) -> dict[str, Any]:
+def _resolve(cls: type[S], tree: dict[str, Any], name: str) -> dict[Any, Any]:
     """Resolve interpolations, which may refer to defaults that YAML does not name."""
     try:
         full = OmegaConf.create(_filled(tree, default_mapping(cls)))
@@ -180,7 +177,7 @@ def _resolve(cls: type[S], tree: dict[str, Any], name: str) -> dict[str, Any]:
     except RecursionError as failure:
         raise ConfigError(f"{name}.yaml: values refer to each other in a circle. Write one of them out.") from failure
     assert isinstance(resolved, dict), "a mapping stays a mapping"
-    return {str(key): value for key, value in resolved.items()}
+    return resolved
 
 
 def _filled(tree: dict[str, Any], defaults: dict[str, Any]) -> dict[str, Any]:

@@ -202,6 +202,7 @@ _RL: dict[str, Migration] = {
     "use_swanlab": Migration(_TRACKER, (False,)),
     **dict.fromkeys(("swanlab_mode", "swanlab_project", "swanlab_exp_name", "swanlab_save_dir"), Migration(_TRACKER)),
     "wandb_save_dir": Migration("W&B's files go into the run directory. Remove it."),
+    "async_engine": Migration("Engines are always asynchronous. Remove it."),
     "share_backbone": Migration("LoRA is not supported. Set false.", (False,)),
     "tp_split_expert": Migration(_EXPERTS),
     **dict.fromkeys(
@@ -227,6 +228,8 @@ _GENERATE: dict[str, Migration] = {
     **dict.fromkeys(("limit_mm_image_per_prompt", "limit_mm_video_per_prompt"), Migration(_MULTIMODAL)),
     **dict.fromkeys(("torchair_graph", "ascend_scheduler_config_enabled"), Migration(_ASCEND)),
     "num_scheduler_steps": Migration("vLLM has no such setting any more. Remove it."),
+    "sampling_config.logprobs": Migration("The log-prob of a sampled token is always returned. Remove it."),
+    "sampling_config.detokenize": Migration("Text is decoded where it is needed. Remove it."),
     "sampling_config.seed": Migration("Seeds of requests follow from megatron_training.seed. Remove it."),
 }
 

@@ -7,14 +7,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from rl.config.build import build_section, field_types
+from rl.config.check import check_section
+from rl.config.divisibility import head_groups_fault
+from rl.config.keys import field_types
 from rl.config.model_folder import replacement
 from rl.config.problems import Problem, error, note
-from rl.config.ranges import RANGES
 from rl.config.schema import Config, ModelConfig
 from rl.errors import ModelError
 
-_NUMBERS = tuple(path.removeprefix("model.") for path in RANGES if path.startswith("model."))
 _SIZES = ("num_hidden_layers", "hidden_size", "intermediate_size", "num_attention_heads", "vocab_size")
 
 
@@ -61,23 +61,23 @@ def read_model_facts(folder: Path) -> ModelConfig:
         if values.get(name) in (None, 0):
             raise ModelError(f"{path}: '{name}' must be an integer, got {values.get(name)!r}. Is it a language model?")
     known = {name: values[name] for name in field_types(ModelConfig) if values.get(name) is not None}
-    problems: list[Problem] = []
-    facts = _filled(build_section(ModelConfig, known, "model", problems, ModelConfig))
-    sizes = {name: size for name in _NUMBERS if (size := getattr(facts, name)) is not None}
-    problems += filter(None, (RANGES[f"model.{name}"].problem(f"model.{name}", size) for name, size in sizes.items()))
-    if not problems and facts.num_attention_heads % facts.num_key_value_heads:
-        heads, kv_heads = facts.num_attention_heads, facts.num_key_value_heads
-        problems.append(
-            error(f"num_key_value_heads: must divide {heads} num_attention_heads, got {kv_heads}. Correct it.")
-        )
+    section, problems = check_section(ModelConfig, known)
+    facts = _filled(section)
+    if not problems and (fault := head_groups_fault(facts)):
+        problems = [error(fault)]
     for problem in problems:
-        raise ModelError(f"{path}: {problem.text.removeprefix('model.')} Is it a language model?")
+        raise ModelError(f"{path}: {problem.text} Is it a language model?")
     return facts
 
 
-def head_size(facts: ModelConfig) -> int:
-    """Size of one attention head."""
-    return facts.head_dim or facts.hidden_size // facts.num_attention_heads
+def head_size(model: Any) -> int:
+    """Size of one attention head.
+
+    Args:
+        model: A `ModelConfig`, or a config of transformers.
+    """
+    size: int = getattr(model, "head_dim", None) or model.hidden_size // model.num_attention_heads
+    return size
 
 
 def count_parameters(facts: ModelConfig) -> int:

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from rl.config.keys import value_at
 from rl.config.problems import Problem, warning
-from rl.config.ranges import value_at
+from rl.config.rules import is_built_in
 from rl.config.schema import Config, Device, KlControl, LossAggregation, LrDecayStyle, RLConfig
 
 
@@ -149,7 +150,19 @@ def _rollout_conditions(rl: RLConfig) -> tuple[Condition, ...]:
             rl.multi_turn_enable,
             "multi_turn_enable is false. Set that.",
         ),
-        Condition(("rl_config.async_engine",), False, "engines are always asynchronous. Remove it."),
+        Condition(
+            ("rl_config.environment_kwargs",), not is_built_in(rl, "environment"), "environment is tools. Set that."
+        ),
+        Condition(
+            ("rl_config.rollout_function_kwargs",),
+            not is_built_in(rl, "rollout_function"),
+            "rollout_function is agent_loop. Set that.",
+        ),
+        Condition(
+            ("rl_config.final_answer_reserve",),
+            is_built_in(rl, "rollout_function"),
+            "a rollout_function leads the trajectories. Remove it.",
+        ),
         Condition(
             ("rl_config.wandb_project", "rl_config.wandb_exp_name"), rl.use_wandb, "use_wandb is false. Set that."
         ),

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import re
-import types
 import typing
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from enum import StrEnum
 from typing import Any
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -17,7 +15,8 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import GrammarParseError, OmegaConfBaseException
 
-from rl.config.build import field_types
+from rl.config.keys import field_types, not_null
+from rl.config.kinds import Choice
 from rl.config.yaml_files import parse_yaml, unfinished_reference
 from rl.errors import ConfigError
 
@@ -118,9 +117,9 @@ def _place(root: type, key: str) -> tuple[list[str], Any]:
 
 def _value(kind: Any, typed: str, override: str) -> Any:
     """What was typed, as the type of the key has it."""
-    if typing.get_origin(kind) in (types.UnionType, typing.Union):
-        (kind,) = [arg for arg in typing.get_args(kind) if arg is not type(None)]
-    if kind is str or (isinstance(kind, type) and issubclass(kind, StrEnum)):
+    kind = not_null(kind)
+    is_choice = typing.get_origin(kind) is typing.Literal or (isinstance(kind, type) and issubclass(kind, Choice))
+    if kind is str or is_choice:
         return _text(typed)
     if kind == list[str] and typed.startswith("[") and typed.endswith("]"):
         return [_text(item) for item in _items(typed[1:-1])]

@@ -11,9 +11,9 @@ from rich.markup import escape
 from rich.syntax import Syntax
 from rich.table import Table
 
-from rl.config.build import plain_mapping
 from rl.config.device_memory import device_memory
 from rl.config.estimates import GIB, batch_arithmetic, longest_sample, memory_estimate
+from rl.config.keys import plain_mapping
 from rl.config.problems import Problem, Severity
 from rl.config.schema import Config, Device, ModelConfig
 

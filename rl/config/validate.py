@@ -8,8 +8,7 @@ from enum import Enum
 from rl.config.futile import futile_problems
 from rl.config.model_facts import find_model_facts
 from rl.config.no_effect import no_effect_problems
-from rl.config.problems import Problem, Severity
-from rl.config.ranges import range_problems
+from rl.config.problems import Problem
 from rl.config.rules import (
     algorithm_problems,
     engine_problems,
@@ -31,7 +30,7 @@ class Task(Enum):
 
 
 def find_problems(config: Config, given: frozenset[str] = frozenset(), task: Task = Task.TRAIN) -> list[Problem]:
-    """Check each field, then the fields against each other.
+    """Check the keys of a configuration against each other.
 
     Args:
         config: The configuration.
@@ -39,12 +38,9 @@ def find_problems(config: Config, given: frozenset[str] = frozenset(), task: Tas
         task: What it is for.
 
     Returns:
-        Every problem, not only the first. Rules between fields are not judged while a field is out of its range.
+        Every problem, not only the first.
     """
-    problems = list(range_problems(config))
-    if any(problem.severity is Severity.ERROR for problem in problems):
-        return problems
-    return [*problems, *_rule_problems(config, given, task)]
+    return list(_rule_problems(config, given, task))
 
 
 def _rule_problems(config: Config, given: frozenset[str], task: Task) -> Iterator[Problem]:

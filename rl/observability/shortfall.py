@@ -16,6 +16,7 @@ _STOPS = {
     StopReason.TOOL_UNAVAILABLE: "whose tool was unavailable",
     StopReason.DEADLINE: "past their deadline",
     StopReason.ENGINE_FAILED: "whose engine failed",
+    StopReason.ENVIRONMENT_FAILED: "whose environment failed",
 }
 """Ends that leave a trajectory without a score, in words."""
 
@@ -96,6 +97,8 @@ def cause_of(trajectory: Trajectory) -> str:
     """Why a trajectory has no score, in words."""
     if trajectory.reward_error is not None:
         return trajectory.reward_error
+    if trajectory.failure is not None:
+        return trajectory.failure
     results = [result for turn in trajectory.turns for result in turn.results]
     if trajectory.stop_reason is StopReason.TOOL_UNAVAILABLE:
         return next((f"{r.name}: {r.text}" for r in results if r.status is ToolStatus.UNAVAILABLE), "no answer")

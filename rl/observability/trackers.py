@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from types import TracebackType
 from typing import Any, Protocol
 
-from rl.config.load import plain_mapping
+from rl.config.keys import plain_mapping
 from rl.config.schema import Config
 from rl.errors import ConfigError
 from rl.observability.run_directory import RunDirectory

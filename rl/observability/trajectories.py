@@ -69,7 +69,7 @@ def to_record(trajectory: Trajectory) -> dict[str, Any]:
     Returns:
         `id`, `data_source`, `messages`, `ground_truth`, `turns` (text, start and end of each thought in it, whether
         it begins in one, number of tokens, calls, results with status and times), `stop_reason`, `score`, `rewards`,
-        `reward_texts`, `turn_rewards`, `kl_penalty`, `reward_error`, `num_sampled`, `response_length`,
+        `reward_texts`, `turn_rewards`, `kl_penalty`, `reward_error`, `environment`, `failure`, `num_sampled`, `response_length`,
         `policy_versions` and `wall_s`.
     """
     versions = sorted({span.policy_version for s in trajectory.sequences for span in s.spans})
@@ -86,6 +86,8 @@ def to_record(trajectory: Trajectory) -> dict[str, Any]:
         "turn_rewards": trajectory.turn_rewards,
         "kl_penalty": trajectory.kl_penalty,
         "reward_error": trajectory.reward_error,
+        "environment": trajectory.environment,
+        "failure": trajectory.failure,
         "num_sampled": trajectory.num_sampled,
         "response_length": trajectory.response_length,
         "policy_versions": versions,
@@ -119,6 +121,8 @@ def turn_record(turn: Turn) -> dict[str, Any]:
             }
             for result in turn.results
         ],
+        "messages": turn.messages,
+        "is_cut": turn.is_cut,
         "generate_s": round(turn.generate_s, 4),
         "tool_s": round(turn.tool_s, 4),
     }
@@ -147,6 +151,7 @@ def from_record(record: dict[str, Any], prompt: Prompt | None = None) -> Traject
         [sequence],
         _TURNS.validate_python(record["turns"]),
         StopReason(record["stop_reason"]),
+        environment=record.get("environment"),
         wall_s=record["wall_s"],
     )
 

@@ -26,6 +26,7 @@ In the dict `turn_scores` is a list with a number for each turn, for `rl_config.
 
 REWARDS: dict[str, RewardFunction] = {
     "base_acc": rules.base_acc,
+    "environment": rules.environment,
     "format": rules.format_reward,
     "gsm8k_boxed": rules.gsm8k_boxed,
     "math_acc": rules.math_acc,
@@ -39,7 +40,7 @@ REWARDS: dict[str, RewardFunction] = {
 _ALIKE = 0.85
 """Share of matching characters from which an import path counts as another one misspelled."""
 
-_QUICK = frozenset({"base_acc", "format", "gsm8k_boxed", "search_em", "search_f1"})
+_QUICK = frozenset({"base_acc", "environment", "format", "gsm8k_boxed", "search_em", "search_f1"})
 """Rewards that only compare text; called where they are. sympy can hang on an answer, so the others get a process."""
 
 

@@ -29,7 +29,7 @@ class SkipGuard:
         self._num_in_a_row = 0
 
     def check(self, step: int, offending: Sequence[str], groups: Sequence[Group]) -> None:
-        """Keep the trajectories of a step in which an optimizer step was skipped, or every reward failed.
+        """Keep the trajectories of a step in which an optimizer step was skipped, or every reward or environment failed.
 
         Args:
             step: Its number, from 1.
@@ -45,6 +45,7 @@ class SkipGuard:
             return
         self._num_in_a_row += 1
         path = self._write(step, offending or [t.id for t in unscored], groups)
+        cause = "" if offending else unscored[0].failure or unscored[0].reward_error or ""
         what = "the update must be finite, got NaN or Inf" if offending else "a reward must be a number, got none"
         logger.warning("step %d: %s, so an optimizer step was left out; see %s", step, what, path)
         if self._num_in_a_row < self._max_in_a_row:
@@ -53,7 +54,7 @@ class SkipGuard:
             "look for a log-prob, advantage or reward out of range in it. Or lower actor_config.lr, and resume from an "
             "earlier checkpoint."
             if offending
-            else f"the first says '{unscored[0].reward_error}'. Correct rl_config.verifier_function."
+            else f"the first says '{cause}'. Correct rl_config.{_key_of(unscored[0])}."
         )
         raise TrainingError(
             f"step {step}: {what} in {self._num_in_a_row} steps in a row. The trajectories are in {path}: {advice}"
@@ -71,11 +72,15 @@ class SkipGuard:
 
 
 def _without_any_score(groups: Sequence[Group]) -> list[Trajectory]:
-    """The trajectories whose reward failed, where none of the step has a score."""
+    """The trajectories whose reward or environment failed, where none of the step has a score."""
     trajectories = [t for group in groups for t in group.trajectories]
     if any(t.score is not None for t in trajectories):
         return []
-    return [t for t in trajectories if t.reward_error is not None]
+    return [t for t in trajectories if t.reward_error is not None or t.failure is not None]
+
+
+def _key_of(trajectory: Trajectory) -> str:
+    return "verifier_function" if trajectory.failure is None else "environment or rollout_function"
 
 
 def _to_record(trajectory: Trajectory) -> dict[str, Any]:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from enum import Enum, auto
 from typing import Any
 
+from rl.config.divisibility import head_groups_fault
 from rl.errors import ModelError, unknown_name
 
 
@@ -110,11 +111,8 @@ def family_of(hf_config: Any) -> Family:
             raise ModelError(f"{where}: {key}: not supported, got true. Choose a model without it.")
     if set(getattr(hf_config, "layer_types", None) or ()) - {"full_attention"}:
         raise ModelError(f"{where}: layer_types: only full_attention is supported, got {hf_config.layer_types}.")
-    if hf_config.num_attention_heads % hf_config.num_key_value_heads != 0:
-        raise ModelError(
-            f"{where}: num_key_value_heads: must divide num_attention_heads {hf_config.num_attention_heads}, "
-            f"got {hf_config.num_key_value_heads}. Fetch the model again."
-        )
+    if fault := head_groups_fault(hf_config):
+        raise ModelError(f"{where}: {fault}")
     if hf_config.hidden_act != "silu":
         raise ModelError(f"{where}: hidden_act: only silu is supported, got '{hf_config.hidden_act}'.")
     return FAMILIES[hf_config.model_type]

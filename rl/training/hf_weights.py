@@ -18,10 +18,11 @@ import torch.distributed as dist
 from megatron.core.transformer.transformer_layer import TransformerLayer
 from torch import Tensor, nn
 
+from rl.config.model_facts import head_size
 from rl.errors import ModelError
 from rl.training.families import Fusion, WeightRule, family_of
 from rl.training.hf_files import open_tensors
-from rl.training.model import head_size, padded_vocab_size
+from rl.training.model import padded_vocab_size
 from rl.training.parallel import ParallelState
 
 _LAYER = re.compile(r"decoder\.layers\.(\d+)\.")

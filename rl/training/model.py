@@ -24,6 +24,8 @@ from torch.nn import functional
 from transformers import AutoConfig
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
+from rl.config.divisibility import pipeline_fault, tensor_fault
+from rl.config.model_facts import head_size
 from rl.config.model_folder import replacement
 from rl.config.schema import Config
 from rl.errors import ModelError, unknown_name
@@ -80,7 +82,10 @@ def build_model(hf_config: Any, *, config: Config, parallel: ParallelState) -> l
     Raises:
         ModelError: The parallel sizes do not divide the heads or the layers.
     """
-    _check_divisible(hf_config, parallel)
+    num_stages = parallel.pp_size * parallel.num_chunks
+    fault = tensor_fault(hf_config, parallel.tp_size) or pipeline_fault(hf_config.num_hidden_layers, pp=num_stages)
+    if fault is not None:
+        raise ModelError(f"{hf_config.name_or_path}: {fault}")
     megatron_config = transformer_config(hf_config, config=config, parallel=parallel)
     chunks = []
     for index in range(parallel.num_chunks):
@@ -157,11 +162,6 @@ class PolicyModel(GPTModel):
 def padded_vocab_size(vocab_size: int, tp_size: int) -> int:
     """The smallest multiple of `tp_size` that holds the vocabulary; the rows beyond it are never predicted."""
     return -(-vocab_size // tp_size) * tp_size
-
-
-def head_size(hf_config: Any) -> int:
-    """Channels of one attention head."""
-    return getattr(hf_config, "head_dim", None) or hf_config.hidden_size // hf_config.num_attention_heads
 
 
 def transformer_config(hf_config: Any, *, config: Config, parallel: ParallelState) -> TransformerConfig:
@@ -261,19 +261,3 @@ def _rope_frequencies(hf_config: Any) -> tuple[Tensor, float]:
     size = head_size(hf_config)
     exponents = torch.arange(0, size, 2, dtype=torch.float32) / size
     return 1.0 / parameters["rope_theta"] ** exponents, 1.0
-
-
-def _check_divisible(hf_config: Any, parallel: ParallelState) -> None:
-    num_stages = parallel.pp_size * parallel.num_chunks
-    for key, size, name, count in (
-        ("tensor_model_parallel_size", parallel.tp_size, "attention heads", hf_config.num_attention_heads),
-        ("tensor_model_parallel_size", parallel.tp_size, "key-value heads", hf_config.num_key_value_heads),
-        ("tensor_model_parallel_size", parallel.tp_size, "feed-forward channels", hf_config.intermediate_size),
-        ("pipeline_model_parallel_size", num_stages, "layers", hf_config.num_hidden_layers),
-    ):
-        if count % size != 0:
-            allowed = ", ".join(str(n) for n in range(1, count + 1) if count % n == 0 and n <= 64)
-            raise ModelError(
-                f"actor_config.{key}: must divide the {count} {name} of {hf_config.name_or_path}, got {size}. "
-                f"Divisors: {allowed}."
-            )

@@ -10,6 +10,7 @@ import torch.distributed as dist
 from megatron.core import parallel_state, tensor_parallel
 from torch.distributed import ProcessGroup
 
+from rl.config.divisibility import devices_fault, pipeline_fault
 from rl.config.schema import ActorConfig
 from rl.errors import ConfigError
 
@@ -68,11 +69,8 @@ def virtual_pipeline_size(actor: ActorConfig, num_layers: int) -> int | None:
     pp, chunk = actor.pipeline_model_parallel_size, actor.num_layers_per_virtual_pipeline_stage
     if chunk is None or pp == 1 or num_layers == pp * chunk:
         return None
-    if num_layers % (pp * chunk) != 0:
-        raise ConfigError(
-            f"actor_config.num_layers_per_virtual_pipeline_stage: times pipeline_model_parallel_size {pp} it must "
-            f"divide the model's {num_layers} layers, got {chunk}. Set 1, for example."
-        )
+    if fault := pipeline_fault(num_layers, pp=pp, layers_per_chunk=chunk):
+        raise ConfigError(fault)
     return num_layers // (pp * chunk)
 
 
@@ -105,11 +103,8 @@ def init_parallel(
     Raises:
         ConfigError: `world_size` is not a multiple of `tp` x `pp`.
     """
-    if world_size % (tp * pp) != 0:
-        raise ConfigError(
-            f"rl_config.actor_resource.num_devices: must be a multiple of tensor_model_parallel_size {tp} x "
-            f"pipeline_model_parallel_size {pp}, got {world_size}. Change one of the three."
-        )
+    if fault := devices_fault(world_size, tp=tp, pp=pp):
+        raise ConfigError(fault)
     is_cuda = device.type == "cuda"
     dist.init_process_group(
         "nccl" if is_cuda else "gloo",

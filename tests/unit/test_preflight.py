@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib
 import json
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from safetensors.torch import save
@@ -52,7 +55,8 @@ def config(model: Path, tmp_path: Path) -> Config:
 
 
 def test_preflight_returns_the_prompts_that_are_short_enough(config: Config, caplog: pytest.LogCaptureFixture) -> None:
-    kept = preflight(config)
+    kept, held_out = preflight(config)
+    assert held_out == []
     assert [prompt.messages[0]["content"] for prompt in kept] == ["a"]
     assert "dropped 1 of 2 prompts, which have more than rl_config.max_prompt_length tokens, 400." in caplog.text
 
@@ -109,6 +113,45 @@ def test_preflight_evaluation_needs_no_training_prompts(config: Config, training
     config.megatron_training.test_data_path = config.megatron_training.data_path
     config.megatron_training.data_path = training_data
     preflight_evaluation(config)
+
+
+def test_preflight_evaluation_returns_the_held_out_prompts_that_are_short_enough(
+    config: Config, tmp_path: Path
+) -> None:
+    rows = [
+        {"messages": [{"role": "user", "content": text}], "ground_truth": "4", "data_source": "sums"}
+        for text in ("2 + 2?", "2 + 2? " * 200, "1 + 3?")
+    ]
+    (tmp_path / "test.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    config.megatron_training.test_data_path = str(tmp_path / "test.jsonl")
+    assert [prompt.id for prompt in preflight_evaluation(config)] == ["test-1", "test-3"]
+    assert [prompt.id for prompt in preflight(config)[1]] == ["test-1", "test-3"]
+
+
+@pytest.mark.parametrize("check", [preflight, preflight_evaluation, preflight_sft])
+def test_preflight_loads_tokenizer_tools_and_each_data_file_once(
+    config: Config, monkeypatch: pytest.MonkeyPatch, check: Callable[[Config], object]
+) -> None:
+    held_out = Path(config.megatron_training.data_path).with_name("test.jsonl")
+    held_out.write_text(Path(config.megatron_training.data_path).read_text())
+    config.megatron_training.test_data_path = str(held_out)
+    calls: Counter[str] = Counter()
+
+    def count(target: str) -> None:
+        module, _, name = target.rpartition(".")
+        function = getattr(importlib.import_module(module), name)
+
+        def counted(*args: Any, **kwargs: Any) -> Any:
+            calls[f"{name} {args[0]}" if name == "load_prompts" else name] += 1
+            return function(*args, **kwargs)
+
+        monkeypatch.setattr(target, counted)
+
+    for target in ("rl.rollout.dialog.load_tokenizer", "rl.tools.registry.read_entries", "rl.run.parts.load_prompts"):
+        count(target)
+    check(config)
+    assert set(calls.values()) == {1}
+    assert calls["load_tokenizer"] == calls["read_entries"] == 1
 
 
 def test_preflight_evaluation_needs_held_out_prompts(config: Config) -> None:
@@ -322,7 +365,7 @@ def test_preflight_reads_every_shape_of_ground_truth_that_rewards_know(config: C
     path.write_text("".join(json.dumps(row | {"ground_truth": truth}) + "\n" for truth in truths))
     names = ["base_acc", "math_acc", "retool_reward", "gsm8k_boxed", "search_em", "search_f1"]
     config.rl_config.verifier_function, config.rl_config.verifier_weight = names, [1.0] * len(names)
-    prompts = preflight(config)
+    prompts, _ = preflight(config)
     assert [accepted_answers(prompt.ground_truth, is_math=True) for prompt in prompts] == [
         ["Lisbon"], ["Lisbon", "Lisboa"], ["18", "18.5"], ["Lisbon"], ["Lisbon"], ["18"], ["[1, 2]"]
     ]  # fmt: skip

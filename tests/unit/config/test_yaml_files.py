@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from rl.config.load import compose_config, load_dataset_config
 from rl.config.yaml_files import read_yaml
 from rl.errors import ConfigError, ToolError
-from rl.tools.registry import read_entries
+from rl.tools.entries import ToolEntry, read_entries
 
 LAUGHS = "a0: &a0 [x, x]\n" + "".join(f"a{i}: &a{i} [*a{i - 1}, *a{i - 1}]\n" for i in range(1, 40))
 CHAIN = "a0: &a0 [x]\n" + "".join(f"a{i}: &a{i} [*a{i - 1}]\n" for i in range(1, 200))
@@ -70,7 +70,7 @@ def test_tools_and_configurations_have_the_same_reader(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"^.*a\.yaml, line 2: is not valid YAML: found duplicate key"):
         compose_config("a", (), tmp_path)
     path.write_bytes("tools: [{function: 'a.b:c'}]\n".encode("utf-16"))
-    assert read_entries(path) == [{"function": "a.b:c"}]
+    assert read_entries(path) == [ToolEntry(f"{path}: tools[1]", "function", "a.b:c", {}, None)]
 
 
 def test_a_byte_order_mark_does_not_hide_the_package_of_a_file(tmp_path: Path) -> None:
