@@ -286,10 +286,16 @@ class ChatTemplate:
             said = thoughtful_turn(is_thinking, expected)
             messages += [{"role": "assistant", "content": said}, *_of_roles(roles, itertools.repeat(SHOWN))]
             rendered = self.render(messages, True)
-            if not rendered.startswith(expected + said + self.closing):
+            if not rendered.startswith(expected + self._space_before_turn() + said + self.closing):
                 return False
             expected = rendered
         return True
+
+    def _space_before_turn(self) -> str:
+        """What a template without headers, such as Llama 2's, puts before the assistant's text; the model says it."""
+        before = self.render([PROBE_USER, PROBE_TURN], False).partition(PROBE)[0]
+        space = before.removeprefix(self.render([PROBE_USER], True))
+        return space if space.isspace() else ""
 
 
 def _of_roles(roles: Sequence[str], texts: Iterable[str]) -> list[Message]:

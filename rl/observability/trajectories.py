@@ -69,8 +69,8 @@ def to_record(trajectory: Trajectory) -> dict[str, Any]:
     Returns:
         `id`, `data_source`, `messages`, `ground_truth`, `turns` (text, start and end of each thought in it, whether
         it begins in one, number of tokens, calls, results with status and times), `stop_reason`, `score`, `rewards`,
-        `reward_texts`, `turn_rewards`, `kl_penalty`, `reward_error`, `environment`, `failure`, `num_sampled`, `response_length`,
-        `policy_versions` and `wall_s`.
+        `reward_texts`, `turn_rewards`, `kl_penalty`, `reward_error`, `environment`, `failure`, `num_sampled`,
+        `response_length`, `policy_versions` and `wall_s`.
     """
     versions = sorted({span.policy_version for s in trajectory.sequences for span in s.spans})
     return {

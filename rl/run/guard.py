@@ -29,7 +29,7 @@ class SkipGuard:
         self._num_in_a_row = 0
 
     def check(self, step: int, offending: Sequence[str], groups: Sequence[Group]) -> None:
-        """Keep the trajectories of a step in which an optimizer step was skipped, or every reward or environment failed.
+        """Keep the trajectories of a step in which an optimizer step was skipped, or no trajectory got a score.
 
         Args:
             step: Its number, from 1.
