@@ -5,6 +5,7 @@ docs/environments.md shows one.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -123,6 +124,8 @@ def load_rollout_function(rl: RLConfig) -> UserCode | None:
     code = load_named(where, rl.rollout_function, [BUILT_IN], rl.rollout_function_kwargs)
     if isinstance(code.function, type):
         raise ConfigError(f"{where}: '{code.name}' is a class. Write `async def rollout(prompt, policy)`.")
+    if not inspect.iscoroutinefunction(code.function):
+        raise ConfigError(f"{where}: '{code.name}' must be `async def`, got {code.function!r:.80}.")
     code.check_call(2, "as rollout(prompt, policy, **kwargs)")
     return code
 
