@@ -18,7 +18,7 @@ class Dialog:
 
     renderer: Renderer
     toolbox: Toolbox | None
-    """None without `multi_turn_enable`: every trajectory is one turn."""
+    """None without `multi_turn_enable`, or without tools."""
     parser: Parser
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import random
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -18,6 +19,8 @@ from rl.rollout.agent_loop import AgentLoop
 from rl.rollout.environments import Step, load_environment
 from rl.rollout.group import run_group
 from rl.types import FinishReason, Message, Prompt, Sampling, StopReason, Trajectory, Turn
+from tests import chat_templates
+from tests.chat_templates import byte_level
 from tests.fakes import CALL_1, FakeToolbox, ScriptedEngine, answering, said, word_tokenizer
 
 PROMPT = Prompt("p", [{"role": "user", "content": "what"}], "42", "test")
@@ -334,3 +337,44 @@ def test_load_environment_suggests_a_name(tmp_path: Path):
     config.rl_config.environment = f"{tmp_path}/absent.py:World"
     with pytest.raises(ConfigError, match="does not import"):
         load_environment(config.rl_config)
+
+
+async def test_an_environment_of_a_template_that_drops_thoughts_has_a_sequence_for_each_history():
+    renderer = Renderer(byte_level(chat_templates.QWEN3), "empty", [])
+    texts = ["<think>\nI see.\n</think>\n\none", "two", "three"]
+    script = [said(renderer.encoder.encode(f"{text}<|im_end|>", behind=True)) for text in texts]
+    loop = AgentLoop(ScriptedEngine(script), renderer, None, PARSERS["hermes"], make_config("Counting"))
+    trajectory = await loop.run(PROMPT, 0, Sampling(1.0, 100))
+    first, second = (renderer.decode(list(map(int, s.token_ids))) for s in trajectory.sequences)
+    asked = "<|im_start|>user\n{}<|im_end|>\n<|im_start|>assistant\n"
+    assert first == asked.format("what") + texts[0] + "<|im_end|>"
+    # The thought is gone where the user speaks again; from then on nothing is rewritten.
+    assert (
+        second
+        == "<|im_end|>\n".join(
+            [asked.format("what") + "one", asked.format("one") + "two", asked.format("two") + "three"]
+        )
+        + "<|im_end|>"
+    )
+    assert [int(sum(s.loss_mask)) for s in trajectory.sequences] == [
+        len(script[0].token_ids),
+        len(script[1].token_ids) + len(script[2].token_ids),
+    ]
+
+
+async def test_the_example_of_the_page_is_a_game(tmp_path: Path):
+    page = (Path(__file__).parents[3] / "docs/environments.md").read_text()
+    code = page.partition("```python\n# guess.py\n")[2].partition("```")[0]
+    (tmp_path / "guess.py").write_text(code)
+    renderer = Renderer(byte_level(chat_templates.CHATML), "empty", [])
+    number = random.Random("p").randint(1, 20)
+    guesses = [f"I say {number + 1}", "I pass", f"I say {number - 1}", f"It is {number}"]
+    script = [said(renderer.encoder.encode(f"{guess}<|im_end|>", behind=True)) for guess in guesses]
+    config = make_config("Counting", environment_kwargs={"largest": 20})
+    config.rl_config.environment = f"{tmp_path}/guess.py:GuessTheNumber"
+    loop = AgentLoop(ScriptedEngine(script), renderer, None, PARSERS["hermes"], config)
+    trajectory = await loop.run(PROMPT, 0, Sampling(1.0, 100))
+    hints = [[message["content"] for message in turn.messages] for turn in trajectory.turns]
+    assert hints == [["Lower."], ["Say a number."], ["Higher."], []]
+    assert trajectory.environment == {"score": 1.0, "turn_scores": [0.0, 0.0, 0.0, 1.0]}
+    assert trajectory.prompt.messages[0]["content"] == "Guess my number from 1 to 20. Say one number."
