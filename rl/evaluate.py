@@ -5,11 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 from rl.cluster.launch import launch
-from rl.cluster.rollouts import RolloutGroup
 from rl.config.schema import Config
+from rl.interfaces import Rollouts
 from rl.preflight import preflight_evaluation
 from rl.run.run import Run
-from rl.types import Group, Prompt, Sampling
+from rl.types import GroupHeader, Prompt, Sampling
 
 
 def main(config: Config, name: str, model: Path) -> None:
@@ -36,10 +36,10 @@ def main(config: Config, name: str, model: Path) -> None:
         ) as cluster,
     ):
         assert cluster.rollouts is not None, "the evaluation asked for engines"
-        run.log_evaluation(0, evaluate(config, cluster.rollouts, held_out))
+        run.log_evaluation(0, evaluate(config, cluster.rollouts, held_out), cluster.rollouts)
 
 
-def evaluate(config: Config, rollouts: RolloutGroup, prompts: list[Prompt]) -> list[Group]:
+def evaluate(config: Config, rollouts: Rollouts, prompts: list[Prompt]) -> list[GroupHeader]:
     """Run every held-out prompt with `generate_config.eval_sampling_config`.
 
     Returns:

@@ -20,7 +20,7 @@ from rl.observability.run_directory import RunDirectory
 from rl.observability.trajectories import from_record, read_records
 from rl.observability.viewer import trajectory_file
 from rl.rewards.registry import RewardSet, load_rewards
-from rl.types import Prompt, StopReason, Trajectory
+from rl.types import INFRASTRUCTURE_FAILURES, Prompt, Trajectory
 
 logger = logging.getLogger(__name__)
 
@@ -56,7 +56,7 @@ def main(config: Config, source: Path, step: int | None) -> int:
         RewardError: A reward cannot be loaded.
     """
     path = _file_of(source, step)
-    records = [record for record in read_records(path) if not StopReason(record["stop_reason"]).is_failure]
+    records = [record for record in read_records(path) if record["stop_reason"] not in INFRASTRUCTURE_FAILURES]
     if not records:
         raise DataError(f"{path}: no trajectory in it ended by itself, so none is scored. Give another step.")
     prompts = _prompts(config)
@@ -91,7 +91,7 @@ async def _score_all(rewards: RewardSet, trajectories: list[Trajectory]) -> list
 
     async def score(trajectory: Trajectory) -> float:
         start = time.monotonic()
-        await rewards.score(trajectory)
+        trajectory.take_scores(await rewards.score(trajectory))
         return time.monotonic() - start
 
     return await asyncio.gather(*map(score, trajectories))

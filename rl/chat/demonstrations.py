@@ -31,7 +31,7 @@ def render_demonstration(renderer: Renderer, messages: list[Message]) -> list[tu
             sequence, _ = ledger.extend(messages[:index])
             _say(renderer, sequence, _pieces_of(renderer, messages, index))
             ledger.record(sequence, message)
-    return [(list(map(int, s.token_ids)), list(map(int, s.loss_mask))) for s in ledger.sequences]
+    return [(s.token_ids.tolist(), s.loss_mask.tolist()) for s in ledger.sequences]
 
 
 def append_said(sequence: TokenSequence, ids: list[int]) -> None:

@@ -218,4 +218,5 @@ class Ledger:
 
 
 def _ids(sequence: TokenSequence, start: int, end: int) -> list[int]:
-    return [int(i) for i in sequence.token_ids[start:end]]
+    ids: list[int] = sequence.token_ids[start:end].tolist()
+    return ids

@@ -162,7 +162,7 @@ def _check_demonstration(renderer: Renderer, has_thought: tuple[bool, ...]) -> N
         reply = {"role": "assistant", "content": renderer.strip_end_of_turn(renderer.decode(turn))}
         ledger.record(sequence, reply)
         told += [reply, {"role": "tool", "content": SHOWN}]
-    rolled_out = [(list(map(int, s.token_ids)), list(map(int, s.loss_mask))) for s in ledger.sequences]
+    rolled_out = [(s.token_ids.tolist(), s.loss_mask.tolist()) for s in ledger.sequences]
     texts = [renderer.decode(turn) for turn in turns]
     keeps_thoughts = [("turnwise thought" in text) for text in texts] == list(has_thought)
     adds_thoughts = any("<think>" in text for text, has in zip(texts, has_thought, strict=True) if not has)

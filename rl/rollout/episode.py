@@ -165,4 +165,5 @@ def request_seed(base: int, prompt_id: str, sample_index: int, turn: int, span: 
 
 
 def _ids(sequence: TokenSequence, start: int = 0) -> list[int]:
-    return [int(i) for i in sequence.token_ids[start:]]
+    ids: list[int] = sequence.token_ids[start:].tolist()
+    return ids

@@ -6,7 +6,7 @@ import asyncio
 from typing import TYPE_CHECKING
 
 from rl.interfaces import Score
-from rl.types import Group, Prompt, Sampling, Trajectory
+from rl.types import INFRASTRUCTURE_FAILURES, Group, Prompt, Sampling, Trajectory
 
 if TYPE_CHECKING:  # a reward worker scores without tokenizer and torch
     from rl.rollout.agent_loop import AgentLoop
@@ -20,7 +20,7 @@ async def run_group(loop: AgentLoop, prompt: Prompt, num_samples: int, sampling:
         prompt: The dataset row.
         num_samples: Trajectories, at least 1.
         sampling: Sampling parameters, the same for every request.
-        score: Called for each trajectory when it ends, unless `StopReason.is_failure`.
+        score: Called for each trajectory when it ends, unless it ended in `INFRASTRUCTURE_FAILURES`.
 
     Returns:
         The group, trajectories in order of `sample_index`.
@@ -32,6 +32,6 @@ async def run_group(loop: AgentLoop, prompt: Prompt, num_samples: int, sampling:
 
 async def _run_scored(loop: AgentLoop, prompt: Prompt, index: int, sampling: Sampling, score: Score) -> Trajectory:
     trajectory = await loop.run(prompt, index, sampling)
-    if not trajectory.stop_reason.is_failure:
-        await score(trajectory)
+    if trajectory.stop_reason not in INFRASTRUCTURE_FAILURES:
+        trajectory.take_scores(await score(trajectory))
     return trajectory

@@ -18,7 +18,7 @@ from rl.chat.renderer import Renderer
 from rl.chat.self_test import check_renderer
 from rl.config.schema import Config
 from rl.rollout.agent_loop import AgentLoop
-from rl.types import FinishReason, Prompt, Sampling, ToolCall, ToolResult, ToolStatus, Trajectory
+from rl.types import NOT_SAMPLED, FinishReason, Prompt, Sampling, ToolCall, ToolResult, ToolStatus, Trajectory
 from tests import chat_templates
 from tests.chat_templates import byte_level, sentencepiece_like
 from tests.fakes import FakeToolbox, ScriptedEngine, said
@@ -139,9 +139,9 @@ def to_record(case: Case) -> dict[str, Any]:
     return {
         "sequences": [
             {
-                "token_ids": list(map(int, s.token_ids)),
-                "sampled": [[start, start + length] for start, length in _runs(list(map(int, s.loss_mask)))],
-                "spans": [[span.start, span.end, span.policy_version] for span in s.spans],
+                "token_ids": s.token_ids.tolist(),
+                "sampled": [[start, end] for start, end, value in _runs(s.loss_mask.tolist()) if value],
+                "spans": [[start, end, v] for start, end, v in _runs(s.versions.tolist()) if v != NOT_SAMPLED],
                 "response_length": s.response_length,
             }
             for s in trajectory.sequences
@@ -160,13 +160,12 @@ def to_record(case: Case) -> dict[str, Any]:
     }
 
 
-def _runs(mask: list[int]) -> list[tuple[int, int]]:
-    """Start and length of each stretch of 1."""
+def _runs(values: list[int]) -> list[tuple[int, int, int]]:
+    """Start, end and value of each stretch of equal values."""
     found, position = [], 0
-    for value, group in itertools.groupby(mask):
+    for value, group in itertools.groupby(values):
         length = len(list(group))
-        if value:
-            found.append((position, length))
+        found.append((position, position + length, value))
         position += length
     return found
 

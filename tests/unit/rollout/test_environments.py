@@ -18,7 +18,7 @@ from rl.rewards.registry import load_rewards
 from rl.rollout.agent_loop import AgentLoop
 from rl.rollout.environments import Step, load_environment
 from rl.rollout.group import run_group
-from rl.types import FinishReason, Message, Prompt, Sampling, StopReason, Trajectory, Turn
+from rl.types import FinishReason, Message, Prompt, Sampling, Scores, StopReason, Trajectory, Turn
 from tests import chat_templates
 from tests.chat_templates import byte_level
 from tests.fakes import CALL_1, FakeToolbox, ScriptedEngine, answering, said, word_tokenizer
@@ -169,7 +169,7 @@ async def test_an_environment_answers_every_turn_and_rewards_it(name: str):
 
 async def test_the_reward_named_environment_gives_score_and_turn_rewards():
     trajectory = await run("Counting", answers(13, 14, 15))
-    await load_rewards(["environment"], [2.0]).score(trajectory)
+    trajectory.take_scores(await load_rewards(["environment"], [2.0]).score(trajectory))
     assert (trajectory.score, trajectory.rewards) == (4.0, {"environment": 2.0})
     assert trajectory.turn_rewards == [1.0, 1.0, 2.0]
 
@@ -177,7 +177,7 @@ async def test_the_reward_named_environment_gives_score_and_turn_rewards():
 async def test_an_environment_without_rewards_gives_no_score():
     trajectory = await run("Counting", answers(13), environment_kwargs={"last": 1, "reward": None})
     assert trajectory.environment is None
-    await load_rewards(["environment"], [1.0]).score(trajectory)
+    trajectory.take_scores(await load_rewards(["environment"], [1.0]).score(trajectory))
     assert trajectory.score is None
     assert "gave no reward" in (trajectory.reward_error or "")
 
@@ -194,8 +194,8 @@ async def test_each_trajectory_has_an_environment_of_its_own():
         ScriptedEngine(answers(13, 13, 13, 14, 14, 14)), RENDERER, None, PARSERS["hermes"], make_config("Counting")
     )
 
-    async def score(trajectory: Trajectory) -> None:
-        trajectory.score = 1.0
+    async def score(trajectory: Trajectory) -> Scores:
+        return Scores(1.0)
 
     group = await run_group(loop, PROMPT, 2, Sampling(1.0, 100), score)
     assert [t.environment["score"] for t in group.trajectories if t.environment] == [2.0, 2.0]
@@ -283,8 +283,9 @@ async def test_what_user_code_does_wrong_ends_one_trajectory(name: str, kwargs: 
     loop._environment.function, loop._environment.kwargs = globals()[name], kwargs  # type: ignore[union-attr]
     scored = []
 
-    async def score(trajectory: Trajectory) -> None:
+    async def score(trajectory: Trajectory) -> Scores:
         scored.append(trajectory)
+        return Scores(1.0)
 
     with caplog.at_level(logging.ERROR):
         group = await run_group(loop, PROMPT, 1, Sampling(1.0, 100), score)
