@@ -1,4 +1,4 @@
-"""Messages to text: runs a chat template over marked messages, and finds out how it ends, shows and repeats turns."""
+"""Messages to text: runs a chat template on marked messages, and tests how it ends, shows and repeats turns."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ RESULTS: list[list[str]] = [
     ["déjà vu 你好 🙂 \u2028 e\u0301"],
     ['{"a": "quote \\" and \\n"}', "second", "<third>&amp;"],
 ]
-"""Results that a template is tried with."""
+"""Tool results that templates are tested with."""
 _CALL = "\n<tool_call>\n{}\n</tool_call>"
 _OPENED = "<think>"
 _PLAIN = {"role", "content"}
 _TEMPLATE_ERRORS = (jinja2.TemplateError, TypeError, ValueError, ArithmeticError, LookupError, AttributeError)
-"""What a template, a program of its author's, raises for messages that it does not foresee."""
+"""What a template may raise for messages that its author did not foresee."""
 
 
 def thoughtful_turn(is_thinking: bool, header: str) -> str:
@@ -46,12 +46,12 @@ class ChatTemplate:
     """One chat template with one tokenizer, the schemas of one toolbox and one format of calls.
 
     Attributes:
-        name: Of tokenizer and template, for messages.
-        format: The parser, where there are tools and it may have `instructions` or a `result_format`.
-        is_inline: Results stand in the assistant's own turn.
+        name: Names tokenizer and template in messages.
+        format: The parser if there are tools, for its `instructions` and `result_format`.
+        is_inline: Results are part of the assistant's own turn.
         encoder: Encodes what this template renders.
         end_of_turn: The special token that ends an assistant's turn.
-        closing: What the template writes behind an assistant's text, up to that token: ` </s>`, for example.
+        closing: What the template writes after an assistant's text, up to that token inclusive: ` </s>`, for example.
         takes_results: It renders messages of the role `tool`.
         rewrites_history: It does not repeat the assistant's turns before tool results word for word (it drops thinking,
             for example).
@@ -64,7 +64,7 @@ class ChatTemplate:
         tools: list[dict[str, Any]],
         tool_format: Format | None,
     ) -> None:
-        """Try the template out.
+        """Test the template.
 
         Raises:
             ConfigError: `prompt_type` is unknown.
@@ -115,10 +115,10 @@ class ChatTemplate:
         return self._run(completed, tools, add_generation_prompt=add_generation_prompt)
 
     def continuation(self, messages: Sequence[Message]) -> str:
-        """What the template puts behind an assistant's turn: its end, the messages, and the header of the next turn.
+        """What the template writes after an assistant's text: the end of the turn, the messages, the next header.
 
         Args:
-            messages: What follows the turn. Without any, the header alone; empty where the template has no such header.
+            messages: What follows the turn. Without any, only end and header; empty if the template has no header.
         """
         if not messages:
             return self._next_header()
@@ -131,13 +131,13 @@ class ChatTemplate:
         return self.rendered_continuation(messages) if frame is None else self._fill(frame, messages)
 
     def rendered_continuation(self, messages: Sequence[Message]) -> str:
-        """The same for at least one message, by the template itself."""
+        """As `continuation`, for at least one message, by running the template."""
         return self._after_probe(self.render([PROBE_USER, PROBE_TURN, *messages], True))
 
     def rewrites(self, roles: Sequence[str]) -> bool:
-        """Whether the template may change what stands before messages of these roles, such as earlier thoughts.
+        """Whether the template may change earlier turns (drop their thoughts, say) if messages of these roles follow.
 
-        True too where the template refuses such messages: only the whole conversation tells then.
+        Also true if the template refuses such messages in the test: only the real conversation can tell.
         """
         order = tuple(role for role, _ in itertools.groupby(roles))
         if order not in self._rewrites:
@@ -151,9 +151,9 @@ class ChatTemplate:
     def turn(self, messages: list[Message], index: int) -> tuple[str, str]:
         """What comes before an assistant's turn of a finished conversation, and what the assistant says in it.
 
-        That is what the template shows of the turn once more has followed. What it adds to the last turn alone, such as
-        an empty thought, nobody said. Where it drops something of earlier turns, the turn is shown as the last one;
-        where it drops something of that too, the turn is taken as written.
+        The turn is read from the template's rendering with a message behind it, since a template may add something to
+        the last turn that nobody said, such as an empty thought. If the template drops something of earlier turns, the
+        turn is read as the last one; if that drops something too, it is taken as written.
 
         Raises:
             ModelError: The template changes the turn, so nothing sampled could be like it.
@@ -177,7 +177,7 @@ class ChatTemplate:
         return head, written
 
     def _shown_turn(self, messages: list[Message], head: str, following: list[Message]) -> str | None:
-        """The last of some messages as the template shows it before others; None where it does not stand behind."""
+        """The last of some messages as the template shows it with others behind; None if the head is not a prefix."""
         suffix = self._after_probe(self.render([PROBE_USER, PROBE_TURN, *following], bool(following)))
         try:
             whole = self.render([*messages, *following], bool(following))
@@ -187,7 +187,7 @@ class ChatTemplate:
         return whole[len(head) : -len(suffix)] if fits else None
 
     def _as_written(self, turn: Message, opened: str) -> str | None:
-        """A turn's content behind a header that may have opened its thought; None where that is not all of it."""
+        """A turn's content after a header that may have opened its thought; None if the turn has other parts."""
         before, tag, content = (turn.get("content") or "").partition(opened or _OPENED)
         if turn.get("tool_calls") or (opened and not tag):
             return None
@@ -200,7 +200,7 @@ class ChatTemplate:
         return completed
 
     def _mark(self, value: Any, *, of_tool: bool) -> Any:
-        """The same value with all its texts marked."""
+        """A copy of the value with all texts marked."""
         if isinstance(value, str):
             return self.encoder.break_up(value, of_tool=of_tool)
         if isinstance(value, dict):
@@ -225,9 +225,9 @@ class ChatTemplate:
             ) from error
 
     def _frame(self, roles: tuple[str, ...]) -> list[str] | None:
-        """The template's text before, between and behind messages; None where it does not repeat them word for word.
+        """The template's text around messages; None if it does not repeat them word for word.
 
-        To run the template takes longer than all else that is done to append a message.
+        Running the template takes longer than everything else that is done to append a message.
         """
         rest = self.rendered_continuation(_of_roles(roles, [f"{SHOWN} {i}" for i in range(len(roles))]))
         frame = []
@@ -292,7 +292,7 @@ class ChatTemplate:
         return True
 
     def _space_before_turn(self) -> str:
-        """What a template without headers, such as Llama 2's, puts before the assistant's text; the model says it."""
+        """Space that a template without headers, like Llama 2's, puts before a turn's text. The model samples it."""
         before = self.render([PROBE_USER, PROBE_TURN], False).partition(PROBE)[0]
         space = before.removeprefix(self.render([PROBE_USER], True))
         return space if space.isspace() else ""

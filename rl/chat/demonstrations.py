@@ -1,4 +1,4 @@
-"""Finished conversations to token ids, put together by what puts rollouts together."""
+"""Renders finished conversations to token ids, with the ledger of the rollouts."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ def render_demonstration(renderer: Renderer, messages: list[Message]) -> list[tu
         messages: A conversation; what follows its last assistant message is left out.
 
     Returns:
-        Ids and a mask of the same length: 1 on each token of an assistant's text and on the end of its turn, but for an
-        end that a stop string takes the place of. One sequence, or several where the chat template rewrites history.
-        None without an assistant message.
+        Ids and a mask of the same length: 1 on each token of an assistant's text and on the end of its turn, unless a
+        stop string ended it. One sequence, or several if the chat template rewrites history; empty without an assistant
+        message.
 
     Raises:
         ModelError: The template changes the very turn that it renders last, so nothing sampled could be like it.

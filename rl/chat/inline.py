@@ -1,7 +1,6 @@
-"""Formats whose results stand in the assistant's own turn as plain text, as in Search-R1 and TRL's TextEnvironment.
+"""Formats that put results into the assistant's own turn as plain text, like Search-R1 and TRL's TextEnvironment.
 
-The chat template has no part in them: the tools are described by the parser's instructions, a call is text, and so is
-its result.
+The chat template is not involved: the parser's instructions describe the tools, and calls and results are text.
 """
 
 from __future__ import annotations
@@ -23,7 +22,7 @@ class Format(Protocol):
 
     @property
     def result_format(self) -> str | None:
-        """What a result is put into, in place of `{}`; None: a message of the chat template."""
+        """The text around a result, which replaces `{}`; None: a result is a message of its own."""
         ...
 
     @property
@@ -37,7 +36,7 @@ class Format(Protocol):
 
 
 Piece = tuple[str, bool]
-"""Text of an assistant's turn and True, where the model says it; a result, not yet put into its format, and False."""
+"""A part of an assistant's turn: text that the model says and True, or the bare text of a result and False."""
 
 
 def tell(messages: list[Message], tool_format: Format) -> list[Message]:
@@ -53,11 +52,11 @@ def tell(messages: list[Message], tool_format: Format) -> list[Message]:
 
 
 def merge_turns(messages: list[Message], tool_format: Format) -> list[Message]:
-    """Join assistant messages and the tool messages between them, as a rollout has them, to one assistant message.
+    """Join assistant messages and the tool messages between them into one assistant message, as in a rollout.
 
     Args:
         messages: A conversation with calls in `tool_calls`, in OpenAI's form, or written out in `content`.
-        tool_format: Has a `result_format`.
+        tool_format: The format, with a `result_format`.
 
     Returns:
         Messages without `tool` and `tool_calls`; those of the assistant have a list of `Piece` under `pieces`.
@@ -81,7 +80,7 @@ def merge_turns(messages: list[Message], tool_format: Format) -> list[Message]:
 
 
 def join_turns(messages: list[Message], tool_format: Format, encoder: TextEncoder) -> list[Message]:
-    """The same for a conversation that a template renders as a whole: no pieces, and no result can write a token."""
+    """Join turns of a conversation that a template renders as a whole: marked texts instead of pieces."""
     joined: list[Message] = []
     before = ""
     for message in messages:

@@ -50,7 +50,7 @@ class Renderer:
 
     Attributes:
         tokenizer: The tokenizer.
-        close_turn_ids: What the template ends an assistant turn with: a special token, in Llama 2 behind a space.
+        close_turn_ids: How the template ends an assistant turn: with a special token, in Llama 2 after a space.
         end_of_turn_ids: Tokens at which a generation ends: the template's end of turn and the tokenizer's end of
             text.
         rewrites_history: The template does not repeat an earlier assistant turn word for word before tool results (it
@@ -73,7 +73,7 @@ class Renderer:
             tokenizer: As `load_tokenizer` gives it.
             prompt_type: Name in `TEMPLATES`.
             tool_schemas: Tools in OpenAI's form, as the tool YAML has them; empty without tools.
-            tool_format: The parser, where it may have `instructions` or a `result_format`; None has neither.
+            tool_format: The parser, for its `instructions` and `result_format`; None: it has neither.
 
         Raises:
             ConfigError: `prompt_type` is unknown.
@@ -89,25 +89,24 @@ class Renderer:
         self.rewrites_history: bool = self.template.rewrites_history
 
     def render_prompt(self, messages: list[Message]) -> list[int]:
-        """Token ids of a conversation with the header of the assistant's turn behind it."""
+        """Token ids of a conversation and the header of the assistant's next turn."""
         if self.template.is_inline:
             messages = join_turns(messages, self._inline_format, self.encoder)
         return self.encoder.encode(self.template.render(messages, True))
 
     def render_continuation(self, messages: Sequence[Message], *, closed: bool) -> list[int]:
-        r"""What stands between an assistant's turn and the next: its end, some messages, the next header.
+        r"""What is between an assistant's turn and the next: its end, some messages, the next header.
 
         Args:
-            messages: Of any role, in order. Without any, what starts another turn right behind one; nothing where the
-                template has no header, as Llama 2's, whose answer stands behind the user's turn: what follows then goes
-                on in the same turn.
-            closed: The end-of-turn token was itself sampled and is not to be repeated.
+            messages: Of any role, in order. Without any, the end of the turn and the header of another; empty if the
+                template has no header, like Llama 2's: what follows then continues the same turn.
+            closed: The end-of-turn token was sampled and must not be repeated.
 
         Returns:
             Token ids to append with loss mask 0. For ChatML with Qwen's tool turns and two results a and b:
             `<|im_end|>\n<|im_start|>user\n<tool_response>\na\n</tool_response>\n<tool_response>\nb\n</tool_response>
             <|im_end|>\n<|im_start|>assistant\n`, without the first token where `closed`. A format that puts results
-            into the assistant's turn adds nothing to them; where that turn is closed, the next one is opened first.
+            into the assistant's turn adds only those; if the turn is closed, another one is opened first.
 
         Raises:
             ModelError: The template refuses messages of these roles here.

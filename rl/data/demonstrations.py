@@ -20,15 +20,15 @@ def load_demonstrations(path: Path, renderer: Renderer, max_length: int) -> list
 
     Args:
         path: Parquet or jsonl file of the form that `rl preprocess` writes.
-        renderer: The one the rollouts use, so that the model learns the form it will meet.
+        renderer: The one of the rollouts, so that the model learns the form that it will meet.
         max_length: Longest row in tokens; a longer one is an error, since cutting it would hide its answer.
 
     Returns:
         Samples whose mask is 1 on the assistant's tokens, the end of each of its turns included; one for each row, or
-        several where the chat template rewrites history. They are what a rollout puts together that says the same.
+        several where the chat template rewrites history. A rollout that says the same gives the same tokens.
 
     Raises:
-        DataError: A file or row is malformed, too long, has nothing to learn from, or the chat template refuses it.
+        DataError: A file or row is malformed or too long, has nothing to learn from, or the chat template refuses it.
     """
     samples = []
     for prompt in load_prompts(path):
