@@ -18,6 +18,7 @@ import ray
 import ray._private.worker as ray_worker
 
 from rl.cluster.actors import ActorGroup
+from rl.cluster.cluster import Cluster
 from rl.cluster.embedded_services import embedded_services
 from rl.cluster.endings import (
     SHARED_MEMORY,
@@ -64,14 +65,6 @@ _OWN_RAY: dict[str, Any] = {
     "include_dashboard": False,
     "object_store_memory": 512 * 1024**2,
 }
-
-
-@dataclass(slots=True)
-class Cluster:
-    """The running workers; `actor` or `rollouts` is None where the run asked for none."""
-
-    actor: ActorGroup | None
-    rollouts: RolloutGroup | None
 
 
 @contextmanager
