@@ -40,9 +40,7 @@ class LocalWorkers:
         events: The event loop that all of it runs on, while the driver waits.
     """
 
-    def __init__(
-        self, engine: Engine, loop: AgentLoop, rewards: RewardSet, events: asyncio.AbstractEventLoop
-    ) -> None:
+    def __init__(self, engine: Engine, loop: AgentLoop, rewards: RewardSet, events: asyncio.AbstractEventLoop) -> None:
         self._engine, self._loop, self._rewards, self._events = engine, loop, rewards, events
 
     def run(self, batch: PromptBatch) -> Iterator[tuple[int, GroupHeader]]:

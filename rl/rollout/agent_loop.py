@@ -145,7 +145,7 @@ class AgentLoop:
             self._give(episode, rewards, step)
             is_last_word = turn.is_cut and not step.messages
             stop_reason = self._stop_reason(turn, step, is_last_word=is_last_word)
-            following = None if stop_reason is not None else self._append(episode, messages, step)
+            following = None if stop_reason is not None else self._append(episode, environment, messages, step)
             if turn.results or turn.messages:
                 self._on_turn(turn)
             if following is None:
@@ -163,11 +163,13 @@ class AgentLoop:
             return StopReason.LENGTH
         return None
 
-    def _append(self, episode: Episode, messages: list[Message], step: Step) -> TokenSequence | None:
-        """Append the environment's messages, made shorter where it can so that the final answer keeps its reserve.
+    def _append(
+        self, episode: Episode, environment: ToolEnvironment, messages: list[Message], step: Step
+    ) -> TokenSequence | None:
+        """Append the environment's messages; results of tools are cut so that the final answer keeps its reserve.
 
-        What the template adds around them may use up the reserve. Without messages, another turn is opened: where a
-        turn ran into the reserve, for the final answer.
+        What the template adds around them may use up the reserve. Without messages, another turn is opened: for the
+        final answer if the turn before ran into the reserve.
 
         Returns:
             The sequence of the next turn; None where not even one token would be left for it.
@@ -177,10 +179,10 @@ class AgentLoop:
             extension = self._plan(episode, [*messages, *added])
             room = episode.room_behind(extension.context_length, episode.ledger.response_length + extension.num_added)
             excess = max(self._rl.final_answer_reserve, 1) - room
-            shorter = step.shorten(excess) if excess > 0 and step.shorten is not None else None
+            shorter = environment.shorten(excess) if excess > 0 else None
             if shorter is None:
                 break
-            added = list(shorter)
+            added = shorter
         if room <= 0:
             return None
         messages += added

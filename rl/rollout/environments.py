@@ -5,7 +5,7 @@ docs/environments.md shows how to write another.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple, Protocol
 
 from rl.config.schema import RLConfig
@@ -19,16 +19,14 @@ class Step(NamedTuple):
     """An environment's answer to a turn. A plain tuple of its first values does too."""
 
     messages: Sequence[Message] = ()
-    """What to append, of any role that the chat template allows there."""
+    """What to append, of any role that the chat template allows there. If it does not fit into the token budget, the
+    trajectory ends."""
     reward: float | None = None
     """Reward of the turn. Their sum is the score that the reward `environment` gives."""
     done: bool = False
     """The trajectory is over."""
     stop_reason: StopReason | None = None
     """Why it is over, where that is not `StopReason.FINISHED`."""
-    shorten: Callable[[int], Sequence[Message] | None] | None = None
-    """Makes the messages shorter by about so many tokens; None from it: they cannot be. Without it, messages that do
-    not fit into the token budget end the trajectory."""
 
 
 class Environment(Protocol):
@@ -97,7 +95,7 @@ async def step(code: UserCode, environment: Environment, turn: Turn) -> Step:
         raise code.failure(f"step returned {given!r:.80}, not Step(messages, reward, done)") from None
     messages = _messages(code, "step", answer.messages)
     reward = None if answer.reward is None else _number(code, answer.reward)
-    return Step(messages, reward, bool(answer.done), stop_reason, answer.shorten)
+    return Step(messages, reward, bool(answer.done), stop_reason)
 
 
 def _messages(code: UserCode, what: str, given: Any) -> list[Message]:

@@ -67,12 +67,13 @@ class ToolEnvironment:
         self._code, self._on_turn = inner, on_turn
         self._inner: Environment | None = None
         self._num_calls = 0
+        self._shortener: _Shortener | None = None
 
     @property
     def is_last_turn(self) -> bool:
         """No turn may follow the coming one."""
         if self._code is not None:
-            return bool(getattr(self._inner, "is_last_turn", False))
+            return bool(self._code.run("is_last_turn", lambda: getattr(self._inner, "is_last_turn", False)))
         return self._session is None or self._num_calls >= self._rl.max_tool_calls
 
     async def reset(self, prompt: Prompt) -> list[Message]:
@@ -84,6 +85,7 @@ class ToolEnvironment:
 
     async def step(self, turn: Turn) -> Step:
         """Answer the calls of a turn with their results. Calls in the last turn end the trajectory."""
+        self._shortener = None
         self.read_calls(turn)
         if turn.calls:
             return Step(stop_reason=StopReason.TOOL_LIMIT) if turn.is_last else await self.answer(turn)
@@ -132,7 +134,12 @@ class ToolEnvironment:
             return Step(stop_reason=StopReason.TOOL_UNAVAILABLE)
         if any(result.stop for result in turn.results):
             return Step(stop_reason=StopReason.TOOL_STOP)
-        return Step(messages, shorten=_Shortener(partial(self._as_messages, turn, texts), cap, len(texts)))
+        self._shortener = _Shortener(partial(self._as_messages, turn, texts), cap, len(texts))
+        return Step(messages)
+
+    def shorten(self, excess: int) -> list[Message] | None:
+        """The messages of the last step with about so many tokens less; None where they cannot be cut (further)."""
+        return self._shortener(excess) if self._shortener is not None else None
 
     def _over_limit(self, call: ToolCall) -> ToolResult:
         text = (

@@ -42,10 +42,22 @@ class UserCode:
         Raises:
             UserCodeError: It raised.
         """
+        return self.run("__init__", lambda: self.function(**self.kwargs))
+
+    def run(self, what: str, function: Callable[[], Any]) -> Any:
+        """Call a plain function of it.
+
+        Args:
+            what: Name of the part, for messages.
+            function: The part.
+
+        Raises:
+            UserCodeError: It raised.
+        """
         try:
-            return self.function(**self.kwargs)
+            return function()
         except (Exception, SystemExit) as error:
-            raise self.failure(f"{type(error).__name__}: {error}", error) from error
+            raise self.failure(f"{what}: {type(error).__name__}: {error}", error) from error
 
     async def call(self, what: str, begin: Callable[[], Any]) -> Any:
         """Await a part of it.

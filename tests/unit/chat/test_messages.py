@@ -125,3 +125,13 @@ def test_is_echo_knows_a_message_by_what_it_says_and_calls(changes: Message, exp
 def test_is_echo_takes_no_content_for_an_empty_one():
     own = {"role": "assistant", "content": "", "tool_calls": CALLS}
     assert is_echo(normalized({**own, "content": None}), normalized(own))
+
+
+def test_is_echo_knows_what_the_client_of_openai_sends_back():
+    chat = pytest.importorskip("openai.types.chat")
+    text = f"<think>\nI see.\n</think>\n\nLet me look.\n{CALL_TEXT['hermes']}"
+    for own in (reply(text), reply(CALL_TEXT["hermes"]), reply("Three.")):
+        received = chat.ChatCompletionMessage.model_validate(own)
+        whole = received.model_dump()
+        for echo in (whole, received.model_dump(exclude_none=True), {**whole, "content": whole["content"] or None}):
+            assert is_echo(normalized(echo), normalized(own))

@@ -113,6 +113,12 @@ class LastTurn(Counting):
     is_last_turn = True
 
 
+class RaisingLater(Counting):
+    @property
+    def is_last_turn(self) -> bool:
+        raise ValueError("who knows")
+
+
 class Empty:
     """No environment."""
 
@@ -262,7 +268,8 @@ BAD_STEP = "not Step(messages, reward, done)"
     ("name", "kwargs", "reason"),
     [
         ("Raising", {}, "step: KeyError: 'no such room'"),
-        ("RaisingAtOnce", {}, "ValueError: no world"),
+        ("RaisingAtOnce", {}, "__init__: ValueError: no world"),
+        ("RaisingLater", {}, "is_last_turn: ValueError: who knows"),
         ("CancellingItself", {}, "step: cancelled itself"),
         ("Exiting", {}, "reset: SystemExit: 3"),
         ("NotAsync", {}, "step: TypeError: step must be `async def`"),
