@@ -1,4 +1,4 @@
-"""Evaluation: held-out prompts through the same agent loop, greedily unless told otherwise."""
+"""Evaluation on held-out prompts with the agent loop of training, greedy by default."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from rl.types import GroupHeader, Prompt, Sampling
 
 
 def main(config: Config, name: str, model: Path) -> None:
-    """Evaluate a model folder on `megatron_training.test_data_path` and write the figures to a run directory.
+    """Evaluate a model on `megatron_training.test_data_path` and write the metrics to a run directory.
 
     Args:
-        config: As composed from YAML and the command line.
-        name: The configuration's name, for the run directory.
-        model: Hugging Face folder or checkpoint to evaluate.
+        config: The composed configuration.
+        name: Name of the configuration, for the run directory.
+        model: Hugging Face folder or checkpoint.
 
     Raises:
-        TurnwiseError: Anything a user can mend.
+        TurnwiseError: An error that the user can fix.
     """
     held_out = preflight_evaluation(config)
     with (
@@ -35,16 +35,12 @@ def main(config: Config, name: str, model: Path) -> None:
             on_group=run.progress.groups,
         ) as cluster,
     ):
-        assert cluster.rollouts is not None, "the evaluation asked for engines"
+        assert cluster.rollouts is not None, "launch starts engines for an evaluation"
         run.log_evaluation(0, evaluate(config, cluster.rollouts, held_out), cluster.rollouts)
 
 
 def evaluate(config: Config, rollouts: Rollouts, prompts: list[Prompt]) -> list[GroupHeader]:
-    """Run every held-out prompt with `generate_config.eval_sampling_config`.
-
-    Returns:
-        A scored group for each prompt, in their order; empty without prompts.
-    """
+    """Roll out prompts with `generate_config.eval_sampling_config`; return one scored group per prompt, in order."""
     sampling = config.generate_config.eval_sampling_config
     settings = Sampling(
         temperature=sampling.temperature,

@@ -1,4 +1,4 @@
-"""Everything that can be known to be wrong before a process starts: names, files, services, memory."""
+"""Checks before a process starts: names, files, services, memory."""
 
 from __future__ import annotations
 
@@ -128,8 +128,8 @@ def inspect_run(config: Config, given: frozenset[str] = frozenset(), *, is_stric
     Args:
         config: As composed.
         given: Dotted paths that were set, for warnings about keys without effect.
-        is_strict: Model, data, services and memory must be right on this machine. Otherwise what is absent is noted as
-            not checked; what is there is checked all the same.
+        is_strict: Model, data, services and memory must be right on this machine. Otherwise absent parts are noted as
+            not checked; existing parts are still checked.
     """
     return _run_problems(RunParts(config), given, is_strict=is_strict)
 
@@ -154,7 +154,7 @@ def _run_problems(parts: RunParts, given: frozenset[str], *, is_strict: bool) ->
 
 
 def _name_problems(config: Config, task: Task) -> Iterator[Problem]:
-    """Names against the tables they are looked up in."""
+    """Check names against the tables they are looked up in."""
     rl = config.rl_config
     yield from _parser_problems(rl.tool_parser_format)
     if rl.prompt_type not in TEMPLATES:
@@ -166,7 +166,7 @@ def _name_problems(config: Config, task: Task) -> Iterator[Problem]:
         yield error(unknown_name("rl_config.rollout_correction.rollout_rs", rejection, REJECTIONS))
     if rl.adv_estimator in NEED_CRITIC:
         yield error(
-            f"rl_config.adv_estimator: {rl.adv_estimator} needs a critic, and none is trained here. "
+            f"rl_config.adv_estimator: {rl.adv_estimator} needs a critic, which is not supported. "
             f"Choose from {', '.join(ADVANTAGES)}."
         )
     elif rl.adv_estimator not in ADVANTAGES:
@@ -191,7 +191,7 @@ def _reward_problems(parts: RunParts) -> Iterator[Problem]:
         elif name not in rl.verifier_function:
             yield warning(
                 f"rl_config.verifier_kwargs.{name}: has no effect, because verifier_function does not name it. "
-                "Set it to null; that takes an inherited one out too."
+                "Set it to null; this also removes an inherited entry."
             )
     for found in parts.rewards:
         if isinstance(found, RewardError):
@@ -227,18 +227,18 @@ def _environment_problems(config: Config) -> Iterator[Problem]:
 
 
 def _service_problems(toolbox: Toolbox, *, is_strict: bool) -> Iterator[Problem]:
-    """Ask the services behind the tools; embedded ones start with the run."""
+    """Ask the services behind the tools. Embedded services start with the run."""
     try:
         asyncio.run(asyncio.wait_for(toolbox.check(), _SERVICE_TIMEOUT_S))
     except (ToolError, TimeoutError) as failure:
-        text = str(failure) or f"rl_config.tool_config_path: a service gave no answer in {_SERVICE_TIMEOUT_S:.0f} s."
+        text = str(failure) or f"rl_config.tool_config_path: no answer of a service in {_SERVICE_TIMEOUT_S:.0f} s."
         yield error(text) if is_strict else note(f"{text} Not checked here.")
 
 
 def _data_problems(
     parts: RunParts, keys: tuple[str, ...], *, is_strict: bool, with_rewards: bool = False
 ) -> Iterator[Problem]:
-    """Data files, and with rewards whether these can read each row."""
+    """Check data files, and with rewards whether each row can be scored."""
     training = parts.config.megatron_training
     if "data_path" in keys and not training.data_path:
         yield error("megatron_training.data_path: must name a data file, got nothing. Set what `rl preprocess` wrote.")
@@ -261,7 +261,7 @@ def _data_problems(
 
 
 def _prompt_type_problems(config: Config) -> Iterator[Problem]:
-    """The `prompt_type` that rows were preprocessed for against the one they are rendered with."""
+    """Compare the `prompt_type` that rows were preprocessed for with the one they are rendered with."""
     training, prompt_type = config.megatron_training, config.rl_config.prompt_type
     for key in ("data_path", "test_data_path"):
         path = getattr(training, key)
@@ -279,7 +279,7 @@ def _log_warnings(problems: Iterator[Problem]) -> None:
 
 
 def _model_problems(parts: RunParts, *, is_strict: bool) -> Iterator[Problem]:
-    """The model's family, its weights, its tokenizer and its chat template."""
+    """Check the model's family, weights, tokenizer and chat template."""
     config = parts.config
     facts, _ = find_model_facts(config)
     folder = Path(config.actor_config.load)
@@ -320,7 +320,7 @@ def _engine_problems(config: Config, *, is_strict: bool) -> Iterator[Problem]:
 
 
 def _place_problems(config: Config) -> Iterator[Problem]:
-    """Where a run writes: trackers are installed, its folder can be made and is not taken."""
+    """Check that trackers are installed, and that the run's folder can be made and does not exist."""
     training = config.megatron_training
     try:
         check_trackers(config)
@@ -330,13 +330,12 @@ def _place_problems(config: Config) -> Iterator[Problem]:
     there = next(place for place in (base, *base.absolute().parents) if place.exists())
     if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
         yield error(
-            f"megatron_training.output_dir: no folder can be made in {there}, got '{base}'. Choose one that can be "
-            "written."
+            f"megatron_training.output_dir: no folder can be made in {there}, got '{base}'. Choose a writable one."
         )
     elif training.run_name and (base / training.run_name).exists():
         yield error(
             f"megatron_training.run_name: {base / training.run_name} exists already, and no run overwrites another. "
-            "Choose another name, remove the folder, or go on from it with megatron_training.resume."
+            "Choose another name, remove the folder, or continue it with megatron_training.resume."
         )
 
 

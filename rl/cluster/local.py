@@ -8,10 +8,11 @@ from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 from rl.cluster.actors import ActorGroup
 from rl.cluster.cluster import Cluster
+from rl.cluster.endings import SHARED_MEMORY
 from rl.cluster.ranks import LocalRanks
 from rl.cluster.rollouts import RolloutGroup
 from rl.config.schema import Config
@@ -24,9 +25,11 @@ from rl.rollout.dialog import load_dialog
 from rl.rollout.group import run_group
 from rl.rollout.headers import header_of_group
 from rl.rollout.workers import PromptBatch
+from rl.services.owned_folder import owned_folder
 from rl.types import BusySeconds, Group, GroupHeader, Prompt, WeightUpdate
 
 T = TypeVar("T")
+_FOLDER = "turnwise-run-"
 _NO_CLOCKS = BusySeconds(engine_s=0.0, reward_s=0.0)
 
 
@@ -90,28 +93,26 @@ class LocalWorkers:
 @contextmanager
 def launch_locally(
     config: Config,
-    *,
-    shards: Path,
-    sockets: Path,
     prompts: list[Prompt] | None,
-    loss: str | None,
+    loss: Literal["policy", "sft"] | None,
     model_folder: Path,
     tool_overrides: dict[str, dict],
+    *,
     on_group: Callable[[int, int], None],
 ) -> Iterator[Cluster]:
     """Start a run in this process: one rank of the actor, one engine, whose vLLM has processes of its own.
 
     Args:
         config: The run's.
-        shards: Folder in shared memory for published weights.
-        sockets: Folder for vLLM's sockets.
         prompts: Training prompts; None starts no rollout.
-        loss: `policy` or `sft`: what the actor minimizes; None starts no actor.
+        loss: What the actor minimizes; None starts no actor.
         model_folder: The model the engine loads.
         tool_overrides: Settings of embedded services.
         on_group: See `RolloutGroup`.
     """
     with ExitStack() as stack:
+        shards = stack.enter_context(owned_folder(_FOLDER, SHARED_MEMORY))
+        sockets = stack.enter_context(owned_folder(_FOLDER, Path("/tmp")))
         rollouts = actor = None
         if prompts is not None:
             cores = tuple(sorted(os.sched_getaffinity(0)))
@@ -134,8 +135,8 @@ def _local_workers(config: Config, model_folder: Path, tool_overrides: dict[str,
     )
     with asyncio.Runner() as runner, ExitStack() as stack:
         stack.callback(rewards.close)
-        if dialog.toolbox is not None:
-            stack.callback(lambda: runner.run(dialog.toolbox.close()))
+        if (toolbox := dialog.toolbox) is not None:
+            stack.callback(lambda: runner.run(toolbox.close()))
         engine = runner.run(
             VllmEngine.create(
                 config,
@@ -151,7 +152,7 @@ def _local_workers(config: Config, model_folder: Path, tool_overrides: dict[str,
 
 
 @contextmanager
-def _local_actor(config: Config, shards: Path, loss: str) -> Iterator[ActorGroup]:
+def _local_actor(config: Config, shards: Path, loss: Literal["policy", "sft"]) -> Iterator[ActorGroup]:
     from rl.training.actor import Actor
 
     make = partial(Actor, config, num_threads=len(os.sched_getaffinity(0)))

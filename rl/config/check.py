@@ -1,4 +1,4 @@
-"""Plain mappings to sections: pydantic checks, and what it finds is told in the words of the project."""
+"""Builds sections from plain mappings: pydantic checks them, and its errors become our problems."""
 
 from __future__ import annotations
 
@@ -43,8 +43,8 @@ def check_section(cls: type[S], tree: dict[Any, Any], path: str = "") -> tuple[S
         path: Dotted path of the section, empty at the root.
 
     Returns:
-        The section, complete even where there are problems: the default stands in for a value that cannot be used.
-        And a problem for each unknown key and each value of a wrong type or out of its range.
+        The section, complete even if there are problems: the default replaces a value that cannot be used. And a
+        problem for each unknown key and each value of a wrong type or out of range.
     """
     prepared, adapter = _prepare(cls, tree), TypeAdapter(cls)
     try:
@@ -62,7 +62,7 @@ def check_section(cls: type[S], tree: dict[Any, Any], path: str = "") -> tuple[S
 
 
 def _prepare(kind: Any, value: Any) -> Any:
-    """What YAML may write in another way: keys that are no text, 4.0 for 4, and null to take an inherited entry out."""
+    """Convert what YAML may write: keys that are not text, 4.0 for 4, null to remove an inherited entry."""
     kind = not_null(kind)
     if dataclasses.is_dataclass(kind) and isinstance(value, dict):
         hints = field_types(typing.cast(type, kind))
@@ -74,12 +74,12 @@ def _prepare(kind: Any, value: Any) -> Any:
 
 
 def _with_text_keys(section: dict[Any, Any]) -> Iterable[tuple[str, Any]]:
-    """The entries of a section; pydantic takes no name with half a surrogate pair."""
+    """The entries of a section; pydantic refuses names with half a surrogate pair."""
     return ((str(key).encode("utf-8", "backslashreplace").decode(), item) for key, item in section.items())
 
 
 def _names(cls: type, place: tuple[int | str, ...]) -> list[str]:
-    """Names down to the key that pydantic's place is in, without what is below it: the number of an item, say."""
+    """Names down to the key of an error, without the parts below the key, such as the number of an item."""
     names: list[str] = []
     kind: Any = cls
     for name in place:
@@ -90,7 +90,7 @@ def _names(cls: type, place: tuple[int | str, ...]) -> list[str]:
 
 
 def _problem(cls: type, path: str, found: ErrorDetails) -> Problem:
-    """Tell what pydantic found: `where: what is wrong, got what. What to do.`"""
+    """Describe an error of pydantic: `where: what is wrong, got what. What to do.`"""
     parts = [f"[{part}]" if isinstance(part, int) else f".{part}" for part in found["loc"]]
     where = f"{path}{''.join(parts)}".removeprefix(".")
     key = ".".join(filter(None, (path, *_names(cls, found["loc"]))))
@@ -112,7 +112,7 @@ def _problem(cls: type, path: str, found: ErrorDetails) -> Problem:
             text = f"must be a mapping of names to values, got {_show(value)}. Write {{name: value}}."
         case "dataclass_type":
             text = f"must be a section of keys, got {_show(value)}. Write its keys below it."
-        case "value_error":  # of a validator of `rl.config.kinds`
+        case "value_error":  # from a validator of `rl.config.kinds`
             text = str(context["error"])
         case _:
             text = f"cannot be used ({found['msg']}), got {_show(value)}. Correct the value."
@@ -120,7 +120,7 @@ def _problem(cls: type, path: str, found: ErrorDetails) -> Problem:
 
 
 def _unknown_key(where: str, value: Any, cls: type) -> Problem:
-    """Advice for a key of MindSpeed-RL, else the nearest key of any section."""
+    """Advice for a key of MindSpeed-RL, otherwise the nearest key of any section."""
     if entry := MIGRATIONS.get(cls, {}).get(where):
         if entry.accepts(value):
             return warning(f"{where}: has no effect here, got {_show(value)}. {entry.advice}")
@@ -137,7 +137,7 @@ def _wrong_choice(choices: list[str], value: Any) -> str:
 
 
 def _show(value: Any) -> str:
-    """A value and its kind, as in `'ten' (text)`; of a section or a long value only so much as identifies it."""
+    """A value and its kind, as in `'ten' (text)`; shortened if it is a section or long."""
     if value is None:
         return "null"
     if isinstance(value, dict):
@@ -148,7 +148,7 @@ def _show(value: Any) -> str:
 
 
 def _example(kind: type, value: Any) -> str:
-    """How a right value would be written, from the wrong one where that can be guessed."""
+    """How to write a correct value, derived from the wrong one if possible."""
     if kind is bool:
         return "true or false without quotes"
     if kind is str and isinstance(value, int | float):

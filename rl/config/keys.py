@@ -72,13 +72,10 @@ def plain_mapping(section: Any) -> dict[str, Any]:
 
 
 def nearest_key(where: str, cls: type) -> str | None:
-    """The key or section whose last part is `where`'s but for a slip of the keyboard, preferring the same section.
+    """Find the key or section whose last part differs from `where`'s by a typing mistake, preferring the same section.
 
-    A slip: the same letters in another order, one letter too many or too few, or 88 % of both in common. Names that
-    differ in one letter are often of two things (num_gpus, num_cpus), and a wrong guess is worse than none.
-
-    Returns:
-        The path, or None where nothing is so similar.
+    A typing mistake: the same letters in another order, one letter too many or too few, or 88 % in common. Names that
+    differ in one letter often mean two things (num_gpus, num_cpus), and a wrong guess is worse than none.
     """
     section, _, name = where.lower().replace("-", "_").rpartition(".")
 

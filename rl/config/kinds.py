@@ -1,6 +1,6 @@
-"""What the keys of `rl.config.schema` may be: choices, bounded numbers, paths, and how a section is checked.
+"""Types of the keys of `rl.config.schema`: choices, bounded numbers, paths; and how sections are checked.
 
-A bound is one that no sane run leaves. Kinds that several keys share have a name here; a key with a range of its own
+Bounds are wide: no sensible run leaves them. Types that several keys share have a name here; a key with its own range
 says it in place: `key: int = Field(default=0, ge=0, le=100)`.
 """
 
@@ -15,20 +15,20 @@ from pydantic import AfterValidator, ConfigDict, Field, GetCoreSchemaHandler
 from pydantic_core import CoreSchema
 
 CHECKED = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False, use_attribute_docstrings=True)
-"""Text is no number, 1 is not true, NaN is refused; a string below a key is its meaning."""
+"""Text is not a number, 1 is not true, NaN is refused; the string below a key is its meaning."""
 
 
 class Section:
-    """Base of all sections: the keys are strict, the section itself may be given as a mapping."""
+    """Base of all sections: keys are strict, but a section may be a mapping."""
 
     @classmethod
     def __get_pydantic_core_schema__(cls, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
-        """Strict validation of a dataclass would take instances alone."""
+        """Strict validation accepts only instances of a dataclass."""
         return _lenient(source, handler)
 
 
 class Choice(StrEnum):
-    """Base of all enumerations: a member may be given as text, in either case."""
+    """Base of all enumerations: a member may be text, in upper or lower case."""
 
     @classmethod
     def _missing_(cls, value: object) -> Choice | None:
@@ -36,7 +36,7 @@ class Choice(StrEnum):
 
     @classmethod
     def __get_pydantic_core_schema__(cls, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
-        """Strict validation would take members alone."""
+        """Strict validation accepts only members of an enumeration."""
         return _lenient(source, handler)
 
 
@@ -123,7 +123,7 @@ _NUMBER = re.compile(r"[-+.]*(\d[\d_.]*(e[-+]?\d+)?|inf|nan)", re.IGNORECASE)
 
 
 def _path(value: str) -> str:
-    """Refuse what cannot be a path: a number, or a text that the file system does not take."""
+    """Refuse what cannot be a path: a number, or text that the file system refuses."""
     if _NUMBER.fullmatch(value):
         raise ValueError(f"must be a path, got '{value}'. Write ./{value} where a file or folder has that name.")
     if value and (reason := _unreachable(value)):
@@ -145,9 +145,9 @@ def _unreachable(path: str) -> str | None:
 
 
 InputPath = Annotated[str, AfterValidator(_path), Place.INPUT]
-"""Of a file or folder that is read."""
+"""Path of a file or folder that is read."""
 OutputPath = Annotated[str, AfterValidator(_path), Place.OUTPUT]
-"""Of what a run writes."""
+"""Path of a file or folder that is written."""
 
 
 def _lenient(source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:

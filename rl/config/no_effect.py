@@ -1,4 +1,4 @@
-"""Keys that were given but do nothing in this combination: no silent no-ops."""
+"""Warns of keys that are given but have no effect in this combination."""
 
 from __future__ import annotations
 
@@ -13,23 +13,23 @@ from rl.config.schema import Config, Device, KlControl, LossAggregation, LrDecay
 
 @dataclass(slots=True, frozen=True)
 class Condition:
-    """Keys that count only under a condition."""
+    """Keys that have an effect only under a condition."""
 
     keys: tuple[str, ...]
     is_met: bool
     reason: str
-    """Why they do nothing where it is not met, and what to set."""
+    """Why they have no effect if it is not met, and what to set."""
 
 
 _CORRECTION = "rl_config.rollout_correction"
 
 
 def no_effect_problems(config: Config, given: frozenset[str]) -> Iterator[Problem]:
-    """Warn of each key that was given another value than its default, and is not read in this combination.
+    """Warn of each key that is given, differs from its default, and is not read in this combination.
 
     Args:
-        config: The configuration.
-        given: Dotted paths that YAML or an override set.
+        config: The run's configuration.
+        given: Dotted paths that YAML or an override sets.
     """
     defaults = Config()
     for condition in _conditions(config):

@@ -1,8 +1,8 @@
-"""Where a relative path leads: one rule for every file that a configuration names.
+"""Resolves relative paths: one rule for every file that a configuration names.
 
-`~` is the home folder. A file to be read is looked for in the working folder; what is not there, beside the
-configuration: in the folder of configurations, then in the one above it; `configs/...` at last in the package. A file
-to be written stands in the working folder. docs/configuration.md says it to users.
+`~` is the home folder. A file to read is looked for in the working folder, then in the folder of configurations, then
+in the folder above that, and `configs/...` at last in the package. A file to write is relative to the working folder.
+docs/configuration.md explains this to users.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ def locate(path: str, folders: Sequence[Path]) -> str:
         folders: Where to look after the working folder.
 
     Returns:
-        As it was written where it is absolute, in the working folder, or nowhere; else the absolute path.
+        The path as written if it is absolute, in the working folder, or nowhere; otherwise the absolute path.
     """
     path = os.path.expanduser(path)
     if not path or os.path.isabs(path) or os.path.lexists(path):
@@ -43,17 +43,17 @@ def locate(path: str, folders: Sequence[Path]) -> str:
 
 
 def locate_function(name: str, folders: Sequence[Path]) -> str:
-    """Find the file of `path/file.py:name`; another form of name stays as it is."""
+    """Find the file of `path/file.py:name`; other forms of names stay as they are."""
     parts = _FUNCTION.fullmatch(name)
     return locate(parts[1], folders) + parts[2] if parts else name
 
 
 def locate_files(config: Config | DatasetConfig, folder: Path) -> None:
-    """Follow the rule for every key that holds a path; a reward goes by its new name everywhere.
+    """Apply the rule to every key that holds a path, and rename a reward everywhere.
 
     Args:
         config: Changed in place.
-        folder: Of the configurations.
+        folder: The folder of configurations.
     """
     folders = (folder, folder.resolve().parent)
     for path in path_keys(type(config), Place.INPUT):

@@ -1,4 +1,4 @@
-"""The generated parts of the documentation: all keys of the schema, and the keys of MindSpeed-RL that are not in it."""
+"""Writes the generated parts of the documentation: keys of the schema, and keys of MindSpeed-RL."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def configuration_page() -> str:
 
 
 def migration_table() -> str:
-    """What becomes of each foreign key, for docs/migrating.md."""
+    """The answer to each key of MindSpeed-RL, for docs/migrating.md."""
     lines = ["| key | accepted | what to do |", "|---|---|---|"]
     for path, entry in MIGRATION.items():
         lines.append(_migration_row(path, entry))
@@ -83,7 +83,7 @@ def migration_table() -> str:
 
 
 def write_pages(folder: Path) -> None:
-    """Write configuration.md, and the table within migrating.md."""
+    """Write configuration.md and the table in migrating.md."""
     (folder / "configuration.md").write_text(configuration_page(), encoding="utf-8")
     page = folder / "migrating.md"
     before, _, rest = page.read_text(encoding="utf-8").partition(_BEGIN)

@@ -26,7 +26,7 @@ def parallel_problems(config: Config, facts: ModelConfig | None) -> Iterator[Pro
 
 
 def length_problems(config: Config, facts: ModelConfig | None) -> Iterator[Problem]:
-    """Token lengths against each other and against what the engine and the model hold."""
+    """Token lengths against each other and against the limits of engine and model."""
     rl, generate, training = config.rl_config, config.generate_config, config.megatron_training
     longest, limit = rl.max_prompt_length + longest_response(config), generate.max_model_len
     if longest > limit:
@@ -55,7 +55,7 @@ def length_problems(config: Config, facts: ModelConfig | None) -> Iterator[Probl
 
 
 def _turn_length_problems(config: Config) -> Iterator[Problem]:
-    """Parts of a trajectory against the whole; without tools it is one turn, which max_tokens alone bounds."""
+    """Parts of a trajectory against the whole. Without tools there is one turn, which only max_tokens limits."""
     rl, max_tokens = config.rl_config, config.generate_config.sampling_config.max_tokens
     total = rl.max_total_response_length
     if max_tokens > total:
@@ -66,12 +66,13 @@ def _turn_length_problems(config: Config) -> Iterator[Problem]:
     for name in ("final_answer_reserve", "max_tool_response_length"):
         if getattr(rl, name) >= total:
             yield error(
-                f"rl_config.{name}: must be under max_total_response_length ({total}), got {getattr(rl, name)}. Lower."
+                f"rl_config.{name}: must be under max_total_response_length ({total}), got {getattr(rl, name)}. "
+                "Lower it."
             )
 
 
 def sampling_problems(config: Config) -> Iterator[Problem]:
-    """Training rollouts must be samples of the very distribution whose log-probs are trained on."""
+    """Training rollouts must be samples of exactly the distribution whose log-probs are trained on."""
     sampling, where = config.generate_config.sampling_config, "generate_config.sampling_config"
     for name, required in (("top_p", 1.0), ("top_k", -1), ("min_p", 0.0)):
         if (value := getattr(sampling, name)) != required:
@@ -87,7 +88,7 @@ def sampling_problems(config: Config) -> Iterator[Problem]:
 
 
 def engine_problems(config: Config, facts: ModelConfig | None) -> Iterator[Problem]:
-    """What an engine computes at once, and how it is split."""
+    """How much an engine computes at once, and how it is split over devices."""
     generate = config.generate_config
     if generate.max_num_batched_tokens < generate.max_num_seqs:
         yield error(
@@ -124,7 +125,7 @@ def algorithm_problems(config: Config) -> Iterator[Problem]:
 
 
 def multi_turn_problems(config: Config) -> Iterator[Problem]:
-    """What tools, environments and rollout functions need."""
+    """Requirements of tools, environments and rollout functions."""
     rl = config.rl_config
     named = [key for key in ("environment", "rollout_function") if not is_built_in(rl, key)]
     if rl.multi_turn_enable and not rl.tool_config_path and not named:
@@ -177,7 +178,7 @@ def _reward_problems(config: Config) -> Iterator[Problem]:
 
 
 def _is_reward_metric(config: Config, metric: str) -> bool:
-    """A reward's name, or `<name>/<metric>` for what it returns beside its score."""
+    """Whether it is a reward's name, or `<name>/<metric>` for a metric that a reward returns with its score."""
     return any(metric == name or metric.startswith(f"{name}/") for name in config.rl_config.verifier_function)
 
 
@@ -223,6 +224,6 @@ def _correction_problems(config: Config) -> Iterator[Problem]:
         )
     if correction.bypass_mode and correction.rollout_is is not None and rl.policy_loss != "reinforce":
         yield error(
-            f"{where}.bypass_mode: policy_loss {rl.policy_loss} then has the ratio to the engine's policy already, got "
+            f"{where}.bypass_mode: policy_loss {rl.policy_loss} then already has the ratio to the engine's policy, got "
             f"rollout_is {correction.rollout_is} to weigh by it again. Set rollout_is to null, or bypass_mode to false."
         )

@@ -284,6 +284,8 @@ class RLConfig(Section):
     verifier_parallel: Ranks = 4
     """Parallel calls of each reward that runs in its own processes (all but text comparisons). Processes start when
     they are needed. A call of more than two seconds makes room for another, up to four times as many processes."""
+    num_reward_workers: Ranks = 1
+    """Processes that call rewards, in turn. One is enough unless a reward holds up its own event loop."""
     # Multi-turn
     multi_turn_enable: bool = False
     """Run turns until an answer, with the tools of `tool_config_path`, an `environment` or a `rollout_function`."""
@@ -327,6 +329,9 @@ class RLConfig(Section):
     """Devices of the actor (and the reference)."""
     rollout_resource: ResourceConfig = field(default_factory=ResourceConfig)
     """Devices of the rollout; with `use_integrated_worker` the actor's."""
+    in_process: bool = False
+    """Run actor, reference, engine, tools and rewards in the driver's process, without Ray: for breakpoints. One rank
+    of the actor and one engine."""
     ray_address: str | None = None
     """Address of a running Ray cluster; by default the run starts one on this machine."""
     # Trackers

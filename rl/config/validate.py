@@ -1,4 +1,4 @@
-"""All checks of a configuration that need nothing but the configuration (and the model's config.json, where it is)."""
+"""All checks that need only the configuration (and the model's config.json, if it exists)."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from rl.config.schema import Config
 
 
 class Task(Enum):
-    """What a configuration is for: a rule is judged where its keys are read."""
+    """The purpose of a configuration. A rule applies where its keys are read."""
 
     TRAIN = "train"
     SFT = "sft"
@@ -34,8 +34,8 @@ def find_problems(config: Config, given: frozenset[str] = frozenset(), task: Tas
 
     Args:
         config: The configuration.
-        given: Dotted paths that were set, for warnings of keys without effect.
-        task: What it is for.
+        given: Dotted paths of the keys that were set, for warnings about keys without effect.
+        task: Its purpose.
 
     Returns:
         Every problem, not only the first.

@@ -268,9 +268,9 @@ class Actor:
             own = {p.untyped_storage().data_ptr() for p in parameters}
             state = [t for t in self.optimizer.state_tensors() if t.untyped_storage().data_ptr() not in own]
             gradients = [buffer.grad_data for chunk in self.chunks for buffer in chunk.buffers]
-        self._stash.take(
+        self._stash.offload(
             [*(parameters if offload.offload_train_param else ()), *(state if offload.offload_train_optimizer else ())],
-            forgotten=gradients if offload.offload_train_grad else (),  # the next update starts by zeroing them
+            discard=gradients if offload.offload_train_grad else (),  # the next update starts by zeroing them
         )
         torch.cuda.empty_cache()  # nothing on the CPU
 

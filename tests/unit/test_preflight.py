@@ -58,7 +58,7 @@ def test_preflight_returns_the_prompts_that_are_short_enough(config: Config, cap
     kept, held_out = preflight(config)
     assert held_out == []
     assert [prompt.messages[0]["content"] for prompt in kept] == ["a"]
-    assert "dropped 1 of 2 prompts, which have more than rl_config.max_prompt_length tokens, 400." in caplog.text
+    assert "dropped 1 of 2 prompts with more than rl_config.max_prompt_length = 400 tokens." in caplog.text
 
 
 def test_preflight_warns_of_tool_settings_without_effect(
@@ -217,7 +217,7 @@ def spoil(**changes: object) -> Callable[[Config], None]:
         (spoil(r_policy_loss="sft"), "rl_config.policy_loss: unknown name 'sft'."),
         (
             spoil(r_adv_estimator="gae"),
-            "rl_config.adv_estimator: gae needs a critic, and none is trained here. Choose from group_norm, rloo, ",
+            "rl_config.adv_estimator: gae needs a critic, which is not supported. Choose from group_norm, rloo, ",
         ),
         (spoil(r_tool_parser_format="hermees"), "Did you mean 'hermes'?"),
         (spoil(r_tool_parser_format="qwen3_coder"), "the chat template writes a tool call as"),
@@ -255,10 +255,13 @@ def spoil(**changes: object) -> Callable[[Config], None]:
             "got 2.",
         ),
         (spoil(m_data_path=""), "megatron_training.data_path: must name a data file, got nothing. Set what"),
-        (spoil(m_data_path="nowhere.parquet"), "megatron_training.data_path: nowhere.parquet: no such data file."),
+        (
+            spoil(m_data_path="nowhere.parquet"),
+            "megatron_training.data_path: nowhere.parquet: the data file does not exist.",
+        ),
         (
             spoil(m_test_data_path="nowhere.parquet"),
-            "megatron_training.test_data_path: nowhere.parquet: no such data file.",
+            "megatron_training.test_data_path: nowhere.parquet: the data file does not exist.",
         ),
         (spoil(a_load="nowhere"), "actor_config.load: no folder 'nowhere'."),
         (spoil(g_kv_cache_memory_gb=1e5), "of memory, "),
@@ -341,12 +344,12 @@ def test_preflight_gives_the_row_of_malformed_data(config: Config) -> None:
     ("reward", "truth", "message"),
     [
         ("search_em", {"answer": "Lisbon"}, "search_em: the ground truth is a record without target or ground_truth"),
-        ("search_f1", "a", "search_f1: nothing is left to compare with of the ground truth, got 'a'."),
-        ("math_acc", "", "math_acc: nothing is left to compare with of the ground truth, got ''."),
+        ("search_f1", "a", "search_f1: the ground truth is empty after normalization, got 'a'."),
+        ("math_acc", "", "math_acc: the ground truth is empty after normalization, got ''."),
         ("base_acc", [], "base_acc: the ground truth is an empty list."),
-        ("gsm8k_boxed", "work\n####", "gsm8k_boxed: nothing is left to compare with"),
+        ("gsm8k_boxed", "work\n####", "gsm8k_boxed: the ground truth is empty after normalization"),
         ("retool_reward", "['1']", "retool_reward: the ground truth looks like a list or a record, but is not JSON"),
-        ("rl.rewards.rules:base_acc", "$", "rl.rewards.rules:base_acc: nothing is left to compare with"),
+        ("rl.rewards.rules:base_acc", "$", "rl.rewards.rules:base_acc: the ground truth is empty after normalization"),
         ("reasoning_gym", "4", "reasoning_gym: the row needs the columns task and entry"),
     ],
 )

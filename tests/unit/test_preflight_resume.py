@@ -82,8 +82,11 @@ def test_preflight_names_the_seed(config: Config) -> None:
 @pytest.mark.parametrize(
     ("rows", "message"),
     [
-        (ROWS[:2], "megatron_training.data_path: must give the 3 rows of the run to resume, got 2."),
-        ([*ROWS[:2], ROWS[0]], "megatron_training.data_path: must give the 3 rows of the run to resume, got others."),
+        (ROWS[:2], "megatron_training.data_path: must have the 3 rows of the run to resume, got 2."),
+        (
+            [*ROWS[:2], ROWS[0]],
+            "megatron_training.data_path: must have the 3 rows of the run to resume, got other rows.",
+        ),
     ],
 )
 def test_preflight_names_the_data_file(config: Config, rows: list[dict], message: str) -> None:

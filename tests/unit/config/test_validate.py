@@ -173,7 +173,7 @@ def test_find_problems_accepts_the_defaults(folder: Path) -> None:
         ),
         (
             [f"{CORRECTION}.bypass_mode=true"],
-            f"error {CORRECTION}.bypass_mode: policy_loss clip then has the ratio to the engine's policy already, got "
+            f"error {CORRECTION}.bypass_mode: policy_loss clip then already has the ratio to the engine's policy, got "
             "rollout_is token to weigh by it again. Set rollout_is to null, or bypass_mode to false.",
         ),
         (
@@ -266,7 +266,7 @@ def test_find_problems_prefers_the_folder_and_rejects_a_contradicting_section(fo
     path = write_model(tmp_path / "weights", num_hidden_layers=6)
     (found,) = problems_of(folder, f"actor_config.load={path}")
     assert found.startswith("error model: describes another model than config.json in ")
-    assert "got num_hidden_layers 4 (there 6). Leave the section out: `~model` on the command line, " in found
+    assert "got num_hidden_layers 4 (there 6). Remove the section: `~model` on the command line, " in found
 
 
 def test_find_problems_names_a_corrupt_model_folder(folder: Path, tmp_path: Path) -> None:

@@ -28,7 +28,7 @@ def test_read_yaml_takes_each_encoding_with_a_mark(tmp_path: Path, encoding: str
     ("content", "message"),
     [
         (b"a: 1\nb: \xe9\n", "a.yaml, line 2: is not utf-8 text. Save the file as UTF-8."),
-        ("a: 1\n".encode("utf-16-le"), "a.yaml, line 1: holds the character number 0, which YAML has not."),
+        ("a: 1\n".encode("utf-16-le"), "a.yaml, line 1: holds the character number 0, which YAML does not allow."),
         (
             b"a:\n\tb: 1\n",
             "a.yaml, line 2: is not valid YAML: found character '\\t' that cannot start any token. Indent",
@@ -45,7 +45,10 @@ def test_read_yaml_takes_each_encoding_with_a_mark(tmp_path: Path, encoding: str
             "a.yaml, line 1: lists and mappings are nested more than 100 deep. Write it flatter.",
         ),
         (CHAIN.encode(), "a.yaml, line 101: lists and mappings are nested more than 100 deep."),
-        (b"a: &a\n  - *a\n", "a.yaml, line 1: an alias (`*name`) stands within what it names. Write the value out."),
+        (
+            b"a: &a\n  - *a\n",
+            "a.yaml, line 1: an alias (`*name`) is inside the value that it names. Write the value out.",
+        ),
         (LAUGHS.encode(), "holds more than 100,000 values. Write less, or fewer aliases."),
         (b"a: !!int b\n", "a.yaml: holds a value that cannot be read: invalid literal for int()"),
         (b"a: " + b"9" * 5000, "a.yaml: holds a value that cannot be read: Exceeds the limit"),
