@@ -24,10 +24,10 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from rl.errors import ServiceError
 from rl.services.http_guard import Bodies, make_application
 from rl.services.http_server import listen, metrics_response, serve_until_stopped
-from rl.services.json_body import BodyError, decode
+from rl.services.json_body import BodyError, RequestError, decode
 from rl.services.rare_warning import RareWarning
 from rl.services.retriever.folder import Hit, SearchIndex
-from rl.services.retriever.request import RequestError, RetrieveRequest, parse_request
+from rl.services.retriever.request import RetrieveRequest, parse_request
 
 logger = logging.getLogger(__name__)
 

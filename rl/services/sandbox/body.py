@@ -17,10 +17,10 @@ from asyncio.subprocess import PIPE
 from pathlib import Path
 
 from rl.errors import ServiceError
-from rl.services.json_body import BodyError, decode
+from rl.services.json_body import BodyError, RequestError, decode
 from rl.services.sandbox.job import memory_file
 from rl.services.sandbox.notebook import notebook_program
-from rl.services.sandbox.request import RequestError, RunRequest, parse_notebook, parse_request
+from rl.services.sandbox.request import RunRequest, parse_notebook, parse_request
 
 _LARGE_BYTES = 512 << 10
 _MAX_MEMORY_BYTES = 2 << 30

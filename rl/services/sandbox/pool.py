@@ -18,6 +18,7 @@ from pathlib import Path
 import psutil
 
 from rl.errors import ServiceError
+from rl.services.json_body import RequestError
 from rl.services.owned_folder import OwnedFolder
 from rl.services.sandbox.interpreter_session import InterpreterSession
 from rl.services.sandbox.isolation import missing_layers
@@ -31,7 +32,7 @@ from rl.services.sandbox.outcome import (
     Status,
     parse_ending,
 )
-from rl.services.sandbox.request import PROGRAM_FILES, RequestError, RunRequest
+from rl.services.sandbox.request import PROGRAM_FILES, RunRequest
 from rl.services.sandbox.trial import find_problem
 from rl.services.sandbox.zygote_process import SEARCH_PATH, Zygote
 
@@ -215,7 +216,7 @@ class SandboxPool:
     ) -> RunOutcome:
         is_preloaded = not command and self._names_preloaded is not None and self._names_preloaded.search(request.code)
         zygote = await self._ready_zygote(self._preload if is_preloaded else ())
-        memory_bytes, file = request.memory_limit_mb << 20, PROGRAM_FILES[request.language]
+        memory_bytes, file = int(request.memory_limit_mb) << 20, PROGRAM_FILES[request.language]
         job = Job(
             file,
             command,

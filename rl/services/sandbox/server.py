@@ -23,7 +23,7 @@ from rl.errors import ServiceError
 from rl.services.embedded import EmbeddedSandbox
 from rl.services.http_guard import Bodies, make_application
 from rl.services.http_server import listen, metrics_response, serve_until_stopped
-from rl.services.json_body import BodyError
+from rl.services.json_body import BodyError, RequestError
 from rl.services.sandbox.admission import Admission, RefusedError, Turn
 from rl.services.sandbox.answer import encode, sandbox_error, success_or_failure
 from rl.services.sandbox.body import BodyReader
@@ -31,7 +31,7 @@ from rl.services.sandbox.metrics import SandboxMetrics
 from rl.services.sandbox.notebook import cell_results, visible_files
 from rl.services.sandbox.outcome import RunOutcome
 from rl.services.sandbox.pool import SandboxPool
-from rl.services.sandbox.request import RequestError, RunRequest
+from rl.services.sandbox.request import RunRequest
 from rl.services.sandbox.sessions import SessionTable
 
 __all__ = ["EmbeddedSandbox", "SandboxServer", "serve"]

@@ -11,11 +11,12 @@ from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 
 from rl.errors import ServiceError
+from rl.services.json_body import RequestError
 from rl.services.sandbox.admission import QueueFullError, QueueTimeoutError, RefusedError
 from rl.services.sandbox.interpreter_session import InterpreterSession
 from rl.services.sandbox.outcome import FORGED, RunOutcome
 from rl.services.sandbox.pool import SandboxPool
-from rl.services.sandbox.request import RequestError, RunRequest
+from rl.services.sandbox.request import RunRequest
 
 logger = logging.getLogger(__name__)
 
@@ -186,7 +187,7 @@ class SessionTable:
         self.num_open += 1
         try:
             session.interpreter = await self._pool.open_session(
-                memory_limit_mb=request.memory_limit_mb, files=request.files
+                memory_limit_mb=int(request.memory_limit_mb), files=request.files
             )
         finally:
             if session.interpreter is None:

@@ -10,10 +10,11 @@ import psutil
 import pytest
 
 from rl.errors import ServiceError
+from rl.services.json_body import RequestError
 from rl.services.sandbox.job import parse_files
 from rl.services.sandbox.outcome import Capture
 from rl.services.sandbox.pool import SandboxPool
-from rl.services.sandbox.request import RequestError, parse_request
+from rl.services.sandbox.request import parse_request
 from tests.unit.services.conftest import statuses
 
 
