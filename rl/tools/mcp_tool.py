@@ -7,7 +7,7 @@ import logging
 import os
 import sys
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryFile
 from typing import Any, TextIO
@@ -21,7 +21,7 @@ from rl.errors import ToolError
 from rl.tools.base import ServiceUnavailableError, Tool, ToolConfig, ToolOutput
 from rl.tools.results import as_output
 from rl.tools.schemas import checked_schema
-from rl.tools.settings import check_keys
+from rl.tools.settings import read_dataclass
 from rl.types import ToolStatus
 
 logger = logging.getLogger(__name__)
@@ -173,13 +173,10 @@ def load_mcp_tools(where: str, given: Any, config: ToolConfig) -> list[McpTool]:
 def _read_server(where: str, given: Any) -> McpServer:
     if not isinstance(given, dict) or ("command" in given) == ("url" in given):
         raise ToolError(f"{where}: needs either command or url, got {given!r}.")
-    check_keys(where, given, [f.name for f in fields(McpServer)])
-    for key, kind in {"command": str, "url": str, "args": list, "env": dict, "cwd": str}.items():
-        if key in given and not isinstance(given[key], kind):
-            raise ToolError(f"{where}.{key}: must be a {kind.__name__}, got {given[key]!r}.")
+    server = read_dataclass(where, McpServer, given)
     if "url" in given and len(given) > 1:
         raise ToolError(f"{where}: args, env and cwd belong to a command, got them with a url. Remove them.")
-    return McpServer(**given)
+    return server
 
 
 async def _list_tools(server: McpServer, messages: TextIO) -> list[dict[str, Any]]:

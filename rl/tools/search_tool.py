@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import aiohttp
+from pydantic import Field
 
 from rl.errors import ToolError
 from rl.tools.base import ServiceUnavailableError, Tool, ToolConfig, ToolOutput
@@ -25,8 +26,8 @@ class SearchToolConfig(ToolConfig):
     """Address of `POST /retrieve`; `embedded` is replaced by the retriever that the trainer starts."""
     corpus_path: str = ""
     """Corpus of an embedded retriever; looked for in the working folder, then beside the tool YAML."""
-    topk: int = 3
-    """Documents of one query, at least 1."""
+    topk: Annotated[int, Field(ge=1)] = 3
+    """Documents for each query."""
 
 
 class SearchTool(Tool):
@@ -36,10 +37,6 @@ class SearchTool(Tool):
 
     def __init__(self, config: ToolConfig, schema: dict[str, Any]) -> None:
         super().__init__(config, schema)
-        if self.config.topk < 1:
-            raise ToolError(
-                f"{self.name}.topk: must be at least 1, got {self.config.topk}. Ask for one document or more."
-            )
         self._http: aiohttp.ClientSession | None = None
 
     @property

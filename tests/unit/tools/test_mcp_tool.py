@@ -128,7 +128,7 @@ async def test_mcp_tools_are_listed_called_and_reconnected(toolbox_path: Path) -
             {"command": "python", "args": ["-c", "import sys; print('I lack x'); sys.exit('I lack y')"]},
             r"; it printed: I lack y\. Start it",
         ),
-        ({"command": sys.executable, "args": "-c"}, r"args: must be a list, got '-c'"),
+        ({"command": sys.executable, "args": "-c"}, r"args: must be a valid array, got '-c'"),
         ({"url": "http://127.0.0.1:9/mcp"}, "no answer from 'http://127.0.0.1:9/mcp'"),
         ({"url": "http://127.0.0.1:9/mcp", "args": []}, "belong to a command"),
         ({"comand": "a", "command": "b"}, "Did you mean 'command'"),
