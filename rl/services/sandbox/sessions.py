@@ -126,7 +126,7 @@ class SessionTable:
         """
         if session.interpreter is not None and not session.interpreter.is_alive:
             self._lose(session, "died between two programs")
-        if session.interpreter is not None and session.interpreter.find_forgery():
+        if session.interpreter is not None and session.interpreter.has_forged_message():
             self._lose(session, "was stopped because an earlier program wrote to the session's channel")
         if session.interpreter is not None and request.files:
             raise RequestError("files: a session takes files with its first program, and this one has begun")

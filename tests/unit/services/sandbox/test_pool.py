@@ -126,7 +126,7 @@ async def test_a_worker_that_dies_is_told_and_replaced(pool):
             await asyncio.sleep(0.02)
 
     killer = asyncio.create_task(kill_worker())
-    with pytest.raises(ServiceError, match="the worker that kept a program died"):
+    with pytest.raises(ServiceError, match="the worker of a program died"):
         await pool.run(request("sleep 50; true", "bash"))
     await killer
     async with asyncio.timeout(20):
@@ -186,7 +186,7 @@ def num_workers(pool: SandboxPool) -> int:
     return len(statuses(pool._zygotes[()]._process.pid, recursive=False))
 
 
-async def test_workers_that_waiting_programs_needed_are_dismissed_and_not_replaced(monkeypatch):
+async def test_workers_that_waiting_programs_needed_are_stopped_and_not_replaced(monkeypatch):
     monkeypatch.setattr("rl.services.sandbox.pool._DISMISS_AFTER_S", 0.0)
     pool = SandboxPool(1, preload=())
     try:
