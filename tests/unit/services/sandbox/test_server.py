@@ -271,7 +271,7 @@ def test_a_full_queue_is_said_at_once(small_sandbox):
         busy.append(small_sandbox.begin("import time; time.sleep(60)"))
         small_sandbox.wait_in_flight(number)
     answer = small_sandbox.post("print(1)", status=503)
-    assert (answer["status"], answer["message"]) == ("SandboxError", "1 programs are waiting already")
+    assert (answer["status"], answer["message"]) == ("SandboxError", "1 programs are already waiting")
     for connection in reversed(busy):
         connection.close()
     small_sandbox.wait_in_flight(0)
