@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import glob
 import os
 import tempfile
 from collections.abc import Callable, Iterator
@@ -63,7 +64,7 @@ def _claim(parent: Path, prefix: str) -> tuple[Path, int]:
 
 
 def _remove_abandoned(parent: Path, prefix: str, on_abandoned: Callable[[Path], None]) -> None:
-    for path in parent.glob(f"{prefix}*"):
+    for path in parent.glob(f"{glob.escape(prefix)}*"):
         try:
             lock = os.open(path / _LOCK, os.O_RDWR | os.O_NOFOLLOW)
         except OSError:  # another user's, or not locked yet

@@ -99,7 +99,7 @@ class Zygote:
         """The number of its workers that died or were changed by a program, and were replaced."""
         poll = select.poll()  # the descriptor may be too large for select
         poll.register(self._control, select.POLLIN)
-        while poll.poll(0):
+        while self.imported is not None and poll.poll(0):  # the first message is for `wait`
             text = self._control.recv(64)
             if not text:  # the zygote is gone
                 break

@@ -15,7 +15,7 @@ import Stemmer
 from bm25s.stopwords import STOPWORDS_EN
 
 from rl.errors import ServiceError
-from rl.services.retriever.folder import _scratch_folder
+from rl.services.owned_folder import owned_folder
 from rl.services.retriever.index import open_index
 from rl.services.retriever.ranking import Postings, find_best
 from rl.services.retriever.words import STOP_WORDS, split
@@ -135,7 +135,7 @@ def test_open_index_leaves_a_folder_that_is_no_index_alone(tmp_path: Path) -> No
     corpus = write(tmp_path / "c.jsonl", ["cat"])
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine/thesis.tex").write_text("x")
-    with pytest.raises(ServiceError, match=r"mine: is not an index\. Give a new folder by --index"):
+    with pytest.raises(ServiceError, match=r"mine: is not an index\. Give a new folder with --index"):
         open_index(corpus, tmp_path / "mine")
     assert (tmp_path / "mine/thesis.tex").read_text() == "x"
 
@@ -215,9 +215,9 @@ def test_a_build_that_was_killed_leaves_nothing_behind(tmp_path: Path) -> None:
     assert killed.returncode == -9
     (left,) = [path for path in tmp_path.iterdir() if path.name.startswith(".")]
     assert (left / "index/documents.jsonl").exists()
-    with _scratch_folder(tmp_path / "other.bm25s"):
+    with owned_folder(".other.bm25s.building-", tmp_path):
         assert left.exists()  # another index's
-    with _scratch_folder(tmp_path / "c.jsonl.bm25s") as building:
+    with owned_folder(".c.jsonl.bm25s.building-", tmp_path) as building:
         assert not left.exists()
         assert open_index(corpus).search("cat", 1)[0].row == 0
         assert building.exists()  # its process lives

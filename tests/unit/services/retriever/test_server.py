@@ -18,10 +18,10 @@ from aiohttp.test_utils import TestClient, TestServer
 
 from rl.errors import ServiceError
 from rl.services.embedded import EmbeddedRetriever
-from rl.services.rare_warning import RareWarning
 from rl.services.retriever.folder import Hit
 from rl.services.retriever.index import open_index
 from rl.services.retriever.server import RetrieverServer, open_backend, serve
+from rl.services.throttled_warning import ThrottledWarning
 from tests.unit.services.conftest import post_json
 
 ROOT = Path(__file__).resolve().parents[4]
@@ -173,7 +173,7 @@ def test_embedded_retriever_ends_with_a_killed_parent(corpus: Path) -> None:
 
 def test_embedded_retriever_fails_with_the_reason(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "c.jsonl").write_text("{}\n")
-    with pytest.raises(ServiceError, match=r"retriever: ended at start with code 1\. Its messages are above"):
+    with pytest.raises(ServiceError, match=r"retriever: ended at start with code 1\. See its messages above"):
         EmbeddedRetriever(tmp_path / "c.jsonl")
     told = capfd.readouterr().err
     assert "c.jsonl: line 1 needs 'contents', or 'title' and 'text', as texts; it has nothing." in told
@@ -202,7 +202,7 @@ def test_open_backend_names_the_extra_that_is_missing(corpus: Path, monkeypatch:
         ServiceError, match=r"'tantivy' is not installed\. Install it: `pip install 'turnwise\[tantivy\]"
     ):
         open_backend("tantivy", corpus)
-    with pytest.raises(ServiceError, match="retriever --model: is what --backend dense needs, and only that, got None"):
+    with pytest.raises(ServiceError, match="retriever --model: only --backend dense needs it, got None"):
         open_backend("dense", corpus)
     with pytest.raises(ServiceError, match=r"retriever --model: .*got m with bm25s"):
         open_backend("bm25s", corpus, model=Path("m"))
@@ -221,11 +221,11 @@ async def test_queries_without_words_are_counted_and_told_once(
     metrics = await (await client.get("/metrics")).text()
     assert "retriever_queries_without_words_total 3.0" in metrics.splitlines()
     told = [record.getMessage() for record in caplog.records if "word to search for" in record.getMessage()]
-    assert told == ["retriever: 1 queries have no word to search for, at last 'the of'"]
+    assert told == ["retriever: 1 queries without a word to search for, the latest: 'the of'"]
 
 
-def test_a_rare_warning_tells_how_often_it_was(caplog: pytest.LogCaptureFixture) -> None:
-    warning = RareWarning(logging.getLogger("test"), "%d times, at last %s")
+def test_a_throttled_warning_tells_how_often_it_was(caplog: pytest.LogCaptureFixture) -> None:
+    warning = ThrottledWarning(logging.getLogger("test"), "%d times, at last %s")
     for case in "abc":
         warning.count(case)
     warning._next = 0.0  # the pause is over

@@ -1,6 +1,7 @@
 import asyncio
 import contextlib
 import os
+import select
 import shutil
 import signal
 import subprocess
@@ -15,6 +16,7 @@ from rl.services.sandbox.job import parse_files
 from rl.services.sandbox.outcome import Capture
 from rl.services.sandbox.pool import SandboxPool
 from rl.services.sandbox.request import parse_request
+from rl.services.sandbox.zygote_process import Zygote
 from tests.unit.services.conftest import statuses
 
 
@@ -216,3 +218,13 @@ async def test_a_program_that_waits_says_so_and_when_it_goes_on(pool):
     )
     await pool.run(request(threads), told.append)
     assert told == []
+
+
+def test_num_replaced_leaves_the_report_of_a_zygote_that_starts(tmp_path):
+    zygote = Zygote(tmp_path, allow_network=False, preload=(), is_wrapped=False)
+    try:
+        assert select.select([zygote._control], [], [], 60)[0]
+        assert zygote.num_replaced() == 0
+        assert zygote.wait()["rlimits"] is True
+    finally:
+        zygote.close()
