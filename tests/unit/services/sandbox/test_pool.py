@@ -189,7 +189,7 @@ def num_workers(pool: SandboxPool) -> int:
 
 
 async def test_workers_that_waiting_programs_needed_are_stopped_and_not_replaced(monkeypatch):
-    monkeypatch.setattr("rl.services.sandbox.pool._DISMISS_AFTER_S", 0.0)
+    monkeypatch.setattr("rl.services.sandbox.pool._STOP_IDLE_AFTER_S", 0.0)
     pool = SandboxPool(1, preload=())
     try:
         outcomes = await asyncio.gather(
