@@ -27,8 +27,8 @@ class Toolbox:
     """The tools of a run.
 
     Args:
-        tools: Each with a name of its own.
-        warnings: What was corrected or does nothing in their settings.
+        tools: Tools with distinct names.
+        warnings: Corrections, and settings without effect.
     """
 
     def __init__(self, tools: list[Tool], warnings: list[str] | None = None) -> None:
@@ -44,18 +44,18 @@ class Toolbox:
 
     @property
     def names(self) -> list[str]:
-        """What the model may call."""
+        """The names of the tools."""
         return list(self.tools)
 
     def open_session(self, trajectory_id: str) -> ToolSession:
-        """Begin the tool use of one trajectory; the caller closes the session whatever happens."""
+        """Open the tools for one trajectory. The caller must close the session."""
         return ToolSession(self._runners, trajectory_id)
 
     def share_rate_limits(self, permits_of: Callable[[str, int], PermitSource]) -> None:
-        """Let several processes share the rate limits of the tools that have one; before the first call.
+        """Share the rate limits of the tools with other processes. To be called before the first call of a tool.
 
         Args:
-            permits_of: From a tool's name and `rate_limit` to the permits that all processes take from.
+            permits_of: Maps a tool's name and `rate_limit` to the shared source of permits.
         """
         for name, tool in self.tools.items():
             config = tool.config
@@ -64,7 +64,7 @@ class Toolbox:
                 self._runners[name].share_permits(SharedLimiter(permits_of(name, config.rate_limit), lease_s))
 
     async def check(self) -> None:
-        """Find out whether the services behind the tools answer.
+        """Check that the services behind the tools answer.
 
         Raises:
             ToolError: One does not.
@@ -73,24 +73,21 @@ class Toolbox:
             await tool.check()
 
     async def close(self) -> None:
-        """Free what the tools hold."""
+        """Release the tools' resources."""
         for runner in self._runners.values():
             runner.close()
         await asyncio.gather(*(tool.close() for tool in self.tools.values()))
 
 
 def load_toolbox(path: Path, *, overrides: dict[str, dict[str, Any]] | None = None) -> Toolbox:
-    """Build the tools of a YAML file, a list `tools` of entries of three kinds.
+    """Build the tools of a YAML file, which has a list `tools` with three kinds of entries.
 
-    `{class_name, config, tool_schema}` is a class, `{function, config}` a typed function, `{mcp, config}` a server with
-    tools of its own, which is asked for them.
+    `{class_name, config, tool_schema}` is a class, `{function, config}` a typed function, and `{mcp, config}` a server
+    with a list of tools.
 
     Args:
         path: The file.
         overrides: Settings to replace, by tool name: `{"code_interpreter": {"sandbox_fusion_url": url}}`.
-
-    Returns:
-        The tools; nothing is started yet.
 
     Raises:
         ToolError: The file, an entry, a class, a function, a server, a setting or a schema is wrong.
@@ -113,7 +110,7 @@ def load_toolbox(path: Path, *, overrides: dict[str, dict[str, Any]] | None = No
 
 
 def read_entries(path: Path) -> list[dict[str, Any]]:
-    """Read the list `tools` of a YAML file. Relative paths in it follow the rule of `rl.config.paths`, from the file.
+    """Read the list `tools` of a YAML file, and resolve its relative paths by the rule of `rl.config.paths`.
 
     Raises:
         ToolError: The file cannot be read, or has no such list.
@@ -142,7 +139,7 @@ def read_entries(path: Path) -> list[dict[str, Any]]:
 def _kind(where: str, entry: dict[str, Any]) -> str:
     kinds = [key for key in _KINDS if key in entry]
     if len(kinds) > 1:
-        raise ToolError(f"{where}: has {' and '.join(kinds)}. An entry is of one kind: split it.")
+        raise ToolError(f"{where}: has {' and '.join(kinds)}. An entry has only one kind: split it.")
     if not kinds:
         check_keys(where, entry, [*_KINDS, "config", "tool_schema"])
         raise ToolError(f"{where}: needs class_name, function or mcp, got {', '.join(map(str, entry)) or 'nothing'}.")
@@ -192,7 +189,7 @@ def _mcp_tools(
 
 
 _KINDS = {"class_name": _class_tools, "function": _function_tools, "mcp": _mcp_tools}
-"""How an entry becomes tools, by the key that tells its kind."""
+"""Functions that make tools of an entry, by the key that determines its kind."""
 
 
 def _given_settings(where: str, entry: dict[str, Any]) -> dict[str, Any]:
@@ -203,12 +200,12 @@ def _given_settings(where: str, entry: dict[str, Any]) -> dict[str, Any]:
 
 
 def _idle_settings(where: str, tool: Tool, given: dict[str, Any]) -> list[str]:
-    """Settings that were given and do nothing."""
+    """Warnings about settings without effect."""
     idle = []
     if "num_workers" in given and tool.is_async:
         idle.append(
             f"{where}.num_workers: has no effect, '{tool.name}' is asynchronous and needs no threads. "
-            "To bound its calls in progress set enable_global_rate_limit and rate_limit."
+            "To limit its concurrent calls set enable_global_rate_limit and rate_limit."
         )
     if "rate_limit" in given and not tool.config.enable_global_rate_limit:
         idle.append(f"{where}.rate_limit: has no effect without enable_global_rate_limit. Set it to true.")
@@ -216,14 +213,14 @@ def _idle_settings(where: str, tool: Tool, given: dict[str, Any]) -> list[str]:
 
 
 def import_tool_class(where: str, class_name: Any) -> type[Tool]:
-    """Look a tool's class up.
+    """Import a tool's class.
 
     Args:
-        where: What to name in an error.
+        where: The entry, for messages.
         class_name: `package.module.Class`, `package.module:Class` or `path/file.py:Class`.
 
     Raises:
-        ToolError: It is no such path, does not import, or is no tool.
+        ToolError: The path is malformed, does not import, or the class is not a tool.
     """
     if str(class_name).startswith(_MOVED):
         here = "rl.tools." + class_name.removeprefix(_MOVED)

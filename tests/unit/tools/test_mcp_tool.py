@@ -130,7 +130,7 @@ async def test_mcp_tools_are_listed_called_and_reconnected(toolbox_path: Path) -
         ),
         ({"command": sys.executable, "args": "-c"}, r"args: must be a valid array, got '-c'"),
         ({"url": "http://127.0.0.1:9/mcp"}, "no answer from 'http://127.0.0.1:9/mcp'"),
-        ({"url": "http://127.0.0.1:9/mcp", "args": []}, "belong to a command"),
+        ({"url": "http://127.0.0.1:9/mcp", "args": []}, "args, env and cwd need a command, got a url"),
         ({"comand": "a", "command": "b"}, "Did you mean 'command'"),
     ],
 )

@@ -54,7 +54,7 @@ def test_load_toolbox_applies_overrides():
         ({"config": {"timeout": 3, "default_timeout": 3}}, "got both timeout and default_timeout"),
         ({"config": {"type": "natve"}}, "type: must be 'native', got 'natve'"),
         ({"config": [1]}, "config: must be a mapping of settings, got [1]"),
-        ({"function": "a.b:c"}, "has class_name and function. An entry is of one kind"),
+        ({"function": "a.b:c"}, "has class_name and function. An entry has only one kind"),
         ({"tool_schema": {"function": {}}}, "needs `function.name`"),
         ({"tool_schema": {"function": {"name": "a", "parameters": {"type": "objekt"}}}}, "are not a JSON Schema"),
         ({"clas_name": "x"}, "Did you mean 'class_name'"),

@@ -245,6 +245,6 @@ async def test_retool_check_finds_a_sandbox_without_sessions():
     kept = {"status": "Success", "run_result": {"status": "Finished", "return_code": 0, "stdout": ""}}
     lost = {"status": "Failed", "run_result": {"status": "Finished", "return_code": 1, "stderr": "NameError: answer"}}
     server = await serve_answers(kept, lost)
-    with pytest.raises(ToolError, match=r"code_interpreter.session: the sandbox keeps no sessions, got 'NameError"):
+    with pytest.raises(ToolError, match=r"code_interpreter.session: the sandbox has no sessions, got 'NameError"):
         await toolbox_for(str(server.make_url("/run_code")), session=True).check()
     await server.close()
