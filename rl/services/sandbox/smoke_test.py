@@ -14,7 +14,7 @@ from rl.services.sandbox.zygote_process import Zygote
 _CODE, _OUTPUT = b"import json\nprint(6 * 7)\n", b"42\n"
 _TIMEOUT_S, _GRACE_S = 10.0, 5.0
 _MEMORY_BYTES = 1 << 30
-_MAX_SHOWN_BYTES = 500
+_MAX_READ_BYTES, _MAX_SHOWN = 1 << 16, 500
 
 
 def run_smoke_test(zygote: Zygote) -> str:
@@ -41,12 +41,13 @@ def run_smoke_test(zygote: Zygote) -> str:
             if not outcome:
                 return "no worker answered"
             ending, _ = parse_ending(outcome)
-            printed, errors = os.read(stdout[0], _MAX_SHOWN_BYTES), os.read(stderr[0], _MAX_SHOWN_BYTES)
+            printed, errors = os.read(stdout[0], _MAX_READ_BYTES), os.read(stderr[0], _MAX_READ_BYTES)
     except (OSError, ValueError) as error:
         return str(error)
     if ending.return_code == 0 and printed == _OUTPUT:
         return ""
-    return f"exit code {ending.return_code}, {(errors or printed).decode('utf-8', 'replace').strip()!r}"
+    text = (errors or printed).decode("utf-8", "replace").strip()
+    return f"exit code {ending.return_code}, {text[-_MAX_SHOWN:]!r}"
 
 
 def _read_until_end(pipe: int, deadline: float) -> bytes:
