@@ -19,7 +19,7 @@ from typing import Any
 import psutil
 import pytest
 
-from rl.services.sandbox.server import EmbeddedSandbox
+from rl.services.embedded import EmbeddedSandbox
 
 MARK = "turnwise_attack"
 NUM_PROCESSES = 2 + 2 * (2 + 2)

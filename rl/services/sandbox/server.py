@@ -20,7 +20,6 @@ import psutil
 from aiohttp import web
 
 from rl.errors import ServiceError
-from rl.services.embedded import EmbeddedSandbox
 from rl.services.http_guard import Bodies, make_application
 from rl.services.http_server import listen, metrics_response, serve_until_stopped
 from rl.services.json_body import BodyError, RequestError
@@ -33,8 +32,6 @@ from rl.services.sandbox.outcome import RunOutcome
 from rl.services.sandbox.pool import SandboxPool
 from rl.services.sandbox.request import RunRequest
 from rl.services.sandbox.sessions import SessionTable
-
-__all__ = ["EmbeddedSandbox", "SandboxServer", "serve"]
 
 logger = logging.getLogger(__name__)
 

@@ -8,7 +8,7 @@ from typing import Any
 import psutil
 import pytest
 
-from rl.services.sandbox.server import EmbeddedSandbox
+from rl.services.embedded import EmbeddedSandbox
 
 Post = Callable[..., Any]
 

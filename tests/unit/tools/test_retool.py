@@ -12,7 +12,7 @@ from aiohttp import web
 from aiohttp.test_utils import TestServer
 
 from rl.errors import ToolError
-from rl.services.sandbox.server import EmbeddedSandbox
+from rl.services.embedded import EmbeddedSandbox
 from rl.tools.registry import Toolbox, load_toolbox
 from rl.types import ToolCall, ToolResult, ToolStatus
 

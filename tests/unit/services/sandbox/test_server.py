@@ -19,8 +19,9 @@ import pytest
 from aiohttp.test_utils import TestServer
 
 from rl.errors import ServiceError
+from rl.services.embedded import EmbeddedSandbox
 from rl.services.sandbox.pool import SandboxPool
-from rl.services.sandbox.server import EmbeddedSandbox, SandboxServer, serve
+from rl.services.sandbox.server import SandboxServer, serve
 from tests.unit.services.conftest import post_json
 
 ROOT = Path(__file__).resolve().parents[4]
@@ -352,7 +353,7 @@ def wait_gone(pid: int) -> None:
 
 def test_the_embedded_sandbox_ends_with_its_parent():
     program = (
-        "import time; from rl.services.sandbox.server import EmbeddedSandbox\n"
+        "import time; from rl.services.embedded import EmbeddedSandbox\n"
         "sandbox = EmbeddedSandbox(workers=1); print(sandbox.pid, flush=True); time.sleep(60)"
     )
     parent = subprocess.Popen([sys.executable, "-c", program], cwd=ROOT, stdout=subprocess.PIPE, text=True)
