@@ -38,7 +38,7 @@ class EmbeddedService:
         """Start it and wait until it answers.
 
         Args:
-            name: The package in `rl.services`, and the command that starts the service alone.
+            name: The package in `rl.services`, and the command that starts it without a run.
             route: The end of `url`.
             arguments: More arguments of `serve`: strings, numbers and None.
             start_timeout_s: Longest wait for its first answer.

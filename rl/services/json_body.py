@@ -1,4 +1,4 @@
-"""Decodes and checks the JSON bodies of requests, whatever a client sends."""
+"""Decodes and checks the JSON bodies of requests, which may be malformed or hostile."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def check(adapter: TypeAdapter[T], body: Any) -> T:
     """Check a decoded body. Unknown fields are ignored, and null means the default.
 
     Args:
-        adapter: Of the dataclass to fill.
+        adapter: The adapter of the request's dataclass.
         body: Decoded JSON.
 
     Raises:

@@ -40,7 +40,7 @@ def median_ratio(
 
     Args:
         ours: Round number to units per second.
-        other: The comparator, likewise.
+        other: The same for the comparator.
         rounds: Pairs of measurements, at least 1; the first of the two changes from round to round.
 
     Returns:
@@ -58,7 +58,7 @@ def median_ratio(
 
 
 def print_table(figures: Sequence[Figure], console: Console) -> None:
-    """Print the figures beside their goals."""
+    """Print the figures with their goals."""
     table = Table("figure", "measured", "goal", "", "detail")
     for f in figures:
         goal = "" if f.goal is None else f"{'≥' if f.at_least else '≤'} {f.goal:g}"

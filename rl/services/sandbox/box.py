@@ -129,7 +129,7 @@ class Box:
         if not _is_at(self._root, self.root):
             raise BoxError(f"{self.root} was moved")
         if set(os.listdir(self._root)) != set(_FOLDERS):
-            raise FileExistsError("there are other files beside the folders")
+            raise FileExistsError("there are other files next to the folders")
         if not all(_is_at(self._open[name], name, self._root) for name in _FOLDERS):
             raise FileExistsError("a folder was replaced by another")
 

@@ -14,7 +14,7 @@ RUN, EXIT = b"r", b"e"
 EXITED = 3
 """Exit code of a worker that received `EXIT`."""
 MAX_DESCRIPTORS = 5
-"""In one message: payload, status and the program's three streams."""
+"""Descriptors of one message: payload, status and the program's three streams."""
 
 
 @dataclass(slots=True, frozen=True)

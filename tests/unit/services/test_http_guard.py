@@ -1,4 +1,4 @@
-"""What a service's server refuses, and the bounds of bodies and answers; with bytes as a client sends them."""
+"""What a service's server refuses, and the limits of bodies and answers, tested with raw bytes."""
 
 from __future__ import annotations
 
@@ -181,7 +181,7 @@ async def test_a_client_that_does_not_read_its_answer_is_cut_off() -> None:
 
 
 async def num_connections(port: int) -> int:
-    """Those of which the server holds its end."""
+    """Established connections of the server."""
     lines = Path("/proc/net/tcp").read_text().splitlines()[1:]
     fields = [line.split() for line in lines]
     established = "01"

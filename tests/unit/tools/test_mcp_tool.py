@@ -1,4 +1,4 @@
-"""Against a real server, spoken to over its standard input and output."""
+"""Tests with a real server on its standard input and output."""
 
 import asyncio
 import sys
@@ -68,7 +68,7 @@ def write(folder: Path, mcp: object, config: dict[str, object] | None = None) ->
 
 
 def test_python_is_the_one_that_runs_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Also where another one comes first on the path, as the system's does in an environment that is not activated."""
+    """Even if another Python comes first on the path, as in an environment that is not activated."""
     other = tmp_path / "python"
     other.write_text("#!/bin/sh\necho I am another one >&2\nexit 1\n")
     other.chmod(0o755)

@@ -234,7 +234,7 @@ def test_a_throttled_warning_tells_how_often_it_was(caplog: pytest.LogCaptureFix
 
 
 class BlockingIndex:
-    """A search takes until it is released."""
+    """A search that blocks until it is released."""
 
     batch_size, num_documents = 1, 1
 
@@ -265,7 +265,7 @@ async def test_a_long_search_does_not_keep_the_server_from_others() -> None:
 
 
 class SlowIndex:
-    """Two queries at a time; keeps what it was asked."""
+    """Takes two queries at a time, and records them."""
 
     batch_size, num_documents = 2, 1
 

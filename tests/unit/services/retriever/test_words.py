@@ -109,7 +109,7 @@ def test_find_stems_words_and_leaves_names() -> None:
 
 
 def test_lengths_do_not_count_names(tmp_path: Path) -> None:
-    """So that English has the scores that it has without them."""
+    """So that English has the same scores as without them."""
     scores = []
     for number, text in enumerate(["cat dog", "cat dog R C++ U.S. 3.5"]):
         corpus = tmp_path / f"{number}.jsonl"

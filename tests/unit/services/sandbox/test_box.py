@@ -14,7 +14,7 @@ def box(tmp_path):
 
 @pytest.fixture
 def kept(tmp_path):
-    """A folder that the box must not touch, as text of what is in it."""
+    """A folder that the box must not change, as a text of its content."""
     folder = tmp_path / "kept"
     folder.mkdir(mode=0o755)
     (folder / "file").write_text("mine")

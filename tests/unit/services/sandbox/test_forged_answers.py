@@ -1,4 +1,4 @@
-"""The code of a session can write what it likes to the session's channel. It harms its own session alone."""
+"""The code of a session can write anything to the session's channel. That harms only its own session."""
 
 import json
 import urllib.request

@@ -1,4 +1,4 @@
-"""The layers that are reached as root and as an ordinary user, and where namespaces are forbidden."""
+"""The layers reached as root, as an ordinary user, and on a machine that forbids namespaces."""
 
 import json
 import shutil

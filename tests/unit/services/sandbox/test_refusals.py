@@ -1,4 +1,4 @@
-"""What is wrong with a request is told as the caller's mistake, which is not worth another try."""
+"""Wrong requests are refused with a status that tells the caller not to retry."""
 
 import json
 

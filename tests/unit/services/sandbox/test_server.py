@@ -104,7 +104,7 @@ def test_bytes_that_are_not_utf8_are_replaced(post):
 
 def test_scientific_libraries_are_imported_before_the_fork(post):
     code = "import numpy, sympy, sys\nprint(sympy.sqrt(8), numpy.arange(3).sum(), __name__)"
-    post(code, run_timeout=30)  # starts the interpreter that has them
+    post(code, run_timeout=30)  # starts the interpreter with the libraries
     answer = post(code)
     assert answer["run_result"]["stdout"] == "2*sqrt(2) 3 __main__\n"
     assert answer["run_result"]["execution_time"] < 0.5
@@ -230,7 +230,7 @@ class SmallSandbox:
         return post_json(self.url, json.dumps(body).encode(), status)
 
     def begin(self, code: str, **fields: object) -> http.client.HTTPConnection:
-        """Send a program and do not wait for it; closing the connection ends it."""
+        """Send a program without waiting for it. Closing the connection ends it."""
         connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=60)
         body = {"code": code, "language": "python", "run_timeout": 60, "queue_timeout": 60, **fields}
         connection.request("POST", "/run_code", json.dumps(body), {"Content-Type": "application/json"})
