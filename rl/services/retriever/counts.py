@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from rl.errors import ServiceError
 from rl.services.retriever.corpus import CHUNK_BYTES, Chunk, iter_chunks, read_chunk
-from rl.services.retriever.words import STOP_WORDS, WordFinder, split
+from rl.services.retriever.tokenizer import STOP_WORDS, Tokenizer, split
 
 _MAX_PROCESSES = 16
 
@@ -93,7 +93,7 @@ def count_words(chunk: Chunk) -> ChunkCounts:
         name_ends.append(len(found_names))
         documents.append(document.encoded)
     words: defaultdict[str, int] = defaultdict(count().__next__)
-    stems = zip(forms, WordFinder().stem(list(forms)), strict=True)
+    stems = zip(forms, Tokenizer().stem(list(forms)), strict=True)
     of_form = np.array([-1 if form in STOP_WORDS else words[stem] for form, stem in stems], dtype=np.int64)
     of_name = np.array([words[name] for name in names], dtype=np.int64)
     numbers, rows = _locate(of_form, found, ends)

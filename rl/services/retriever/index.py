@@ -2,7 +2,7 @@
 
 score(q, d) = sum over all occurrences of words t in q of
 idf(t) tf / (tf + k1 (1 - b + b |d| / avg |d|)), with idf(t) = ln(1 + (N - df + 0.5) / (df + 0.5)).
-All summands are computed when the index is built; a query adds those of its words (`rl.services.retriever.words`).
+All summands are computed when the index is built; a query adds those of its words (`rl.services.retriever.tokenizer`).
 bm25s can open the folder too. docs/decisions/0033-own-bm25.md says why bm25s does not build and search it.
 
 Source: Robertson and Zaragoza 2009 in Lucene's form (Kamphuis et al. 2020); bm25s, arXiv:2407.03618.
@@ -25,7 +25,7 @@ from rl.errors import ServiceError
 from rl.services.retriever.counts import ChunkCounts, count_chunks
 from rl.services.retriever.folder import DocumentReader, DocumentWriter, Hit, find_folder, indexing_bar
 from rl.services.retriever.ranking import Postings, find_best
-from rl.services.retriever.words import WordFinder
+from rl.services.retriever.tokenizer import Tokenizer
 
 logger = logging.getLogger(__name__)
 
@@ -46,7 +46,7 @@ class Bm25Index:
 
     def __init__(self, directory: Path) -> None:
         """Open a folder that `open_index` made."""
-        self._words = WordFinder()
+        self._tokenizer = Tokenizer()
         self._vocabulary: dict[str, int] = json.loads((directory / _VOCABULARY).read_bytes())
         self._data, self._rows, self._starts = (
             np.asarray(np.load(directory / name, mmap_mode="r")) for name in (_DATA, _ROWS, _STARTS)
@@ -60,7 +60,9 @@ class Bm25Index:
         Documents with equal scores keep the order of the corpus.
         """
         postings = {}
-        words = [number for word in self._words.find(query) if (number := self._vocabulary.get(word)) is not None]
+        words = [
+            number for word in self._tokenizer.tokenize(query) if (number := self._vocabulary.get(word)) is not None
+        ]
         for number in words:
             if number not in postings:
                 part = slice(self._starts[number], self._starts[number + 1])
@@ -74,7 +76,7 @@ class Bm25Index:
 
     def has_words(self, query: str) -> bool:
         """Whether a query has any word to search for."""
-        return bool(self._words.find(query))
+        return bool(self._tokenizer.tokenize(query))
 
     def document(self, row: int) -> bytes:
         """The JSON object of a document."""

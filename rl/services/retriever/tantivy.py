@@ -1,7 +1,7 @@
 """The BM25 index by tantivy, for corpora of many millions of documents: built on all cores, searched on disk.
 
 Tantivy has fixed parameters, k1 = 1.2 and b = 0.75, and rounds document lengths like Lucene, so its scores differ from
-those of bm25s. The words are the same (`rl.services.retriever.words`).
+those of bm25s. The words are the same (`rl.services.retriever.tokenizer`).
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import tantivy
 
 from rl.services.retriever.corpus import iter_chunks, read_chunk
 from rl.services.retriever.folder import DocumentReader, DocumentWriter, Hit, find_folder, indexing_bar
-from rl.services.retriever.words import WordFinder
+from rl.services.retriever.tokenizer import Tokenizer
 
 logger = logging.getLogger(__name__)
 
@@ -31,7 +31,7 @@ class TantivyIndex:
 
     def __init__(self, directory: Path) -> None:
         """Open a folder that `open_index` made."""
-        self._finder = WordFinder()
+        self._tokenizer = Tokenizer()
         self._schema = _make_schema()
         self._searcher = tantivy.Index.open(str(directory / _INDEX)).searcher()
         self._documents = DocumentReader(directory)
@@ -61,7 +61,7 @@ class TantivyIndex:
         return tuple(sorted(hits, key=lambda hit: (-hit.score, hit.row)))
 
     def _words(self, query: str) -> list[str]:
-        return self._finder.find(query.encode(errors="replace").decode())
+        return self._tokenizer.tokenize(query.encode(errors="replace").decode())
 
 
 def open_index(corpus: Path | Sequence[Path], directory: Path | None = None) -> TantivyIndex:
@@ -95,13 +95,13 @@ def _build(corpus: Sequence[Path], directory: Path) -> None:
     (directory / _INDEX).mkdir()
     index = tantivy.Index(_make_schema(), str(directory / _INDEX))
     index.register_tokenizer(_ANALYZER, _make_analyzer())
-    row, finder = 0, WordFinder()
+    row, tokenizer = 0, Tokenizer()
     with indexing_bar(corpus) as advance, DocumentWriter(directory) as documents:
         writer = index.writer(_WRITER_BYTES)
         for chunk in iter_chunks(corpus):
             for document in read_chunk(chunk):
                 documents.write([document.encoded])
-                words = " ".join(finder.find(document.contents))
+                words = " ".join(tokenizer.tokenize(document.contents))
                 writer.add_document(tantivy.Document(contents=words, row=row))
                 row += 1
             advance(chunk.num_documents)

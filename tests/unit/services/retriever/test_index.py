@@ -18,7 +18,7 @@ from rl.errors import ServiceError
 from rl.services.owned_folder import owned_folder
 from rl.services.retriever.index import open_index
 from rl.services.retriever.ranking import Postings, find_best
-from rl.services.retriever.words import STOP_WORDS, split
+from rl.services.retriever.tokenizer import STOP_WORDS, split
 
 ROOT = Path(__file__).resolve().parents[4]
 
