@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-import math
 import os
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Annotated, Any, Self
 
+from pydantic import Field, StrictBool, StrictFloat, StrictInt, TypeAdapter, ValidationError
+
+from rl.errors import first_problem
 from rl.services.sandbox.activity import COMPUTES, WAITS
 from rl.services.sandbox.job import parse_files
 
@@ -150,10 +152,13 @@ class Status(Capture):
 class Ending:
     """A worker's report on a program that ended."""
 
-    return_code: int | None
-    timed_out: bool
-    out_of_memory: bool
-    execution_time: float
+    return_code: Annotated[StrictInt, Field(ge=_RETURN_CODES.start, lt=_RETURN_CODES.stop)] | None
+    timed_out: StrictBool
+    out_of_memory: StrictBool
+    execution_time: Annotated[StrictFloat, Field(ge=0, allow_inf_nan=False)]
+
+
+_ENDING = TypeAdapter(Ending)
 
 
 def parse_ending(text: bytes, requested: Iterable[str] = ()) -> tuple[Ending, dict[str, bytes]]:
@@ -172,13 +177,10 @@ def parse_ending(text: bytes, requested: Iterable[str] = ()) -> tuple[Ending, di
     header, files = parse_files(text.lstrip(WAITS + COMPUTES))
     if "error" in header:
         raise ValueError(f"the program's files cannot be written, {header['error']}")
-    code, seconds = header.get("return_code"), header.get("execution_time")
-    flags = [header.get("timed_out"), header.get("out_of_memory")]
-    if not (is_return_code(code) or code is None) or not all(isinstance(flag, bool) for flag in flags):
-        raise ValueError(f"the outcome is malformed: {header!r:.100}")
-    if not isinstance(seconds, float) or not 0 <= seconds < math.inf:
-        raise ValueError(f"the outcome is malformed: {header!r:.100}")
-    return Ending(code, flags[0] is True, flags[1] is True, seconds), only_requested(files, requested)
+    try:
+        return _ENDING.validate_python(header), only_requested(files, requested)
+    except ValidationError as error:
+        raise ValueError(f"the outcome is malformed: {first_problem(error)}") from None
 
 
 def is_return_code(value: Any) -> bool:
