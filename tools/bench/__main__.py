@@ -1,4 +1,4 @@
-"""The command. Each benchmark runs in a process of its own, with the environment its libraries need."""
+"""The command line. Each benchmark runs in its own process, with the environment that its libraries need."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def main(argv: list[str]) -> int:
         argv: Names from `BENCHMARKS` (none: all of them), `--config-name`, `--output FILE`, and `key=value` overrides.
 
     Returns:
-        0, or 1 where a goal was not reached.
+        0, or 1 if a goal was missed.
 
     Raises:
         TurnwiseError: A benchmark failed.
