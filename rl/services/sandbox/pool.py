@@ -12,7 +12,7 @@ import sys
 import tempfile
 from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 import psutil
@@ -23,6 +23,7 @@ from rl.services.owned_folder import OwnedFolder
 from rl.services.sandbox.interpreter_session import InterpreterSession
 from rl.services.sandbox.isolation import missing_layers
 from rl.services.sandbox.job import Job, memory_file, pack_job
+from rl.services.sandbox.languages import LANGUAGES, Language
 from rl.services.sandbox.outcome import (
     MAX_OUTPUT_BYTES,
     OUT_OF_MEMORY,
@@ -32,7 +33,7 @@ from rl.services.sandbox.outcome import (
     Status,
     parse_ending,
 )
-from rl.services.sandbox.request import PROGRAM_FILES, RunRequest
+from rl.services.sandbox.request import RunRequest
 from rl.services.sandbox.smoke_test import run_smoke_test
 from rl.services.sandbox.zygote_process import SEARCH_PATH, Zygote
 
@@ -48,24 +49,6 @@ _PLACES_PER_WORKER, _MAX_PLACES = 16, 256
 _PLACE_BYTES = 64 << 20
 """Free memory needed for each place beyond the workers. Most programs use a tenth of it."""
 _OnWaiting = Callable[[bool], None] | None
-
-
-@dataclass(slots=True, frozen=True)
-class _Language:
-    command: tuple[str, ...] = ()
-    """Empty for the worker's own interpreter."""
-    compiler: tuple[str, ...] = ()
-    binary: str = ""
-    limits_address_space: bool = True
-    """False if programs reserve much more than they use. Then only the memory in use is limited."""
-
-
-_LANGUAGES = {
-    "python": _Language(),
-    "bash": _Language(("bash", "main.sh")),
-    "cpp": _Language(("./main",), ("g++", "-std=c++17", "-O2", "main.cpp", "-o", "main"), "main"),
-    "nodejs": _Language(("node", "main.js"), limits_address_space=False),
-}
 
 
 class SandboxPool:
@@ -130,7 +113,7 @@ class SandboxPool:
             RequestError: The language is not installed.
             ServiceError: The sandbox itself failed.
         """
-        language = _LANGUAGES[request.language]
+        language = LANGUAGES[request.language]
         program = (language.compiler or language.command)[:1]
         if program and shutil.which(program[0], path=SEARCH_PATH) is None:
             raise RequestError(f"language: {request.language} needs {program[0]}, which the sandbox's machine lacks")
@@ -197,7 +180,7 @@ class SandboxPool:
             zygote.close()
         self._folder.close()
 
-    async def _compile_and_run(self, request: RunRequest, language: _Language, on_waiting: _OnWaiting) -> RunOutcome:
+    async def _compile_and_run(self, request: RunRequest, language: Language, on_waiting: _OnWaiting) -> RunOutcome:
         compiling = replace(request, run_timeout=request.compile_timeout, stdin=b"", fetch_files=(language.binary,))
         done = await self._run(compiling, language, language.compiler, on_waiting)
         outcome = CompileOutcome(done.return_code, done.timed_out, done.execution_time, done.stdout, done.stderr)
@@ -207,13 +190,13 @@ class SandboxPool:
         return replace(await self._run(running, language, language.command, on_waiting), compile=outcome)
 
     async def _run(
-        self, request: RunRequest, language: _Language, command: tuple[str, ...], on_waiting: _OnWaiting
+        self, request: RunRequest, language: Language, command: tuple[str, ...], on_waiting: _OnWaiting
     ) -> RunOutcome:
         is_preloaded = not command and self._names_preloaded is not None and self._names_preloaded.search(request.code)
         zygote = await self._ready_zygote(self._preload if is_preloaded else ())
-        memory_bytes, file = int(request.memory_limit_mb) << 20, PROGRAM_FILES[request.language]
+        memory_bytes = int(request.memory_limit_mb) << 20
         job = Job(
-            file,
+            language.file,
             command,
             timeout=request.run_timeout,
             cpu_s=int(request.run_timeout) + 2,
@@ -221,7 +204,7 @@ class SandboxPool:
             address_space=memory_bytes if language.limits_address_space else None,
             fetch=request.fetch_files,
         )
-        files = {**request.files, file: request.code.encode("utf-8", "replace")}
+        files = {**request.files, language.file: request.code.encode("utf-8", "replace")}
         zygote.num_in_flight += 1
         try:
             return await self._send_and_wait(zygote, job, files, request, on_waiting)

@@ -14,10 +14,8 @@ from pydantic import AfterValidator, BeforeValidator, FailFast, Field, PlainVali
 
 from rl.services.json_body import RequestError, check
 from rl.services.sandbox.box import MAX_BYTES
+from rl.services.sandbox.languages import LANGUAGES, LanguageName
 
-Language = Literal["python", "bash", "cpp", "nodejs"]
-PROGRAM_FILES: dict[Language, str] = {"python": "main.py", "bash": "main.sh", "cpp": "main.cpp", "nodejs": "main.js"}
-"""The file that holds the code. The last two languages need a compiler or node on the machine."""
 _MAX_FILES = 8192
 """Files and folders. A box has room for twice as many, because the program makes some too."""
 _PAGE_BYTES = 4096
@@ -93,7 +91,7 @@ class RunRequest:
     """The body of `POST /run_code`, with SandboxFusion's defaults."""
 
     code: Code
-    language: Language
+    language: LanguageName
     stdin: Annotated[bytes, PlainValidator(_encode)] = b""
     run_timeout: Seconds = 10.0
     memory_limit_mb: MemoryMb = _DEFAULT_MEMORY_MB
@@ -135,7 +133,7 @@ def parse_request(body: Any) -> RunRequest:
     request = check(_RUN, body)
     if request.session_id is not None and request.language != "python":
         raise RequestError(f"session_id: a session runs python, got {request.language}; leave it out")
-    _check_room(request.files, None if request.session_id is not None else PROGRAM_FILES[request.language])
+    _check_room(request.files, None if request.session_id is not None else LANGUAGES[request.language].file)
     return request
 
 
@@ -144,7 +142,7 @@ def parse_notebook(body: Any) -> NotebookRequest:
     request = check(_NOTEBOOK, body)
     if sum(map(len, request.cells)) > _LONGEST_CODE:
         raise RequestError(f"cells: have more than {_LONGEST_CODE >> 20} Mi characters; put data into files")
-    _check_room(request.files, PROGRAM_FILES["python"])
+    _check_room(request.files, LANGUAGES["python"].file)
     return request
 
 
