@@ -112,9 +112,11 @@ class _Player:
 
     def _show(self, turn: Turn) -> None:
         record = turn_record(turn)
-        if turn.results:
+        if turn.results or turn.messages:
             for result in record["results"]:
                 print_result(console(), result)
+            for message in turn.messages:
+                print_message(console(), message["role"], message["content"])
             return
         self._num_turns += 1
         print_generation(console(), record, self._num_turns)

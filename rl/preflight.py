@@ -30,6 +30,8 @@ from rl.observability.trackers import check_trackers
 from rl.rewards.registry import Reward, misspelled_kwargs
 from rl.rewards.rows import row_problems
 from rl.rollout.dialog import Dialog
+from rl.rollout.environments import load_environment
+from rl.rollout.rollout_function import load_rollout_function
 from rl.run.parts import RunParts
 from rl.run.resume import check_place, check_weights, resume_problems
 from rl.tools.registry import Toolbox
@@ -106,6 +108,7 @@ def preflight_evaluation(config: Config) -> list[Prompt]:
         *_place_problems(config),
         *_reward_problems(parts),
         *_tool_problems(parts, is_strict=True),
+        *_environment_problems(config),
         *_engine_problems(config, is_strict=True),
         *_device_problems(config),
         *_data_problems(parts, ("test_data_path",), is_strict=True, with_rewards=True),
@@ -137,6 +140,7 @@ def _run_problems(parts: RunParts, given: frozenset[str], *, is_strict: bool) ->
     problems += _name_problems(config, Task.TRAIN)
     problems += _reward_problems(parts)
     problems += _tool_problems(parts, is_strict=is_strict)
+    problems += _environment_problems(config)
     problems += _engine_problems(config, is_strict=is_strict)
     if is_strict:
         problems += _place_problems(config)
@@ -211,6 +215,15 @@ def _tool_problems(parts: RunParts, *, is_strict: bool) -> Iterator[Problem]:
     if toolbox is not None:
         yield from map(warning, toolbox.warnings)
         yield from _service_problems(toolbox, is_strict=is_strict)
+
+
+def _environment_problems(config: Config) -> Iterator[Problem]:
+    """The user's environment and rollout function: name, signature and keyword arguments."""
+    for load in (load_environment, load_rollout_function):
+        try:
+            load(config.rl_config)
+        except ConfigError as failure:
+            yield error(str(failure))
 
 
 def _service_problems(toolbox: Toolbox, *, is_strict: bool) -> Iterator[Problem]:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from rl.config.keys import value_at
 from rl.config.problems import Problem, warning
+from rl.config.rules import is_built_in
 from rl.config.schema import Config, Device, KlControl, LossAggregation, LrDecayStyle, RLConfig
 
 
@@ -148,6 +149,19 @@ def _rollout_conditions(rl: RLConfig) -> tuple[Condition, ...]:
             ),
             rl.multi_turn_enable,
             "multi_turn_enable is false. Set that.",
+        ),
+        Condition(
+            ("rl_config.environment_kwargs",), not is_built_in(rl, "environment"), "environment is tools. Set that."
+        ),
+        Condition(
+            ("rl_config.rollout_function_kwargs",),
+            not is_built_in(rl, "rollout_function"),
+            "rollout_function is agent_loop. Set that.",
+        ),
+        Condition(
+            ("rl_config.final_answer_reserve",),
+            is_built_in(rl, "rollout_function"),
+            "a rollout_function leads the trajectories. Remove it.",
         ),
         Condition(
             ("rl_config.wandb_project", "rl_config.wandb_exp_name"), rl.use_wandb, "use_wandb is false. Set that."

@@ -8,7 +8,7 @@ from rl.config.divisibility import devices_fault, engine_fault, pipeline_fault, 
 from rl.config.estimates import GIB, longest_response, memory_estimate
 from rl.config.objective_rules import objective_problems
 from rl.config.problems import Problem, error, warning
-from rl.config.schema import Config, Device, ModelConfig
+from rl.config.schema import Config, Device, ModelConfig, RLConfig
 
 
 def parallel_problems(config: Config, facts: ModelConfig | None) -> Iterator[Problem]:
@@ -125,13 +125,30 @@ def algorithm_problems(config: Config) -> Iterator[Problem]:
 
 
 def multi_turn_problems(config: Config) -> Iterator[Problem]:
-    """Requirements of tools."""
+    """Requirements of tools, environments and rollout functions."""
     rl = config.rl_config
-    if rl.multi_turn_enable and not rl.tool_config_path:
+    named = [key for key in ("environment", "rollout_function") if not is_built_in(rl, key)]
+    if rl.multi_turn_enable and not rl.tool_config_path and not named:
         yield error(
             "rl_config.tool_config_path: must name a tool YAML with multi_turn_enable, got nothing. "
             "Set configs/tools/retool_config.yaml, for example."
         )
+    if named and not rl.multi_turn_enable:
+        yield error(f"rl_config.{named[0]}: needs multi_turn_enable, got '{getattr(rl, named[0])}'. Set that to true.")
+    if len(named) > 1:
+        yield error(
+            "rl_config.environment: a rollout function leads its trajectories alone, got both. Remove one of them."
+        )
+    if named and "environment" not in rl.verifier_function:
+        yield warning(
+            f"rl_config.verifier_function: does not name 'environment', so rewards of {getattr(rl, named[0])} do not "
+            "count. Add it, unless it gives none."
+        )
+
+
+def is_built_in(rl: RLConfig, key: str) -> bool:
+    """Whether `environment` or `rollout_function` has its default."""
+    return bool(getattr(rl, key) == getattr(RLConfig(), key))
 
 
 def run_problems(config: Config) -> Iterator[Problem]:

@@ -288,9 +288,19 @@ class RLConfig(Section):
     """Processes that call rewards, in turn. One is enough unless a reward holds up its own event loop."""
     # Multi-turn
     multi_turn_enable: bool = False
-    """Offer tools and run turns until an answer; needs `tool_config_path`."""
+    """Run turns until an answer, with the tools of `tool_config_path`, an `environment` or a `rollout_function`."""
     tool_config_path: InputPath | None = None
     """Tool YAML."""
+    environment: str = "tools"
+    """What answers a turn without a tool call: `tools` takes it for the answer; or `package.module:Class` or
+    `path/file.py:Class`."""
+    environment_kwargs: dict[str, Any] = field(default_factory=dict)
+    """Keyword arguments of the environment's class."""
+    rollout_function: str = "agent_loop"
+    """What runs a trajectory: `agent_loop` lets the policy and the environment take turns; or `package.module:function`
+    or `path/file.py:function`."""
+    rollout_function_kwargs: dict[str, Any] = field(default_factory=dict)
+    """Keyword arguments of the rollout function."""
     max_tool_calls: int = Field(default=1, ge=0, le=1_000_000)
     """Executed tool calls in a trajectory; then one final turn to answer."""
     max_parallel_calls: Count = 1
@@ -333,6 +343,11 @@ class RLConfig(Section):
     """Project of W&B; by default turnwise."""
     wandb_exp_name: str = ""
     """Run name in W&B; by default the name of the run directory."""
+
+    def __post_init__(self) -> None:
+        """Without a reward, what an environment or a rollout function gives is the score."""
+        if not self.verifier_function and (self.environment, self.rollout_function) != ("tools", "agent_loop"):
+            self.verifier_function, self.verifier_weight = ["environment"], [1.0]
 
 
 @dataclass(config=CHECKED)

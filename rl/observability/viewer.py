@@ -114,11 +114,15 @@ def print_record(record: dict[str, Any], target: Console, *, title: str = "") ->
             print_call(target, call)
             if index < len(turn["results"]):
                 print_result(target, turn["results"][index])
+        for message in turn.get("messages", []):
+            print_message(target, message["role"], message["content"])
     rewards = "  ".join(f"{name} {value:.3f}" for name, value in record["rewards"].items())
     score = "none" if record["score"] is None else f"{record['score']:.3f}"
     target.print(Text(f"score {score}  {rewards}", style=REWARD_STYLE))
     for name, text in record.get("reward_texts", {}).items():
         target.print(Text(f"{name}: {text}", style=REWARD_STYLE), soft_wrap=True)
+    if record.get("failure"):
+        target.print(Text(f"failed: {record['failure']}", style=ERROR_STYLE))
     if record["reward_error"]:
         target.print(Text(f"reward failed: {record['reward_error']}", style=ERROR_STYLE))
     target.print(

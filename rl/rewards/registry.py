@@ -26,6 +26,7 @@ The dict may contain `turn_scores`, a list with a number per turn, for `rl_confi
 
 REWARDS: dict[str, RewardFunction] = {
     "base_acc": rules.base_acc,
+    "environment": rules.environment,
     "format": rules.format_reward,
     "gsm8k_boxed": rules.gsm8k_boxed,
     "math_acc": rules.math_acc,
@@ -39,7 +40,7 @@ REWARDS: dict[str, RewardFunction] = {
 _MIN_SIMILARITY = 0.85
 """Similarity from which an import path counts as a misspelling of another."""
 
-_IN_PROCESS = frozenset({"base_acc", "format", "gsm8k_boxed", "search_em", "search_f1"})
+_IN_PROCESS = frozenset({"base_acc", "environment", "format", "gsm8k_boxed", "search_em", "search_f1"})
 """Rewards that only compare text; they run in this process. The others run in their own, because sympy can hang."""
 
 

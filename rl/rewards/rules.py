@@ -32,6 +32,17 @@ def base_acc(trajectory: Trajectory) -> float:
     return float(any(is_same_answer(answer, truth) for truth in math_answers(trajectory.prompt)))
 
 
+def environment(trajectory: Trajectory) -> dict[str, Any]:
+    """What the environment or the rollout function gave: the sum of the rewards of its turns, or what was returned.
+
+    Raises:
+        RewardError: It gave nothing.
+    """
+    if trajectory.environment is None:
+        raise RewardError("the environment or rollout function gave no reward. Give one, or take this reward out")
+    return trajectory.environment
+
+
 def gsm8k_boxed(trajectory: Trajectory) -> float:
     """Return 1 if the last boxed answer equals an accepted answer; the ground truth may have GSM8K's `####` mark.
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from rl.chat.parsers import Parser, load_parser
 from rl.chat.renderer import Renderer, load_tokenizer
+from rl.chat.self_test import check_renderer
 from rl.config.schema import Config
 from rl.tools.registry import Toolbox, load_toolbox
 
@@ -17,7 +18,7 @@ class Dialog:
 
     renderer: Renderer
     toolbox: Toolbox | None
-    """None without `multi_turn_enable`: every trajectory is one turn."""
+    """None without `multi_turn_enable`, or without tools."""
     parser: Parser
 
 
@@ -47,5 +48,5 @@ def load_dialog(
     schemas = toolbox.schemas if toolbox else []
     parser = load_parser(rl.tool_parser_format, schemas, tokenizer)
     renderer = Renderer(tokenizer, rl.prompt_type, schemas, parser)
-    renderer.self_test(parser)
+    check_renderer(renderer, parser)
     return Dialog(renderer, toolbox, parser)

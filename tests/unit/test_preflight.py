@@ -238,6 +238,16 @@ def spoil(**changes: object) -> Callable[[Config], None]:
             "rl_config.rollout_correction.rollout_rs: unknown name 'seq_mean_k4'. Did you mean 'seq_mean_k3'?",
         ),
         (spoil(r_verifier_function=["no.such:f"]), "rl_config.verifier_function: 'no.such:f' does not import"),
+        (spoil(r_environment="nowhere.py:World"), "rl_config.environment: 'nowhere.py' does not import"),
+        (spoil(r_environment="toolz"), "rl_config.environment: unknown name 'toolz'. Did you mean 'tools'?"),
+        (
+            spoil(r_environment="collections:OrderedDict", r_environment_kwargs={}),
+            "rl_config.environment: 'collections:OrderedDict' has no method reset. Write `async def reset(self, ...)`.",
+        ),
+        (
+            spoil(r_rollout_function="json:dumps"),
+            "rl_config.rollout_function: 'json:dumps' must be `async def`",
+        ),
         (spoil(r_tool_config_path="nowhere.yaml"), "nowhere.yaml: cannot be read"),
         (
             spoil(g_infer_tensor_parallel_size=2),

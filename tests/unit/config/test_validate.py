@@ -208,6 +208,28 @@ def test_find_problems_accepts_the_defaults(folder: Path) -> None:
             "warning rl_config.kl_penalty: has no effect, got k1, because init_kl_coef is 0. Set that above 0.",
         ),
         (
+            ["rl_config.environment=world.py:World", "rl_config.verifier_function=[environment]"],
+            "error rl_config.environment: needs multi_turn_enable, got 'world.py:World'. Set that to true.",
+        ),
+        (
+            ["rl_config.environment=world.py:World", "rl_config.multi_turn_enable=true"],
+            "warning rl_config.verifier_function: does not name 'environment', so rewards of world.py:World do not "
+            "count. Add it, unless it gives none.",
+        ),
+        (
+            [
+                *["rl_config.environment=world.py:World", "rl_config.rollout_function=world.py:lead"],
+                *["rl_config.multi_turn_enable=true", "rl_config.verifier_function=[environment]"],
+            ],
+            "error rl_config.environment: a rollout function leads its trajectories alone, got both. Remove one of "
+            "them.",
+        ),
+        (
+            ["rl_config.environment_kwargs={size: 3}"],
+            "warning rl_config.environment_kwargs: has no effect, got {'size': 3}, because environment is tools. "
+            "Set that.",
+        ),
+        (
             ["rl_config.max_tool_calls=3"],
             "warning rl_config.max_tool_calls: has no effect, got 3, because multi_turn_enable is false. Set that.",
         ),
@@ -228,6 +250,11 @@ def test_find_problems_is_silent_on_a_default_written_out(folder: Path) -> None:
 
 def test_find_problems_allows_replicated_key_value_heads_in_the_engine(folder: Path) -> None:
     assert problems_of(folder, "generate_config.infer_tensor_parallel_size=4") == []
+
+
+def test_an_environment_is_the_score_where_no_reward_is_named(folder: Path) -> None:
+    chosen = ["rl_config.environment=world.py:World", "rl_config.multi_turn_enable=true"]
+    assert problems_of(folder, *chosen, "rl_config.verifier_function=[]", "rl_config.verifier_weight=[]") == []
 
 
 def test_find_problems_collects_all(folder: Path) -> None:

@@ -12,6 +12,7 @@ from transformers import PreTrainedTokenizerFast
 
 from rl.chat.parsers import PARSERS, check_parser_name, load_parser
 from rl.chat.renderer import Renderer, load_tokenizer
+from rl.chat.self_test import check_renderer
 from rl.errors import ConfigError
 from rl.inference.vllm_parsers import VllmParser, adapted_names
 from rl.types import ToolCall
@@ -116,7 +117,7 @@ def test_vllm_parsers_read_any_text_without_raising(parsers: dict[str, VllmParse
 def test_vllm_parsers_pass_the_self_test_with_their_template(tokenizer: PreTrainedTokenizerFast):
     for name, prompt_type in (("hermes", "qwen"), ("qwen3_coder", "qwen3_coder")):
         parser = load_parser(f"vllm:{name}", [TOOL], tokenizer)
-        Renderer(tokenizer, prompt_type, [TOOL], parser).self_test(parser)
+        check_renderer(Renderer(tokenizer, prompt_type, [TOOL], parser), parser)
 
 
 def test_an_unknown_vllm_parser_gets_a_suggestion():
