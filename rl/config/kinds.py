@@ -117,6 +117,7 @@ class Place(Enum):
 
     INPUT = "read"
     OUTPUT = "written"
+    CODE = "imported"
 
 
 _NUMBER = re.compile(r"[-+.]*(\d[\d_.]*(e[-+]?\d+)?|inf|nan)", re.IGNORECASE)
@@ -148,6 +149,8 @@ InputPath = Annotated[str, AfterValidator(_path), Place.INPUT]
 """Path of a file or folder that is read."""
 OutputPath = Annotated[str, AfterValidator(_path), Place.OUTPUT]
 """Path of a file or folder that is written."""
+CodeName = Annotated[str, Place.CODE]
+"""A name that the project knows, `package.module:name`, or `path/file.py:name`."""
 
 
 def _lenient(source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:

@@ -61,10 +61,10 @@ def locate_files(config: Config | DatasetConfig, folder: Path) -> None:
             set_value(config, path, locate(value, folders))
     for path in path_keys(type(config), Place.OUTPUT):
         set_value(config, path, os.path.expanduser(value_at(config, path)))
+    for path in path_keys(type(config), Place.CODE):
+        set_value(config, path, locate_function(value_at(config, path), folders))
     if isinstance(config, Config):
         rl = config.rl_config
-        rl.environment = locate_function(rl.environment, folders)
-        rl.rollout_function = locate_function(rl.rollout_function, folders)
         names = {name: locate_function(name, folders) for name in rl.verifier_function}
         rl.verifier_function = [names[name] for name in rl.verifier_function]
         rl.verifier_kwargs = {names.get(name, name): kwargs for name, kwargs in rl.verifier_kwargs.items()}

@@ -20,6 +20,7 @@ from rl.config.kinds import (
     CHECKED,
     Beta,
     Bound,
+    CodeName,
     Count,
     Device,
     InputPath,
@@ -291,12 +292,12 @@ class RLConfig(Section):
     """Run turns until an answer, with the tools of `tool_config_path`, an `environment` or a `rollout_function`."""
     tool_config_path: InputPath | None = None
     """Tool YAML."""
-    environment: str = "tools"
+    environment: CodeName = "tools"
     """What answers a turn without a tool call: `tools` takes it for the answer; or `package.module:Class` or
     `path/file.py:Class`."""
     environment_kwargs: dict[str, Any] = field(default_factory=dict)
     """Keyword arguments of the environment's class."""
-    rollout_function: str = "agent_loop"
+    rollout_function: CodeName = "agent_loop"
     """What runs a trajectory: `agent_loop` lets the policy and the environment take turns; or `package.module:function`
     or `path/file.py:function`."""
     rollout_function_kwargs: dict[str, Any] = field(default_factory=dict)
