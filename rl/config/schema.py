@@ -14,7 +14,7 @@ from pydantic import Field
 from pydantic.dataclasses import dataclass
 
 from rl.config.correction import RolloutCorrection
-from rl.config.dataset import DatasetConfig
+from rl.config.dataset import DatasetConfig as DatasetConfig
 from rl.config.generate import GenerateConfig
 from rl.config.kinds import (
     CHECKED,
@@ -43,24 +43,6 @@ from rl.config.kinds import (
     TruncateSide,
     Weight,
 )
-
-__all__ = [
-    "ActorConfig",
-    "Config",
-    "DatasetConfig",
-    "Device",
-    "GenerateConfig",
-    "KlControl",
-    "KlPenalty",
-    "LossAggregation",
-    "LrDecayStyle",
-    "MegatronTraining",
-    "ModelConfig",
-    "RLConfig",
-    "ResourceConfig",
-    "RolloutCorrection",
-    "TruncateSide",
-]
 
 
 @dataclass(config=CHECKED)
