@@ -2,8 +2,15 @@
 
 from __future__ import annotations
 
+import reprlib
 from collections.abc import Iterable
 from difflib import get_close_matches
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pydantic import ValidationError
+
+_LONGEST_SHOWN = 50
 
 
 class TurnwiseError(Exception):
@@ -66,3 +73,19 @@ def unknown_name(where: str, name: str, choices: Iterable[str]) -> str:
     near = get_close_matches(name, known, n=1, cutoff=0.6)
     hint = f" Did you mean '{near[0]}'?" if near else ""
     return f"{where}: unknown name '{name}'.{hint} Known: {', '.join(known)}."
+
+
+def first_problem(error: ValidationError) -> str:
+    """Describe the first problem that pydantic found: `topk: must be greater than or equal to 1, got 0`.
+
+    The message of a validator's own ValueError is kept as it is. A value is shortened, whatever its size and depth.
+    """
+    problem = error.errors(include_url=False)[0]
+    place, text = ".".join(map(str, problem["loc"])), problem["msg"]
+    where = f"{place:.100}: " if place else ""
+    if problem["type"] == "missing":
+        return f"{where}is missing"
+    if problem["type"] == "value_error":
+        return where + text.removeprefix("Value error, ")
+    text = text.replace("Input should", "must", 1).replace("should", "must", 1)
+    return f"{where}{text}, got {reprlib.repr(problem['input']):.{_LONGEST_SHOWN}}"

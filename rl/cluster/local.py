@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -116,7 +117,7 @@ def launch_locally(
         rollouts = actor = None
         if prompts is not None:
             cores = tuple(sorted(os.sched_getaffinity(0)))
-            os.environ.update(engine_environment(config, cores, sockets))  # vLLM reads it when it is imported
+            os.environ.update(engine_environment(config, cores, sockets) | {"VLLM_LOGGING_LEVEL": "ERROR"})
             workers = stack.enter_context(_local_workers(config, model_folder, tool_overrides))
             rollouts = RolloutGroup(workers, prompts, config, on_group=on_group)
         if loss is not None:
@@ -147,6 +148,7 @@ def _local_workers(config: Config, model_folder: Path, tool_overrides: dict[str,
             )
         )
         stack.callback(lambda: runner.run(engine.shutdown()))
+        stack.callback(logging.getLogger("vllm").setLevel, logging.CRITICAL)  # its end looks like a failure to vLLM
         loop = AgentLoop(engine, dialog.renderer, dialog.toolbox, dialog.parser, config)
         yield LocalWorkers(engine, loop, rewards, runner.get_loop())
 

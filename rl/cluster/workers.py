@@ -153,8 +153,8 @@ class RolloutWorker:
                 scores: Scores = await worker.score.remote(trajectory.without_tokens())
         except (RayActorError, OutOfMemoryError) as error:
             raise RewardError(
-                f"reward worker {number}: its process died while scoring {trajectory.id}. See reward-{number}.log of the "
-                "run directory."
+                f"reward worker {number}: its process died while scoring {trajectory.id}. See reward-{number}.log of "
+                "the run directory."
             ) from error
         return scores
 

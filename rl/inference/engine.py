@@ -142,7 +142,9 @@ class VllmEngine:
 
     async def shutdown(self) -> None:
         """Stop vLLM's processes; a second call does nothing."""
-        await asyncio.to_thread(self._llm.shutdown, 5.0)
+        llm, self._llm = self._llm, None  # its destructor fails where the interpreter has ended
+        if llm is not None:
+            await asyncio.to_thread(llm.shutdown, 5.0)
 
     async def _replace_weights(self, update: WeightUpdate) -> None:
         if self._is_asleep:

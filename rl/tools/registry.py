@@ -26,8 +26,8 @@ class Toolbox:
     """The tools of a run.
 
     Args:
-        tools: Each with a name of its own.
-        warnings: What was corrected or does nothing in their settings.
+        tools: Tools with distinct names.
+        warnings: Corrections, and settings without effect.
     """
 
     def __init__(self, tools: list[Tool], warnings: list[str] | None = None) -> None:
@@ -43,18 +43,18 @@ class Toolbox:
 
     @property
     def names(self) -> list[str]:
-        """What the model may call."""
+        """The names of the tools."""
         return list(self.tools)
 
     def open_session(self, trajectory_id: str) -> ToolSession:
-        """Begin the tool use of one trajectory; the caller closes the session whatever happens."""
+        """Open the tools for one trajectory. The caller must close the session."""
         return ToolSession(self._runners, trajectory_id)
 
     def share_rate_limits(self, permits_of: Callable[[str, int], PermitSource]) -> None:
-        """Let several processes share the rate limits of the tools that have one; before the first call.
+        """Share the rate limits of the tools with other processes. To be called before the first call of a tool.
 
         Args:
-            permits_of: From a tool's name and `rate_limit` to the permits that all processes take from.
+            permits_of: Maps a tool's name and `rate_limit` to the shared source of permits.
         """
         for name, tool in self.tools.items():
             config = tool.config
@@ -63,7 +63,7 @@ class Toolbox:
                 self._runners[name].share_permits(SharedLimiter(permits_of(name, config.rate_limit), lease_s))
 
     async def check(self) -> None:
-        """Find out whether the services behind the tools answer.
+        """Check that the services behind the tools answer.
 
         Raises:
             ToolError: One does not.
@@ -72,24 +72,21 @@ class Toolbox:
             await tool.check()
 
     async def close(self) -> None:
-        """Free what the tools hold."""
+        """Release the tools' resources."""
         for runner in self._runners.values():
             runner.close()
         await asyncio.gather(*(tool.close() for tool in self.tools.values()))
 
 
 def load_toolbox(path: Path, *, overrides: dict[str, dict[str, Any]] | None = None) -> Toolbox:
-    """Build the tools of a YAML file, a list `tools` of entries of three kinds.
+    """Build the tools of a YAML file, which has a list `tools` with three kinds of entries.
 
-    `{class_name, config, tool_schema}` is a class, `{function, config}` a typed function, `{mcp, config}` a server with
-    tools of its own, which is asked for them.
+    `{class_name, config, tool_schema}` is a class, `{function, config}` a typed function, and `{mcp, config}` a server
+    with a list of tools.
 
     Args:
         path: The file.
         overrides: Settings to replace, by tool name: `{"code_interpreter": {"sandbox_fusion_url": url}}`.
-
-    Returns:
-        The tools; nothing is started yet.
 
     Raises:
         ToolError: The file, an entry, a class, a function, a server, a setting or a schema is wrong.
@@ -151,7 +148,7 @@ def _idle_settings(entry: ToolEntry, tool: Tool) -> list[str]:
     if "num_workers" in given and tool.is_async:
         idle.append(
             f"{where}.num_workers: has no effect, '{tool.name}' is asynchronous and needs no threads. "
-            "To bound its calls in progress set enable_global_rate_limit and rate_limit."
+            "To limit its concurrent calls set enable_global_rate_limit and rate_limit."
         )
     if "rate_limit" in given and not tool.config.enable_global_rate_limit:
         idle.append(f"{where}.rate_limit: has no effect without enable_global_rate_limit. Set it to true.")
@@ -159,14 +156,14 @@ def _idle_settings(entry: ToolEntry, tool: Tool) -> list[str]:
 
 
 def import_tool_class(where: str, class_name: Any) -> type[Tool]:
-    """Look a tool's class up.
+    """Import a tool's class.
 
     Args:
-        where: What to name in an error.
+        where: The entry, for messages.
         class_name: `package.module.Class`, `package.module:Class` or `path/file.py:Class`.
 
     Raises:
-        ToolError: It is no such path, does not import, or is no tool.
+        ToolError: The path is malformed, does not import, or the class is not a tool.
     """
     if str(class_name).startswith(_MOVED):
         here = "rl.tools." + class_name.removeprefix(_MOVED)
