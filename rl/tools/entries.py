@@ -71,7 +71,7 @@ def _entry(where: str, entry: dict[str, Any], folder: Path) -> ToolEntry:
 def _kind(where: str, entry: dict[str, Any]) -> str:
     kinds = [key for key in _KEYS if key in entry]
     if len(kinds) > 1:
-        raise ToolError(f"{where}: has {' and '.join(kinds)}. An entry is of one kind: split it.")
+        raise ToolError(f"{where}: has {' and '.join(kinds)}. An entry has only one kind: split it.")
     if not kinds:
         check_keys(where, entry, [*_KEYS, "config", "tool_schema"])
         raise ToolError(f"{where}: needs class_name, function or mcp, got {', '.join(map(str, entry)) or 'nothing'}.")

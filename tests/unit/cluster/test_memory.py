@@ -241,7 +241,7 @@ def make_setting(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Ca
         def start_rollouts(config: Config, layout: Placement, *args: Any) -> tuple[Any, list[EngineWorker], dict]:
             workers = [EngineWorker(setting.ledger, config, process, scores) for process in layout.rollouts]
             writer = SimpleNamespace(write=Method(lambda *args: None))
-            return writer, workers, {}
+            return [writer], workers, {}
 
         def start_actors(
             config: Config, processes: tuple[Process, ...], *args: Any, **kwargs: Any
