@@ -44,6 +44,8 @@ class Episode:
     turns: list[Turn] = field(default_factory=list)
     given: dict[str, Any] | None = None
     """As `Trajectory.environment`, with `turn_scores` in the order in which turns began."""
+    _running: dict[int, int] = field(default_factory=dict)
+    """Budgets of the turns that are being sampled, by their place among `turns`."""
     _places: list[tuple[TokenSequence, int]] = field(default_factory=list)
     """Where the tokens of each turn begin."""
 
@@ -60,8 +62,9 @@ class Episode:
         return self.room_behind(len(sequence.token_ids), self.ledger.response_length)
 
     def room_behind(self, context_length: int, response_length: int) -> int:
-        """Tokens that may still follow behind a context."""
-        return min(self.max_context - context_length, self.max_response - response_length)
+        """Tokens that may still follow behind a context, beside what turns that are being sampled may still take."""
+        granted = sum(budget - self.turns[number].num_tokens for number, budget in self._running.items())
+        return min(self.max_context - context_length, self.max_response - response_length - granted)
 
     async def generate(self, sequence: TokenSequence, budget: int) -> Turn:
         """Sample one turn of at most `budget` tokens, in as many spans as weight publishes cut it into.
@@ -74,17 +77,22 @@ class Episode:
             budget: At least 1; `sampling.max_tokens` bounds it too.
 
         Returns:
-            The turn, the last of `turns`.
+            The turn, which `turns` has from its beginning on.
 
         Raises:
             RolloutError: The engine died.
         """
-        start, first = time.monotonic(), len(sequence.token_ids)
-        turn = Turn(text="", num_tokens=0, begins_in_thought=self._begins_in_thought(sequence))
-        number = len(self.turns)
-        self.turns.append(turn)
-        self._places.append((sequence, first))
-        budget = min(budget, self.sampling.max_tokens)
+        number, budget = len(self.turns), min(budget, self.sampling.max_tokens)
+        self.turns.append(Turn(text="", num_tokens=0, begins_in_thought=self._begins_in_thought(sequence)))
+        self._places.append((sequence, len(sequence.token_ids)))
+        self._running[number] = budget
+        try:
+            return await self._sample(sequence, number, budget)
+        finally:
+            del self._running[number]
+
+    async def _sample(self, sequence: TokenSequence, number: int, budget: int) -> Turn:
+        start, first, turn = time.monotonic(), len(sequence.token_ids), self.turns[number]
         stop = self.sampling.stop + self.stop
         for span in itertools.count():
             before = turn.text

@@ -63,7 +63,7 @@ class Policy:
     async def chat(self, messages: Sequence[Message], *, max_tokens: int | None = None) -> Reply:
         """Sample the assistant's turn behind some messages.
 
-        Several calls may run at once. Earlier replies among the messages keep their sampled tokens.
+        Several calls may run at once, within one budget. Earlier replies among the messages keep their sampled tokens.
 
         Args:
             messages: The whole conversation, in OpenAI's form.
@@ -78,7 +78,10 @@ class Policy:
         room = episode.room_behind(extension.context_length, episode.ledger.response_length + extension.num_added)
         if room <= 0:
             self.stop_reason = self.stop_reason or StopReason.LENGTH
-            raise OutOfTokensError(f"{episode.id}: no token is left for another turn.")
+            raise OutOfTokensError(
+                f"{episode.id}: no token is left for another turn. Turns that run at once share the budget: give each "
+                "its max_tokens."
+            )
         sequence, _ = episode.ledger.apply(extension)
         number = len(episode.turns)
         try:

@@ -268,6 +268,7 @@ async def test_reward_by_module_path(load, trajectory):
 async def test_every_registered_reward_scores(load, trajectory):
     names = sorted(set(REWARDS) - {"reasoning_gym"})
     scored = trajectory(r"\boxed{3}", "3")
+    scored.environment = {"score": 1.0}
     scored.take_scores(await load(names).score(scored))
     assert scored.reward_error is None
     assert set(names) <= set(scored.rewards)

@@ -162,6 +162,17 @@ async def test_a_rollout_function_ends_where_the_budget_does():
     assert cut.stop_reason is StopReason.LENGTH
 
 
+async def test_turns_that_run_at_once_share_the_budget():
+    cut = said([13] * 9, FinishReason.LENGTH)
+    engine = ScriptedEngine([cut, cut, cut])
+    config = make_config("candidates", max_total_response_length=10)
+    loop = AgentLoop(engine, Renderer(word_tokenizer(), "empty", []), None, PARSERS["hermes"], config)
+    trajectory = await loop.run(PROMPT, 0, Sampling(1.0, 6))
+    # 6 and the 4 that are left; nothing for the third turn.
+    assert [request.sampling.max_tokens for request in engine.requests] == [6, 4]
+    assert (trajectory.stop_reason, trajectory.response_length) == (StopReason.LENGTH, 10)
+
+
 async def test_a_dead_engine_is_told_though_the_function_caught_it():
     trajectory = await run("careless", [])
     assert (trajectory.stop_reason, trajectory.environment) == (StopReason.ENGINE_FAILED, None)
