@@ -28,7 +28,7 @@ def test_read_entries_gives_a_record_of_each_kind(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("entry", "message"),
     [
-        ("{function: 'a:b', mcp: {}}", "tools[1]: has function and mcp. An entry is of one kind: split it."),
+        ("{function: 'a:b', mcp: {}}", "tools[1]: has function and mcp. An entry has only one kind: split it."),
         ("{function: 'a:b', tool_schema: {}}", "tools[1]: unknown name 'tool_schema'."),
         ("{function: 'a:b', config: [1]}", "tools[1].config: must be a mapping of settings, got [1]."),
         ("{}", "tools[1]: needs class_name, function or mcp, got nothing."),
