@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from rl.batches import GroupHeader
 from rl.cluster.launch import launch
 from rl.config.schema import Config
 from rl.interfaces import Rollouts
 from rl.preflight import preflight_evaluation
 from rl.run.run import Run
-from rl.types import GroupHeader, Prompt, Sampling
+from rl.types import Prompt, Sampling
 
 
 def main(config: Config, name: str, model: Path) -> None:

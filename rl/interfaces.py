@@ -6,8 +6,8 @@ from collections.abc import Awaitable, Callable, MutableMapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
-from rl.batches import BatchPlan, RunPlace, Sample, UpdateReport
-from rl.types import Generation, GroupHeader, Prompt, Sampling, Scores, Trajectory, WeightUpdate
+from rl.batches import BatchPlan, GroupHeader, RunPlace, Sample, UpdateReport
+from rl.types import Generation, Prompt, Sampling, Scores, Trajectory, WeightUpdate
 
 
 @runtime_checkable

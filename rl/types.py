@@ -306,62 +306,6 @@ class Group:
 
 
 @dataclass(slots=True, frozen=True)
-class RowHeader:
-    """What the plan of a step must know of one training row. The row itself stays where it was made."""
-
-    length: int
-    """Tokens."""
-    num_loss_tokens: int
-    shared_length: int
-    """Leading tokens that nobody sampled and that `GroupHeader.prompt_ids` begins with too."""
-
-
-@dataclass(slots=True)
-class TrajectoryHeader:
-    """What the driver must know of a trajectory: no tokens, no texts."""
-
-    id: str
-    stop_reason: StopReason
-    score: float | None
-    rewards: dict[str, float]
-    reward_error: str | None
-    failure: str | None
-    """Why the trajectory has no score, in words."""
-    turn_tokens: list[int]
-    """Sampled tokens of each turn."""
-    turn_rewards: list[float]
-    """What tools and reward functions gave to each turn; 0 where nothing was given."""
-    results: list[ToolResult]
-    """Of all turns, without their texts."""
-    num_tool_calls: int
-    prompt_length: int
-    response_length: int
-    num_sampled: int
-    tool_s: float
-    """Seconds that the trajectory waited for tools."""
-    wall_s: float
-    policy_versions: list[int]
-    rows: list[RowHeader]
-    """One for each token sequence with sampled tokens."""
-    kl_penalty: float = 0.0
-    """Taken off the score before advantages: the KL term, where it is in the reward."""
-
-
-@dataclass(slots=True)
-class GroupHeader:
-    """A scored group as the driver sees it. Its tokens and texts stay where they were made, behind references."""
-
-    prompt: Prompt
-    trajectories: list[TrajectoryHeader]
-    prompt_ids: IntArray
-    """[P] int32, the tokens before the first sampled one of the group's first row."""
-    rows: Any
-    """Reference to the group's training rows, a `list[Sample]`, in the order of `TrajectoryHeader.rows`."""
-    record: Any
-    """Reference to the group's `list[Trajectory]`, without tokens."""
-
-
-@dataclass(slots=True, frozen=True)
 class Sampling:
     """Sampling parameters of one generation request."""
 

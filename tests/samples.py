@@ -9,11 +9,11 @@ from pathlib import Path
 from rl.batch.groups import estimate_advantages, plan_batch
 from rl.batch.layout import packing_layout
 from rl.batch.packing import expand_advantages
-from rl.batches import BatchPlan, Sample
+from rl.batches import BatchPlan, GroupHeader, Sample
 from rl.config.schema import Config
 from rl.observability.trajectories import write_records
 from rl.rollout.headers import header_of_group
-from rl.types import Group, GroupHeader, Trajectory
+from rl.types import Group, Trajectory
 
 
 def group_of(*trajectories: Trajectory) -> GroupHeader:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 
+from rl.batches import GroupHeader, TrajectoryHeader
 from rl.errors import RewardError, unknown_name
-from rl.types import GroupHeader, StopReason, TrajectoryHeader
+from rl.types import StopReason
 
 _RELATIVE, _ABSOLUTE = 1e-6, 1e-8
 """Values nearer than this differ by rounding alone: of the weighted sum of rewards, or to float32."""

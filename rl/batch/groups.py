@@ -15,9 +15,8 @@ from rl.algorithms.shaping import overlong_penalty
 from rl.algorithms.turns import turn_advantages, turn_returns
 from rl.batch.layout import PackingLayout
 from rl.batch.plan import plan_mini_batches, row_weights
-from rl.batches import BatchPlan, RowAdvantages, RowPlace
+from rl.batches import BatchPlan, GroupHeader, RowAdvantages, RowPlace, TrajectoryHeader
 from rl.config.schema import Config, RLConfig
-from rl.types import GroupHeader, TrajectoryHeader
 
 
 @dataclass(slots=True, frozen=True)

@@ -14,8 +14,8 @@ from rl.algorithms.aggregation import token_loss_weights
 from rl.batch.balance import CostModel, balance
 from rl.batch.layout import PackingLayout
 from rl.batch.rows import shared_length
-from rl.batches import BatchPlan, MicroBatchPlan, MiniBatchPlan, RowPlace, Share
-from rl.types import IntArray, RowHeader
+from rl.batches import BatchPlan, MicroBatchPlan, MiniBatchPlan, RowHeader, RowPlace, Share
+from rl.types import IntArray
 
 _LEAST_ROOT = 16
 """Tokens that all samples must begin with to be held apart: a sequence more costs attention calls."""

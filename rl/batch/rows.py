@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from rl.batches import Sample
-from rl.types import IntArray, RowHeader
+from rl.batches import RowHeader, Sample
+from rl.types import IntArray
 
 
 def prompt_of(sample: Sample) -> IntArray:

@@ -9,6 +9,7 @@ import socket
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -90,9 +91,6 @@ def launch(
     Raises:
         TurnwiseError: A worker could not start; the message is its own.
     """
-    on_cuda = runs_on_cuda(config)
-    with_reference = loss == "policy" and config.rl_config.init_kl_coef > 0
-    colocated = on_cuda and config.rl_config.use_integrated_worker and loss is not None and prompts is not None
     model_folder = model_folder or Path(config.actor_config.load)
     with ExitStack() as stack:
         stack.enter_context(terminated_like_interrupted())
@@ -100,50 +98,20 @@ def launch(
         if config.rl_config.in_process:
             yield stack.enter_context(launch_locally(config, prompts, loss, model_folder, overrides, on_group=on_group))
             return
-        shards, folder = stack.enter_context(_own_place(config, log_directory))
         with_notes = stack.enter_context(ExitStack())
-        with_notes.enter_context(noting_belongings(shards))
-        interrupt_on_termination()  # again: Ray has set a handler of its own
-        stack.callback(ignore_interrupts)  # a second Ctrl-C must not leave processes behind
-        here, *others = machines()
-        layout = place(
-            config,
-            cores=here.cores,
-            on_cuda=on_cuda,
-            with_reference=with_reference,
-            other_cores=tuple(m.cores for m in others),
-        )
-        nodes = Nodes(layout, [here, *others])
-        away = {nodes.node_of(p) for p in (*layout.actors, *layout.rollouts)} - {here.id}
-        for path in (shards, folder):
-            stack.callback(remove_folder, path, away)
+        site = _open_site(config, log_directory, stack, with_notes, with_reference=_needs_reference(config, loss))
         rollouts = actor = None
         starts: dict[str, ray.ObjectRef] = {}
+        colocated = runs_on_cuda(config) and config.rl_config.use_integrated_worker and loss and prompts is not None
         if prompts is not None:
-            homes = [nodes.node_of(process) for process in layout.rollouts]
-            _check_services_reach(overrides, set(homes) - {here.id})
-            rewards, workers, starts = _start_rollouts(
-                config, layout, nodes, log_directory, model_folder, overrides, folder
-            )
-            stack.push(_shut_down([*workers, *rewards]))
-            ray_workers = RayWorkers(workers, config, nodes=homes, writer=rewards[0])
-            stack.push(_finish_writing(ray_workers))
-            rollouts = RolloutGroup(ray_workers, prompts, config, on_group=on_group)
+            workers, starts = _start_rollouts(site, model_folder, overrides, stack)
+            rollouts = RolloutGroup(workers, prompts, config, on_group=on_group)
             if colocated:  # the actor loads where the engines are; elsewhere they start side by side
                 _wait_for(starts)
                 rollouts.leave_devices()
                 starts = {}
         if loss is not None:
-            actors, loads = _start_actors(config, layout.actors, nodes, log_directory, loss=loss)
-            stack.push(_shut_down(actors))
-            _wait_for(starts | loads)
-            references, loads = _start_actors(config, layout.references, nodes, log_directory, loss="reference")
-            stack.push(_shut_down(references))
-            _wait_for(loads)
-            homes = [nodes.node_of(process) for process in layout.actors]
-            actor = ActorGroup(
-                RayRanks(actors), RayRanks(references) if references else None, config, shards, nodes=homes
-            )
+            actor = _start_actor(site, loss, starts, stack)
             if colocated and rollouts is not None:
                 actor.turns = rollouts.turns = Turns(actor)
         else:
@@ -153,22 +121,74 @@ def launch(
         yield Cluster(actor, rollouts)
 
 
-def _start_actors(
-    config: Config,
-    processes: tuple[Process, ...],
-    nodes: Nodes,
-    log_directory: Path,
-    *,
-    loss: str,
+@dataclass(slots=True, frozen=True)
+class _Site:
+    """Where the workers of a run are, and what they share."""
+
+    config: Config
+    layout: Placement
+    nodes: Nodes
+    logs: Path
+    shards: Path
+    """Folder in shared memory for published weights."""
+    sockets: Path
+    here: str
+    """Ray's id of the driver's machine."""
+
+
+def _needs_reference(config: Config, loss: str | None) -> bool:
+    return loss == "policy" and config.rl_config.init_kl_coef > 0
+
+
+def _open_site(
+    config: Config, log_directory: Path, stack: ExitStack, with_notes: ExitStack, *, with_reference: bool
+) -> _Site:
+    """Start Ray or connect to it, and lay the workers out."""
+    shards, sockets = stack.enter_context(_own_place(config, log_directory))
+    with_notes.enter_context(noting_belongings(shards))
+    interrupt_on_termination()  # again: Ray has set a handler of its own
+    stack.callback(ignore_interrupts)  # a second Ctrl-C must not leave processes behind
+    here, *others = machines()
+    layout = place(
+        config,
+        cores=here.cores,
+        on_cuda=runs_on_cuda(config),
+        with_reference=with_reference,
+        other_cores=tuple(m.cores for m in others),
+    )
+    nodes = Nodes(layout, [here, *others])
+    away = {nodes.node_of(p) for p in (*layout.actors, *layout.rollouts)} - {here.id}
+    for path in (shards, sockets):
+        stack.callback(remove_folder, path, away)
+    return _Site(config, layout, nodes, log_directory, shards, sockets, here.id)
+
+
+def _start_actor(
+    site: _Site, loss: Literal["policy", "sft"], starts: dict[str, ray.ObjectRef], stack: ExitStack
+) -> ActorGroup:
+    """Start the ranks, and wait for them and for `starts`; then the reference's."""
+    actors, loads = _start_ranks(site, site.layout.actors, loss=loss)
+    stack.push(_shut_down(actors))
+    _wait_for(starts | loads)
+    references, loads = _start_ranks(site, site.layout.references, loss="reference")
+    stack.push(_shut_down(references))
+    _wait_for(loads)
+    homes = [site.nodes.node_of(process) for process in site.layout.actors]
+    reference = RayRanks(references) if references else None
+    return ActorGroup(RayRanks(actors), reference, site.config, site.shards, nodes=homes)
+
+
+def _start_ranks(
+    site: _Site, processes: tuple[Process, ...], *, loss: str
 ) -> tuple[list[Any], dict[str, ray.ObjectRef]]:
     """The ranks, and the start of each under its name."""
     if not processes:
         return [], {}
-    init_method = nodes.rendezvous(processes[0])
+    init_method = site.nodes.rendezvous(processes[0])
     workers = [
-        ActorWorker.options(**nodes.options(process, {})).remote(  # type: ignore[attr-defined]
-            config,
-            log_file=log_directory / f"{process.role}-{process.index}.log",
+        ActorWorker.options(**site.nodes.options(process, {})).remote(  # type: ignore[attr-defined]
+            site.config,
+            log_file=site.logs / f"{process.role}-{process.index}.log",
             rank=process.index,
             world_size=len(processes),
             init_method=init_method,
@@ -181,42 +201,40 @@ def _start_actors(
 
 
 def _start_rollouts(
-    config: Config,
-    layout: Placement,
-    nodes: Nodes,
-    log_directory: Path,
-    model_folder: Path,
-    overrides: dict[str, dict],
-    folder: Path,
-) -> tuple[list[Any], list[Any], dict[str, ray.ObjectRef]]:
-    """The reward workers, the engines, and the start of each under its name."""
+    site: _Site, model_folder: Path, overrides: dict[str, dict], stack: ExitStack
+) -> tuple[RayWorkers, dict[str, ray.ObjectRef]]:
+    """The reward workers and the engines, and the start of each under its name."""
+    config, layout, nodes = site.config, site.layout, site.nodes
+    homes = [nodes.node_of(process) for process in layout.rollouts]
+    _check_services_reach(overrides, set(homes) - {site.here})
     rate_limits = start_rate_limits(config, len(layout.rollouts))
     rewards = [
         RewardWorker.options(  # type: ignore[attr-defined]
             max_concurrency=100_000, **nodes.options(process, {})
-        ).remote(config, log_file=log_directory / f"reward-{process.index}.log")
+        ).remote(config, log_file=site.logs / f"reward-{process.index}.log")
         for process in layout.rewards
     ]
-    workers = [
+    engines = [
         RolloutWorker.options(  # type: ignore[attr-defined]
-            max_concurrency=100_000, **nodes.options(process, engine_environment(config, process.cores, folder))
+            max_concurrency=100_000, **nodes.options(process, engine_environment(config, process.cores, site.sockets))
         ).remote(
             config,
-            log_file=log_directory / f"rollout-{process.index}.log",
+            log_file=site.logs / f"rollout-{process.index}.log",
             replica=process.index,
             model_folder=model_folder,
-            socket_folder=folder,
+            socket_folder=site.sockets,
             reward_workers=rewards,
             tool_overrides=overrides,
             rate_limits=rate_limits,
         )
         for process in layout.rollouts
     ]
-    starts = {f"starting engine {p.index}": w.start.remote() for p, w in zip(layout.rollouts, workers, strict=True)}
-    starts |= {
-        f"starting reward worker {p.index}": w.start.remote() for p, w in zip(layout.rewards, rewards, strict=True)
-    }
-    return rewards, workers, starts
+    stack.push(_shut_down([*engines, *rewards]))
+    workers = RayWorkers(engines, config, nodes=homes, writer=rewards[0])
+    stack.push(_finish_writing(workers))
+    starts = {f"starting reward worker {i}": worker.start.remote() for i, worker in enumerate(rewards)}
+    starts |= {f"starting engine {i}": worker.start.remote() for i, worker in enumerate(engines)}
+    return workers, starts
 
 
 def _wait_for(starts: dict[str, ray.ObjectRef]) -> None:

@@ -11,6 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
+from rl.batches import GroupHeader
 from rl.cluster.actors import ActorGroup
 from rl.cluster.cluster import Cluster
 from rl.cluster.endings import SHARED_MEMORY
@@ -27,7 +28,7 @@ from rl.rollout.group import run_group
 from rl.rollout.headers import header_of_group
 from rl.rollout.workers import PromptBatch
 from rl.services.owned_folder import owned_folder
-from rl.types import BusySeconds, Group, GroupHeader, Prompt, WeightUpdate
+from rl.types import BusySeconds, Group, Prompt, WeightUpdate
 
 T = TypeVar("T")
 _FOLDER = "turnwise-run-"

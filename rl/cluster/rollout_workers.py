@@ -15,13 +15,14 @@ from typing import Any
 import ray
 from ray.exceptions import RayTaskError
 
+from rl.batches import GroupHeader
 from rl.cluster.health import get_all, result
 from rl.cluster.relay import relay
 from rl.config.schema import Config
 from rl.errors import RolloutError, WorkerDiedError
 from rl.inference.router import Router
 from rl.rollout.workers import PromptBatch
-from rl.types import GroupHeader, Prompt, StopReason, WeightUpdate
+from rl.types import Prompt, StopReason, WeightUpdate
 
 logger = logging.getLogger(__name__)
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from rl.algorithms.filters import check_filter_metric
-from rl.batches import Sample
+from rl.batches import GroupHeader, Sample
 from rl.cluster.turns import Turns
 from rl.config.schema import Config
 from rl.data.cursor import prompt_cursor
@@ -18,7 +18,7 @@ from rl.data.prompts import id_in_epoch
 from rl.errors import RolloutError
 from rl.rollout.buffer import Filling, GroupBuffer
 from rl.rollout.workers import PromptBatch, Workers
-from rl.types import GroupHeader, Prompt, Sampling, StopReason, ToolStatus, Trajectory, WeightUpdate
+from rl.types import Prompt, Sampling, StopReason, ToolStatus, Trajectory, WeightUpdate
 
 logger = logging.getLogger(__name__)
 

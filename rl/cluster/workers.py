@@ -17,7 +17,7 @@ from typing import Any
 import ray
 from ray.exceptions import OutOfMemoryError, RayActorError
 
-from rl.batches import Sample
+from rl.batches import Sample, TrajectoryHeader
 from rl.cluster.ranks import answer
 from rl.cluster.rate_limits import RemotePermits
 from rl.config.schema import Config
@@ -29,7 +29,7 @@ from rl.rewards.registry import load_rewards
 from rl.rollout.garbage_collection import collect_seldom
 from rl.rollout.group import run_group
 from rl.rollout.headers import headers_of, rows_of
-from rl.types import BusySeconds, IntArray, Prompt, Sampling, Scores, Trajectory, TrajectoryHeader, WeightUpdate
+from rl.types import BusySeconds, IntArray, Prompt, Sampling, Scores, Trajectory, WeightUpdate
 
 
 @ray.remote

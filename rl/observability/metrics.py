@@ -9,7 +9,8 @@ import math
 from collections import defaultdict
 from collections.abc import Sequence
 
-from rl.types import INFRASTRUCTURE_FAILURES, GroupHeader, StopReason, ToolResult, ToolStatus, TrajectoryHeader
+from rl.batches import GroupHeader, TrajectoryHeader
+from rl.types import INFRASTRUCTURE_FAILURES, StopReason, ToolResult, ToolStatus
 
 _Z_95 = 1.959963984540054
 _CORRECT = 1.0 - 1e-6

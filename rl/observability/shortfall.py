@@ -6,7 +6,8 @@ import logging
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 
-from rl.types import GroupHeader, StopReason, TrajectoryHeader
+from rl.batches import GroupHeader, TrajectoryHeader
+from rl.types import StopReason
 
 logger = logging.getLogger(__name__)
 

@@ -6,10 +6,9 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
-from rl.batches import UpdateReport
+from rl.batches import GroupHeader, UpdateReport
 from rl.interfaces import Rollouts
 from rl.observability.metrics import num_tokens, rollout_metrics
-from rl.types import GroupHeader
 
 
 class StepMetrics(dict[str, float]):

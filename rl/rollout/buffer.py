@@ -21,11 +21,11 @@ import numpy as np
 from pydantic import TypeAdapter
 
 from rl.algorithms.filters import is_informative
-from rl.batches import Sample
+from rl.batches import GroupHeader, Sample
 from rl.data.prompts import row_of
 from rl.errors import CheckpointError
 from rl.rollout.headers import headers_of
-from rl.types import GroupHeader, Prompt, Trajectory
+from rl.types import Prompt, Trajectory
 
 _TRAJECTORY = TypeAdapter(Trajectory)
 _DTYPES = {

@@ -8,8 +8,8 @@ from dataclasses import replace
 import numpy as np
 
 from rl.batch.rows import prompt_of, row_header
-from rl.batches import Sample
-from rl.types import Group, GroupHeader, IntArray, StopReason, ToolStatus, Trajectory, TrajectoryHeader
+from rl.batches import GroupHeader, Sample, TrajectoryHeader
+from rl.types import Group, IntArray, StopReason, ToolStatus, Trajectory
 
 
 def rows_of(trajectories: Sequence[Trajectory]) -> list[Sample]:

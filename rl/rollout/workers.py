@@ -8,7 +8,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
-from rl.types import GroupHeader, Prompt, Sampling, WeightUpdate
+from rl.batches import GroupHeader
+from rl.types import Prompt, Sampling, WeightUpdate
 
 
 @dataclass(slots=True)

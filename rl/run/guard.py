@@ -8,11 +8,12 @@ from collections.abc import Sequence, Set
 from pathlib import Path
 from typing import Any
 
+from rl.batches import GroupHeader, TrajectoryHeader
 from rl.errors import TrainingError
 from rl.interfaces import Rollouts
 from rl.observability.run_directory import RunDirectory
 from rl.observability.trajectories import to_record
-from rl.types import GroupHeader, StopReason, TrajectoryHeader
+from rl.types import StopReason
 
 logger = logging.getLogger(__name__)
 

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from rl.batches import RunPlace
+from rl.batches import GroupHeader, RunPlace
 from rl.config.estimates import longest_response
 from rl.config.model_folder import RUN_STATE_FILE
 from rl.config.schema import Config
@@ -26,7 +26,6 @@ from rl.observability.shortfall import Shortfalls, unscored_by_kind
 from rl.observability.step_metrics import StepMetrics
 from rl.observability.trackers import MetricsWriter, check_trackers
 from rl.run.guard import SkipGuard
-from rl.types import GroupHeader
 
 logger = logging.getLogger(__name__)
 

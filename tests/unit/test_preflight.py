@@ -191,7 +191,7 @@ def test_preflight_looks_where_a_run_writes_before_anything_starts(
 
 def test_preflight_names_shared_memory_that_is_too_small(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("rl.config.memory_check.free_shared_bytes", lambda: 1000)
-    with pytest.raises(ConfigError, match=r"published weights need 0.00 GiB of shared memory, 0.00 GiB are free in"):
+    with pytest.raises(ConfigError, match=r"shared memory and a step's .* 0.50 GiB, 0.00 GiB are free in"):
         preflight(config)
 
 

@@ -20,6 +20,7 @@ from rl.cluster.launch import launch
 from rl.cluster.nodes import Machine
 from rl.cluster.placement import Placement, Process
 from rl.cluster.ranks import answer
+from rl.cluster.rollout_workers import RayWorkers
 from rl.config.device_memory import PROCESS_BYTES, DeviceMemory, device_memory
 from rl.config.estimates import GIB, MemoryEstimate, memory_estimate
 from rl.config.load import load_config
@@ -238,14 +239,13 @@ def make_setting(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Ca
             asked[0] += prompt.id != "held-out"
             return [1.0, 1.0] if asked[0] in (3, 4) else [1.0, 0.0]  # the second step
 
-        def start_rollouts(config: Config, layout: Placement, *args: Any) -> tuple[Any, list[EngineWorker], dict]:
-            workers = [EngineWorker(setting.ledger, config, process, scores) for process in layout.rollouts]
+        def start_rollouts(site: Any, *args: Any) -> tuple[RayWorkers, dict]:
+            processes = site.layout.rollouts
+            workers = [EngineWorker(setting.ledger, config, process, scores) for process in processes]
             writer = SimpleNamespace(write=Method(lambda *args: None))
-            return writer, workers, {}
+            return RayWorkers(workers, config, nodes=["here"] * len(workers), writer=writer), {}
 
-        def start_actors(
-            config: Config, processes: tuple[Process, ...], *args: Any, **kwargs: Any
-        ) -> tuple[list[Rank], dict]:
+        def start_ranks(site: Any, processes: tuple[Process, ...], **kwargs: Any) -> tuple[list[Rank], dict]:
             ranks = [Rank(setting.ledger, config, estimate, process) for process in processes]
             setting.ranks += ranks
             return ranks, {}
@@ -256,7 +256,7 @@ def make_setting(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Ca
         monkeypatch.setattr(module, "Nodes", OneMachine)
         monkeypatch.setattr(module, "_shut_down", lambda workers: lambda *failure: None)
         monkeypatch.setattr(module, "_start_rollouts", start_rollouts)
-        monkeypatch.setattr(module, "_start_actors", start_actors)
+        monkeypatch.setattr(module, "_start_ranks", start_ranks)
         return setting
 
     yield make

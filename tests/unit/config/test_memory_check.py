@@ -95,7 +95,8 @@ def test_host_and_shared_memory_are_looked_at_on_cuda_too(monkeypatch: pytest.Mo
         "generate_config.offload_train_*: 141.8 GiB of host memory hold the actor while engines sample, and 14.2 GiB "
         "the published weights; 100.0 GiB are free."
     )
-    assert "published weights need 14.18 GiB of shared memory, 0.06 GiB are free in /dev/shm." in shared
+    assert "published weights need 14.18 GiB of shared memory and a step's trajectories 0.50 GiB" in shared
+    assert ", 0.06 GiB are free in /dev/shm." in shared
     assert "`--shm-size=22g`" in shared
     kept = shipped(offload_train_optimizer=False, offload_train_param=False)
     assert problems_on(monkeypatch, kept, device=79, host=100, shm=16) == []

@@ -2,17 +2,8 @@
 
 from __future__ import annotations
 
-from rl.types import (
-    GroupHeader,
-    Prompt,
-    StopReason,
-    TokenSequence,
-    ToolCall,
-    ToolResult,
-    ToolStatus,
-    Trajectory,
-    Turn,
-)
+from rl.batches import GroupHeader
+from rl.types import Prompt, StopReason, TokenSequence, ToolCall, ToolResult, ToolStatus, Trajectory, Turn
 from tests.samples import group_of
 
 

@@ -4,8 +4,9 @@ import logging
 
 import pytest
 
+from rl.batches import GroupHeader
 from rl.observability.shortfall import Shortfalls, shortfall_figures
-from rl.types import GroupHeader, StopReason, ToolStatus
+from rl.types import StopReason, ToolStatus
 from tests.samples import group_of
 from tests.unit.observability.examples import make_trajectory
 

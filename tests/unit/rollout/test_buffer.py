@@ -9,9 +9,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from rl.batches import GroupHeader
 from rl.errors import CheckpointError
 from rl.rollout.buffer import GroupBuffer
-from rl.types import GroupHeader, Prompt, StopReason, TokenSequence, ToolCall, ToolResult, ToolStatus, Trajectory, Turn
+from rl.types import Prompt, StopReason, TokenSequence, ToolCall, ToolResult, ToolStatus, Trajectory, Turn
 from tests.samples import group_of
 
 

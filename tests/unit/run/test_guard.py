@@ -6,10 +6,11 @@ from pathlib import Path
 
 import pytest
 
+from rl.batches import GroupHeader
 from rl.errors import TrainingError
 from rl.observability.run_directory import RunDirectory
 from rl.run.guard import SkipGuard
-from rl.types import GroupHeader, Prompt, StopReason, TokenSequence, Trajectory
+from rl.types import Prompt, StopReason, TokenSequence, Trajectory
 from tests.samples import AtHand, group_of
 
 
