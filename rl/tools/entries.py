@@ -1,4 +1,4 @@
-"""Reads a tool YAML into typed records: the one place where that file is parsed."""
+"""Parses a tool YAML into typed records."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _KEYS = {
     "function": ("function", "config"),
     "mcp": ("mcp", "config"),
 }
-"""The kinds of entries by the key that tells them, and the keys of each."""
+"""The kinds of entries, by the key that determines the kind, and the allowed keys of each."""
 
 
 @dataclass(slots=True, frozen=True)
@@ -28,15 +28,15 @@ class ToolEntry:
     kind: str
     """`class_name`, `function` or `mcp`."""
     target: Any
-    """Name of the class or function, or how to reach the server; not checked."""
+    """The name of the class or function, or the description of the server; not checked."""
     settings: dict[str, Any]
-    """`config`; empty where the entry has none."""
+    """`config`; empty if the entry has none."""
     schema: Any
     """`tool_schema` of a class; not checked."""
 
 
 def read_entries(path: Path) -> list[ToolEntry]:
-    """Read a tool YAML. Relative paths in it follow the rule of `rl.config.paths`, from the file.
+    """Read a tool YAML, and resolve its relative paths by the rule of `rl.config.paths`.
 
     Raises:
         ToolError: The file cannot be read, it has no list `tools`, or an entry has no kind or unknown keys.
