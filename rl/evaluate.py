@@ -5,13 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 
 from rl.cluster.launch import launch
-from rl.cluster.rollouts import RolloutGroup
 from rl.config.schema import Config
 from rl.data.prompts import drop_long_prompts, load_prompts
+from rl.interfaces import Rollouts
 from rl.preflight import preflight_evaluation
 from rl.rollout.dialog import load_dialog
 from rl.run.run import Run
-from rl.types import Group, Prompt, Sampling
+from rl.types import GroupHeader, Prompt, Sampling
 
 
 def main(config: Config, name: str, model: Path) -> None:
@@ -39,7 +39,7 @@ def main(config: Config, name: str, model: Path) -> None:
         ) as cluster,
     ):
         assert cluster.rollouts is not None, "the evaluation asked for engines"
-        run.log_evaluation(0, evaluate(config, cluster.rollouts, held_out))
+        run.log_evaluation(0, evaluate(config, cluster.rollouts, held_out), cluster.rollouts)
 
 
 def load_held_out(config: Config) -> list[Prompt]:
@@ -59,7 +59,7 @@ def load_held_out(config: Config) -> list[Prompt]:
     )[0]
 
 
-def evaluate(config: Config, rollouts: RolloutGroup, prompts: list[Prompt]) -> list[Group]:
+def evaluate(config: Config, rollouts: Rollouts, prompts: list[Prompt]) -> list[GroupHeader]:
     """Run every held-out prompt with `generate_config.eval_sampling_config`.
 
     Returns:

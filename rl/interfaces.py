@@ -2,25 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Iterator, MutableMapping
+from collections.abc import Awaitable, Callable, MutableMapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
-from rl.types import (
-    Generation,
-    Group,
-    MicroBatch,
-    Prompt,
-    RunPlace,
-    Sampling,
-    ToolCall,
-    ToolResult,
-    Trajectory,
-    WeightUpdate,
-)
-
-if TYPE_CHECKING:  # as in rl.types
-    from torch import Tensor
+from rl.batches import BatchPlan, RunPlace, Sample, UpdateReport
+from rl.types import Generation, GroupHeader, Prompt, Sampling, Scores, Trajectory, WeightUpdate
 
 
 @runtime_checkable
@@ -63,40 +50,15 @@ class Engine(Protocol):
         ...
 
 
-class Tool(Protocol):
-    """A session of one tool for one trajectory (`rl.tools.base`)."""
-
-    async def execute(self, call: ToolCall) -> ToolResult:
-        """Run one call. Never raises for what the model or the service did wrong: that is in the result's status."""
-        ...
+Score = Callable[[Trajectory], Awaitable[Scores]]
+"""What the rewards give to a trajectory; never raises for a failing reward."""
 
 
-Score = Callable[[Trajectory], Awaitable[None]]
-"""Fills `score`, `rewards` and `reward_error` of a trajectory in place; never raises for a failing reward."""
-
-
-class Actor(Protocol):
-    """The trained policy, one rank of it (`rl.training.actor.Actor`)."""
-
-    def compute_logprobs(self, micro_batches: list[MicroBatch]) -> list[Tensor]:
-        """Log-probs [T] float32 on CPU of `target_ids`, one tensor for each micro-batch (the same on every rank)."""
-        ...
-
-    def update(
-        self, mini_batch: list[MicroBatch], *, place: RunPlace | None = None, kl_coef: float | None = None
-    ) -> dict[str, float]:
-        """One optimizer step on this rank's micro-batches; metrics reduced over all ranks."""
-        ...
-
-    def export_hf_weights(self) -> Iterator[tuple[str, Tensor]]:
-        """Tensors of this pipeline stage under Hugging Face names, tensor-parallel shards joined.
-
-        A collective over the tensor-parallel group; every rank must exhaust the iterator.
-        """
-        ...
+class Checkpointed(Protocol):
+    """What a checkpoint holds of the models."""
 
     def save_checkpoint(self, directory: Path) -> None:
-        """Write Hugging Face weights and the optimizer's state, collectively."""
+        """Write Hugging Face weights and the optimizer's state."""
         ...
 
     def load_checkpoint(self, directory: Path) -> None:
@@ -104,10 +66,57 @@ class Actor(Protocol):
         ...
 
 
-class Rollouts(Protocol):
-    """Where scored groups come from (`rl.cluster.group.RolloutGroup`)."""
+class DataPlace(Protocol):
+    """A place in the data, which a checkpoint keeps (`Rollouts`, `rl.data.cursor.PromptCursor`)."""
 
-    def take(self, num_prompts: int, metrics: MutableMapping[str, float]) -> list[Group]:
+    def expected_steps(self, completed: int) -> int | None:
+        """Steps of the whole run, as far as the data tells; None: without end."""
+        ...
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a checkpoint keeps, as plain values."""
+        ...
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on where `state_dict` was taken."""
+        ...
+
+
+class Actor(Checkpointed, Protocol):
+    """The trained policy as the pages see it, with the reference where a KL term needs one.
+
+    `rl.cluster.actors.ActorGroup` calls the ranks, each a `rl.training.actor.Actor`.
+    """
+
+    @property
+    def num_data_parallel(self) -> int:
+        """Ranks that train on different samples."""
+        ...
+
+    def fill_old_logprobs(self, plan: BatchPlan) -> None:
+        """Compute the log-probs of the policy as it is now, where the update needs them."""
+        ...
+
+    def fill_ref_logprobs(self, plan: BatchPlan) -> dict[str, float]:
+        """Compute the reference's log-probs, where a KL term needs them; returns metrics.
+
+        With the KL term in the reward it fills in `kl_penalty` of the batch's trajectories.
+        """
+        ...
+
+    def update(self, plan: BatchPlan, place: RunPlace) -> UpdateReport:
+        """One optimizer step for each mini-batch and epoch; `plan.advantages` are filled."""
+        ...
+
+    def publish(self, version: int) -> WeightUpdate:
+        """Write the weights where engines can load them."""
+        ...
+
+
+class Rollouts(DataPlace, Protocol):
+    """Where scored groups come from (`rl.cluster.rollouts.RolloutGroup`)."""
+
+    def take(self, num_prompts: int, metrics: MutableMapping[str, float]) -> list[GroupHeader]:
         """Run the next prompts of the dataset to scored groups.
 
         Args:
@@ -120,6 +129,22 @@ class Rollouts(Protocol):
         """
         ...
 
-    def evaluate(self, prompts: list[Prompt], sampling: Sampling, num_samples: int = 1) -> list[Group]:
+    def evaluate(self, prompts: list[Prompt], sampling: Sampling, num_samples: int = 1) -> list[GroupHeader]:
         """Run given prompts with other sampling settings; touches neither the data cursor nor the metrics of `take`."""
+        ...
+
+    def update_weights(self, update: WeightUpdate) -> None:
+        """Load published weights into every engine, which wakes those that sleep."""
+        ...
+
+    def write_trajectories(self, path: Path, groups: Sequence[GroupHeader]) -> None:
+        """Write groups' trajectories to a file, a JSON line each, while the run goes on."""
+        ...
+
+    def fetch_rows(self, group: GroupHeader) -> list[Sample]:
+        """A group's training rows, with their tokens."""
+        ...
+
+    def fetch_record(self, group: GroupHeader) -> list[Trajectory]:
+        """A group's trajectories, without their tokens."""
         ...

@@ -20,8 +20,7 @@ from rl.observability.run_directory import RunDirectory
 from rl.observability.trajectories import from_record, read_records
 from rl.observability.viewer import trajectory_file
 from rl.rewards.registry import RewardSet, load_rewards
-from rl.rollout.group import INFRASTRUCTURE_FAILURES
-from rl.types import Prompt, Trajectory
+from rl.types import INFRASTRUCTURE_FAILURES, Prompt, Trajectory
 
 logger = logging.getLogger(__name__)
 
@@ -92,7 +91,7 @@ async def _score_all(rewards: RewardSet, trajectories: list[Trajectory]) -> list
 
     async def score(trajectory: Trajectory) -> float:
         start = time.monotonic()
-        await rewards.score(trajectory)
+        trajectory.take_scores(await rewards.score(trajectory))
         return time.monotonic() - start
 
     return await asyncio.gather(*map(score, trajectories))

@@ -5,7 +5,9 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-from rl.batch.packing import demonstration_layout, pack_samples
+from rl.batch.layout import demonstration_layout
+from rl.batch.packing import plan_samples
+from rl.batches import Sample
 from rl.cluster.launch import launch
 from rl.config.schema import Config
 from rl.data.cursor import PromptCursor
@@ -15,7 +17,6 @@ from rl.preflight import preflight_sft
 from rl.rollout.dialog import load_dialog
 from rl.run.resume import check_place
 from rl.run.run import Run
-from rl.types import Sample
 
 
 def main(config: Config, name: str) -> None:
@@ -45,7 +46,7 @@ def main(config: Config, name: str) -> None:
         for step in run.steps(start_step):
             with run.step(step) as metrics:
                 rows = _next_rows(samples, cursor, training.global_batch_size)
-                batch = pack_samples(rows, layout)
+                batch = plan_samples(rows, layout)
                 with metrics.time("update_actor"):
                     metrics.record_update(actor.update(batch, run.place(step)))
                 metrics["perf/total_num_tokens"] = float(sum(len(row.token_ids) for row in rows))

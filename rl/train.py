@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from rl.batch.packing import pack_samples, packing_layout
-from rl.batch.samples import make_samples
-from rl.cluster.actors import ActorGroup
+from rl.batch.groups import estimate_advantages, plan_batch
+from rl.batch.layout import packing_layout
 from rl.cluster.launch import launch
-from rl.cluster.rollouts import RolloutGroup
 from rl.config.schema import Config
 from rl.evaluate import evaluate, load_held_out
+from rl.interfaces import Actor, Rollouts
 from rl.preflight import preflight
 from rl.run.run import Run
 from rl.types import Prompt
@@ -38,41 +37,42 @@ def main(config: Config, name: str) -> None:
         train(config, run, cluster.actor, cluster.rollouts, held_out)
 
 
-def train(config: Config, run: Run, actor: ActorGroup, rollouts: RolloutGroup, held_out: list[Prompt]) -> None:
+def train(config: Config, run: Run, actor: Actor, rollouts: Rollouts, held_out: list[Prompt]) -> None:
     """Run the steps that are left; a resumed run goes on where its checkpoint was taken."""
     training = config.megatron_training
     layout = packing_layout(config, num_data_parallel=actor.num_data_parallel)
     start_step = run.resume(actor, rollouts)
     publish_weights(actor, rollouts, version=start_step)
     if training.test_before_train:
-        run.log_evaluation(start_step, evaluate(config, rollouts, held_out))
+        run.log_evaluation(start_step, evaluate(config, rollouts, held_out), rollouts)
 
     for step in run.steps(start_step):
         with run.step(step) as metrics:
             with metrics.time("gen"):
                 groups = rollouts.take(training.global_batch_size, metrics)
-            with metrics.time("ref"):
-                metrics.update(actor.add_kl_penalty(groups))  # nothing, unless the KL term is in the reward
             with metrics.time("adv"):
-                samples = make_samples(groups, config, metrics)
-            if samples:  # else nothing to learn from: no optimizer step, no publish
+                batch = plan_batch(groups, config, layout, metrics)
+            if batch.rows:
                 with metrics.time("old_log_prob"):
-                    batch = actor.add_old_logprobs(pack_samples(samples, layout))
+                    actor.fill_old_logprobs(batch)
                 with metrics.time("ref"):
-                    batch = actor.add_ref_logprobs(batch)
+                    metrics.update(actor.fill_ref_logprobs(batch))
+                with metrics.time("adv"):
+                    estimate_advantages(batch, config, layout, metrics)
+            if batch.rows:  # else nothing to learn from: no optimizer step, no publish
                 with metrics.time("update_actor"):
                     metrics.record_update(actor.update(batch, run.place(step)))
                 with metrics.time("update_weights"):
                     publish_weights(actor, rollouts, version=step + 1)
-            metrics.record(groups)
+            metrics.record(groups, rollouts)
             if run.is_test_due(step):
                 with metrics.time("testing"):
-                    run.log_evaluation(step + 1, evaluate(config, rollouts, held_out))
+                    run.log_evaluation(step + 1, evaluate(config, rollouts, held_out), rollouts)
             if run.is_save_due(step):
                 with metrics.time("save_checkpoint"):
                     run.save(step + 1, actor, rollouts)
 
 
-def publish_weights(actor: ActorGroup, rollouts: RolloutGroup, version: int) -> None:
+def publish_weights(actor: Actor, rollouts: Rollouts, version: int) -> None:
     """Give every engine the actor's weights; what they sample from now on carries `version`."""
     rollouts.update_weights(actor.publish(version))

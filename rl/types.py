@@ -10,13 +10,18 @@ Two alignments are used, and only two:
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-if TYPE_CHECKING:  # the sandbox, rewards and tools start without loading torch
-    import torch
-    from torch import Tensor
+import numpy as np
+from numpy.typing import NDArray
+
+IntArray = NDArray[np.int32]
+FloatArray = NDArray[np.float32]
+NOT_SAMPLED = -1
+"""In place of the policy version of a token that nobody sampled."""
 
 Message = dict[str, Any]
 """One chat message in OpenAI's form: `role`, `content`, and for an assistant optionally `tool_calls`."""
@@ -39,6 +44,10 @@ class StopReason(StrEnum):
     """The trajectory's own deadline passed."""
     ENGINE_FAILED = "engine_failed"
     """The engine died and the trajectory could not be run elsewhere."""
+
+
+INFRASTRUCTURE_FAILURES = frozenset({StopReason.DEADLINE, StopReason.ENGINE_FAILED, StopReason.TOOL_UNAVAILABLE})
+"""Ends that say nothing about the model. Such a trajectory is not scored, and so masked out of the training."""
 
 
 class ToolStatus(StrEnum):
@@ -120,16 +129,6 @@ class ToolResult:
     tool's last result."""
 
 
-@dataclass(slots=True, frozen=True)
-class Span:
-    """Tokens [start, end) of a `TokenSequence`, all sampled under one `policy_version`."""
-
-    start: int
-    end: int
-    policy_version: int
-
-
-@dataclass(slots=True)
 class TokenSequence:
     """Token ids with the mask of what was sampled. Grows only by `append_sampled` and `append_context`.
 
@@ -139,37 +138,43 @@ class TokenSequence:
         loss_mask  0 0 0 1 1 0 0 1
     """
 
-    token_ids: list[int]
-    loss_mask: list[int] = field(default_factory=list)
-    logprobs: list[float] = field(default_factory=list)
-    """Log-probs of the engine for sampled tokens, 0.0 elsewhere."""
-    spans: list[Span] = field(default_factory=list)
-    prompt_length: int = 0
-    results_length: int = 0
+    token_ids: IntArray
+    """[L] int32."""
+    loss_mask: NDArray[np.uint8]
+    """[L] uint8, 1 on sampled tokens."""
+    logprobs: FloatArray
+    """[L] float32, the engine's log-probs of sampled tokens, 0 elsewhere."""
+    versions: IntArray
+    """[L] int32, the `policy_version` that sampled each token, -1 elsewhere."""
+    prompt_length: int
+    results_length: int
     """Tokens of the prompt that belong to the response: the results of the turn before, where history was rewritten."""
 
-    def __post_init__(self) -> None:
-        if not self.loss_mask:
-            self.prompt_length = len(self.token_ids)
-            self.loss_mask = [0] * self.prompt_length
-            self.logprobs = [0.0] * self.prompt_length
+    def __init__(self, prompt_ids: Sequence[int], *, results_length: int = 0) -> None:
+        self.token_ids = np.array(prompt_ids, np.int32)
+        self.prompt_length, self.results_length = len(prompt_ids), results_length
+        self.loss_mask = np.zeros(self.prompt_length, np.uint8)
+        self.logprobs = np.zeros(self.prompt_length, np.float32)
+        self.versions = np.full(self.prompt_length, NOT_SAMPLED, np.int32)
 
-    def append_sampled(self, token_ids: list[int], logprobs: list[float], policy_version: int) -> None:
+    def append_sampled(self, token_ids: Sequence[int], logprobs: Sequence[float], policy_version: int) -> None:
         """Append tokens the engine sampled, exactly as sampled (mask 1)."""
         assert len(token_ids) == len(logprobs), "one log-prob for each sampled token"
-        if not token_ids:
-            return
-        start = len(self.token_ids)
-        self.token_ids.extend(token_ids)
-        self.loss_mask.extend([1] * len(token_ids))
-        self.logprobs.extend(logprobs)
-        self.spans.append(Span(start, start + len(token_ids), policy_version))
+        self._append(token_ids, 1, logprobs, policy_version)
 
-    def append_context(self, token_ids: list[int]) -> None:
+    def append_context(self, token_ids: Sequence[int]) -> None:
         """Append tokens nobody sampled: tool results, headers, a forced closing token (mask 0)."""
-        self.token_ids.extend(token_ids)
-        self.loss_mask.extend([0] * len(token_ids))
-        self.logprobs.extend([0.0] * len(token_ids))
+        self._append(token_ids, 0, [0.0] * len(token_ids), NOT_SAMPLED)
+
+    def _append(self, token_ids: Sequence[int], mask: int, logprobs: Sequence[float], version: int) -> None:
+        num = len(token_ids)
+        self.token_ids = np.concatenate([self.token_ids, np.asarray(token_ids, np.int32)])
+        self.loss_mask = np.concatenate([self.loss_mask, np.full(num, mask, np.uint8)])
+        self.logprobs = np.concatenate([self.logprobs, np.asarray(logprobs, np.float32)])
+        self.versions = np.concatenate([self.versions, np.full(num, version, np.int32)])
+
+    def __len__(self) -> int:
+        return len(self.token_ids)
 
     @property
     def response_length(self) -> int:
@@ -179,7 +184,7 @@ class TokenSequence:
     @property
     def num_sampled(self) -> int:
         """Tokens the model sampled."""
-        return sum(self.loss_mask)
+        return int(self.loss_mask.sum())
 
 
 @dataclass(slots=True)
@@ -198,15 +203,9 @@ class Turn:
 
 
 @dataclass(slots=True)
-class Trajectory:
-    """One prompt's turns up to a `StopReason`, its tokens, and after scoring its rewards."""
+class Scores:
+    """What the reward functions gave to one trajectory."""
 
-    prompt: Prompt
-    sample_index: int
-    sequences: list[TokenSequence]
-    """One, or several where the chat template rewrote history."""
-    turns: list[Turn]
-    stop_reason: StopReason
     score: float | None = None
     """The weighted sum of the rewards; None when a reward failed, and the trajectory is then masked out."""
     rewards: dict[str, float] = field(default_factory=dict)
@@ -215,29 +214,62 @@ class Trajectory:
     """`<name>/<key>` for what a reward function returned beside its score that is no number; for the viewer."""
     turn_rewards: list[float] = field(default_factory=list)
     """What reward functions gave to each turn, weighted and summed; empty where none did."""
-    kl_penalty: float = 0.0
-    """Taken off the score before advantages: the KL term, where it is in the reward."""
+    reward_error: str | None = None
+    """Why there is no score."""
+
+
+@dataclass(slots=True)
+class Trajectory:
+    """One prompt's turns up to a `StopReason`, its tokens, and after scoring its rewards."""
+
+    prompt: Prompt
+    sample_index: int
+    sequences: list[TokenSequence]
+    """One, or several where the chat template rewrote history; empty in the copy that rewards and the viewer get."""
+    turns: list[Turn]
+    stop_reason: StopReason
+    score: float | None = None
+    """See `Scores`, as for the next four."""
+    rewards: dict[str, float] = field(default_factory=dict)
+    reward_texts: dict[str, str] = field(default_factory=dict)
+    turn_rewards: list[float] = field(default_factory=list)
     reward_error: str | None = None
     wall_s: float = 0.0
+    prompt_length: int = 0
+    """Tokens of the first prompt. This and the next three follow from `sequences`, where there are any."""
+    num_sampled: int = 0
+    """Tokens the model sampled, over all sequences."""
+    response_length: int = 0
+    """Tokens sampled in all turns, and those put between them (results, headers), each once.
+
+    What `max_total_response_length` bounds, `response_length/*` shows and the overlong term penalizes. Where the chat
+    template rewrites history, what a later sequence repeats of an earlier one does not count again.
+    """
+    policy_versions: list[int] = field(default_factory=list)
+    """Versions that sampled at least one token, in increasing order."""
+    __pydantic_config__ = {"arbitrary_types_allowed": True}  # noqa: RUF012  read back by pydantic from checkpoints
+
+    def __post_init__(self) -> None:
+        if self.sequences:
+            self.prompt_length = self.sequences[0].prompt_length
+            self.num_sampled = sum(s.num_sampled for s in self.sequences)
+            self.response_length = sum(s.response_length for s in self.sequences)
+            found = np.unique(np.concatenate([s.versions for s in self.sequences]))
+            self.policy_versions = [int(v) for v in found if v != NOT_SAMPLED]
+
+    def without_tokens(self) -> Trajectory:
+        """A copy without token ids: what a reward reads and a record keeps."""
+        return replace(self, sequences=[])
+
+    def take_scores(self, scores: Scores) -> None:
+        """Note what the rewards gave."""
+        self.score, self.rewards, self.reward_texts = scores.score, scores.rewards, scores.reward_texts
+        self.turn_rewards, self.reward_error = scores.turn_rewards, scores.reward_error
 
     @property
     def id(self) -> str:
         """`<prompt id>/<sample index>`."""
         return f"{self.prompt.id}/{self.sample_index}"
-
-    @property
-    def num_sampled(self) -> int:
-        """Tokens the model sampled, over all sequences."""
-        return sum(s.num_sampled for s in self.sequences)
-
-    @property
-    def response_length(self) -> int:
-        """Tokens sampled in all turns, and those put between them (results, headers), each once.
-
-        What `max_total_response_length` bounds, `response_length/*` shows and the overlong term punishes. Where the
-        chat template rewrites history, what a later sequence repeats of an earlier one does not count again.
-        """
-        return sum(s.response_length for s in self.sequences)
 
     @property
     def num_tool_calls(self) -> int:
@@ -258,107 +290,60 @@ class Group:
     trajectories: list[Trajectory]
 
 
-@dataclass(slots=True)
-class Sample:
-    """One training row, token-aligned. L is its length."""
+@dataclass(slots=True, frozen=True)
+class RowHeader:
+    """What the plan of a step must know of one training row. The row itself stays where it was made."""
 
-    trajectory_id: str
-    group_id: str
-    token_ids: Tensor
-    """[L] int64."""
-    loss_mask: Tensor
-    """[L] float32, 1 on sampled tokens."""
-    advantages: Tensor
-    """[L] float32, 0 where `loss_mask` is 0."""
-    rollout_logprobs: Tensor
-    """[L] float32, 0 where `loss_mask` is 0."""
-
-
-@dataclass(slots=True)
-class MicroBatch:
-    """Samples packed one behind the other without padding, prediction-aligned. T tokens, S sequences."""
-
-    token_ids: Tensor
-    """[T] int64."""
-    target_ids: Tensor
-    """[T] int64, the next token of the same sequence; 0 at the last position of each."""
-    position_ids: Tensor
-    """[T] int64, from 0 in each sequence, or from the length of its prefix."""
-    cu_seqlens: Tensor
-    """[S + 1] int32, sequence boundaries, from 0 to T."""
-    prefix_ids: Tensor
-    """[S] int64, the sequence of this micro-batch whose tokens come before this one's own, or -1; it stands earlier,
-    and may have one before it too. A group's prompt is held once, without its last token; each answer's sequence begins
-    with that token and names the prompt here. What all prompts begin with is a sequence before those."""
-    loss_mask: Tensor
-    """[T] float32, 1 where `target_ids` was sampled by the model."""
-    loss_weights: Tensor
-    """[T] float32. The loss is sum(loss_weights * per-token loss) over micro-batches and ranks, no further division:
-    the denominator of the whole mini-batch is already in here (see `rl.algorithms.aggregation`)."""
-    advantages: Tensor
-    """[T] float32."""
-    rollout_logprobs: Tensor
-    """[T] float32."""
-    old_logprobs: Tensor | None = None
-    """[T] float32. None: the current ones are the old ones (one optimizer step per batch)."""
-    ref_logprobs: Tensor | None = None
-    """[T] float32. None: no KL term."""
-    sample_ids: Tensor | None = None
-    """[S] int64, where each sequence's sample stands in `MiniBatch.trajectory_ids`; -1: a shared prompt or padding."""
-
-    @property
-    def num_tokens(self) -> int:
-        """T, padding of the packing included."""
-        return int(self.token_ids.numel())
-
-    def to(self, device: torch.device) -> MicroBatch:
-        """Copy every tensor to a device."""
-        moved = {name: getattr(self, name) for name in self.__slots__}
-        return MicroBatch(**{k: v.to(device, non_blocking=True) if v is not None else None for k, v in moved.items()})
-
-
-@dataclass(slots=True)
-class MiniBatch:
-    """What one optimizer step consumes."""
-
-    micro_batches: list[list[MicroBatch]]
-    """[data-parallel rank][i]; the same number on every rank, filled up with zero-weight ones."""
+    length: int
+    """Tokens."""
     num_loss_tokens: int
-    num_trajectories: int
-    trajectory_ids: list[str] = field(default_factory=list)
-    """Of each sample, in order."""
-
-    @property
-    def loss_weight(self) -> float:
-        """Sum of the weights of all loss tokens: 1, but for seq-mean-token-sum-norm."""
-        return sum(float(micro.loss_weights.sum()) for rank in self.micro_batches for micro in rank)
+    shared_length: int
+    """Leading tokens that nobody sampled and that `GroupHeader.prompt_ids` begins with too."""
 
 
 @dataclass(slots=True)
-class Batch:
-    """What one step of the run consumes: a mini-batch for each optimizer step."""
+class TrajectoryHeader:
+    """What the driver must know of a trajectory: no tokens, no texts."""
 
-    mini_batches: list[MiniBatch]
+    id: str
+    stop_reason: StopReason
+    score: float | None
+    rewards: dict[str, float]
+    reward_error: str | None
+    failure: str | None
+    """Why the trajectory has no score, in words."""
+    turn_tokens: list[int]
+    """Sampled tokens of each turn."""
+    turn_rewards: list[float]
+    """What tools and reward functions gave to each turn; 0 where nothing was given."""
+    results: list[ToolResult]
+    """Of all turns, without their texts."""
+    num_tool_calls: int
+    prompt_length: int
+    response_length: int
+    num_sampled: int
+    tool_s: float
+    """Seconds that the trajectory waited for tools."""
+    wall_s: float
+    policy_versions: list[int]
+    rows: list[RowHeader]
+    """One for each token sequence with sampled tokens."""
+    kl_penalty: float = 0.0
+    """Taken off the score before advantages: the KL term, where it is in the reward."""
 
 
-@dataclass(slots=True, frozen=True)
-class RunPlace:
-    """How far a run is in one of its steps; the learning rate follows it."""
+@dataclass(slots=True)
+class GroupHeader:
+    """A scored group as the driver sees it. Its tokens and texts stay where they were made, behind references."""
 
-    step: int
-    """Number of the step, from 0; one that trains on nothing counts too."""
-    num_steps: int
-    """Steps of the whole run, as the rows that were used up to this step let expect."""
-
-
-@dataclass(slots=True, frozen=True)
-class UpdateReport:
-    """What came of the optimizer steps of one batch."""
-
-    metrics: dict[str, float]
-    offending: list[str] = field(default_factory=list)
-    """Ids of the trajectories whose NaN or Inf made an optimizer step be skipped; all of the mini-batch's where their
-    log-probs were finite and the gradient was not."""
+    prompt: Prompt
+    trajectories: list[TrajectoryHeader]
+    prompt_ids: IntArray
+    """[P] int32, the tokens before the first sampled one of the group's first row."""
+    rows: Any
+    """Reference to the group's training rows, a `list[Sample]`, in the order of `TrajectoryHeader.rows`."""
+    record: Any
+    """Reference to the group's `list[Trajectory]`, without tokens."""
 
 
 @dataclass(slots=True, frozen=True)

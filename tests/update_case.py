@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
+from rl.batches import MicroBatch, MiniBatch, Sample
 from rl.config.schema import Config, Device
 from rl.training.actor import Actor
 from rl.training.hf_weights import WeightMapping, map_to_hf, name_parameters
-from rl.types import MicroBatch, MiniBatch, Sample
 
 VOCAB_SIZE = 500
 """Token ids stay below it; models may have more words."""

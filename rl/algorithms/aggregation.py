@@ -13,7 +13,7 @@ from rl.config.schema import Config, LossAggregation
 
 
 def token_loss_weights(
-    loss_mask: Tensor, trajectory_ids: Tensor, mode: LossAggregation, *, scale: float = 1.0
+    num_tokens: Tensor, trajectory_ids: Tensor, mode: LossAggregation, *, scale: float = 1.0
 ) -> Tensor:
     """Weigh tokens so that the loss is sum(weights * token_loss), over any micro-batches and ranks.
 
@@ -23,34 +23,35 @@ def token_loss_weights(
     * `seq-mean-token-mean`: w_t = 1 / (K m_k). Every trajectory counts the same, one cut into several samples once.
     * `seq-mean-token-sum-norm`: w_t = 1 / (K scale). As the first, but the step does not depend on the lengths at hand.
 
-    A masked-out trajectory has no loss tokens, and is in no denominator. The weights of the first two sum to 1, or to 0
-    without a token.
+    A masked-out trajectory has no loss tokens, and is in no denominator. The weights of the first two sum to 1 over the
+    loss tokens, or to 0 without any.
 
     Example: trajectory 0 has 1 loss token, trajectory 1 has 3. 1/4 each; 1/2, 1/6 1/6 1/6; with scale 10, 1/20 each.
 
     Args:
-        loss_mask: [T] float32, all tokens of the mini-batch, 1 on loss tokens.
-        trajectory_ids: [T] int64, 0 or more, equal within a trajectory.
+        num_tokens: [R] float32, the loss tokens of each row of the mini-batch. A mask of tokens is a case of it.
+        trajectory_ids: [R] int64, 0 or more, equal within a trajectory.
         mode: As `loss_aggregation` gives it.
         scale: The constant of the last mode, tokens, above 0.
 
     Returns:
-        [T] float32, 0 where `loss_mask` is 0.
+        [R] float32, the weight of each loss token of a row; 0 where a row has none.
 
     Source: token-mean, DAPO, arXiv:2503.14476, section 3.3; seq-mean-token-mean, GRPO, arXiv:2402.03300;
     seq-mean-token-sum-norm, Dr. GRPO, arXiv:2503.20783; the names are verl's.
     """
-    if not bool(loss_mask.any()):
-        return torch.zeros_like(loss_mask)
-    mask = loss_mask.double()
+    if not bool(num_tokens.any()):
+        return torch.zeros_like(num_tokens)
+    counts = num_tokens.double()
+    has_loss = (counts > 0).double()
     if mode is LossAggregation.TOKEN_MEAN:
-        return (mask / mask.sum()).float()
-    tokens = torch.zeros(int(trajectory_ids.max()) + 1, dtype=torch.float64).scatter_add_(0, trajectory_ids, mask)
+        return (has_loss / counts.sum()).float()
+    tokens = torch.zeros(int(trajectory_ids.max()) + 1, dtype=torch.float64).scatter_add_(0, trajectory_ids, counts)
     num_trajectories = int((tokens > 0).sum())
     if mode is LossAggregation.SEQ_MEAN_TOKEN_SUM_NORM:
-        return (mask / (num_trajectories * scale)).float()
+        return (has_loss / (num_trajectories * scale)).float()
     assert mode is LossAggregation.SEQ_MEAN_TOKEN_MEAN, f"an aggregation was added without a formula here: {mode}"
-    return (mask / (tokens[trajectory_ids].clamp(min=1.0) * num_trajectories)).float()
+    return (has_loss / (tokens[trajectory_ids].clamp(min=1.0) * num_trajectories)).float()
 
 
 def loss_aggregation(config: Config) -> tuple[LossAggregation, float]:

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from rl.errors import RewardError, unknown_name
-from rl.types import Group, StopReason, Trajectory
+from rl.types import GroupHeader, StopReason, TrajectoryHeader
 
 _RELATIVE, _ABSOLUTE = 1e-6, 1e-8
 """Values nearer than this differ by rounding alone: of the weighted sum of rewards, or to float32."""
 
 
-def takes_part(trajectory: Trajectory, *, drop_overlong: bool) -> bool:
+def takes_part(trajectory: TrajectoryHeader, *, drop_overlong: bool) -> bool:
     """Whether a trajectory is trained on: it has a score, and the token budget did not cut it off where that counts.
 
     Args:
@@ -25,13 +25,13 @@ def takes_part(trajectory: Trajectory, *, drop_overlong: bool) -> bool:
 
 
 def drop_uninformative_groups(
-    groups: list[Group], metric: str = "score", *, drop_overlong: bool = False
-) -> tuple[list[Group], int]:
+    groups: Sequence[GroupHeader], metric: str = "score", *, drop_overlong: bool = False
+) -> tuple[list[GroupHeader], int]:
     """Keep the groups that `is_informative` finds so.
 
     Args:
         groups: Scored groups.
-        metric: `score`, or a key of `Trajectory.rewards`.
+        metric: `score`, or a key of `TrajectoryHeader.rewards`.
         drop_overlong: As `rl_config.overlong_filter_enable`.
 
     Returns:
@@ -41,7 +41,7 @@ def drop_uninformative_groups(
     return kept, len(groups) - len(kept)
 
 
-def is_informative(group: Group, metric: str = "score", *, drop_overlong: bool = False) -> bool:
+def is_informative(group: GroupHeader, metric: str = "score", *, drop_overlong: bool = False) -> bool:
     """Whether the trajectories of a group that take part in the training differ in a metric, beyond rounding.
 
     Those without the metric are not compared, since that says nothing of what they are worth: a reward may give it in
@@ -51,7 +51,7 @@ def is_informative(group: Group, metric: str = "score", *, drop_overlong: bool =
 
     Args:
         group: A scored group.
-        metric: `score`, or a key of `Trajectory.rewards`.
+        metric: `score`, or a key of `TrajectoryHeader.rewards`.
         drop_overlong: As `rl_config.overlong_filter_enable`.
 
     Source: DAPO, arXiv:2503.14476, section 3.2.
@@ -61,12 +61,12 @@ def is_informative(group: Group, metric: str = "score", *, drop_overlong: bool =
     return bool(values) and not math.isclose(min(values), max(values), rel_tol=_RELATIVE, abs_tol=_ABSOLUTE)
 
 
-def check_filter_metric(groups: Iterable[Group], metric: str) -> None:
+def check_filter_metric(groups: Iterable[GroupHeader], metric: str) -> None:
     """Refuse a metric that no reward gives: all groups would seem uninformative.
 
     Args:
         groups: Scored groups.
-        metric: `score`, or a key of `Trajectory.rewards`.
+        metric: `score`, or a key of `TrajectoryHeader.rewards`.
 
     Raises:
         RewardError: There are scored trajectories, and none has the metric.
@@ -77,5 +77,5 @@ def check_filter_metric(groups: Iterable[Group], metric: str) -> None:
         raise RewardError(unknown_name("rl_config.filter_groups_metric", metric, {"score"} | known))
 
 
-def _value(trajectory: Trajectory, metric: str) -> float | None:
+def _value(trajectory: TrajectoryHeader, metric: str) -> float | None:
     return trajectory.score if metric == "score" else trajectory.rewards.get(metric)

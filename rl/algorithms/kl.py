@@ -13,8 +13,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from rl.batches import MicroBatch
 from rl.config.schema import KlControl, KlPenalty, RLConfig
-from rl.types import MicroBatch
 
 MAX_LOG_RATIO = 20.0
 

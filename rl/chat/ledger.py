@@ -61,7 +61,7 @@ class Ledger:
     @property
     def is_closed(self) -> bool:
         """The last token ends a turn as the template would."""
-        return self.sequence.token_ids[-1:] == self._renderer.close_turn_ids[-1:]
+        return self.sequence.token_ids[-1:].tolist() == self._renderer.close_turn_ids[-1:]
 
     def answer(self, texts: list[str]) -> Addition:
         """What the results of the turn that was sampled last would add.
@@ -69,7 +69,7 @@ class Ledger:
         Args:
             texts: One result for each of its calls, at least one.
         """
-        token_ids = self.sequence.token_ids
+        token_ids = self.sequence.token_ids.tolist()
         suffix = self._renderer.render_tool_results(texts, closed=self.is_closed)
         if not self._renderer.rewrites_history:
             return Addition(suffix, False, len(token_ids) + len(suffix), len(suffix), [])
@@ -99,7 +99,7 @@ class Ledger:
 
     def _sampled_last(self) -> list[int]:
         """Tokens of the last turn, without the one that ends it."""
-        token_ids, mask = self.sequence.token_ids, self.sequence.loss_mask
+        token_ids, mask = self.sequence.token_ids.tolist(), self.sequence.loss_mask.tolist()
         end = len(token_ids) - self.is_closed
         start = end
         while start and mask[start - 1]:

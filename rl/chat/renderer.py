@@ -175,7 +175,7 @@ class Renderer:
                 ledger.restart(messages[:index])
             self._say(ledger.sequence, pieces)
             shown, behind = head + text, index + 1
-        return [(s.token_ids, s.loss_mask) for s in ledger.sequences] if ledger is not None else []
+        return [(s.token_ids.tolist(), s.loss_mask.tolist()) for s in ledger.sequences] if ledger is not None else []
 
     def text_offsets(self, text: str) -> list[tuple[int, int]]:
         """The characters [start, end) that each token of a tool result covers, as `render_tool_results` encodes it."""
@@ -308,7 +308,7 @@ class Renderer:
             if number:
                 ledger.append(ledger.answer([SHOWN]))
             _append_said(ledger.sequence, turn)
-        rolled_out = [(s.token_ids, s.loss_mask) for s in ledger.sequences]
+        rolled_out = [(s.token_ids.tolist(), s.loss_mask.tolist()) for s in ledger.sequences]
         texts = [self.decode(turn) for turn in turns]
         keeps_thoughts = [("turnwise thought" in text) for text in texts] == list(has_thought)
         adds_thoughts = any("<think>" in text for text, has in zip(texts, has_thought, strict=True) if not has)

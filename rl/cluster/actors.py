@@ -5,143 +5,116 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
-
-from rl.algorithms.kl import KlCoefficient, kl_of_samples
-from rl.batch.packing import pack_samples, packing_layout
-from rl.batch.samples import sampled_rows
-from rl.cluster.health import get_all
+from rl.algorithms.kl import KlCoefficient
+from rl.batch.plan import share_of
+from rl.batches import BatchPlan, MiniBatchPlan, RunPlace, UpdateReport
+from rl.cluster.ranks import Ranks
 from rl.cluster.turns import Turns
 from rl.config.schema import Config
-from rl.types import Batch, Group, MicroBatch, MiniBatch, RunPlace, UpdateReport, WeightUpdate
+from rl.types import WeightUpdate
 from rl.weight_sync.plan import join_checksums
 
-_UPDATE_TIMEOUT_S = 3600.0
-_PUBLISH_TIMEOUT_S = 600.0
 _KL_FILE = "kl_coefficient.json"
 """In a checkpoint, where the weight of the KL term is steered."""
 
 
 class ActorGroup:
-    """All ranks of the actor and, where a KL term needs one, of the reference.
+    """All ranks of the actor and, where a KL term needs one, of the reference (`rl.interfaces.Actor`).
 
     Args:
-        actors: Handles in order of rank.
-        references: Handles in order of rank, or none.
-        config: The run's configuration.
+        actors: In order of rank.
+        references: In order of rank, with the actor's parallel layout; or none.
+        config: The run's.
         shard_directory: Folder in shared memory for published weights.
         nodes: Ray's id of each actor's node.
     """
 
     def __init__(
-        self,
-        actors: list[Any],
-        references: list[Any],
-        config: Config,
-        shard_directory: Path,
-        *,
-        nodes: Sequence[str],
+        self, actors: Ranks, references: Ranks | None, config: Config, shard_directory: Path, *, nodes: Sequence[str]
     ) -> None:
         self.actors, self.references, self.config = actors, references, config
         self.shard_directory, self.nodes = shard_directory, nodes
         self.turns: Turns | None = None
         """With engines on the same accelerators."""
-        actor = config.actor_config
-        self.model_parallel = actor.tensor_model_parallel_size * actor.pipeline_model_parallel_size
+        self.dp_ranks: list[int] = self._call(actors, "dp_rank", what="reading the actor's layout")
         self.num_publishes = 0
         self.kl = KlCoefficient.of(config.rl_config)
+        self._loaded: BatchPlan | None = None
 
     @property
     def num_data_parallel(self) -> int:
         """Ranks that train on different samples."""
-        return len(self.actors) // self.model_parallel
+        return max(self.dp_ranks) + 1
 
-    def add_kl_penalty(self, groups: list[Group]) -> dict[str, float]:
-        """Fill in `kl_penalty` of the scored trajectories, where the KL term is in the reward; else do nothing.
-
-        kl_penalty = coefficient * sum over the sampled tokens of the estimate of KL(policy || reference). The policy's
-        log-probs are the engine's, of the very distribution that was sampled from.
-
-        Args:
-            groups: Scored; changed in place.
-
-        Returns:
-            `actor/reward_kl_penalty`, the mean estimate per token, and `actor/reward_kl_penalty_coeff`.
-        """
-        rl = self.config.rl_config
-        trajectories = {
-            t.id: t for group in groups for t in group.trajectories if t.score is not None and t.num_sampled
-        }
-        if not (self.references and rl.use_kl_in_reward and trajectories):
-            return {}
-        self._begin_turn()
-        layout = packing_layout(self.config, num_data_parallel=self.num_data_parallel)
-        layout = replace(layout, mini_batch_prompts=len(groups), epochs=1)
-        batch = pack_samples(sampled_rows(list(trajectories.values())), layout)
-        self._fill(self.references, batch, "ref_logprobs")
-        coefficient, total = self.kl.value, 0.0
-        for mini_batch in batch.mini_batches:
-            micro_batches = [micro for share in mini_batch.micro_batches for micro in share]
-            for name, kl in zip(
-                mini_batch.trajectory_ids,
-                kl_of_samples(micro_batches, len(mini_batch.trajectory_ids), rl.kl_penalty).tolist(),
-                strict=True,
-            ):
-                trajectories[name].kl_penalty += coefficient * kl
-                total += kl
-        mean = total / sum(t.num_sampled for t in trajectories.values())
-        self.kl.observe(mean, len(trajectories))
-        return {"actor/reward_kl_penalty": mean, "actor/reward_kl_penalty_coeff": coefficient}
-
-    def add_old_logprobs(self, batch: Batch) -> Batch:
-        """Fill in the log-probs of the policy as it is now, where an optimizer step comes before one that needs them.
+    def fill_old_logprobs(self, plan: BatchPlan) -> None:
+        """Compute the log-probs of the policy as it is now, where an optimizer step comes before one that needs them.
 
         With one optimizer step for the batch they are the current ones, and the update takes those; with `bypass_mode`
         it takes the engine's.
         """
-        self._begin_turn()
-        if len(batch.mini_batches) > 1 and not self.config.rl_config.rollout_correction.bypass_mode:
-            self._fill(self.actors, batch, "old_logprobs")
-        return batch
+        num_updates = len(plan.mini_batches) * plan.epochs
+        if num_updates > 1 and not self.config.rl_config.rollout_correction.bypass_mode:
+            self._load(plan)
+            self._call(self.actors, "fill_old_logprobs", what="the actor's old log-probs")
 
-    def add_ref_logprobs(self, batch: Batch) -> Batch:
-        """Fill in the reference's log-probs, where the KL term is in the loss."""
-        if self.references and not self.config.rl_config.use_kl_in_reward:
-            self._begin_turn()
-            self._fill(self.references, batch, "ref_logprobs")
-        return batch
+    def fill_ref_logprobs(self, plan: BatchPlan) -> dict[str, float]:
+        """Compute the reference's log-probs, where a KL term needs them.
 
-    def update(self, batch: Batch, place: RunPlace) -> UpdateReport:
+        With the KL term in the reward they become each trajectory's penalty, coefficient * sum over the sampled tokens
+        of the estimate of KL(policy || reference), with the engine's log-probs, of the very distribution that was
+        sampled from.
+
+        Returns:
+            `actor/reward_kl_penalty`, the mean estimate per token, and `actor/reward_kl_penalty_coeff`; nothing where
+            the KL term is in the loss.
+        """
+        if self.references is None:
+            return {}
+        self._load(plan)
+        self._call_each(self.references, "load_batch", self._shares(plan), what="loading the reference's batch")
+        if self.config.rl_config.use_kl_in_reward:
+            return self._penalize(plan)
+        columns = self.references.begin("batch_logprobs")
+        self._call_each(self.actors, "fill_ref_logprobs", columns, what="the reference's log-probs")
+        return {}
+
+    def update(self, plan: BatchPlan, place: RunPlace) -> UpdateReport:
         """One optimizer step for each mini-batch, all with the learning rate of the run's step.
 
         Metrics are averaged over the optimizer steps; counts are added up. Of a skipped one what is not finite is left
         out. `actor/entropy`, `actor/ppo_kl` and `actor/pg_clipfrac` are means here also where the loss is a sum over
         tokens by a constant.
         """
-        self._begin_turn()
+        self._load(plan)
+        weights = dict(enumerate(plan.weights))
+        advantages = dict(enumerate(plan.advantages))
+        arguments = []
+        for dp_rank in self.dp_ranks:
+            own = share_of(plan, dp_rank).rows
+            arguments.append(({i: weights[i] for i in own}, {i: advantages[i] for i in own}))
+        self.actors.call("fill_loss", arguments, what="filling the actor's advantages")
         totals: dict[str, list[float]] = {}
         offending: dict[str, None] = {}
-        for mini_batch in batch.mini_batches:
-            refs = [
-                w.update.remote(self._share(mini_batch, rank), place, self.kl.value)
-                for rank, w in enumerate(self.actors)
-            ]
-            metrics = get_all(refs, what="the actor's update", timeout_s=_UPDATE_TIMEOUT_S)[0]
-            metrics |= {name: metrics[name] / mini_batch.loss_weight for name in _MEANS if name in metrics}
+        for number in list(range(len(plan.mini_batches))) * plan.epochs:
+            mini_batch = plan.mini_batches[number]
+            metrics = self._call(self.actors, "update_on", number, place, self.kl.value, what="the actor's update")[0]
+            loss_weight = sum(plan.weights[i] * plan.rows[i].header.num_loss_tokens for i in mini_batch.rows)
+            metrics |= {name: metrics[name] / loss_weight for name in _MEANS if name in metrics}
             for name, value in metrics.items():
                 if math.isfinite(value):
                     totals.setdefault(name, []).append(value)
             if metrics.get("actor/skipped_steps"):
-                offending |= dict.fromkeys(self._offending(mini_batch))
+                offending |= dict.fromkeys(self._offending(plan, mini_batch))
         combined = {name: _combine(name)(values) for name, values in totals.items()}
-        if self.references and not self.config.rl_config.use_kl_in_reward:
+        if self.references is not None and not self.config.rl_config.use_kl_in_reward:
             combined["actor/kl_coef"] = self.kl.value
-            distinct = {id(mini): mini for mini in batch.mini_batches}.values()
-            self.kl.observe(combined.get("actor/kl", self.kl.target), sum(m.num_trajectories for m in distinct))
+            self.kl.observe(
+                combined.get("actor/kl", self.kl.target), sum(m.num_trajectories for m in plan.mini_batches)
+            )
+        self._loaded = None  # its rows may leave the object store
         return UpdateReport(combined, list(offending))
 
     def publish(self, version: int) -> WeightUpdate:
@@ -149,8 +122,9 @@ class ActorGroup:
         self._begin_turn()
         with_checksum = self.num_publishes == 0
         self.num_publishes += 1
-        refs = [w.publish.remote(self.shard_directory, version, with_checksum) for w in self.actors]
-        written = get_all(refs, what="publishing the actor's weights", timeout_s=_PUBLISH_TIMEOUT_S)
+        written = self._call(
+            self.actors, "publish", self.shard_directory, version, with_checksum, what="publishing the actor's weights"
+        )
         places = [(node, shard) for node, shard in zip(self.nodes, written, strict=True) if shard]
         return WeightUpdate(
             version=version,
@@ -176,56 +150,52 @@ class ActorGroup:
 
     def leave_devices(self) -> None:
         """Move what `generate_config.offload_train_*` names to the host, of the actor and of the reference."""
-        self._call(self.actors + self.references, "offload", what="the actor's move to the host")
+        for ranks in (self.actors, self.references):
+            if ranks is not None:
+                self._call(ranks, "offload", what="the actor's move to the host")
 
     def _begin_turn(self) -> None:
         """Get the accelerators and bring the actor back; the reference comes back by itself where it is needed."""
         if self.turns is not None and self.turns.begin(self):
             self._call(self.actors, "onload", what="the actor's return to the accelerator")
 
-    def _call(self, workers: list[Any], method: str, *args: Any, what: str) -> list[Any]:
-        refs = [getattr(w, method).remote(*args) for w in workers]
-        return get_all(refs, what=what, timeout_s=_UPDATE_TIMEOUT_S)
+    def _load(self, plan: BatchPlan) -> None:
+        """Have every rank fetch and pack its rows, once for each batch."""
+        self._begin_turn()
+        if self._loaded is not plan:
+            self._call_each(self.actors, "load_batch", self._shares(plan), what="loading the actor's batch")
+            self._loaded = plan
 
-    def _offending(self, mini_batch: MiniBatch) -> list[str]:
+    def _shares(self, plan: BatchPlan) -> list[Any]:
+        shares = [share_of(plan, dp_rank) for dp_rank in range(self.num_data_parallel)]
+        return [shares[dp_rank] for dp_rank in self.dp_ranks]
+
+    def _penalize(self, plan: BatchPlan) -> dict[str, float]:
+        """Fill in `kl_penalty` of the batch's trajectories."""
+        assert self.references is not None, "a KL term has a reference"
+        by_row: dict[int, float] = {}
+        for sums in self._call(self.references, "kl_sums", what="the reference's log-probs"):
+            by_row |= sums  # the same on the ranks that share them
+        coefficient = self.kl.value
+        for number, kl in sorted(by_row.items()):
+            plan.members[plan.rows[number].trajectory].kl_penalty += coefficient * kl
+        trajectories = {row.trajectory for row in plan.rows}
+        mean = sum(by_row.values()) / sum(row.header.num_loss_tokens for row in plan.rows)
+        self.kl.observe(mean, len(trajectories))
+        return {"actor/reward_kl_penalty": mean, "actor/reward_kl_penalty_coeff": coefficient}
+
+    def _call(self, ranks: Ranks, method: str, *args: Any, what: str) -> list[Any]:
+        return ranks.call(method, [args] * len(ranks), what=what)
+
+    def _call_each(self, ranks: Ranks, method: str, argument: Sequence[Any], *, what: str) -> list[Any]:
+        return ranks.call(method, [(own,) for own in argument], what=what)
+
+    def _offending(self, plan: BatchPlan, mini_batch: MiniBatchPlan) -> list[str]:
         """Trajectories with a NaN or Inf; all of the mini-batch's where only the gradient had one."""
-        samples = {
-            i for found in self._call(self.actors, "broken_samples", what="finding the actor's NaN") for i in found
-        }
-        ids = mini_batch.trajectory_ids
+        found = self._call(self.actors, "broken_samples", what="finding the actor's NaN")
+        samples = {i for own in found for i in own}
+        ids = [plan.trajectory_ids[plan.rows[number].trajectory] for number in mini_batch.rows]
         return [ids[i] for i in sorted(samples)] or ids
-
-    def _share(self, mini_batch: MiniBatch, rank: int) -> list[MicroBatch]:
-        return mini_batch.micro_batches[self._data_parallel_rank(rank)]
-
-    def _data_parallel_rank(self, rank: int) -> int:
-        """Megatron's rank order is tp-cp-ep-dp-pp: tensor-parallel ranks are neighbours, pipeline stages farthest."""
-        tp = self.config.actor_config.tensor_model_parallel_size
-        return rank // tp % self.num_data_parallel
-
-    def _fill(self, workers: list[Any], batch: Batch, field: str) -> None:
-        """Compute log-probs of all micro-batches in one call for each rank and store them under `field`.
-
-        Every epoch holds the same mini-batches: each is computed once.
-        """
-        mini_batches = list({id(mini): mini for mini in batch.mini_batches}.values())
-        refs = [
-            w.compute_logprobs.remote([m for mini in mini_batches for m in self._share(mini, rank)])
-            for rank, w in enumerate(workers)
-        ]
-        role = "reference" if workers is self.references else "actor"
-        results: list[list[Tensor]] = get_all(refs, what=f"the {role}'s {field}", timeout_s=_UPDATE_TIMEOUT_S)
-        for dp_rank, rank in self._one_rank_of_each_share(len(workers)):
-            values = iter(results[rank])
-            for mini in mini_batches:
-                for micro in mini.micro_batches[dp_rank]:
-                    setattr(micro, field, next(values))
-
-    def _one_rank_of_each_share(self, num_ranks: int) -> list[tuple[int, int]]:
-        first: dict[int, int] = {}
-        for rank in range(num_ranks):
-            first.setdefault(self._data_parallel_rank(rank), rank)
-        return sorted(first.items())
 
 
 _COUNTS = ("actor/skipped_steps", "actor/broken_tokens")

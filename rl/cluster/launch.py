@@ -35,8 +35,10 @@ from rl.cluster.endings import (
 from rl.cluster.health import get_all
 from rl.cluster.nodes import Nodes, machines
 from rl.cluster.placement import Placement, Process, place
+from rl.cluster.ranks import RayRanks
 from rl.cluster.rate_limits import start_rate_limits
 from rl.cluster.relay import remove_folder
+from rl.cluster.rollout_workers import RayWorkers
 from rl.cluster.rollouts import RolloutGroup
 from rl.cluster.turns import Turns
 from rl.cluster.workers import ActorWorker, RewardWorker, RolloutWorker
@@ -131,7 +133,9 @@ def launch(
                 config, layout, nodes, log_directory, model_folder, overrides, folder
             )
             stack.push(_shut_down([*workers, reward]))
-            rollouts = RolloutGroup(workers, prompts, config, nodes=homes, on_group=on_group)
+            ray_workers = RayWorkers(workers, config, nodes=homes, writer=reward)
+            stack.push(_finish_writing(ray_workers))
+            rollouts = RolloutGroup(ray_workers, prompts, config, on_group=on_group)
             if colocated:  # the actor loads where the engines are; elsewhere they start side by side
                 _wait_for(starts)
                 rollouts.leave_devices()
@@ -144,7 +148,9 @@ def launch(
             stack.push(_shut_down(references))
             _wait_for(loads)
             homes = [nodes.node_of(process) for process in layout.actors]
-            actor = ActorGroup(actors, references, config, shards, nodes=homes)
+            actor = ActorGroup(
+                RayRanks(actors), RayRanks(references) if references else None, config, shards, nodes=homes
+            )
             if colocated and rollouts is not None:
                 actor.turns = rollouts.turns = Turns(actor)
         else:
@@ -296,6 +302,16 @@ def _log_ray_message(data: dict[str, Any], ignore_prefix: bool = False) -> None:
     Ray has a setting for what workers print (`log_to_driver`), and none for these messages.
     """
     ray_log.warning("%s", "\n".join(data["lines"]))
+
+
+def _finish_writing(workers: RayWorkers) -> Callable[..., None]:
+    """An exit callback that waits for the last trajectories, unless the run has failed."""
+
+    def wait(kind: type[BaseException] | None, error: BaseException | None, trace: Any) -> None:
+        if kind is None:
+            workers.finish_writing()
+
+    return wait
 
 
 def _shut_down(workers: list[Any]) -> Callable[..., None]:

@@ -10,25 +10,24 @@ import asyncio
 import os
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import ray
 from ray.exceptions import OutOfMemoryError, RayActorError
 
+from rl.batches import Sample
+from rl.cluster.ranks import answer
 from rl.cluster.rate_limits import RemotePermits
 from rl.config.schema import Config
 from rl.errors import RewardError
 from rl.observability.busy_clock import BusyClock
 from rl.observability.log import setup_logging
+from rl.observability.trajectories import write_records
 from rl.rewards.registry import load_rewards
 from rl.rollout.garbage_collection import collect_seldom
 from rl.rollout.group import run_group
-from rl.types import BusySeconds, Group, MicroBatch, Prompt, RunPlace, Sampling, Trajectory, WeightUpdate
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
-    from rl.weight_sync.shared_memory import Shard
+from rl.rollout.headers import headers_of, rows_of
+from rl.types import BusySeconds, IntArray, Prompt, Sampling, Scores, Trajectory, TrajectoryHeader, WeightUpdate
 
 
 @ray.remote
@@ -45,54 +44,9 @@ class ActorWorker:
 
         self.actor = Actor(self.config, **self.placement)
 
-    def compute_logprobs(self, micro_batches: list[MicroBatch]) -> list[Tensor]:
-        """See `rl.interfaces.Actor`."""
-        return self.actor.compute_logprobs(micro_batches)
-
-    def update(self, mini_batch: list[MicroBatch], place: RunPlace, kl_coef: float) -> dict[str, float]:
-        """See `rl.interfaces.Actor`."""
-        return self.actor.update(mini_batch, place=place, kl_coef=kl_coef)
-
-    def broken_samples(self) -> list[int]:
-        """See `rl.training.actor.Actor`."""
-        return self.actor.broken_samples
-
-    def publish(self, directory: Path, version: int, with_checksum: bool) -> Shard | None:
-        """Write this pipeline stage's weights to shared memory; one rank of each stage does, all take part."""
-        import torch
-
-        from rl.weight_sync.shared_memory import publish
-
-        tensors = self.actor.export_hf_weights()
-        place = self.actor.parallel
-        if place.tp_rank or place.dp_rank:
-            for _ in tensors:
-                pass
-            return None
-        return publish(
-            tensors,
-            directory,
-            version=version,
-            shard=place.pp_rank,
-            dtype=getattr(torch, self.config.generate_config.dtype),
-            with_checksum=with_checksum,
-        )
-
-    def save_checkpoint(self, directory: Path) -> None:
-        """See `rl.interfaces.Actor`."""
-        self.actor.save_checkpoint(directory)
-
-    def load_checkpoint(self, directory: Path) -> None:
-        """See `rl.interfaces.Actor`."""
-        self.actor.load_checkpoint(directory)
-
-    def offload(self) -> None:
-        """See `rl.training.actor.Actor`."""
-        self.actor.offload()
-
-    def onload(self) -> None:
-        """Undo `offload`."""
-        self.actor.onload()
+    def call(self, method: str, *args: Any) -> Any:
+        """Call a method of `rl.training.actor.Actor`; rows that lie in the object store are fetched first."""
+        return answer(self.actor, method, *args, fetch=_fetch)
 
     def shutdown(self) -> None:
         """Leave the process group."""
@@ -101,7 +55,7 @@ class ActorWorker:
 
 @ray.remote
 class RewardWorker:
-    """Scores trajectories."""
+    """Scores trajectories, and writes them down."""
 
     def __init__(self, config: Config, *, log_file: Path) -> None:
         _log_to(log_file)
@@ -118,10 +72,13 @@ class RewardWorker:
             num_processes=rl.verifier_parallel,
         )
 
-    async def score(self, trajectory: Trajectory) -> Trajectory:
-        """Return the trajectory with its scores."""
-        await self.rewards.score(trajectory)
-        return trajectory
+    async def score(self, trajectory: Trajectory) -> Scores:
+        """See `rl.rewards.registry.RewardSet`."""
+        return await self.rewards.score(trajectory)
+
+    async def write(self, path: Path, records: list[Any], kl_penalties: dict[str, float]) -> None:
+        """Write groups' trajectories as JSON lines; see `rl.observability.trajectories.write_records`."""
+        await asyncio.to_thread(lambda: write_records(path, ray.get(records), kl_penalties))
 
     async def shutdown(self) -> None:
         """End the processes of the rewards."""
@@ -171,21 +128,30 @@ class RolloutWorker:
         self.loop = AgentLoop(self.engine, dialog.renderer, dialog.toolbox, dialog.parser, self.config)
         collect_seldom()
 
-    async def run_group(self, prompt: Prompt, num_samples: int, sampling: Sampling) -> Group:
-        """See `rl.rollout.group.run_group`."""
-        return await run_group(self.loop, prompt, num_samples, sampling, self._score)
+    @ray.method(num_returns=3)
+    async def run_group(
+        self, prompt: Prompt, num_samples: int, sampling: Sampling
+    ) -> tuple[tuple[list[TrajectoryHeader], IntArray], list[Sample], list[Trajectory]]:
+        """Run a prompt to a scored group; see `rl.rollout.group.run_group`.
 
-    async def _score(self, trajectory: Trajectory) -> None:
+        Returns:
+            Three objects, of which the driver fetches the first alone: the headers and the group's `prompt_ids`; the
+            rows; the trajectories without tokens.
+        """
+        group = await run_group(self.loop, prompt, num_samples, sampling, self._score)
+        rows = rows_of(group.trajectories)
+        records = [trajectory.without_tokens() for trajectory in group.trajectories]
+        return headers_of(records, rows), rows, records
+
+    async def _score(self, trajectory: Trajectory) -> Scores:
         try:
             with self.scoring:
-                scored = await self.reward_worker.score.remote(trajectory)
+                scores: Scores = await self.reward_worker.score.remote(trajectory.without_tokens())
         except (RayActorError, OutOfMemoryError) as error:
             raise RewardError(
                 f"reward worker: its process died while scoring {trajectory.id}. See reward-0.log of the run directory."
             ) from error
-        trajectory.score, trajectory.rewards = scored.score, scored.rewards
-        trajectory.turn_rewards, trajectory.reward_error = scored.turn_rewards, scored.reward_error
-        trajectory.reward_texts = scored.reward_texts
+        return scores
 
     async def restart_clocks(self) -> BusySeconds:
         """Seconds since the last call in which the engine had a request, and in which a trajectory was being scored."""
@@ -213,3 +179,7 @@ def _log_to(log_file: Path) -> None:
         os.dup2(stream.fileno(), 1)
         os.dup2(stream.fileno(), 2)
     setup_logging()
+
+
+def _fetch(source: Any) -> Any:
+    return ray.get(source) if isinstance(source, ray.ObjectRef) else source

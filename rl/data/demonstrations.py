@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import torch
+import numpy as np
 
+from rl.batches import Sample
 from rl.chat.renderer import Renderer
 from rl.data.prompts import load_prompts
 from rl.errors import DataError, ModelError
-from rl.types import Sample
 
 
 def load_demonstrations(path: Path, renderer: Renderer, max_length: int) -> list[Sample]:
@@ -51,12 +51,12 @@ def load_demonstrations(path: Path, renderer: Renderer, max_length: int) -> list
 
 
 def _to_sample(name: str, token_ids: list[int], mask: list[int]) -> Sample:
-    loss_mask = torch.tensor(mask, dtype=torch.float32)
+    loss_mask = np.array(mask, np.uint8)
     return Sample(
         trajectory_id=name,
         group_id=name,
-        token_ids=torch.tensor(token_ids),
+        token_ids=np.array(token_ids, np.int32),
         loss_mask=loss_mask,
-        advantages=loss_mask.clone(),
-        rollout_logprobs=torch.zeros(len(token_ids)),
+        advantages=loss_mask.astype(np.float32),
+        rollout_logprobs=np.zeros(len(token_ids), np.float32),
     )

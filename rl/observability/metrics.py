@@ -9,16 +9,13 @@ import math
 from collections import defaultdict
 from collections.abc import Sequence
 
-from rl.types import Group, StopReason, ToolResult, ToolStatus, Trajectory
+from rl.types import INFRASTRUCTURE_FAILURES, GroupHeader, StopReason, ToolResult, ToolStatus, TrajectoryHeader
 
 _Z_95 = 1.959963984540054
 _CORRECT = 1.0 - 1e-6
 
 _NOT_A_TOOL = frozenset({ToolStatus.PARSE_ERROR, ToolStatus.IN_THOUGHT, ToolStatus.UNKNOWN_TOOL, ToolStatus.OVER_LIMIT})
 """Results no tool gave: their name is what the model wrote, and would make a metric for each misspelling."""
-
-_NOT_THE_MODEL = frozenset({StopReason.DEADLINE, StopReason.ENGINE_FAILED, StopReason.TOOL_UNAVAILABLE})
-"""Ends that say nothing about the model."""
 
 _COUNTED = {
     ToolStatus.PARSE_ERROR: "tools/parse_errors",
@@ -30,7 +27,7 @@ _COUNTED = {
 }
 
 
-def rollout_metrics(groups: Sequence[Group], *, max_response_length: int | None = None) -> dict[str, float]:
+def rollout_metrics(groups: Sequence[GroupHeader], *, max_response_length: int | None = None) -> dict[str, float]:
     """Everything that can be read off the trajectories of a step.
 
     Args:
@@ -50,11 +47,11 @@ def rollout_metrics(groups: Sequence[Group], *, max_response_length: int | None 
         "rollout/reward_errors": float(sum(t.reward_error is not None for t in trajectories)),
         "rollout/tool_wait_share": tool_wait_share(trajectories),
     }
-    metrics |= spread("prompt_length", [_prompt_length(t) for t in trajectories])
+    metrics |= spread("prompt_length", [t.prompt_length for t in trajectories])
     metrics |= spread("response_length", [t.response_length for t in trajectories])
     clipped = sum(_is_clipped(t, max_response_length) for t in trajectories)
     metrics["response_length/clip_ratio"] = clipped / len(trajectories)
-    metrics |= spread("num_turns", [len(t.turns) for t in trajectories])
+    metrics |= spread("num_turns", [len(t.turn_tokens) for t in trajectories])
     metrics |= spread("tool_call_counts", [t.num_tool_calls for t in trajectories])
     metrics |= stop_reason_metrics(trajectories)
     metrics |= reward_metrics(trajectories)
@@ -79,7 +76,7 @@ def spread(name: str, values: Sequence[float]) -> dict[str, float]:
     }
 
 
-def stop_reason_metrics(trajectories: Sequence[Trajectory]) -> dict[str, float]:
+def stop_reason_metrics(trajectories: Sequence[TrajectoryHeader]) -> dict[str, float]:
     """Share of the trajectories that ended for each reason; all reasons are there, most of them 0."""
     return {
         f"stop_reason/{reason}": sum(t.stop_reason is reason for t in trajectories) / len(trajectories)
@@ -87,7 +84,7 @@ def stop_reason_metrics(trajectories: Sequence[Trajectory]) -> dict[str, float]:
     }
 
 
-def reward_metrics(trajectories: Sequence[Trajectory]) -> dict[str, float]:
+def reward_metrics(trajectories: Sequence[TrajectoryHeader]) -> dict[str, float]:
     """Spread of the scores, and the mean of each reward function, over the trajectories that have one."""
     scores = [t.score for t in trajectories if t.score is not None]
     metrics = spread("critic/score", scores) if scores else {}
@@ -98,12 +95,12 @@ def reward_metrics(trajectories: Sequence[Trajectory]) -> dict[str, float]:
     return metrics | {f"reward/{name}/mean": sum(v) / len(v) for name, v in sorted(by_name.items())}
 
 
-def tool_metrics(trajectories: Sequence[Trajectory]) -> dict[str, float]:
+def tool_metrics(trajectories: Sequence[TrajectoryHeader]) -> dict[str, float]:
     """How the calls went, over all tools and for each.
 
     Latency is queue and run time in seconds of the calls that were executed; percentiles by the nearest rank.
     """
-    results = [r for t in trajectories for turn in t.turns for r in turn.results]
+    results = [r for t in trajectories for r in t.results]
     metrics = {name: float(sum(r.status is status for r in results)) for status, name in _COUNTED.items()}
     metrics["tools/truncated"] = float(sum(r.is_truncated for r in results))
     by_tool: dict[str, list[ToolResult]] = defaultdict(list)
@@ -150,13 +147,13 @@ def _num_retries(result: ToolResult) -> int:
     return max(0, result.num_failed_attempts - (result.status is ToolStatus.UNAVAILABLE))
 
 
-def tool_wait_share(trajectories: Sequence[Trajectory]) -> float:
+def tool_wait_share(trajectories: Sequence[TrajectoryHeader]) -> float:
     """Time the trajectories spent waiting for tools, over the time they lived."""
     lived = sum(t.wall_s for t in trajectories)
-    return sum(turn.tool_s for t in trajectories for turn in t.turns) / lived if lived > 0 else 0.0
+    return sum(t.tool_s for t in trajectories) / lived if lived > 0 else 0.0
 
 
-def evaluation_metrics(groups: Sequence[Group]) -> dict[str, float]:
+def evaluation_metrics(groups: Sequence[GroupHeader]) -> dict[str, float]:
     """Accuracy and rewards on held-out prompts, per data source and over all.
 
     A trajectory is correct when the first reward of `verifier_function` gave it 1; one whose reward failed is not.
@@ -174,7 +171,7 @@ def evaluation_metrics(groups: Sequence[Group]) -> dict[str, float]:
     groups = [g for g in groups if g.trajectories]
     if not groups:
         return {}
-    by_source: dict[str, list[Group]] = {"all": list(groups)}
+    by_source: dict[str, list[GroupHeader]] = {"all": list(groups)}
     for group in sorted(groups, key=lambda g: g.prompt.data_source):
         by_source.setdefault(group.prompt.data_source, []).append(group)
     metrics: dict[str, float] = {}
@@ -190,15 +187,17 @@ def evaluation_metrics(groups: Sequence[Group]) -> dict[str, float]:
             values = [_mean([t.rewards.get(name, 0.0) for t in g.trajectories]) for g in members]
             metrics[f"val-core/{source}/{name}/mean@{k}"] = _mean(values)
     trajectories = [t for g in groups for t in g.trajectories]
-    metrics["val-aux/num_turns/mean"] = _mean([float(len(t.turns)) for t in trajectories])
+    metrics["val-aux/num_turns/mean"] = _mean([float(len(t.turn_tokens)) for t in trajectories])
     metrics["val-aux/tool_call_counts/mean"] = _mean([float(t.num_tool_calls) for t in trajectories])
     metrics["val-aux/response_length/mean"] = _mean([float(t.response_length) for t in trajectories])
-    metrics["val-aux/infrastructure_failures"] = float(sum(t.stop_reason in _NOT_THE_MODEL for t in trajectories))
+    metrics["val-aux/infrastructure_failures"] = float(
+        sum(t.stop_reason in INFRASTRUCTURE_FAILURES for t in trajectories)
+    )
     metrics["val-aux/reward_errors"] = float(sum(t.reward_error is not None for t in trajectories))
     return metrics
 
 
-def is_correct(trajectory: Trajectory) -> bool:
+def is_correct(trajectory: TrajectoryHeader) -> bool:
     """Whether the first reward gave the trajectory 1; False where it failed."""
     first = next(iter(trajectory.rewards.values()), None)
     return first is not None and trajectory.reward_error is None and first >= _CORRECT
@@ -253,16 +252,12 @@ def percentile(values: Sequence[float], percent: float) -> float:
     return float(ordered[max(0, math.ceil(percent / 100 * len(ordered)) - 1)])
 
 
-def num_tokens(groups: Sequence[Group]) -> int:
-    """Tokens of all sequences of all trajectories, prompts included."""
-    return sum(len(s.token_ids) for g in groups for t in g.trajectories for s in t.sequences)
+def num_tokens(groups: Sequence[GroupHeader]) -> int:
+    """Tokens of all sequences with sampled tokens, prompts included."""
+    return sum(row.length for g in groups for t in g.trajectories for row in t.rows)
 
 
-def _prompt_length(trajectory: Trajectory) -> int:
-    return trajectory.sequences[0].prompt_length if trajectory.sequences else 0
-
-
-def _is_clipped(trajectory: Trajectory, max_response_length: int | None) -> bool:
+def _is_clipped(trajectory: TrajectoryHeader, max_response_length: int | None) -> bool:
     if trajectory.stop_reason is StopReason.LENGTH:
         return True
     return max_response_length is not None and trajectory.response_length >= max_response_length

@@ -118,6 +118,14 @@ class RunDirectory:
         """Folder of trajectories as JSON lines."""
         return self.path / "trajectories"
 
+    def step_file(self, step: int) -> Path:
+        """The trajectories that the step with this number, from 1, learned from."""
+        return self.trajectories / f"step_{step:06d}.jsonl"
+
+    def evaluation_file(self, step: int) -> Path:
+        """The trajectories of the evaluation after this many steps."""
+        return self.trajectories / f"eval_{step:06d}.jsonl"
+
     @property
     def skipped(self) -> Path:
         """Folder of the trajectories whose NaN or Inf made steps be skipped; made by the first."""

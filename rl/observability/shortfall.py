@@ -6,7 +6,7 @@ import logging
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 
-from rl.types import Group, StopReason, ToolStatus, Trajectory
+from rl.types import GroupHeader, StopReason, TrajectoryHeader
 
 logger = logging.getLogger(__name__)
 
@@ -42,7 +42,7 @@ class Shortfalls:
             if "timing_s/step" in row:
                 self._add(row)
 
-    def observe(self, step: int, metrics: Mapping[str, float], groups: Sequence[Group]) -> None:
+    def observe(self, step: int, metrics: Mapping[str, float], groups: Sequence[GroupHeader]) -> None:
         """Count one step, and log the first cause of each kind that this process has not met before.
 
         Args:
@@ -54,7 +54,7 @@ class Shortfalls:
         found = unscored_by_kind([t for group in groups for t in group.trajectories])
         for kind in (kind for kind in counts if kind not in self._first):
             first = found[kind][0] if kind in found else None
-            cause = "the token budget cut them off" if first is None else f"{first.id}: {cause_of(first)}"
+            cause = "the token budget cut them off" if first is None else f"{first.id}: {first.failure}"
             self._first[kind] = f"step {step}, {cause}"
             logger.warning("step %d: %d trajectories %s. The first, %s", step, counts[kind], kind, cause)
         if metrics.get("training/empty_batch") and not self._has_told_empty:
@@ -82,24 +82,14 @@ class Shortfalls:
         return counts
 
 
-def unscored_by_kind(trajectories: Sequence[Trajectory]) -> dict[str, list[Trajectory]]:
+def unscored_by_kind(trajectories: Sequence[TrajectoryHeader]) -> dict[str, list[TrajectoryHeader]]:
     """The trajectories that a failure left without a score, by the kind of failure in words."""
-    found: dict[str, list[Trajectory]] = {}
+    found: dict[str, list[TrajectoryHeader]] = {}
     for trajectory in trajectories:
         kind = _NO_REWARD if trajectory.reward_error is not None else _STOPS.get(trajectory.stop_reason)
         if kind is not None:
             found.setdefault(kind, []).append(trajectory)
     return found
-
-
-def cause_of(trajectory: Trajectory) -> str:
-    """Why a trajectory has no score, in words."""
-    if trajectory.reward_error is not None:
-        return trajectory.reward_error
-    results = [result for turn in trajectory.turns for result in turn.results]
-    if trajectory.stop_reason is StopReason.TOOL_UNAVAILABLE:
-        return next((f"{r.name}: {r.text}" for r in results if r.status is ToolStatus.UNAVAILABLE), "no answer")
-    return f"{trajectory.stop_reason} after {trajectory.wall_s:.1f} s and {len(trajectory.turns)} turns"
 
 
 def shortfall_figures(metrics: Mapping[str, float]) -> list[str]:

@@ -6,8 +6,10 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
+from rl.batches import UpdateReport
+from rl.interfaces import Rollouts
 from rl.observability.metrics import num_tokens, rollout_metrics
-from rl.types import Group, UpdateReport
+from rl.types import GroupHeader
 
 
 class StepMetrics(dict[str, float]):
@@ -23,7 +25,9 @@ class StepMetrics(dict[str, float]):
     ) -> None:
         super().__init__()
         self._max_response_length, self._on_phase = max_response_length, on_phase
-        self.groups: list[Group] = []
+        self.groups: list[GroupHeader] = []
+        self.rollouts: Rollouts | None = None
+        """Where the groups are from."""
         self.offending: list[str] = []
         """Trajectories whose NaN or Inf made an optimizer step be skipped."""
 
@@ -43,8 +47,8 @@ class StepMetrics(dict[str, float]):
         self.update(report.metrics)
         self.offending = report.offending
 
-    def record(self, groups: Sequence[Group]) -> None:
-        """Add the metrics of the step's rollouts, and keep the rollouts to be written."""
-        self.groups = list(groups)
+    def record(self, groups: Sequence[GroupHeader], rollouts: Rollouts) -> None:
+        """Add the metrics of the step's groups, and keep them to be written down."""
+        self.groups, self.rollouts = list(groups), rollouts
         self.update(rollout_metrics(groups, max_response_length=self._max_response_length))
         self["perf/total_num_tokens"] = float(num_tokens(groups))

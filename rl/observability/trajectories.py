@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from rl.errors import DataError
 from rl.thoughts import turn_thoughts
-from rl.types import Group, Prompt, StopReason, TokenSequence, Trajectory, Turn
+from rl.types import Prompt, StopReason, Trajectory, Turn
 
 
 @dataclass(slots=True)
@@ -37,33 +37,22 @@ _TURNS = TypeAdapter(list[Turn])
 _RECORD = TypeAdapter(_Record)
 
 
-class TrajectoryWriter:
-    """Writes the trajectories of steps and evaluations into a folder, a file for each.
+def write_records(path: Path, groups: Iterable[Sequence[Trajectory]], kl_penalties: Mapping[str, float]) -> None:
+    """Write trajectories to a file, a JSON line each.
 
     Args:
-        folder: There already.
+        path: Its folder is there.
+        groups: Groups of trajectories.
+        kl_penalties: By trajectory id, where the KL term is in the reward.
     """
-
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
-
-    def write_step(self, step: int, groups: Sequence[Group]) -> Path:
-        """Write `step_<step>.jsonl`: the rollouts that the step with this number (from 1) learned from."""
-        return self._write(self._folder / f"step_{step:06d}.jsonl", groups)
-
-    def write_evaluation(self, step: int, groups: Sequence[Group]) -> Path:
-        """Write `eval_<step>.jsonl`: the evaluation after this many steps."""
-        return self._write(self._folder / f"eval_{step:06d}.jsonl", groups)
-
-    def _write(self, path: Path, groups: Iterable[Group]) -> Path:
-        with path.open("w", encoding="utf-8") as stream:
-            for group in groups:
-                for trajectory in group.trajectories:
-                    stream.write(json.dumps(to_record(trajectory), ensure_ascii=False, default=str) + "\n")
-        return path
+    with path.open("w", encoding="utf-8") as stream:
+        for trajectories in groups:
+            for trajectory in trajectories:
+                record = to_record(trajectory, kl_penalty=kl_penalties.get(trajectory.id, 0.0))
+                stream.write(json.dumps(record, ensure_ascii=False, default=str) + "\n")
 
 
-def to_record(trajectory: Trajectory) -> dict[str, Any]:
+def to_record(trajectory: Trajectory, *, kl_penalty: float = 0.0) -> dict[str, Any]:
     """A trajectory as plain values.
 
     Returns:
@@ -72,7 +61,6 @@ def to_record(trajectory: Trajectory) -> dict[str, Any]:
         `reward_texts`, `turn_rewards`, `kl_penalty`, `reward_error`, `num_sampled`, `response_length`,
         `policy_versions` and `wall_s`.
     """
-    versions = sorted({span.policy_version for s in trajectory.sequences for span in s.spans})
     return {
         "id": trajectory.id,
         "data_source": trajectory.prompt.data_source,
@@ -84,11 +72,11 @@ def to_record(trajectory: Trajectory) -> dict[str, Any]:
         "rewards": trajectory.rewards,
         "reward_texts": trajectory.reward_texts,
         "turn_rewards": trajectory.turn_rewards,
-        "kl_penalty": trajectory.kl_penalty,
+        "kl_penalty": kl_penalty,
         "reward_error": trajectory.reward_error,
         "num_sampled": trajectory.num_sampled,
         "response_length": trajectory.response_length,
-        "policy_versions": versions,
+        "policy_versions": trajectory.policy_versions,
         "wall_s": round(trajectory.wall_s, 4),
     }
 
@@ -127,32 +115,30 @@ def turn_record(turn: Turn) -> dict[str, Any]:
 def from_record(record: dict[str, Any], prompt: Prompt | None = None) -> Trajectory:
     """Undo `to_record` as far as a reward can tell.
 
-    Token ids are not recorded: in their place stand zeros, of which as many are sampled as were, so that lengths are
-    right. Scores are left out.
+    Token ids are not recorded, and scores are left out.
 
     Args:
         record: As `to_record` made it.
         prompt: The data row; by default one of what was recorded, without the row's other columns.
     """
     prompt_id, _, index = record["id"].rpartition("/")
-    sequence = TokenSequence([])
-    num_sampled = record["num_sampled"]
-    sequence.append_sampled([0] * num_sampled, [0.0] * num_sampled, max(record["policy_versions"], default=0))
-    sequence.append_context([0] * (record["response_length"] - num_sampled))
     return Trajectory(
         replace(prompt, id=prompt_id)  # which names the epoch too
         if prompt
         else Prompt(prompt_id, record["messages"], record["ground_truth"], record["data_source"]),
         int(index),
-        [sequence],
+        [],
         _TURNS.validate_python(record["turns"]),
         StopReason(record["stop_reason"]),
         wall_s=record["wall_s"],
+        num_sampled=record["num_sampled"],
+        response_length=record["response_length"],
+        policy_versions=record["policy_versions"],
     )
 
 
 def read_records(path: Path) -> list[dict[str, Any]]:
-    """Read a file that `TrajectoryWriter` wrote.
+    """Read a file that `write_records` wrote.
 
     Raises:
         DataError: The file is missing or malformed; says which row, from 1.

@@ -17,7 +17,7 @@ from rl.rewards import rules, search
 from rl.rewards.outcome import LARGEST_SCORE, Outcome, read_outcome
 from rl.rewards.pool import RewardPool
 from rl.rewards.process_worker import RewardProcess
-from rl.types import Trajectory
+from rl.types import Scores, Trajectory
 
 RewardFunction = Callable[..., Any]
 """`reward(trajectory, **kwargs)`, plain or async, returning a number or a dict with `score`, numbers and texts.
@@ -69,33 +69,34 @@ class RewardSet:
             if reward.isolate
         }
 
-    async def score(self, trajectory: Trajectory) -> None:
-        """Fill `score`, `rewards`, `reward_texts`, `turn_rewards` and `reward_error` of a trajectory.
+    async def score(self, trajectory: Trajectory) -> Scores:
+        """Call every reward.
 
         score = sum of weight * reward; None when one raised, passed its deadline or returned no number. In the same way
         `turn_rewards` sums what the rewards gave to each turn.
 
         Args:
-            trajectory: Complete; changed in place.
+            trajectory: Complete; its token ids are not needed.
         """
         outcomes = await asyncio.gather(*(self._call(reward, trajectory) for reward in self.rewards))
-        total, errors = 0.0, []
+        scores, total, errors = Scores(), 0.0, []
         for reward, outcome in zip(self.rewards, outcomes, strict=True):
             if isinstance(outcome, str):
                 errors.append(f"{reward.name}: {outcome}")
                 continue
-            trajectory.rewards[reward.name] = outcome.score
-            trajectory.rewards.update({f"{reward.name}/{metric}": value for metric, value in outcome.metrics.items()})
-            trajectory.reward_texts.update({f"{reward.name}/{key}": text for key, text in outcome.texts.items()})
+            scores.rewards[reward.name] = outcome.score
+            scores.rewards.update({f"{reward.name}/{metric}": value for metric, value in outcome.metrics.items()})
+            scores.reward_texts.update({f"{reward.name}/{key}": text for key, text in outcome.texts.items()})
             total += reward.weight * outcome.score
             if outcome.turn_scores:
-                before = trajectory.turn_rewards or [0.0] * len(trajectory.turns)
+                before = scores.turn_rewards or [0.0] * len(trajectory.turns)
                 added = zip(before, outcome.turn_scores, strict=True)
-                trajectory.turn_rewards = [given + reward.weight * score for given, score in added]
+                scores.turn_rewards = [given + reward.weight * score for given, score in added]
         if not abs(total) <= LARGEST_SCORE:
             errors.append(f"the weighted sum is {total:g}, not a finite number")
-        trajectory.score = None if errors else total
-        trajectory.reward_error = "; ".join(errors) or None
+        scores.score = None if errors else total
+        scores.reward_error = "; ".join(errors) or None
+        return scores
 
     def close(self) -> None:
         """End the processes of isolated rewards."""

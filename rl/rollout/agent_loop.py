@@ -225,13 +225,13 @@ class AgentLoop:
             seed = request_seed(base_seed, state.prompt.id, state.sample_index, len(state.turns) - 1, span)
             max_tokens = 1 if is_watched else budget - turn.num_tokens
             generation = await self._engine.generate(
-                list(state.sequence.token_ids),
+                state.sequence.token_ids.tolist(),
                 replace(state.sampling, max_tokens=max_tokens, stop=stop, seed=seed),
                 session_id=state.id,
             )
             state.sequence.append_sampled(generation.token_ids, generation.logprobs, generation.policy_version)
             turn.num_tokens += len(generation.token_ids)
-            turn.text = self._renderer.decode(state.sequence.token_ids[first:])
+            turn.text = self._renderer.decode(state.sequence.token_ids[first:].tolist())
             turn.generate_s = time.monotonic() - start
             finish = generation.finish_reason
             if finish is FinishReason.STOP or (is_watched and completes_stop(turn.text, before, stop)):
@@ -252,7 +252,7 @@ class AgentLoop:
 
     def _begins_in_thought(self, state: _State) -> bool:
         """Whether the template's header of the turn has opened a thought."""
-        header = self._renderer.decode(state.sequence.token_ids[-_HEADER_TOKENS:])
+        header = self._renderer.decode(state.sequence.token_ids[-_HEADER_TOKENS:].tolist())
         return header.rstrip().endswith(OPEN)
 
     def _parse(self, state: _State, turn: Turn, finish: FinishReason) -> list[ToolCall]:

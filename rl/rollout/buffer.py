@@ -12,18 +12,28 @@ from __future__ import annotations
 import json
 import math
 from collections import deque
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, fields, is_dataclass, replace
+from functools import partial
 from typing import Any
 
+import numpy as np
 from pydantic import TypeAdapter
 
 from rl.algorithms.filters import is_informative
+from rl.batches import Sample
 from rl.data.prompts import row_of
 from rl.errors import CheckpointError
-from rl.types import Group, Prompt, Trajectory
+from rl.rollout.headers import headers_of
+from rl.types import GroupHeader, Prompt, Trajectory
 
 _TRAJECTORY = TypeAdapter(Trajectory)
+_DTYPES = {
+    "token_ids": partial(np.array, dtype=np.int32),
+    "loss_mask": partial(np.array, dtype=np.uint8),
+    "rollout_logprobs": partial(np.array, dtype=np.float32),
+    "versions": partial(np.array, dtype=np.int32),
+}
 
 
 @dataclass(slots=True)
@@ -36,14 +46,14 @@ class Filling:
     """Prompts that may be started for it."""
     metric: str | None
     """What must differ within a group, as `rl_config.filter_groups_metric`; None: every group is taken."""
-    carried: list[Group]
+    carried: list[GroupHeader]
     """Informative groups of earlier batches."""
     num_ahead: int
     """Prompts to start at once."""
     drop_overlong: bool = False
     """Trajectories that the token budget cut off are not trained on, so a difference of theirs does not count."""
     num_started: int = 0
-    finished: dict[int, Group] = field(default_factory=dict)
+    finished: dict[int, GroupHeader] = field(default_factory=dict)
     informative: set[int] = field(default_factory=set)
     """Of `finished`."""
 
@@ -56,7 +66,7 @@ class Filling:
         self.num_started += num
         return num
 
-    def add(self, number: int, group: Group) -> None:
+    def add(self, number: int, group: GroupHeader) -> None:
         """Take a group that has ended."""
         self.finished[number] = group
         if self.metric is None or is_informative(group, self.metric, drop_overlong=self.drop_overlong):
@@ -79,7 +89,7 @@ class GroupBuffer:
     def __init__(self, metric: str | None, *, drop_overlong: bool = False) -> None:
         self.metric = metric
         self.drop_overlong = drop_overlong
-        self.surplus: deque[Group] = deque()
+        self.surplus: deque[GroupHeader] = deque()
         self.useful_share = 1.0
         """Share of informative groups, smoothed over batches."""
 
@@ -99,7 +109,7 @@ class GroupBuffer:
         num_ahead = min(math.ceil(num_missing / self.useful_share), num_missing + num_wanted)
         return Filling(num_wanted, limit, self.metric, carried, num_ahead, self.drop_overlong)
 
-    def end(self, batch: Filling) -> list[Group]:
+    def end(self, batch: Filling) -> list[GroupHeader]:
         """Close a batch whose prompts have all ended; keep its surplus.
 
         Returns:
@@ -115,42 +125,46 @@ class GroupBuffer:
             self.useful_share = (self.useful_share + share) / 2
         return batch.carried + [batch.finished[n] for n in sorted(batch.finished) if n not in surplus]
 
-    def state_dict(self) -> dict[str, Any]:
-        """What a checkpoint keeps: the trajectories of the surplus groups, since the weights they came from are gone.
+    def state_dict(self, fetch: Callable[[Any], Any]) -> dict[str, Any]:
+        """What a checkpoint keeps: the surplus groups whole, since the weights they came from are gone.
 
         Of a prompt it is the name alone, whatever its row holds.
-        """
-        return {"useful_share": self.useful_share, "surplus": [_to_text(group) for group in self.surplus]}
 
-    def load_state_dict(self, state: dict[str, Any], prompts: Iterable[Prompt]) -> None:
+        Args:
+            fetch: Gives what a reference of a `GroupHeader` refers to.
+        """
+        surplus = [_to_text(group.prompt.id, fetch(group.record), fetch(group.rows)) for group in self.surplus]
+        return {"useful_share": self.useful_share, "surplus": surplus}
+
+    def load_state_dict(self, state: dict[str, Any], prompts: Iterable[Prompt], keep: Callable[[Any], Any]) -> None:
         """Go on where `state_dict` was taken.
 
         Args:
             state: What it gave.
             prompts: The rows of the run's data.
+            keep: Stores a value; returns a reference to it.
 
         Raises:
             CheckpointError: The row of a group is not among them.
         """
         rows = {prompt.id: prompt for prompt in prompts}
         self.useful_share = state["useful_share"]
-        self.surplus = deque(_from_text(text, rows) for text in state["surplus"])
+        self.surplus = deque(_from_text(text, rows, keep) for text in state["surplus"])
 
 
-def _to_text(group: Group) -> str:
+def _to_text(name: str, record: list[Trajectory], rows: list[Sample]) -> str:
     """A group as JSON text. A number of a library such as numpy becomes Python's; what JSON has no form for, text."""
-    trajectories = [
-        {f.name: _plain(getattr(t, f.name)) for f in fields(t) if f.name != "prompt"} for t in group.trajectories
-    ]
-    return json.dumps(
-        {"prompt": {"id": group.prompt.id}, "trajectories": trajectories}, default=_to_plain, skipkeys=True
-    )
+    trajectories = [{f.name: _plain(getattr(t, f.name)) for f in fields(t) if f.name != "prompt"} for t in record]
+    saved = {"prompt": {"id": name}, "trajectories": trajectories, "rows": [_plain(row) for row in rows]}
+    return json.dumps(saved, default=_to_plain, skipkeys=True)
 
 
 def _plain(value: Any) -> Any:
     """Records as mappings, at any depth of lists; `asdict` would copy every value."""
     if is_dataclass(value):
         return {f.name: _plain(getattr(value, f.name)) for f in fields(value)}
+    if isinstance(value, np.ndarray) and value.shape:
+        return value.tolist()
     return [_plain(item) for item in value] if isinstance(value, list) else value
 
 
@@ -158,14 +172,19 @@ def _to_plain(value: Any) -> Any:
     return value.item() if getattr(value, "shape", None) == () else str(value)
 
 
-def _from_text(text: str, rows: Mapping[str, Prompt]) -> Group:
+def _from_text(text: str, prompts: Mapping[str, Prompt], keep: Callable[[Any], Any]) -> GroupHeader:
     saved = json.loads(text)
     name = saved["prompt"]["id"]
-    if row_of(name) not in rows:
+    if row_of(name) not in prompts:
         raise CheckpointError(
             f"megatron_training.data_path: must hold the rows of the run to resume, got none for '{name}'. Resume with "
             "its data file."
         )
-    prompt = replace(rows[row_of(name)], id=name)
-    trajectories = [_TRAJECTORY.validate_python({**one, "prompt": prompt}) for one in saved["trajectories"]]
-    return Group(prompt, trajectories)
+    prompt = replace(prompts[row_of(name)], id=name)
+    record = [_TRAJECTORY.validate_python({**one, "prompt": prompt}) for one in saved["trajectories"]]
+    rows = [
+        Sample(**{key: _DTYPES[key](value) if key in _DTYPES else value for key, value in row.items()})
+        for row in saved["rows"]
+    ]
+    headers, prompt_ids = headers_of(record, rows)
+    return GroupHeader(prompt, headers, prompt_ids, keep(rows), keep(record))

@@ -6,13 +6,10 @@ import asyncio
 from typing import TYPE_CHECKING
 
 from rl.interfaces import Score
-from rl.types import Group, Prompt, Sampling, StopReason, Trajectory
+from rl.types import INFRASTRUCTURE_FAILURES, Group, Prompt, Sampling, Trajectory
 
 if TYPE_CHECKING:  # a reward worker scores without tokenizer and torch
     from rl.rollout.agent_loop import AgentLoop
-
-INFRASTRUCTURE_FAILURES = frozenset({StopReason.DEADLINE, StopReason.ENGINE_FAILED, StopReason.TOOL_UNAVAILABLE})
-"""Ends that say nothing about the model. Such a trajectory is not scored, and so masked out of the training."""
 
 
 async def run_group(loop: AgentLoop, prompt: Prompt, num_samples: int, sampling: Sampling, score: Score) -> Group:
@@ -36,5 +33,5 @@ async def run_group(loop: AgentLoop, prompt: Prompt, num_samples: int, sampling:
 async def _run_scored(loop: AgentLoop, prompt: Prompt, index: int, sampling: Sampling, score: Score) -> Trajectory:
     trajectory = await loop.run(prompt, index, sampling)
     if trajectory.stop_reason not in INFRASTRUCTURE_FAILURES:
-        await score(trajectory)
+        trajectory.take_scores(await score(trajectory))
     return trajectory

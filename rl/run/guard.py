@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from pathlib import Path
 from typing import Any
 
 from rl.errors import TrainingError
+from rl.interfaces import Rollouts
 from rl.observability.run_directory import RunDirectory
 from rl.observability.trajectories import to_record
-from rl.types import Group, Trajectory
+from rl.types import GroupHeader, TrajectoryHeader
 
 logger = logging.getLogger(__name__)
 
@@ -28,13 +29,16 @@ class SkipGuard:
         self._directory, self._max_in_a_row = directory, max_in_a_row
         self._num_in_a_row = 0
 
-    def check(self, step: int, offending: Sequence[str], groups: Sequence[Group]) -> None:
+    def check(
+        self, step: int, offending: Sequence[str], groups: Sequence[GroupHeader], rollouts: Rollouts | None
+    ) -> None:
         """Keep the trajectories of a step in which an optimizer step was skipped, or every reward failed.
 
         Args:
             step: Its number, from 1.
             offending: As `UpdateReport.offending`; empty where no optimizer step was skipped.
             groups: Of the step; none in the cold start.
+            rollouts: Where they are from.
 
         Raises:
             TrainingError: It is the last that is tolerated in a row.
@@ -44,7 +48,7 @@ class SkipGuard:
             self._num_in_a_row = 0
             return
         self._num_in_a_row += 1
-        path = self._write(step, offending or [t.id for t in unscored], groups)
+        path = self._write(step, offending or [t.id for t in unscored], groups, rollouts)
         what = "the update must be finite, got NaN or Inf" if offending else "a reward must be a number, got none"
         logger.warning("step %d: %s, so an optimizer step was left out; see %s", step, what, path)
         if self._num_in_a_row < self._max_in_a_row:
@@ -59,18 +63,21 @@ class SkipGuard:
             f"step {step}: {what} in {self._num_in_a_row} steps in a row. The trajectories are in {path}: {advice}"
         )
 
-    def _write(self, step: int, offending: Sequence[str], groups: Sequence[Group]) -> Path:
+    def _write(
+        self, step: int, offending: Sequence[str], groups: Sequence[GroupHeader], rollouts: Rollouts | None
+    ) -> Path:
         self._directory.skipped.mkdir(exist_ok=True)
         path = self._directory.skipped / f"step_{step:06d}.jsonl"
-        trajectories = {t.id: t for group in groups for t in group.trajectories}
+        names = list(dict.fromkeys(offending))
+        records = _records(set(names), groups, rollouts) if rollouts is not None else {}
         with path.open("w", encoding="utf-8") as stream:
-            for name in dict.fromkeys(offending):
-                record = _to_record(trajectories[name]) if name in trajectories else {"id": name}
+            for name in names:
+                record = records.get(name, {"id": name})
                 stream.write(json.dumps(record, ensure_ascii=False, default=str) + "\n")
         return path
 
 
-def _without_any_score(groups: Sequence[Group]) -> list[Trajectory]:
+def _without_any_score(groups: Sequence[GroupHeader]) -> list[TrajectoryHeader]:
     """The trajectories whose reward failed, where none of the step has a score."""
     trajectories = [t for group in groups for t in group.trajectories]
     if any(t.score is not None for t in trajectories):
@@ -78,10 +85,23 @@ def _without_any_score(groups: Sequence[Group]) -> list[Trajectory]:
     return [t for t in trajectories if t.reward_error is not None]
 
 
-def _to_record(trajectory: Trajectory) -> dict[str, Any]:
-    """What is kept of any trajectory, and the numbers that went into the loss."""
-    sequences = [
-        {"token_ids": s.token_ids, "loss_mask": s.loss_mask, "rollout_logprobs": s.logprobs}
-        for s in trajectory.sequences
-    ]
-    return to_record(trajectory) | {"sequences": sequences}
+def _records(names: Set[str], groups: Sequence[GroupHeader], rollouts: Rollouts) -> dict[str, dict[str, Any]]:
+    """What is kept of any trajectory, and the numbers that went into the loss, by trajectory id."""
+    found: dict[str, dict[str, Any]] = {}
+    for group in groups:
+        penalties = {t.id: t.kl_penalty for t in group.trajectories if t.id in names}
+        if not penalties:
+            continue
+        for trajectory in rollouts.fetch_record(group):
+            if trajectory.id in names:
+                found[trajectory.id] = to_record(trajectory, kl_penalty=penalties[trajectory.id]) | {"sequences": []}
+        for row in rollouts.fetch_rows(group):
+            if row.trajectory_id in names:
+                found[row.trajectory_id]["sequences"].append(
+                    {
+                        "token_ids": row.token_ids.tolist(),
+                        "loss_mask": row.loss_mask.tolist(),
+                        "rollout_logprobs": row.rollout_logprobs.tolist(),
+                    }
+                )
+    return found

@@ -82,7 +82,7 @@ def check_place(config: Config, rows: PromptCursor, prompts: Sequence[Prompt] = 
     try:
         rows.load_state_dict(data.get("cursor", data))
         if "buffer" in data:
-            GroupBuffer(None).load_state_dict(data["buffer"], prompts)
+            GroupBuffer(None).load_state_dict(data["buffer"], prompts, keep=lambda value: value)
     except _MALFORMED as failure:
         raise CheckpointError(f"megatron_training.resume: {_unreadable(checkpoint, failure)}") from failure
 

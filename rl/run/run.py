@@ -10,21 +10,22 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
+from rl.batches import RunPlace
 from rl.config.estimates import longest_response
 from rl.config.schema import Config
 from rl.errors import CheckpointError
+from rl.interfaces import Checkpointed, DataPlace, Rollouts
 from rl.observability.log import setup_logging
 from rl.observability.metrics import evaluation_metrics, speed_metrics
 from rl.observability.progress import RunProgress, duration
 from rl.observability.run_directory import RunDirectory
-from rl.observability.shortfall import Shortfalls, cause_of, unscored_by_kind
+from rl.observability.shortfall import Shortfalls, unscored_by_kind
 from rl.observability.step_metrics import StepMetrics
 from rl.observability.trackers import MetricsWriter, check_trackers
-from rl.observability.trajectories import TrajectoryWriter
 from rl.run.guard import SkipGuard
-from rl.types import Group, RunPlace
+from rl.types import GroupHeader
 
 logger = logging.getLogger(__name__)
 
@@ -36,20 +37,6 @@ _FULL = (errno.ENOSPC, errno.EDQUOT)
 _PHASES = {"gen": "rollout", "testing": "evaluation", "update_actor": "update", "save_checkpoint": "checkpoint"}
 
 
-class _Checkpointed(Protocol):
-    def save_checkpoint(self, directory: Path) -> None: ...
-
-    def load_checkpoint(self, directory: Path) -> None: ...
-
-
-class _Stateful(Protocol):
-    def expected_steps(self, completed: int) -> int | None: ...
-
-    def state_dict(self) -> dict[str, Any]: ...
-
-    def load_state_dict(self, state: dict[str, Any]) -> None: ...
-
-
 class Run:
     """One run under way; `Run.open` makes it."""
 
@@ -57,12 +44,11 @@ class Run:
         self.config, self.directory = config, directory
         self.progress = RunProgress(config.megatron_training.train_iters)
         self._writer = MetricsWriter(directory, config)
-        self._trajectories = TrajectoryWriter(directory.trajectories)
         self._guard = SkipGuard(directory, config.rl_config.max_skipped_steps)
         self._shortfalls = Shortfalls()
         self._start = time.monotonic()
         self._completed = 0
-        self._rows: _Stateful | None = None
+        self._rows: DataPlace | None = None
         self._tokens = self._earlier_s = 0.0
 
     @classmethod
@@ -101,7 +87,7 @@ class Run:
                 raise
             run._finish()
 
-    def resume(self, actor: _Checkpointed, rows: _Stateful) -> int:
+    def resume(self, actor: Checkpointed, rows: DataPlace) -> int:
         """Restore what `megatron_training.resume` names, if anything.
 
         Args:
@@ -192,25 +178,26 @@ class Run:
         self._tokens += tokens
         self._completed = step + 1
         self._writer.write(step + 1, metrics)
-        if metrics.groups:
-            self._trajectories.write_step(step + 1, metrics.groups)
+        if metrics.rollouts is not None:
+            metrics.rollouts.write_trajectories(self.directory.step_file(step + 1), metrics.groups)
         self._shortfalls.observe(step + 1, metrics, metrics.groups)
         self.progress.num_steps = self.num_steps(step + 1)
         self.progress.step(step + 1, metrics)
-        self._guard.check(step + 1, metrics.offending, metrics.groups)
+        self._guard.check(step + 1, metrics.offending, metrics.groups, metrics.rollouts)
 
-    def log_evaluation(self, step: int, groups: Sequence[Group]) -> None:
+    def log_evaluation(self, step: int, groups: Sequence[GroupHeader], rollouts: Rollouts) -> None:
         """Keep and show an evaluation.
 
         Args:
             step: Steps completed.
             groups: Scored groups of the held-out prompts; without any nothing happens.
+            rollouts: Where they are from.
         """
         metrics = evaluation_metrics(groups)
         if not metrics:
             return
         self._writer.write(step, metrics)
-        self._trajectories.write_evaluation(step, groups)
+        rollouts.write_trajectories(self.directory.evaluation_file(step), groups)
         accuracy = next(value for name, value in metrics.items() if name.startswith("val-core/all/acc/mean@"))
         low, high = metrics["val-core/all/acc/ci95_low"], metrics["val-core/all/acc/ci95_high"]
         questions = int(metrics["val-core/all/num_questions"])
@@ -219,7 +206,7 @@ class Run:
             f"95 % interval {low:.3f} to {high:.3f}"
         )
         for kind, members in unscored_by_kind([t for group in groups for t in group.trajectories]).items():
-            cause = f"{members[0].id}: {cause_of(members[0])}"
+            cause = f"{members[0].id}: {members[0].failure}"
             logger.warning(
                 "evaluation after step %d: %d trajectories %s, counted as wrong. The first, %s",
                 step, len(members), kind, cause,
@@ -236,7 +223,7 @@ class Run:
         """Whether a checkpoint follows the step with this number, from 0; the last one always has one."""
         return self._is_last(step) or (step + 1) % self.config.megatron_training.save_interval == 0
 
-    def save(self, step: int, actor: _Checkpointed, rows: _Stateful) -> Path:
+    def save(self, step: int, actor: Checkpointed, rows: DataPlace) -> Path:
         """Write a checkpoint, which gets its name only when it is complete, and remove those too old to keep.
 
         Args:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
@@ -12,6 +12,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from rl.batch.rank_batch import RankBatch
+from rl.batches import MicroBatch, RowAdvantages, RunPlace, Sample, Share
 from rl.config.schema import Config
 from rl.training.checkpoint import load_checkpoint, save_checkpoint
 from rl.training.device import setup_device
@@ -23,7 +25,7 @@ from rl.training.offload import HostStash
 from rl.training.optimizer import PolicyOptimizer, wrap_chunks
 from rl.training.parallel import destroy_parallel, init_parallel, virtual_pipeline_size
 from rl.training.step import accumulate_gradients, compute_logprobs
-from rl.types import MicroBatch, RunPlace
+from rl.weight_sync.shared_memory import Shard, publish
 
 logger = logging.getLogger(__name__)
 
@@ -97,6 +99,7 @@ class Actor:
             self.optimizer = PolicyOptimizer(self.chunks, config, self.parallel, num_steps=num_steps)
         self.broken_samples: list[int] = []
         """Of the last update: this rank's samples with a NaN or Inf, by their numbers in the mini-batch."""
+        self._batch: RankBatch | None = None
         self._stash = HostStash()
 
     def __enter__(self) -> Actor:
@@ -154,6 +157,67 @@ class Actor:
         metrics["actor/lr"] = result.lr
         metrics["actor/skipped_steps"] = float(result.is_skipped)
         return metrics
+
+    @property
+    def dp_rank(self) -> int:
+        """Which share of a batch is this rank's."""
+        return self.parallel.dp_rank
+
+    def load_batch(self, share: Share, sources: Sequence[Sequence[Sample]]) -> None:
+        """Pack this rank's part of a step's batch, and keep it until the next one.
+
+        Args:
+            share: As `rl.batch.plan.share_of` cut it.
+            sources: What `share.sources` refers to.
+        """
+        self._batch = RankBatch(share, sources)
+
+    def fill_old_logprobs(self) -> None:
+        """Fill `old_logprobs` of the batch: those under the current weights."""
+        self.batch.fill("old_logprobs", self.compute_logprobs(self.batch.micro_batches))
+
+    def batch_logprobs(self) -> list[Tensor]:
+        """Log-probs of the batch under this model; see `compute_logprobs`."""
+        return self.compute_logprobs(self.batch.micro_batches)
+
+    def fill_ref_logprobs(self, values: Sequence[Tensor]) -> None:
+        """Fill `ref_logprobs` of the batch with what the reference's `batch_logprobs` gave."""
+        self.batch.fill("ref_logprobs", values)
+
+    def kl_sums(self) -> dict[int, float]:
+        """On a reference: KL(policy || reference) of each row of the share, with the engine's log-probs, in nats."""
+        self.batch.fill("ref_logprobs", self.batch_logprobs())
+        return self.batch.kl_sums(self.config.rl_config.kl_penalty)
+
+    def fill_loss(self, weights: Mapping[int, float], advantages: Mapping[int, RowAdvantages]) -> None:
+        """Fill loss weights and advantages of the batch; see `rl.batch.rank_batch.RankBatch`."""
+        self.batch.fill_loss(weights, advantages)
+
+    def update_on(self, mini_batch: int, place: RunPlace, kl_coef: float) -> dict[str, float]:
+        """One optimizer step on the mini-batch with this number; see `update`."""
+        return self.update(self.batch.mini_batches[mini_batch], place=place, kl_coef=kl_coef)
+
+    @property
+    def batch(self) -> RankBatch:
+        """The batch that `load_batch` packed."""
+        assert self._batch is not None, "load_batch comes first"
+        return self._batch
+
+    def publish(self, directory: Path, version: int, with_checksum: bool) -> Shard | None:
+        """Write this pipeline stage's weights to shared memory; one rank of each stage does, all take part."""
+        tensors = self.export_hf_weights()
+        if not self.parallel.is_publisher:
+            for _ in tensors:
+                pass
+            return None
+        return publish(
+            tensors,
+            directory,
+            version=version,
+            shard=self.parallel.pp_rank,
+            dtype=getattr(torch, self.config.generate_config.dtype),
+            with_checksum=with_checksum,
+        )
 
     def export_hf_weights(self) -> Iterator[tuple[str, Tensor]]:
         """Tensors of this pipeline stage under Hugging Face names, whole, possibly views of the parameters.

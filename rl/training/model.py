@@ -24,6 +24,7 @@ from torch.nn import functional
 from transformers import AutoConfig
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
+from rl.batches import MicroBatch
 from rl.config.model_folder import replacement
 from rl.config.schema import Config
 from rl.errors import ModelError, unknown_name
@@ -32,7 +33,6 @@ from rl.training.families import FAMILIES, Family, family_of
 from rl.training.norm import RMSNorm
 from rl.training.parallel import ParallelState
 from rl.training.swiglu import SwiGlu
-from rl.types import MicroBatch
 
 _ROPE_TYPES = ("default", "linear", "llama3", "yarn")
 """Those whose frequencies do not depend on the length of the input."""

@@ -17,10 +17,10 @@ from rl.algorithms.kl import kl_estimate
 from rl.algorithms.losses import LOSSES
 from rl.algorithms.mismatch import MismatchSums, mismatch_sums
 from rl.algorithms.token_loss import PolicyLoss
+from rl.batches import MicroBatch
 from rl.config.correction import RolloutCorrection
 from rl.config.schema import Config, KlPenalty
 from rl.training.head import HeadOutput
-from rl.types import MicroBatch
 
 
 @dataclass(slots=True, frozen=True)
@@ -99,6 +99,7 @@ def policy_loss(micro_batch: MicroBatch, head: HeadOutput, objective: Objective)
     Returns:
         The scalar loss, NaN with a NaN gradient where any token is broken, and what is logged of it.
     """
+    assert micro_batch.loss_weights is not None and micro_batch.advantages is not None, "the loss columns come first"
     weights, mask, current = micro_batch.loss_weights, micro_batch.loss_mask, head.logprobs.detach()
     ids = sequence_ids(micro_batch.cu_seqlens, mask)
     old, trained = _old_and_trained(micro_batch, current, objective.correction)

@@ -22,9 +22,9 @@ from megatron.core.tensor_parallel import (
 )
 from torch import Tensor, nn
 
+from rl.batches import RunPlace
 from rl.config.schema import Config
 from rl.training.parallel import ParallelState
-from rl.types import RunPlace
 
 
 @dataclass(slots=True, frozen=True)

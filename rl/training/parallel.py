@@ -47,6 +47,11 @@ class ParallelState:
         return self.pp_rank == self.pp_size - 1
 
     @property
+    def is_publisher(self) -> bool:
+        """Whether this rank writes its pipeline stage's weights: one of those that have the same."""
+        return self.tp_rank == 0 and self.dp_rank == 0
+
+    @property
     def num_chunks(self) -> int:
         """Model chunks of this rank."""
         return self.vpp_size or 1

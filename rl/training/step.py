@@ -17,11 +17,11 @@ from megatron.core.pipeline_parallel import get_forward_backward_func
 from torch import Tensor, nn
 
 from rl.algorithms.mismatch import NUM_MAXIMA, NUM_SUMS, MismatchSums, mismatch_metrics
+from rl.batches import MicroBatch
 from rl.config.correction import RolloutCorrection
 from rl.training.head import HeadOutput, logprobs_and_entropy
 from rl.training.objective import MEANS, TOKEN_SUMS, Objective, TokenSums, policy_loss
 from rl.training.parallel import ParallelState
-from rl.types import MicroBatch
 
 
 @dataclass(slots=True, frozen=True)

@@ -11,11 +11,12 @@ import torch
 from torch import Tensor
 
 from rl.algorithms.losses import LOSSES
-from rl.batch.packing import pack_samples, packing_layout
+from rl.batch.layout import packing_layout
+from rl.batch.packing import pack_samples
+from rl.batches import MicroBatch, MiniBatch
 from rl.config.correction import RolloutCorrection
 from rl.config.schema import Config, LossAggregation
 from rl.training.actor import Actor
-from rl.types import MicroBatch, MiniBatch
 from tests.update_case import UpdateTrace, trace_updates, update_config, update_samples, with_logprobs
 
 

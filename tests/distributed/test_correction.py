@@ -12,10 +12,11 @@ import torch
 import torch.multiprocessing
 from torch import Tensor
 
-from rl.batch.packing import pack_samples, packing_layout
+from rl.batch.layout import packing_layout
+from rl.batch.packing import pack_samples
+from rl.batches import MiniBatch
 from rl.config.correction import ImportanceLevel, RolloutCorrection
 from rl.training.actor import Actor
-from rl.types import MiniBatch
 from tests.tiny import make_tiny_model
 from tests.update_case import update_config, update_samples, with_logprobs
 

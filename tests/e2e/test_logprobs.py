@@ -12,14 +12,15 @@ import pytest
 import torch
 from torch import Tensor
 
-from rl.batch.packing import pack_samples, packing_layout
-from rl.batch.samples import sampled_rows
+from rl.batch.layout import packing_layout
+from rl.batch.packing import pack_samples
 from rl.config.load import load_config
 from rl.config.schema import Config
 from rl.inference.engine import VllmEngine
 from rl.inference.environment import engine_environment
 from rl.rollout.agent_loop import AgentLoop
 from rl.rollout.dialog import load_dialog
+from rl.rollout.headers import rows_of
 from rl.training.actor import Actor
 from rl.types import Prompt, Sampling, ToolCall, Trajectory
 from tests.fakes import answering
@@ -70,7 +71,7 @@ def differences(config: Config, sampled: dict[float, list[Trajectory]]) -> dict[
     with Actor(config, loss="reference") as actor:
         layout = replace(packing_layout(config, num_data_parallel=1), mini_batch_prompts=len(QUESTIONS))
         for temperature, trajectories in sampled.items():
-            (mini_batch,) = pack_samples(sampled_rows(trajectories), layout).mini_batches
+            (mini_batch,) = pack_samples(rows_of(trajectories), layout).mini_batches
             micros = mini_batch.micro_batches[0]
             actor.objective = replace(actor.objective, temperature=temperature)
             pairs = zip(micros, actor.compute_logprobs(micros), strict=True)

@@ -8,9 +8,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from rl.batch.packing import pack_samples, packing_layout
+from rl.batch.layout import packing_layout
+from rl.batch.packing import pack_samples
+from rl.batches import MicroBatch
 from rl.config.schema import Config, Device
-from rl.types import MicroBatch
 from rl.weight_sync.shared_memory import publish, read_tensors
 from tests.gpu.cuda import NEEDS_BFLOAT16, NEEDS_CUDA, make_model, needs, relative_error
 

@@ -74,11 +74,11 @@ def test_engine_keeps_the_contract_sleeps_and_computes_with_what_is_published(fa
                 await engine.generate(prompt, Sampling(0.0, 4), session_id="asleep")
             await engine.update_weights(await publish_version(4))  # read back and compared by the checksum
             again = await engine.generate(prompt, Sampling(0.0, 24), session_id="again")
-            assert again.token_ids == before.token_ids
-            assert again.logprobs == pytest.approx(before.logprobs, abs=0.02)
+            assert again.token_ids.tolist() == before.token_ids
+            assert again.logprobs.tolist() == pytest.approx(before.logprobs, abs=0.02)
             await engine.update_weights(await publish_version(5, scale=0.5))  # awake
             other = await engine.generate(prompt, Sampling(0.0, 24), session_id="other")
-            assert other.logprobs != pytest.approx(before.logprobs, abs=0.02)
+            assert other.logprobs.tolist() != pytest.approx(before.logprobs, abs=0.02)
             assert other.policy_version == 5
         finally:
             await engine.shutdown()

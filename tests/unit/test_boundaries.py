@@ -12,12 +12,13 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGE = ROOT / "rl"
 
-GROUND = {"types", "errors", "interfaces", "thoughts"}
+GROUND = {"types", "batches", "errors", "interfaces", "thoughts"}
 SOURCES = {"algorithms", "chat", "data", "rewards", "tools"}
 MAY_IMPORT: dict[str, set[str]] = {
     "types": set(),
     "errors": set(),
-    "interfaces": {"types"},
+    "batches": {"types"},
+    "interfaces": {"types", "batches"},
     "thoughts": {"types"},
     "config": GROUND,
     "algorithms": GROUND | {"config"},
@@ -29,9 +30,9 @@ MAY_IMPORT: dict[str, set[str]] = {
     "services": GROUND | {"config"},
     "observability": GROUND | {"config"},
 }
-MAY_IMPORT["rollout"] = GROUND | SOURCES | {"config", "observability"}
+MAY_IMPORT["rollout"] = GROUND | SOURCES | {"batch", "config", "observability"}
 MAY_IMPORT["weight_sync"] = MAY_IMPORT["rollout"] | {"rollout"}
-MAY_IMPORT["training"] = MAY_IMPORT["rollout"] | {"batch", "rollout", "weight_sync"}
+MAY_IMPORT["training"] = MAY_IMPORT["rollout"] | {"rollout", "weight_sync"}
 MAY_IMPORT["inference"] = MAY_IMPORT["rollout"] | {"rollout", "weight_sync"}
 MAY_IMPORT["run"] = MAY_IMPORT["training"] | {"training"}
 MAY_IMPORT["cluster"] = MAY_IMPORT["training"] | {"training", "inference", "services"}

@@ -9,9 +9,9 @@ import pytest
 
 from rl.config.schema import Config
 from rl.errors import DataError
-from rl.observability.trajectories import TrajectoryWriter, from_record, to_record
+from rl.observability.trajectories import from_record, to_record, write_records
 from rl.score import main
-from rl.types import Group, Prompt, StopReason, Trajectory
+from rl.types import Prompt, StopReason, Trajectory
 from tests.unit.observability.examples import make_trajectory
 
 REWARD = """
@@ -23,7 +23,9 @@ def by_column(trajectory):
 
 
 def recorded(folder: Path, *trajectories: Trajectory) -> Path:
-    return TrajectoryWriter(folder).write_step(1, [Group(t.prompt, [t]) for t in trajectories])
+    path = folder / "step_000001.jsonl"
+    write_records(path, [trajectories], {})
+    return path
 
 
 @pytest.fixture

@@ -16,11 +16,15 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM, PreTrainedModel, Qwen2Config
 
-from rl.batch.packing import pack_samples, packing_layout
-from rl.batch.samples import make_samples
+from rl.batch.groups import estimate_advantages, plan_batch
+from rl.batch.layout import packing_layout
+from rl.batches import RunPlace
+from rl.cluster.actors import ActorGroup
+from rl.cluster.ranks import LocalRanks
 from rl.config.schema import Config, Device, LossAggregation
+from rl.rollout.headers import header_of_group
 from rl.training.actor import Actor
-from rl.types import Batch, Group, Prompt, StopReason, TokenSequence, ToolResult, ToolStatus, Trajectory, Turn
+from rl.types import Group, Prompt, StopReason, TokenSequence, ToolResult, ToolStatus, Trajectory, Turn
 from tools.bench.figures import Figure, write_json
 
 _VOCAB_SIZE, _NUM_PROMPTS, _NUM_SAMPLES = 16, 8, 16
@@ -110,13 +114,15 @@ def _train(algorithm: Algorithm, model_folder: Path, num_steps: int) -> list[flo
     rewards = []
     with Actor(config) as actor:
         layout = packing_layout(config, num_data_parallel=1)
-        for _ in range(num_steps):
+        group = ActorGroup(LocalRanks([actor]), None, config, model_folder, nodes=["here"])
+        for step in range(num_steps):
             groups, reward = _play(sampler, game, rewards_turns=algorithm.rewards_turns)
             rewards.append(reward)
-            batch = pack_samples(make_samples(groups, config, {}), layout)
-            _add_old_logprobs(actor, batch)
-            for mini_batch in batch.mini_batches:
-                actor.update(mini_batch.micro_batches[0])
+            plan = plan_batch([header_of_group(g) for g in groups], config, layout, {})
+            if plan.rows:
+                group.fill_old_logprobs(plan)
+                estimate_advantages(plan, config, layout, {})
+                group.update(plan, RunPlace(step, num_steps))
             sampler.load_state_dict(dict(actor.export_hf_weights()), strict=False)
     return rewards
 
@@ -152,12 +158,6 @@ def _sample(sampler: PreTrainedModel, token_ids: Tensor) -> tuple[Tensor, Tensor
     logprobs = sampler(token_ids).logits[:, -1].log_softmax(-1)
     tokens = logprobs.exp().multinomial(1)
     return tokens[:, 0], logprobs.gather(1, tokens)[:, 0]
-
-
-def _add_old_logprobs(actor: Actor, batch: Batch) -> None:
-    micro_batches = [micro for mini in batch.mini_batches for micro in mini.micro_batches[0]]
-    for micro, logprobs in zip(micro_batches, actor.compute_logprobs(micro_batches), strict=True):
-        micro.old_logprobs = logprobs
 
 
 def _config(algorithm: Algorithm, model_folder: Path) -> Config:

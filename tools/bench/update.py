@@ -14,12 +14,13 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
-from rl.batch.packing import pack_samples, packing_layout
+from rl.batch.layout import packing_layout
+from rl.batch.packing import pack_samples
+from rl.batches import MicroBatch, Sample
 from rl.config.load import load_config
 from rl.config.schema import Config
 from rl.training.actor import Actor
 from rl.training.step import accumulate_gradients
-from rl.types import MicroBatch, Sample
 from tools.bench.figures import Figure, median_ratio, write_json
 
 _ROUNDS = 3

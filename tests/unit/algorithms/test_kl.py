@@ -4,9 +4,10 @@ import pytest
 import torch
 
 from rl.algorithms.kl import KlCoefficient, kl_estimate, kl_of_samples
-from rl.batch.packing import PackingLayout, pack_samples
+from rl.batch.layout import PackingLayout
+from rl.batch.packing import pack_samples
+from rl.batches import Sample
 from rl.config.schema import KlControl, KlPenalty, RLConfig
-from rl.types import Sample
 
 KINDS = list(KlPenalty)
 

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import torch
 
-from rl.types import Sample
+from rl.batches import Sample
 from tools.bench.update import equal_samples, grouped_samples, pad_batches, ragged_samples
 
 

@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 
-from rl.batch.samples import make_samples
 from rl.chat.chat_template import ChatTemplate
 from rl.chat.parsers import PARSERS
 from rl.chat.renderer import Renderer
@@ -20,6 +19,7 @@ from rl.types import Group, Message, Prompt, Sampling
 from tests import chat_templates
 from tests.chat_templates import byte_level, sentencepiece_like
 from tests.fakes import ScriptedEngine, answering, said
+from tests.samples import headers, make_samples
 
 TOOL = {
     "type": "function",
@@ -85,7 +85,7 @@ def test_render_demonstration_is_what_a_rollout_puts_together_that_says_the_same
         sequences = renderer.render_demonstration(conversation(*has_thought))
         turns = turns_of(sequences)
         trajectory = roll_out(renderer, turns)
-        assert sequences == [(s.token_ids, s.loss_mask) for s in trajectory.sequences]
+        assert sequences == [(s.token_ids.tolist(), s.loss_mask.tolist()) for s in trajectory.sequences]
         assert [("I see." in text) for text in map(renderer.decode, turns)] == list(has_thought)
         assert len(sequences) == 1 or renderer.rewrites_history
 
@@ -214,8 +214,8 @@ def test_a_turn_rendered_again_has_the_special_tokens_that_were_sampled_and_no_o
     turn = [i for part in parts for i in renderer._encoder.encode(part, behind=True)]
     trajectory = roll_out(renderer, [turn, renderer._encoder.encode("The answer<|im_end|>", behind=True)])
     first, second = trajectory.sequences
-    assert first.token_ids[first.prompt_length :] == turn
-    context = second.token_ids[: second.prompt_length]
+    assert first.token_ids[first.prompt_length :].tolist() == turn
+    context = second.token_ids[: second.prompt_length].tolist()
     added = tokenizer.get_added_vocab()
     counts = {token: context.count(i) for token, i in added.items()}
     assert (counts["<tool_call>"], counts["</tool_call>"], counts["<think>"]) == (1, 1, 0)
@@ -252,9 +252,9 @@ def test_limit_metric_and_punishment_have_one_length():
     trajectory = roll_out(renderer, turns_of(renderer.render_demonstration(conversation(True, True, True))))
     trajectory.score, length = 1.0, trajectory.response_length
     group = Group(trajectory.prompt, [trajectory])
-    assert rollout_metrics([group], max_response_length=length)["response_length/mean"] == length
-    assert rollout_metrics([group], max_response_length=length)["response_length/clip_ratio"] == 1.0
-    assert rollout_metrics([group], max_response_length=length + 1)["response_length/clip_ratio"] == 0.0
+    assert rollout_metrics(headers([group]), max_response_length=length)["response_length/mean"] == length
+    assert rollout_metrics(headers([group]), max_response_length=length)["response_length/clip_ratio"] == 1.0
+    assert rollout_metrics(headers([group]), max_response_length=length + 1)["response_length/clip_ratio"] == 0.0
     config, metrics = Config(), dict[str, float]()
     config.rl_config.overlong_buffer_enable, config.rl_config.overlong_buffer = True, 20
     config.rl_config.rollout_max_tokens = length + 15  # 5 of the 20 tokens are used: a quarter of the punishment

@@ -22,9 +22,10 @@ class Method:
     def __init__(self, function: Callable[..., Any]) -> None:
         self.function = function
 
-    def remote(self, *args: Any) -> Ref:
+    def remote(self, *args: Any) -> Any:
         value = self.function(*args)
-        return value if isinstance(value, Ref) else Ref(value)
+        is_made = isinstance(value, Ref) or (isinstance(value, tuple) and all(isinstance(v, Ref) for v in value))
+        return value if is_made else Ref(value)
 
 
 def _wait(refs: list[Ref], *, num_returns: int, timeout: float) -> tuple[list[Ref], list[Ref]]:
@@ -42,4 +43,5 @@ def _get(ref: Ref) -> Any:
 def no_ray(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ray, "wait", _wait)
     monkeypatch.setattr(ray, "get", _get)
+    monkeypatch.setattr(ray, "put", Ref)
     monkeypatch.setattr(ray, "kill", lambda worker: worker.killed())

@@ -3,29 +3,25 @@ from __future__ import annotations
 import math
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from torch import Tensor
 from transformers import AutoModelForCausalLM
 
-from rl.batch.packing import PackingLayout, pack_samples, packing_layout
+from rl.batch.groups import plan_batch
+from rl.batch.layout import PackingLayout, packing_layout
+from rl.batch.packing import pack_samples, plan_samples
+from rl.batch.rank_batch import RankBatch
+from rl.batches import BatchPlan, RowAdvantages, RunPlace, Sample, Share, UpdateReport
 from rl.cluster.actors import ActorGroup
+from rl.cluster.ranks import LocalRanks
 from rl.config.schema import Config, KlControl, KlPenalty, LossAggregation
 from rl.training.actor import Actor
-from rl.types import (
-    Batch,
-    Group,
-    MicroBatch,
-    Prompt,
-    RunPlace,
-    Sample,
-    StopReason,
-    TokenSequence,
-    Trajectory,
-    UpdateReport,
-)
+from rl.types import Group, Prompt, StopReason, TokenSequence, Trajectory
 from rl.weight_sync.shared_memory import Shard
+from tests.samples import headers
 from tests.tiny import make_tiny_model
-from tests.unit.cluster.conftest import Method
 from tests.update_case import update_config, update_samples
 
 PLACE = RunPlace(3, 10)
@@ -33,80 +29,92 @@ PLACE = RunPlace(3, 10)
 
 def make_batch(
     *, num_ranks: int, epochs: int = 1, mini_batch_prompts: int = 2, layout: PackingLayout | None = None
-) -> Batch:
+) -> BatchPlan:
     """Four groups of one sample of 3, 4, 5 and 6 tokens."""
     samples = [
-        Sample(f"s{n}", f"s{n}", torch.full((n,), n), torch.ones(n), torch.ones(n), torch.zeros(n)) for n in range(3, 7)
+        Sample(f"s{n}", f"s{n}", np.full(n, n), np.ones(n, np.uint8), np.ones(n), np.zeros(n)) for n in range(3, 7)
     ]
     layout = layout or PackingLayout(num_ranks, max_tokens=6, mini_batch_prompts=mini_batch_prompts, epochs=epochs)
-    return pack_samples(samples, layout)
+    return plan_samples(samples, layout)
 
 
 class Rank:
     """Remembers what it was given; its log-probs are minus the token ids."""
 
-    def __init__(self, metrics: list[dict[str, float]] | None = None, shard: Shard | None = None) -> None:
-        self.given: list[list[MicroBatch]] = []
+    def __init__(
+        self, metrics: list[dict[str, float]] | None = None, shard: Shard | None = None, *, dp_rank: int = 0
+    ) -> None:
+        self.dp_rank, self.answers, self.shard = dp_rank, iter(metrics or []), shard
+        self.given: list[list[int]] = []
+        """The token ids of each update."""
+        self.num_passes = 0
         self.called: list[str] = []
-        answers = iter(metrics or [])
-
-        def keep(micro_batches: list[MicroBatch]) -> list[MicroBatch]:
-            self.given.append(micro_batches)
-            return micro_batches
-
-        self.compute_logprobs = Method(lambda m: [-b.token_ids.float() for b in keep(m)])
         self.kl_coefs: list[float] = []
-
         self.places: list[RunPlace] = []
+        self.broken_samples: list[int] = []
+        self.kl_penalty = KlPenalty.K1
 
-        def update(micro_batches: list[MicroBatch], place: RunPlace, kl_coef: float) -> dict[str, float]:
-            self.places.append(place)
-            self.kl_coefs.append(kl_coef)
-            keep(micro_batches)
-            return next(answers)
+    def load_batch(self, share: Share, sources: list[list[Sample]]) -> None:
+        self.batch = RankBatch(share, sources)
 
-        self.update = Method(update)
-        self.save_checkpoint = Method(lambda directory: self.called.append("save"))
-        self.load_checkpoint = Method(lambda directory: self.called.append("load"))
-        self.broken: list[int] = []
-        self.broken_samples = Method(lambda: self.broken)
+    def batch_logprobs(self) -> list[Tensor]:
+        self.num_passes += 1
+        return [-micro.token_ids.float() for micro in self.batch.micro_batches]
 
-        def publish(directory: Path, version: int, with_checksum: bool) -> Shard | None:
-            self.called.append(f"publish {version} {with_checksum}")
-            return shard
+    def fill_old_logprobs(self) -> None:
+        self.batch.fill("old_logprobs", self.batch_logprobs())
 
-        self.publish = Method(publish)
-        self.onload = Method(lambda: self.called.append("onload"))
-        self.offload = Method(lambda: self.called.append("offload"))
+    def fill_ref_logprobs(self, values: list[Tensor]) -> None:
+        self.batch.fill("ref_logprobs", values)
+
+    def kl_sums(self) -> dict[int, float]:
+        self.batch.fill("ref_logprobs", self.batch_logprobs())
+        return self.batch.kl_sums(self.kl_penalty)
+
+    def fill_loss(self, weights: dict[int, float], advantages: dict[int, RowAdvantages]) -> None:
+        self.batch.fill_loss(weights, advantages)
+
+    def update_on(self, mini_batch: int, place: RunPlace, kl_coef: float) -> dict[str, float]:
+        self.places.append(place)
+        self.kl_coefs.append(kl_coef)
+        self.given.append([int(i) for micro in self.batch.mini_batches[mini_batch] for i in micro.token_ids])
+        return next(self.answers)
+
+    def save_checkpoint(self, directory: Path) -> None:
+        self.called.append("save")
+
+    def load_checkpoint(self, directory: Path) -> None:
+        self.called.append("load")
+
+    def publish(self, directory: Path, version: int, with_checksum: bool) -> Shard | None:
+        self.called.append(f"publish {version} {with_checksum}")
+        return self.shard
 
 
-def make_group(
-    ranks: list[Rank],
-    references: list[Rank] | None = None,
-    *,
-    tp: int = 1,
-    pp: int = 1,
-    **settings: object,
-) -> ActorGroup:
+def make_group(members: list[Rank], references: list[Rank] | None = None, **settings: object) -> ActorGroup:
     config = Config()
     for key, value in settings.items():
         setattr(config.rl_config, key, value)
-    config.actor_config.tensor_model_parallel_size = tp
-    config.actor_config.pipeline_model_parallel_size = pp
-    nodes = ["here"] * len(ranks)
-    return ActorGroup(ranks, references or [], config, Path("/dev/shm/none"), nodes=nodes)
+    return ActorGroup(
+        LocalRanks(members),
+        LocalRanks(references) if references else None,
+        config,
+        Path("/dev/shm/none"),
+        nodes=["here"] * len(members),
+    )
 
 
 def test_update_gives_each_rank_the_share_of_its_data_parallel_rank() -> None:
-    """tp 2, pp 2, 8 ranks: ranks 0 1 4 5 have data-parallel rank 0, ranks 2 3 6 7 have 1 (tensor, data, pipeline)."""
-    ranks = [Rank([{"actor/pg_loss": 1.0}]) for _ in range(8)]
-    group = make_group(ranks, tp=2, pp=2)
+    """Tensor and pipeline parallel 2: ranks 0 1 4 5 have data-parallel rank 0, ranks 2 3 6 7 have 1."""
+    members = [Rank([{"actor/pg_loss": 1.0}], dp_rank=number // 2 % 2) for number in range(8)]
+    group = make_group(members)
     assert group.num_data_parallel == 2
-    batch = make_batch(num_ranks=2, mini_batch_prompts=4)
-    group.update(batch, PLACE)
-    shares = batch.mini_batches[0].micro_batches
-    for number, rank in enumerate(ranks):
-        assert rank.given == [shares[0 if number in (0, 1, 4, 5) else 1]], number
+    group.update(make_batch(num_ranks=2, mini_batch_prompts=4), PLACE)
+    # 5 + 4 tokens on one rank, 6 + 3 on the other.
+    assert members[0].given == [[5] * 5 + [4] * 4]
+    assert members[2].given == [[6] * 6 + [3] * 3]
+    for number, rank in enumerate(members):
+        assert rank.given == members[0 if number in (0, 1, 4, 5) else 2].given, number
 
 
 def test_update_averages_metrics_over_optimizer_steps_and_keeps_the_largest_maximum() -> None:
@@ -147,53 +155,52 @@ def test_update_adds_counts_up_and_leaves_out_what_is_not_finite() -> None:
 def test_update_names_the_trajectories_of_skipped_steps() -> None:
     """Samples s3 to s6 in two mini-batches of two; the second rank found number 1 of each to be broken."""
     good, bad = {"actor/skipped_steps": 0.0}, {"actor/skipped_steps": 1.0}
-    ranks = [Rank([good, bad]), Rank([good, bad])]
-    ranks[1].broken = [1]
-    assert make_group(ranks).update(make_batch(num_ranks=2), PLACE).offending == ["s6"]
-    ranks = [Rank([good, bad]), Rank([good, bad])]  # only the gradient was not finite: it may be any of them
-    assert make_group(ranks).update(make_batch(num_ranks=2), PLACE).offending == ["s5", "s6"]
+    members = [Rank([good, bad]), Rank([good, bad], dp_rank=1)]
+    members[1].broken_samples = [1]
+    assert make_group(members).update(make_batch(num_ranks=2), PLACE).offending == ["s6"]
+    members = [Rank([good, bad]), Rank([good, bad], dp_rank=1)]  # only the gradient was not finite: it may be any
+    assert make_group(members).update(make_batch(num_ranks=2), PLACE).offending == ["s5", "s6"]
 
 
 @pytest.mark.parametrize(("mini_batch_prompts", "bypass_mode"), [(4, False), (2, True)])
-def test_add_old_logprobs_leaves_them_out_where_none_are_needed(mini_batch_prompts: int, bypass_mode: bool) -> None:
+def test_old_logprobs_are_left_out_where_none_are_needed(mini_batch_prompts: int, bypass_mode: bool) -> None:
     rank = Rank()
     group = make_group([rank])
     group.config.rl_config.rollout_correction.bypass_mode = bypass_mode
-    batch = group.add_old_logprobs(make_batch(num_ranks=1, mini_batch_prompts=mini_batch_prompts))
-    assert rank.given == []
-    assert all(m.old_logprobs is None for m in batch.mini_batches[0].micro_batches[0])
+    group.fill_old_logprobs(make_batch(num_ranks=1, mini_batch_prompts=mini_batch_prompts))
+    assert rank.num_passes == 0
 
 
-def test_add_old_logprobs_computes_each_micro_batch_once_for_all_epochs() -> None:
-    rank = Rank()
-    batch = make_group([rank]).add_old_logprobs(make_batch(num_ranks=1, epochs=3))
-    assert len(batch.mini_batches) == 6
-    (given,) = rank.given
-    assert len({id(m) for m in given}) == len(given)
-    for mini in batch.mini_batches:
-        for micro in mini.micro_batches[0]:
-            assert torch.equal(micro.old_logprobs, -micro.token_ids.float())
+def test_old_logprobs_are_computed_once_for_all_epochs() -> None:
+    rank = Rank([{}] * 6)
+    group, plan = make_group([rank]), make_batch(num_ranks=1, epochs=3)
+    group.fill_old_logprobs(plan)
+    for micro in rank.batch.micro_batches:
+        assert torch.equal(micro.old_logprobs, -micro.token_ids.float())
+    group.update(plan, PLACE)
+    assert rank.num_passes == 1
+    assert rank.given == [*rank.given[:2] * 3]
 
 
-def test_add_ref_logprobs_fills_every_share_with_its_own_reference() -> None:
-    references = [Rank() for _ in range(4)]
-    batch = make_group([Rank() for _ in range(4)], references, tp=2).add_ref_logprobs(
-        make_batch(num_ranks=2, mini_batch_prompts=4)
-    )
-    for share in batch.mini_batches[0].micro_batches:
-        for micro in share:
+def test_ref_logprobs_of_every_share_are_its_own_references() -> None:
+    members = [Rank(dp_rank=number // 2) for number in range(4)]
+    references = [Rank(dp_rank=number // 2) for number in range(4)]
+    group = make_group(members, references)
+    assert group.fill_ref_logprobs(make_batch(num_ranks=2, mini_batch_prompts=4)) == {}
+    for rank in members:
+        for micro in rank.batch.micro_batches:
             assert torch.equal(micro.ref_logprobs, -micro.token_ids.float())
             assert micro.old_logprobs is None
 
 
 def test_publish_sends_a_checksum_the_first_time_alone() -> None:
-    ranks = [Rank(shard=Shard(Path("a"), 1, "0f")), Rank()]  # the second is no writer
-    group = make_group(ranks, tp=2)
+    members = [Rank(shard=Shard(Path("a"), 1, "0f")), Rank()]  # the second is no writer
+    group = make_group(members)
     first, second = group.publish(0), group.publish(1)
     assert (first.version, first.paths, second.paths) == (0, ("a",), ("a",))
     assert int(first.checksum or "", 16) == 15
     assert second.checksum is None
-    assert ranks[0].called == ["publish 0 True", "publish 1 False"]
+    assert members[0].called == ["publish 0 True", "publish 1 False"]
 
 
 def kl_groups() -> list[Group]:
@@ -209,27 +216,30 @@ def kl_groups() -> list[Group]:
     return [group]
 
 
-def test_add_kl_penalty_sums_the_estimates_of_each_trajectory() -> None:
+def kl_plan(config: Config, num_data_parallel: int = 1) -> BatchPlan:
+    return plan_batch(headers(kl_groups()), config, packing_layout(config, num_data_parallel=num_data_parallel), {})
+
+
+def test_kl_penalty_sums_the_estimates_of_each_trajectory() -> None:
     """A reference's log-prob is minus the token before. k1: (-0.5 + 1) + (-1 + 2) = 1.5, and -2 + 1 = -1."""
-    settings = {"init_kl_coef": 0.1, "use_kl_in_reward": True, "kl_penalty": KlPenalty.K1}
-    ranks, references = [Rank(), Rank()], [Rank(), Rank()]
-    group = make_group(ranks, references, **settings)
-    groups = kl_groups()
-    metrics = group.add_kl_penalty(groups)
-    assert [t.kl_penalty for t in groups[0].trajectories] == [pytest.approx(0.15), pytest.approx(-0.1), 0.0]
+    members, references = [Rank(), Rank(dp_rank=1)], [Rank(), Rank(dp_rank=1)]
+    group = make_group(members, references, init_kl_coef=0.1, use_kl_in_reward=True)
+    plan = kl_plan(group.config, num_data_parallel=2)
+    metrics = group.fill_ref_logprobs(plan)
+    assert [t.kl_penalty for t in plan.members] == [pytest.approx(0.15), pytest.approx(-0.1)]
     assert metrics == {
         "actor/reward_kl_penalty": pytest.approx(0.5 / 3),
         "actor/reward_kl_penalty_coeff": pytest.approx(0.1),
     }
-    batch = group.add_ref_logprobs(make_batch(num_ranks=2))
-    assert all(m.ref_logprobs is None for m in batch.mini_batches[0].micro_batches[0])  # not in the loss as well
+    for rank in members:
+        assert all(micro.ref_logprobs is None for micro in rank.batch.micro_batches)  # not in the loss as well
 
 
-def test_add_kl_penalty_does_nothing_where_the_term_is_in_the_loss() -> None:
-    groups, reference = kl_groups(), Rank()
-    assert make_group([Rank()], [reference], init_kl_coef=0.1).add_kl_penalty(groups) == {}
-    assert reference.given == [] and groups[0].trajectories[0].kl_penalty == 0.0
-    assert make_group([Rank()], [Rank()], init_kl_coef=0.1, use_kl_in_reward=True).add_kl_penalty([]) == {}
+def test_kl_penalty_is_0_where_the_term_is_in_the_loss() -> None:
+    group = make_group([Rank()], [Rank()], init_kl_coef=0.1)
+    plan = kl_plan(group.config)
+    assert group.fill_ref_logprobs(plan) == {}
+    assert [t.kl_penalty for t in plan.members] == [0.0, 0.0]
 
 
 def test_adaptive_weight_of_the_loss_term_follows_the_steps_and_is_kept_in_checkpoints(tmp_path: Path) -> None:
@@ -259,20 +269,19 @@ def test_kl_penalty_of_a_real_reference_is_that_of_transformers(tmp_path: Path) 
     config = update_config(make_tiny_model(tmp_path / "model", num_layers=2))
     config.rl_config.use_kl_in_reward, config.rl_config.kl_penalty = True, KlPenalty.K3
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "model", dtype=torch.float32).requires_grad_(False)
-    groups = kl_groups()
     expected = []
-    for trajectory in groups[0].trajectories[:2]:
+    for trajectory in kl_groups()[0].trajectories[:2]:
         (sequence,) = trajectory.sequences
-        token_ids = torch.tensor(sequence.token_ids)
+        token_ids = torch.tensor(sequence.token_ids, dtype=torch.int64)
         logits = model(token_ids[None]).logits[0, :-1] / config.generate_config.sampling_config.temperature
         ref = logits.log_softmax(-1).gather(1, token_ids[1:, None])[:, 0]
         difference = torch.tensor(sequence.logprobs[1:]) - ref
         expected.append(0.1 * float(((-difference).exp() - 1 + difference).sum()))
+    plan = kl_plan(config)
     with Actor(config, loss="reference") as reference:
-        handle = Rank()
-        handle.compute_logprobs = Method(reference.compute_logprobs)
-        ActorGroup([Rank()], [handle], config, tmp_path, nodes=["here"]).add_kl_penalty(groups)
-    assert [t.kl_penalty for t in groups[0].trajectories] == [*(pytest.approx(e, rel=1e-4) for e in expected), 0.0]
+        group = ActorGroup(LocalRanks([Rank()]), LocalRanks([reference]), config, tmp_path, nodes=["here"])
+        group.fill_ref_logprobs(plan)
+    assert [t.kl_penalty for t in plan.members] == [pytest.approx(e, rel=1e-4) for e in expected]
 
 
 @pytest.mark.parametrize("aggregation", LossAggregation)
@@ -285,17 +294,20 @@ def test_adaptive_weight_reads_nats_per_token_whatever_the_aggregation(
     rl.loss_agg_mode, rl.loss_scale_factor, rl.kl_penalty = aggregation, 100.0, KlPenalty.K1
     rl.init_kl_coef, rl.kl_ctrl_type, rl.kl_target, rl.kl_horizon = 1.0, KlControl.ADAPTIVE, 0.1, 14.0
     with Actor(config) as actor:
-        handle, reference = Rank(), Rank()
-        handle.update = Method(lambda micros, place, kl_coef: actor.update(micros, place=place, kl_coef=kl_coef))
-        reference.compute_logprobs = Method(
-            lambda micros: [
+        reference = Rank()
+
+        def half_a_nat_less() -> list[Tensor]:
+            micros = reference.batch.micro_batches
+            return [
                 logprobs - 0.5 * micro.loss_mask
                 for micro, logprobs in zip(micros, actor.compute_logprobs(micros), strict=True)
             ]
-        )
-        group = ActorGroup([handle], [reference], config, tmp_path, nodes=["here"])
-        batch = pack_samples(update_samples(), packing_layout(config, num_data_parallel=1))
-        metrics = group.update(group.add_ref_logprobs(batch), PLACE).metrics
+
+        reference.batch_logprobs = half_a_nat_less
+        group = ActorGroup(LocalRanks([actor]), LocalRanks([reference]), config, tmp_path, nodes=["here"])
+        plan = plan_samples(update_samples(), packing_layout(config, num_data_parallel=1))
+        group.fill_ref_logprobs(plan)
+        metrics = group.update(plan, PLACE).metrics
     assert metrics["actor/kl"] == pytest.approx(0.5, rel=1e-4)
     is_sum = aggregation is LossAggregation.SEQ_MEAN_TOKEN_SUM_NORM
     # 131 tokens, less 7 prompts of 4 and results of 2, of which the shortest has one in its prompt: 90 loss tokens.

@@ -8,11 +8,14 @@ from pathlib import Path
 
 import pytest
 
-from rl.batch.samples import make_samples
+from rl.batch.groups import plan_batch
+from rl.batch.layout import packing_layout
+from rl.batches import RunPlace
+from rl.cluster.rollout_workers import RayWorkers
 from rl.cluster.rollouts import RolloutGroup
 from rl.config.schema import Config
 from rl.run.run import Run
-from rl.types import Group, Prompt, RunPlace, StopReason, TokenSequence, Trajectory
+from rl.types import Group, Prompt, StopReason, TokenSequence, Trajectory
 from tests.unit.cluster.test_rollouts import Worker
 
 
@@ -50,7 +53,7 @@ class Epochs:
 
         self.used: Counter[str] = Counter()
         prompts = [Prompt(f"p-{i}", [], "", "test") for i in range(num_prompts)]
-        self.rollouts = RolloutGroup([Worker(answer)], prompts, config, nodes=["here"])
+        self.rollouts = RolloutGroup(RayWorkers([Worker(answer)], config, nodes=["here"]), prompts, config)
         self.config = config
         self.places: list[RunPlace] = []
         self.trained: list[int] = []
@@ -62,7 +65,9 @@ class Epochs:
                     return
                 with run.step(step) as metrics:
                     groups = self.rollouts.take(8, metrics)
-                    self.trained.append(len({s.group_id for s in make_samples(groups, self.config, metrics)}))
+                    layout = packing_layout(self.config, num_data_parallel=1)
+                    plan = plan_batch(groups, self.config, layout, metrics)
+                    self.trained.append(len({row.source for row in plan.rows}))
                     self.places.append(run.place(step))
                     if run.is_save_due(step):
                         run.save(step + 1, NoActor(), self.rollouts)

@@ -7,24 +7,29 @@ from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 
+from rl.batch.rank_batch import RankBatch
+from rl.batches import RowAdvantages, RunPlace, Sample, Share
 from rl.cluster import launch as module
 from rl.cluster.launch import launch
 from rl.cluster.nodes import Machine
 from rl.cluster.placement import Placement, Process
+from rl.cluster.ranks import answer
 from rl.config.device_memory import PROCESS_BYTES, DeviceMemory, device_memory
 from rl.config.estimates import GIB, MemoryEstimate, memory_estimate
 from rl.config.load import load_config
-from rl.config.schema import Config, ModelConfig
+from rl.config.schema import Config, KlPenalty, ModelConfig
+from rl.rollout.headers import header_of_group
 from rl.run.run import Run
 from rl.train import train
-from rl.types import BusySeconds, Group, MicroBatch, Prompt, RunPlace, Sampling, StopReason, TokenSequence, Trajectory
+from rl.types import BusySeconds, Group, Prompt, Sampling, StopReason, TokenSequence, Trajectory
 from rl.weight_sync.shared_memory import Shard
-from tests.unit.cluster.conftest import Method
+from tests.unit.cluster.conftest import Method, Ref
 
 QWEN25_7B = ModelConfig("qwen2", 28, 3584, 18944, 28, 4, None, 152064, False)
 
@@ -61,19 +66,23 @@ class Rank:
         self.ledger, self.config, self.process, self.estimate = ledger, config, process, estimate
         self.host_bytes = 0
         self.is_reference = process.role == "reference"
-        for name in ("offload", "onload", "compute_logprobs", "update", "save_checkpoint", "load_checkpoint"):
-            setattr(self, name, Method(getattr(self, f"_{name}")))
-        self.publish, self.shutdown = Method(self._publish), Method(lambda: None)
-        self._onload("start")
+        self.call = Method(lambda method, *args: answer(self, method, *args, fetch=get))
+        self.shutdown = Method(lambda: None)
+        tp, pp = config.actor_config.tensor_model_parallel_size, config.actor_config.pipeline_model_parallel_size
+        self.dp_rank = process.index // tp % (config.rl_config.actor_resource.num_devices // (tp * pp))
+        self._hold("start")
 
-    def _onload(self, event: str = "onload", activations: int = 0) -> None:
+    def onload(self) -> None:
+        self._hold("onload")
+
+    def _hold(self, event: str = "onload", activations: int = 0) -> None:
         e, role = self.estimate, self.process.role
         sizes = {"process": PROCESS_BYTES, "parameters": e.reference_bytes if self.is_reference else e.parameter_bytes}
         if not self.is_reference:
             sizes |= {"gradients": e.gradient_bytes, "optimizer": e.optimizer_bytes, "activations": activations}
         self.ledger.hold(event, self.process.devices[0], **{f"{role}'s {name}": size for name, size in sizes.items()})
 
-    def _offload(self) -> None:
+    def offload(self) -> None:
         generate, role, e = self.config.generate_config, self.process.role, self.estimate
         left: dict[str, float] = {}
         if generate.offload_train_param:
@@ -86,24 +95,44 @@ class Rank:
             left["gradients"] = 0
         self.ledger.hold("offload", self.process.devices[0], **{f"{role}'s {name}": 0.0 for name in left})
 
-    def _compute_logprobs(self, micro_batches: list[MicroBatch]) -> list[torch.Tensor]:
-        self._onload(f"{self.process.role}'s log-probs")
-        return [torch.zeros(m.num_tokens) for m in micro_batches]
+    def load_batch(self, share: Share, sources: list[list[Sample]]) -> None:
+        self.batch = RankBatch(share, sources)
 
-    def _update(self, micro_batches: list[MicroBatch], place: RunPlace, kl_coef: float) -> dict[str, float]:
-        self._onload("update", self.estimate.activation_bytes)
-        self._onload("update")
+    def batch_logprobs(self) -> list[torch.Tensor]:
+        self._hold(f"{self.process.role}'s log-probs")
+        return [torch.zeros(m.num_tokens) for m in self.batch.micro_batches]
+
+    def fill_old_logprobs(self) -> None:
+        self.batch.fill("old_logprobs", self.batch_logprobs())
+
+    def fill_ref_logprobs(self, values: Ref) -> None:
+        self.batch.fill("ref_logprobs", values.value)
+
+    def kl_sums(self) -> dict[int, float]:
+        self.batch.fill("ref_logprobs", self.batch_logprobs())
+        return self.batch.kl_sums(KlPenalty.K1)
+
+    def fill_loss(self, weights: dict[int, float], advantages: dict[int, RowAdvantages]) -> None:
+        self.batch.fill_loss(weights, advantages)
+
+    def update_on(self, mini_batch: int, place: RunPlace, kl_coef: float) -> dict[str, float]:
+        self._hold("update", self.estimate.activation_bytes)
+        self._hold("update")
         return {"actor/pg_loss": 0.0}
 
-    def _publish(self, directory: Path, version: int, with_checksum: bool) -> Shard | None:
-        self._onload("publish")
+    def publish(self, directory: Path, version: int, with_checksum: bool) -> Shard | None:
+        self._hold("publish")
         return Shard(directory / f"weights-{self.process.index}", 0, "0f")
 
-    def _save_checkpoint(self, directory: Path) -> None:
-        self._onload("checkpoint")
+    def save_checkpoint(self, directory: Path) -> None:
+        self._hold("checkpoint")
 
-    def _load_checkpoint(self, directory: Path) -> None:
-        self._onload("resume")
+    def load_checkpoint(self, directory: Path) -> None:
+        self._hold("resume")
+
+
+def get(source: Any) -> Any:
+    return source.value if isinstance(source, Ref) else source
 
 
 class EngineWorker:
@@ -131,7 +160,7 @@ class EngineWorker:
             self.ledger.hold("sleep", device, engine=PROCESS_BYTES)
         self.version = None
 
-    def _run_group(self, prompt: Prompt, num_samples: int, sampling: Sampling) -> Group:
+    def _run_group(self, prompt: Prompt, num_samples: int, sampling: Sampling) -> tuple[Ref, Ref, Ref]:
         assert self.version is not None and self.version >= 0, "asked while it sleeps, or before the first publish"
         self._wake("evaluation" if sampling.temperature == 0 else "sampling", self.version)
         group = Group(prompt, [])
@@ -139,7 +168,8 @@ class EngineWorker:
             sequence = TokenSequence([1, 2])
             sequence.append_sampled([3, 4], [-1.0, -1.0], self.version)
             group.trajectories.append(Trajectory(prompt, number, [sequence], [], StopReason.FINISHED, score=score))
-        return group
+        header = header_of_group(group)
+        return Ref((header.trajectories, header.prompt_ids)), Ref(header.rows), Ref(header.record)
 
 
 class OneMachine:
@@ -210,7 +240,8 @@ def make_setting(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Ca
 
         def start_rollouts(config: Config, layout: Placement, *args: Any) -> tuple[Any, list[EngineWorker], dict]:
             workers = [EngineWorker(setting.ledger, config, process, scores) for process in layout.rollouts]
-            return Rank.__new__(Rank), workers, {}
+            writer = SimpleNamespace(write=Method(lambda *args: None))
+            return writer, workers, {}
 
         def start_actors(
             config: Config, processes: tuple[Process, ...], *args: Any, **kwargs: Any

@@ -7,11 +7,13 @@ from typing import Any
 import pytest
 from ray.exceptions import RayActorError
 
-from rl.cluster import rollouts as module
+from rl.cluster import rollout_workers as module
+from rl.cluster.rollout_workers import RayWorkers
 from rl.cluster.rollouts import RolloutGroup
 from rl.cluster.turns import Turns
 from rl.config.schema import Config
 from rl.errors import RewardError, RolloutError
+from rl.rollout.headers import header_of_group
 from rl.types import (
     BusySeconds,
     Group,
@@ -47,7 +49,11 @@ class Worker:
 
     def _run_group(self, prompt: Prompt, num_samples: int, sampling: Sampling) -> Any:
         self.prompts.append(prompt.id)
-        return self.answer(prompt)
+        answer = self.answer(prompt)
+        if isinstance(answer, Ref):
+            return answer, Ref(), Ref()
+        group = header_of_group(answer)
+        return Ref((group.trajectories, group.prompt_ids)), Ref(group.rows), Ref(group.record)
 
     def killed(self) -> None:
         self.called.append("kill")
@@ -68,8 +74,8 @@ def mixed(prompt: Prompt) -> Group:
 
 def make_rollouts(*workers: Worker, num_prompts: int = 20, config: Config | None = None, **kwargs: Any) -> RolloutGroup:
     prompts = [Prompt(f"p{i}", [], "", "test") for i in range(num_prompts)]
-    nodes = ["here"] * len(workers)
-    return RolloutGroup(list(workers), prompts, config or Config(), nodes=nodes, **kwargs)
+    config = config or Config()
+    return RolloutGroup(RayWorkers(workers, config, nodes=["here"] * len(workers)), prompts, config, **kwargs)
 
 
 def filtering(max_batches: int = 10) -> Config:
@@ -112,7 +118,7 @@ def test_take_refills_groups_without_variance_and_keeps_them() -> None:
     rollouts = make_rollouts(Worker(mixed), config=filtering())
     order = [f"p{i}" for i in make_rollouts(Worker(mixed)).cursor.take(8)]
     solved = {order[0], order[2], order[4]}  # 4 wanted; the two refills bring one more that is solved
-    rollouts.workers[0].answer = lambda p: make_group(p, (1.0, 1.0)) if p.id in solved else mixed(p)
+    rollouts.workers.workers[0].answer = lambda p: make_group(p, (1.0, 1.0)) if p.id in solved else mixed(p)
     shown: list[tuple[int, int]] = []
     rollouts.on_group = lambda done, wanted: shown.append((done, wanted))
     assert [group.prompt.id for group in rollouts.take(4, {})] == order[:7]
@@ -218,7 +224,7 @@ def test_take_sends_an_engine_no_more_than_it_can_run_soon() -> None:
     most = [0]
     worker = Worker(mixed)
     rollouts = make_rollouts(worker, config=config)
-    worker.answer = lambda p: most.__setitem__(0, max(most[0], rollouts.router.num_sessions(0))) or mixed(p)
+    worker.answer = lambda p: most.__setitem__(0, max(most[0], rollouts.workers.router.num_sessions(0))) or mixed(p)
     assert len(rollouts.take(10, {})) == 10
     assert most == [2]
 
@@ -274,4 +280,4 @@ def test_update_weights_goes_on_without_a_dead_worker() -> None:
     rollouts = make_rollouts(dead, alive)
     rollouts.update_weights(WeightUpdate(3, ()))
     assert alive.called == ["update 3"]
-    assert list(rollouts.workers) == [1]
+    assert list(rollouts.workers.workers) == [1]

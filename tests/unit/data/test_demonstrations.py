@@ -38,7 +38,7 @@ def test_load_demonstrations_masks_what_the_assistant_says(tmp_path: Path) -> No
     (sample,) = load_demonstrations(path, Renderer(word_tokenizer(), "empty", []), 100)
     assert sample.token_ids.tolist() == [1, 10, 2, 3, 14, 13, 15, 2, 4, 21, 2, 3, 22, 2]
     assert sample.loss_mask.tolist() == [0, 0, 0, 0, 1, 1, 1, 1, 0, 0, 0, 0, 1, 1]
-    assert sample.advantages.equal(sample.loss_mask)
+    assert sample.advantages.tolist() == sample.loss_mask.tolist()
 
 
 def test_load_demonstrations_has_several_samples_where_the_template_rewrites_history(tmp_path: Path) -> None:

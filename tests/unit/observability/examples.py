@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from rl.types import (
-    Group,
+    GroupHeader,
     Prompt,
     StopReason,
     TokenSequence,
@@ -13,6 +13,7 @@ from rl.types import (
     Trajectory,
     Turn,
 )
+from tests.samples import group_of
 
 
 def make_trajectory(
@@ -38,7 +39,6 @@ def make_trajectory(
     return Trajectory(prompt, index, [sequence], turns, stop_reason, score, rewards, reward_error=error, wall_s=0.5)
 
 
-def make_group(source: str = "gcd", *, score: float | None = 1.0, prompt_id: str = "train-1") -> Group:
+def make_group(source: str = "gcd", *, score: float | None = 1.0, prompt_id: str = "train-1") -> GroupHeader:
     """A group of one trajectory."""
-    trajectory = make_trajectory(source, score=score, prompt_id=prompt_id)
-    return Group(trajectory.prompt, [trajectory])
+    return group_of(make_trajectory(source, score=score, prompt_id=prompt_id))

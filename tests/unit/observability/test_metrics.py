@@ -10,7 +10,8 @@ from rl.observability.metrics import (
     tool_metrics,
     wilson_interval,
 )
-from rl.types import Group, StopReason, ToolStatus
+from rl.types import StopReason, ToolStatus
+from tests.samples import group_of
 from tests.unit.observability.examples import make_group, make_trajectory
 
 
@@ -18,7 +19,7 @@ def test_rollout_metrics_of_two_trajectories() -> None:
     first = make_trajectory(score=1.0)
     second = make_trajectory(score=0.5, index=1, stop_reason=StopReason.LENGTH)
     second.sequences[0].append_sampled([9, 9], [-1.0, -1.0], 1)
-    metrics = rollout_metrics([Group(first.prompt, [first, second])])
+    metrics = rollout_metrics([group_of(first, second)])
     assert metrics["critic/score/mean"] == 0.75
     assert (metrics["critic/score/max"], metrics["critic/score/min"]) == (1.0, 0.5)
     assert metrics["reward/right/mean"] == 0.75
@@ -54,7 +55,7 @@ def test_rollout_metrics_count_a_response_at_the_limit_as_clipped() -> None:
 
 def test_tool_metrics_count_by_status_and_tool() -> None:
     statuses = (ToolStatus.OK, ToolStatus.ERROR, ToolStatus.TIMEOUT, ToolStatus.OVER_LIMIT)
-    metrics = tool_metrics([make_trajectory(status=status) for status in statuses])
+    metrics = tool_metrics(group_of(*[make_trajectory(status=status) for status in statuses]).trajectories)
     assert metrics["tools/calc/calls"] == 3.0  # the one over the limit never reached it
     assert metrics["tools/calc/errors"] == 1.0
     assert metrics["tools/calc/timeouts"] == 1.0
@@ -69,7 +70,7 @@ def test_tool_metrics_name_an_outage_and_what_tools_return() -> None:
     back.turns[0].results[0].metrics, back.turns[0].results[0].reward = {"num_steps": 4.0}, None
     back.turns[0].results[0].has_abandoned_thread = back.turns[0].results[0].met_open_breaker = True
     back.turns[0].results[0].has_abandoned_coroutine, back.turns[0].results[0].blocked_s = True, 4.5
-    metrics = tool_metrics([down, back])
+    metrics = tool_metrics(group_of(down, back).trajectories)
     assert metrics["tools/calc/abandoned_coroutines"] == 1.0
     assert metrics["tools/calc/blocked_s"] == 4.5
     assert metrics["tools/calc/unavailable"] == metrics["tools/unavailable"] == 1.0
@@ -84,7 +85,7 @@ def test_tool_metrics_name_an_outage_and_what_tools_return() -> None:
 
 
 def test_tool_metrics_give_an_unknown_tool_no_metric_of_its_own() -> None:
-    metrics = tool_metrics([make_trajectory(status=ToolStatus.UNKNOWN_TOOL)])
+    metrics = tool_metrics(group_of(make_trajectory(status=ToolStatus.UNKNOWN_TOOL)).trajectories)
     assert metrics["tools/unknown"] == 1.0
     assert not any("calc" in name for name in metrics)
 
@@ -101,7 +102,7 @@ def test_evaluation_metrics_per_source_and_over_all() -> None:
 
 def test_evaluation_metrics_average_the_samples_of_a_question_first() -> None:
     right, wrong = make_trajectory(score=1.0), make_trajectory(score=0.0, index=1)
-    assert evaluation_metrics([Group(right.prompt, [right, wrong])])["val-core/all/acc/mean@2"] == 0.5
+    assert evaluation_metrics([group_of(right, wrong)])["val-core/all/acc/mean@2"] == 0.5
 
 
 def test_evaluation_metrics_count_a_failed_reward_as_wrong() -> None:
@@ -113,7 +114,7 @@ def test_evaluation_metrics_count_a_failed_reward_as_wrong() -> None:
 def test_evaluation_metrics_count_what_the_infrastructure_ended() -> None:
     reasons = [StopReason.DEADLINE, StopReason.TOOL_UNAVAILABLE, StopReason.LENGTH, StopReason.FINISHED]
     trajectories = [make_trajectory(stop_reason=reason, index=i) for i, reason in enumerate(reasons)]
-    metrics = evaluation_metrics([Group(trajectories[0].prompt, trajectories)])
+    metrics = evaluation_metrics([group_of(*trajectories)])
     assert metrics["val-aux/infrastructure_failures"] == 2.0
 
 

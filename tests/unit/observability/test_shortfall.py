@@ -5,8 +5,9 @@ import logging
 import pytest
 
 from rl.observability.shortfall import Shortfalls, shortfall_figures
-from rl.types import Group, StopReason, ToolStatus
-from tests.unit.observability.examples import make_group, make_trajectory
+from rl.types import GroupHeader, StopReason, ToolStatus
+from tests.samples import group_of
+from tests.unit.observability.examples import make_trajectory
 
 HALF_FAILED = {
     "rollout/num_trajectories": 4.0,
@@ -18,15 +19,15 @@ HALF_FAILED = {
 }
 
 
-def half_failed() -> list[Group]:
+def half_failed() -> list[GroupHeader]:
     """Two groups, each with one score and one reward that raised."""
     return [
-        Group(make_group(prompt_id=f"train-{i}").prompt, [
+        group_of(
             make_trajectory(score=1.0, prompt_id=f"train-{i}"),
             make_trajectory(score=None, index=1, prompt_id=f"train-{i}"),
-        ])
+        )
         for i in (1, 2)
-    ]  # fmt: skip
+    ]
 
 
 def test_line_of_a_step_says_what_did_not_count() -> None:
@@ -75,7 +76,7 @@ def test_kinds_are_told_apart() -> None:
         "stop_reason/tool_unavailable": 1 / 3,
         "stop_reason/deadline": 1 / 3,
     }
-    shortfalls.observe(7, metrics, [Group(gone.prompt, [gone, late, whole])])
+    shortfalls.observe(7, metrics, [group_of(gone, late, whole)])
     assert shortfalls.summary() == [
         "3 of 3 trajectories (100 %) did not count: 1 whose tool was unavailable, 1 past their deadline, "
         "1 masked by overlong_filter_enable.",
@@ -112,7 +113,7 @@ def test_a_step_without_update_is_not_laid_to_scores_that_the_token_budget_maske
 ) -> None:
     cut_off = [make_trajectory(score=float(i), index=i, stop_reason=StopReason.LENGTH) for i in (0, 1)]
     metrics = {"rollout/num_trajectories": 2.0, "training/masked_trajectories": 2.0, "training/empty_batch": 1.0}
-    Shortfalls().observe(1, metrics, [Group(cut_off[0].prompt, cut_off)])
+    Shortfalls().observe(1, metrics, [group_of(*cut_off)])
     assert caplog.records[-1].getMessage() == (
         "step 1: no update. No trajectory counts: 2 masked by overlong_filter_enable."
     )
@@ -120,5 +121,7 @@ def test_a_step_without_update_is_not_laid_to_scores_that_the_token_budget_maske
 
 def test_a_run_in_which_all_counts_sums_up_nothing() -> None:
     shortfalls = Shortfalls()
-    shortfalls.observe(1, {"training/masked_trajectories": 0.0, "training/empty_batch": 0.0}, [make_group()])
+    shortfalls.observe(
+        1, {"training/masked_trajectories": 0.0, "training/empty_batch": 0.0}, [group_of(make_trajectory())]
+    )
     assert shortfalls.summary() == []

@@ -17,8 +17,9 @@ from rl.observability.metrics import evaluation_metrics
 from rl.observability.report import main as report_command
 from rl.observability.report import report
 from rl.observability.run_directory import RunDirectory
-from rl.observability.trajectories import TrajectoryWriter, read_records, to_record
+from rl.observability.trajectories import read_records, to_record
 from rl.types import ToolCall, ToolResult, ToolStatus
+from tests.samples import AtHand
 from tests.unit.observability.examples import make_group, make_trajectory
 
 
@@ -30,8 +31,8 @@ def directory(tmp_path: Path) -> RunDirectory:
     made = RunDirectory.create(config, "tiny")
     groups = [make_group("gcd", score=0.5, prompt_id="train-1"), make_group("lcm", score=1.0, prompt_id="train-2")]
     groups.append(make_group("lcm", score=0.0, prompt_id="train-3"))
-    TrajectoryWriter(made.trajectories).write_step(1, groups)
-    TrajectoryWriter(made.trajectories).write_step(12, groups[:1])
+    AtHand().write_trajectories(made.step_file(1), groups)
+    AtHand().write_trajectories(made.step_file(12), groups[:1])
     rows = [
         {"step": 0, **evaluation_metrics([make_group("gcd", score=0.0), make_group("lcm", score=0.0)])},
         {"step": 1, "critic/score/mean": 0.25},
@@ -101,7 +102,7 @@ def test_view_chooses_a_trajectory(
 def test_view_of_an_evaluation_needs_no_option(directory: RunDirectory, capsys: pytest.CaptureFixture[str]) -> None:
     for path in directory.trajectories.iterdir():
         path.unlink()
-    TrajectoryWriter(directory.trajectories).write_evaluation(0, [make_group("gcd", score=1.0, prompt_id="test-1")])
+    AtHand().write_trajectories(directory.evaluation_file(0), [make_group("gcd", score=1.0, prompt_id="test-1")])
     assert viewer.main([str(directory.path), "--best"]) == 0
     assert "evaluation after step 0  test-1/0  gcd" in capsys.readouterr().out
 
@@ -194,7 +195,7 @@ def test_view_of_a_run_without_trajectories_says_so(directory: RunDirectory, arg
 
 
 def test_list_counts_trajectories_without_a_score(directory: RunDirectory, capsys: pytest.CaptureFixture[str]) -> None:
-    TrajectoryWriter(directory.trajectories).write_step(2, [make_group(score=None), make_group(score=0.5)])
+    AtHand().write_trajectories(directory.step_file(2), [make_group(score=None), make_group(score=0.5)])
     viewer.main([str(directory.path), "--list"])
     assert "step_000002        2 trajectories  mean score 0.500  1 without a score\n" in capsys.readouterr().out
 

@@ -85,7 +85,7 @@ def load():
 async def test_score_is_the_weighted_sum(load, own, trajectory):
     scored = trajectory(r"\boxed{3}", "3")
     rewards = load(["base_acc", "format", own("later")], [1.0, 0.5, 0.25])
-    await rewards.score(scored)
+    scored.take_scores(await rewards.score(scored))
     assert scored.score == 1.0 * 1 + 0.5 * 1 + 0.25 * 2
     assert scored.rewards == {"base_acc": 1.0, "format": 1.0, own("later"): 2.0}
     assert scored.reward_error is None
@@ -95,7 +95,10 @@ async def test_own_reward_gets_its_arguments_and_a_process_of_its_own(load, own,
     name = own("length")
     first, second = trajectory("a", "b"), trajectory("a", "b")
     rewards = load([name], kwargs={name: {"scale": 3.0}})
-    await asyncio.gather(rewards.score(first), rewards.score(second))
+    for one, scores in zip(
+        (first, second), await asyncio.gather(rewards.score(first), rewards.score(second)), strict=True
+    ):
+        one.take_scores(scores)
     assert first.score == second.score == 3.0
     assert first.rewards[f"{name}/pid"] == second.rewards[f"{name}/pid"] != os.getpid()
 
@@ -140,13 +143,13 @@ async def test_numbers_of_every_library_arrive(returning, trajectory):
     for name in ("np.float32", "np.float16", "array", "array1", "tensor", "tensor1", "bfloat16", "fraction", "decimal"):
         for rewards in returning:
             scored = trajectory("a", name)
-            await rewards.score(scored)
+            scored.take_scores(await rewards.score(scored))
             assert (name, scored.score, scored.reward_error) == (name, 0.5, None)
             assert type(scored.score) is float
     for name, score in (("np.int64", 3.0), ("np.bool", 1.0), ("bool", 1.0), ("int", 3.0), ("mapping", 0.5)):
         for rewards in returning:
             scored = trajectory("a", name)
-            await rewards.score(scored)
+            scored.take_scores(await rewards.score(scored))
             assert (name, scored.score, scored.reward_error) == (name, score, None)
 
 
@@ -154,11 +157,11 @@ async def test_what_is_no_number_beside_the_score_is_kept_as_text(returning, tra
     for rewards in returning:
         name = rewards.rewards[0].name
         scored = trajectory("a", "verl")
-        await rewards.score(scored)
+        scored.take_scores(await rewards.score(scored))
         assert scored.rewards == {name: 1.0, f"{name}/acc": 1.0}
         assert scored.reward_texts == {f"{name}/pred": "42"}
         scored = trajectory("a", "extra")
-        await rewards.score(scored)
+        scored.take_scores(await rewards.score(scored))
         assert scored.rewards == {name: 2.0, f"{name}/n": 3.0, f"{name}/7": 0.5}
         texts = {
             "none": "null",
@@ -169,7 +172,7 @@ async def test_what_is_no_number_beside_the_score_is_kept_as_text(returning, tra
         }
         assert scored.reward_texts == {f"{name}/{key}": text for key, text in texts.items()}
         scored = trajectory("a", "turns")
-        await rewards.score(scored)
+        scored.take_scores(await rewards.score(scored))
         assert (scored.score, scored.turn_rewards) == (1.0, [0.5])
 
 
@@ -191,7 +194,7 @@ async def test_what_is_no_number_beside_the_score_is_kept_as_text(returning, tra
 async def test_what_is_no_score_is_named(returning, trajectory, name, problem):
     for rewards in returning:
         scored = trajectory("a", name)
-        await rewards.score(scored)
+        scored.take_scores(await rewards.score(scored))
         assert (scored.score, scored.reward_error.startswith(rewards.rewards[0].name)) == (None, True)
         assert problem in scored.reward_error
 
@@ -201,7 +204,7 @@ async def test_arguments_arrive_as_they_are(load, tmp_path, trajectory):
     path.write_text("def sees(trajectory, *, table): return {'score': 1.0, 'table': repr(table)}\n")
     name, table = f"{path}:sees", {1: (2, 3), None: float("inf")}
     scored = trajectory("a", "b")
-    await load([name], kwargs={name: {"table": table}}).score(scored)
+    scored.take_scores(await load([name], kwargs={name: {"table": table}}).score(scored))
     assert scored.reward_texts == {f"{name}/table": repr(table)}
 
 
@@ -223,7 +226,7 @@ async def test_reward_files_import_their_neighbours(load, tmp_path, trajectory, 
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("sys.path", [*sys.path])
     scored = trajectory("a", "b")
-    await load(names).score(scored)
+    scored.take_scores(await load(names).score(scored))
     assert (scored.reward_error, list(scored.rewards.values())) == (None, [0.0, 0.0, 3.0, 3.0])
 
 
@@ -231,7 +234,7 @@ async def test_a_file_that_ends_its_process_is_named(load, tmp_path, trajectory)
     path = tmp_path / "ends.py"
     path.write_text("import os, sys\nif 'pytest' not in sys.modules: os._exit(3)\ndef f(trajectory): return 1\n")
     scored = trajectory("a", "b")
-    await load([f"{path}:f"]).score(scored)
+    scored.take_scores(await load([f"{path}:f"]).score(scored))
     assert scored.reward_error == f"{path}:f: its process died while it imported the function"
 
 
@@ -241,8 +244,8 @@ async def test_hanging_answers_do_not_hold_the_others(load, own, trajectory):
     hanging = [asyncio.ensure_future(rewards.score(trajectory("a", "hang"))) for _ in range(6)]
     await asyncio.sleep(0)  # they take the places first
     good = [trajectory("a", "b") for _ in range(3)]
-    await asyncio.wait_for(asyncio.gather(*(rewards.score(one) for one in good)), 55.0)
-    assert all(one.score is not None for one in good)
+    scores = await asyncio.wait_for(asyncio.gather(*(rewards.score(one) for one in good)), 55.0)
+    assert all(one.score is not None for one in scores)
     assert not any(task.done() for task in hanging)
     rewards.close()
     await asyncio.gather(*hanging)
@@ -250,7 +253,7 @@ async def test_hanging_answers_do_not_hold_the_others(load, own, trajectory):
 
 async def test_scores_of_turns_are_weighted_and_summed(load, own, trajectory):
     scored = trajectory("a", "b", ToolStatus.OK)
-    await load([own("each_turn"), own("later")], [0.5, 1.0]).score(scored)
+    scored.take_scores(await load([own("each_turn"), own("later")], [0.5, 1.0]).score(scored))
     assert scored.turn_rewards == [0.5, 1.0]
     assert (scored.score, scored.rewards) == (2.5, {own("each_turn"): 1.0, own("later"): 2.0})
 
@@ -258,14 +261,14 @@ async def test_scores_of_turns_are_weighted_and_summed(load, own, trajectory):
 async def test_reward_by_module_path(load, trajectory):
     scored = trajectory(r"\boxed{3}", "3")
     rewards = load(["rl.rewards.rules:base_acc"])
-    await rewards.score(scored)
+    scored.take_scores(await rewards.score(scored))
     assert scored.score == 1.0
 
 
 async def test_every_registered_reward_scores(load, trajectory):
     names = sorted(set(REWARDS) - {"reasoning_gym"})
     scored = trajectory(r"\boxed{3}", "3")
-    await load(names).score(scored)
+    scored.take_scores(await load(names).score(scored))
     assert scored.reward_error is None
     assert set(names) <= set(scored.rewards)
 
@@ -286,7 +289,7 @@ async def test_every_registered_reward_scores(load, trajectory):
 )
 async def test_a_failing_reward_masks_the_trajectory_and_says_why(load, own, trajectory, function, part):
     scored = trajectory(r"\boxed{3}", "3", ToolStatus.OK)
-    await load(["base_acc", own(function)]).score(scored)
+    scored.take_scores(await load(["base_acc", own(function)]).score(scored))
     assert scored.score is None
     assert scored.rewards == {"base_acc": 1.0}
     assert scored.reward_error.startswith(own(function))
@@ -296,32 +299,32 @@ async def test_a_failing_reward_masks_the_trajectory_and_says_why(load, own, tra
 async def test_a_hanging_reward_is_killed_and_replaced(load, own, trajectory):
     rewards = load([own("hangs")], timeout=0.5)
     before, hanging, after = trajectory("a", "b"), trajectory("a", "hang"), trajectory("a", "b")
-    await rewards.score(before)
+    before.take_scores(await rewards.score(before))
     start = time.monotonic()
-    await rewards.score(hanging)
+    hanging.take_scores(await rewards.score(hanging))
     assert time.monotonic() - start < 5
     assert (hanging.score, hanging.reward_error) == (None, f"{own('hangs')}: no score within 0.5 s")
-    await rewards.score(after)
+    after.take_scores(await rewards.score(after))
     assert before.score != after.score
     assert not Path(f"/proc/{int(before.score)}").exists()
 
 
 async def test_an_async_reward_past_its_deadline_is_cancelled(load, own, trajectory):
     scored = trajectory("a", "b")
-    await load([own("never")], timeout=0.1).score(scored)
+    scored.take_scores(await load([own("never")], timeout=0.1).score(scored))
     assert scored.reward_error == f"{own('never')}: no score within 0.1 s"
 
 
 async def test_a_sympy_answer_that_never_ends_is_cut_off(load, trajectory):
     scored = trajectory(r"\boxed{9^{9^{9^9}}}", "3")
     rewards = load(["math_acc"], timeout=2.0)
-    await rewards.score(scored)
+    scored.take_scores(await rewards.score(scored))
     assert scored.reward_error == "math_acc: no score within 2 s"
 
 
 async def test_a_reward_may_print(load, own, trajectory):
     scored = trajectory("a", "b")
-    await load([own("prints")]).score(scored)
+    scored.take_scores(await load([own("prints")]).score(scored))
     assert scored.score == 1.0
 
 
@@ -393,7 +396,7 @@ async def test_load_rewards_takes_functions_that_can_be_called(tmp_path, traject
     path.write_text(definition)
     rewards = load_rewards([f"{path}:f"], [1.0], {f"{path}:f": kwargs})
     scored = trajectory("a", "b")
-    await rewards.score(scored)
+    scored.take_scores(await rewards.score(scored))
     rewards.close()
     assert (scored.score, scored.reward_error) == (1.0, None)
 
@@ -407,7 +410,7 @@ async def test_what_a_reward_raises_after_its_deadline_is_not_printed(load, own,
     told = []
     asyncio.get_running_loop().set_exception_handler(lambda loop, context: told.append(context["message"]))
     scored = trajectory("1", "x")
-    await load([own("fails_when_cancelled")], timeout=0.1).score(scored)
+    scored.take_scores(await load([own("fails_when_cancelled")], timeout=0.1).score(scored))
     assert scored.reward_error == f"{own('fails_when_cancelled')}: no score within 0.1 s"
     await asyncio.sleep(0)
     gc.collect()
@@ -416,5 +419,5 @@ async def test_what_a_reward_raises_after_its_deadline_is_not_printed(load, own,
 
 async def test_a_plain_function_may_hand_back_a_coroutine(load, own, trajectory):
     scored = trajectory("1", "x")
-    await load([own("decorated")]).score(scored)
+    scored.take_scores(await load([own("decorated")]).score(scored))
     assert (scored.score, scored.reward_error) == (2.0, None)

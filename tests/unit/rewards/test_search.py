@@ -97,7 +97,7 @@ def test_search_rewards_measure_which_gold_documents_were_shown() -> None:
 async def test_search_rewards_are_registered() -> None:
     rewards = load_rewards(["search_em", "search_f1"], [1.0, 0.5])
     row = trajectory(r"\boxed{New York City}", "New York", gold_titles=["New York"])
-    await rewards.score(row)
+    row.take_scores(await rewards.score(row))
     assert row.score == pytest.approx(0.4)
     assert row.rewards["search_em/recall"] == 0.0
     assert [reward.isolate for reward in rewards.rewards] == [False, False]

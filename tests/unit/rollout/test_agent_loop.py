@@ -10,7 +10,7 @@ from rl.chat.parsers import PARSERS
 from rl.chat.renderer import Renderer
 from rl.config.schema import Config
 from rl.rollout.agent_loop import AgentLoop, request_seed
-from rl.types import FinishReason, Prompt, Sampling, Span, StopReason, ToolCall, ToolResult, ToolStatus, Trajectory
+from rl.types import FinishReason, Prompt, Sampling, StopReason, ToolCall, ToolResult, ToolStatus, Trajectory
 from tests.fakes import BAD_CALL, CALL_1, CALL_2, FakeToolbox, ScriptedEngine, answering, said, word_tokenizer
 
 PROMPT = Prompt("p", [{"role": "user", "content": "what"}], "42", "test")
@@ -42,9 +42,11 @@ async def run(
 
 def check(trajectory: Trajectory, token_ids: list[int], loss_mask: list[int]) -> None:
     (sequence,) = trajectory.sequences
-    assert sequence.token_ids == token_ids
-    assert sequence.loss_mask == loss_mask
-    assert sequence.logprobs == [-i / 100 * m for i, m in zip(token_ids, loss_mask, strict=True)]
+    assert sequence.token_ids.tolist() == token_ids
+    assert sequence.loss_mask.tolist() == loss_mask
+    assert sequence.logprobs.tolist() == pytest.approx(
+        [-i / 100 * m for i, m in zip(token_ids, loss_mask, strict=True)]
+    )
     assert sequence.prompt_length == 4
 
 
@@ -61,7 +63,7 @@ async def test_agent_loop_appends_one_tool_turn_with_mask_0():
     assert [turn.num_tokens for turn in trajectory.turns] == [5, 3]
     assert toolbox.executed == [ToolCall("add", {"a": 1}, trajectory.turns[0].calls[0].raw)]
     assert (toolbox.opened, toolbox.num_closed) == (["p/0"], 1)
-    assert engine.requests[1].token_ids == trajectory.sequences[0].token_ids[:13]
+    assert engine.requests[1].token_ids == trajectory.sequences[0].token_ids[:13].tolist()
     assert {request.session_id for request in engine.requests} == {"p/0"}
 
 
@@ -85,7 +87,7 @@ async def test_agent_loop_resubmits_an_aborted_turn_as_a_new_span():
         [*PROMPT_IDS, 13, 16, 18, 17, 2, 4, 21, 2, 3, 2],
         [0, 0, 0, 0, 1, 1, 1, 1, 1, 0, 0, 0, 0, 1],
     )
-    assert trajectory.sequences[0].spans == [Span(4, 5, 0), Span(5, 9, 2), Span(13, 14, 0)]
+    assert trajectory.sequences[0].versions[4:].tolist() == [0, 2, 2, 2, 2, -1, -1, -1, -1, 0]
     assert [turn.text for turn in trajectory.turns][1] == "<end>"
     assert trajectory.turns[0].num_tokens == 5
     assert [request.token_ids for request in engine.requests[:3]] == [PROMPT_IDS, [*PROMPT_IDS, 13], [*PROMPT_IDS, 13]]
@@ -128,7 +130,7 @@ async def test_agent_loop_answers_calls_over_the_limit_with_an_error_that_does_n
     assert first.results[1].text == (
         "Error: not executed, because at most 1 calls are allowed in one turn and 2 in all."
     )  # 17 words, all unknown but the twelfth
-    assert trajectory.sequences[0].token_ids[11:] == [
+    assert trajectory.sequences[0].token_ids[11:].tolist() == [
         *[4, 21, 2, 4, *[0] * 11, 21, *[0] * 5, 2, 3],
         *[16, 19, 17, 2, 4, 21, 2, 3],
         *[14, 2],
@@ -219,7 +221,7 @@ async def test_agent_loop_cuts_results_so_that_the_answer_keeps_its_reserve():
 async def test_agent_loop_truncates_a_result_to_its_cap():
     engine = ScriptedEngine([said([*CALL_1, 2]), said([2])])
     trajectory = await run(engine, answering("one two three one"), make_config(max_tool_response_length=3))
-    assert trajectory.sequences[0].token_ids[8:12] == [4, 21, 30, 21]
+    assert trajectory.sequences[0].token_ids[8:12].tolist() == [4, 21, 30, 21]
 
 
 async def test_agent_loop_ends_where_no_token_is_left_behind_a_result():
@@ -291,10 +293,10 @@ async def test_agent_loop_starts_a_new_sequence_where_the_template_rewrites_hist
     engine = ScriptedEngine([said([14, 13, *CALL_1, 2]), said([14, 2])])
     trajectory = await run(engine, answering("one"), make_config(), forgetful=True)
     first, second = trajectory.sequences
-    assert first.token_ids == [*PROMPT_IDS, 14, 13, 16, 18, 17, 2]
-    assert second.token_ids == [*PROMPT_IDS, 16, 18, 17, 2, 4, 21, 2, 3, 14, 2]
-    assert second.loss_mask == [0] * 12 + [1, 1]
-    assert engine.requests[1].token_ids == second.token_ids[:12]
+    assert first.token_ids.tolist() == [*PROMPT_IDS, 14, 13, 16, 18, 17, 2]
+    assert second.token_ids.tolist() == [*PROMPT_IDS, 16, 18, 17, 2, 4, 21, 2, 3, 14, 2]
+    assert second.loss_mask.tolist() == [0] * 12 + [1, 1]
+    assert engine.requests[1].token_ids == second.token_ids[:12].tolist()
 
 
 @pytest.mark.parametrize(
@@ -306,7 +308,7 @@ async def test_agent_loop_counts_a_response_once_where_the_template_rewrites_his
     config = make_config(max_total_response_length=limit)
     trajectory = await run(engine, answering("one"), config, forgetful=True)
     first, second = trajectory.sequences
-    assert second.token_ids == [*PROMPT_IDS, 16, 18, 17, 2, 4, 21, 2, 3, *last]
+    assert second.token_ids.tolist() == [*PROMPT_IDS, 16, 18, 17, 2, 4, 21, 2, 3, *last]
     assert (first.response_length, second.response_length) == (6, 4 + len(last))
     assert (trajectory.response_length, trajectory.stop_reason) == (limit, reason)
 
@@ -314,7 +316,7 @@ async def test_agent_loop_counts_a_response_once_where_the_template_rewrites_his
 async def test_agent_loop_keeps_a_sampled_special_token_where_the_template_rewrites_history():
     engine = ScriptedEngine([said([13, *CALL_1, 4, 2]), said([14, 2])])
     trajectory = await run(engine, answering("one"), make_config(), forgetful=True)
-    assert trajectory.sequences[1].token_ids[:13] == [*PROMPT_IDS, 16, 18, 17, 4, 2, 4, 21, 2, 3]
+    assert trajectory.sequences[1].token_ids[:13].tolist() == [*PROMPT_IDS, 16, 18, 17, 4, 2, 4, 21, 2, 3]
 
 
 async def test_agent_loop_replaces_what_is_no_text_in_a_result():

@@ -108,21 +108,23 @@ def run(
 def test_agent_loop_puts_results_into_the_models_own_turn(renderer: Renderer):
     trajectory, engine = run(renderer, SAID, set())
     (sequence,) = trajectory.sequences
-    text = renderer.decode(sequence.token_ids[sequence.prompt_length :])
+    text = renderer.decode(sequence.token_ids[sequence.prompt_length :].tolist())
     assert text == SAID[0] + INFORMATION + SAID[1]
     sampled = [i for i, m in zip(sequence.token_ids, sequence.loss_mask, strict=True) if m]
     assert sampled == engine.ids
     assert [turn.text for turn in trajectory.turns] == SAID
     assert [[c.arguments for c in turn.calls] for turn in trajectory.turns] == [[{"query_list": ["a"]}], []]
     assert trajectory.stop_reason is StopReason.FINISHED
-    assert 2 not in sequence.token_ids[sequence.prompt_length :]  # the end of turn that the tool printed is text
-    assert "</search> and it will return" in renderer.decode(sequence.token_ids[: sequence.prompt_length])
+    assert (
+        2 not in sequence.token_ids[sequence.prompt_length :].tolist()
+    )  # the end of turn that the tool printed is text
+    assert "</search> and it will return" in renderer.decode(sequence.token_ids[: sequence.prompt_length].tolist())
 
 
 def test_agent_loop_opens_a_turn_for_the_result_of_one_that_ended(renderer: Renderer):
     trajectory, _ = run(renderer, ["<search> never closed<|im_end|>", "<answer> c </answer>"], set())
     (sequence,) = trajectory.sequences
-    text = renderer.decode(sequence.token_ids[sequence.prompt_length :])
+    text = renderer.decode(sequence.token_ids[sequence.prompt_length :].tolist())
     assert text.startswith("<search> never closed<|im_end|>\n<|im_start|>assistant\n\n\n<information>")
     assert trajectory.turns[0].calls[0].error is not None
 
@@ -141,7 +143,7 @@ def test_agent_loop_sees_a_stop_string_that_an_abort_cut(renderer: Renderer):
     for length in lengths:
         trajectory, engine = run(renderer, SAID, {length})
         assert trajectory.turns[0].text == SAID[0]
-        assert engine.requests[1] == trajectory.sequences[0].token_ids[: len(engine.requests[1])]
+        assert engine.requests[1] == trajectory.sequences[0].token_ids[: len(engine.requests[1])].tolist()
 
 
 @settings(max_examples=100, deadline=None)
@@ -149,8 +151,8 @@ def test_agent_loop_sees_a_stop_string_that_an_abort_cut(renderer: Renderer):
 def test_agent_loop_does_not_depend_on_where_publishes_cut_turns(renderer: Renderer, aborts: set[int], max_tokens: int):
     expected, _ = run(renderer, SAID, set(), max_tokens=max_tokens)
     trajectory, _ = run(renderer, SAID, aborts, max_tokens=max_tokens)
-    assert trajectory.sequences[0].token_ids == expected.sequences[0].token_ids
-    assert trajectory.sequences[0].loss_mask == expected.sequences[0].loss_mask
+    assert trajectory.sequences[0].token_ids.tolist() == expected.sequences[0].token_ids.tolist()
+    assert trajectory.sequences[0].loss_mask.tolist() == expected.sequences[0].loss_mask.tolist()
     assert [turn.text for turn in trajectory.turns] == [turn.text for turn in expected.turns]
     assert [turn.calls for turn in trajectory.turns] == [turn.calls for turn in expected.turns]
     assert trajectory.stop_reason is expected.stop_reason
@@ -172,7 +174,7 @@ def test_agent_loop_keeps_its_limits_with_results_in_the_turn(
     sampled = [i for i, m in zip(sequence.token_ids, sequence.loss_mask, strict=True) if m]
     assert sampled == engine.ids[: engine.sampled]
     assert sequence.response_length <= max_response
-    assert all(sequence.token_ids[: len(request)] == request for request in engine.requests)
+    assert all(sequence.token_ids[: len(request)].tolist() == request for request in engine.requests)
 
 
 def test_agent_loop_takes_a_call_in_a_thought_that_the_header_opened_for_a_thought(tmp_path: Path):

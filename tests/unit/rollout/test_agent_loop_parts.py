@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 from pathlib import Path
 
+import numpy as np
+
 from rl.chat.parsers import PARSERS
 from rl.chat.renderer import Renderer, load_tokenizer
 from rl.config.schema import Config
@@ -13,7 +15,7 @@ from rl.rollout.agent_loop import AgentLoop
 from rl.rollout.group import run_group
 from rl.tools.base import Tool, ToolConfig
 from rl.tools.registry import Toolbox
-from rl.types import Prompt, Sampling, StopReason, ToolCall, ToolStatus, Trajectory, WeightUpdate
+from rl.types import Prompt, Sampling, Scores, StopReason, ToolCall, ToolStatus, Trajectory, WeightUpdate
 from tests.fakes import word_tokenizer
 from tests.tiny import make_tiny_tokenizer
 
@@ -58,7 +60,7 @@ async def test_agent_loop_with_real_tools_lets_the_model_mend_its_call(tmp_path:
         messages.append({"role": "assistant", "content": turn.text.removesuffix("<|im_end|>")})
         messages += [{"role": "tool", "content": result.text} for result in turn.results]
     (sequence,) = trajectory.sequences
-    assert sequence.token_ids == renderer.render_prompt(messages) + renderer.tokenizer.encode(said[-1])
+    assert sequence.token_ids.tolist() == renderer.render_prompt(messages) + renderer.tokenizer.encode(said[-1])
     sampled = [i for i, m in zip(sequence.token_ids, sequence.loss_mask, strict=True) if m]
     assert renderer.decode(sampled) == "".join(said)
 
@@ -68,8 +70,8 @@ async def test_run_group_goes_on_over_weight_publishes():
     engine = FakeEngine(lambda ids: [*range(max(ids[-1] + 1, 5), 30), 2], stop_token_ids=[2], seconds_per_token=0.002)
     loop = AgentLoop(engine, Renderer(word_tokenizer(), "empty", []), None, PARSER, Config())
 
-    async def score(trajectory: Trajectory) -> None:
-        trajectory.score = 0.0
+    async def score(trajectory: Trajectory) -> Scores:
+        return Scores(0.0)
 
     prompt = Prompt("p", [{"role": "user", "content": "what"}], "", "")
     running = asyncio.create_task(run_group(loop, prompt, 4, Sampling(1.0, 100), score))
@@ -80,9 +82,9 @@ async def test_run_group_goes_on_over_weight_publishes():
     group = await running
     for trajectory in group.trajectories:
         (sequence,) = trajectory.sequences
-        assert sequence.token_ids == [1, 10, 2, 3, *range(5, 30), 2]
+        assert sequence.token_ids.tolist() == [1, 10, 2, 3, *range(5, 30), 2]
         assert trajectory.stop_reason is StopReason.FINISHED
-        assert sequence.spans[-1].policy_version == 2
-        assert [span.start for span in sequence.spans[1:]] == [span.end for span in sequence.spans[:-1]]
+        versions = sequence.versions[sequence.prompt_length :]
+        assert versions[-1] == 2 and (np.diff(versions) >= 0).all() and (versions >= 0).all()
         assert trajectory.turns[0].num_tokens == 26
     assert {request[2].max_tokens for request in engine.requests[:4]} == {100}

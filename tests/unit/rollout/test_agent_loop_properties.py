@@ -60,7 +60,7 @@ def test_agent_loop_keeps_what_was_sampled_and_its_limits(
     assert sampled == [i for ids in answered for i in ids]
     for request, ids in zip(engine.requests, answered, strict=False):
         asked = request.token_ids + ids
-        assert any(s.token_ids[: len(asked)] == asked for s in sequences)
+        assert any(s.token_ids[: len(asked)].tolist() == asked for s in sequences)
     assert all(len(s.loss_mask) == len(s.logprobs) == len(s.token_ids) for s in sequences)
     assert trajectory.response_length <= max_response
     assert sum(turn.num_tokens for turn in trajectory.turns) == len(sampled)

@@ -11,16 +11,22 @@ from hypothesis import strategies as st
 
 from rl.errors import CheckpointError
 from rl.rollout.buffer import GroupBuffer
-from rl.types import Group, Prompt, Span, StopReason, TokenSequence, ToolCall, ToolResult, ToolStatus, Trajectory, Turn
+from rl.types import GroupHeader, Prompt, StopReason, TokenSequence, ToolCall, ToolResult, ToolStatus, Trajectory, Turn
+from tests.samples import group_of
 
 
-def make_group(number: int, *, useful: bool) -> Group:
+def at_hand(value):
+    """Rows and records are not behind references here."""
+    return value
+
+
+def make_group(number: int, *, useful: bool) -> GroupHeader:
     prompt = Prompt(f"p{number}", [], "", "test")
     scores = (1.0, 0.0) if useful else (1.0, 1.0)
-    return Group(prompt, [Trajectory(prompt, i, [], [], StopReason.FINISHED, score=s) for i, s in enumerate(scores)])
+    return group_of(*(Trajectory(prompt, i, [], [], StopReason.FINISHED, score=s) for i, s in enumerate(scores)))
 
 
-def names(groups: list[Group]) -> list[str]:
+def names(groups: list[GroupHeader]) -> list[str]:
     return [group.prompt.id for group in groups]
 
 
@@ -30,7 +36,7 @@ class Source:
     def __init__(self, useful: list[bool], order: random.Random) -> None:
         self.useful, self.order, self.next = useful, order, 0
 
-    def fill(self, buffer: GroupBuffer, num_wanted: int, limit: int) -> list[Group]:
+    def fill(self, buffer: GroupBuffer, num_wanted: int, limit: int) -> list[GroupHeader]:
         filling = buffer.begin(num_wanted, limit)
         first, running = self.next, []
         while True:
@@ -117,35 +123,41 @@ def test_fill_does_not_depend_on_the_order_of_endings_or_on_a_resume(
         batches = []
         for step, num_wanted in enumerate(wanted):
             if step == resumed_after and seed == seeds[1]:
-                state = json.loads(json.dumps(buffer.state_dict()))
+                state = json.loads(json.dumps(buffer.state_dict(at_hand)))
                 buffer = GroupBuffer("score")
-                buffer.load_state_dict(state, [make_group(n, useful=True).prompt for n in range(source.next)])
+                buffer.load_state_dict(state, [make_group(n, useful=True).prompt for n in range(source.next)], at_hand)
             assert len(buffer.surplus) <= max(wanted)
             batches.append((names(source.fill(buffer, num_wanted, limit=4 * num_wanted)), names(list(buffer.surplus))))
         outcomes.append((batches, source.next))
     assert outcomes[0] == outcomes[1]
 
 
-def surplus_group(prompt: Prompt, call: ToolCall) -> Group:
+def surplus_trajectory(prompt: Prompt, call: ToolCall) -> Trajectory:
     sequence = TokenSequence([5, 6])
     sequence.append_sampled([7, 8], [-0.1, -1e-9], policy_version=3)
     sequence.append_context([9])
     turn = Turn("text", 2, [call], [ToolResult("add", "2", ToolStatus.OK, reward=0.5, metrics={"m": 1.0})])
-    trajectory = Trajectory(prompt, 0, [sequence], [turn], StopReason.LENGTH, 1 / 3, {"acc": 1.0}, wall_s=1.5)
-    return Group(prompt, [trajectory])
+    return Trajectory(prompt, 0, [sequence], [turn], StopReason.LENGTH, 1 / 3, {"acc": 1.0}, wall_s=1.5)
 
 
 def test_state_keeps_trajectories_whole_and_takes_prompts_from_the_data():
     row = Prompt("p-1", [{"role": "user", "content": "é"}], "42", "test", {"level": 3})
     buffer, again = GroupBuffer("score"), GroupBuffer("score")
-    buffer.surplus.append(surplus_group(replace(row, id="p-1@1"), ToolCall("add", {"a": [1, None]}, raw="{}")))
-    again.load_state_dict(json.loads(json.dumps(buffer.state_dict())), [row])
-    assert list(again.surplus) == list(buffer.surplus)
-    (restored,) = again.surplus
+    buffer.surplus.append(
+        group_of(surplus_trajectory(replace(row, id="p-1@1"), ToolCall("add", {"a": [1, None]}, raw="{}")))
+    )
+    again.load_state_dict(json.loads(json.dumps(buffer.state_dict(at_hand))), [row], at_hand)
+    (kept,), (restored,) = buffer.surplus, again.surplus
+    assert (restored.prompt, restored.trajectories, restored.record) == (kept.prompt, kept.trajectories, kept.record)
     assert restored.trajectories[0].stop_reason is StopReason.LENGTH
-    assert restored.trajectories[0].sequences[0].spans == [Span(2, 4, 3)]
+    assert restored.prompt_ids.tolist() == [5, 6]
+    (row_kept,) = restored.rows
+    assert row_kept.token_ids.tolist() == [5, 6, 7, 8, 9] and row_kept.loss_mask.tolist() == [0, 0, 1, 1, 0]
+    assert row_kept.versions.tolist() == [-1, -1, 3, 3, -1]
+    assert row_kept.rollout_logprobs.tolist() == kept.rows[0].rollout_logprobs.tolist()
+    assert (row_kept.token_ids.dtype, row_kept.loss_mask.dtype) == (np.int32, np.uint8)
     with pytest.raises(CheckpointError, match=r"data_path: must hold the rows .*, got none for 'p-1@1'"):
-        again.load_state_dict(buffer.state_dict(), [replace(row, id="p-2")])
+        again.load_state_dict(buffer.state_dict(at_hand), [replace(row, id="p-2")], at_hand)
 
 
 def test_state_takes_rows_with_any_column_and_numbers_of_any_library():
@@ -157,25 +169,15 @@ def test_state_takes_rows_with_any_column_and_numbers_of_any_library():
         "nested": [{"bytes": b"\x80", "set": {1, 2}}],
     }
     row = Prompt("p-1", [{"role": "user", "content": "?"}], "42", "test", extra)
-    group = surplus_group(row, ToolCall("add", {"a": "\ud800", "b": float("nan")}))
-    group.trajectories[0].score = np.float32(0.5)
-    group.trajectories[0].rewards = {"acc": np.float64(1.0), "ok": np.bool_(True)}
-    group.trajectories[0].turns[0].results[0].metrics = {"n": np.int64(3), ("a", "tuple"): 1.0}
+    trajectory = surplus_trajectory(row, ToolCall("add", {"a": "\ud800", "b": float("nan")}))
+    trajectory.score = np.float32(0.5)
+    trajectory.rewards = {"acc": np.float64(1.0), "ok": np.bool_(True)}
+    trajectory.turns[0].results[0].metrics = {"n": np.int64(3), ("a", "tuple"): 1.0}
     buffer, again = GroupBuffer("score"), GroupBuffer("score")
-    buffer.surplus.append(group)
-    again.load_state_dict(json.loads(json.dumps(buffer.state_dict())), [row])
-    (restored,) = again.surplus[0].trajectories
+    buffer.surplus.append(group_of(trajectory))
+    again.load_state_dict(json.loads(json.dumps(buffer.state_dict(at_hand))), [row], at_hand)
+    (restored,) = again.surplus[0].record
     assert restored.prompt.extra is extra
     assert (restored.score, restored.rewards) == (0.5, {"acc": 1.0, "ok": 1.0})
     assert restored.turns[0].results[0].metrics == {"n": 3.0}
     assert restored.turns[0].calls[0].arguments["a"] == "\ud800"
-
-
-def test_state_of_an_earlier_version_that_held_whole_prompts_is_read():
-    row = Prompt("p-1", [], "42", "test", {"image": b"\xff"})
-    prompt = {"id": "p-1", "messages": [], "ground_truth": "42", "data_source": "test", "extra": {}}
-    trajectory = {"prompt": prompt, "sample_index": 0, "sequences": [], "turns": [], "stop_reason": "finished"}
-    buffer = GroupBuffer("score")
-    text = json.dumps({"prompt": prompt, "trajectories": [trajectory]})
-    buffer.load_state_dict({"useful_share": 1.0, "surplus": [text]}, [row])
-    assert buffer.surplus[0].trajectories[0].prompt == row

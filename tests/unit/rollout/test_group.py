@@ -10,7 +10,7 @@ from rl.config.schema import Config
 from rl.errors import RolloutError
 from rl.rollout.agent_loop import AgentLoop
 from rl.rollout.group import run_group
-from rl.types import Generation, Prompt, Sampling, StopReason, Trajectory
+from rl.types import Generation, Prompt, Sampling, Scores, StopReason, Trajectory
 from tests.fakes import ScriptedEngine, said, word_tokenizer
 
 PROMPT = Prompt("p", [{"role": "user", "content": "what"}], "42", "test")
@@ -39,10 +39,10 @@ async def test_run_group_scores_each_trajectory_when_it_ends_and_keeps_their_ord
     engine = OutOfOrderEngine()
     scored = []
 
-    async def score(trajectory: Trajectory) -> None:
+    async def score(trajectory: Trajectory) -> Scores:
         scored.append(trajectory.id)
-        trajectory.score = 1.0
         engine.is_second_scored.set()
+        return Scores(1.0)
 
     async with asyncio.timeout(5):
         group = await run_group(make_loop(engine), PROMPT, 3, Sampling(1.0, 8), score)
@@ -53,7 +53,7 @@ async def test_run_group_scores_each_trajectory_when_it_ends_and_keeps_their_ord
 
 
 async def test_run_group_lets_a_bug_through():
-    async def score(trajectory: Trajectory) -> None:
+    async def score(trajectory: Trajectory) -> Scores:
         raise KeyError("a bug")
 
     with pytest.raises(ExceptionGroup) as caught:

@@ -12,11 +12,12 @@ from typing import Any
 import pytest
 import yaml
 
+from rl.batches import UpdateReport
 from rl.config.schema import Config
 from rl.errors import CheckpointError, ConfigError, DataError, RolloutError, TrainingError
 from rl.observability.run_directory import RunDirectory
 from rl.run.run import Run, find_checkpoint
-from rl.types import UpdateReport
+from tests.samples import AtHand
 from tests.unit.observability.examples import make_group
 
 
@@ -64,7 +65,7 @@ def run_steps(config: Config, *, until: int | None = None) -> Run:
                 rows.value += 1
                 with metrics.time("gen"):
                     groups = [make_group()]
-                metrics.record(groups)
+                metrics.record(groups, AtHand())
                 metrics["seen"] = float(actor.value + rows.value)
                 if run.is_save_due(step):
                     run.save(step + 1, actor, rows)
@@ -107,7 +108,7 @@ def test_run_stops_after_skipped_steps_in_a_row_and_keeps_them(config: Config, t
                 group = make_group()
                 offending = [group.trajectories[0].id] if step else []
                 metrics.record_update(UpdateReport({"actor/skipped_steps": float(bool(step))}, offending))
-                metrics.record([group])
+                metrics.record([group], AtHand())
     assert [row["actor/skipped_steps"] for row in run.directory.read_metrics()] == [0.0, 1.0, 1.0]
     assert sorted(p.name for p in run.directory.skipped.iterdir()) == ["step_000002.jsonl", "step_000003.jsonl"]
 

@@ -7,11 +7,11 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from rl.batches import MicroBatch
 from rl.config.schema import Config
 from rl.training.hf_weights import load_hf_weights
 from rl.training.model import PolicyModel, build_model, load_hf_config
 from rl.training.parallel import ParallelState
-from rl.types import MicroBatch
 
 
 def float32_config(*, recompute: bool = False, sequence_parallel: bool = False) -> Config:

@@ -11,11 +11,12 @@ from transformers import AutoModelForCausalLM
 
 from rl.algorithms.losses import clipped_policy_loss
 from rl.algorithms.token_loss import TokenLoss
-from rl.batch.packing import pack_samples, packing_layout
+from rl.batch.layout import packing_layout
+from rl.batch.packing import pack_samples
+from rl.batches import MicroBatch, Sample
 from rl.config.schema import LrDecayStyle
 from rl.errors import CheckpointError
 from rl.training.actor import Actor
-from rl.types import MicroBatch, Sample
 from tests.tiny import make_tiny_model
 from tests.update_case import PlainUpdate, update_config, update_samples, with_logprobs
 

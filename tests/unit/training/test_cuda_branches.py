@@ -15,7 +15,8 @@ from torch import Tensor
 from torch.nn import functional
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from rl.batch.packing import pack_samples, packing_layout
+from rl.batch.layout import packing_layout
+from rl.batch.packing import pack_samples
 from rl.training import attention, head
 from rl.training.attention import PackedAttention, PackedSequences, pack_sequences
 from rl.training.head import logprobs_and_entropy

@@ -7,9 +7,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from rl.batch.packing import pack_samples, packing_layout
+from rl.batch.layout import packing_layout
+from rl.batch.packing import pack_samples
+from rl.batches import Sample
 from rl.training.actor import Actor
-from rl.types import Sample
 from tests.tiny import make_tiny_model
 from tests.update_case import (
     UpdateTrace,

@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 
 from rl.algorithms.losses import LOSSES
+from rl.batches import MicroBatch
 from rl.config.correction import ImportanceLevel, RolloutCorrection
 from rl.training.head import HeadOutput
 from rl.training.objective import Objective, policy_loss
-from rl.types import MicroBatch
 
 MASK = torch.tensor([0.0, 1.0, 1.0, 0.0, 1.0])
 """Two sequences with two loss tokens and one."""

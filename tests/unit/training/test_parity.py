@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
+from rl.batches import MicroBatch
 from rl.training.head import HeadOutput, logprobs_and_entropy
 from rl.training.hf_weights import WeightMapping, map_to_hf, name_parameters
 from rl.training.model import PolicyModel
 from rl.training.parallel import ParallelState
-from rl.types import MicroBatch
 from tests.tiny import make_tiny_model
 from tests.unit.training.model_cases import float32_config, load_policy, pack, random_sequences
 

@@ -13,13 +13,14 @@ import torch
 from rl.algorithms.advantages import ADVANTAGES
 from rl.algorithms.importance import REJECTIONS
 from rl.algorithms.losses import LOSSES
-from rl.batch.packing import pack_samples, packing_layout
-from rl.batch.samples import make_samples
+from rl.batch.layout import packing_layout
+from rl.batch.packing import pack_samples
 from rl.config.correction import ImportanceLevel, RolloutCorrection
 from rl.config.schema import Config, KlPenalty, LossAggregation
 from rl.training.actor import Actor
 from rl.training.objective import Objective
 from tests.plain_update import PLAIN_ADVANTAGES, PLAIN_LOSSES, SCALE, make_groups, plain_step
+from tests.samples import make_samples
 from tests.tiny import make_tiny_model
 from tests.update_case import PlainUpdate, set_logprobs, update_config
 

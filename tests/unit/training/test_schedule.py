@@ -6,10 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from rl.batch.packing import pack_samples, packing_layout
+from rl.batch.layout import packing_layout
+from rl.batch.packing import pack_samples
+from rl.batches import MicroBatch, RunPlace
 from rl.config.schema import Config, LrDecayStyle
 from rl.training.actor import Actor
-from rl.types import MicroBatch, RunPlace
 from tests.tiny import make_tiny_model
 from tests.update_case import update_config, update_samples, with_logprobs
 

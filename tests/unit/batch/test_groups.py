@@ -4,9 +4,9 @@ import math
 
 import pytest
 
-from rl.batch.samples import make_samples
 from rl.config.schema import Config
 from rl.types import Group, Prompt, StopReason, TokenSequence, ToolResult, ToolStatus, Trajectory, Turn
+from tests.samples import make_samples
 
 
 def make_group(name: str, scores: list[float | None], *, lengths: list[int] | None = None) -> Group:
@@ -96,10 +96,10 @@ def test_make_samples_gives_a_sample_for_each_sequence():
 def test_make_samples_takes_the_kl_penalty_off_the_score():
     config = Config()
     config.rl_config.norm_adv_by_std = False
+    config.rl_config.use_kl_in_reward, config.rl_config.init_kl_coef = True, 0.1
     group = make_group("a", [1.0, 1.0])
-    group.trajectories[0].kl_penalty = 0.5
     metrics: dict[str, float] = {}
-    samples = make_samples([group], config, metrics)
+    samples = make_samples([group], config, metrics, kl_penalties={"a/0": 0.5})
     assert [float(sample.advantages[2]) for sample in samples] == [-0.25, 0.25]  # rewards 0.5 and 1
     assert metrics["critic/rewards/mean"] == 0.75
 

@@ -1,0 +1,221 @@
+"""From scored groups to the plan of a step's batch, and the advantages of its rows: arithmetic on headers."""
+
+from __future__ import annotations
+
+from collections.abc import MutableMapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from rl.algorithms.advantages import ADVANTAGES
+from rl.algorithms.filters import drop_uninformative_groups, takes_part
+from rl.algorithms.shaping import overlong_penalty
+from rl.algorithms.turns import turn_advantages, turn_returns
+from rl.batch.layout import PackingLayout
+from rl.batch.plan import plan_mini_batches, row_weights
+from rl.batches import BatchPlan, RowAdvantages, RowPlace
+from rl.config.schema import Config, RLConfig
+from rl.types import GroupHeader, TrajectoryHeader
+
+
+@dataclass(slots=True, frozen=True)
+class _Runs:
+    """Advantages of the sampled tokens of one trajectory, in runs of equal values."""
+
+    values: Tensor
+    """[K] float32."""
+    num_tokens: list[int]
+
+    def mean(self) -> float:
+        """Over the sampled tokens."""
+        counts = torch.tensor(self.num_tokens, dtype=torch.float64)
+        return float((self.values * counts).sum() / counts.sum())
+
+
+def plan_batch(
+    groups: Sequence[GroupHeader], config: Config, layout: PackingLayout, metrics: MutableMapping[str, float]
+) -> BatchPlan:
+    """Choose the rows to train on, and cut them into mini-batches, ranks and micro-batches.
+
+    It leaves out, and counts, trajectories without a score (their reward or the infrastructure failed), with
+    `overlong_filter_enable` those that the token budget cut off, groups whose trajectories do not differ in
+    `filter_groups_metric` (with `filter_groups_enable`), and groups whose advantages are all 0. With the KL term in the
+    reward, advantages are known only when the reference's log-probs are: then `estimate_advantages` leaves those out.
+
+    Args:
+        groups: Scored.
+        config: The run's.
+        layout: The sizes.
+        metrics: Gets `training/dropped_groups`, `training/masked_trajectories`, `training/num_samples`,
+            `training/empty_batch`, 1 without any row, and mean, max and min of `critic/rewards/*`: scores after length
+            shaping, of all trajectories that take part.
+
+    Returns:
+        The plan, without rows where there is nothing to learn from.
+    """
+    rl = config.rl_config
+    everything = _members(groups, rl)
+    kept = list(groups)
+    if rl.filter_groups_enable:
+        kept, _ = drop_uninformative_groups(groups, rl.filter_groups_metric, drop_overlong=rl.overlong_filter_enable)
+    members = _members(kept, rl)
+    numbers = {id(group): number for number, group in enumerate(groups)}
+    plan = BatchPlan(
+        rows=[],
+        sources=[group.rows for group in groups],
+        mini_batches=[],
+        epochs=layout.epochs,
+        trajectory_ids=[trajectory.id for _, trajectory in members],
+        members=[trajectory for _, trajectory in members],
+        group_ids=[numbers[id(group)] for group, _ in members],
+    )
+    if rl.use_kl_in_reward and rl.init_kl_coef > 0:
+        informative = set(plan.group_ids)
+    else:
+        informative = _informative_groups(plan.group_ids, _estimate(plan, rl))
+    for number, (trajectory, group) in enumerate(zip(plan.members, plan.group_ids, strict=True)):
+        if group in informative:
+            first = _first_row(groups[group], trajectory)
+            rows = [RowPlace(h, number, group, first + i) for i, h in enumerate(trajectory.rows)]
+            plan.rows += rows
+    row_groups = [row.source for row in plan.rows]
+    prompts = {group: groups[group].prompt_ids for group in set(row_groups)}
+    plan.mini_batches = plan_mini_batches(plan.rows, row_groups, prompts, layout)
+    plan.weights = row_weights(plan, layout)
+    _summarize(metrics, "critic/rewards", _rewards([t for _, t in everything], rl))
+    metrics["training/dropped_groups"] = float(len(groups) - len(informative))
+    metrics["training/masked_trajectories"] = float(sum(len(g.trajectories) for g in groups) - len(everything))
+    metrics["training/num_samples"] = float(len(plan.rows))
+    metrics["training/empty_batch"] = float(not plan.rows)
+    return plan
+
+
+def estimate_advantages(
+    plan: BatchPlan, config: Config, layout: PackingLayout, metrics: MutableMapping[str, float]
+) -> None:
+    """Fill in the advantages of every row, from scores, length shaping and the KL penalty.
+
+    Args:
+        plan: Its trajectories' `kl_penalty` is known. It loses its rows where all advantages are 0.
+        config: The run's.
+        layout: As in `plan_batch`.
+        metrics: Gets mean, max and min of `critic/advantages/*` (of the tokens trained on, a trajectory counting once)
+            and, with the KL term in the reward, corrects what `plan_batch` reported.
+    """
+    rl = config.rl_config
+    runs = _estimate(plan, rl)
+    plan.advantages = _row_advantages(plan, runs)
+    if rl.use_kl_in_reward and rl.init_kl_coef > 0:
+        _summarize(metrics, "critic/rewards", _rewards(plan.members, rl))
+        _leave_out(plan, _informative_groups(plan.group_ids, runs), layout, metrics)
+    trained = {row.trajectory for row, weight in zip(plan.rows, plan.weights, strict=True) if weight}
+    _summarize(metrics, "critic/advantages", torch.tensor([runs[i].mean() for i in sorted(trained)]))
+
+
+def _leave_out(
+    plan: BatchPlan, informative: set[int], layout: PackingLayout, metrics: MutableMapping[str, float]
+) -> None:
+    """Take groups whose advantages are all 0 out of the loss and its denominators."""
+    useless = set(plan.group_ids) - informative
+    if not useless:
+        return
+    metrics["training/dropped_groups"] += len(useless)
+    kept = [row.source in informative for row in plan.rows]
+    metrics["training/num_samples"] = float(sum(kept))
+    metrics["training/empty_batch"] = float(not any(kept))
+    for mini_batch in plan.mini_batches:
+        trained = [plan.rows[number] for number in mini_batch.rows if kept[number]]
+        mini_batch.num_loss_tokens = sum(row.header.num_loss_tokens for row in trained)
+        mini_batch.num_trajectories = len({row.trajectory for row in trained})
+    plan.weights = row_weights(plan, layout, kept)
+    plan.mini_batches = [mini_batch for mini_batch in plan.mini_batches if mini_batch.num_loss_tokens]
+    if not plan.mini_batches:
+        plan.rows, plan.weights, plan.advantages = [], [], []
+
+
+def _members(groups: Sequence[GroupHeader], rl: RLConfig) -> list[tuple[GroupHeader, TrajectoryHeader]]:
+    """The trajectories that take part, each with its group."""
+    return [(g, t) for g in groups for t in g.trajectories if takes_part(t, drop_overlong=rl.overlong_filter_enable)]
+
+
+def _first_row(group: GroupHeader, trajectory: TrajectoryHeader) -> int:
+    """Where the trajectory's rows begin among the group's."""
+    before = 0
+    for other in group.trajectories:
+        if other is trajectory:
+            return before
+        before += len(other.rows)
+    raise AssertionError("the trajectory is of this group")
+
+
+def _rewards(trajectories: Sequence[TrajectoryHeader], rl: RLConfig) -> Tensor:
+    """[N] float32, scores after length shaping and the KL penalty: what advantages are made of."""
+    rewards = torch.tensor([t.score for t in trajectories], dtype=torch.float32)
+    rewards -= torch.tensor([t.kl_penalty for t in trajectories], dtype=torch.float32)
+    if rl.overlong_buffer_enable:
+        rewards = rewards + overlong_penalty(
+            torch.tensor([t.response_length for t in trajectories], dtype=torch.int64),
+            max_tokens=rl.rollout_max_tokens,
+            buffer=rl.overlong_buffer,
+            factor=rl.overlong_buffer_penalty_factor,
+        )
+    return rewards
+
+
+def _estimate(plan: BatchPlan, rl: RLConfig) -> list[_Runs]:
+    """Advantages of each member: one value, or with `turn_credit_coef` one for each turn."""
+    estimate = ADVANTAGES[rl.adv_estimator]
+    group_ids = torch.tensor(plan.group_ids, dtype=torch.int64)
+    num_tokens = [t.num_sampled for t in plan.members]
+    of_trajectories = estimate(
+        _rewards(plan.members, rl),
+        group_ids,
+        num_tokens=torch.tensor(num_tokens, dtype=torch.int64),
+        divide_by_std=rl.norm_adv_by_std,
+    )
+    if not rl.turn_credit_coef or not plan.members:
+        return [_Runs(value[None], [count]) for value, count in zip(of_trajectories, num_tokens, strict=True)]
+    of_turns = turn_advantages(
+        [turn_returns(torch.tensor(t.turn_rewards), rl.turn_reward_discount) for t in plan.members],
+        group_ids,
+        [torch.tensor(t.turn_tokens, dtype=torch.int64) for t in plan.members],
+        estimate,
+        divide_by_std=rl.norm_adv_by_std,
+    )
+    return [
+        _Runs(value + rl.turn_credit_coef * turns, t.turn_tokens)
+        for t, value, turns in zip(plan.members, of_trajectories, of_turns, strict=True)
+    ]
+
+
+def _informative_groups(group_ids: Sequence[int], runs: Sequence[_Runs]) -> set[int]:
+    """Groups with an advantage other than 0 on a sampled token."""
+    return {
+        group
+        for group, run in zip(group_ids, runs, strict=True)
+        if bool((run.values * torch.tensor(run.num_tokens)).any())
+    }
+
+
+def _row_advantages(plan: BatchPlan, runs: Sequence[_Runs]) -> list[RowAdvantages]:
+    """Cut each trajectory's advantages into those of its rows, by their sampled tokens."""
+    cut: list[RowAdvantages] = []
+    position: dict[int, int] = {}
+    for row in plan.rows:
+        run, count = runs[row.trajectory], row.header.num_loss_tokens
+        start = position.get(row.trajectory, 0)
+        position[row.trajectory] = start + count
+        ends = np.cumsum(run.num_tokens)
+        begins = ends - run.num_tokens
+        own = np.minimum(ends, start + count) - np.maximum(begins, start)
+        cut.append(RowAdvantages(run.values.numpy()[own > 0], own[own > 0].astype(np.int32)))
+    return cut
+
+
+def _summarize(metrics: MutableMapping[str, float], name: str, values: Tensor) -> None:
+    if len(values):
+        metrics[f"{name}/mean"] = float(values.mean())
+        metrics[f"{name}/max"] = float(values.max())
+        metrics[f"{name}/min"] = float(values.min())

@@ -1,0 +1,200 @@
+"""Which rows a mini-batch has, and which rank and micro-batch each goes to: arithmetic on headers, without tokens."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import pairwise
+
+import numpy as np
+import torch
+
+from rl.algorithms.aggregation import token_loss_weights
+from rl.batch.balance import CostModel, balance
+from rl.batch.layout import PackingLayout
+from rl.batch.rows import shared_length
+from rl.batches import BatchPlan, MicroBatchPlan, MiniBatchPlan, RowPlace, Share
+from rl.types import IntArray, RowHeader
+
+_LEAST_ROOT = 16
+"""Tokens that all samples must begin with to be held apart: a sequence more costs attention calls."""
+
+
+@dataclass(slots=True, frozen=True)
+class _Bundle:
+    """Rows that go into one micro-batch together because they share their first tokens, or one row alone."""
+
+    rows: list[int]
+    """Their numbers in the mini-batch."""
+    prefix_length: int
+    """Tokens held once for all of them, the root included."""
+    num_tokens: int
+    """Those and each row's own, without the root: what every row of the mini-batch begins with."""
+
+
+def plan_mini_batches(
+    rows: Sequence[RowPlace], groups: Sequence[int], prompts: Mapping[int, IntArray], layout: PackingLayout
+) -> list[MiniBatchPlan]:
+    """Cut rows into mini-batches of whole groups, and these into micro-batches.
+
+    Groups keep the order in which they first appear. Rows without loss tokens are left out, and so is a group that has
+    no others. The others are cut into as few mini-batches as `mini_batch_prompts` allows, whose numbers of groups
+    differ by one at most: 17 groups in mini-batches of 16 are 9 and 8, since an optimizer step on the one left over
+    would move the weights as far as that on 16. Rows are distributed over ranks by their cost and over micro-batches by
+    their length (`rl.batch.balance`); the result is the same on every call. With `share_prefix` it is not rows that are
+    distributed but groups, cut where `max_tokens` or the balance of ranks demands it; and what all rows begin with, a
+    system prompt with tool schemas for example, is the first segment of every micro-batch.
+
+    Example: rows of 5, 4, 3 and 2 tokens, 2 ranks, at most 7 tokens: rank 0 gets [5, 2], rank 1 gets [4, 3].
+
+    Args:
+        rows: Of the batch.
+        groups: The group of each row.
+        prompts: For each group the tokens that `RowHeader.shared_length` is measured on.
+        layout: The sizes.
+
+    Returns:
+        Plans of one pass; every rank has the same number of micro-batches, filled up with empty ones.
+    """
+    members: dict[int, list[int]] = {}
+    for number, row in enumerate(rows):
+        if row.header.num_loss_tokens:
+            members.setdefault(groups[number], []).append(number)
+    in_order = list(members.items())
+    num = math.ceil(len(in_order) / layout.mini_batch_prompts)
+    bounds = [-(-len(in_order) * part // num) for part in range(num + 1)] if num else []
+    return [_plan_mini_batch(rows, in_order[start:end], prompts, layout) for start, end in pairwise(bounds)]
+
+
+def row_weights(plan: BatchPlan, layout: PackingLayout, is_kept: Sequence[bool] | None = None) -> list[float]:
+    """The weight of each loss token of every row, with the denominator of the row's mini-batch.
+
+    Args:
+        plan: Its mini-batches and rows.
+        layout: How losses are aggregated.
+        is_kept: Whether each row counts; the others get weight 0. None: all of them do.
+    """
+    weights = [0.0] * len(plan.rows)
+    for mini_batch in plan.mini_batches:
+        kept = [number for number in mini_batch.rows if is_kept is None or is_kept[number]]
+        rows = [plan.rows[number] for number in kept]
+        numbers = {trajectory: i for i, trajectory in enumerate(dict.fromkeys(row.trajectory for row in rows))}
+        of_rows = token_loss_weights(
+            torch.tensor([float(row.header.num_loss_tokens) for row in rows], dtype=torch.float64),
+            torch.tensor([numbers[row.trajectory] for row in rows], dtype=torch.int64),
+            layout.loss_aggregation,
+            scale=layout.loss_scale,
+        )
+        for number, weight in zip(kept, of_rows.tolist(), strict=True):
+            weights[number] = weight
+    return weights
+
+
+def share_of(plan: BatchPlan, dp_rank: int) -> Share:
+    """What one data-parallel rank needs of a batch: its micro-batches, and where their rows are."""
+    mini_batches = [(mini.rows, mini.micro_batches[dp_rank]) for mini in plan.mini_batches]
+    needed = sorted(
+        {rows[i] for rows, micro_batches in mini_batches for micro in micro_batches for i in micro.segments[:, 0]}
+    )
+    sources = sorted({plan.rows[number].source for number in needed})
+    places = {source: place for place, source in enumerate(sources)}
+    rows = {number: (places[plan.rows[number].source], plan.rows[number].index) for number in needed}
+    return Share([plan.sources[source] for source in sources], rows, mini_batches)
+
+
+def _plan_mini_batch(
+    rows: Sequence[RowPlace],
+    members: Sequence[tuple[int, list[int]]],
+    prompts: Mapping[int, IntArray],
+    layout: PackingLayout,
+) -> MiniBatchPlan:
+    numbers = [number for _, own in members for number in own]
+    headers = [rows[number].header for number in numbers]
+    local = {number: i for i, number in enumerate(numbers)}
+    groups = [[local[number] for number in own] for _, own in members]
+    multiple = layout.pad_to_multiple
+    max_tokens = max(layout.max_tokens // multiple, 1) * multiple
+    root = _root_length(headers, [prompts[group] for group, _ in members]) if layout.share_prefix else 0
+    root = root if root >= _LEAST_ROOT else 0
+    budget = max(max_tokens - root, 1)
+    if not layout.share_prefix:
+        groups = [[row] for own in groups for row in own]
+    bundles = _bundle(headers, groups, budget, root)
+    if layout.share_prefix and layout.num_data_parallel > 1:
+        # Groups of half a rank's share at most: whole ones may be too few, or too unequal, to balance.
+        share = sum(bundle.num_tokens for bundle in bundles) // (2 * layout.num_data_parallel)
+        bundles = _bundle(headers, groups, min(budget, share), root)
+    ranks = balance(
+        [bundle.num_tokens for bundle in bundles],
+        [_cost(bundle, headers, layout.cost, root) for bundle in bundles],
+        num_ranks=layout.num_data_parallel,
+        max_tokens=budget,
+        num_bins_multiple=layout.num_micro_batches_multiple,
+    )
+    return MiniBatchPlan(
+        rows=numbers,
+        micro_batches=[
+            [_plan_micro_batch([bundles[i] for i in content], headers, root, multiple) for content in bins]
+            for bins in ranks
+        ],
+        num_loss_tokens=sum(header.num_loss_tokens for header in headers),
+        num_trajectories=len({rows[number].trajectory for number in numbers}),
+    )
+
+
+def _root_length(headers: Sequence[RowHeader], prompts: Sequence[IntArray]) -> int:
+    """Tokens that all rows begin with and nobody sampled, less one (see `_shared_length`)."""
+    first = prompts[0]
+    common = min(shared_length(first, prompt) for prompt in prompts)
+    return max(min(common, *(header.shared_length for header in headers)) - 1, 0)
+
+
+def _shared_length(headers: Sequence[RowHeader]) -> int:
+    """Tokens that all rows of a group begin with and nobody sampled, less one.
+
+    The last of them stays with each row: what it predicts, the first sampled token, differs.
+    """
+    return max(min(header.shared_length for header in headers) - 1, 0)
+
+
+def _cost(bundle: _Bundle, headers: Sequence[RowHeader], cost: CostModel, root: int) -> float:
+    members = [headers[row] for row in bundle.rows]
+    num_loss_tokens = sum(header.num_loss_tokens for header in members)
+    whole = cost.cost([header.length for header in members], bundle.prefix_length, num_loss_tokens)
+    return whole - cost.cost([root], 0, 0)
+
+
+def _bundle(headers: Sequence[RowHeader], groups: Sequence[Sequence[int]], max_tokens: int, root: int) -> list[_Bundle]:
+    """Cut each group into bundles of at most `max_tokens`, in order; a group of one row shares the root alone."""
+    bundles: list[_Bundle] = []
+    for rows in groups:
+        shared = _shared_length([headers[row] for row in rows]) if len(rows) > 1 else root
+        start = len(bundles)
+        for row in rows:
+            own = headers[row].length - shared
+            last = bundles[-1] if len(bundles) > start and shared else None
+            if last is not None and last.num_tokens + own <= max_tokens:
+                bundles[-1] = replace(last, rows=[*last.rows, row], num_tokens=last.num_tokens + own)
+            else:
+                bundles.append(_Bundle([row], shared, shared - root + own))
+    return bundles
+
+
+def _plan_micro_batch(
+    bundles: Sequence[_Bundle], headers: Sequence[RowHeader], root: int, pad_to_multiple: int
+) -> MicroBatchPlan:
+    """The root, then of each bundle what its rows share beyond it, and each row's own tokens."""
+    segments: list[tuple[int, int, int, int, int]] = []
+    if bundles and root:
+        segments.append((bundles[0].rows[0], 0, root, -1, 0))
+    for bundle in bundles:
+        prefix = 0 if root else -1
+        if bundle.prefix_length > root:
+            segments.append((bundle.rows[0], root, bundle.prefix_length, prefix, 0))
+            prefix = len(segments) - 1
+        segments += [(row, bundle.prefix_length, headers[row].length, prefix, 1) for row in bundle.rows]
+    num_tokens = sum(end - start for _, start, end, _, _ in segments)
+    # At least one token: an empty micro-batch must still run on its rank.
+    padding = max(-(-num_tokens // pad_to_multiple), 1) * pad_to_multiple - num_tokens
+    return MicroBatchPlan(np.array(segments, np.int32).reshape(-1, 5), padding)

@@ -1,0 +1,37 @@
+"""What is read off a training row for its header. Needs numpy alone: rollout and reward workers import it."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from rl.batches import Sample
+from rl.types import IntArray, RowHeader
+
+
+def prompt_of(sample: Sample) -> IntArray:
+    """The tokens of a row before the first sampled one, [P] int32."""
+    mask = np.asarray(sample.loss_mask)
+    length = int(mask.argmax()) if mask.any() else len(mask)
+    return np.asarray(sample.token_ids[:length], np.int32)
+
+
+def row_header(sample: Sample, prompt_ids: IntArray) -> RowHeader:
+    """What the plan must know of a row.
+
+    Args:
+        sample: The row.
+        prompt_ids: Of its group, [P] int32.
+    """
+    mask = np.asarray(sample.loss_mask)
+    return RowHeader(
+        length=len(mask),
+        num_loss_tokens=int(mask[1:].sum()),
+        shared_length=shared_length(prompt_of(sample), prompt_ids),
+    )
+
+
+def shared_length(one: IntArray, other: IntArray) -> int:
+    """Number of leading tokens that two sequences have in common."""
+    length = min(len(one), len(other))
+    differs = one[:length] != other[:length]
+    return int(differs.argmax()) if differs.any() else length

@@ -1,0 +1,176 @@
+"""The rollout workers as Ray actors: hands prompts to them, and survives the death of one."""
+
+from __future__ import annotations
+
+import errno
+import logging
+import math
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+import ray
+from ray.exceptions import RayTaskError
+
+from rl.cluster.health import get_all, result
+from rl.cluster.relay import relay
+from rl.config.schema import Config
+from rl.errors import RolloutError, WorkerDiedError
+from rl.inference.router import Router
+from rl.rollout.workers import PromptBatch
+from rl.types import GroupHeader, Prompt, StopReason, WeightUpdate
+
+logger = logging.getLogger(__name__)
+
+_GRACE_S = 120.0
+"""Seconds beyond a trajectory's own deadline before its worker counts as hung."""
+_CALL_TIMEOUT_S = 600.0
+_OVERCOMMIT = 2
+"""Trajectories on a worker at once, over what its engine runs at once: some always wait for tools."""
+_NONE: Mapping[int, tuple[Any, ...]] = MappingProxyType({})
+
+
+@dataclass(slots=True)
+class _Job:
+    """One prompt on one worker."""
+
+    order: int
+    prompt: Prompt
+    replica: int
+    rows: ray.ObjectRef
+    record: ray.ObjectRef
+    started: float = field(default_factory=time.monotonic)
+
+
+class RayWorkers:
+    """Rollout workers in processes of their own (`rl.rollout.workers.Workers`).
+
+    Rows and records of a group stay in the object store of the worker's machine; the driver owns them, so they outlive
+    the worker.
+
+    Args:
+        workers: Handles by replica number.
+        config: The run's.
+        nodes: Ray's id of each worker's node.
+        writer: The reward worker, which writes trajectories.
+    """
+
+    def __init__(self, workers: Sequence[Any], config: Config, *, nodes: Sequence[str], writer: Any = None) -> None:
+        self.workers = dict(enumerate(workers))
+        self.config, self.nodes, self.writer = config, dict(enumerate(nodes)), writer
+        self.router = Router(list(self.workers))
+        self._running: dict[ray.ObjectRef, _Job] = {}
+        self._writing: ray.ObjectRef | None = None
+
+    def run(self, batch: PromptBatch) -> Iterator[tuple[int, GroupHeader]]:
+        """See `Workers`. A worker that dies is left out, and its prompts go to the others."""
+        self._running.clear()
+        while batch.waiting or self._running:
+            self._dispatch(batch)
+            done, _ = ray.wait(list(self._running), num_returns=1, timeout=1.0)
+            for ref in done:
+                job = self._running.pop(ref)
+                try:
+                    group = self._group(ref, job)
+                except WorkerDiedError as error:
+                    self._remove(job.replica, error)
+                    batch.waiting.appendleft((job.order, job.prompt))
+                    continue
+                self.router.release(job.prompt.id)
+                yield job.order, group
+            self._end_hung()
+
+    def call(self, method: str, arguments: Mapping[int, tuple[Any, ...]] = _NONE, *, what: str) -> list[Any]:
+        """See `Workers`; each worker may get arguments of its own. One that has died is left out."""
+        refs = {
+            replica: getattr(worker, method).remote(*arguments.get(replica, ()))
+            for replica, worker in self.workers.items()
+        }
+        results = []
+        for replica, ref in refs.items():
+            try:
+                results += get_all([ref], what=f"{what}, rollout worker {replica}", timeout_s=_CALL_TIMEOUT_S)
+            except WorkerDiedError as error:
+                self._remove(replica, error)
+        return results
+
+    def update_weights(self, update: WeightUpdate) -> None:
+        """See `Workers`."""
+        local = relay(update, [self.nodes[replica] for replica in self.workers])
+        updates = {replica: (local[self.nodes[replica]],) for replica in self.workers}
+        self.call("update_weights", updates, what="loading published weights")
+
+    def write(self, path: Path, groups: Sequence[GroupHeader]) -> None:
+        """See `Workers`. One file at a time: the next call waits for the one before."""
+        self.finish_writing()
+        penalties = {t.id: t.kl_penalty for group in groups for t in group.trajectories if t.kl_penalty}
+        self._writing = self.writer.write.remote(path, [group.record for group in groups], penalties)
+
+    def finish_writing(self) -> None:
+        """Wait for the file that is being written.
+
+        Raises:
+            OSError: It could not be written.
+        """
+        if self._writing is None:
+            return
+        writing, self._writing = self._writing, None
+        try:
+            get_all([writing], what="writing trajectories", timeout_s=_CALL_TIMEOUT_S)
+        except RayTaskError as error:
+            if isinstance(error.cause, OSError):
+                raise OSError(error.cause.errno or errno.EIO, str(error.cause)) from error
+            raise
+
+    def fetch(self, reference: Any) -> Any:
+        """See `Workers`."""
+        return result(reference, what="the object store")
+
+    def keep(self, value: Any) -> Any:
+        """See `Workers`."""
+        return ray.put(value)
+
+    def _dispatch(self, batch: PromptBatch) -> None:
+        """Send prompts to workers with room: a trajectory's deadline runs from here, so it must not wait in a queue."""
+        room = max(1, math.ceil(_OVERCOMMIT * self.config.generate_config.max_num_seqs / batch.num_samples))
+        while batch.waiting and min(self.router.num_sessions(r) for r in self.router.replicas) < room:
+            order, prompt = batch.waiting.popleft()
+            replica = self.router.route(prompt.id)
+            ref, rows, record = self.workers[replica].run_group.remote(prompt, batch.num_samples, batch.sampling)
+            self._running[ref] = _Job(order, prompt, replica, rows, record)
+
+    def _group(self, ref: ray.ObjectRef, job: _Job) -> GroupHeader:
+        trajectories, prompt_ids = result(ref, what=f"rollout worker {job.replica}")
+        if any(t.stop_reason is StopReason.ENGINE_FAILED for t in trajectories):
+            name = f"rollout worker {job.replica}"
+            raise WorkerDiedError(f"{name}: its engine died. See logs/rollout-{job.replica}.log of the run directory.")
+        return GroupHeader(job.prompt, trajectories, prompt_ids, job.rows, job.record)
+
+    def _remove(self, replica: int, error: RolloutError) -> None:
+        """Take a dead worker out of the routing."""
+        if replica in self.workers:
+            del self.workers[replica]
+            self.router.remove(replica)
+            if self.workers:
+                logger.error("%s Its prompts go to the %d workers left.", error, len(self.workers))
+        if not self.workers:
+            raise RolloutError(f"no rollout worker is left. {error}") from error
+
+    def _end_hung(self) -> None:
+        """Kill workers that are long past a trajectory's deadline; their prompts then fail over to others."""
+        rl, now = self.config.rl_config, time.monotonic()
+        deadline = rl.trajectory_timeout + rl.verifier_timeout + _GRACE_S
+        for job in list(self._running.values()):
+            if now - job.started > deadline and job.replica in self.workers:
+                worker = self.workers[job.replica]
+                error = RolloutError(
+                    f"rollout worker {job.replica}: prompt {job.prompt.id} has not ended {now - job.started:.0f} s "
+                    f"after its start, though rl_config.trajectory_timeout is {rl.trajectory_timeout:.0f} s and "
+                    f"verifier_timeout {rl.verifier_timeout:.0f} s. Its engine or a reward hangs; see its log in logs/ "
+                    "of the run directory."
+                )
+                self._remove(job.replica, error)
+                ray.kill(worker)

@@ -1,0 +1,93 @@
+"""A scored group in three parts: headers for the driver, rows for the actor, and records for rewards and the viewer."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+
+from rl.batch.rows import prompt_of, row_header
+from rl.batches import Sample
+from rl.types import Group, GroupHeader, IntArray, StopReason, ToolStatus, Trajectory, TrajectoryHeader
+
+
+def rows_of(trajectories: Sequence[Trajectory]) -> list[Sample]:
+    """A training row for each token sequence with sampled tokens, in order."""
+    return [
+        Sample(
+            trajectory_id=trajectory.id,
+            group_id=trajectory.prompt.id,
+            token_ids=sequence.token_ids,
+            loss_mask=sequence.loss_mask,
+            advantages=None,
+            rollout_logprobs=sequence.logprobs,
+            versions=sequence.versions,
+        )
+        for trajectory in trajectories
+        for sequence in trajectory.sequences
+        if sequence.num_sampled
+    ]
+
+
+def headers_of(records: Sequence[Trajectory], rows: Sequence[Sample]) -> tuple[list[TrajectoryHeader], IntArray]:
+    """What the driver must know of a group.
+
+    Args:
+        records: The trajectories; their tokens are not needed.
+        rows: As `rows_of` made them.
+
+    Returns:
+        A header for each trajectory, and the group's `prompt_ids`.
+    """
+    prompt_ids = prompt_of(rows[0]) if rows else np.empty(0, np.int32)
+    own: dict[str, list[Sample]] = {}
+    for row in rows:
+        own.setdefault(row.trajectory_id, []).append(row)
+    return [_header(record, own.get(record.id, []), prompt_ids) for record in records], prompt_ids
+
+
+def header_of_group(group: Group) -> GroupHeader:
+    """The header of a group whose rows and records are at hand, without an object store between."""
+    rows = rows_of(group.trajectories)
+    records = [trajectory.without_tokens() for trajectory in group.trajectories]
+    headers, prompt_ids = headers_of(records, rows)
+    return GroupHeader(group.prompt, headers, prompt_ids, rows, records)
+
+
+def _header(trajectory: Trajectory, rows: Sequence[Sample], prompt_ids: IntArray) -> TrajectoryHeader:
+    given = trajectory.turn_rewards or [0.0] * len(trajectory.turns)
+    return TrajectoryHeader(
+        id=trajectory.id,
+        stop_reason=trajectory.stop_reason,
+        score=trajectory.score,
+        rewards=trajectory.rewards,
+        reward_error=trajectory.reward_error,
+        failure=_failure(trajectory),
+        turn_tokens=[turn.num_tokens for turn in trajectory.turns],
+        turn_rewards=[
+            reward + sum(r.reward or 0.0 for r in turn.results)
+            for turn, reward in zip(trajectory.turns, given, strict=True)
+        ],
+        results=[replace(result, text="") for turn in trajectory.turns for result in turn.results],
+        num_tool_calls=trajectory.num_tool_calls,
+        prompt_length=trajectory.prompt_length,
+        response_length=trajectory.response_length,
+        num_sampled=trajectory.num_sampled,
+        tool_s=sum(turn.tool_s for turn in trajectory.turns),
+        wall_s=trajectory.wall_s,
+        policy_versions=trajectory.policy_versions,
+        rows=[row_header(row, prompt_ids) for row in rows],
+    )
+
+
+def _failure(trajectory: Trajectory) -> str | None:
+    """Why a trajectory has no score, in words."""
+    if trajectory.score is not None:
+        return None
+    if trajectory.reward_error is not None:
+        return trajectory.reward_error
+    results = [result for turn in trajectory.turns for result in turn.results]
+    if trajectory.stop_reason is StopReason.TOOL_UNAVAILABLE:
+        return next((f"{r.name}: {r.text}" for r in results if r.status is ToolStatus.UNAVAILABLE), "no answer")
+    return f"{trajectory.stop_reason} after {trajectory.wall_s:.1f} s and {len(trajectory.turns)} turns"
