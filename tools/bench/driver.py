@@ -9,12 +9,11 @@ Sizes are overrides: `num_prompts=512 samples=8 length=8192 ranks=4 engines=2 mi
 from __future__ import annotations
 
 import contextlib
-import functools
 import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -27,8 +26,11 @@ from ray._private.serialization import SerializationContext
 from torch import Tensor
 
 from rl import train as page
+from rl.batches import MicroBatch
 from rl.cluster.actors import ActorGroup
 from rl.cluster.health import get_all
+from rl.cluster.ranks import RayRanks
+from rl.cluster.rollout_workers import RayWorkers
 from rl.cluster.rollouts import RolloutGroup
 from rl.cluster.workers import ActorWorker, RewardWorker, RolloutWorker
 from rl.config.load import load_config
@@ -37,21 +39,19 @@ from rl.inference.fake import FakeEngine
 from rl.observability.busy_clock import BusyClock
 from rl.observability.step_metrics import StepMetrics
 from rl.run.run import Run
-from rl.types import MicroBatch, Prompt, RunPlace, Sampling, StopReason, TokenSequence, Trajectory, Turn
+from rl.types import Prompt, Sampling, StopReason, TokenSequence, Trajectory, Turn
 from tools.bench.figures import Figure, write_json
 
 _GOAL_S = 2.0
 _TIMEOUT_S = 1500.0
 _STAGES = {
     "gen": "take",
-    "adv": "samples",
+    "adv": "plan and advantages",
     "old_log_prob": "old log-probs",
     "ref": "reference",
     "update_actor": "update",
 }
 """Timed parts of the page, and what they are called here."""
-_FUNCTIONS = {"pack_samples": "packing", "make_samples": "samples"}
-"""Functions that the page calls within a timed part and that count for themselves."""
 _NOT_COUNTED = ("save_checkpoint", "testing")
 _VOCABULARY = 49_000
 _TEXT = "The sum of 17 and 25 is 42, so we go on. " * 4096
@@ -112,33 +112,42 @@ class InstantRollout(RolloutWorker.__ray_metadata__.modified_class):  # type: ig
         self.loop = InstantLoop(self.engine, self.config.rl_config.max_total_response_length)
 
 
-class InstantActor:
-    """Reads every value of a micro-batch, as a rank does that brings it to its device."""
-
-    def compute_logprobs(self, micro_batches: list[MicroBatch]) -> list[Tensor]:
-        """See `rl.interfaces.Actor`."""
-        return [torch.full((micro.num_tokens,), _read(micro) * 0.0) for micro in micro_batches]
-
-    def update(self, mini_batch: list[MicroBatch], *, place: RunPlace, kl_coef: float) -> dict[str, float]:
-        """See `rl.interfaces.Actor`."""
-        return {"actor/pg_loss": sum(map(_read, mini_batch)) * 0.0, "actor/grad_norm": 1.0, "actor/entropy": 1.0}
-
-    def save_checkpoint(self, directory: Path) -> None:
-        """Nothing is trained."""
-
-
 class InstantRank(ActorWorker.__ray_metadata__.modified_class):  # type: ignore[attr-defined, misc]
     """A rank of the actor without a model."""
 
     def start(self) -> None:
         """In the place of Megatron."""
-        self.actor = InstantActor()
+        self.actor = _instant_actor(**self.placement)
 
-    def publish(self, directory: Path, version: int, with_checksum: bool) -> None:
-        """There are no weights."""
 
-    def shutdown(self) -> None:
-        """There is no process group."""
+def _instant_actor(dp_rank: int) -> Any:
+    """An actor that loads and packs its batch as the real one, and reads every value instead of computing."""
+    from rl.training.actor import Actor  # loads Megatron, which the driver's process does not
+
+    class InstantActor(Actor):
+        def __init__(self) -> None:
+            self._batch = None
+
+        @property
+        def dp_rank(self) -> int:
+            return dp_rank
+
+        def compute_logprobs(self, micro_batches: list[MicroBatch]) -> list[Tensor]:
+            return [torch.full((micro.num_tokens,), _read(micro) * 0.0) for micro in micro_batches]
+
+        def update(self, mini_batch: list[MicroBatch], **settings: Any) -> dict[str, float]:
+            return {"actor/pg_loss": sum(map(_read, mini_batch)) * 0.0, "actor/grad_norm": 1.0, "actor/entropy": 1.0}
+
+        def publish(self, directory: Path, version: int, with_checksum: bool) -> None:
+            """There are no weights."""
+
+        def save_checkpoint(self, directory: Path) -> None:
+            """Nothing is trained."""
+
+        def shutdown(self) -> None:
+            """There is no process group."""
+
+    return InstantActor()
 
 
 def _read(micro: MicroBatch) -> float:
@@ -173,18 +182,8 @@ class Stages:
                 outer_wall, outer_cpu = self._inner[-1]
                 self._inner[-1] = (outer_wall + wall, outer_cpu + cpu)
 
-    def timed(self, name: str, function: Callable[..., Any]) -> Callable[..., Any]:
-        """A function whose calls count as a stage."""
-
-        @functools.wraps(function)
-        def run(*args: Any, **kwargs: Any) -> Any:
-            with self.time(name):
-                return function(*args, **kwargs)
-
-        return run
-
     def follow_page(self) -> None:
-        """Take the page's own timers, and the functions that it calls within them."""
+        """Take the page's own timers."""
         stages, page_time = self, StepMetrics.time
 
         @contextlib.contextmanager
@@ -193,9 +192,6 @@ class Stages:
                 yield
 
         StepMetrics.time = both  # type: ignore[method-assign]
-        for function, stage in _FUNCTIONS.items():
-            if hasattr(page, function):
-                setattr(page, function, self.timed(stage, getattr(page, function)))
 
 
 class Traffic:
@@ -300,13 +296,18 @@ def _start(config: Config, sizes: Sizes, directory: Path) -> tuple[ActorGroup, R
         )
         for i in range(sizes.engines)
     ]  # fmt: skip
-    ranks = [ray.remote(InstantRank).remote(config, log_file=logs / f"actor-{i}.log") for i in range(sizes.ranks)]
+    tp = config.actor_config.tensor_model_parallel_size
+    ranks = [
+        ray.remote(InstantRank).remote(config, log_file=logs / f"actor-{i}.log", dp_rank=i // tp)
+        for i in range(sizes.ranks)
+    ]
     starts = [worker.start.remote() for worker in (reward, *workers, *ranks)]
     get_all(starts, what="the workers' start", timeout_s=_TIMEOUT_S)
     prompts = [_prompt(number, sizes.length) for number in range(sizes.num_prompts)]
-    rollouts = RolloutGroup(workers, prompts, config, nodes=[node] * sizes.engines)
+    nodes = [node] * sizes.engines
+    rollouts = RolloutGroup(RayWorkers(workers, config, nodes=nodes, writer=reward), prompts, config)
     rollouts.evaluate(prompts[: sizes.engines], Sampling(temperature=1.0, max_tokens=1))
-    return ActorGroup(ranks, [], config, directory, nodes=[node] * sizes.ranks), rollouts
+    return ActorGroup(RayRanks(ranks), None, config, directory, nodes=[node] * sizes.ranks), rollouts
 
 
 def _prompt(number: int, length: int) -> Prompt:
