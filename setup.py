@@ -1,4 +1,4 @@
-"""Packaging. The exact versions that are tested stand in requirements/; scripts/setup.sh installs those."""
+"""Packaging. scripts/setup.sh installs the exact versions that are tested, from requirements/."""
 
 from setuptools import find_packages, setup
 
@@ -37,7 +37,7 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.11,<3.13",
     packages=[*find_packages(include=["rl", "rl.*"]), "rl.configs"],
-    package_dir={"rl.configs": "configs"},  # a wheel has them inside the package: rl.config.sources.shipped_folder
+    package_dir={"rl.configs": "configs"},  # inside the package in a wheel, see rl.config.sources.shipped_folder
     package_data={"rl.configs": ["*.yaml", "*/*.yaml"]},
     install_requires=CORE,
     extras_require={

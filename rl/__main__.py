@@ -1,6 +1,6 @@
 """The command line: `python -m rl COMMAND`, or `rl COMMAND`.
 
-Every command imports what it needs when it runs, so that help answers at once.
+Each command imports its modules when it runs, so that `--help` is fast.
 """
 
 from __future__ import annotations
@@ -21,8 +21,9 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-_PATIENCE_S = 86400
-"""Seconds that a trajectory may take whose turns a person writes."""
+_ALLOW_HOST = "further host names under which clients call the server, separated by commas"
+_HUMAN_TIMEOUT_S = 86400
+"""Time limit of a trajectory whose turns a person writes."""
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -32,10 +33,10 @@ def main(argv: list[str] | None = None) -> int:
         argv: Arguments after the program's name; by default those of the process.
 
     Returns:
-        The exit code: 0, 2 for an error of the user's or the environment's, 130 after Ctrl-C.
+        The exit code: 0, 2 for an error caused by the user or the environment, 130 after Ctrl-C.
     """
     argv = sys.argv[1:] if argv is None else argv
-    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # a script's background job; stoppable, as under torchrun
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # background job of a script: handle SIGINT anyway
         signal.signal(signal.SIGINT, signal.default_int_handler)
     if not argv or argv[0] in ("-h", "--help"):
         sys.stdout.write(_overview())
@@ -94,7 +95,7 @@ def play(argv: list[str]) -> int:
     parser = _config_parser("play", play, default="play")
     parser.add_argument("--tool-config", metavar="FILE", help="tool YAML; short for rl_config.tool_config_path=FILE")
     parser.add_argument("--model", metavar="FOLDER", help="model or checkpoint; short for actor_config.load=FOLDER")
-    parser.add_argument("--human", action="store_true", help="you write the model's turns; needs its tokenizer alone")
+    parser.add_argument("--human", action="store_true", help="you write the model's turns; needs only its tokenizer")
     arguments = parser.parse_intermixed_args(argv)
     if arguments.tool_config:
         arguments.overrides += [
@@ -105,7 +106,7 @@ def play(argv: list[str]) -> int:
         key = "megatron_training.tokenizer_name_or_path" if arguments.human else "actor_config.load"
         arguments.overrides.append(f"{key}={arguments.model}")
     if arguments.human:
-        arguments.overrides.insert(0, f"rl_config.trajectory_timeout={_PATIENCE_S}")
+        arguments.overrides.insert(0, f"rl_config.trajectory_timeout={_HUMAN_TIMEOUT_S}")
     _log_to_terminal()
     config = _checked_config(arguments, "evaluate")
     from rl import play as page
@@ -115,7 +116,7 @@ def play(argv: list[str]) -> int:
 
 
 def preprocess(argv: list[str]) -> int:
-    """Bring a dataset into rows of messages, ground truth and data source."""
+    """Convert a dataset to rows of messages, ground truth and data source."""
     arguments = _config_parser("preprocess", preprocess, example="datasets/NAME").parse_intermixed_args(argv)
     _log_to_terminal()
     from rl.config.load import load_dataset_config
@@ -129,7 +130,7 @@ def preprocess(argv: list[str]) -> int:
 def validate(argv: list[str]) -> int:
     """Print the resolved configuration and the arithmetic of a step; list every problem."""
     parser = _config_parser("validate", validate)
-    parser.add_argument("--strict", action="store_true", help="model, data and services must be there, as for train")
+    parser.add_argument("--strict", action="store_true", help="require model, data and services, as for train")
     arguments = parser.parse_intermixed_args(argv)
     composed = _compose(arguments)
     from rl.config.model_facts import find_model_facts
@@ -150,18 +151,17 @@ def validate(argv: list[str]) -> int:
 
 
 def sandbox(argv: list[str]) -> int:
-    """Run the code sandbox as a server of its own."""
+    """Run the code sandbox as a standalone server."""
     parser = _parser("sandbox", sandbox)
     parser.add_argument("--host", default="127.0.0.1", help="default: %(default)s")
     parser.add_argument("--port", type=int, default=8080, help="default: %(default)s")
-    parser.add_argument("--workers", type=int, help="programs that compute at once; default: four for each core")
+    parser.add_argument("--workers", type=int, help="programs that run at once; default: four per core")
     parser.add_argument("--max-queue", type=int, default=4096, help="requests that may wait; default: %(default)s")
-    names = "names by which clients call it beside this machine's own, separated by commas"
-    parser.add_argument("--allow-host", type=_names, default=(), metavar="NAMES", help=names)
-    parser.add_argument("--allow-network", action="store_true", help="leave programs on the machine's network")
-    isolation = "refuse to start where a layer of isolation is missing"
+    parser.add_argument("--allow-host", type=_names, default=(), metavar="NAMES", help=_ALLOW_HOST)
+    parser.add_argument("--allow-network", action="store_true", help="give programs access to the machine's network")
+    isolation = "refuse to start if a layer of isolation is missing"
     parser.add_argument("--require-isolation", action="store_true", help=isolation)
-    modules = "modules to import ahead, separated by commas; default: numpy,sympy,scipy where installed"
+    modules = "modules to preload, separated by commas; default: numpy,sympy,scipy if installed"
     parser.add_argument("--preload", type=_names, metavar="MODULES", help=modules)
     arguments = parser.parse_args(argv)
     _log_to_terminal()
@@ -172,19 +172,18 @@ def sandbox(argv: list[str]) -> int:
 
 
 def retriever(argv: list[str]) -> int:
-    """Run the retriever of a corpus as a server of its own."""
+    """Run the retriever of a corpus as a standalone server."""
     from rl.services.retriever.server import BACKENDS, serve
 
     parser = _parser("retriever", retriever)
-    corpus = ".jsonl or .parquet; several files, or shards, make up one corpus"
+    corpus = ".jsonl or .parquet; several files form one corpus"
     parser.add_argument("--corpus", "--shards", type=Path, nargs="+", required=True, metavar="FILE", help=corpus)
-    parser.add_argument("--index", type=Path, metavar="FOLDER", help="default: beside the corpus")
+    parser.add_argument("--index", type=Path, metavar="FOLDER", help="default: next to the corpus")
     parser.add_argument("--host", default="127.0.0.1", help="default: %(default)s")
     parser.add_argument("--port", type=int, default=8000, help="default: %(default)s")
-    names = "names by which clients call it beside this machine's own, separated by commas"
-    parser.add_argument("--allow-host", type=_names, default=(), metavar="NAMES", help=names)
+    parser.add_argument("--allow-host", type=_names, default=(), metavar="NAMES", help=_ALLOW_HOST)
     parser.add_argument("--backend", choices=BACKENDS, default="bm25s", help="default: %(default)s")
-    model = "folder of a sentence-transformers model, for --backend dense"
+    model = "sentence-transformers model folder, for --backend dense"
     parser.add_argument("--model", type=Path, metavar="FOLDER", help=model)
     arguments = parser.parse_args(argv)
     _log_to_terminal()
@@ -193,11 +192,11 @@ def retriever(argv: list[str]) -> int:
 
 
 def score(argv: list[str]) -> int:
-    """Score recorded trajectories by the rewards of a configuration, without an engine."""
+    """Score recorded trajectories with the configured rewards, without a model."""
     parser = _config_parser("score", score)
-    source = "a run directory, or a .jsonl file of its trajectories"
+    source = "a run directory, or a .jsonl file with trajectories"
     parser.add_argument("--trajectories", type=Path, required=True, metavar="RUN", help=source)
-    parser.add_argument("--step", type=int, help="number of the run's step; default: the last")
+    parser.add_argument("--step", type=int, help="step of the run; default: the last")
     arguments = parser.parse_intermixed_args(argv)
     _log_to_terminal()
     config = _checked_config(arguments, "evaluate")
@@ -207,7 +206,7 @@ def score(argv: list[str]) -> int:
 
 
 def view(argv: list[str]) -> int:
-    """Print a trajectory of a run in colours."""
+    """Print a trajectory of a run in color."""
     from rl.observability.viewer import main as show
 
     return show(argv)
@@ -233,7 +232,7 @@ COMMANDS: dict[str, Callable[[list[str]], int]] = {
     "view": view,
     "report": report,
 }
-"""Each takes the arguments after its name and returns the exit code."""
+"""Commands; each takes the arguments after its name and returns the exit code."""
 
 
 def _overview() -> str:
@@ -254,9 +253,9 @@ def _config_parser(
     name: str, command: Callable[[list[str]], int], example: str = "NAME", default: str | None = None
 ) -> argparse.ArgumentParser:
     parser = _parser(name, command)
-    which = "a YAML file of the folder, or its path" + (f"; default: {default}" if default else "")
+    which = "a YAML file in --config-dir, or a path" + (f"; default: {default}" if default else "")
     parser.add_argument("--config-name", required=default is None, default=default, metavar=example, help=which)
-    parser.add_argument("--config-dir", type=Path, metavar="FOLDER", help="of your YAML files; default: configs")
+    parser.add_argument("--config-dir", type=Path, metavar="FOLDER", help="folder of your YAML files; default: configs")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="for example rl_config.epochs=2")
     return parser
 
@@ -268,7 +267,7 @@ def _compose(arguments: argparse.Namespace) -> Composed[Config]:
 
 
 def _checked_config(arguments: argparse.Namespace, task: str) -> Config:
-    """Compose the configuration, log its warnings, and stop at its errors."""
+    """Compose the configuration, log its warnings, and raise its errors."""
     from rl.config.problems import Severity, raise_errors, without_consequences
     from rl.config.validate import Task, find_problems
 

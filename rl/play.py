@@ -1,6 +1,6 @@
-"""A conversation in the terminal with the agent loop of training, in which a model takes its turns, or a person does.
+"""`rl play`: questions in the terminal, answered by a model, or by a person in its place, through the agent loop.
 
-Each question is a trajectory of its own, from the prompt to its `StopReason`, as in a rollout; nothing is learned.
+Each question is a separate trajectory, as in a rollout; nothing is trained.
 """
 
 from __future__ import annotations
@@ -45,34 +45,34 @@ _SERVICE_TIMEOUT_S = 15.0
 _QUIT = "/quit"
 _HELP = f"Ask a question. Ctrl-C stops an answer, Ctrl-D or {_QUIT} ends the session."
 _HELP_BY_HAND = """
-You write the model's turns: lines, and an empty one to end a turn.
-`/call NAME ARGUMENTS` writes a call; the arguments are a JSON object, or the plain text of a tool that takes one."""
+You write the model's turns. An empty line ends a turn.
+`/call NAME ARGUMENTS` writes a call. Arguments are a JSON object, or plain text for a tool with one text argument."""
 _CALL = re.compile(r"^/call[ \t]+(\S+)\s?", re.MULTILINE)
 
 
 class _SessionEndedError(Exception):
-    """Whoever types has left in the middle of a turn."""
+    """The user ended the session during a turn."""
 
 
 def main(config: Config, *, by_hand: bool) -> None:
-    """Answer the questions of standard input, one a line, until it ends.
+    """Answer questions from standard input, one per line.
 
     Args:
-        config: `rl_config` says which tools there are and how calls are written, `actor_config.load` which model
-            answers, `generate_config.eval_sampling_config` how it is sampled.
-        by_hand: Ask the terminal for the model's turns instead of a model, of which then the tokenizer is needed alone.
+        config: Reads `rl_config` (tools and call format), `actor_config.load` (the model) and
+            `generate_config.eval_sampling_config`.
+        by_hand: Read the model's turns from the terminal; then only the tokenizer of the model is needed.
 
     Raises:
-        TurnwiseError: Anything a user can mend.
+        TurnwiseError: An error that the user can fix.
     """
     folder = Path(config.megatron_training.tokenizer_name_or_path or config.actor_config.load)
     if not folder.is_dir():
         raise ModelError(
-            f"--model: no folder '{folder}'. Name a Hugging Face model's{', for its tokenizer' * by_hand}; "
+            f"--model: no folder '{folder}'. Name a Hugging Face model folder{', for its tokenizer' * by_hand}; "
             "`python tools/fetch_model.py` fetches a small one."
         )
     with ExitStack() as stack:
-        stack.enter_context(_ended_by_signals())
+        stack.enter_context(_exit_on_signals())
         runner = stack.enter_context(asyncio.Runner())
         if config.rl_config.multi_turn_enable:
             runner.run(_check_tools(Path(config.rl_config.tool_config_path or "")))
@@ -80,14 +80,14 @@ def main(config: Config, *, by_hand: bool) -> None:
         dialog = load_dialog(config, tool_overrides=overrides)
         if (toolbox := dialog.toolbox) is not None:
             stack.callback(lambda: runner.run(toolbox.close()))
-        engine = _person(dialog) if by_hand else _model(config, dialog, runner, stack)
-        stack.callback(ignore_interrupts)  # what follows has deadlines of its own
-        _introduce(dialog, by_hand=by_hand)
-        _converse(_Player(config, dialog, engine, by_hand=by_hand), runner)
+        engine = _human_engine(dialog) if by_hand else _start_engine(config, dialog, runner, stack)
+        stack.callback(ignore_interrupts)  # runs before the clean-up, which has its own deadlines
+        _print_introduction(dialog, by_hand=by_hand)
+        _answer_questions(_Player(config, dialog, engine, by_hand=by_hand), runner)
 
 
 class _Player:
-    """Runs one trajectory after the other and shows them as they come."""
+    """Runs one trajectory per question and prints its turns."""
 
     def __init__(self, config: Config, dialog: Dialog, engine: Engine, *, by_hand: bool) -> None:
         self._loop = AgentLoop(engine, dialog.renderer, dialog.toolbox, dialog.parser, config, self._show)
@@ -99,7 +99,7 @@ class _Player:
         )
 
     async def answer(self, question: str) -> StopReason:
-        """Run the trajectory of a question."""
+        """Run the trajectory for a question."""
         self._num_questions += 1
         self._num_turns = 0
         prompt = Prompt(f"play-{self._num_questions}", [{"role": "user", "content": question}], "", "play")
@@ -112,9 +112,11 @@ class _Player:
 
     def _show(self, turn: Turn) -> None:
         record = turn_record(turn)
-        if turn.results:
+        if turn.results or turn.messages:
             for result in record["results"]:
                 print_result(console(), result)
+            for message in turn.messages:
+                print_message(console(), message["role"], message["content"])
             return
         self._num_turns += 1
         print_generation(console(), record, self._num_turns)
@@ -122,8 +124,8 @@ class _Player:
             print_call(console(), call)
 
 
-def _converse(player: _Player, runner: asyncio.Runner) -> None:
-    """Ask for questions until there are no more. Ctrl-C stops an answer, and in a pipe all."""
+def _answer_questions(player: _Player, runner: asyncio.Runner) -> None:
+    """Answer questions until the input ends. Ctrl-C stops an answer; if input is a pipe, it ends the session."""
     if sys.stdin.isatty():
         import readline  # noqa: F401  # gives `input` a history and the arrow keys
     while True:
@@ -145,11 +147,11 @@ def _converse(player: _Player, runner: asyncio.Runner) -> None:
 
 
 def _read_line(prompt: str) -> str | None:
-    """A line of standard input, with the prompt where a person types it; None at the end of the input."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a running loop would note Ctrl-C and read on
+    """Read a line from standard input, with a prompt on a terminal; None at the end of the input."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # asyncio's handler would not interrupt the read
     try:
         line = input(prompt if sys.stdin.isatty() else "")
-        return line.encode(errors="surrogateescape").decode(errors="replace")  # bytes that are not UTF-8 are no text
+        return line.encode(errors="surrogateescape").decode(errors="replace")  # replaces bytes that are not UTF-8
     except UnicodeDecodeError as error:
         raise DataError(f"standard input: not UTF-8 text ({error.reason}). Convert it first.") from error
     except EOFError:
@@ -158,8 +160,8 @@ def _read_line(prompt: str) -> str | None:
         signal.signal(signal.SIGINT, before)
 
 
-def _person(dialog: Dialog) -> Engine:
-    """An engine whose tokens a person types. It may hold up the event loop: nothing else runs meanwhile."""
+def _human_engine(dialog: Dialog) -> Engine:
+    """Create an engine whose turns a person types. It blocks the event loop, but nothing else runs meanwhile."""
     renderer, stops = dialog.renderer, dialog.parser.stop if dialog.toolbox is not None else ()
 
     def take_turn(token_ids: list[int]) -> list[int]:
@@ -172,14 +174,14 @@ def _person(dialog: Dialog) -> Engine:
 
 
 def _read_turn(dialog: Dialog) -> str:
-    """Lines up to an empty one, calls written out. One with a call that cannot be written is asked for again."""
+    """Read lines up to an empty one and expand calls; ask again if a call is invalid."""
     while True:
         lines: list[str] = []
         try:
             while line := _read_line("  ...> " if lines else "model> "):
                 lines.append(line)
         except KeyboardInterrupt:
-            raise asyncio.CancelledError from None  # as Ctrl-C reaches a coroutine that does not hold up the loop
+            raise asyncio.CancelledError from None  # as Ctrl-C does for a coroutine that does not block the loop
         if lines == [_QUIT] or (line is None and not lines):
             raise _SessionEndedError
         try:
@@ -189,20 +191,21 @@ def _read_turn(dialog: Dialog) -> str:
 
 
 def expand_calls(text: str, dialog: Dialog) -> str:
-    """Write out each `/call NAME ARGUMENTS`, which begins a line and reaches to the next one, in the parser's format.
+    """Replace each `/call NAME ARGUMENTS` with a call in the parser's format.
 
     Args:
-        text: A turn; all before the first `/call` stays as it is.
+        text: A turn. A `/call` starts at the beginning of a line and extends to the next `/call`; the text before the
+            first one is unchanged.
         dialog: Has the tools and the parser.
 
     Raises:
-        ToolError: The arguments are neither a JSON object nor the text of the one argument that the tool takes.
+        ToolError: The arguments are neither a JSON object nor plain text for a tool with one text argument.
     """
     said, *parts = _CALL.split(text)
-    return said + "\n".join(_written_call(*call, dialog) for call in zip(parts[::2], parts[1::2], strict=True))
+    return said + "\n".join(_render_call(*call, dialog) for call in zip(parts[::2], parts[1::2], strict=True))
 
 
-def _written_call(name: str, text: str, dialog: Dialog) -> str:
+def _render_call(name: str, text: str, dialog: Dialog) -> str:
     tools = dialog.toolbox.tools if dialog.toolbox is not None else {}
     try:
         arguments = json.loads(text or "{}")
@@ -214,22 +217,23 @@ def _written_call(name: str, text: str, dialog: Dialog) -> str:
         try:
             arguments = one_text_argument(tools[name].schema, "/call").to_arguments(text.rstrip("\n"))
         except ConfigError as error:
-            raise ToolError(f"/call {name}: needs its arguments as a JSON object, got {text!r}. Write one.") from error
+            raise ToolError(f"/call {name}: arguments must be a JSON object, got {text!r}. Write one.") from error
     written = dialog.parser.render(ToolCall(name, arguments))
     if written is None:
-        raise ToolError("/call: this format of calls is known to the chat template alone. Write the call yourself.")
+        raise ToolError("/call: only the chat template knows this call format. Write the call yourself.")
     return written
 
 
-def _model(config: Config, dialog: Dialog, runner: asyncio.Runner, stack: ExitStack) -> Engine:
-    """Start vLLM with the model; it ends with the stack."""
+def _start_engine(config: Config, dialog: Dialog, runner: asyncio.Runner, stack: ExitStack) -> Engine:
+    """Start vLLM with the model; the stack shuts it down."""
     cores = () if runs_on_cuda(config) else tuple(sorted(os.sched_getaffinity(0)))
     sockets = stack.enter_context(owned_folder("turnwise-play-"))
-    os.environ.update(engine_environment(config, cores, sockets))  # vLLM and the processes it starts read it
+    os.environ.update(engine_environment(config, cores, sockets))  # read by vLLM and its child processes
     from rl.inference.engine import VllmEngine
 
-    # Ctrl-C reaches every process of the terminal, and would end vLLM's. They inherit what the thread that starts them
-    # blocks; but the resource tracker of multiprocessing, if it is not there yet, opens that again.
+    # Ctrl-C reaches every process of the terminal and would end vLLM's. So block it in the threads that start them;
+    # children inherit the signal mask. Multiprocessing's resource tracker unblocks the signal when it starts, so start
+    # it before.
     resource_tracker.ensure_running()
     threads = ThreadPoolExecutor(initializer=signal.pthread_sigmask, initargs=(signal.SIG_BLOCK, {signal.SIGINT}))
     runner.get_loop().set_default_executor(threads)
@@ -239,11 +243,11 @@ def _model(config: Config, dialog: Dialog, runner: asyncio.Runner, stack: ExitSt
     model = Path(config.actor_config.load)
     console().print(Text(f"starting vLLM with {model}; its messages are in {log}"), soft_wrap=True)
     seed, ends = config.megatron_training.seed, dialog.renderer.end_of_turn_ids
-    with _output_in(log):
+    with _redirect_output(log):
         engine = runner.run(VllmEngine.create(config, model_folder=model, replica=0, seed=seed, stop_token_ids=ends))
 
     def end() -> None:
-        with _output_in(log):
+        with _redirect_output(log):
             runner.run(engine.shutdown())
 
     stack.callback(end)
@@ -251,8 +255,8 @@ def _model(config: Config, dialog: Dialog, runner: asyncio.Runner, stack: ExitSt
 
 
 @contextmanager
-def _output_in(log: Path) -> Iterator[None]:
-    """Send what this process prints to a file; children that start meanwhile print there to their end."""
+def _redirect_output(log: Path) -> Iterator[None]:
+    """Redirect the output of this process to a file; children started meanwhile keep it."""
     originals = {fd: os.dup(fd) for fd in (1, 2)}
     with log.open("a") as stream:
         for fd in originals:
@@ -268,20 +272,22 @@ def _output_in(log: Path) -> Iterator[None]:
 
 
 async def _check_tools(path: Path) -> None:
-    """Find out what is wrong with the tools before a service starts for them."""
+    """Check the tools before their services start."""
     toolbox = load_toolbox(path)
     for text in toolbox.warnings:
         logger.warning("%s", text)
     try:
         await asyncio.wait_for(toolbox.check(), _SERVICE_TIMEOUT_S)
     except TimeoutError as error:
-        raise ToolError(f"{path}: a service gave no answer in {_SERVICE_TIMEOUT_S:.0f} s. Is it up?") from error
+        raise ToolError(
+            f"{path}: a service did not answer within {_SERVICE_TIMEOUT_S:.0f} s. Check that it is running."
+        ) from error
     finally:
         await toolbox.close()
 
 
-def _introduce(dialog: Dialog, *, by_hand: bool) -> None:
-    """Say what there is to call, and to a person how."""
+def _print_introduction(dialog: Dialog, *, by_hand: bool) -> None:
+    """Print the tools, and in manual mode the prompt format and help."""
     functions = [schema["function"] for schema in (dialog.toolbox.schemas if dialog.toolbox is not None else [])]
     tools = [f"{f['name']}({', '.join((f.get('parameters') or {}).get('properties') or {})})" for f in functions]
     print_message(console(), "tools", "\n".join(tools))
@@ -293,8 +299,8 @@ def _introduce(dialog: Dialog, *, by_hand: bool) -> None:
 
 
 @contextmanager
-def _ended_by_signals() -> Iterator[None]:
-    """SIGTERM, and SIGHUP of a closed terminal, unwind the stack, so that nothing is left running."""
+def _exit_on_signals() -> Iterator[None]:
+    """Turn SIGTERM, and SIGHUP from a closed terminal, into an exception, so that clean-up runs."""
 
     def leave(number: int, frame: Any) -> None:
         raise SystemExit(128 + number)

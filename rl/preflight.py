@@ -1,4 +1,4 @@
-"""Everything that can be known to be wrong before a process starts: names, files, services, memory."""
+"""Checks before a process starts: names, files, services, memory."""
 
 from __future__ import annotations
 
@@ -24,15 +24,17 @@ from rl.config.problems import Problem, error, note, raise_errors, warning
 from rl.config.schema import Config, Device
 from rl.config.validate import Task, find_problems
 from rl.data.cursor import prompt_cursor
-from rl.data.prompts import drop_long_prompts, load_prompts
 from rl.data.rows import recorded_prompt_type
 from rl.errors import ConfigError, DataError, ModelError, RewardError, ToolError, unknown_name
 from rl.observability.trackers import check_trackers
-from rl.rewards.registry import Reward, load_rewards, misspelled_kwargs
+from rl.rewards.registry import Reward, misspelled_kwargs
 from rl.rewards.rows import row_problems
-from rl.rollout.dialog import load_dialog
+from rl.rollout.dialog import Dialog
+from rl.rollout.environments import load_environment
+from rl.rollout.rollout_function import load_rollout_function
+from rl.run.parts import RunParts
 from rl.run.resume import check_place, check_weights, resume_problems
-from rl.tools.registry import Toolbox, load_toolbox
+from rl.tools.registry import Toolbox
 from rl.training.families import FAMILIES
 from rl.training.hf_files import damaged_files
 from rl.types import Prompt
@@ -42,38 +44,37 @@ logger = logging.getLogger(__name__)
 _SERVICE_TIMEOUT_S = 15.0
 
 
-def preflight(config: Config) -> list[Prompt]:
+def preflight(config: Config) -> tuple[list[Prompt], list[Prompt]]:
     """Check a training run on this machine.
 
-    Args:
-        config: As composed.
-
     Returns:
-        The training prompts of at most `max_prompt_length` tokens.
+        The training prompts and the held-out ones of at most `max_prompt_length` tokens.
 
     Raises:
         ConfigError: Something is wrong; the message has a line for each finding.
         DataError: No prompt is short enough.
         CheckpointError: The run to resume had another seed or other prompts.
     """
-    raise_errors(inspect_run(config, is_strict=True))
+    parts = RunParts(config)
+    raise_errors(_run_problems(parts, frozenset(), is_strict=True))
     _log_warnings(_prompt_type_problems(config))
-    training = config.megatron_training
-    prompts = load_prompts(Path(training.data_path), training.dataset_additional_keys)
-    dialog = load_dialog(config)
-    for text in dialog.toolbox.warnings if dialog.toolbox else []:
+    for text in parts.toolbox.warnings if parts.toolbox else []:
         logger.warning("%s", text)
-    kept = drop_long_prompts(prompts, dialog.renderer, config.rl_config.max_prompt_length)[0]
+    kept = parts.short_prompts("data_path")
     check_place(config, prompt_cursor(kept, config), kept)
-    return kept
+    return kept, parts.short_prompts("test_data_path")
 
 
-def preflight_sft(config: Config) -> None:
+def preflight_sft(config: Config) -> Dialog:
     """Check a cold start on this machine: as `preflight`, without rewards, services and engines.
+
+    Returns:
+        The tokenizer and the chat template that demonstrations are rendered with.
 
     Raises:
         ConfigError: Something is wrong; the message has a line for each finding.
     """
+    parts = RunParts(config)
     raise_errors(
         [
             *find_problems(config, task=Task.SFT),
@@ -81,36 +82,44 @@ def preflight_sft(config: Config) -> None:
             *_place_problems(config),
             *_device_problems(config),
             *resume_problems(config, "sft"),
-            *_data_problems(config, ("data_path",), is_strict=True),
-            *_model_problems(config, is_strict=True),
+            *_data_problems(parts, ("data_path",), is_strict=True),
+            *_model_problems(parts, is_strict=True),
             *memory_problems(config, with_engines=False),
         ]
     )
     _log_warnings(_prompt_type_problems(config))
+    return parts.dialog
 
 
-def preflight_evaluation(config: Config) -> None:
+def preflight_evaluation(config: Config) -> list[Prompt]:
     """Check an evaluation on this machine: as `preflight`, without training prompts, actor and checkpoint.
+
+    Returns:
+        The held-out prompts of at most `max_prompt_length` tokens.
 
     Raises:
         ConfigError: Something is wrong; the message has a line for each finding.
+        DataError: No prompt is short enough.
     """
+    parts = RunParts(config)
     problems = [
         *find_problems(config, task=Task.EVALUATE),
         *_name_problems(config, Task.EVALUATE),
         *_place_problems(config),
-        *_reward_problems(config),
-        *_tool_problems(config, is_strict=True),
+        *_reward_problems(parts),
+        *_tool_problems(parts, is_strict=True),
+        *_environment_problems(config),
         *_engine_problems(config, is_strict=True),
         *_device_problems(config),
-        *_data_problems(config, ("test_data_path",), is_strict=True, with_rewards=True),
-        *_model_problems(config, is_strict=True),
+        *_data_problems(parts, ("test_data_path",), is_strict=True, with_rewards=True),
+        *_model_problems(parts, is_strict=True),
         *memory_problems(config, with_actor=False),
     ]
     if not config.megatron_training.test_data_path:
         problems.append(error("megatron_training.test_data_path: must name held-out prompts, got nothing. Set a file."))
     raise_errors(problems)
     _log_warnings(_prompt_type_problems(config))
+    return parts.short_prompts("test_data_path")
 
 
 def inspect_run(config: Config, given: frozenset[str] = frozenset(), *, is_strict: bool) -> list[Problem]:
@@ -118,31 +127,34 @@ def inspect_run(config: Config, given: frozenset[str] = frozenset(), *, is_stric
 
     Args:
         config: As composed.
-        given: Dotted paths that were set, for warnings of keys without effect.
-        is_strict: Model, data, services and memory must be right on this machine. Otherwise what is absent is noted as
-            not checked; what is there is checked all the same.
-
-    Returns:
-        All problems.
+        given: Dotted paths that were set, for warnings about keys without effect.
+        is_strict: Model, data, services and memory must be right on this machine. Otherwise absent parts are noted as
+            not checked; existing parts are still checked.
     """
+    return _run_problems(RunParts(config), given, is_strict=is_strict)
+
+
+def _run_problems(parts: RunParts, given: frozenset[str], *, is_strict: bool) -> list[Problem]:
+    config = parts.config
     problems = find_problems(config, given)
     problems += _name_problems(config, Task.TRAIN)
-    problems += _reward_problems(config)
-    problems += _tool_problems(config, is_strict=is_strict)
+    problems += _reward_problems(parts)
+    problems += _tool_problems(parts, is_strict=is_strict)
+    problems += _environment_problems(config)
     problems += _engine_problems(config, is_strict=is_strict)
     if is_strict:
         problems += _place_problems(config)
         problems += _device_problems(config)
         problems += resume_problems(config, "train")
         problems += memory_problems(config)
-    problems += _data_problems(config, ("data_path", "test_data_path"), is_strict=is_strict, with_rewards=True)
+    problems += _data_problems(parts, ("data_path", "test_data_path"), is_strict=is_strict, with_rewards=True)
     problems += _prompt_type_problems(config)
-    problems += _model_problems(config, is_strict=is_strict)
+    problems += _model_problems(parts, is_strict=is_strict)
     return problems
 
 
 def _name_problems(config: Config, task: Task) -> Iterator[Problem]:
-    """Names against the tables they are looked up in."""
+    """Check names against the tables they are looked up in."""
     rl = config.rl_config
     yield from _parser_problems(rl.tool_parser_format)
     if rl.prompt_type not in TEMPLATES:
@@ -154,7 +166,7 @@ def _name_problems(config: Config, task: Task) -> Iterator[Problem]:
         yield error(unknown_name("rl_config.rollout_correction.rollout_rs", rejection, REJECTIONS))
     if rl.adv_estimator in NEED_CRITIC:
         yield error(
-            f"rl_config.adv_estimator: {rl.adv_estimator} needs a critic, and none is trained here. "
+            f"rl_config.adv_estimator: {rl.adv_estimator} needs a critic, which is not supported. "
             f"Choose from {', '.join(ADVANTAGES)}."
         )
     elif rl.adv_estimator not in ADVANTAGES:
@@ -171,17 +183,17 @@ def _parser_problems(name: str) -> Iterator[Problem]:
         yield error(str(failure))
 
 
-def _reward_problems(config: Config) -> Iterator[Problem]:
-    rl = config.rl_config
+def _reward_problems(parts: RunParts) -> Iterator[Problem]:
+    rl = parts.config.rl_config
     for name in rl.verifier_kwargs:
         if (problem := misspelled_kwargs(name, rl.verifier_function)) is not None:
             yield error(problem)
         elif name not in rl.verifier_function:
             yield warning(
                 f"rl_config.verifier_kwargs.{name}: has no effect, because verifier_function does not name it. "
-                "Set it to null; that takes an inherited one out too."
+                "Set it to null; this also removes an inherited entry."
             )
-    for found in _rewards(config):
+    for found in parts.rewards:
         if isinstance(found, RewardError):
             yield error(str(found))
             continue
@@ -194,46 +206,40 @@ def _reward_problems(config: Config) -> Iterator[Problem]:
             )
 
 
-def _rewards(config: Config) -> Iterator[Reward | RewardError]:
-    """Each reward of the configuration, or what is wrong with it."""
-    rl = config.rl_config
-    if len(rl.verifier_function) != len(rl.verifier_weight):
-        return  # told by the rules between fields
-    for name, weight in zip(rl.verifier_function, rl.verifier_weight, strict=True):
-        kwargs = {name: rl.verifier_kwargs[name]} if name in rl.verifier_kwargs else {}
-        try:
-            yield from load_rewards([name], [weight], kwargs, rl.verifier_timeout).rewards
-        except RewardError as failure:
-            yield failure
-
-
-def _tool_problems(config: Config, *, is_strict: bool) -> Iterator[Problem]:
-    rl = config.rl_config
-    if not rl.multi_turn_enable or not rl.tool_config_path:
-        return
+def _tool_problems(parts: RunParts, *, is_strict: bool) -> Iterator[Problem]:
     try:
-        toolbox = load_toolbox(Path(rl.tool_config_path))
+        toolbox = parts.toolbox
     except ToolError as failure:
         yield error(str(failure))
         return
-    yield from map(warning, toolbox.warnings)
-    yield from _service_problems(toolbox, is_strict=is_strict)
+    if toolbox is not None:
+        yield from map(warning, toolbox.warnings)
+        yield from _service_problems(toolbox, is_strict=is_strict)
+
+
+def _environment_problems(config: Config) -> Iterator[Problem]:
+    """The user's environment and rollout function: name, signature and keyword arguments."""
+    for load in (load_environment, load_rollout_function):
+        try:
+            load(config.rl_config)
+        except ConfigError as failure:
+            yield error(str(failure))
 
 
 def _service_problems(toolbox: Toolbox, *, is_strict: bool) -> Iterator[Problem]:
-    """Ask the services behind the tools; embedded ones start with the run."""
+    """Ask the services behind the tools. Embedded services start with the run."""
     try:
         asyncio.run(asyncio.wait_for(toolbox.check(), _SERVICE_TIMEOUT_S))
     except (ToolError, TimeoutError) as failure:
-        text = str(failure) or f"rl_config.tool_config_path: a service gave no answer in {_SERVICE_TIMEOUT_S:.0f} s."
+        text = str(failure) or f"rl_config.tool_config_path: no answer of a service in {_SERVICE_TIMEOUT_S:.0f} s."
         yield error(text) if is_strict else note(f"{text} Not checked here.")
 
 
 def _data_problems(
-    config: Config, keys: tuple[str, ...], *, is_strict: bool, with_rewards: bool = False
+    parts: RunParts, keys: tuple[str, ...], *, is_strict: bool, with_rewards: bool = False
 ) -> Iterator[Problem]:
-    """Data files, and with rewards whether these can read each row."""
-    training = config.megatron_training
+    """Check data files, and with rewards whether each row can be scored."""
+    training = parts.config.megatron_training
     if "data_path" in keys and not training.data_path:
         yield error("megatron_training.data_path: must name a data file, got nothing. Set what `rl preprocess` wrote.")
     for key in keys:
@@ -244,18 +250,18 @@ def _data_problems(
             yield note(f"megatron_training.{key}: no file '{path}' on this machine. Not checked here.")
             continue
         try:
-            prompts = load_prompts(Path(path), training.dataset_additional_keys)
+            prompts = parts.prompts(key)
         except DataError as failure:
             yield error(f"megatron_training.{key}: {failure}")
             continue
         if with_rewards:
-            rewards = [found for found in _rewards(config) if isinstance(found, Reward)]
+            rewards = [found for found in parts.rewards if isinstance(found, Reward)]
             for problem in row_problems(rewards, prompts, Path(path)):
                 yield error(f"megatron_training.{key}: {problem}")
 
 
 def _prompt_type_problems(config: Config) -> Iterator[Problem]:
-    """The `prompt_type` that rows were preprocessed for against the one they are rendered with."""
+    """Compare the `prompt_type` that rows were preprocessed for with the one they are rendered with."""
     training, prompt_type = config.megatron_training, config.rl_config.prompt_type
     for key in ("data_path", "test_data_path"):
         path = getattr(training, key)
@@ -272,14 +278,15 @@ def _log_warnings(problems: Iterator[Problem]) -> None:
         logger.warning("%s", problem.text)
 
 
-def _model_problems(config: Config, *, is_strict: bool) -> Iterator[Problem]:
-    """The model's family, its tokenizer and its chat template."""
+def _model_problems(parts: RunParts, *, is_strict: bool) -> Iterator[Problem]:
+    """Check the model's family, weights, tokenizer and chat template."""
+    config = parts.config
     facts, _ = find_model_facts(config)
     folder = Path(config.actor_config.load)
     if facts is not None and facts.model_type not in FAMILIES:
         yield error(unknown_name("actor_config.load: model_type", facts.model_type, FAMILIES))
     if not config.actor_config.load or (facts is None and folder.is_dir()):
-        return  # told by the rules between fields
+        return  # reported by the rules between keys
     if not folder.is_dir():
         if is_strict:
             yield error(f"actor_config.load: no folder '{folder}'. Fetch the model, or correct the path.")
@@ -296,9 +303,9 @@ def _model_problems(config: Config, *, is_strict: bool) -> Iterator[Problem]:
         return
     names_are_known = not any(_parser_problems(config.rl_config.tool_parser_format))
     if names_are_known and config.rl_config.prompt_type in TEMPLATES:
-        with suppress(ToolError):  # told by _tool_problems
+        with suppress(ToolError):  # reported by _tool_problems
             try:
-                load_dialog(config)
+                _ = parts.dialog
             except (ConfigError, ModelError) as failure:
                 yield error(str(failure))
 
@@ -313,7 +320,7 @@ def _engine_problems(config: Config, *, is_strict: bool) -> Iterator[Problem]:
 
 
 def _place_problems(config: Config) -> Iterator[Problem]:
-    """Where a run writes: trackers are installed, its folder can be made and is not taken."""
+    """Check that trackers are installed, and that the run's folder can be made and does not exist."""
     training = config.megatron_training
     try:
         check_trackers(config)
@@ -323,13 +330,12 @@ def _place_problems(config: Config) -> Iterator[Problem]:
     there = next(place for place in (base, *base.absolute().parents) if place.exists())
     if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
         yield error(
-            f"megatron_training.output_dir: no folder can be made in {there}, got '{base}'. Choose one that can be "
-            "written."
+            f"megatron_training.output_dir: no folder can be made in {there}, got '{base}'. Choose a writable one."
         )
     elif training.run_name and (base / training.run_name).exists():
         yield error(
             f"megatron_training.run_name: {base / training.run_name} exists already, and no run overwrites another. "
-            "Choose another name, remove the folder, or go on from it with megatron_training.resume."
+            "Choose another name, remove the folder, or continue it with megatron_training.resume."
         )
 
 

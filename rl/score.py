@@ -1,4 +1,4 @@
-"""`rl score`: recorded trajectories scored by the rewards of a configuration, in seconds, without model and engine."""
+"""`rl score`: scores recorded trajectories with the configured rewards, in seconds, without a model."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ from rl.types import INFRASTRUCTURE_FAILURES, Prompt, Trajectory
 logger = logging.getLogger(__name__)
 
 _SHOWN = 10
-"""Trajectories whose score changed, or that have none, that are told one by one."""
+"""Number of trajectories listed individually if their score changed or is missing."""
 _SAME = 1e-9
 
 
 @dataclass(slots=True)
 class Scored:
-    """A trajectory with the scores of now, and what was recorded of it."""
+    """A trajectory with its new scores, and its record."""
 
     trajectory: Trajectory
     record: dict[str, Any]
@@ -39,17 +39,17 @@ class Scored:
 
 
 def main(config: Config, source: Path, step: int | None) -> int:
-    """Score what a run has recorded, and compare.
+    """Score recorded trajectories again and compare the scores.
 
-    Trajectories that no reward saw, since a service or an engine failed, are left out here too.
+    Trajectories with an infrastructure failure are skipped, because rewards do not see them in training either.
 
     Args:
-        config: Names the rewards; its data files give each row's other columns to them.
-        source: A run directory, or a .jsonl file of its trajectories.
-        step: The run's step; None: the last one.
+        config: Names the rewards; its data files provide the other columns of the rows.
+        source: A run directory, or a .jsonl file with trajectories.
+        step: Step of the run; None means the last.
 
     Returns:
-        The exit code: 2 where a trajectory got no score.
+        The exit code, 2 if a trajectory got no score.
 
     Raises:
         DataError: There are no such trajectories.
@@ -58,14 +58,14 @@ def main(config: Config, source: Path, step: int | None) -> int:
     path = _file_of(source, step)
     records = [record for record in read_records(path) if record["stop_reason"] not in INFRASTRUCTURE_FAILURES]
     if not records:
-        raise DataError(f"{path}: no trajectory in it ended by itself, so none is scored. Give another step.")
+        raise DataError(f"{path}: all trajectories have infrastructure failures and no score. Choose another step.")
     prompts = _prompts(config)
     rows = [_prompt_of(record, prompts) for record in records]
     trajectories = [from_record(record, row) for record, row in zip(records, rows, strict=True)]
     if missing := rows.count(None):
         logger.warning(
-            "%d of %d trajectories are of rows that are not in the data files of the configuration, or have another "
-            "question there: their rewards see the recorded question and ground truth, and no other column.",
+            "%d of %d trajectories have rows that are missing in the configured data files or have another question "
+            "there. Their rewards get the recorded question and ground truth, but no other columns.",
             missing, len(records),
         )  # fmt: skip
     rl = config.rl_config
@@ -87,7 +87,7 @@ def main(config: Config, source: Path, step: int | None) -> int:
 
 
 async def _score_all(rewards: RewardSet, trajectories: list[Trajectory]) -> list[float]:
-    """Fill in the scores; seconds of each, waiting for its turn included."""
+    """Score all trajectories; return the seconds of each, including waiting time."""
 
     async def score(trajectory: Trajectory) -> float:
         start = time.monotonic()
@@ -98,11 +98,11 @@ async def _score_all(rewards: RewardSet, trajectories: list[Trajectory]) -> list
 
 
 def report(scored: list[Scored], target: Console, *, title: str) -> None:
-    """Print means then and now, the scores that changed, and why some are missing.
+    """Print the recorded and new means, changed scores, and reasons for missing scores.
 
     Args:
         scored: At least one.
-        target: Where to.
+        target: Output console.
         title: First line.
     """
 
@@ -122,12 +122,12 @@ def report(scored: list[Scored], target: Console, *, title: str) -> None:
     for one in changed[:_SHOWN]:
         say(f"{one.trajectory.id}: {_text(one.record['score'])} -> {_text(one.trajectory.score)}")
     if len(changed) > _SHOWN:
-        say(f"... {len(changed)} scores changed in all")
+        say(f"... {len(changed)} changed scores in total")
     failed = [one.trajectory for one in scored if one.trajectory.score is None]
     for trajectory in failed[:_SHOWN]:
         say(f"{trajectory.id}: no score. {trajectory.reward_error}")
     if len(failed) > _SHOWN:
-        say(f"... {len(failed)} trajectories without a score in all")
+        say(f"... {len(failed)} trajectories without a score in total")
 
 
 def _file_of(source: Path, step: int | None) -> Path:
@@ -136,19 +136,19 @@ def _file_of(source: Path, step: int | None) -> Path:
         has_steps = any(run.trajectories.glob("step_*.jsonl"))
         return trajectory_file(run, "step" if has_steps else "eval", step)
     if step is not None:
-        raise DataError(f"--step: needs a run directory, got the file '{source}'. Leave it out.")
+        raise DataError(f"--step: needs a run directory, got the file '{source}'. Remove the option.")
     return source
 
 
 def _prompts(config: Config) -> dict[str, Prompt]:
-    """The rows of the configuration's data files that are there, by id."""
+    """Load the rows of the existing data files, by id."""
     training = config.megatron_training
     paths = [Path(path) for path in (training.data_path, training.test_data_path) if path and Path(path).is_file()]
     return {prompt.id: prompt for path in paths for prompt in load_prompts(path)}
 
 
 def _prompt_of(record: dict[str, Any], prompts: dict[str, Prompt]) -> Prompt | None:
-    """The row of a record; None where the file has none of its number, or since then another question there."""
+    """Find the row of a record; None if it is missing or now has another question."""
     prompt = prompts.get(row_of(record["id"].rpartition("/")[0]))
     return prompt if prompt is not None and prompt.messages == record["messages"] else None
 

@@ -1,4 +1,4 @@
-"""The cold start: supervised training on demonstrations, with the actor and the checkpoints of `rl.train`."""
+"""The cold start: supervised fine-tuning on demonstrations, with the same actor and checkpoints as `rl.train`."""
 
 from __future__ import annotations
 
@@ -14,7 +14,6 @@ from rl.data.cursor import PromptCursor
 from rl.data.demonstrations import load_demonstrations
 from rl.data.prompts import id_in_epoch
 from rl.preflight import preflight_sft
-from rl.rollout.dialog import load_dialog
 from rl.run.resume import check_place
 from rl.run.run import Run
 
@@ -23,16 +22,16 @@ def main(config: Config, name: str) -> None:
     """Train on the assistant's tokens of `megatron_training.data_path`.
 
     Args:
-        config: As composed from YAML and the command line.
-        name: The configuration's name, for the run directory.
+        config: The composed configuration.
+        name: Name of the configuration, for the run directory.
 
     Raises:
-        TurnwiseError: Anything a user can mend.
+        TurnwiseError: An error that the user can fix.
     """
-    preflight_sft(config)
+    renderer = preflight_sft(config).renderer
     training = config.megatron_training
     longest = training.seq_length or config.generate_config.max_model_len
-    samples = load_demonstrations(Path(training.data_path), load_dialog(config).renderer, longest)
+    samples = load_demonstrations(Path(training.data_path), renderer, longest)
     cursor = PromptCursor.over(((s.trajectory_id, s.token_ids.tolist()) for s in samples), training)
     check_place(config, cursor)
     with (
@@ -40,7 +39,7 @@ def main(config: Config, name: str) -> None:
         launch(config, log_directory=run.directory.logs, loss="sft") as cluster,
     ):
         actor = cluster.actor
-        assert actor is not None, "the cold start asked for an actor"
+        assert actor is not None, "launch starts an actor for the cold start"
         layout = demonstration_layout(config, num_data_parallel=actor.num_data_parallel)
         start_step = run.resume(actor, cursor)
         for step in run.steps(start_step):
@@ -56,7 +55,7 @@ def main(config: Config, name: str) -> None:
 
 
 def _next_rows(samples: list[Sample], cursor: PromptCursor, count: int) -> list[Sample]:
-    """The next demonstrations, named after their epoch: one that comes twice in a batch counts as two."""
+    """Take the next demonstrations and add the epoch to their ids, so that a repeated one counts twice in a batch."""
     rows = []
     for index, epoch in cursor.take_with_epochs(count):
         name = id_in_epoch(samples[index].trajectory_id, epoch)

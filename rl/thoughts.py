@@ -1,10 +1,10 @@
-"""What a model thought and what it said: the one reader of `<think>` and `</think>`.
+"""Separates what a model thought from what it said: the only reader of `<think>` and `</think>`.
 
-Parsers, rewards and the viewer all take the same part of a turn for a thought:
+Parsers, rewards and the viewer agree on what is a thought:
 
-* from `<think>` to the next `</think>`; a thought that is not closed reaches to the end;
-* from the beginning to the first `</think>` where the header of the chat template opened the thought, and also where a
-  `</think>` comes that nothing opened.
+* from `<think>` to the next `</think>`, or to the end if it is not closed;
+* from the beginning to the first `</think>`, if the header of the chat template opened the thought, or if nothing
+  opened it.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ _TAG = re.compile(f"{OPEN}|{CLOSE}")
 
 
 def thought_spans(text: str, *, is_open: bool = False) -> list[tuple[int, int]]:
-    """Where the thoughts of a text stand, tags included.
+    """Positions of the thoughts in a text, tags included.
 
     Args:
         text: A turn.
@@ -64,7 +64,7 @@ def without_thoughts(text: str, *, is_open: bool = False) -> str:
 
 
 def turn_thoughts(turn: Turn) -> list[tuple[int, int]]:
-    """Where the thoughts of a turn stand in its text. A tag inside a call that was read is a part of that call.
+    """Positions of the thoughts in a turn. A tag inside a call that was read is part of that call.
 
     Returns:
         As `thought_spans`.

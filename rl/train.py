@@ -6,7 +6,7 @@ from rl.batch.groups import estimate_advantages, plan_batch
 from rl.batch.layout import packing_layout
 from rl.cluster.launch import launch
 from rl.config.schema import Config
-from rl.evaluate import evaluate, load_held_out
+from rl.evaluate import evaluate
 from rl.interfaces import Actor, Rollouts
 from rl.preflight import preflight
 from rl.run.run import Run
@@ -23,7 +23,7 @@ def main(config: Config, name: str) -> None:
     Raises:
         TurnwiseError: Anything a user can mend.
     """
-    prompts, held_out = preflight(config), load_held_out(config)
+    prompts, held_out = preflight(config)
     with (
         Run.open(config, name) as run,
         launch(

@@ -44,9 +44,13 @@ class StopReason(StrEnum):
     """The trajectory's own deadline passed."""
     ENGINE_FAILED = "engine_failed"
     """The engine died and the trajectory could not be run elsewhere."""
+    ENVIRONMENT_FAILED = "environment_failed"
+    """The user's environment or rollout function raised, or returned something wrong."""
 
 
-INFRASTRUCTURE_FAILURES = frozenset({StopReason.DEADLINE, StopReason.ENGINE_FAILED, StopReason.TOOL_UNAVAILABLE})
+INFRASTRUCTURE_FAILURES = frozenset(
+    {StopReason.DEADLINE, StopReason.ENGINE_FAILED, StopReason.ENVIRONMENT_FAILED, StopReason.TOOL_UNAVAILABLE}
+)
 """Ends that say nothing about the model. Such a trajectory is not scored, and so masked out of the training."""
 
 
@@ -200,6 +204,12 @@ class Turn:
     tool_s: float = 0.0
     begins_in_thought: bool = False
     """The chat template's header opened a thought, so the text begins inside it."""
+    is_cut: bool = False
+    """The token budget ended the turn, not the model."""
+    is_last: bool = False
+    """Limits allow no turn after it."""
+    messages: list[Message] = field(default_factory=list)
+    """What the environment answered, beside the results of tools."""
 
 
 @dataclass(slots=True)
@@ -234,6 +244,11 @@ class Trajectory:
     reward_texts: dict[str, str] = field(default_factory=dict)
     turn_rewards: list[float] = field(default_factory=list)
     reward_error: str | None = None
+    environment: dict[str, Any] | None = None
+    """What the environment or the rollout function gave, in the form that a reward function returns: the reward
+    `environment`. None where it gave nothing."""
+    failure: str | None = None
+    """With `StopReason.ENVIRONMENT_FAILED`: what user code raised."""
     wall_s: float = 0.0
     prompt_length: int = 0
     """Tokens of the first prompt. This and the next three follow from `sequences`, where there are any."""

@@ -1,5 +1,5 @@
-# The common part of the quickstart scripts: sourced, not run. Each part skips what is done, so that every script may be
-# repeated; a run that was interrupted is resumed from its newest checkpoint.
+# Common part of the training scripts; source it, do not run it. Each function skips what is already done, so every script
+# can be repeated. An interrupted run is resumed from its newest checkpoint.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
@@ -8,12 +8,12 @@ MODEL=models/SmolLM2-135M-Instruct
 
 say() { printf '\n== %s\n' "$*"; }
 
-# Run a command of the project; Ctrl-C reaches it directly, and it ends its own processes.
+# Run a command of the project. Ctrl-C reaches it directly, and it ends its own processes.
 rl() { .venv/bin/python -m rl "$@"; }
 
 is_finished() { [[ -f "$1/summary.json" ]]; }
 
-# An unfinished run without a checkpoint holds nothing to go on from: move it out of the way, never delete it.
+# An unfinished run without a checkpoint cannot be resumed: rename its directory, never delete it.
 set_aside() {
     if [[ -d "$1" ]] && ! is_finished "$1"; then
         mv "$1" "$1.interrupted-$(date +%Y%m%d-%H%M%S)"
@@ -25,7 +25,7 @@ newest_checkpoint() {
     [[ -d "${found[-1]}" ]] && printf '%s\n' "${found[-1]}"
 }
 
-# prepare [MODULE]: environment, model, and the data that the module of an example makes
+# prepare [MODULE]: install the environment, fetch the model, make the data with the module of an example
 prepare() {
     say "environment"
     bash scripts/setup.sh
@@ -40,7 +40,7 @@ evaluate() {
     local run="$RUNS/$1" config="$2" model="$3"
     shift 3
     say "evaluation of $model"
-    if is_finished "$run"; then printf '%s is there\n' "$run"; return; fi
+    if is_finished "$run"; then printf '%s is finished already\n' "$run"; return; fi
     set_aside "$run"
     rl evaluate --config-name "$config" --model "$model" \
         megatron_training.output_dir="$RUNS" megatron_training.run_name="$(basename "$run")" "$@"
@@ -51,21 +51,21 @@ cold_start() {
     local run="$RUNS/$1" config="$2"
     shift 2
     say "cold start"
-    if is_finished "$run"; then printf '%s is there\n' "$run"; return; fi
+    if is_finished "$run"; then printf '%s is finished already\n' "$run"; return; fi
     set_aside "$run"
     rl sft --config-name "$config" actor_config.load="$MODEL" \
         megatron_training.output_dir="$RUNS" megatron_training.run_name="$(basename "$run")" "$@"
 }
 
-# train NAME CONFIG COLD_START_RUN [overrides]; sets RUN to the finished run's folder.
+# train NAME CONFIG COLD_START_RUN [overrides]; sets RUN to the directory of the finished run.
 train() {
     local name="$1" config="$2" start number=1 resume=()
-    start="$(newest_checkpoint "$RUNS/$3")" || { printf '%s: no checkpoint. Remove it and run this again.\n' "$RUNS/$3" >&2; exit 1; }
+    start="$(newest_checkpoint "$RUNS/$3")" || { printf '%s: no checkpoint. Remove this directory and run the script again.\n' "$RUNS/$3" >&2; exit 1; }
     shift 3
     say "reinforcement learning"
     RUN="$RUNS/$name"
     while [[ -d "$RUN" ]]; do
-        if is_finished "$RUN"; then printf '%s is there\n' "$RUN"; return; fi
+        if is_finished "$RUN"; then printf '%s is finished already\n' "$RUN"; return; fi
         if newest_checkpoint "$RUN" >/dev/null; then resume=("megatron_training.resume=$RUN"); fi
         number=$((number + 1))
         RUN="$RUNS/$name-$number"

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# DAPO of SmolLM2-135M with a code interpreter, from nothing: environment, model, data, evaluation of the base model,
-# cold start, DAPO, table and curves. Arguments change the DAPO run: bash $0 megatron_training.train_iters=20
-# Repeating it skips what is done, and resumes what was interrupted; to begin anew remove runs/quickstart/dapo*.
+# DAPO of SmolLM2-135M with a code interpreter, from scratch: environment, model, data, evaluation of the base model, cold
+# start, DAPO, table and curves. Arguments change the DAPO run: bash $0 megatron_training.train_iters=20
+# Repeating it skips finished stages and resumes an interrupted run. To train again, remove runs/quickstart/dapo*.
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 
 prepare

@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Install if needed, then format, lint, types and all tests. Arguments go to pytest: bash scripts/test.sh -k packing
+# Install the environment if needed, check format, lint and types, run all tests. Arguments go to pytest:
+#     bash scripts/test.sh -k packing
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
@@ -15,9 +16,9 @@ say "mypy"
 say "shell scripts"
 for script in scripts/*.sh .ci/run; do bash -n "$script"; done
 
-# One pytest for all, so that one summary ends the run: unit tests first, the slow ones last.
+# One pytest run, so that there is one summary at the end: unit tests first, slow tests last.
 say "pytest"
 if [[ -d models/SmolLM2-135M-Instruct ]] || .venv/bin/python tools/fetch_model.py; then :; else
-    printf 'test: the 135M model is not there; tests that need it skip.\n'
+    printf 'test: the 135M model is not available; tests that need it are skipped.\n'
 fi
 exec .venv/bin/python -m pytest tests/unit tests/attacks tests/distributed tests/e2e "$@"

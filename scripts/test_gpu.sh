@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Run the tests that need a CUDA device, the small ones first: kernels, offloading, actor, engine, a whole run. Each skips
-# where a part is not there (vLLM, Megatron-Core, Ray), and says so. Uses the environment that is active, or else .venv.
+# Run the tests that need a CUDA device, small ones first: kernels, offloading, actor, engine, a whole run. A test is skipped
+# with a reason if a package is missing (vLLM, Megatron-Core, Ray). Uses the active environment, or else .venv.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 

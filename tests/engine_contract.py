@@ -1,4 +1,4 @@
-"""What every `Engine` does, checked against the fake (tests/unit) and the real one (tests/e2e)."""
+"""The contract of every `Engine`, checked for the fake (tests/unit) and the real engine (tests/e2e)."""
 
 import asyncio
 from collections.abc import Awaitable, Callable
@@ -7,7 +7,7 @@ from rl.interfaces import Engine
 from rl.types import FinishReason, Sampling, WeightUpdate
 
 Publish = Callable[[int], Awaitable[WeightUpdate]]
-"""Makes weights of a version ready for `update_weights`."""
+"""Prepares weights of a version for `update_weights`."""
 
 PROMPT = [11, 12, 13, 14]
 
@@ -51,7 +51,7 @@ async def check_publish_stamps_version(engine: Engine, update: WeightUpdate, max
 
 
 async def check_publish_aborts_in_flight(engine: Engine, update: WeightUpdate, long: int) -> None:
-    """What was sampled comes back, under the version that sampled it."""
+    """Partial output is returned, with the version that sampled it."""
     running = [
         asyncio.ensure_future(engine.generate(PROMPT, Sampling(0.0, long), session_id=f"b/{i}")) for i in range(3)
     ]
@@ -65,7 +65,7 @@ async def check_publish_aborts_in_flight(engine: Engine, update: WeightUpdate, l
 
 
 async def check_request_during_publish(engine: Engine, update: WeightUpdate, max_tokens: int) -> None:
-    """A request made while weights are loaded is answered under one version or the other, and not lost."""
+    """A request during a weight update runs under one of the two versions and is not lost."""
     publishing = asyncio.ensure_future(engine.update_weights(update))
     await asyncio.sleep(0)
     result = await engine.generate(PROMPT, Sampling(0.0, max_tokens), session_id="c/0")

@@ -14,7 +14,7 @@ from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from rl.errors import RolloutError
-from rl.types import FinishReason, Generation, Sampling, ToolCall, ToolResult, ToolStatus, WeightUpdate
+from rl.types import FinishReason, Generation, Message, Sampling, ToolCall, ToolResult, ToolStatus, WeightUpdate
 
 WORDS = {
     "<unk>": 0,
@@ -113,6 +113,11 @@ def said(token_ids: Iterable[int], finish: FinishReason = FinishReason.STOP, *, 
     """A generation whose log-prob of token i is -i/100."""
     ids = list(token_ids)
     return Generation(ids, [-i / 100 for i in ids], finish, version)
+
+
+def results_of(*texts: str) -> list[Message]:
+    """Tool messages with these texts."""
+    return [{"role": "tool", "content": text} for text in texts]
 
 
 Answer = Callable[[ToolCall], Awaitable[ToolResult]]

@@ -20,20 +20,20 @@ from rl.types import Group, Prompt, StopReason, TokenSequence, ToolResult, ToolS
 from tests.update_case import VOCAB_SIZE, PlainUpdate
 
 SCORES = ((1.0, 0.0, 0.25), (0.5, None, -1.0), (0.5, 0.5, 0.5))
-"""Of three groups: one ordinary, one with a failed reward, one of equal scores."""
+"""Scores of three groups: one ordinary, one with a failed reward, one with equal scores."""
 TURNS = (((5, 4), (3,), (2, 6)), ((7,), (4,), (1, 3, 2)), ((4,), (6,), (3, 3)))
-"""Sampled tokens of each turn."""
+"""Number of sampled tokens of each turn."""
 SCALE = 20.0
 """Constant of seq-mean-token-sum-norm."""
 
 
 def old_logprobs(targets: Tensor) -> Tensor:
-    """As `set_logprobs` gives them: near those of a random model, so that some ratios are clipped."""
+    """As set by `set_logprobs`: near those of a random model, so that some ratios are clipped."""
     return -6.2 + (targets % 7).float() / 7 - 0.4
 
 
 def rollout_logprobs(targets: Tensor) -> Tensor:
-    """The engine's, up to 0.6 beside the old ones."""
+    """The engine's log-probs, up to 0.6 from the old ones."""
     return old_logprobs(targets) + (targets * 31 % 13).float() / 10 - 0.6
 
 
@@ -112,7 +112,7 @@ PLAIN_ADVANTAGES: dict[str, Callable[[list[Unit], bool], list[float]]] = {
 
 
 def plain_advantages(config: Config) -> dict[str, list[float]]:
-    """Of each sampled token of each trajectory that is trained on."""
+    """Advantage of each sampled token of each trained trajectory."""
     rl = config.rl_config
     estimate = PLAIN_ADVANTAGES[rl.adv_estimator]
     members = [(g, t) for g, group in enumerate(make_groups()) for t in group.trajectories if t.score is not None]

@@ -15,7 +15,7 @@ from rl.training.actor import Actor
 from rl.training.hf_weights import WeightMapping, map_to_hf, name_parameters
 
 VOCAB_SIZE = 500
-"""Token ids stay below it; models may have more words."""
+"""Token ids are below this; models may have a larger vocabulary."""
 
 
 def update_config(model_folder: Path, **actor: object) -> Config:
@@ -74,7 +74,7 @@ def set_logprobs(micro: MicroBatch) -> None:
 
 
 class PlainUpdate:
-    """The update written out: transformers, autograd, torch's AdamW, one sample at a time, no packing."""
+    """A plain reference update: transformers, autograd, torch's AdamW, one sample at a time, no packing."""
 
     def __init__(self, config: Config) -> None:
         actor = config.actor_config
@@ -92,7 +92,7 @@ class PlainUpdate:
         )
 
     def logprobs_and_entropy(self, token_ids: Tensor) -> tuple[Tensor, Tensor]:
-        """Of the next tokens, [L - 1] each, at the sampling temperature."""
+        """Log-probs and entropies of the next tokens, [L - 1] each, at the sampling temperature."""
         logits = self.model(token_ids[None]).logits[0, :-1] / self.config.generate_config.sampling_config.temperature
         logp = logits.log_softmax(-1)
         return logp.gather(1, token_ids[1:, None])[:, 0], -(logp.exp() * logp).sum(-1)
@@ -138,14 +138,14 @@ def with_logprobs(mini_batch: MiniBatch) -> MiniBatch:
 
 @dataclass
 class UpdateTrace:
-    """Three updates of one actor, as far as its rank holds them."""
+    """Results of three updates on one rank."""
 
     metrics: list[dict[str, float]]
-    """Of each."""
+    """Metrics of each update."""
     gradients: dict[str, Tensor]
-    """Of the first, whole and unclipped, under Hugging Face names."""
+    """Gradients of the first update, whole and unclipped, under Hugging Face names."""
     weights: dict[str, Tensor]
-    """After the third."""
+    """Parameters after the third update."""
 
 
 def trace_updates(actor: Actor, micros: list[MicroBatch]) -> UpdateTrace:
@@ -158,7 +158,7 @@ def trace_updates(actor: Actor, micros: list[MicroBatch]) -> UpdateTrace:
 
 
 def _first_gradients(actor: Actor, norm: float) -> dict[str, Tensor]:
-    """Read off Adam's first moment, which after one step is (1 - beta1) times the clipped gradient."""
+    """Computed from Adam's first moment, which after one step is (1 - beta1) times the clipped gradient."""
     config = actor.config.actor_config
     scale = max(1.0, norm / config.clip_grad) / (1 - config.adam_beta1)
     assert actor.optimizer is not None

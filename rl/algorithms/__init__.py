@@ -1,1 +1,1 @@
-"""The algorithms: pure functions on tensors, looked up by name where the configuration chooses."""
+"""The algorithms: pure functions on tensors. Tables such as `LOSSES` map configuration values to them."""

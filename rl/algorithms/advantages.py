@@ -1,6 +1,6 @@
-"""Advantages: from one score per trajectory to one number per trajectory.
+"""Advantage estimators: one score per trajectory in, one advantage per trajectory out.
 
-A score may also be the return of one turn (`rl.algorithms.turns`): the estimators then compare turns instead.
+With turn-level credit (`rl.algorithms.turns`) a row is a turn and its score is the return of that turn.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ STD_EPSILON = 1e-6
 
 
 class AdvantageEstimator(Protocol):
-    """What the functions in `ADVANTAGES` have in common."""
+    """Signature of the functions in `ADVANTAGES`."""
 
     def __call__(self, scores: Tensor, group_ids: Tensor, *, num_tokens: Tensor, divide_by_std: bool) -> Tensor:
         """Map scores [N] to advantages [N].
@@ -22,7 +22,7 @@ class AdvantageEstimator(Protocol):
         Args:
             scores: [N] float32, finite.
             group_ids: [N] int64, equal within a prompt's group.
-            num_tokens: [N] int64, sampled tokens, at least 0: the weights where a batch is whitened.
+            num_tokens: [N] int64, number of sampled tokens, at least 0; the weights for whitening over the batch.
             divide_by_std: `rl_config.norm_adv_by_std`.
         """
         ...
@@ -36,8 +36,7 @@ def group_norm(scores: Tensor, group_ids: Tensor, *, divide_by_std: bool = True,
     Args:
         scores: [N] float.
         group_ids: [N] int, equal within a prompt's group.
-        divide_by_std: False gives Dr. GRPO's advantage, the difference alone (arXiv:2503.20783).
-        _unused: What other estimators need.
+        divide_by_std: False gives Dr. GRPO's advantage, r_i - mean(r_g) (arXiv:2503.20783).
 
     Returns:
         [N] float32 advantages.
@@ -56,7 +55,7 @@ def group_norm(scores: Tensor, group_ids: Tensor, *, divide_by_std: bool = True,
 
 
 def leave_one_out(scores: Tensor, group_ids: Tensor, **_unused: object) -> Tensor:
-    """Compare each score with the mean of the others of its group.
+    """Compare each score with the mean of the other scores in its group.
 
     A_i = r_i - sum over j != i of r_j / (n - 1) = n / (n - 1) (r_i - mean(r_g)); 0 for a group of one.
 
@@ -65,7 +64,6 @@ def leave_one_out(scores: Tensor, group_ids: Tensor, **_unused: object) -> Tenso
     Args:
         scores: [N] float.
         group_ids: [N] int, equal within a prompt's group.
-        _unused: What other estimators need.
 
     Returns:
         [N] float32 advantages.
@@ -81,18 +79,17 @@ def leave_one_out(scores: Tensor, group_ids: Tensor, **_unused: object) -> Tenso
 
 
 def reinforce_plus_plus(scores: Tensor, group_ids: Tensor, *, num_tokens: Tensor, **_unused: object) -> Tensor:
-    """Whiten the scores over the whole batch, whatever their groups.
+    """Whiten the scores over the whole batch; groups play no role.
 
-    A_i = (r_i - mean(r)) / (std(r) + 1e-6); mean and population standard deviation are over the sampled tokens of the
-    batch, each with its trajectory's score.
+    A_i = (r_i - mean(r)) / (std(r) + 1e-6). Mean and population standard deviation are over the sampled tokens of the
+    batch; each token has the score of its trajectory.
 
-    Example: scores 1 and 0 of 1 and 3 tokens: mean 1/4, std sqrt(3)/4; 1.732 and -0.577.
+    Example: scores 1 and 0 with 1 and 3 tokens: mean 1/4, std sqrt(3)/4, advantages 1.732 and -0.577.
 
     Args:
         scores: [N] float.
-        group_ids: [N] int; only their number counts.
+        group_ids: [N] int; only its length is checked.
         num_tokens: [N] int, at least 0.
-        _unused: What other estimators need.
 
     Returns:
         [N] float32 advantages; 0 where all scores are equal.
@@ -109,15 +106,14 @@ def reinforce_plus_plus(scores: Tensor, group_ids: Tensor, *, num_tokens: Tensor
 def reinforce_plus_plus_baseline(scores: Tensor, group_ids: Tensor, *, num_tokens: Tensor, **_unused: object) -> Tensor:
     """Center each score on its group's mean, then whiten over the whole batch.
 
-    A_i = (d_i - mean(d)) / (std(d) + 1e-6) with d_i = r_i - mean(r_g); mean and population standard deviation of d are
-    over the sampled tokens of the batch. A group whose scores are all equal, or of one, has advantage 0, and is in no
-    mean.
+    A_i = (d_i - mean(d)) / (std(d) + 1e-6) with d_i = r_i - mean(r_g). Mean and population standard deviation of d are
+    over the sampled tokens of the batch. A group of one, or with equal scores, has advantage 0 and is excluded from
+    both statistics.
 
     Args:
         scores: [N] float.
         group_ids: [N] int, equal within a prompt's group.
         num_tokens: [N] int, at least 0.
-        _unused: What other estimators need.
 
     Returns:
         [N] float32 advantages.
@@ -134,22 +130,22 @@ def reinforce_plus_plus_baseline(scores: Tensor, group_ids: Tensor, *, num_token
 
 
 def gae(rewards: Tensor, values: Tensor, *, gamma: float, lam: float) -> Tensor:
-    """Generalized advantage estimation over the steps of one trajectory, whose end has value 0.
+    """Generalized advantage estimation over the steps of one trajectory. The value after the last step is 0.
 
     d_t = r_t + gamma V_{t+1} - V_t;  A_t = d_t + gamma lam A_{t+1}.
 
-    Not a value of `rl_config.adv_estimator`: no critic is trained here that would give the values.
+    `rl_config.adv_estimator` does not accept it, because there is no critic to provide the values.
 
     Example: rewards 0, 1, values 0.5, 0.5, gamma 1, lam 0.5: d = 0, 0.5; A = 0.25, 0.5.
 
     Args:
-        rewards: [T] float, of each step.
-        values: [T] float, a critic's estimate before each step.
-        gamma: Discount of a step, 0 to 1.
-        lam: 0 trusts the critic, 1 the rewards.
+        rewards: [T] float, reward of each step.
+        values: [T] float, the critic's estimate before each step.
+        gamma: Discount per step, 0 to 1.
+        lam: 0 to 1; 0 relies on the critic, 1 on the rewards.
 
     Returns:
-        [T] float32 advantages; the returns a critic learns from are these plus `values`.
+        [T] float32 advantages. The critic's targets are these plus `values`.
 
     Raises:
         ValueError: The lengths differ.
@@ -157,7 +153,9 @@ def gae(rewards: Tensor, values: Tensor, *, gamma: float, lam: float) -> Tensor:
     Source: arXiv:1506.02438, equation 16.
     """
     if len(rewards) != len(values):
-        raise ValueError(f"gae: lengths differ, got {len(rewards)} rewards, {len(values)} values. Pass one of each.")
+        raise ValueError(
+            f"gae: lengths differ, got {len(rewards)} rewards, {len(values)} values. Pass one of each per step."
+        )
     deltas = rewards.double() - values.double()
     deltas[:-1] += gamma * values[1:].double()
     advantages = torch.zeros_like(deltas)
@@ -176,11 +174,11 @@ ADVANTAGES: dict[str, AdvantageEstimator] = {
 """Values of `rl_config.adv_estimator`."""
 
 NEED_CRITIC = ("gae",)
-"""Estimators that are refused as `rl_config.adv_estimator`, because there is no critic."""
+"""Estimators that `rl_config.adv_estimator` rejects, because there is no critic."""
 
 
 def _group_mean(values: Tensor, group_ids: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and size of each row's group, [N] float64 and [N] int64."""
+    """Return mean and size of each row's group, [N] float64 and [N] int64."""
     _check_lengths(values, group_ids)
     _, rows = group_ids.unique(return_inverse=True)
     sizes = torch.bincount(rows)
@@ -199,4 +197,4 @@ def _whiten(values: Tensor, weights: Tensor) -> Tensor:
 def _check_lengths(scores: Tensor, *others: Tensor) -> None:
     if any(len(other) != len(scores) for other in others):
         lengths = ", ".join(str(len(other)) for other in others)
-        raise ValueError(f"advantages: lengths differ, got {len(scores)} scores, but {lengths}. Pass one for each.")
+        raise ValueError(f"advantages: lengths differ, got {len(scores)} scores, but {lengths}. Pass one per row.")

@@ -1,6 +1,6 @@
-"""From a loss for each token to one loss: weights that already hold the denominator of the whole mini-batch.
+"""Token weights that turn per-token losses into one loss, and sums and means over the sequences of a micro-batch.
 
-And sums over the sequences of a micro-batch, for losses that look at a sequence as a whole.
+The weights already contain the denominator of the whole mini-batch.
 """
 
 from __future__ import annotations
@@ -17,25 +17,27 @@ def token_loss_weights(
 ) -> Tensor:
     """Weigh tokens so that the loss is sum(weights * token_loss), over any micro-batches and ranks.
 
-    With M = the loss tokens of the mini-batch, K = the trajectories that have any, m_k = those of trajectory k:
+    With M loss tokens in the mini-batch, K trajectories with at least one, and m_k in trajectory k:
 
     * `token-mean`: w_t = 1 / M. Every token counts the same, so a long trajectory counts more.
-    * `seq-mean-token-mean`: w_t = 1 / (K m_k). Every trajectory counts the same, one cut into several samples once.
-    * `seq-mean-token-sum-norm`: w_t = 1 / (K scale). As the first, but the step does not depend on the lengths at hand.
+    * `seq-mean-token-mean`: w_t = 1 / (K m_k). Every trajectory counts the same, even if it spans several samples.
+    * `seq-mean-token-sum-norm`: w_t = 1 / (K scale). Like `token-mean`, but independent of the lengths in the batch.
 
-    A masked-out trajectory has no loss tokens, and is in no denominator. The weights of the first two sum to 1 over the
-    loss tokens, or to 0 without any.
+    A masked-out trajectory has no loss tokens, so no denominator counts it. Over the loss tokens, the weights of the
+    first two modes sum to 1, or to 0 without any.
 
-    Example: trajectory 0 has 1 loss token, trajectory 1 has 3. 1/4 each; 1/2, 1/6 1/6 1/6; with scale 10, 1/20 each.
+    Example: 1 loss token in trajectory 0, 3 in trajectory 1. The modes give 1/4 each; 1/2 and 1/6, 1/6, 1/6; 1/20 each
+    with scale 10.
 
     Args:
-        num_tokens: [R] float32, the loss tokens of each row of the mini-batch. A mask of tokens is a case of it.
+        num_tokens: [R] float32, number of loss tokens in each row of the mini-batch. A token mask is the special case
+            with one token per row.
         trajectory_ids: [R] int64, 0 or more, equal within a trajectory.
-        mode: As `loss_aggregation` gives it.
-        scale: The constant of the last mode, tokens, above 0.
+        mode: As returned by `loss_aggregation`.
+        scale: Constant of `seq-mean-token-sum-norm`, in tokens, above 0.
 
     Returns:
-        [R] float32, the weight of each loss token of a row; 0 where a row has none.
+        [R] float32, weight of each loss token in a row; 0 if the row has none.
 
     Source: token-mean, DAPO, arXiv:2503.14476, section 3.3; seq-mean-token-mean, GRPO, arXiv:2402.03300;
     seq-mean-token-sum-norm, Dr. GRPO, arXiv:2503.20783; the names are verl's.
@@ -55,11 +57,11 @@ def token_loss_weights(
 
 
 def loss_aggregation(config: Config) -> tuple[LossAggregation, float]:
-    """Read the mode and its constant off the configuration.
+    """Read the aggregation mode and its constant from the configuration.
 
     Returns:
-        `loss_agg_mode`, or where it is not set what `token_level_loss` says; `loss_scale_factor`, or where it is not
-        set the longest response in tokens.
+        `loss_agg_mode`, by default the mode for `token_level_loss`; and `loss_scale_factor`, by default the longest
+        possible response in tokens.
     """
     rl = config.rl_config
     by_default = LossAggregation.TOKEN_MEAN if rl.token_level_loss else LossAggregation.SEQ_MEAN_TOKEN_MEAN
@@ -69,10 +71,10 @@ def loss_aggregation(config: Config) -> tuple[LossAggregation, float]:
 def sequence_ids(cu_seqlens: Tensor, loss_mask: Tensor) -> Tensor:
     """Number the sequences of a micro-batch.
 
-    A sampled sequence (a trajectory, or one of its parts where the chat template rewrote history) lies in one
-    micro-batch and between two boundaries; a prompt that is held once for its group has no loss tokens.
+    A sampled sequence is a trajectory, or one part of it where the chat template rewrote history. It lies between two
+    boundaries of one micro-batch. A prompt shared by its group is a sequence without loss tokens.
 
-    Example: boundaries 0 3 5, mask 0 1 1 0 1 give -1 0 0 -1 1.
+    Example: boundaries 0 3 5 and mask 0 1 1 0 1 give -1 0 0 -1 1.
 
     Args:
         cu_seqlens: [S + 1] int32, boundaries, from 0 to T.
@@ -87,11 +89,11 @@ def sequence_ids(cu_seqlens: Tensor, loss_mask: Tensor) -> Tensor:
 
 
 def sequence_sum(values: Tensor, ids: Tensor) -> Tensor:
-    """Give each loss token the sum of `values` over the loss tokens of its sequence, with gradient.
+    """Give each loss token the sum of `values` over the loss tokens of its sequence; differentiable.
 
     Args:
         values: [T] float32.
-        ids: [T] int64, as `sequence_ids` gives them.
+        ids: [T] int64, from `sequence_ids`.
 
     Returns:
         [T] float32, 0 where the id is -1.
@@ -101,11 +103,11 @@ def sequence_sum(values: Tensor, ids: Tensor) -> Tensor:
 
 
 def sequence_mean(values: Tensor, ids: Tensor) -> Tensor:
-    """Give each loss token the mean of `values` over the loss tokens of its sequence, with gradient.
+    """Give each loss token the mean of `values` over the loss tokens of its sequence; differentiable.
 
     Args:
         values: [T] float32.
-        ids: [T] int64, as `sequence_ids` gives them.
+        ids: [T] int64, from `sequence_ids`.
 
     Returns:
         [T] float32, 0 where the id is -1.

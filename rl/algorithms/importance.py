@@ -1,12 +1,12 @@
-"""Off-policy correction: weights for what the engine sampled and the actor would have sampled with another probability.
+"""Off-policy correction: importance weights for the difference between the engine's policy and the actor's.
 
-Three policies meet in an update. *rollout* is the engine's and has sampled; *old* is the actor's at the start of the
-batch; *current* is the actor's now. The policy loss bounds current / old. What is left is old / rollout: in bfloat16
-two implementations of the same weights differ, and a group carried over from an earlier step was sampled by older
-weights. Here old / rollout becomes a weight on each token's loss, or a reason to leave a whole sequence out.
+An update involves three policies: *rollout*, the engine's, which sampled the tokens; *old*, the actor's at the start
+of the batch; *current*, the actor's now. The policy loss bounds current / old. The ratio old / rollout remains: two
+implementations of the same weights differ in bfloat16, and older weights sampled the groups carried over from earlier
+steps. This module turns old / rollout into a weight on each token's loss, or rejects a whole sequence because of it.
 
-Source: truncated importance sampling, https://fengyao.notion.site/off-policy-rl; its levels, rejection and metrics,
-https://richardli.xyz/rl-collapse, under the names that verl gives them.
+Source: truncated importance sampling, https://fengyao.notion.site/off-policy-rl; levels, rejection and metrics,
+https://richardli.xyz/rl-collapse, with verl's names.
 """
 
 from __future__ import annotations
@@ -21,22 +21,20 @@ import torch
 from torch import Tensor
 
 from rl.algorithms.aggregation import sequence_mean, sequence_sum
+from rl.algorithms.token_loss import bound_log_ratio
 from rl.config.correction import ImportanceLevel, RolloutCorrection
-
-MAX_LOG_RATIO = 20.0
-"""Exponents are bounded to this, so that exp cannot overflow."""
 
 
 @dataclass(slots=True, frozen=True)
 class Correction:
-    """What becomes of each token's loss. No gradient flows through any of it."""
+    """Weights and rejections of one micro-batch, without gradient."""
 
     weights: Tensor
-    """[T] float32, factor of the policy loss."""
+    """[T] float32, factor on the policy loss."""
     is_kept: Tensor
-    """[T] float32, 0 on the tokens of rejected sequences, which take no part in any loss term."""
+    """[T] float32, 0 on the loss tokens of rejected sequences, which enter no loss term."""
     ratios: Tensor
-    """[T] float32, what `weights` were before they were bounded."""
+    """[T] float32, `weights` before they were bounded."""
 
 
 def correct(log_ratios: Tensor, ids: Tensor, settings: RolloutCorrection) -> Correction:
@@ -44,11 +42,11 @@ def correct(log_ratios: Tensor, ids: Tensor, settings: RolloutCorrection) -> Cor
 
     Args:
         log_ratios: [T] float32, log(old / rollout) of the sampled tokens, without gradient.
-        ids: [T] int64, as `rl.algorithms.aggregation.sequence_ids` gives them: -1 off the loss tokens.
+        ids: [T] int64, from `rl.algorithms.aggregation.sequence_ids`: -1 outside the loss tokens.
         settings: `rl_config.rollout_correction`.
 
     Returns:
-        Weights of 1 and everything kept where nothing is configured.
+        The correction; without any configured, weights of 1 and no rejections.
     """
     ones = torch.ones_like(log_ratios)
     level = settings.rollout_is
@@ -56,37 +54,37 @@ def correct(log_ratios: Tensor, ids: Tensor, settings: RolloutCorrection) -> Cor
     weights = bound_weights(ratios, settings.rollout_is_threshold, settings.rollout_is_threshold_lower)
     is_kept = ones
     if settings.rollout_rs is not None:
-        assert settings.rollout_rs_threshold is not None, "validation asks for it"
+        assert settings.rollout_rs_threshold is not None, "validation requires it"
         upper, lower = settings.rollout_rs_threshold, settings.rollout_rs_threshold_lower
         is_kept = keep_sequences(log_ratios, ids, settings.rollout_rs, upper=upper, lower=lower)
     return Correction(ones if level is None else weights, is_kept, ratios)
 
 
 def importance_ratios(log_ratios: Tensor, ids: Tensor, level: ImportanceLevel) -> Tensor:
-    """How much likelier the old policy finds what was sampled.
+    """Compute the ratio old / rollout of each token or of its whole sequence.
 
-    token: r_t = exp(d_t), with d_t = `log_ratios`; biased, since the tokens before t are taken as they came, but of low
-    variance. sequence: r = exp(sum of d_t over the sequence), on each of its tokens; unbiased, and the variance grows
+    token: r_t = exp(d_t), with d_t = `log_ratios`; low variance, but biased, because it ignores the tokens before t.
+    sequence: r = exp(sum of d_t over the sequence), on each of its tokens; unbiased, but the variance grows
     exponentially with the length.
 
     Args:
         log_ratios: [T] float32.
         ids: [T] int64, sequences.
-        level: `token` or `sequence`.
+        level: Per token or per sequence.
 
     Returns:
         [T] float32, from exp(-20) to exp(20).
     """
     exponents = log_ratios if level is ImportanceLevel.TOKEN else sequence_sum(log_ratios, ids)
-    return exponents.clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO).exp()
+    return bound_log_ratio(exponents).exp()
 
 
 def bound_weights(ratios: Tensor, upper: float, lower: float | None = None) -> Tensor:
-    """Truncate ratios, or drop those outside a band.
+    """Truncate ratios, or zero those outside a band.
 
-    Without `lower`: min(r, upper), truncated importance sampling. With it: r where lower <= r <= upper, else 0, IcePop.
+    Without `lower`: min(r, upper), truncated importance sampling. With it: r if lower <= r <= upper, else 0, IcePop.
 
-    Example: 0.4, 1.5, 3 with upper 2 give 0.4, 1.5, 2; with lower 0.5 too, 0, 1.5, 0.
+    Example: 0.4, 1.5, 3 with upper 2 give 0.4, 1.5, 2; with lower 0.5 as well, 0, 1.5, 0.
 
     Args:
         ratios: [T] float32.
@@ -106,24 +104,24 @@ def bound_weights(ratios: Tensor, upper: float, lower: float | None = None) -> T
 def keep_sequences(
     log_ratios: Tensor, ids: Tensor, statistic: str, *, upper: float, lower: float | None = None
 ) -> Tensor:
-    """Reject the sequences whose divergence is out of bounds.
+    """Reject sequences whose divergence is out of bounds.
 
-    With d = `log_ratios`, each token has k1 = d, k2 = d² / 2, k3 = exp(d) - 1 - d; `seq_sum_*`, `seq_mean_*` and
-    `seq_max_*` take their sum, mean and maximum over the loss tokens of a sequence. k2 and k3 must be at most `upper`.
-    exp of a k1 statistic (the ratio of the whole sequence for `seq_sum_k1`, the geometric mean of its tokens' ratios
-    for `seq_mean_k1`) must be from `lower` to `upper`.
+    With d = `log_ratios`, each token has k1 = d, k2 = d² / 2, k3 = exp(d) - 1 - d. `seq_sum_*`, `seq_mean_*` and
+    `seq_max_*` are their sum, mean and maximum over the loss tokens of a sequence. A k2 or k3 statistic must be at most
+    `upper`. The exp of a k1 statistic must lie between `lower` and `upper`: for `seq_sum_k1` it is the ratio of the
+    whole sequence, for `seq_mean_k1` the geometric mean of the token ratios.
 
     Args:
         log_ratios: [T] float32.
         ids: [T] int64, sequences.
         statistic: A key of `REJECTIONS`.
         upper: Above 0.
-        lower: Of a k1 statistic; None: 1 / `upper`.
+        lower: Lower bound for k1 statistics; None means 1 / `upper`.
 
     Returns:
-        [T] float32, 1 on the tokens of kept sequences and off the loss tokens, else 0.
+        [T] float32, 0 on the loss tokens of rejected sequences, 1 elsewhere.
     """
-    values = REJECTIONS[statistic](log_ratios.clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO), ids)
+    values = REJECTIONS[statistic](bound_log_ratio(log_ratios), ids)
     if is_ratio_statistic(statistic):
         low = 1.0 / upper if lower is None else lower
         is_kept = (values >= math.log(low)) & (values <= math.log(upper))
@@ -133,7 +131,7 @@ def keep_sequences(
 
 
 def is_ratio_statistic(statistic: str) -> bool:
-    """Whether a rejection bounds a ratio from both sides, as k1 does, and not a divergence from above."""
+    """Whether a statistic is a ratio with two bounds (k1) and not a divergence with an upper bound."""
     return statistic.endswith("_k1")
 
 
@@ -161,6 +159,6 @@ def _statistic(log_ratios: Tensor, ids: Tensor, *, reduction: str, divergence: s
 REJECTIONS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     f"seq_{reduction}_{divergence}": partial(_statistic, reduction=reduction, divergence=divergence)
     for reduction, divergence in product(_REDUCTIONS, _DIVERGENCES)
-    if (reduction, divergence) != ("max", "k1")  # one side of a ratio says nothing of the other
+    if (reduction, divergence) != ("max", "k1")  # the largest ratio says nothing about the smallest
 }
 """Values of `rl_config.rollout_correction.rollout_rs`."""

@@ -13,10 +13,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from rl.algorithms.token_loss import bound_log_ratio
 from rl.batches import MicroBatch
 from rl.config.schema import KlControl, KlPenalty, RLConfig
-
-MAX_LOG_RATIO = 20.0
 
 
 def kl_estimate(logprobs: Tensor, ref_logprobs: Tensor, kind: KlPenalty) -> Tensor:
@@ -38,7 +37,7 @@ def kl_estimate(logprobs: Tensor, ref_logprobs: Tensor, kind: KlPenalty) -> Tens
     """
     difference = logprobs - ref_logprobs
     if kind in (KlPenalty.K3, KlPenalty.LOW_VAR_KL):
-        bounded = difference.clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO)
+        bounded = bound_log_ratio(difference)
         return torch.expm1(-bounded) + bounded
     half_square = difference.square() / 2
     if kind == KlPenalty.K2:

@@ -1,4 +1,4 @@
-"""Policy losses that look at each token alone, and the table of all. How tokens are summed is `aggregation`'s."""
+"""Per-token policy losses, and the table of all policy losses. `rl.algorithms.aggregation` weighs the tokens."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from rl.algorithms.sequence_losses import geometric_mean_loss, sequence_ratio_loss
-from rl.algorithms.token_loss import MAX_LOG_RATIO, PolicyLoss, TokenLoss
+from rl.algorithms.token_loss import PolicyLoss, TokenLoss, bound_log_ratio
 
 
 def clipped_policy_loss(
@@ -19,27 +19,23 @@ def clipped_policy_loss(
     clip_c: float | None = None,
     **_unused: object,
 ) -> TokenLoss:
-    """Bound how far one batch can move the policy.
+    """Clip the probability ratio, which bounds how far one batch can move the policy (PPO).
 
     ratio = exp(logprobs - old_logprobs);
-    loss = max(-A ratio, -A clip(ratio, 1 - clip_low, 1 + clip_high)), and where A < 0 at most -A clip_c.
+    loss = max(-A ratio, -A clip(ratio, 1 - clip_low, 1 + clip_high)), and at most -A clip_c if A < 0.
 
     Args:
         logprobs: [T] float32, of the current policy.
         old_logprobs: [T] float32, of the policy at the start of the batch, without gradient.
         advantages: [T] float32.
         clip_low: Lower distance of the clip range, 0 to 1.
-        clip_high: Upper distance; above `clip_low` it is DAPO's clip-higher.
-        clip_c: Bound of the ratio of tokens with a negative advantage (dual clip), at least 1; None: without.
-        _unused: What other losses need.
-
-    Returns:
-        The loss, where it was clipped, and the change of the log-probs.
+        clip_high: Upper distance; a value above `clip_low` is DAPO's clip-higher.
+        clip_c: Bound on the ratio of tokens with negative advantage (dual clip), at least 1; None disables it.
 
     Source: PPO, arXiv:1707.06347, equation 7; DAPO, arXiv:2503.14476, equation 10; dual clip, arXiv:1912.09729.
     """
     log_ratio = logprobs - old_logprobs
-    ratio = log_ratio.clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO).exp()
+    ratio = bound_log_ratio(log_ratio).exp()
     free = -advantages * ratio
     bounded = -advantages * ratio.clamp(1.0 - clip_low, 1.0 + clip_high)
     loss, is_clipped = torch.maximum(free, bounded), bounded > free
@@ -59,41 +55,33 @@ def clipped_weight_loss(
     clip_high: float,
     **_unused: object,
 ) -> TokenLoss:
-    """Bound each token's importance weight, and let every token keep its gradient (CISPO).
+    """Clip each token's importance weight but keep every token's gradient (CISPO).
 
-    ratio = exp(logprobs - old_logprobs);  loss = -clip(ratio, 1 - clip_low, 1 + clip_high) A logprobs, with the
-    clipped ratio as a constant.
+    ratio = exp(logprobs - old_logprobs);  loss = -clip(ratio, 1 - clip_low, 1 + clip_high) A logprobs. No gradient
+    flows through the ratio.
 
     Args:
         logprobs: [T] float32, of the current policy.
         old_logprobs: [T] float32, of the policy at the start of the batch, without gradient.
         advantages: [T] float32.
-        clip_low: Lower distance of the clip range, 0 to 1; 1 bounds from above alone, as the paper does.
+        clip_low: Lower distance of the clip range, 0 to 1; 1 means no lower bound, as in the paper.
         clip_high: Upper distance.
-        _unused: What other losses need.
-
-    Returns:
-        The loss, where a weight was bounded, and the change of the log-probs.
 
     Source: MiniMax-M1, arXiv:2506.13585.
     """
     log_ratio = (logprobs - old_logprobs).detach()
-    ratio = log_ratio.clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO).exp()
+    ratio = bound_log_ratio(log_ratio).exp()
     weight = ratio.clamp(1.0 - clip_low, 1.0 + clip_high)
     return TokenLoss(loss=-weight * advantages * logprobs, is_clipped=(weight != ratio).float(), ppo_kl=-log_ratio)
 
 
 def reinforce_loss(logprobs: Tensor, old_logprobs: Tensor, advantages: Tensor, **_unused: object) -> TokenLoss:
-    """Take the plain policy gradient: loss = -A logprobs, without ratio or clip.
+    """The plain policy gradient: loss = -A logprobs, without ratio or clip.
 
     Args:
         logprobs: [T] float32, of the current policy.
-        old_logprobs: [T] float32, for the metric only.
+        old_logprobs: [T] float32, for `ppo_kl` only.
         advantages: [T] float32.
-        _unused: What other losses need.
-
-    Returns:
-        The loss; nothing is clipped.
 
     Source: Williams 1992, doi:10.1007/BF00992696.
     """
@@ -105,16 +93,12 @@ def reinforce_loss(logprobs: Tensor, old_logprobs: Tensor, advantages: Tensor, *
 
 
 def sft_loss(logprobs: Tensor, old_logprobs: Tensor, advantages: Tensor, **_unused: object) -> TokenLoss:
-    """Imitate demonstrations: loss = -logprobs, the negative log-likelihood of each token in nats.
+    """Supervised fine-tuning: loss = -logprobs, the negative log-likelihood of each token in nats.
 
     Args:
         logprobs: [T] float32, of the current policy.
         old_logprobs: Not used.
         advantages: Not used.
-        _unused: What other losses need.
-
-    Returns:
-        The loss; nothing is clipped, nothing has an old policy.
     """
     del old_logprobs, advantages
     zeros = torch.zeros_like(logprobs)
@@ -129,4 +113,4 @@ LOSSES: dict[str, PolicyLoss] = {
     "reinforce": reinforce_loss,
     "sft": sft_loss,
 }
-"""Values of `rl_config.policy_loss`; `sft` is the cold start's."""
+"""Values of `rl_config.policy_loss`, and `sft` for the cold start."""

@@ -1,4 +1,4 @@
-"""How far the engine's policy is from the actor's: the metrics `rollout_corr/*`, from sums over micro-batches."""
+"""Metrics of the mismatch between the engine's policy and the actor's (`rollout_corr/*`), from micro-batch sums."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from rl.algorithms.aggregation import sequence_mean, sequence_sum
-from rl.algorithms.importance import MAX_LOG_RATIO, Correction
+from rl.algorithms.importance import Correction
+from rl.algorithms.token_loss import bound_log_ratio
 from rl.config.correction import RolloutCorrection
 
 _TOKEN_MEANS = (
@@ -42,24 +43,24 @@ NUM_MAXIMA = len(_MAXIMA) + len(_MINIMA)
 
 @dataclass(slots=True, frozen=True)
 class MismatchSums:
-    """What of a micro-batch, or of several together, the metrics are made of."""
+    """Sums and maxima over one or more micro-batches, from which the metrics follow."""
 
     sums: Tensor
-    """[NUM_SUMS] float32, to be added up: over tokens, over sequences, and the number of both."""
+    """[NUM_SUMS] float32, combined by addition: sums over tokens, sums over sequences, both counts."""
     maxima: Tensor
-    """[NUM_MAXIMA] float32, of which the largest counts: maxima, then negated minima."""
+    """[NUM_MAXIMA] float32, combined by maximum: maxima, then negated minima."""
 
 
 def mismatch_sums(
     trained: Tensor, rollout: Tensor, ids: Tensor, correction: Correction, settings: RolloutCorrection
 ) -> MismatchSums:
-    """Add up what one micro-batch contributes to the metrics.
+    """Compute the contribution of one micro-batch.
 
     Args:
         trained: [T] float32, the actor's log-probs of the sampled tokens.
         rollout: [T] float32, the engine's.
-        ids: [T] int64, as `rl.algorithms.aggregation.sequence_ids` gives them.
-        correction: What was made of them.
+        ids: [T] int64, from `rl.algorithms.aggregation.sequence_ids`.
+        correction: Computed from the same log-probs.
         settings: `rl_config.rollout_correction`.
     """
     is_loss, per_sequence, d = _loss_tokens(trained - rollout, ids)
@@ -67,10 +68,10 @@ def mismatch_sums(
     weights, rejected = correction.weights, 1.0 - correction.is_kept
     high = settings.rollout_is_threshold
     low = settings.rollout_is_threshold_lower or 1.0 / high
-    # x - 1 is summed instead of x where x is near 1: float32 would round the differences away.
+    # Sum x - 1 instead of x where x is near 1: float32 would round the differences away.
     tokens = [-d, torch.expm1(d) - d, torch.expm1(2 * d), weights - 1.0, (weights - 1.0).square()]
     tokens += [(correction.ratios > high).float(), (correction.ratios < low).float(), rejected]
-    whole = sequence_sum(d, ids).clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO)
+    whole = bound_log_ratio(sequence_sum(d, ids))
     sequences = [(-sequence_mean(trained, ids)).exp(), (-sequence_mean(rollout, ids)).exp(), gap, gap.abs()]
     sequences += [gap.exp(), torch.expm1(2 * whole), rejected]
     sums = torch.cat(
@@ -87,14 +88,14 @@ def mismatch_sums(
 def mismatch_metrics(total: MismatchSums, settings: RolloutCorrection) -> dict[str, float]:
     """Turn the sums of a whole mini-batch into metrics.
 
-    With d = log(trained / rollout) at each loss token, and means over tokens or, where it says so, over sequences:
-    kl = mean(-d); k3_kl = mean(exp(d) - 1 - d); chi2_token = mean(exp(2 d)) - 1; chi2_seq, over sequences, the same of
-    their summed d; ppl = exp(-mean log-prob of a sequence), over sequences; log_ppl_diff = log(training_ppl /
-    rollout_ppl) of each sequence, ppl_ratio its exp. rollout_is_eff_sample_size = mean(w)² / mean(w²) of the weights.
+    With d = log(trained / rollout) at each loss token. Means over tokens: kl = mean(-d); k3_kl = mean(exp(d) - 1 - d);
+    chi2_token = mean(exp(2 d)) - 1. Means over sequences: chi2_seq, the same with the sum of d over the sequence; ppl =
+    exp(-mean log-prob of the sequence); log_ppl_diff = log(training_ppl / rollout_ppl); ppl_ratio = exp(log_ppl_diff).
+    For the weights w: rollout_is_eff_sample_size = mean(w)² / mean(w²).
 
     Args:
         total: Over all micro-batches and ranks.
-        settings: Weights and rejections have metrics only where they are configured.
+        settings: Decides whether weights and rejections have metrics.
 
     Returns:
         `rollout_corr/*`; empty without loss tokens.
@@ -115,7 +116,7 @@ def mismatch_metrics(total: MismatchSums, settings: RolloutCorrection) -> dict[s
 
 
 def _finish_weights(metrics: dict[str, float]) -> None:
-    """From the means of w - 1 and (w - 1)² to mean, standard deviation and effective sample size of w."""
+    """Replace the means of w - 1 and (w - 1)² by mean, standard deviation and effective sample size of w."""
     excess, square = metrics["rollout_corr/rollout_is_mean"], metrics["rollout_corr/rollout_is_std"]
     variance = max(square - excess**2, 0.0)
     mean = 1.0 + excess
@@ -126,7 +127,7 @@ def _finish_weights(metrics: dict[str, float]) -> None:
 
 
 def _loss_tokens(log_ratios: Tensor, ids: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """1 on loss tokens; 1 / the loss tokens of the sequence there; and the bounded log-ratios. 0 elsewhere."""
+    """Return 1, 1 / number of loss tokens of the sequence, and the bounded log-ratio; all 0 outside loss tokens."""
     is_loss = (ids >= 0).float()
     per_sequence = is_loss / sequence_sum(is_loss, ids).clamp(min=1.0)
-    return is_loss, per_sequence, log_ratios.clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO) * is_loss
+    return is_loss, per_sequence, bound_log_ratio(log_ratios) * is_loss

@@ -7,7 +7,7 @@ from torch import Tensor
 
 
 def overlong_penalty(lengths: Tensor, *, max_tokens: int, buffer: int, factor: float) -> Tensor:
-    """Punish responses in the last `buffer` tokens before `max_tokens`, linearly.
+    """Penalize responses near `max_tokens`, linearly over the last `buffer` tokens.
 
     P(l) = 0 for l <= max_tokens - buffer;  factor (max_tokens - buffer - l) / buffer inside the buffer;
     -factor for l > max_tokens.
@@ -16,9 +16,9 @@ def overlong_penalty(lengths: Tensor, *, max_tokens: int, buffer: int, factor: f
 
     Args:
         lengths: [N] response lengths in tokens.
-        max_tokens: From here on the punishment is full.
-        buffer: Tokens before `max_tokens` in which it grows; 0 makes it a step just after `max_tokens`.
-        factor: The full punishment, at least 0.
+        max_tokens: Length from which the full penalty applies.
+        buffer: Number of tokens before `max_tokens` over which the penalty grows; 0 makes it a step after `max_tokens`.
+        factor: The full penalty, at least 0.
 
     Returns:
         [N] float32, from -factor to 0, to be added to the scores.

@@ -1,4 +1,4 @@
-"""What policy losses take and give: one number for each token, to be minimized."""
+"""The interface of policy losses: log-probs and advantages in, one loss per token out."""
 
 from __future__ import annotations
 
@@ -7,24 +7,23 @@ from typing import Protocol
 
 from torch import Tensor
 
-MAX_LOG_RATIO = 20.0
-"""Exponents are bounded to this on both sides, so that no ratio overflows."""
+_MAX_LOG_RATIO = 20.0
 
 
 @dataclass(slots=True)
 class TokenLoss:
-    """A loss and what is logged of it. Nothing is averaged and nothing is masked."""
+    """Per-token loss and metrics, neither averaged nor masked."""
 
     loss: Tensor
     """[T] float32, differentiable with respect to the current log-probs."""
     is_clipped: Tensor
-    """[T] float32, 1 where the clip acted: on most losses it removes the gradient there."""
+    """[T] float32, 1 where the ratio was clipped; for most losses the gradient is 0 there."""
     ppo_kl: Tensor
     """[T] float32, old minus current log-prob: the k1 estimate of KL(old || current)."""
 
 
 class PolicyLoss(Protocol):
-    """What the functions in `rl.algorithms.losses.LOSSES` have in common."""
+    """Signature of the functions in `rl.algorithms.losses.LOSSES`."""
 
     def __call__(
         self,
@@ -48,7 +47,12 @@ class PolicyLoss(Protocol):
             clip_high: Upper distance of the clip range.
             clip_c: Bound of the dual clip, or None.
             loss_mask: [T] float32, 1 on loss tokens.
-            sequence_ids: [T] int64, as `rl.algorithms.aggregation.sequence_ids` makes them: equal within a sampled
-                sequence, which never spans micro-batches; -1 where `loss_mask` is 0.
+            sequence_ids: [T] int64, from `rl.algorithms.aggregation.sequence_ids`: equal within a sampled sequence,
+                which never spans micro-batches; -1 where `loss_mask` is 0.
         """
         ...
+
+
+def bound_log_ratio(log_ratio: Tensor) -> Tensor:
+    """Clamp a log-ratio to ±20, so that its exponential cannot overflow."""
+    return log_ratio.clamp(-_MAX_LOG_RATIO, _MAX_LOG_RATIO)

@@ -1,9 +1,10 @@
-"""Messages to text: runs a chat template over marked messages, and finds out how it ends, shows and repeats turns."""
+"""Messages to text: runs a chat template on marked messages, and tests how it ends, shows and repeats turns."""
 
 from __future__ import annotations
 
 import itertools
 import re
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import jinja2
@@ -26,11 +27,12 @@ RESULTS: list[list[str]] = [
     ["déjà vu 你好 🙂 \u2028 e\u0301"],
     ['{"a": "quote \\" and \\n"}', "second", "<third>&amp;"],
 ]
-"""Results that a template is tried with."""
+"""Tool results that templates are tested with."""
 _CALL = "\n<tool_call>\n{}\n</tool_call>"
 _OPENED = "<think>"
+_PLAIN = {"role", "content"}
 _TEMPLATE_ERRORS = (jinja2.TemplateError, TypeError, ValueError, ArithmeticError, LookupError, AttributeError)
-"""What a template, a program of its author's, raises for messages that it does not foresee."""
+"""What a template may raise for messages that its author did not foresee."""
 
 
 def thoughtful_turn(is_thinking: bool, header: str) -> str:
@@ -44,14 +46,15 @@ class ChatTemplate:
     """One chat template with one tokenizer, the schemas of one toolbox and one format of calls.
 
     Attributes:
-        name: Of tokenizer and template, for messages.
-        format: The parser, where there are tools and it may have `instructions` or a `result_format`.
-        is_inline: Results stand in the assistant's own turn.
+        name: Names tokenizer and template in messages.
+        format: The parser if there are tools, for its `instructions` and `result_format`.
+        is_inline: Results are part of the assistant's own turn.
         encoder: Encodes what this template renders.
         end_of_turn: The special token that ends an assistant's turn.
-        closing: What the template writes behind an assistant's text, up to that token: ` </s>`, for example.
+        closing: What the template writes after an assistant's text, up to that token inclusive: ` </s>`, for example.
         takes_results: It renders messages of the role `tool`.
-        rewrites_history: It does not repeat an earlier assistant turn word for word (it drops thinking, for example).
+        rewrites_history: It does not repeat the assistant's turns before tool results word for word (it drops thinking,
+            for example).
     """
 
     def __init__(
@@ -61,7 +64,7 @@ class ChatTemplate:
         tools: list[dict[str, Any]],
         tool_format: Format | None,
     ) -> None:
-        """Try the template out.
+        """Test the template.
 
         Raises:
             ConfigError: `prompt_type` is unknown.
@@ -89,8 +92,9 @@ class ChatTemplate:
         self.end_of_turn, self.closing = self._find_end_of_turn(added)
         self.takes_results = self._takes_results(is_needed=bool(tools) and not self.is_inline)
         self._following: list[Message] = [{"role": "tool" if self.takes_results else "user", "content": SHOWN}]
-        self.rewrites_history = self.takes_results and not self.is_inline and not self._repeats_history()
-        self._frames: dict[int, list[str] | None] = {}
+        self._frames: dict[tuple[str, ...], list[str] | None] = {}
+        self._rewrites: dict[tuple[str, ...], bool] = {}
+        self.rewrites_history = self.takes_results and not self.is_inline and self.rewrites(("tool",))
 
     def render(self, messages: list[Message], add_generation_prompt: bool) -> str:
         """The text of a conversation, with marks.
@@ -110,29 +114,46 @@ class ChatTemplate:
             completed.insert(0, {"role": "system", "content": self._template.default_system})
         return self._run(completed, tools, add_generation_prompt=add_generation_prompt)
 
-    def tool_turn(self, texts: list[str]) -> str:
-        """What the template puts behind an assistant's turn: out of the parts around the results, where it has such."""
-        if len(texts) not in self._frames:
-            self._frames[len(texts)] = self._frame(len(texts))
-        frame = self._frames[len(texts)]
-        return self.rendered_tool_turn(texts) if frame is None else self._fill(frame, texts)
+    def continuation(self, messages: Sequence[Message]) -> str:
+        """What the template writes after an assistant's text: the end of the turn, the messages, the next header.
 
-    def rendered_tool_turn(self, texts: list[str]) -> str:
-        """The same by the template itself."""
-        tool_turn = [{"role": "tool", "content": text} for text in texts]
-        return self._after_probe(self.render([PROBE_USER, PROBE_TURN, *tool_turn], True))
+        Args:
+            messages: What follows the turn. Without any, only end and header; empty if the template has no header.
+        """
+        if not messages:
+            return self._next_header()
+        if any(message.keys() != _PLAIN or message["role"] == "assistant" for message in messages):
+            return self.rendered_continuation(messages)
+        roles = tuple(message["role"] for message in messages)
+        if roles not in self._frames:
+            self._frames[roles] = self._frame(roles)
+        frame = self._frames[roles]
+        return self.rendered_continuation(messages) if frame is None else self._fill(frame, messages)
 
-    def next_header(self) -> str:
-        """The end of an assistant's turn and the header of another; empty where the template has no such header."""
+    def rendered_continuation(self, messages: Sequence[Message]) -> str:
+        """As `continuation`, for at least one message, by running the template."""
+        return self._after_probe(self.render([PROBE_USER, PROBE_TURN, *messages], True))
+
+    def rewrites(self, roles: Sequence[str]) -> bool:
+        """Whether the template may change earlier turns (drop their thoughts, say) if messages of these roles follow.
+
+        Also true if the template refuses such messages in the test: only the real conversation can tell.
+        """
+        order = tuple(role for role, _ in itertools.groupby(roles))
+        if order not in self._rewrites:
+            self._rewrites[order] = bool(order) and not self._repeats_history(order)
+        return self._rewrites[order]
+
+    def _next_header(self) -> str:
         header = self.render([PROBE_USER], True)[len(self.render([PROBE_USER], False)) :]
         return header and self._after_probe(self.render([PROBE_USER, PROBE_TURN], False)) + header
 
     def turn(self, messages: list[Message], index: int) -> tuple[str, str]:
         """What comes before an assistant's turn of a finished conversation, and what the assistant says in it.
 
-        That is what the template shows of the turn once more has followed. What it adds to the last turn alone, such as
-        an empty thought, nobody said. Where it drops something of earlier turns, the turn is shown as the last one;
-        where it drops something of that too, the turn is taken as written.
+        The turn is read from the template's rendering with a message behind it, since a template may add something to
+        the last turn that nobody said, such as an empty thought. If the template drops something of earlier turns, the
+        turn is read as the last one; if that drops something too, it is taken as written.
 
         Raises:
             ModelError: The template changes the turn, so nothing sampled could be like it.
@@ -156,7 +177,7 @@ class ChatTemplate:
         return head, written
 
     def _shown_turn(self, messages: list[Message], head: str, following: list[Message]) -> str | None:
-        """The last of some messages as the template shows it before others; None where it does not stand behind."""
+        """The last of some messages as the template shows it with others behind; None if the head is not a prefix."""
         suffix = self._after_probe(self.render([PROBE_USER, PROBE_TURN, *following], bool(following)))
         try:
             whole = self.render([*messages, *following], bool(following))
@@ -166,7 +187,7 @@ class ChatTemplate:
         return whole[len(head) : -len(suffix)] if fits else None
 
     def _as_written(self, turn: Message, opened: str) -> str | None:
-        """A turn's content behind a header that may have opened its thought; None where that is not all of it."""
+        """A turn's content after a header that may have opened its thought; None if the turn has other parts."""
         before, tag, content = (turn.get("content") or "").partition(opened or _OPENED)
         if turn.get("tool_calls") or (opened and not tag):
             return None
@@ -179,7 +200,7 @@ class ChatTemplate:
         return completed
 
     def _mark(self, value: Any, *, of_tool: bool) -> Any:
-        """The same value with all its texts marked."""
+        """A copy of the value with all texts marked."""
         if isinstance(value, str):
             return self.encoder.break_up(value, of_tool=of_tool)
         if isinstance(value, dict):
@@ -203,28 +224,31 @@ class ChatTemplate:
                 f"{self.name}: the chat template refuses roles {roles} ({error}). Set another rl_config.prompt_type."
             ) from error
 
-    def _frame(self, num_results: int) -> list[str] | None:
-        """The template's text before, between and behind results; None where it does not repeat them word for word.
+    def _frame(self, roles: tuple[str, ...]) -> list[str] | None:
+        """The template's text around messages; None if it does not repeat them word for word.
 
-        To run the template takes longer than all else that is done to append a result.
+        Running the template takes longer than everything else that is done to append a message.
         """
-        rest = self.rendered_tool_turn([f"{SHOWN} {i}" for i in range(num_results)])
+        rest = self.rendered_continuation(_of_roles(roles, [f"{SHOWN} {i}" for i in range(len(roles))]))
         frame = []
-        for i in range(num_results):
+        for i in range(len(roles)):
             part, found, rest = rest.partition(f"{SHOWN} {i}")
             if not found:
                 return None
             frame.append(part)
         frame.append(rest)
-        samples = [list(itertools.islice(itertools.cycle(s), num_results)) for s in RESULTS]
-        return frame if all(self._fill(frame, s) == self.rendered_tool_turn(s) for s in samples) else None
+        samples = [_of_roles(roles, itertools.cycle(texts)) for texts in RESULTS]
+        return frame if all(self._fill(frame, s) == self.rendered_continuation(s) for s in samples) else None
 
-    def _fill(self, frame: list[str], texts: list[str]) -> str:
-        parts = [part + self.encoder.break_up(text) for part, text in zip(frame, texts, strict=False)]
+    def _fill(self, frame: list[str], messages: Sequence[Message]) -> str:
+        parts = [
+            part + self.encoder.break_up(message["content"], of_tool=message["role"] == "tool")
+            for part, message in zip(frame, messages, strict=False)
+        ]
         return "".join([*parts, frame[-1]])
 
     def _after_probe(self, rendered: str) -> str:
-        _, found, suffix = rendered.rpartition(PROBE)
+        _, found, suffix = rendered.partition(PROBE)  # the first: what follows may be data
         if not found:
             raise ModelError(f"{self.name}: the chat template does not show an assistant's text. Use another one.")
         return suffix
@@ -242,29 +266,40 @@ class ChatTemplate:
 
     def _takes_results(self, *, is_needed: bool) -> bool:
         try:
-            self.rendered_tool_turn([SHOWN])
+            self.rendered_continuation(_of_roles(("tool",), [SHOWN]))
         except ModelError:
             if is_needed:
                 raise
             return False
         return True
 
-    def _repeats_history(self) -> bool:
-        return all(
-            self._repeats_turns(thoughts) for thoughts in ((True, True), (False, False), (True, False), (False, True))
-        )
+    def _repeats_history(self, roles: tuple[str, ...]) -> bool:
+        try:
+            return all(self._repeats_turns(roles, thoughts) for thoughts in itertools.product((True, False), repeat=2))
+        except ModelError:  # the template refuses these roles
+            return False
 
-    def _repeats_turns(self, thoughts: tuple[bool, bool]) -> bool:
+    def _repeats_turns(self, roles: tuple[str, ...], thoughts: tuple[bool, ...]) -> bool:
         messages: list[Message] = [PROBE_USER]
         expected = self.render(messages, True)
         for is_thinking in thoughts:
             said = thoughtful_turn(is_thinking, expected)
-            messages += [{"role": "assistant", "content": said}, {"role": "tool", "content": SHOWN}]
+            messages += [{"role": "assistant", "content": said}, *_of_roles(roles, itertools.repeat(SHOWN))]
             rendered = self.render(messages, True)
-            if not rendered.startswith(expected + said + self.closing):
+            if not rendered.startswith(expected + self._space_before_turn() + said + self.closing):
                 return False
             expected = rendered
         return True
+
+    def _space_before_turn(self) -> str:
+        """Space that a template without headers, like Llama 2's, puts before a turn's text. The model samples it."""
+        before = self.render([PROBE_USER, PROBE_TURN], False).partition(PROBE)[0]
+        space = before.removeprefix(self.render([PROBE_USER], True))
+        return space if space.isspace() else ""
+
+
+def _of_roles(roles: Sequence[str], texts: Iterable[str]) -> list[Message]:
+    return [{"role": role, "content": text} for role, text in zip(roles, texts, strict=False)]
 
 
 def sample_call(tool: dict[str, Any]) -> ToolCall:

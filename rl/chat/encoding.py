@@ -12,14 +12,14 @@ from itertools import pairwise
 
 from transformers import PreTrainedTokenizerFast
 
-_BREAK = "\ufdd0"  # a Unicode noncharacter: no text means it, so it can mark where a text is cut
+_BREAK = "\ufdd0"  # a Unicode noncharacter: no real text contains it, so it can mark a cut
 _TAGS_OF_THOUGHTS = ("<think>", "</think>")
 _ANCHORS = ("\n", ".", ":", "0", "a", "|")
 _SAMPLES = ("a b", " a b")
 
 
 class Marked(str):
-    """A text whose special tokens are meant or cut already: `TextEncoder.break_up` leaves it as it is."""
+    """A text that is marked already: `TextEncoder.break_up` returns it unchanged."""
 
     __slots__ = ()
 
@@ -31,8 +31,8 @@ class TextEncoder:
         tokenizer: The tokenizer.
         frame: Added tokens that the chat template puts around turns. They count as control tokens, and so does each
             added token that the tokenizer calls special.
-        spoken: Added tokens that a model says itself, in its calls: no control tokens, whatever the tokenizer calls
-            them. The tags of thoughts are none either.
+        spoken: Added tokens that the model itself says in its calls. They are not control tokens, even if the tokenizer
+            calls them special; neither are the tags of thoughts.
     """
 
     def __init__(
@@ -44,9 +44,9 @@ class TextEncoder:
         special = {t.content for t in tokenizer.added_tokens_decoder.values() if t.special}
         control = (special | set(frame)) - {*_TAGS_OF_THOUGHTS, *spoken}
         self.added_ids = frozenset(added.values())
-        """Ids of all added tokens but single characters and runs of spaces."""
+        """Ids of all added tokens except single characters and runs of spaces."""
         self.control_ids = frozenset(i for text, i in added.items() if text in control)
-        """Ids that only the template may write. A tool's result may write none of `added_ids`."""
+        """Ids that only the template may write. A tool's result may not write any of `added_ids`."""
         self._every_start = _starts_of(added)
         self._control_start = _starts_of(control & added.keys())
         self._anchors = self._find_anchors(tokenizer)
@@ -56,8 +56,8 @@ class TextEncoder:
 
         Args:
             text: Any text; a `Marked` one is returned as it is.
-            of_tool: The text comes from outside, so that it may hold no added token at all. Other texts may name the
-                tags of thoughts and calls, as instructions do.
+            of_tool: The text comes from outside and may not hold any added token. Other texts may name the tags of
+                thoughts and calls, as instructions do.
         """
         return text if isinstance(text, Marked) else Marked(_BREAK.join(self._pieces(text, of_tool=of_tool)))
 
@@ -66,8 +66,8 @@ class TextEncoder:
 
         Args:
             text: The text, with marks.
-            behind: It stands behind other tokens, which stay as they are. A tokenizer that puts a space before the
-                first word, as SentencePiece does, then puts none.
+            behind: The text follows other tokens, which do not change. A tokenizer that puts a space before the first
+                word, as SentencePiece does, then does not.
         """
         first, *others = text.split(_BREAK)
         ids = self._encode_behind(first)[0] if behind else self.encode_whole(first)
@@ -76,8 +76,8 @@ class TextEncoder:
     def encode_whole(self, text: str) -> list[int]:
         """Token ids of a text without marks, from its beginning.
 
-        By the backend alone: what transformers does around it costs half as much again, and its batches of one text go
-        through a pool of threads.
+        Calls the backend directly: the wrapper of transformers costs half as much again, and sends a batch of one text
+        through a thread pool.
         """
         ids: list[int] = self._backend.encode(text, add_special_tokens=False).ids if text else []
         return ids
@@ -101,14 +101,14 @@ class TextEncoder:
         return [part for piece in pieces for part in self._cut_normalized(piece, forbidden)]
 
     def _cut_normalized(self, piece: str, forbidden: Collection[int]) -> list[str]:
-        """Cut what only the tokenizer's normalizer makes a token, as NFKC does with full-width letters."""
+        """Cut what becomes a token only by the tokenizer's normalizer, as full-width letters do with NFKC."""
         ids, offsets = self._encode_behind(piece)
         cuts = [start + 1 for i, (start, end) in zip(ids, offsets, strict=True) if i in forbidden and end - start > 1]
         parts = _cut(piece, cuts)
         return parts if not cuts else [p for part in parts for p in self._cut_normalized(part, forbidden)]
 
     def _encode_behind(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
-        """Ids and offsets of a text behind other text: what an anchor in front of it leaves when it is taken off."""
+        """Ids and offsets of a text that follows other text: encoded after an anchor, whose tokens are removed."""
         if not text:
             return [], []
         for anchor, anchor_ids in self._anchors:
@@ -120,9 +120,9 @@ class TextEncoder:
         return alone.ids, alone.offsets
 
     def _find_anchors(self, tokenizer: PreTrainedTokenizerFast) -> list[tuple[str, list[int]]]:
-        """Texts that other text can be encoded behind without any change to either.
+        """Find texts behind which other text can be encoded without changing the tokens of either.
 
-        None for a tokenizer that encodes a text in the same way wherever it stands: nothing has to be taken off.
+        Empty for a tokenizer that encodes a text the same way everywhere: no anchor is needed.
         """
         end = tokenizer.eos_token
         candidates = ([end] if isinstance(end, str) else []) + list(_ANCHORS)

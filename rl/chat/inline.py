@@ -1,7 +1,6 @@
-"""Formats whose results stand in the assistant's own turn as plain text, as in Search-R1 and TRL's TextEnvironment.
+"""Formats that put results into the assistant's own turn as plain text, like Search-R1 and TRL's TextEnvironment.
 
-The chat template has no part in them: the tools are described by the parser's instructions, a call is text, and so is
-its result.
+The chat template is not involved: the parser's instructions describe the tools, and calls and results are text.
 """
 
 from __future__ import annotations
@@ -9,6 +8,7 @@ from __future__ import annotations
 import json
 from typing import Any, Protocol
 
+from rl.chat.encoding import Marked, TextEncoder
 from rl.types import Message, ToolCall
 
 
@@ -22,7 +22,7 @@ class Format(Protocol):
 
     @property
     def result_format(self) -> str | None:
-        """What a result is put into, in place of `{}`; None: a message of the chat template."""
+        """The text around a result, which replaces `{}`; None: a result is a message of its own."""
         ...
 
     @property
@@ -36,7 +36,7 @@ class Format(Protocol):
 
 
 Piece = tuple[str, bool]
-"""Text of an assistant's turn and True, where the model says it; a result, not yet put into its format, and False."""
+"""A part of an assistant's turn: text that the model says and True, or the bare text of a result and False."""
 
 
 def tell(messages: list[Message], tool_format: Format) -> list[Message]:
@@ -52,23 +52,22 @@ def tell(messages: list[Message], tool_format: Format) -> list[Message]:
 
 
 def merge_turns(messages: list[Message], tool_format: Format) -> list[Message]:
-    """Join assistant messages and the tool messages between them, as a rollout has them, to one assistant message.
+    """Join assistant messages and the tool messages between them into one assistant message, as in a rollout.
 
     Args:
         messages: A conversation with calls in `tool_calls`, in OpenAI's form, or written out in `content`.
-        tool_format: Has a `result_format`.
+        tool_format: The format, with a `result_format`.
 
     Returns:
         Messages without `tool` and `tool_calls`; those of the assistant have a list of `Piece` under `pieces`.
     """
-    assert tool_format.result_format is not None, "results stand in the assistant's turn"
     merged: list[Message] = []
     for message in messages:
         if message["role"] == "assistant":
             text = _spoken(message, tool_format)
             piece = (text, True)
         elif message["role"] == "tool":
-            text = tool_format.result_format.replace("{}", message["content"], 1)
+            text = in_format(tool_format, message["content"])
             piece = (message["content"], False)
         else:
             merged.append(message)
@@ -78,6 +77,33 @@ def merge_turns(messages: list[Message], tool_format: Format) -> list[Message]:
         merged[-1]["content"] += text
         merged[-1]["pieces"].append(piece)
     return merged
+
+
+def join_turns(messages: list[Message], tool_format: Format, encoder: TextEncoder) -> list[Message]:
+    """Join turns of a conversation that a template renders as a whole: marked texts instead of pieces."""
+    joined: list[Message] = []
+    before = ""
+    for message in messages:
+        goes_on, before = "tool" in (before, message["role"]), message["role"]
+        if message["role"] == "tool":
+            result = encoder.break_up(message["content"])
+            text = Marked(in_format(tool_format, result))
+        elif message["role"] == "assistant":
+            text = encoder.break_up(_spoken(message, tool_format), of_tool=False)
+        else:
+            joined.append(message)
+            continue
+        if goes_on and joined and joined[-1]["role"] == "assistant":
+            joined[-1]["content"] = Marked(joined[-1]["content"] + text)
+        else:
+            joined.append({"role": "assistant", "content": text})
+    return joined
+
+
+def in_format(tool_format: Format, result: str) -> str:
+    """A result as it stands in the assistant's turn."""
+    assert tool_format.result_format is not None, "results stand in the assistant's turn"
+    return tool_format.result_format.replace("{}", result, 1)
 
 
 def _spoken(message: Message, tool_format: Format) -> str:

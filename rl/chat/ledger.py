@@ -1,107 +1,222 @@
-"""The token sequences of one conversation, which grow by turns and their results.
+"""The one place where a conversation grows: messages on one side, token sequences on the other.
 
-Rollouts and the demonstrations of a cold start are both put together here.
+Whoever talks to the model hands over the whole list of messages each time, as clients of an HTTP endpoint do. The
+ledger finds what it knows of them, keeps every token that was sampled as it was sampled, and renders only what follows.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
 
+from rl.chat.messages import is_echo, normalized
+from rl.chat.renderer import Renderer
 from rl.types import Message, TokenSequence
-
-if TYPE_CHECKING:
-    from rl.chat.renderer import Renderer
 
 
 @dataclass(slots=True, frozen=True)
-class Addition:
-    """What the results of a turn add."""
+class _End:
+    """Where a known part of a conversation ends."""
 
+    num_messages: int
+    num_tokens: int
+    is_turn: bool
+    """It ends in a turn that was sampled; otherwise in the header of one that is to be."""
+
+
+@dataclass(slots=True, frozen=True)
+class _Said:
+    """The place of a sampled turn's tokens, without the one that ends it."""
+
+    sequence: TokenSequence
+    start: int
+    end: int
+
+
+@dataclass(slots=True)
+class _Line:
+    """A token sequence and the messages it says."""
+
+    sequence: TokenSequence
+    messages: list[Message]
+    """`normalized`; a sampled turn as it was returned."""
+    said: dict[int, _Said]
+    """The sampled turns, by their place among the messages."""
+    ends: list[_End]
+    """Where it can be gone on from, in order."""
+
+
+@dataclass(slots=True, frozen=True)
+class Extension:
+    """What a list of messages adds; nothing has been added yet."""
+
+    messages: list[Message]
     token_ids: list[int]
-    """Behind the sequence, or with `is_new` the whole context of the next one."""
-    is_new: bool
-    """The chat template rewrote what came before, so that another sequence begins."""
+    """Behind what is kept."""
     context_length: int
     """Tokens of the next turn's context."""
-    num_results: int
-    """Tokens that the response grows by: the suffix that the template puts behind the turn."""
-    messages: list[Message]
-    """What is rendered again with the next results, where the chat template rewrites history."""
+    num_added: int
+    """Tokens that the response grows by: those put between turns, each counted once."""
+    kept: int = 0
+    """Tokens that are kept of the line."""
+    line: _Line | None = field(default=None, repr=False)
+    """Whose tokens or messages are known; None: the conversation is new."""
+    end: _End | None = None
+    """Where it is gone on from."""
 
 
 class Ledger:
-    """Holds what was sampled as it was sampled, and renders only what follows.
+    """The token sequences of one trajectory's conversations."""
 
-    Attributes:
-        sequences: One, or several where the chat template rewrites history.
-    """
-
-    def __init__(self, renderer: Renderer, messages: list[Message]) -> None:
-        """Begin with a prompt.
+    def __init__(self, renderer: Renderer) -> None:
+        """Begin without messages.
 
         Args:
             renderer: Of the tokenizer that the tokens are of.
-            messages: The prompt.
         """
         self._renderer = renderer
-        self._messages = list(messages)
-        self.sequences = [TokenSequence(renderer.render_prompt(messages))]
+        self._lines: list[_Line] = []
 
     @property
-    def sequence(self) -> TokenSequence:
-        """The one that grows."""
-        return self.sequences[-1]
+    def sequences(self) -> list[TokenSequence]:
+        """In the order in which they began.
+
+        There are several where the chat template or the caller rewrote history, where two continuations have one
+        prefix, and where the caller leads several conversations.
+        """
+        return [line.sequence for line in self._lines]
 
     @property
     def response_length(self) -> int:
-        """Tokens sampled, and tokens of results and headers, each once; as `Trajectory.response_length`."""
-        return sum(sequence.response_length for sequence in self.sequences)
+        """Tokens sampled, and tokens put between turns, each once; as `Trajectory.response_length`."""
+        return sum(line.sequence.response_length for line in self._lines)
 
-    @property
-    def is_closed(self) -> bool:
-        """The last token ends a turn as the template would."""
-        return self.sequence.token_ids[-1:].tolist() == self._renderer.close_turn_ids[-1:]
+    def extend(self, messages: Sequence[Message]) -> tuple[TokenSequence, list[int]]:
+        """Prepare the next turn of a conversation.
 
-    def answer(self, texts: list[str]) -> Addition:
-        """What the results of the turn that was sampled last would add.
+        The sequence is the caller's until `record`: asked again for the same messages, the ledger begins another.
 
         Args:
-            texts: One result for each of its calls, at least one.
+            messages: All of them, of any role. The assistant's are recognized where they say what was returned
+                (`rl.chat.messages.is_echo`).
+
+        Returns:
+            The sequence to sample behind, with `append_sampled`, and the ids that it was extended by; all of them where
+            it is new.
+
+        Raises:
+            ModelError: The template refuses the messages.
+            DataError: A message is malformed.
         """
-        token_ids = self.sequence.token_ids.tolist()
-        suffix = self._renderer.render_tool_results(texts, closed=self.is_closed)
-        if not self._renderer.rewrites_history:
-            return Addition(suffix, False, len(token_ids) + len(suffix), len(suffix), [])
-        messages = self._as_messages(texts)
-        context = self._renderer.render_prompt(self._messages + messages)
-        if context[: len(token_ids)] != token_ids:
-            return Addition(context, True, len(context), len(suffix), messages)
-        added = context[len(token_ids) :]
-        return Addition(added, False, len(context), len(added), messages)
+        return self.apply(self.plan(messages))
 
-    def append(self, addition: Addition) -> None:
-        """Add what `answer` has made, before anything else is sampled."""
-        self._messages += addition.messages
-        if addition.is_new:
-            self.sequences.append(TokenSequence(addition.token_ids, results_length=addition.num_results))
+    def plan(self, messages: Sequence[Message]) -> Extension:
+        """What `extend` would add, for questions of budget."""
+        given = [normalized(message) for message in messages]
+        found = self._longest_known(given)
+        if found is None:
+            ids = self._renderer.render_prompt(given)
+            return Extension(given, ids, len(ids), 0)
+        line, end = found
+        if not end.is_turn:
+            return Extension(given, [], end.num_tokens, 0, end.num_tokens, line, end)
+        rest = given[end.num_messages :]
+        suffix = self._renderer.render_continuation(rest, closed=self._is_closed(line.sequence, end.num_tokens))
+        if not self._renderer.rewrites(rest):
+            kept = end.num_tokens
+            return Extension(given, suffix, kept + len(suffix), len(suffix), kept, line, end)
+        known = _ids(line.sequence, 0, end.num_tokens)
+        context = self._renderer.render_prompt(self._as_said(line, end.num_messages) + rest)
+        if context[: len(known)] != known:
+            return Extension(given, context, len(context), len(suffix), 0, line, end)
+        added = context[len(known) :]
+        return Extension(given, added, len(context), len(added), len(known), line, end)
+
+    def apply(self, extension: Extension) -> tuple[TokenSequence, list[int]]:
+        """Add what `plan` made, before anything else is added to the ledger."""
+        messages, line, end, ids = extension.messages, extension.line, extension.end, extension.token_ids
+        if line is None or end is None:
+            line = self._begin(TokenSequence(ids), messages, {}, [])
+        elif extension.kept == len(line.sequence.token_ids) and end.is_turn:
+            line.messages += messages[end.num_messages :]
+            line.sequence.append_context(ids)
         else:
-            self.sequence.append_context(addition.token_ids)
+            messages = line.messages[: end.num_messages] + messages[end.num_messages :]
+            said = {place: turn for place, turn in line.said.items() if place < end.num_messages}
+            ends = [e for e in line.ends if e.is_turn and e.num_messages <= end.num_messages] if extension.kept else []
+            ids = _ids(line.sequence, 0, extension.kept) + ids
+            line = self._begin(TokenSequence(ids, results_length=extension.num_added), messages, said, ends)
+        line.ends.append(_End(len(line.messages), len(line.sequence.token_ids), is_turn=False))
+        return line.sequence, ids
 
-    def restart(self, messages: list[Message]) -> None:
-        """Begin another sequence with a prompt of its own."""
-        self._messages = list(messages)
-        self.sequences.append(TokenSequence(self._renderer.render_prompt(messages)))
+    def record(self, sequence: TokenSequence, reply: Message) -> None:
+        """Note that a turn is complete.
 
-    def _as_messages(self, texts: list[str]) -> list[Message]:
-        said = self._renderer.said_text(self._sampled_last())
-        return [{"role": "assistant", "content": said}, *({"role": "tool", "content": text} for text in texts)]
+        Args:
+            sequence: As `extend` gave it, with the sampled tokens appended.
+            reply: The turn as the caller was told it. It is recognized by this form, and by its text as sampled.
+        """
+        line = next(line for line in self._lines if line.sequence is sequence)
+        start, end = line.ends[-1].num_tokens, len(sequence.token_ids)
+        is_closed = end > start and self._is_closed(sequence, end)
+        line.said[len(line.messages)] = _Said(sequence, start, end - is_closed)
+        line.messages.append(normalized(reply))
+        line.ends.append(_End(len(line.messages), end, is_turn=True))
 
-    def _sampled_last(self) -> list[int]:
-        """Tokens of the last turn, without the one that ends it."""
-        token_ids, mask = self.sequence.token_ids.tolist(), self.sequence.loss_mask.tolist()
-        end = len(token_ids) - self.is_closed
-        start = end
-        while start and mask[start - 1]:
-            start -= 1
-        return token_ids[start:end]
+    def _begin(
+        self, sequence: TokenSequence, messages: Iterable[Message], said: dict[int, _Said], ends: list[_End]
+    ) -> _Line:
+        line = _Line(sequence, list(messages), said, ends)
+        self._lines.append(line)
+        return line
+
+    def _longest_known(self, given: list[Message]) -> tuple[_Line, _End] | None:
+        """The longest prefix of some messages that ends in a sampled turn, or all of them where they are known.
+
+        Of equally long ones, one that nothing follows yet.
+        """
+        best: tuple[_Line, _End] | None = None
+        best_rank = (0, False)
+        for line in self._lines:
+            num_same = self._num_same(line, given)
+            for end in line.ends:
+                is_usable = end.num_messages <= num_same and (end.is_turn or end.num_messages == len(given))
+                rank = (end.num_messages, end.num_tokens == len(line.sequence.token_ids))
+                if is_usable and rank > best_rank:
+                    best, best_rank = (line, end), rank
+        return best
+
+    def _num_same(self, line: _Line, given: list[Message]) -> int:
+        """How many of the messages, from the first, a line has too."""
+        places = range(min(len(line.messages), len(given)))
+        return next((place for place in places if not self._is_same(line, place, given[place])), len(places))
+
+    def _is_same(self, line: _Line, place: int, message: Message) -> bool:
+        own = line.messages[place]
+        if message == own:
+            return True
+        if place not in line.said or message["role"] != "assistant":
+            return False
+        if is_echo(message, own):
+            return True
+        said = line.said[place]
+        text = self._renderer.decode(_ids(said.sequence, said.start, said.end))
+        return is_echo(message, {"role": "assistant", "content": text})
+
+    def _as_said(self, line: _Line, num_messages: int) -> list[Message]:
+        """A line's first messages, the sampled turns as the model said them."""
+        messages = list(line.messages[:num_messages])
+        for place, said in line.said.items():
+            if place < num_messages:
+                ids = _ids(said.sequence, said.start, said.end)
+                messages[place] = {"role": "assistant", "content": self._renderer.said_text(ids)}
+        return messages
+
+    def _is_closed(self, sequence: TokenSequence, end: int) -> bool:
+        """The last token before `end` ends a turn as the template would."""
+        return _ids(sequence, end - 1, end) == self._renderer.close_turn_ids[-1:]
+
+
+def _ids(sequence: TokenSequence, start: int, end: int) -> list[int]:
+    ids: list[int] = sequence.token_ids[start:end].tolist()
+    return ids

@@ -1,4 +1,4 @@
-"""Where a turn ends at a stop string, though several requests sampled it and the engine sees only one at a time."""
+"""Finds stop strings in turns that several requests sampled, since the engine sees only one of them at a time."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ from collections.abc import Sequence
 
 
 def begins_stop(text: str, stops: Sequence[str]) -> bool:
-    """Whether what is sampled next may complete a stop string that has begun in a text.
+    """Whether a text ends with the beginning of a stop string.
 
     An engine looks for stop strings in what a request samples, not in its prompt (vLLM 0.32,
-    `v1/engine/detokenizer.py`). So one that a weight publish cut in two is not seen by the request that goes on.
+    `v1/engine/detokenizer.py`). So it misses one that a weight publish cut in two.
 
     Args:
         text: What was sampled so far; it may end inside a character.

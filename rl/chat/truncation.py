@@ -17,14 +17,14 @@ _SKIN_TONES = "\U0001f3fb\U0001f3fc\U0001f3fd\U0001f3fe\U0001f3ff"
 def truncate_tokens(text: str, offsets_of: TokenOffsets, max_tokens: int, side: str) -> tuple[str, bool]:
     """Keep at most `max_tokens` tokens of a text, with a marker where something was cut.
 
-    The marker counts. Where the cap is too small for it, the text is cut without one. A character is what a reader
-    sees as one: accents, variation selectors and joined emoji stay with what they belong to.
+    The marker counts. If the cap is too small for it, there is none. A character is what a reader sees as one: accents,
+    variation selectors and joined emoji are not separated.
 
     Args:
         text: The tool result.
-        offsets_of: Encodes a text as results are encoded.
+        offsets_of: Encodes a text the way results are encoded.
         max_tokens: At least 0; holds for the returned text encoded by itself.
-        side: The part that is kept: `left`, `right`, or both ends for `middle`.
+        side: Which part of an over-long text to keep: `left`, `right`, or for `middle` both ends.
 
     Returns:
         The text, and whether it was cut.
@@ -50,7 +50,7 @@ def truncate_tokens(text: str, offsets_of: TokenOffsets, max_tokens: int, side: 
 
 
 def _shorten(text: str, offsets_of: TokenOffsets, max_tokens: int) -> str:
-    """Leave out the middle of a very long text, where either end alone has more tokens than can be kept."""
+    """Drop the middle of a very long text, if each end alone has more tokens than can be kept."""
     window = _WINDOW_CHARACTERS * max_tokens
     if len(text) <= 4 * window:
         return text

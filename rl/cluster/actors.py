@@ -13,12 +13,10 @@ from rl.batch.plan import share_of
 from rl.batches import BatchPlan, MiniBatchPlan, RunPlace, UpdateReport
 from rl.cluster.ranks import Ranks
 from rl.cluster.turns import Turns
+from rl.config.model_folder import KL_FILE
 from rl.config.schema import Config
 from rl.types import WeightUpdate
 from rl.weight_sync.plan import join_checksums
-
-_KL_FILE = "kl_coefficient.json"
-"""In a checkpoint, where the weight of the KL term is steered."""
 
 
 class ActorGroup:
@@ -139,14 +137,14 @@ class ActorGroup:
         self._begin_turn()
         self._call(self.actors, "save_checkpoint", directory, what="writing the actor's checkpoint")
         if self.kl.is_adaptive:
-            (directory / _KL_FILE).write_text(json.dumps({"value": self.kl.value}) + "\n", encoding="utf-8")
+            (directory / KL_FILE).write_text(json.dumps({"value": self.kl.value}) + "\n", encoding="utf-8")
 
     def load_checkpoint(self, directory: Path) -> None:
         """Restore a checkpoint into the actor; the reference stays what `actor_config.load` is."""
         self._begin_turn()
         self._call(self.actors, "load_checkpoint", directory, what="reading the actor's checkpoint")
-        if self.kl.is_adaptive and (directory / _KL_FILE).is_file():
-            self.kl.value = float(json.loads((directory / _KL_FILE).read_text(encoding="utf-8"))["value"])
+        if self.kl.is_adaptive and (directory / KL_FILE).is_file():
+            self.kl.value = float(json.loads((directory / KL_FILE).read_text(encoding="utf-8"))["value"])
 
     def leave_devices(self) -> None:
         """Move what `generate_config.offload_train_*` names to the host, of the actor and of the reference."""

@@ -10,7 +10,8 @@ from typing import Any
 
 from rl.config.schema import Config
 from rl.services.embedded import EmbeddedRetriever, EmbeddedSandbox, EmbeddedService
-from rl.tools.registry import import_tool_class, read_entries
+from rl.tools.entries import ToolEntry, read_entries
+from rl.tools.registry import import_tool_class
 
 _EMBEDDED = "embedded"
 _STARTERS: dict[str, Callable[[dict[str, Any]], EmbeddedService]] = {
@@ -41,20 +42,19 @@ def embedded_services(config: Config) -> Iterator[dict[str, dict[str, str]]]:
     urls: dict[tuple[str, Any], str] = {}
     with ExitStack() as stack:
         for entry in entries:
-            settings = entry.get("config") or {}
             for key, start in _STARTERS.items():
-                if settings.get(key, _default(entry, key)) != _EMBEDDED:
+                if entry.settings.get(key, _default(entry, key)) != _EMBEDDED:
                     continue
-                service = (key, settings.get("corpus_path"))
+                service = (key, entry.settings.get("corpus_path"))
                 if service not in urls:
-                    urls[service] = stack.enter_context(start(settings)).url
-                overrides[entry["tool_schema"]["function"]["name"]] = {key: urls[service]}
+                    urls[service] = stack.enter_context(start(entry.settings)).url
+                overrides[entry.schema["function"]["name"]] = {key: urls[service]}
         yield overrides
 
 
-def _default(entry: dict[str, Any], key: str) -> Any:
+def _default(entry: ToolEntry, key: str) -> Any:
     """What the tool's class takes where the YAML does not say."""
-    if "class_name" not in entry:
+    if entry.kind != "class_name":
         return None
-    tool_class = import_tool_class(f"tool '{entry['class_name']}'", entry["class_name"])
+    tool_class = import_tool_class(entry.where, entry.target)
     return next((field.default for field in fields(tool_class.config_class) if field.name == key), None)

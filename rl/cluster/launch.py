@@ -9,15 +9,15 @@ import socket
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import psutil
 import ray
 import ray._private.worker as ray_worker
 
 from rl.cluster.actors import ActorGroup
+from rl.cluster.cluster import Cluster
 from rl.cluster.embedded_services import embedded_services
 from rl.cluster.endings import (
     SHARED_MEMORY,
@@ -33,6 +33,7 @@ from rl.cluster.endings import (
     terminated_like_interrupted,
 )
 from rl.cluster.health import get_all
+from rl.cluster.local import launch_locally
 from rl.cluster.nodes import Nodes, machines
 from rl.cluster.placement import Placement, Process, place
 from rl.cluster.ranks import RayRanks
@@ -43,6 +44,7 @@ from rl.cluster.rollouts import RolloutGroup
 from rl.cluster.turns import Turns
 from rl.cluster.workers import ActorWorker, RewardWorker, RolloutWorker
 from rl.config.device import runs_on_cuda
+from rl.config.estimates import object_store_bytes
 from rl.config.schema import Config
 from rl.errors import ConfigError
 from rl.inference.environment import engine_environment
@@ -60,18 +62,6 @@ _FOLDER = "turnwise-run-"
 _LONGEST_PARENT = 20
 """Of the folder of a run, whose longest path, of a socket of Ray, has 86 characters more."""
 _HOST_AND_PORT = re.compile(r"(ray://)?(?P<host>[^:/]+):(?P<port>\d+)")
-_OWN_RAY: dict[str, Any] = {
-    "include_dashboard": False,
-    "object_store_memory": 512 * 1024**2,
-}
-
-
-@dataclass(slots=True)
-class Cluster:
-    """The running workers; `actor` or `rollouts` is None where the run asked for none."""
-
-    actor: ActorGroup | None
-    rollouts: RolloutGroup | None
 
 
 @contextmanager
@@ -80,7 +70,7 @@ def launch(
     *,
     log_directory: Path,
     prompts: list[Prompt] | None = None,
-    loss: str | None = "policy",
+    loss: Literal["policy", "sft"] | None = "policy",
     model_folder: Path | None = None,
     on_group: Callable[[int, int], None] = lambda done, wanted: None,
 ) -> Iterator[Cluster]:
@@ -107,6 +97,9 @@ def launch(
     with ExitStack() as stack:
         stack.enter_context(terminated_like_interrupted())
         overrides = stack.enter_context(embedded_services(config)) if prompts is not None else {}
+        if config.rl_config.in_process:
+            yield stack.enter_context(launch_locally(config, prompts, loss, model_folder, overrides, on_group=on_group))
+            return
         shards, folder = stack.enter_context(_own_place(config, log_directory))
         with_notes = stack.enter_context(ExitStack())
         with_notes.enter_context(noting_belongings(shards))
@@ -129,11 +122,11 @@ def launch(
         if prompts is not None:
             homes = [nodes.node_of(process) for process in layout.rollouts]
             _check_services_reach(overrides, set(homes) - {here.id})
-            reward, workers, starts = _start_rollouts(
+            rewards, workers, starts = _start_rollouts(
                 config, layout, nodes, log_directory, model_folder, overrides, folder
             )
-            stack.push(_shut_down([*workers, reward]))
-            ray_workers = RayWorkers(workers, config, nodes=homes, writer=reward)
+            stack.push(_shut_down([*workers, *rewards]))
+            ray_workers = RayWorkers(workers, config, nodes=homes, writer=rewards[0])
             stack.push(_finish_writing(ray_workers))
             rollouts = RolloutGroup(ray_workers, prompts, config, on_group=on_group)
             if colocated:  # the actor loads where the engines are; elsewhere they start side by side
@@ -195,12 +188,15 @@ def _start_rollouts(
     model_folder: Path,
     overrides: dict[str, dict],
     folder: Path,
-) -> tuple[Any, list[Any], dict[str, ray.ObjectRef]]:
-    """The reward worker, the engines, and the start of each under its name."""
+) -> tuple[list[Any], list[Any], dict[str, ray.ObjectRef]]:
+    """The reward workers, the engines, and the start of each under its name."""
     rate_limits = start_rate_limits(config, len(layout.rollouts))
-    reward = RewardWorker.options(  # type: ignore[attr-defined]
-        max_concurrency=100_000, **nodes.options(layout.reward, {})
-    ).remote(config, log_file=log_directory / f"reward-{layout.reward.index}.log")
+    rewards = [
+        RewardWorker.options(  # type: ignore[attr-defined]
+            max_concurrency=100_000, **nodes.options(process, {})
+        ).remote(config, log_file=log_directory / f"reward-{process.index}.log")
+        for process in layout.rewards
+    ]
     workers = [
         RolloutWorker.options(  # type: ignore[attr-defined]
             max_concurrency=100_000, **nodes.options(process, engine_environment(config, process.cores, folder))
@@ -210,14 +206,17 @@ def _start_rollouts(
             replica=process.index,
             model_folder=model_folder,
             socket_folder=folder,
-            reward_worker=reward,
+            reward_workers=rewards,
             tool_overrides=overrides,
             rate_limits=rate_limits,
         )
         for process in layout.rollouts
     ]
     starts = {f"starting engine {p.index}": w.start.remote() for p, w in zip(layout.rollouts, workers, strict=True)}
-    return reward, workers, {"starting the reward worker": reward.start.remote()} | starts
+    starts |= {
+        f"starting reward worker {p.index}": w.start.remote() for p, w in zip(layout.rewards, rewards, strict=True)
+    }
+    return rewards, workers, starts
 
 
 def _wait_for(starts: dict[str, ray.ObjectRef]) -> None:
@@ -252,10 +251,9 @@ def _ray(config: Config, folder: Path, log_directory: Path) -> Iterator[None]:
     Engines put processes of their own under Ray's workers, which outlive a killed worker: all descendants of this
     process that Ray added are ended by process id.
     """
-    address = config.rl_config.ray_address
     before = {p.pid for p in psutil.Process().children()}
     try:
-        _connect(address, folder)
+        _connect(config, folder)
         yield
     except Exception:
         _keep_logs(folder, log_directory / "ray")
@@ -278,11 +276,15 @@ def _keep_logs(folder: Path, target: Path) -> None:
         logger.warning("%s: Ray's logs could not all be kept (%s)", target, str(error)[:200])
 
 
-def _connect(address: str | None, folder: Path) -> None:
+def _connect(config: Config, folder: Path) -> None:
+    address = config.rl_config.ray_address
     ray_worker.print_to_stdstream = _log_ray_message
     quiet = {"log_to_driver": False, "configure_logging": False}
     if address is None:
-        ray.init(address="local", _temp_dir=str(folder), **quiet, **_OWN_RAY)
+        store = object_store_bytes(config)
+        ray.init(
+            address="local", _temp_dir=str(folder), include_dashboard=False, object_store_memory=store, **quiet
+        )  # fmt: skip
         return
     try:
         if found := _HOST_AND_PORT.fullmatch(address):  # Ray itself would try for many minutes

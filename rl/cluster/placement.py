@@ -31,7 +31,7 @@ class Placement:
     actors: tuple[Process, ...]
     references: tuple[Process, ...]
     rollouts: tuple[Process, ...]
-    reward: Process
+    rewards: tuple[Process, ...]
     num_devices: int
 
 
@@ -67,14 +67,14 @@ def place(
     rl, generate = config.rl_config, config.generate_config
     world_size = rl.actor_resource.num_devices
     tp = generate.infer_tensor_parallel_size
-    reward = Process("reward", 0)
+    rewards = tuple(Process("reward", i) for i in range(rl.num_reward_workers))
     if not on_cuda:
         actor_cores = _split(cores, world_size, rl.actor_resource.num_cpus)
         return Placement(
             actors=tuple(Process("actor", i, cores=c) for i, c in enumerate(actor_cores)),
             references=tuple(Process("reference", i, cores=c) for i, c in enumerate(actor_cores) if with_reference),
             rollouts=_engines_on_cpu(config, cores, () if rl.use_integrated_worker else other_cores),
-            reward=reward,
+            rewards=rewards,
             num_devices=0,
         )
     colocated = rl.use_integrated_worker
@@ -93,7 +93,7 @@ def place(
         rollouts=tuple(
             Process("rollout", i, devices=tuple(range(start, start + tp))) for i, start in enumerate(starts)
         ),
-        reward=reward,
+        rewards=rewards,
         num_devices=world_size if colocated else world_size + num_rollout_devices,
     )
 

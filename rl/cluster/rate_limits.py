@@ -8,8 +8,8 @@ from typing import Any
 import ray
 
 from rl.config.schema import Config
+from rl.tools.entries import read_entries
 from rl.tools.limits import PermitPool
-from rl.tools.registry import read_entries
 
 
 @ray.remote(num_cpus=0, max_concurrency=100_000, max_restarts=-1, max_task_retries=-1)
@@ -62,6 +62,5 @@ def start_rate_limits(config: Config, num_rollout_workers: int) -> Any | None:
     path = config.rl_config.tool_config_path
     if num_rollout_workers < 2 or not config.rl_config.multi_turn_enable or not path:
         return None
-    entries = read_entries(Path(path))
-    is_limited = any((entry.get("config") or {}).get("enable_global_rate_limit") for entry in entries)
+    is_limited = any(entry.settings.get("enable_global_rate_limit") for entry in read_entries(Path(path)))
     return RateLimits.remote() if is_limited else None  # type: ignore[attr-defined]

@@ -7,7 +7,9 @@ all three, the driver and the reward worker too.
 from __future__ import annotations
 
 import asyncio
+import itertools
 import os
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -97,14 +99,15 @@ class RolloutWorker:
         replica: int,
         model_folder: Path,
         socket_folder: Path,
-        reward_worker: Any,
+        reward_workers: Sequence[Any],
         tool_overrides: dict[str, dict],
         rate_limits: Any | None = None,
     ) -> None:
         _log_to(log_file)
         self.config, self.replica, self.model_folder = config, replica, model_folder
         self.socket_folder = socket_folder
-        self.reward_worker, self.tool_overrides, self.rate_limits = reward_worker, tool_overrides, rate_limits
+        self.reward_workers = itertools.cycle(enumerate(reward_workers))
+        self.tool_overrides, self.rate_limits = tool_overrides, rate_limits
         self.scoring = BusyClock()
 
     async def start(self) -> None:
@@ -144,12 +147,14 @@ class RolloutWorker:
         return headers_of(records, rows), rows, records
 
     async def _score(self, trajectory: Trajectory) -> Scores:
+        number, worker = next(self.reward_workers)
         try:
             with self.scoring:
-                scores: Scores = await self.reward_worker.score.remote(trajectory.without_tokens())
+                scores: Scores = await worker.score.remote(trajectory.without_tokens())
         except (RayActorError, OutOfMemoryError) as error:
             raise RewardError(
-                f"reward worker: its process died while scoring {trajectory.id}. See reward-0.log of the run directory."
+                f"reward worker {number}: its process died while scoring {trajectory.id}. See reward-{number}.log of "
+                "the run directory."
             ) from error
         return scores
 

@@ -1,4 +1,4 @@
-"""Where models run, decided the same way everywhere."""
+"""The device that models run on."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ def runs_on_cuda(config: Config) -> bool:
     device = config.megatron_training.device
     if device is not Device.AUTO:
         return device is Device.CUDA
-    import torch  # not at the top: the configuration is read without it
+    import torch  # imported here, since reading a configuration does not need it
 
     return torch.cuda.is_available()
 
 
 def enforces_eager(config: Config) -> bool:
-    """Whether vLLM neither compiles nor captures CUDA graphs, as `generate_config.enforce_eager` says."""
+    """Whether vLLM runs without compilation and CUDA graphs; see `generate_config.enforce_eager`."""
     said = config.generate_config.enforce_eager
     return not runs_on_cuda(config) if said is None else said

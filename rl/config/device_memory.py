@@ -1,4 +1,4 @@
-"""What a run needs of accelerators and of their machine, phase by phase: for `rl validate` and for the preflight."""
+"""Memory that a run needs on accelerators and on their host, by phase."""
 
 from __future__ import annotations
 
@@ -9,32 +9,32 @@ from rl.config.estimates import GIB, memory_estimate
 from rl.config.schema import Config, ModelConfig
 
 PROCESS_BYTES = 2 * GIB
-"""Of one process on a device: CUDA's context, workspaces of kernels, communicators. An engine that sleeps keeps it."""
+"""Memory of one process on a device: CUDA context, kernel workspaces, communicators. A sleeping engine keeps it."""
 
 _SAMPLER_COPIES = 3
-"""Of the float32 logits of all requests, in an engine: logits, probabilities, and what is drawn from."""
+"""Float32 copies of the logits of all requests in an engine: logits, probabilities and sampling distribution."""
 
 
 @dataclass(slots=True, frozen=True)
 class DeviceMemory:
-    """Bytes on one accelerator and on its host, to about a fifth; 0 for what the run does not have."""
+    """Bytes on one accelerator and its host, to about 20 %; 0 for parts that the run does not have."""
 
     learning_bytes: int
-    """At the peak of an update: actor and reference, and the process of an engine asleep beside them."""
+    """Peak of an update: actor, reference, and the process of a sleeping engine."""
     resident_bytes: int
-    """Beside an engine that is awake: what is not offloaded of actor and reference, and their processes."""
+    """While an engine is awake: the parts of actor and reference that are not offloaded, and their processes."""
     engine_bytes: int
-    """The least that an engine needs: parameters, keys and values of one sequence, sampler, process."""
+    """Minimum of an engine: parameters, keys and values of one sequence, sampler, process."""
     engine_share: float
-    """Of the accelerator, which the engine takes while it is awake: `gpu_memory_utilization`."""
+    """Share of the accelerator that an awake engine takes: `gpu_memory_utilization`."""
     pinned_bytes: int
-    """Host memory for what one actor and its reference offload."""
+    """Host memory that one actor and its reference offload to."""
     published_bytes: int
-    """Shared memory for the published weights, once on a machine."""
+    """Shared memory of the published weights, once per machine."""
 
     @property
     def smallest_device_bytes(self) -> float:
-        """The smallest accelerator on which every phase fits; infinite where the engine leaves nothing for the rest."""
+        """The smallest accelerator that fits every phase; infinite if the engine leaves no room for the rest."""
         left = 1 - self.engine_share
         beside = 0.0 if not self.resident_bytes else self.resident_bytes / left if left > 0 else math.inf
         engine = self.engine_bytes / self.engine_share if self.engine_bytes else 0.0
@@ -46,11 +46,7 @@ def device_memory(
 ) -> DeviceMemory:
     """Estimate the memory of a run on CUDA.
 
-    Args:
-        config: The run's configuration.
-        facts: The model's architecture.
-        with_actor: False for an evaluation.
-        with_engines: False for a cold start.
+    An evaluation has no actor, a cold start has no engines.
     """
     generate, estimate = config.generate_config, memory_estimate(config, facts)
     takes_turns = config.rl_config.use_integrated_worker and with_actor and with_engines

@@ -1,4 +1,4 @@
-"""The arithmetic of a run before it starts: how prompts become optimizer steps, and the bytes on each device."""
+"""Estimates before a run starts: how prompts become optimizer steps, and the bytes on each device."""
 
 from __future__ import annotations
 
@@ -9,29 +9,34 @@ from rl.config.model_facts import count_parameters, head_size
 from rl.config.schema import Config, ModelConfig
 
 GIB = 1024**3
+_ROW_BYTES = 13
+"""Of a token in the object store: id, mask, log-prob, version."""
+_RECORD_BYTES = 8
+"""Of a token in the object store: its text, in calls and results too."""
+_LEAST_STORE_BYTES = 512 * 1024**2
 
 
 @dataclass(slots=True, frozen=True)
 class BatchArithmetic:
-    """From prompts to optimizer steps, for one step of the run."""
+    """How many prompts, trajectories, mini-batches and optimizer steps one step has."""
 
     num_prompts: int
     num_trajectories: int
     num_mini_batches: int
-    """Of one pass over the batch."""
+    """Mini-batches of one pass over the batch."""
     num_optimizer_steps: int
     trajectories_per_mini_batch: int
-    """Of the largest one."""
+    """Trajectories of the largest mini-batch."""
     data_parallel_size: int
     tokens_per_trajectory: int
-    """The longest possible, prompt included."""
+    """Length of the longest possible trajectory, prompt included."""
     micro_batches_per_rank: int
-    """Of one mini-batch, were every trajectory as long as can be."""
+    """Micro-batches of one mini-batch if every trajectory has the largest length."""
 
 
 @dataclass(slots=True, frozen=True)
 class MemoryEstimate:
-    """Bytes on one device, to about a fifth."""
+    """Bytes on one device, to about 20 %."""
 
     num_parameters: int
     parameter_bytes: int
@@ -39,30 +44,30 @@ class MemoryEstimate:
     optimizer_bytes: int
     """Main parameters and both Adam moments, float32."""
     activation_bytes: int
-    """Of the micro-batches that the first pipeline stage holds at once, of `max_packing_token_size` tokens each."""
+    """Activations of all micro-batches that the first pipeline stage stores, `max_packing_token_size` tokens each."""
     micro_batches_in_flight: float
-    """How many these are; with virtual stages not a whole number, since it holds more of some chunks."""
+    """Number of these micro-batches; with virtual stages a fraction, since chunks store different numbers."""
     reference_bytes: int
     engine_parameter_bytes: int
     cache_bytes_per_token: int
-    """Keys and values of one token, on one device of an engine."""
+    """Keys and values of one token on one device of an engine."""
 
     @property
     def actor_bytes(self) -> int:
-        """Everything the actor holds at the peak of an update, the reference included."""
+        """Memory of actor and reference at the peak of an update."""
         parts = (self.parameter_bytes, self.gradient_bytes, self.optimizer_bytes, self.activation_bytes)
         return sum(parts) + self.reference_bytes
 
 
 def data_parallel_size(config: Config) -> int:
-    """Replicas of the actor: devices over tensor- and pipeline-parallel ranks; 0 where they do not fit."""
+    """Replicas of the actor: devices divided by tensor- and pipeline-parallel ranks; 0 if there are too few devices."""
     actor = config.actor_config
     ranks = actor.tensor_model_parallel_size * actor.pipeline_model_parallel_size
     return config.rl_config.actor_resource.num_devices // max(1, ranks)
 
 
 def longest_response(config: Config) -> int:
-    """Tokens of the longest response: of all turns and tool results, without tools of the one turn."""
+    """Tokens of the longest response: all turns and tool results, or the only turn without tools."""
     if config.rl_config.multi_turn_enable:
         return config.rl_config.max_total_response_length
     return config.generate_config.sampling_config.max_tokens
@@ -74,7 +79,7 @@ def longest_sample(config: Config) -> int:
 
 
 def batch_arithmetic(config: Config) -> BatchArithmetic:
-    """Follow one step's prompts to optimizer steps."""
+    """Compute how one step's prompts become optimizer steps."""
     rl, num_prompts = config.rl_config, config.megatron_training.global_batch_size
     replicas = max(1, data_parallel_size(config))
     longest = longest_sample(config)
@@ -93,13 +98,23 @@ def batch_arithmetic(config: Config) -> BatchArithmetic:
     )
 
 
+def object_store_bytes(config: Config) -> int:
+    """Size of Ray's object store: the trajectories of two steps, the one that is trained on and the one before.
+
+    With dynamic sampling a step may hold as many groups again, which the next one starts with. Never below 512 MiB.
+    """
+    tokens = batch_arithmetic(config).num_trajectories * longest_sample(config)
+    steps = 3 if config.rl_config.filter_groups_enable else 2
+    return max(_LEAST_STORE_BYTES, steps * tokens * (_ROW_BYTES + _RECORD_BYTES))
+
+
 def memory_estimate(config: Config, facts: ModelConfig) -> MemoryEstimate:
     """Estimate the bytes on one device.
 
     Activations of a layer, per token: its input and both normed inputs, query, key, value, attention output, and gate,
-    up and product of the MLP, in the compute dtype; full recomputation keeps the inputs and one layer's rest. A
-    pipeline stage holds them until the backward pass of the micro-batch comes, the first stage longest. The logits of
-    a chunk are left out.
+    up and product of the MLP, in the compute dtype; full recomputation stores the inputs and the rest of
+    one layer. A pipeline stage stores them until the backward pass of the micro-batch, the first stage longest. The
+    logits of a chunk are not included.
     """
     actor, training = config.actor_config, config.megatron_training
     tp, pp = max(1, actor.tensor_model_parallel_size), max(1, actor.pipeline_model_parallel_size)
@@ -125,10 +140,11 @@ def memory_estimate(config: Config, facts: ModelConfig) -> MemoryEstimate:
 
 
 def _micro_batches_in_flight(config: Config, facts: ModelConfig) -> float:
-    """Micro-batches whose activations the first pipeline stage holds at most.
+    """Largest number of micro-batches whose activations the first pipeline stage stores.
 
-    P stages: P, since so many forward passes come before the first backward one. With v chunks of layers on each stage
-    2 (P - 1) + (v - 1) P + 1 passes of one chunk, 1 / v of the stage's layers each. Never more than a mini-batch has.
+    With P stages: P, the number of forward passes before the first backward pass. With v chunks on each stage:
+    (2 (P - 1) + (v - 1) P + 1) / v, since a pass of one chunk covers 1 / v of the stage's layers. At most the number of
+    micro-batches in a mini-batch.
 
     Source: Megatron-Core's 1F1B schedules, plain and interleaved; arXiv:2104.04473, section 2.2.
     """

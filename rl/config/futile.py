@@ -1,4 +1,4 @@
-"""Settings that each are right and together cannot do what they say."""
+"""Settings that are valid alone and useless together."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from rl.config.schema import Config, LrDecayStyle
 
 
 def futile_problems(config: Config) -> Iterator[Problem]:
-    """Warn where a run would go through and not give what its settings promise."""
+    """Warn of settings with which a run would finish without doing what they promise."""
     yield from _evaluation_problems(config)
     yield from _learning_problems(config)
     yield from _tool_problems(config)
@@ -48,12 +48,12 @@ def _learning_problems(config: Config) -> Iterator[Problem]:
     rl, actor = config.rl_config, config.actor_config
     if rl.verifier_weight and not any(rl.verifier_weight) and rl.turn_credit_coef == 0:
         yield warning(
-            f"rl_config.verifier_weight: every score is 0, so nothing is learned, got {rl.verifier_weight}. Give a "
-            "reward a weight."
+            f"rl_config.verifier_weight: every score is 0, so the model learns nothing, got {rl.verifier_weight}. "
+            "Give a reward a weight."
         )
     if rl.overlong_buffer_enable and rl.overlong_buffer_penalty_factor == 0:
         yield warning(
-            "rl_config.overlong_buffer_enable: takes nothing off, got overlong_buffer_penalty_factor 0. Raise that, or "
+            "rl_config.overlong_buffer_enable: subtracts nothing, got overlong_buffer_penalty_factor 0. Raise that, or "
             "set false."
         )
     if actor.lr_warmup_fraction == 1 and actor.lr_decay_style is not LrDecayStyle.CONSTANT:
@@ -69,7 +69,7 @@ def _tool_problems(config: Config) -> Iterator[Problem]:
         return
     if rl.max_tool_calls == 0:
         yield warning(
-            "rl_config.max_tool_calls: tools are shown and none is ever run, got 0. Raise it, or set multi_turn_enable "
+            "rl_config.max_tool_calls: tools are offered but never run, got 0. Raise it, or set multi_turn_enable "
             "to false."
         )
     elif rl.max_parallel_calls > rl.max_tool_calls:

@@ -1,4 +1,4 @@
-"""User code by name: the one way in which rewards, tools and functions of a configuration are found."""
+"""Imports user code by name: rewards, tools and functions of a configuration."""
 
 from __future__ import annotations
 
@@ -12,14 +12,11 @@ from types import ModuleType
 from typing import Any
 
 _FOLDERS: set[Path] = set()
-"""Those of files that were imported by their path."""
+"""Folders of files that were imported by their path."""
 
 
 def import_target(target: str) -> Any:
     """Import `package.module:name` or `path/file.py:name`.
-
-    Returns:
-        What is found under that name.
 
     Raises:
         ImportError: No such module or file.
@@ -33,8 +30,8 @@ def import_place(place: str) -> ModuleType:
     """Import a module by its name, or a file by its path.
 
     Args:
-        place: `package.module`, looked for in the working folder too, or `path/file.py`; a relative path begins in the
-            working folder. A file may import its neighbours, as a script may: its folder comes first on `sys.path`.
+        place: `package.module`, also looked for in the working folder, or `path/file.py`; a relative path starts in the
+            working folder. A file may import its neighbors, as a script may: its folder comes first on `sys.path`.
 
     Raises:
         ImportError: There is none.
@@ -57,7 +54,7 @@ def import_place(place: str) -> ModuleType:
 
 
 def _import_from(folder: Path) -> None:
-    """Put a folder first on `sys.path`, and forget modules of other such folders whose files have namesakes in it."""
+    """Put a folder first on `sys.path`, and forget modules of other such folders that have the name of a file in it."""
     for name, module in list(sys.modules.items()):
         file = _file_of(module)
         if file.parent in _FOLDERS - {folder} and (folder / file.name).is_file():
@@ -70,7 +67,7 @@ def _import_from(folder: Path) -> None:
 
 
 def _module_name(path: Path) -> str:
-    """The file's own name, or where that is taken, as by `json.py` or `search.py`, one that is not."""
+    """The name of the file, or a unique one if that is taken (`json.py`, `search.py`)."""
     known = sys.modules.get(path.stem)
     is_free = path.stem.isidentifier() and (known is None or _file_of(known) == path)
     return path.stem if is_free else f"{path.stem}_{zlib.crc32(str(path).encode()):08x}"

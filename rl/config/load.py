@@ -13,12 +13,12 @@ import yaml
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from rl.config.build import build_section, default_mapping, plain_mapping
+from rl.config.check import check_section
+from rl.config.keys import default_mapping, plain_mapping
 from rl.config.moved import take_over
 from rl.config.overrides import apply_values, read_overrides
-from rl.config.paths import locate_files, path_problems
+from rl.config.paths import locate_files
 from rl.config.problems import Problem, Severity, raise_errors
-from rl.config.ranges import range_problems, set_value, value_at
 from rl.config.schema import Config, DatasetConfig
 from rl.config.sources import compose, shipped_folder
 from rl.errors import ConfigError
@@ -33,28 +33,28 @@ class Composed(Generic[S]):
     """A configuration and what was found while composing it."""
 
     config: S
-    """Complete even where there were problems: a wrong value is replaced by its default."""
+    """Complete even if there are problems: defaults replace wrong values."""
     given: frozenset[str]
-    """Dotted paths of the keys that YAML or an override set."""
+    """Dotted paths of the keys that YAML or an override sets."""
     problems: tuple[Problem, ...]
 
 
 def compose_config(config_name: str, overrides: Sequence[str] = (), config_dir: Path | None = None) -> Composed[Config]:
     """Compose a run's configuration, collecting problems instead of raising at the first.
 
-    Files are looked for in one's own folder first, then among those that the package ships, those that `defaults` name
-    included. Relative paths in the result follow the rule of `rl.config.paths`.
+    Files, also those in `defaults`, are looked for in the user's folder and then among those of the package. Relative
+    paths in the result follow the rule of `rl.config.paths`.
 
     Args:
-        config_name: A file of these folders, with or without `.yaml`; or the path of one that stands elsewhere.
+        config_name: A file of these folders, with or without `.yaml`, or the path of another file.
         overrides: `key=value` for any key of the schema, whether or not YAML has it; see `rl.config.overrides`.
-        config_dir: One's own folder; by default `configs` in the working directory, where that is there.
+        config_dir: The user's folder; by default `configs` in the working folder, if it exists.
 
     Returns:
-        The configuration and the problems of unknown keys and of single values.
+        The configuration, and a problem for each unknown key and wrong value.
 
     Raises:
-        ConfigError: There is no such file, or YAML or an override cannot be parsed.
+        ConfigError: The file does not exist, or YAML or an override cannot be parsed.
     """
     return _compose(Config, _find(config_name, config_dir), overrides, is_in_package=False)
 
@@ -98,20 +98,20 @@ class _Found:
     """A file to compose."""
 
     name: str
-    """Within its folder, without `.yaml`."""
+    """Path within its folder, without `.yaml`."""
     folders: tuple[Path, ...]
-    """Where files are looked for; the first is one's own."""
+    """Where files are looked for; the first is the user's."""
 
     def has_group(self, name: str) -> bool:
-        """Whether a name is that of a folder of configurations."""
+        """Whether a folder of configurations has this name."""
         return bool(name) and any((folder / name).is_dir() for folder in self.folders)
 
 
 def _find(config_name: str, config_dir: Path | None) -> _Found:
-    """Find a file by its name in the folders, else by its path.
+    """Find a file by its name in the folders, or by its path.
 
     Raises:
-        ConfigError: There is none.
+        ConfigError: It does not exist.
     """
     if config_dir is not None and not config_dir.is_dir():
         raise ConfigError(f"--config-dir: no folder {config_dir}. Name the folder of your YAML files.")
@@ -130,9 +130,9 @@ def _find(config_name: str, config_dir: Path | None) -> _Found:
 
 
 def _compose(cls: type[S], found: _Found, overrides: Sequence[str], *, is_in_package: bool) -> Composed[S]:
-    """Compose, resolve interpolations over the defaults, and build the dataclass.
+    """Compose, resolve interpolations over the defaults, and check every key.
 
-    With `is_in_package` the keys of the file stand below the name of its folder, where Hydra places a group's.
+    With `is_in_package` the keys of the file are below the name of its folder, where Hydra places a group.
     """
     read = read_overrides(cls, overrides, found.has_group)
     tree = compose(found.name, read.choices, found.folders)
@@ -141,22 +141,19 @@ def _compose(cls: type[S], found: _Found, overrides: Sequence[str], *, is_in_pac
     _check_kind(cls, found.name, tree)
     apply_values(tree, read)
     plain, problems = take_over(cls, OmegaConf.to_container(tree, resolve=False))
-    config: S = build_section(cls, _resolve(cls, plain, found.name), "", problems, cls)
-    for problem in (*range_problems(config), *path_problems(config)):
-        problems.append(problem)
-        set_value(config, problem.key, value_at(cls(), problem.key))
+    config, wrong = check_section(cls, _resolve(cls, plain, found.name))
     locate_files(config, found.folders[0])
-    return Composed(config, frozenset(_paths(plain)), tuple(problems))
+    return Composed(config, frozenset(_paths(plain)), tuple(problems + wrong))
 
 
 def _check_kind(cls: type[S], name: str, tree: DictConfig) -> None:
-    """Refuse a dataset's file where a run's is meant, and the reverse, instead of calling each of its keys unknown."""
+    """Refuse a dataset's file in place of a run's, and the reverse, with one message instead of one per key."""
     keys = {str(key) for key in tree}
     of_a_run = {field.name for field in fields(Config)}
     if cls is Config and keys and keys == {Path(name).parts[0]} - of_a_run and Path(name).parent.name:
         raise ConfigError(
             f"--config-name: '{name}' is not the configuration of a run, but one of the folder "
-            f"'{Path(name).parts[0]}'. Name one that stands directly in the folder of configurations."
+            f"'{Path(name).parts[0]}'. Name one directly in the folder of configurations."
         )
     if cls is DatasetConfig and keys & of_a_run:
         raise ConfigError(
@@ -165,22 +162,24 @@ def _check_kind(cls: type[S], name: str, tree: DictConfig) -> None:
         )
 
 
-def _resolve(cls: type[S], tree: dict[str, Any], name: str) -> dict[str, Any]:
+def _resolve(cls: type[S], tree: dict[str, Any], name: str) -> dict[Any, Any]:
     """Resolve interpolations, which may refer to defaults that YAML does not name."""
     try:
         full = OmegaConf.create(_filled(tree, default_mapping(cls)))
         resolved = OmegaConf.to_container(full, resolve=True, throw_on_missing=True)
-    except (OmegaConfBaseException, ValueError) as failure:  # ValueError is what a resolver raises
+    except (OmegaConfBaseException, ValueError) as failure:  # resolvers raise ValueError
         key = getattr(failure, "full_key", None) or f"{name}.yaml"
         reason = " ".join(str(failure).split("full_key:")[0].split()).rstrip(".")
         raise ConfigError(
-            f"{key}: a value refers to something that is not there, got: {reason}. In text `${{...}}` stands for "
+            f"{key}: a value refers to something that does not exist, got: {reason}. In text `${{...}}` stands for "
             "another key, or for a variable of the environment (${oc.env:HOME}); write \\${ for the characters."
         ) from failure
     except RecursionError as failure:
-        raise ConfigError(f"{name}.yaml: values refer to each other in a circle. Write one of them out.") from failure
+        raise ConfigError(
+            f"{name}.yaml: values refer to each other in a circle. Replace one of them by a value."
+        ) from failure
     assert isinstance(resolved, dict), "a mapping stays a mapping"
-    return {str(key): value for key, value in resolved.items()}
+    return resolved
 
 
 def _filled(tree: dict[str, Any], defaults: dict[str, Any]) -> dict[str, Any]:

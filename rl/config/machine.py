@@ -1,4 +1,4 @@
-"""What this machine, or the container this process is in, has to spare."""
+"""Free memory of this machine, or of the container that this process runs in."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _ASK_TIMEOUT_S = 120.0
 
 
 def free_memory_bytes() -> int:
-    """Memory that a run may still take: what the machine has available, or less under a container's limit."""
+    """Memory that a run may take: what is available on the machine, or less under a container's limit."""
     try:
         groups = Path("/proc/self/cgroup").read_text()
     except OSError:  # not Linux
@@ -33,17 +33,17 @@ def free_memory_bytes() -> int:
 
 
 def free_shared_bytes() -> int:
-    """Room in /dev/shm."""
+    """Free bytes in /dev/shm."""
     return shutil.disk_usage("/dev/shm").free
 
 
 def free_device_memory() -> list[tuple[int, int]]:
     """Free and total bytes of each accelerator that CUDA_VISIBLE_DEVICES shows.
 
-    A child process asks: whoever asks keeps a context of half a gigabyte on each device.
+    A child process asks, because asking leaves a context of half a gigabyte on each device.
 
     Raises:
-        ConfigError: They do not answer.
+        ConfigError: The accelerators do not answer.
     """
     command = [sys.executable, "-c", _ASK_DEVICES]
     try:
@@ -58,14 +58,14 @@ def free_device_memory() -> list[tuple[int, int]]:
 
 
 def limited_room(groups: str, root: Path = _GROUPS) -> Iterator[int]:
-    """What is left under each memory limit on a process, from its own control group up.
+    """Free bytes under each memory limit of a process, from its own control group up.
 
     Args:
         groups: Lines of /proc/PID/cgroup, `number:controllers:path`; number 0 is the hierarchy of version 2.
         root: Where the hierarchies are mounted.
 
     Yields:
-        Bytes; cached file pages, which the kernel gives up first, count as free.
+        Bytes; cached file pages count as free, since the kernel reclaims them first.
     """
     for number, controllers, place in (line.split(":", 2) for line in groups.splitlines()):
         if number != "0" and "memory" not in controllers.split(","):

@@ -1,7 +1,7 @@
-"""Keys of MindSpeed-RL that Turnwise does not have: what becomes of each.
+"""Keys of MindSpeed-RL that Turnwise does not have, and the answer to each.
 
-A key that changes nothing here is answered with a warning. A key whose setting cannot be honoured, so that ignoring it
-would change results, is an error. docs/migrating.md shows the same table.
+A key that would change nothing gives a warning. A key that cannot be ignored without changing results is an error.
+docs/migrating.md shows the same table.
 
 Source: the configuration of MindSpeed-RL (2026-04).
 """
@@ -16,24 +16,24 @@ from rl.config.schema import Config, DatasetConfig
 
 @dataclass(slots=True, frozen=True)
 class Migration:
-    """What happens to one foreign key."""
+    """The answer to one key of MindSpeed-RL."""
 
     advice: str
-    """What to do, or why nothing needs to be done; sentences."""
+    """What to do, or why nothing needs to be done, in sentences."""
     accepted: tuple[Any, ...] | None = None
-    """Values that mean what happens here anyway; None: every value. Any other value is an error."""
+    """Values that describe what happens here anyway; None: every value. Any other value is an error."""
     moved_to: str = ""
-    """Key here that means the same and takes the value over."""
+    """The key with the same meaning here, which takes the value."""
 
     def accepts(self, value: Any) -> bool:
-        """Whether the run may go on with this value of the key."""
+        """Whether the run may continue with this value of the key."""
         return self.accepted is None or value in self.accepted
 
 
 _KERNELS = "Kernels are chosen by the device. Remove it."
 _PACKING = "Samples are packed up to rl_config.max_packing_token_size tokens, whatever the batch. Remove it."
 _DISPATCH = "Every rank gets its share of the batch directly. Remove it."
-_CHECKPOINT = "A run starts from actor_config.load and goes on with megatron_training.resume. Remove it."
+_CHECKPOINT = "A run starts from actor_config.load and continues with megatron_training.resume. Remove it."
 _CRITIC = "There is no critic. Remove it."
 _ASCEND = "It belongs to Ascend NPUs. Remove it."
 _SCHEDULE = "The driver has one order of work, and it is repeatable. Remove it."
@@ -45,9 +45,9 @@ _LORA = "LoRA is not supported. Remove it."
 _CONTEXT = "Context parallelism is not supported. Set 1 or remove it."
 _PRECISION = "Main parameters are float32, and bfloat16 needs no loss scale. Remove it."
 _OVERLAP = "Communication is scheduled by the project. Remove it."
-_MASKS = "Samples are packed, and each attends to itself alone. Remove it."
-_DPO = "DPO is another task than this project's. Remove it."
-_PLACEMENT = "The reference lives with the actor, rewards on the host's cores. Remove it."
+_MASKS = "Samples are packed, and each attends only to itself. Remove it."
+_DPO = "This project does not do DPO. Remove it."
+_PLACEMENT = "The reference shares the actor's devices, and rewards run on the host's cores. Remove it."
 
 _MEGATRON: dict[str, Migration] = {
     **dict.fromkeys(
@@ -83,7 +83,7 @@ _MEGATRON: dict[str, Migration] = {
     ),
     **dict.fromkeys(
         ("swap_optimizer", "swap_attention"),
-        Migration("What leaves the device says generate_config.offload_train_optimizer. Remove it."),
+        Migration("generate_config.offload_train_optimizer says what leaves the device. Remove it."),
     ),
     "log_interval": Migration("Every step is logged. Remove it."),
     **dict.fromkeys(
@@ -99,12 +99,12 @@ _MEGATRON: dict[str, Migration] = {
     ),
     **dict.fromkeys(
         ("attention_dropout", "hidden_dropout"),
-        Migration("Dropout would make log-probs differ between passes, so it is 0. Set 0 or remove it.", (0, 0.0)),
+        Migration("Dropout would change log-probs between passes, so it is 0. Set 0 or remove it.", (0, 0.0)),
     ),
     "model": Migration("The architecture is read from actor_config.load. Name configs/model/* in `defaults` instead."),
     "stage": Migration(
         "GRPO and DAPO differ in rl_config (clip_higher_enable, token_level_loss, filter_groups_enable): set ray_grpo "
-        "or ray_dapo, or remove it. PPO needs a critic, and DPO is another task than this project's.",
+        "or ray_dapo, or remove it. PPO needs a critic, and this project does not do DPO.",
         ("ray_grpo", "ray_dapo"),
     ),
     **dict.fromkeys(
@@ -124,7 +124,7 @@ _ACTOR: dict[str, Migration] = {
     **dict.fromkeys(("micro_batch_size",), Migration(_PACKING)),
     **dict.fromkeys(
         ("recompute_method", "recompute_num_layers"),
-        Migration("Layers are recomputed all or none: actor_config.recompute_granularity says which. Remove it."),
+        Migration("All layers are recomputed or none, as actor_config.recompute_granularity says. Remove it."),
     ),
     "num_layer_list": Migration("Pipeline ranks have equally many layers. Remove it."),
     "gemm_gradient_accumulation_fusion": Migration(_KERNELS),
@@ -190,7 +190,7 @@ _RL: dict[str, Migration] = {
     "critic_resource": Migration(_CRITIC, (None,)),
     **dict.fromkeys(("reference_resource", "reward_resource"), Migration(_PLACEMENT)),
     **dict.fromkeys(("beta", "lam"), Migration("No estimator here reads it. Remove it.")),
-    "gamma": Migration("Tokens are not discounted, turns by turn_reward_discount. Set 1.0 or remove it.", (1, 1.0)),
+    "gamma": Migration("Tokens are not discounted, turns are by turn_reward_discount. Set 1.0 or remove it.", (1, 1.0)),
     "advantage_whiten": Migration("rl_config.adv_estimator says it: reinforce_plus_plus whitens. Remove it."),
     "shuffle_mini_batch": Migration("Mini-batches keep the order of the batch. Set false.", (False,)),
     "rule_reward": Migration("Rewards are functions (rl_config.verifier_function). Set true.", (True,)),
@@ -202,6 +202,7 @@ _RL: dict[str, Migration] = {
     "use_swanlab": Migration(_TRACKER, (False,)),
     **dict.fromkeys(("swanlab_mode", "swanlab_project", "swanlab_exp_name", "swanlab_save_dir"), Migration(_TRACKER)),
     "wandb_save_dir": Migration("W&B's files go into the run directory. Remove it."),
+    "async_engine": Migration("Engines are always asynchronous. Remove it."),
     "share_backbone": Migration("LoRA is not supported. Set false.", (False,)),
     "tp_split_expert": Migration(_EXPERTS),
     **dict.fromkeys(
@@ -227,6 +228,8 @@ _GENERATE: dict[str, Migration] = {
     **dict.fromkeys(("limit_mm_image_per_prompt", "limit_mm_video_per_prompt"), Migration(_MULTIMODAL)),
     **dict.fromkeys(("torchair_graph", "ascend_scheduler_config_enabled"), Migration(_ASCEND)),
     "num_scheduler_steps": Migration("vLLM has no such setting any more. Remove it."),
+    "sampling_config.logprobs": Migration("The log-prob of a sampled token is always returned. Remove it."),
+    "sampling_config.detokenize": Migration("Text is decoded where it is needed. Remove it."),
     "sampling_config.seed": Migration("Seeds of requests follow from megatron_training.seed. Remove it."),
 }
 
@@ -291,10 +294,10 @@ DATASET_MIGRATION: dict[str, Migration] = {
     ),
     **dict.fromkeys(
         ("workers", "n_subs", "log_interval", "streaming", "overwrite_cache", "cache_dir", "script_data_dir"),
-        Migration("Files are read in one pass without a cache. Remove it."),
+        Migration("Files are read once, without a cache. Remove it."),
     ),
     "interleave_probs": Migration("One dataset is one file; join files beforehand.", (None,)),
-    "enable_thinking": Migration("It is a matter of the template, rl_config.prompt_type. Remove it.", (False,)),
+    "enable_thinking": Migration("The template decides it, rl_config.prompt_type. Remove it.", (False,)),
 }
 """By key in `rl.config.schema.DatasetConfig`."""
 

@@ -1,4 +1,4 @@
-"""Facts of the model's architecture: from its folder where that is at hand, else from the `model` section."""
+"""The model's architecture: from its folder if that exists, otherwise from the `model` section."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from rl.config.build import build_section, field_types
+from rl.config.check import check_section
+from rl.config.divisibility import head_groups_fault
+from rl.config.keys import field_types
 from rl.config.model_folder import replacement
 from rl.config.problems import Problem, error, note
-from rl.config.ranges import RANGES
 from rl.config.schema import Config, ModelConfig
 from rl.errors import ModelError
 
-_NUMBERS = tuple(path.removeprefix("model.") for path in RANGES if path.startswith("model."))
 _SIZES = ("num_hidden_layers", "hidden_size", "intermediate_size", "num_attention_heads", "vocab_size")
 
 
@@ -22,8 +22,8 @@ def find_model_facts(config: Config) -> tuple[ModelConfig | None, list[Problem]]
     """Find the architecture of `actor_config.load`.
 
     Returns:
-        The facts, or None where neither the folder nor the section has them; and a problem where the folder cannot be
-        read, where both disagree (an error: one of them is not the model that is meant), or where there is neither.
+        The facts, or None if neither the folder nor the section has them; and a problem if the folder cannot be read,
+        if both disagree (an error: one of them is not the intended model), or if there is neither.
     """
     section = config.model
     folder = Path(config.actor_config.load)
@@ -46,7 +46,7 @@ def read_model_facts(folder: Path) -> ModelConfig:
     """Read config.json of a Hugging Face folder.
 
     Raises:
-        ModelError: The file is missing, no JSON, or lacks a size.
+        ModelError: The file is missing, is not JSON, or lacks a size.
     """
     path = folder / "config.json"
     try:
@@ -61,27 +61,22 @@ def read_model_facts(folder: Path) -> ModelConfig:
         if values.get(name) in (None, 0):
             raise ModelError(f"{path}: '{name}' must be an integer, got {values.get(name)!r}. Is it a language model?")
     known = {name: values[name] for name in field_types(ModelConfig) if values.get(name) is not None}
-    problems: list[Problem] = []
-    facts = _filled(build_section(ModelConfig, known, "model", problems, ModelConfig))
-    sizes = {name: size for name in _NUMBERS if (size := getattr(facts, name)) is not None}
-    problems += filter(None, (RANGES[f"model.{name}"].problem(f"model.{name}", size) for name, size in sizes.items()))
-    if not problems and facts.num_attention_heads % facts.num_key_value_heads:
-        heads, kv_heads = facts.num_attention_heads, facts.num_key_value_heads
-        problems.append(
-            error(f"num_key_value_heads: must divide {heads} num_attention_heads, got {kv_heads}. Correct it.")
-        )
+    section, problems = check_section(ModelConfig, known)
+    facts = _filled(section)
+    if not problems and (fault := head_groups_fault(facts)):
+        problems = [error(fault)]
     for problem in problems:
-        raise ModelError(f"{path}: {problem.text.removeprefix('model.')} Is it a language model?")
+        raise ModelError(f"{path}: {problem.text} Is it a language model?")
     return facts
 
 
-def head_size(facts: ModelConfig) -> int:
-    """Size of one attention head."""
-    return facts.head_dim or facts.hidden_size // facts.num_attention_heads
+def head_size(facts: Any) -> int:
+    """Number of channels of one attention head, from a `ModelConfig` or a transformers config."""
+    return getattr(facts, "head_dim", None) or facts.hidden_size // facts.num_attention_heads
 
 
 def count_parameters(facts: ModelConfig) -> int:
-    """Parameters of a dense decoder with gated MLP and RMS norms; biases and q/k norms left out (under 0.1 %)."""
+    """Parameters of a dense decoder with gated MLP and RMS norms; without biases and q/k norms (under 0.1 %)."""
     embeddings = facts.vocab_size * facts.hidden_size * (1 if facts.tie_word_embeddings else 2)
     return facts.num_hidden_layers * count_layer_parameters(facts) + embeddings + facts.hidden_size
 
@@ -93,12 +88,12 @@ def count_layer_parameters(facts: ModelConfig) -> int:
 
 
 def _filled(facts: ModelConfig) -> ModelConfig:
-    """Without a number of key-value heads, every head has its own."""
+    """Without a number of key-value heads, each attention head has its own."""
     return replace(facts, num_key_value_heads=facts.num_key_value_heads or facts.num_attention_heads)
 
 
 def _disagreements(config: Config, section: ModelConfig, facts: ModelConfig) -> list[Problem]:
-    """One problem for all, since they have one cause."""
+    """One problem for all disagreements, since they have one cause."""
     names = (*_SIZES, "num_key_value_heads", "model_type", "tie_word_embeddings")
     pairs = {name: (getattr(section, name), getattr(facts, name)) for name in names}
     differing = {name: pair for name, pair in pairs.items() if section.hidden_size and pair[0] and pair[0] != pair[1]}
@@ -107,8 +102,8 @@ def _disagreements(config: Config, section: ModelConfig, facts: ModelConfig) -> 
     listed = ", ".join(f"{name} {said} (there {found})" for name, (said, found) in differing.items())
     return [
         error(
-            f"model: describes another model than config.json in {config.actor_config.load}, got {listed}. Leave the "
-            "section out: `~model` on the command line, `- override /model: null` in your file's `defaults` behind the "
+            f"model: describes another model than config.json in {config.actor_config.load}, got {listed}. Remove the "
+            "section: `~model` on the command line, `- override /model: null` in your file's `defaults` behind the "
             "file that names it, or name the `model` of that folder."
         )
     ]

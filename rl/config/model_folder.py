@@ -1,12 +1,20 @@
-"""What stands in for a damaged file of a model folder: that of a run is in an older checkpoint, not to be fetched."""
+"""Advice for a damaged file of a model folder: fetch the model again, or take an older checkpoint."""
 
 from __future__ import annotations
 
 import re
 from pathlib import Path
 
+RUN_STATE_FILE = "run_state.json"
+"""Completed steps, and the position in the data."""
+TRAINER_STATE_FILE = "trainer_state.json"
+"""Progress of the optimizer."""
+KL_FILE = "kl_coefficient.json"
+"""Only if the KL coefficient is adaptive."""
+STATE_FILES = (RUN_STATE_FILE, TRAINER_STATE_FILE, KL_FILE)
+"""Files that a checkpoint has in addition to those of a model folder."""
+
 _STEP_FOLDER = re.compile(r"step_\d+")
-_STATE_FILES = ("run_state.json", "trainer_state.json")
 
 
 def complete_checkpoints(folder: Path) -> list[Path]:
@@ -35,4 +43,4 @@ def replacement(folder: Path) -> str:
 
 def _is_checkpoint(folder: Path) -> bool:
     is_in_a_run = folder.parent.name == "checkpoints" and _STEP_FOLDER.fullmatch(folder.name) is not None
-    return is_in_a_run or any((folder / name).exists() for name in _STATE_FILES)
+    return is_in_a_run or any((folder / name).exists() for name in STATE_FILES)

@@ -1,4 +1,4 @@
-"""Keys and names of MindSpeed-RL that mean what another one means here: the value is taken over, with a warning."""
+"""Keys and names of MindSpeed-RL that have another name here: the value is taken over, with a warning."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ _SAME_REWARDS = {
     "math_verify_reward": "math_acc",
     "strict_format": "format",
 }
-"""Rewards of MindSpeed-RL by the one here that judges the same."""
+"""Rewards of MindSpeed-RL and the rewards here that judge the same."""
 
 _SAME_PENALTIES = {"kl": "k1", "mse": "k2"}
-"""Its estimators of the divergence by their name here."""
+"""Its estimators of the divergence and their names here."""
 
 
 def take_over(root: type, tree: Any) -> tuple[dict[str, Any], list[Problem]]:
-    """Bring what has another name here under that name.
+    """Rename what has another name here.
 
     Args:
-        root: The dataclass of the whole configuration.
+        root: The class of the whole configuration.
         tree: The composed mapping.
 
     Returns:
@@ -61,7 +61,7 @@ def _mapping_at(tree: Any, path: str, *, make: bool = False) -> dict[str, Any] |
 
 
 def _model_sections(tree: dict[str, Any]) -> list[Problem]:
-    """`model.NAME: {...}` of `defaults: [{model: [NAME]}]`: an architecture under the model's name."""
+    """`model.NAME: {...}` of `defaults: [{model: [NAME]}]`: an architecture below the model's name."""
     model = _mapping_at(tree, "model") or {}
     named = [name for name, value in model.items() if isinstance(value, dict)]
     problems = []

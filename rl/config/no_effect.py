@@ -1,34 +1,35 @@
-"""Keys that were given but do nothing in this combination: no silent no-ops."""
+"""Warns of keys that are given but have no effect in this combination."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from rl.config.keys import value_at
 from rl.config.problems import Problem, warning
-from rl.config.ranges import value_at
+from rl.config.rules import is_built_in
 from rl.config.schema import Config, Device, KlControl, LossAggregation, LrDecayStyle, RLConfig
 
 
 @dataclass(slots=True, frozen=True)
 class Condition:
-    """Keys that count only under a condition."""
+    """Keys that have an effect only under a condition."""
 
     keys: tuple[str, ...]
     is_met: bool
     reason: str
-    """Why they do nothing where it is not met, and what to set."""
+    """Why they have no effect if it is not met, and what to set."""
 
 
 _CORRECTION = "rl_config.rollout_correction"
 
 
 def no_effect_problems(config: Config, given: frozenset[str]) -> Iterator[Problem]:
-    """Warn of each key that was given another value than its default, and is not read in this combination.
+    """Warn of each key that is given, differs from its default, and is not read in this combination.
 
     Args:
-        config: The configuration.
-        given: Dotted paths that YAML or an override set.
+        config: The run's configuration.
+        given: Dotted paths that YAML or an override sets.
     """
     defaults = Config()
     for condition in _conditions(config):
@@ -149,7 +150,19 @@ def _rollout_conditions(rl: RLConfig) -> tuple[Condition, ...]:
             rl.multi_turn_enable,
             "multi_turn_enable is false. Set that.",
         ),
-        Condition(("rl_config.async_engine",), False, "engines are always asynchronous. Remove it."),
+        Condition(
+            ("rl_config.environment_kwargs",), not is_built_in(rl, "environment"), "environment is tools. Set that."
+        ),
+        Condition(
+            ("rl_config.rollout_function_kwargs",),
+            not is_built_in(rl, "rollout_function"),
+            "rollout_function is agent_loop. Set that.",
+        ),
+        Condition(
+            ("rl_config.final_answer_reserve",),
+            is_built_in(rl, "rollout_function"),
+            "a rollout_function leads the trajectories. Remove it.",
+        ),
         Condition(
             ("rl_config.wandb_project", "rl_config.wandb_exp_name"), rl.use_wandb, "use_wandb is false. Set that."
         ),

@@ -10,11 +10,11 @@ from rl.config.schema import Config, LossAggregation
 _COMPARE_WITHIN_GROUPS = ("group_norm", "rloo", "reinforce_plus_plus_baseline")
 _OF_SEQUENCES = ("gspo", "gmpo")
 _WIDE_FOR_SEQUENCES = 0.05
-"""The mean log-ratio of a sequence hardly moves: a GSPO range beyond it never clips."""
+"""The mean log-ratio of a sequence hardly changes, so GSPO never clips with a wider range."""
 
 
 def objective_problems(config: Config) -> Iterator[Problem]:
-    """Combinations of the objective that make no sense, or not the sense they seem to make."""
+    """Combinations of the objective that are useless or misleading."""
     rl = config.rl_config
     if rl.adv_estimator in _COMPARE_WITHIN_GROUPS and rl.n_samples_per_prompt == 1:
         yield error(
@@ -24,7 +24,7 @@ def objective_problems(config: Config) -> Iterator[Problem]:
     elif rl.filter_groups_enable and rl.n_samples_per_prompt == 1:
         yield error(
             "rl_config.filter_groups_enable: keeps groups whose trajectories differ, got n_samples_per_prompt 1, with "
-            "which none can. Set false, or raise that."
+            "which none do. Set false, or raise that."
         )
     aggregation = rl.loss_agg_mode
     if aggregation is None and rl.token_level_loss:
@@ -38,7 +38,7 @@ def objective_problems(config: Config) -> Iterator[Problem]:
     if rl.policy_loss == "gspo" and clip_high > _WIDE_FOR_SEQUENCES:
         key = "clip_ratio_high" if rl.clip_higher_enable else "clip_ratio"
         yield warning(
-            f"rl_config.{key}: the ratio of a whole sequence hardly leaves 1, so gspo never clips at {clip_high:g}. "
+            f"rl_config.{key}: the ratio of a whole sequence stays near 1, so gspo never clips at {clip_high:g}. "
             "Set clip_higher_enable, clip_ratio_low 3e-4 and clip_ratio_high 4e-4, as in its paper."
         )
     if (
@@ -50,5 +50,5 @@ def objective_problems(config: Config) -> Iterator[Problem]:
     ):
         yield warning(
             "rl_config.use_kl_in_reward: in a group of equal scores the KL term is the only difference, and "
-            "norm_adv_by_std blows it up to full size. Set filter_groups_enable, or norm_adv_by_std to false."
+            "norm_adv_by_std scales it up to full size. Set filter_groups_enable, or norm_adv_by_std to false."
         )

@@ -1,14 +1,12 @@
-"""Overrides of the command line, `key=value`: what is typed for a key of text is that text, character by character."""
+"""Reads overrides of the command line, `key=value`. For a key of text, the value is exactly what is typed."""
 
 from __future__ import annotations
 
 import dataclasses
 import re
-import types
 import typing
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from enum import StrEnum
 from typing import Any
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -17,7 +15,8 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import GrammarParseError, OmegaConfBaseException
 
-from rl.config.build import field_types
+from rl.config.keys import field_types, not_null
+from rl.config.kinds import Choice
 from rl.config.yaml_files import parse_yaml, unfinished_reference
 from rl.errors import ConfigError
 
@@ -32,21 +31,21 @@ class Overrides:
     """The overrides of one command."""
 
     choices: list[str]
-    """Of groups, and removals, in Hydra's grammar."""
+    """Choices of groups, and removals, in Hydra's grammar."""
     values: list[tuple[list[str], Any]]
-    """The names down to a key, and its value."""
+    """The names down to each key, and its value."""
 
 
 def read_overrides(root: type, overrides: Iterable[str], is_group: Callable[[str], bool]) -> Overrides:
-    """Read what was typed.
+    """Read the overrides of a command.
 
     Args:
-        root: The dataclass whose keys are set.
-        overrides: `key=value`, `group=name`, `~key` or `~group`; a `+` before a key changes nothing.
-        is_group: Whether a name is that of a folder of configurations.
+        root: The class whose keys are set.
+        overrides: `key=value`, `group=name`, `~key` or `~group`; a `+` before a key has no effect.
+        is_group: Whether a folder of configurations has this name.
 
     Raises:
-        ConfigError: One is none of these, or a list or mapping is malformed.
+        ConfigError: An override has another form, or a list or mapping is malformed.
     """
     read = Overrides([], [])
     for override in overrides:
@@ -76,10 +75,10 @@ def read_overrides(root: type, overrides: Iterable[str], is_group: Callable[[str
 
 
 def apply_values(tree: DictConfig, overrides: Overrides) -> None:
-    """Set the values in a composition; a mapping is merged into one that is there.
+    """Set the values in a composition; a mapping is merged into an existing one.
 
     Raises:
-        ConfigError: A key stands below one that is no section.
+        ConfigError: A key is below another key that is not a section.
     """
     for names, value in overrides.values:
         key = "".join(f"[{name}]" if "." in name else f".{name}" for name in names).lstrip(".")
@@ -87,7 +86,7 @@ def apply_values(tree: DictConfig, overrides: Overrides) -> None:
             OmegaConf.update(tree, key, value, merge=True, force_add=True)
         except GrammarParseError as failure:
             raise ConfigError(unfinished_reference(".".join(names))) from failure
-        except (OmegaConfBaseException, AssertionError) as failure:  # it asserts that what stands above is a section
+        except (OmegaConfBaseException, AssertionError) as failure:  # it asserts that the parent is a section
             reason = " ".join(str(failure).split("full_key:")[0].split()).rstrip(".")
             raise ConfigError(
                 f"{'.'.join(names)}: cannot be set ({reason}), got {value!r:.80}. Correct the key: all are in "
@@ -96,9 +95,9 @@ def apply_values(tree: DictConfig, overrides: Overrides) -> None:
 
 
 def _place(root: type, key: str) -> tuple[list[str], Any]:
-    """Names down to a key, and the type that the schema has there; None where it has none.
+    """Names down to a key, and its type in the schema; None if the schema does not have it.
 
-    In a mapping the dots of a function's name (`path/file.py:function`) belong to the name.
+    In a mapping, the dots of a function's name (`path/file.py:function`) belong to the name.
     """
     names: list[str] = []
     kind: Any = root
@@ -117,10 +116,10 @@ def _place(root: type, key: str) -> tuple[list[str], Any]:
 
 
 def _value(kind: Any, typed: str, override: str) -> Any:
-    """What was typed, as the type of the key has it."""
-    if typing.get_origin(kind) in (types.UnionType, typing.Union):
-        (kind,) = [arg for arg in typing.get_args(kind) if arg is not type(None)]
-    if kind is str or (isinstance(kind, type) and issubclass(kind, StrEnum)):
+    """The typed value, converted by the type of the key."""
+    kind = not_null(kind)
+    is_choice = typing.get_origin(kind) is typing.Literal or (isinstance(kind, type) and issubclass(kind, Choice))
+    if kind is str or is_choice:
         return _text(typed)
     if kind == list[str] and typed.startswith("[") and typed.endswith("]"):
         return [_text(item) for item in _items(typed[1:-1])]
@@ -129,7 +128,7 @@ def _value(kind: Any, typed: str, override: str) -> Any:
         if not parsed.is_sweep_override():
             return parsed.value()
     except (HydraException, RecursionError, ValueError):
-        pass  # what Hydra's grammar has no place for: quoted keys, letters beyond ASCII, thousands of digits
+        pass  # Hydra's grammar does not have quoted keys, letters beyond ASCII, or thousands of digits
     if typed[:1] not in ("[", "{"):
         return typed
     try:
@@ -142,7 +141,7 @@ def _value(kind: Any, typed: str, override: str) -> Any:
 
 
 def _text(typed: str) -> str | None:
-    """Text in quotes without them, `null` as nothing, all else as it is."""
+    """Text without its quotes, None for `null`, everything else as it is."""
     if quoted := _QUOTED.fullmatch(typed):
         mark = quoted[1]
         return quoted[2].replace(f"\\{mark}", mark)
@@ -150,6 +149,6 @@ def _text(typed: str) -> str | None:
 
 
 def _items(typed: str) -> list[str]:
-    """Split a list at its commas, those within quotes and `${...}` left out."""
+    """Split a list at its commas, except those within quotes and `${...}`."""
     items = [found[1] for found in _ITEM.finditer(typed) if found[0]]
     return items if typed.strip() else []

@@ -1,4 +1,4 @@
-"""What checks of a configuration find: problems of three severities, collected rather than raised one by one."""
+"""Problems that checks of a configuration find. They have three severities and are collected, not raised one by one."""
 
 from __future__ import annotations
 
@@ -11,34 +11,34 @@ from rl.errors import ConfigError
 
 
 class Severity(StrEnum):
-    """What a problem does to a run."""
+    """The effect of a problem on a run."""
 
     ERROR = "error"
     """The run does not start."""
     WARNING = "warning"
-    """The run starts; a key does nothing, or probably not what was meant."""
+    """The run starts; a key has no effect, or probably not the intended one."""
     NOTE = "note"
-    """Could not be checked on this machine."""
+    """Something could not be checked on this machine."""
 
 
 @dataclass(slots=True, frozen=True)
 class Problem:
-    """One finding, in the words that the user reads."""
+    """One problem, in the words that the user reads."""
 
     severity: Severity
     text: str
     """`where: what is wrong, got what. What to do.`"""
     key: str = ""
-    """Dotted path of a key whose value cannot be used at all; its default stands in for it."""
+    """Dotted path of a key whose value cannot be used; its default replaces it."""
 
 
 def error(text: str, key: str = "") -> Problem:
-    """Make a problem that keeps the run from starting."""
+    """Make a problem that prevents the run."""
     return Problem(Severity.ERROR, text, key)
 
 
 def warning(text: str) -> Problem:
-    """Make a problem that the user should know of."""
+    """Make a problem that the user should know about."""
     return Problem(Severity.WARNING, text)
 
 
@@ -48,11 +48,11 @@ def note(text: str) -> Problem:
 
 
 def without_consequences(problems: Iterable[Problem], wrong: Iterable[Problem]) -> list[Problem]:
-    """Leave out what rules say about keys that have no usable value: they have judged what stands in for it.
+    """Drop problems that mention keys without a usable value: the rules checked the default in its place.
 
     Args:
-        problems: What rules between fields found.
-        wrong: What was wrong with single values.
+        problems: Problems from the rules between keys.
+        wrong: Problems of single values.
     """
     names = {problem.key.rpartition(".")[2].partition("[")[0] for problem in wrong if problem.key}
     mention = re.compile(rf"\b({'|'.join(map(re.escape, names))})\b")

@@ -1,23 +1,18 @@
-"""The generated parts of the documentation: all keys of the schema, and the keys of MindSpeed-RL that are not in it."""
+"""Writes the generated parts of the documentation: keys of the schema, and keys of MindSpeed-RL."""
 
 from __future__ import annotations
 
-import ast
-import dataclasses
 import inspect
 import sys
-import types
-import typing
-from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
 import yaml
+from pydantic import TypeAdapter
 
-from rl.config import schema
-from rl.config.build import field_types, plain_mapping
+from rl.config.keys import default_mapping
 from rl.config.migration import DATASET_MIGRATION, MIGRATION, Migration
-from rl.config.ranges import CHOICES, RANGES
+from rl.config.schema import Config, DatasetConfig
 
 _HEAD = """# Configuration
 
@@ -63,19 +58,22 @@ the environment, here and in YAML; `\\${` is the characters. `group=NAME` choose
 
 _BEGIN, _END = "<!-- generated: migration -->", "<!-- end -->"
 _DATASET = "Datasets (`configs/datasets/*.yaml`)"
+_BOUNDS = {"exclusiveMinimum": "above", "minimum": "at least", "exclusiveMaximum": "below", "maximum": "at most"}
 
 
 def configuration_page() -> str:
     """The page as Markdown."""
-    parts = [_HEAD]
-    for name, cls in field_types(schema.Config).items():
-        parts += _section(f"`{name}`", name, cls)
-    parts += _section(_DATASET, "", schema.DatasetConfig)
+    schema, defaults = TypeAdapter(Config).json_schema(), default_mapping(Config)
+    definitions, parts = schema["$defs"], [_HEAD]
+    for name, node in schema["properties"].items():
+        parts += _section(f"`{name}`", name, _resolved(node, definitions), defaults[name], definitions)
+    dataset = TypeAdapter(DatasetConfig).json_schema()
+    parts += _section(_DATASET, "", dataset, default_mapping(DatasetConfig), {})
     return "\n".join(parts)
 
 
 def migration_table() -> str:
-    """What becomes of each foreign key, for docs/migrating.md."""
+    """The answer to each key of MindSpeed-RL, for docs/migrating.md."""
     lines = ["| key | accepted | what to do |", "|---|---|---|"]
     for path, entry in MIGRATION.items():
         lines.append(_migration_row(path, entry))
@@ -85,7 +83,7 @@ def migration_table() -> str:
 
 
 def write_pages(folder: Path) -> None:
-    """Write configuration.md, and the table within migrating.md."""
+    """Write configuration.md and the table in migrating.md."""
     (folder / "configuration.md").write_text(configuration_page(), encoding="utf-8")
     page = folder / "migrating.md"
     before, _, rest = page.read_text(encoding="utf-8").partition(_BEGIN)
@@ -93,57 +91,54 @@ def write_pages(folder: Path) -> None:
     page.write_text(f"{before}{_BEGIN}\n{migration_table()}\n{_END}{after}", encoding="utf-8")
 
 
-def field_comments(cls: type) -> dict[str, str]:
-    """The string below each field of a dataclass, by the field's name; fields without one are left out."""
-    tree = ast.parse(inspect.getsource(cls)).body[0]
-    assert isinstance(tree, ast.ClassDef), "a dataclass is a class"
-    comments: dict[str, str] = {}
-    for statement, following in zip(tree.body, tree.body[1:], strict=False):
-        is_field = isinstance(statement, ast.AnnAssign) and isinstance(statement.target, ast.Name)
-        if is_field and isinstance(following, ast.Expr) and isinstance(following.value, ast.Constant):
-            comments[ast.unparse(statement.target)] = " ".join(str(following.value.value).split())  # type: ignore[attr-defined]
-    return comments
-
-
 def _migration_row(path: str, entry: Migration) -> str:
     accepted = "any value" if entry.accepted is None else ", ".join(sorted({_default(v) for v in entry.accepted}))
     return f"| `{path}` | {accepted or 'none'} | {entry.advice} |"
 
 
-def _section(title: str, path: str, cls: type) -> list[str]:
-    """A table of the keys of one section, and then its sections within."""
-    lines = [f"## {title}", "", inspect.cleandoc(cls.__doc__ or ""), "", "| key | type | default | meaning |"]
+def _section(
+    title: str, path: str, schema: dict[str, Any], defaults: dict[str, Any], definitions: dict[str, Any]
+) -> list[str]:
+    """A table of the keys of one section, and then its sections within, from its JSON schema."""
+    lines = [f"## {title}", "", inspect.cleandoc(schema["description"]), "", "| key | type | default | meaning |"]
     lines.append("|---|---|---|---|")
-    defaults, comments = plain_mapping(cls()), field_comments(cls)
     inner: list[str] = []
-    for name, kind in field_types(cls).items():
-        where = f"{path}.{name}" if path else name
-        if dataclasses.is_dataclass(kind):
-            inner += _section(f"`{where}`", where, typing.cast(type, kind))
+    for name, node in schema["properties"].items():
+        resolved = _resolved(node, definitions)
+        if "properties" in resolved:
+            where = f"{path}.{name}"
+            inner += _section(f"`{where}`", where, resolved, defaults[name], definitions)
             continue
-        meaning = comments.get(name, "").replace("|", "\\|")
-        lines.append(f"| `{name}` | {_type(kind)}{_range(where)} | {_default(defaults[name])} | {meaning} |")
+        meaning = " ".join(node.get("description", "").split()).replace("|", "\\|")
+        lines.append(
+            f"| `{name}` | {_type(node, definitions)}{_range(node)} | {_default(defaults[name])} | {meaning} |"
+        )
     return [*lines, "", *inner]
 
 
-def _range(path: str) -> str:
-    if path in CHOICES:
-        return f": {', '.join(CHOICES[path])}"
-    return f", {RANGES[path]}" if path in RANGES else ""
+def _resolved(node: dict[str, Any], definitions: dict[str, Any]) -> dict[str, Any]:
+    """What a reference stands for."""
+    found: dict[str, Any] = definitions[node["$ref"].rpartition("/")[2]] if "$ref" in node else node
+    return found
 
 
-def _type(kind: Any) -> str:
-    names = {int: "integer", float: "number", bool: "bool", str: "text", Any: "any"}
-    if kind in names:
-        return names[kind]
-    if isinstance(kind, type) and issubclass(kind, StrEnum):
-        return ", ".join(kind)
-    arguments = typing.get_args(kind)
-    if typing.get_origin(kind) in (types.UnionType, typing.Union):
-        return f"{_type(arguments[0])} or null"
-    if typing.get_origin(kind) is list:
-        return f"list of {_type(arguments[0])}"
-    return "mapping" if typing.get_origin(kind) is dict else str(kind)
+def _type(node: dict[str, Any], definitions: dict[str, Any]) -> str:
+    """The type of a key, as in `integer or null`."""
+    node = _resolved(node, definitions)
+    if "anyOf" in node:
+        return f"{_type(node['anyOf'][0], definitions)} or null"
+    if "enum" in node:
+        return ", ".join(node["enum"])
+    if node["type"] == "array":
+        return f"list of {_type(node['items'], definitions)}"
+    return {"string": "text", "boolean": "bool", "object": "mapping"}.get(node["type"], node["type"])
+
+
+def _range(node: dict[str, Any]) -> str:
+    """The range of a number, as in `, at least 0 and at most 1`."""
+    number = node.get("items") or node.get("anyOf", [node])[0]
+    bounds = [f"{word} {number[key]:,.15g}" for key, word in _BOUNDS.items() if key in number]
+    return f", {' and '.join(bounds)}" if bounds else ""
 
 
 def _default(value: Any) -> str:

@@ -1,4 +1,4 @@
-"""What `rl validate` shows: the resolved configuration, the arithmetic of a step, and the problems."""
+"""Prints the output of `rl validate`: the resolved configuration, the arithmetic of a step, and the problems."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from rich.markup import escape
 from rich.syntax import Syntax
 from rich.table import Table
 
-from rl.config.build import plain_mapping
 from rl.config.device_memory import device_memory
-from rl.config.estimates import GIB, batch_arithmetic, longest_sample, memory_estimate
+from rl.config.estimates import GIB, batch_arithmetic, longest_sample, memory_estimate, object_store_bytes
+from rl.config.keys import plain_mapping
 from rl.config.problems import Problem, Severity
 from rl.config.schema import Config, Device, ModelConfig
 
@@ -65,6 +65,7 @@ def _batch_table(config: Config) -> Table:
         if batch.num_optimizer_steps == 1
         else f"{batch.num_mini_batches} mini-batches x {rl.epochs} epochs",
     )
+    table.add_row("object store", _gib(object_store_bytes(config)), "shared memory for the trajectories of two steps")
     return table
 
 
@@ -101,7 +102,7 @@ def _memory_table(config: Config, facts: ModelConfig) -> Table:
 
 
 def _add_cuda_rows(table: Table, config: Config, facts: ModelConfig) -> None:
-    """What a GPU must have for every phase, and its host."""
+    """Add what every phase needs of a GPU and of its host."""
     need, num_actors = device_memory(config, facts), config.rl_config.actor_resource.num_devices
     table.add_row("update on CUDA", _gib(need.learning_bytes), "the actor, and its processes' own")
     table.add_row(

@@ -4,51 +4,29 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from rl.config.divisibility import devices_fault, engine_fault, pipeline_fault, tensor_fault
 from rl.config.estimates import GIB, longest_response, memory_estimate
 from rl.config.objective_rules import objective_problems
 from rl.config.problems import Problem, error, warning
-from rl.config.schema import Config, Device, ModelConfig
+from rl.config.schema import Config, Device, ModelConfig, RLConfig
 
 
 def parallel_problems(config: Config, facts: ModelConfig | None) -> Iterator[Problem]:
     """The actor's parallel sizes against devices and against the architecture, where that is known."""
-    actor, rl = config.actor_config, config.rl_config
-    tp, pp, devices = (
-        actor.tensor_model_parallel_size,
-        actor.pipeline_model_parallel_size,
-        rl.actor_resource.num_devices,
-    )
-    if devices % (tp * pp):
-        yield error(
-            f"rl_config.actor_resource.num_devices: must be a multiple of tensor ({tp}) times pipeline ({pp}) parallel "
-            f"size, got {devices}. Set {max(1, devices // (tp * pp)) * tp * pp}, or change the parallel sizes."
-        )
-    if facts is None:
-        return
-    heads, kv_heads, layers = facts.num_attention_heads, facts.num_key_value_heads, facts.num_hidden_layers
-    fitting = _head_divisors(facts)
-    if tp not in fitting:
-        yield error(
-            f"actor_config.tensor_model_parallel_size: must divide {heads} attention heads and {kv_heads} key-value "
-            f"heads, got {tp}. Set one of {', '.join(map(str, fitting))}."
-        )
-    if layers % pp:
-        sizes = [str(size) for size in range(1, layers + 1) if layers % size == 0]
-        yield error(
-            f"actor_config.pipeline_model_parallel_size: must divide {layers} layers, got {pp}. "
-            f"Set one of {', '.join(sizes)}."
-        )
-    chunk = actor.num_layers_per_virtual_pipeline_stage
-    if chunk is not None and layers % pp == 0 and layers // pp % chunk:
-        sizes = [str(size) for size in range(1, layers // pp + 1) if layers // pp % size == 0]
-        yield error(
-            f"actor_config.num_layers_per_virtual_pipeline_stage: must divide the {layers // pp} layers of a pipeline "
-            f"rank, got {chunk}. Set one of {', '.join(sizes)}."
-        )
+    actor = config.actor_config
+    tp, pp = actor.tensor_model_parallel_size, actor.pipeline_model_parallel_size
+    faults = [devices_fault(config.rl_config.actor_resource.num_devices, tp=tp, pp=pp)]
+    if facts is not None:
+        chunk = actor.num_layers_per_virtual_pipeline_stage
+        faults += [
+            tensor_fault(facts, tp),
+            pipeline_fault(facts.num_hidden_layers, pp=pp, layers_per_chunk=chunk),
+        ]
+    yield from map(error, filter(None, faults))
 
 
 def length_problems(config: Config, facts: ModelConfig | None) -> Iterator[Problem]:
-    """Token lengths against each other and against what the engine and the model hold."""
+    """Token lengths against each other and against the limits of engine and model."""
     rl, generate, training = config.rl_config, config.generate_config, config.megatron_training
     longest, limit = rl.max_prompt_length + longest_response(config), generate.max_model_len
     if longest > limit:
@@ -77,7 +55,7 @@ def length_problems(config: Config, facts: ModelConfig | None) -> Iterator[Probl
 
 
 def _turn_length_problems(config: Config) -> Iterator[Problem]:
-    """Parts of a trajectory against the whole; without tools it is one turn, which max_tokens alone bounds."""
+    """Parts of a trajectory against the whole. Without tools there is one turn, which only max_tokens limits."""
     rl, max_tokens = config.rl_config, config.generate_config.sampling_config.max_tokens
     total = rl.max_total_response_length
     if max_tokens > total:
@@ -88,12 +66,13 @@ def _turn_length_problems(config: Config) -> Iterator[Problem]:
     for name in ("final_answer_reserve", "max_tool_response_length"):
         if getattr(rl, name) >= total:
             yield error(
-                f"rl_config.{name}: must be under max_total_response_length ({total}), got {getattr(rl, name)}. Lower."
+                f"rl_config.{name}: must be under max_total_response_length ({total}), got {getattr(rl, name)}. "
+                "Lower it."
             )
 
 
 def sampling_problems(config: Config) -> Iterator[Problem]:
-    """Training rollouts must be samples of the very distribution whose log-probs are trained on."""
+    """Training rollouts must be samples of exactly the distribution whose log-probs are trained on."""
     sampling, where = config.generate_config.sampling_config, "generate_config.sampling_config"
     for name, required in (("top_p", 1.0), ("top_k", -1), ("min_p", 0.0)):
         if (value := getattr(sampling, name)) != required:
@@ -109,30 +88,15 @@ def sampling_problems(config: Config) -> Iterator[Problem]:
 
 
 def engine_problems(config: Config, facts: ModelConfig | None) -> Iterator[Problem]:
-    """What an engine computes at once, and how it is split."""
+    """How much an engine computes at once, and how it is split over devices."""
     generate = config.generate_config
     if generate.max_num_batched_tokens < generate.max_num_seqs:
         yield error(
             f"generate_config.max_num_batched_tokens: must be at least max_num_seqs ({generate.max_num_seqs}), got "
             f"{generate.max_num_batched_tokens}. Raise it, or lower max_num_seqs."
         )
-    if facts is None:
-        return
-    heads, kv_heads, engine_tp = (
-        facts.num_attention_heads,
-        facts.num_key_value_heads,
-        generate.infer_tensor_parallel_size,
-    )
-    if heads % engine_tp or (kv_heads % engine_tp and engine_tp % kv_heads):
-        yield error(
-            f"generate_config.infer_tensor_parallel_size: must divide {heads} attention heads, got {engine_tp}. "
-            f"Set one of {', '.join(map(str, _head_divisors(facts)))}."
-        )
-
-
-def _head_divisors(facts: ModelConfig) -> list[int]:
-    heads, kv_heads = facts.num_attention_heads, facts.num_key_value_heads
-    return [size for size in range(1, heads + 1) if heads % size == 0 and kv_heads % size == 0]
+    if facts is not None and (fault := engine_fault(facts, generate.infer_tensor_parallel_size)):
+        yield error(fault)
 
 
 def algorithm_problems(config: Config) -> Iterator[Problem]:
@@ -161,15 +125,30 @@ def algorithm_problems(config: Config) -> Iterator[Problem]:
 
 
 def multi_turn_problems(config: Config) -> Iterator[Problem]:
-    """What tools need."""
+    """Requirements of tools, environments and rollout functions."""
     rl = config.rl_config
-    if rl.multi_turn_enable and not rl.async_engine:
-        yield error("rl_config.async_engine: must be true with multi_turn_enable, got false. Set true.")
-    if rl.multi_turn_enable and not rl.tool_config_path:
+    named = [key for key in ("environment", "rollout_function") if not is_built_in(rl, key)]
+    if rl.multi_turn_enable and not rl.tool_config_path and not named:
         yield error(
             "rl_config.tool_config_path: must name a tool YAML with multi_turn_enable, got nothing. "
             "Set configs/tools/retool_config.yaml, for example."
         )
+    if named and not rl.multi_turn_enable:
+        yield error(f"rl_config.{named[0]}: needs multi_turn_enable, got '{getattr(rl, named[0])}'. Set that to true.")
+    if len(named) > 1:
+        yield error(
+            "rl_config.environment: a rollout function leads its trajectories alone, got both. Remove one of them."
+        )
+    if named and "environment" not in rl.verifier_function:
+        yield warning(
+            f"rl_config.verifier_function: does not name 'environment', so rewards of {getattr(rl, named[0])} do not "
+            "count. Add it, unless it gives none."
+        )
+
+
+def is_built_in(rl: RLConfig, key: str) -> bool:
+    """Whether `environment` or `rollout_function` has its default."""
+    return bool(getattr(rl, key) == getattr(RLConfig(), key))
 
 
 def run_problems(config: Config) -> Iterator[Problem]:
@@ -199,7 +178,7 @@ def _reward_problems(config: Config) -> Iterator[Problem]:
 
 
 def _is_reward_metric(config: Config, metric: str) -> bool:
-    """A reward's name, or `<name>/<metric>` for what it returns beside its score."""
+    """Whether it is a reward's name, or `<name>/<metric>` for a metric that a reward returns with its score."""
     return any(metric == name or metric.startswith(f"{name}/") for name in config.rl_config.verifier_function)
 
 
@@ -211,7 +190,7 @@ def _overlong_problems(config: Config) -> Iterator[Problem]:
     if not 1 <= rl.overlong_buffer <= rl.rollout_max_tokens:
         yield error(
             f"rl_config.overlong_buffer: must be from 1 to rollout_max_tokens, {rl.rollout_max_tokens}, got "
-            f"{rl.overlong_buffer}. Set the tokens before the limit where the punishment begins."
+            f"{rl.overlong_buffer}. Set the tokens before the limit where the penalty begins."
         )
     elif begin >= longest_response(config):
         yield warning(
@@ -245,6 +224,6 @@ def _correction_problems(config: Config) -> Iterator[Problem]:
         )
     if correction.bypass_mode and correction.rollout_is is not None and rl.policy_loss != "reinforce":
         yield error(
-            f"{where}.bypass_mode: policy_loss {rl.policy_loss} then has the ratio to the engine's policy already, got "
+            f"{where}.bypass_mode: policy_loss {rl.policy_loss} then already has the ratio to the engine's policy, got "
             f"rollout_is {correction.rollout_is} to weigh by it again. Set rollout_is to null, or bypass_mode to false."
         )

@@ -1,4 +1,4 @@
-"""Where configurations are found: one's own folder first, then those that the package ships."""
+"""Finds and composes configurations: in the user's folder first, then in the package."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _PACKAGE = Path(__file__).resolve().parents[1]
 
 
 def shipped_folder() -> Path:
-    """The package's own configurations: `rl/configs` where it is installed, `configs` beside it in the repository."""
+    """The package's configurations: `rl/configs` if it is installed, `configs` in the repository."""
     installed = _PACKAGE / "configs"
     return installed if installed.is_dir() else _PACKAGE.parent / "configs"
 
@@ -35,12 +35,12 @@ def compose(name: str, choices: Sequence[str], folders: Sequence[Path]) -> DictC
     """Compose a file with its defaults list.
 
     Args:
-        name: The file in the first folder that has it, without `.yaml`.
+        name: The file, without `.yaml`; the first folder that has it counts.
         choices: Overrides in Hydra's grammar that choose a member of a group or remove a key.
         folders: Where files are looked for, in this order.
 
     Returns:
-        The composition, with interpolations still in it.
+        The composition, with unresolved interpolations.
 
     Raises:
         ConfigError: A file cannot be read or composed.
@@ -55,14 +55,14 @@ def compose(name: str, choices: Sequence[str], folders: Sequence[Path]) -> DictC
     file = next((found for folder in folders if (found := folder / f"{name}.yaml").is_file()), Path(f"{name}.yaml"))
     try:
         with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", ".*missing `_self_`")  # it stands last then, as one would expect
+            warnings.filterwarnings("ignore", ".*missing `_self_`")  # it is then last, as one would expect
             tree = ConfigLoaderImpl(path).load_configuration(name, list(choices), RunMode.RUN, from_shell=False)
     except OverrideParseException as failure:
         raise ConfigError(
             f"override: cannot be read, got '{failure.override}'. Write group=NAME, ~group or ~section.key."
         ) from failure
     except (HydraException, OmegaConfBaseException, ValueError, TypeError, AssertionError, OSError) as failure:
-        # the last four are how Hydra answers defaults and choices that it did not expect
+        # Hydra raises the last four for defaults and choices that it does not expect
         raise ConfigError(
             f"{file}: cannot be composed, got: {_reason(failure)}. Correct it, or its `defaults`."
         ) from failure
@@ -94,16 +94,16 @@ class _YamlFiles(FileConfigSource):
             node = OmegaConf.create(content)
         except GrammarParseError as failure:
             raise ConfigError(unfinished_reference(f"{file}: {failure.full_key}")) from failure
-        except (ValueError, OmegaConfBaseException) as failure:  # of a malformed `# @package` line, a set, a null key
+        except (ValueError, OmegaConfBaseException) as failure:  # for a malformed `# @package` line, a set, a null key
             raise ConfigError(f"{file}: cannot be read, got: {_reason(failure)}. Correct it.") from failure
         return ConfigResult(config=node, path=self.full_path(), provider=self.provider, header=header)
 
 
 def _check_defaults(file: Path, defaults: Any) -> None:
-    """Hydra asserts what this says.
+    """Check the form of a list `defaults`, which Hydra only asserts.
 
     Raises:
-        ConfigError: The list has another form.
+        ConfigError: It has another form.
     """
     items = defaults if isinstance(defaults, list) else [defaults]
     for item in items:
@@ -121,6 +121,6 @@ def _check_defaults(file: Path, defaults: Any) -> None:
 
 
 def _reason(failure: BaseException) -> str:
-    """The cause in one line: OmegaConf's where Hydra wraps it without a word, without Hydra's list of places."""
+    """The cause in one line, without Hydra's list of places; OmegaConf's message if Hydra wraps it without one."""
     text = str(failure) or str(failure.__cause__ or type(failure).__name__)
     return shorten(text.split("Config search path")[0], 600, placeholder=" ...").rstrip(".")

@@ -1,4 +1,4 @@
-"""All checks of a configuration that need nothing but the configuration (and the model's config.json, where it is)."""
+"""All checks that need only the configuration (and the model's config.json, if it exists)."""
 
 from __future__ import annotations
 
@@ -8,8 +8,7 @@ from enum import Enum
 from rl.config.futile import futile_problems
 from rl.config.model_facts import find_model_facts
 from rl.config.no_effect import no_effect_problems
-from rl.config.problems import Problem, Severity
-from rl.config.ranges import range_problems
+from rl.config.problems import Problem
 from rl.config.rules import (
     algorithm_problems,
     engine_problems,
@@ -23,7 +22,7 @@ from rl.config.schema import Config
 
 
 class Task(Enum):
-    """What a configuration is for: a rule is judged where its keys are read."""
+    """The purpose of a configuration. A rule applies where its keys are read."""
 
     TRAIN = "train"
     SFT = "sft"
@@ -31,20 +30,17 @@ class Task(Enum):
 
 
 def find_problems(config: Config, given: frozenset[str] = frozenset(), task: Task = Task.TRAIN) -> list[Problem]:
-    """Check each field, then the fields against each other.
+    """Check the keys of a configuration against each other.
 
     Args:
         config: The configuration.
-        given: Dotted paths that were set, for warnings of keys without effect.
-        task: What it is for.
+        given: Dotted paths of the keys that were set, for warnings about keys without effect.
+        task: Its purpose.
 
     Returns:
-        Every problem, not only the first. Rules between fields are not judged while a field is out of its range.
+        Every problem, not only the first.
     """
-    problems = list(range_problems(config))
-    if any(problem.severity is Severity.ERROR for problem in problems):
-        return problems
-    return [*problems, *_rule_problems(config, given, task)]
+    return list(_rule_problems(config, given, task))
 
 
 def _rule_problems(config: Config, given: frozenset[str], task: Task) -> Iterator[Problem]:

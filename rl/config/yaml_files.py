@@ -1,4 +1,4 @@
-"""Reads a YAML file: any of Unicode's encodings, one mapping, and every fault with file, line and cure."""
+"""Reads YAML files in any Unicode encoding. Errors name file, line and cure."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _CURES = {
 
 
 def read_yaml(path: Path) -> dict[Any, Any]:
-    """Read a file that holds one mapping.
+    """Read a file that contains one mapping.
 
     Args:
         path: UTF-8 with or without a byte order mark, or UTF-16 with one.
@@ -32,13 +32,13 @@ def read_yaml(path: Path) -> dict[Any, Any]:
         The mapping; empty for an empty file.
 
     Raises:
-        ConfigError: The file cannot be read, or is no such YAML.
+        ConfigError: The file cannot be read, or is not such YAML.
     """
     return parse_mapping(path, read_text(path))
 
 
 def parse_mapping(path: Path, text: str) -> dict[Any, Any]:
-    """Parse the text of a file that holds one mapping, as `read_yaml` does."""
+    """Parse the text of a file that contains one mapping, as `read_yaml` does."""
     value = parse_yaml(str(path), text)
     if value is not None and not isinstance(value, dict):
         raise ConfigError(
@@ -48,7 +48,7 @@ def parse_mapping(path: Path, text: str) -> dict[Any, Any]:
 
 
 def read_text(path: Path) -> str:
-    """Decode a text file by its byte order mark, else as UTF-8.
+    """Decode a text file by its byte order mark, or as UTF-8 without one.
 
     Raises:
         ConfigError: The file cannot be read, or has another encoding.
@@ -71,14 +71,14 @@ def parse_yaml(where: str, text: str) -> Any:
     """Parse one YAML document.
 
     Args:
-        where: What to name in an error.
+        where: Name of the document in errors.
         text: The document.
 
     Returns:
         Plain Python values.
 
     Raises:
-        ConfigError: It is malformed, nested more than 100 deep, or its aliases contain or multiply themselves.
+        ConfigError: It is malformed, nested more than 100 deep, or its aliases contain themselves or expand too much.
     """
     loader = None
     try:
@@ -99,10 +99,10 @@ def parse_yaml(where: str, text: str) -> Any:
     except yaml.reader.ReaderError as failure:
         line = text.count("\n", 0, failure.position) + 1
         raise ConfigError(
-            f"{where}, line {line}: holds the character number {failure.character!r}, which YAML has not. "
+            f"{where}, line {line}: holds the character number {failure.character!r}, which YAML does not allow. "
             "Save the file as UTF-8 text without control characters."
         ) from failure
-    except (ValueError, LookupError, TypeError, AttributeError) as failure:  # PyYAML's, of `!!int x` and the like
+    except (ValueError, LookupError, TypeError, AttributeError) as failure:  # from PyYAML, for `!!int x` and the like
         raise ConfigError(f"{where}: holds a value that cannot be read: {failure}. Put it between quotes.") from failure
     finally:
         if loader is not None:
@@ -110,12 +110,12 @@ def parse_yaml(where: str, text: str) -> Any:
 
 
 def unfinished_reference(where: str) -> str:
-    """The message for a text that OmegaConf takes for the beginning of a reference, and cannot read."""
+    """The message for a text that OmegaConf reads as the beginning of a reference and cannot parse."""
     return f"{where}: `${{` begins a reference to another key. Close it with `}}`, or write \\${{ for the characters."
 
 
 def _check_depth(where: str, text: str) -> None:
-    """Reading a file is recursive, parsing it into events is not."""
+    """Check the depth on events, since reading a document is recursive and parsing its events is not."""
     depth = 0
     for event in yaml.parse(text, Loader=yaml.SafeLoader):
         depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
@@ -129,7 +129,7 @@ def _too_deep(where: str) -> str:
 
 
 class _Shape:
-    """How deep and how large a document is with every alias written out."""
+    """Depth and size of a document with every alias expanded."""
 
     def __init__(self, where: str) -> None:
         self._where = where
@@ -146,7 +146,7 @@ class _Shape:
             return 0, 1
         where = f"{self._where}, line {node.start_mark.line + 1}"
         if id(node) in self._open:
-            raise ConfigError(f"{where}: an alias (`*name`) stands within what it names. Write the value out.")
+            raise ConfigError(f"{where}: an alias (`*name`) is inside the value that it names. Write the value out.")
         if id(node) not in self._known:
             self._open.add(id(node))
             children = [self.measure(child) for child in _children(node)]

@@ -1,4 +1,4 @@
-"""The shuffled, resumable order in which a run consumes its prompts, and how far it is in them."""
+"""The shuffled, resumable order of the prompts in a run, and the position in it."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from rl.types import Prompt
 
 
 class PromptCursor:
-    """The order in which prompts are consumed: a fresh permutation each epoch, a function of (seed, epoch) alone.
+    """The order of the prompts: a new permutation each epoch, which depends only on (seed, epoch).
 
-    Example: of 3 prompts, `take(2)` and `take(2)` give four indices; the fourth is the first of the second epoch.
+    Example: with 3 prompts, `take(2)` twice gives four indices; the fourth is the first of the second epoch.
 
     Args:
-        num_prompts: Of the data file, at least 1.
-        seed: Of the order.
-        batch_size: Prompts of a step, where the number of steps is asked for.
-        total_epochs: Passes after which there is nothing left to take; None: no end.
-        fingerprint: Of the prompts, as `PromptCursor.over` makes it; empty: not compared on a resume.
+        num_prompts: Number of prompts in the data file, at least 1.
+        seed: Seed of the permutations.
+        batch_size: Prompts per step, for `expected_steps`.
+        total_epochs: Number of passes over the prompts; None means no limit.
+        fingerprint: Identifies the prompts, from `PromptCursor.over`; if empty, it is not compared on resume.
     """
 
     def __init__(
@@ -37,7 +37,7 @@ class PromptCursor:
         fingerprint: str = "",
     ) -> None:
         if num_prompts < 1:
-            raise DataError(f"PromptCursor: needs at least one prompt, got {num_prompts}. Check the data file.")
+            raise DataError(f"PromptCursor: must have at least one prompt, got {num_prompts}. Check the data file.")
         self._num_prompts = num_prompts
         self._seed = seed
         self._batch_size = batch_size
@@ -49,11 +49,11 @@ class PromptCursor:
 
     @classmethod
     def over(cls, rows: Iterable[object], training: MegatronTraining) -> PromptCursor:
-        """The cursor of a run.
+        """Create the cursor of a run.
 
         Args:
-            rows: What identifies each training row, in a form whose `repr` does not change from run to run.
-            training: Uses `seed`, `global_batch_size` and `total_epochs`.
+            rows: Identity of each training row, as values with a `repr` that is stable between runs.
+            training: Reads `seed`, `global_batch_size` and `total_epochs`.
         """
         digest, num_rows = hashlib.sha256(), 0
         for row in rows:
@@ -69,31 +69,31 @@ class PromptCursor:
 
     @property
     def epoch(self) -> int:
-        """Completed passes over the prompts."""
+        """Number of completed passes over the prompts."""
         return self._epoch
 
     @property
     def num_taken(self) -> int:
-        """Prompts consumed so far, over all epochs."""
+        """Number of prompts taken so far, over all epochs."""
         return self._epoch * self._num_prompts + self._position
 
     @property
     def num_left(self) -> float:
-        """Prompts until the end of the last epoch; infinite without `total_epochs`."""
+        """Number of prompts until the end of the last epoch; infinite without `total_epochs`."""
         return math.inf if self._total is None else max(self._total - self.num_taken, 0)
 
     def expected_steps(self, completed: int, num_over: int = 0) -> int | None:
-        """Steps until all epochs are consumed, if batches go on needing as many prompts as those so far.
+        """Estimate the number of steps in all epochs, if later batches need as many prompts as those so far.
 
-        Example: 10 prompts, batches of 2 groups. One step has consumed 4 prompts for 2 groups that differ, and has 1
-        more left over: 4 prompts for 1.5 batches, so all 10 make 3.75, which is 4 steps.
+        Example: 10 prompts, batches of 2 groups. One step took 4 prompts to get 2 informative groups and has 1 group
+        left over: 4 prompts for 1.5 batches. So 10 prompts make 3.75 batches, which is 4 steps.
 
         Args:
-            completed: Steps that what was taken was used for.
-            num_over: Groups that were taken and not used yet.
+            completed: Completed steps.
+            num_over: Groups that were taken but not used yet.
 
         Returns:
-            Exactly the number of steps when nothing is left to take; None without `total_epochs`.
+            The number of steps, exact when no prompts are left; None without `total_epochs`.
         """
         if self._total is None:
             return None
@@ -103,7 +103,7 @@ class PromptCursor:
         return -(-num_used * self._total // (self._batch_size * self.num_taken))
 
     def take(self, num: int) -> list[int]:
-        """Advance by `num` prompts, into the next epoch where this one ends.
+        """Advance by `num` prompts, across the end of an epoch if necessary.
 
         Returns:
             `num` indices below `num_prompts`; fewer at the end of the last epoch.
@@ -111,11 +111,10 @@ class PromptCursor:
         return [index for index, _ in self.take_with_epochs(num)]
 
     def take_with_epochs(self, num: int) -> list[tuple[int, int]]:
-        """Advance as `take` does.
+        """Advance by `num` prompts, as `take` does.
 
         Returns:
-            `num` pairs of an index and the epoch it was met in, from 0; no pair comes twice in a run. Fewer at the end
-            of the last epoch.
+            `num` pairs of an index and its epoch, from 0; fewer at the end of the last epoch. No pair repeats in a run.
         """
         num = int(min(num, self.num_left))
         taken: list[tuple[int, int]] = []
@@ -129,7 +128,7 @@ class PromptCursor:
         return taken
 
     def state_dict(self) -> dict[str, Any]:
-        """What a checkpoint keeps."""
+        """State for a checkpoint."""
         return {
             "num_prompts": self._num_prompts,
             "seed": self._seed,
@@ -139,23 +138,23 @@ class PromptCursor:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on where `state_dict` was taken.
+        """Restore the position from a `state_dict`.
 
         Raises:
-            CheckpointError: It was taken of other prompts or with another seed; the order would differ.
+            CheckpointError: The state has another seed or other prompts, so the order would differ.
         """
         if state["seed"] != self._seed:
             raise CheckpointError(
                 f"megatron_training.seed: must be that of the run to resume, {state['seed']}, got {self._seed}. "
-                f"Set {state['seed']}, or start anew without megatron_training.resume."
+                f"Set {state['seed']}, or start a new run without megatron_training.resume."
             )
-        prints = {state.get("fingerprint"), self._fingerprint} - {None, ""}  # earlier checkpoints have none
-        if state["num_prompts"] != self._num_prompts or len(prints) > 1:
-            got = "others" if state["num_prompts"] == self._num_prompts else str(self._num_prompts)
+        fingerprints = {state.get("fingerprint"), self._fingerprint} - {None, ""}  # older checkpoints have none
+        if state["num_prompts"] != self._num_prompts or len(fingerprints) > 1:
+            got = "other rows" if state["num_prompts"] == self._num_prompts else str(self._num_prompts)
             raise CheckpointError(
-                f"megatron_training.data_path: must give the {state['num_prompts']} rows of the run to resume, got "
-                f"{got}. Resume with its data file, rl_config.max_prompt_length and prompt_type, or start anew without "
-                "megatron_training.resume."
+                f"megatron_training.data_path: must have the {state['num_prompts']} rows of the run to resume, got "
+                f"{got}. Resume with its data file, rl_config.max_prompt_length and prompt_type, or start a new run "
+                "without megatron_training.resume."
             )
         self._epoch, self._position = state["epoch"], state["position"]
         self._order = self._permutation()
@@ -166,5 +165,5 @@ class PromptCursor:
 
 
 def prompt_cursor(prompts: Sequence[Prompt], config: Config) -> PromptCursor:
-    """The cursor of a run over its training prompts."""
+    """Create the cursor of a run over its training prompts."""
     return PromptCursor.over(((p.id, p.messages, p.ground_truth) for p in prompts), config.megatron_training)

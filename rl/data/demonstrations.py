@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from rl.batches import Sample
+from rl.chat.demonstrations import render_demonstration
 from rl.chat.renderer import Renderer
 from rl.data.prompts import load_prompts
 from rl.errors import DataError, ModelError
@@ -19,15 +20,15 @@ def load_demonstrations(path: Path, renderer: Renderer, max_length: int) -> list
 
     Args:
         path: Parquet or jsonl file of the form that `rl preprocess` writes.
-        renderer: The one the rollouts use, so that the model learns the form it will meet.
+        renderer: The one of the rollouts, so that the model learns the form that it will meet.
         max_length: Longest row in tokens; a longer one is an error, since cutting it would hide its answer.
 
     Returns:
         Samples whose mask is 1 on the assistant's tokens, the end of each of its turns included; one for each row, or
-        several where the chat template rewrites history. They are what a rollout puts together that says the same.
+        several where the chat template rewrites history. A rollout that says the same gives the same tokens.
 
     Raises:
-        DataError: A file or row is malformed, too long, has nothing to learn from, or the chat template refuses it.
+        DataError: A file or row is malformed or too long, has nothing to learn from, or the chat template refuses it.
     """
     samples = []
     for prompt in load_prompts(path):
@@ -35,7 +36,7 @@ def load_demonstrations(path: Path, renderer: Renderer, max_length: int) -> list
         if prompt.messages[0]["role"] == "assistant":
             raise DataError(f"{where} begins with the assistant. Put what it answers in front.")
         try:
-            sequences = renderer.render_demonstration(prompt.messages)
+            sequences = render_demonstration(renderer, prompt.messages)
         except ModelError as error:
             raise DataError(f"{where}: {error}") from error
         if not sequences:

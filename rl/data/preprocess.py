@@ -1,7 +1,7 @@
-"""Raw data files to the rows that a run reads: messages, ground truth, data source and extra columns.
+"""Preprocessing of raw data files into rows of messages, ground truth, data source and extra columns.
 
-Nothing is tokenized and no template is applied here: rows serve every model and every `prompt_type`. Preprocessing what
-it wrote gives the same rows again.
+Rows are not tokenized and have no template applied, so they work with every model and `prompt_type`. Preprocessing is
+idempotent.
 """
 
 from __future__ import annotations
@@ -31,45 +31,45 @@ logger = logging.getLogger(__name__)
 @dataclass(slots=True, frozen=True)
 class _Row:
     where: str
-    """File and number, for errors."""
+    """File and row number, for errors."""
     values: dict[str, Any]
 
 
 MAP_KEYS = ("prompt", "query", "response", "system", "data_source")
-"""Parts of a row that `DatasetConfig.map_keys` gives a column to; `query` and `system` may be empty in a row."""
+"""Keys of `DatasetConfig.map_keys`, which map parts of a row to columns; `query` and `system` may be empty in a row."""
 _KINDS: dict[str, Any] = {
-    "a truth value": bool,
+    "a boolean": bool,
     "a number": int | float,
     "text": str,
     "a list or record": list | dict,
     "bytes": bytes,
 }
-_OWN_COLUMNS = (*COLUMNS, "labels")  # MindSpeed-RL calls `labels` what is `ground_truth` here
+_OWN_COLUMNS = (*COLUMNS, "labels")  # `labels` is MindSpeed-RL's name for `ground_truth`
 
 
 def preprocess(config: DatasetConfig) -> Path:
-    """Write `<output_prefix>.parquet`, and `<output_prefix>_test.parquet` where rows are held out.
+    """Write `<output_prefix>.parquet`, and `<output_prefix>_test.parquet` if rows are held out.
 
-    Columns: `messages` (JSON text), `ground_truth`, `data_source` and the additional keys; lists and records in these
-    are kept as JSON text too, and `rl.data.rows` reads them back as they were. An answer that is a record with a
-    `ground_truth`, as DAPO-Math-17k's `reward_model`, stands for that. The files are replaced as a whole.
+    The columns are `messages` (JSON text), `ground_truth`, `data_source` and the additional keys. Lists and records in
+    additional columns are stored as JSON text, which `rl.data.rows` decodes. If an answer is a record with a
+    `ground_truth`, as DAPO-Math-17k's `reward_model`, that value is used. Files are replaced atomically.
 
     Args:
-        config: What to read and how (configs/datasets/*.yaml).
+        config: Input, output and column mapping (configs/datasets/*.yaml).
 
     Returns:
         The path of the training rows.
 
     Raises:
         ConfigError: A key of the configuration is wrong.
-        DataError: A file or row is malformed; says which row, from 1.
+        DataError: A file or row is malformed; the message has the row number, from 1.
     """
     _check(config)
     source = Path(config.input)
     rows = _convert_all(source, config)
     if config.test_size >= len(rows):
         raise DataError(
-            f"{source}: has {len(rows)} rows, of which test_size {config.test_size} leave none to train on. Lower it."
+            f"test_size: must be less than the {len(rows)} rows of {source}, got {config.test_size}. Lower it."
         )
     output = Path(f"{config.output_prefix}.parquet")
     if config.test_size:
@@ -83,21 +83,23 @@ def preprocess(config: DatasetConfig) -> Path:
 def _check(config: DatasetConfig) -> None:
     for key, value in (("input", config.input), ("output_prefix", config.output_prefix)):
         if not value:
-            raise ConfigError(f"{key}: is empty. Name a path, here or on the command line.")
+            raise ConfigError(f"{key}: must not be empty. Set a path, in the YAML file or on the command line.")
     for key in config.map_keys:
         if key not in MAP_KEYS:
             raise ConfigError(unknown_name("map_keys", key, MAP_KEYS))
     if not config.map_keys.get("prompt"):
-        raise ConfigError("map_keys.prompt: is empty. Name the column that holds the prompt.")
+        raise ConfigError("map_keys.prompt: must not be empty. Name the column with the prompt.")
     if config.prompt_type not in TEMPLATES:
         raise ConfigError(unknown_name("prompt_type", config.prompt_type, TEMPLATES))
     if config.test_size < 0:
-        raise ConfigError(f"test_size: must be at least 0, got {config.test_size}. Give a number of rows.")
+        raise ConfigError(f"test_size: must be at least 0, got {config.test_size}. Set a number of rows.")
 
 
 def _input_files(source: Path) -> Iterator[Path]:
     if not source.exists():
-        raise DataError(f"input: no file or folder '{source}'. Put the raw data there, or name another: input=PATH.")
+        raise DataError(
+            f"input: no file or folder '{source}'. Put the raw data there, or set another path: input=PATH."
+        )
     if not source.is_dir():
         yield source
         return
@@ -116,7 +118,7 @@ def _convert_all(source: Path, config: DatasetConfig) -> list[_Row]:
 
     def refuse(error: DataError) -> None:
         if not config.skip_bad_rows:
-            raise DataError(f"{error} skip_bad_rows=true leaves such rows out and counts them.") from error
+            raise DataError(f"{error} Set skip_bad_rows=true to skip and count such rows.") from error
         bad.append(error)
 
     for path in _input_files(source):
@@ -136,16 +138,16 @@ def _convert_all(source: Path, config: DatasetConfig) -> list[_Row]:
                 seen.add(key)
             rows.append(_Row(where, row))
     if bad:
-        logger.warning("%s: left out %d rows that cannot be used. The first: %s", source, len(bad), bad[0])
+        logger.warning("%s: skipped %d bad rows. The first: %s", source, len(bad), bad[0])
         if not rows:
-            raise DataError(f"{source}: none of its rows can be used. The first: {bad[0]}")
+            raise DataError(f"{source}: all rows are bad. The first: {bad[0]}")
     if num_repeated:
-        logger.info("%s: left out %d rows that repeat another.", source, num_repeated)
+        logger.info("%s: skipped %d duplicate rows.", source, num_repeated)
     return rows
 
 
 def _check_kinds(where: str, row: dict[str, Any], kinds: dict[str, tuple[str, str]]) -> None:
-    """Refuse a column that holds numbers in one row and texts in another, for example; `kinds` keeps the first."""
+    """Reject a column with different types in different rows; `kinds` records the first type of each column."""
     for name, value in row.items():
         if value is None:
             continue
@@ -153,13 +155,13 @@ def _check_kinds(where: str, row: dict[str, Any], kinds: dict[str, tuple[str, st
         first, first_where = kinds.setdefault(name, (kind, where))
         if kind != first:
             raise DataError(
-                f"{where}: column '{name}' does not have one type in all rows: it holds {kind} here and {first} in "
-                f"{first_where}. Correct the row, or take the column out of dataset_additional_keys."
+                f"{where}: column '{name}' must have one type in all rows, got {kind} here and {first} in "
+                f"{first_where}. Correct the row, or remove the column from dataset_additional_keys."
             )
 
 
 def _convert(where: str, row: dict[str, Any], config: DatasetConfig, stem: str, *, has_filler: bool) -> dict[str, Any]:
-    """Bring one row into the form that `rl.data.prompts.load_prompts` reads."""
+    """Convert one row to the form that `rl.data.prompts.load_prompts` reads."""
     columns = config.map_keys
     messages = _messages(where, row, columns, has_filler=has_filler)
     answer = _lookup(where, row, columns["response"]) if columns.get("response") else ""
@@ -167,7 +169,7 @@ def _convert(where: str, row: dict[str, Any], config: DatasetConfig, stem: str, 
         if answer.get("ground_truth") is None:
             raise DataError(
                 f"{where}: the answer '{columns['response']}' is a record without 'ground_truth', got fields "
-                f"{', '.join(answer)}. Name the field: map_keys.response={columns['response']}.FIELD."
+                f"{', '.join(answer)}. Name the right field: map_keys.response={columns['response']}.FIELD."
             )
         answer = answer["ground_truth"]
     source = _lookup(where, row, columns["data_source"]) if columns.get("data_source") else row.get("data_source")
@@ -191,7 +193,10 @@ def _messages(where: str, row: dict[str, Any], columns: dict[str, str], *, has_f
     if query:
         last = messages[-1]
         if last["role"] != "user":
-            raise DataError(f"{where}: a query needs a user message to stand behind, got {last['role']}.")
+            raise DataError(
+                f"{where}: the last message must be the user's, because the query is appended to it, got "
+                f"{last['role']}. Correct the row or map_keys.query."
+            )
         messages[-1] = {**last, "content": f"{last['content']}\n{query}"}
     if system and messages[0]["role"] != "system":
         messages.insert(0, {"role": "system", "content": system})
@@ -199,7 +204,7 @@ def _messages(where: str, row: dict[str, Any], columns: dict[str, str], *, has_f
 
 
 def _looks_like_messages(prompt: str) -> bool:
-    """Whether a text is the JSON text of messages, as this module writes them."""
+    """Whether a text is a JSON list of messages, as this module writes it."""
     if not prompt.lstrip().startswith("["):
         return False
     try:
@@ -210,7 +215,7 @@ def _looks_like_messages(prompt: str) -> bool:
 
 
 def _text(where: str, column: str, value: Any) -> str:
-    """A part of a row that may be missing."""
+    """Convert an optional part of a row to text; empty if missing."""
     if value is None:
         return ""
     if not isinstance(value, str | int | float):
@@ -219,40 +224,40 @@ def _text(where: str, column: str, value: Any) -> str:
 
 
 def _lookup(where: str, row: dict[str, Any], column: str) -> Any:
-    """The value of a column; dots reach into records unless a column has that very name."""
+    """Look up a column. Dots select fields of records, unless a column has exactly that name."""
     value: Any = row
     for part in [column] if column in row else column.split("."):
         if not isinstance(value, dict) or value.get(part) is None:
             known = ", ".join(row)
-            raise DataError(f"{where}: has no value for '{column}'. Its columns: {known}. Correct map_keys or the row.")
+            raise DataError(f"{where}: no value for '{column}', got columns {known}. Correct map_keys or the row.")
         value = value[part]
     return value
 
 
 def _write(path: Path, rows: Sequence[_Row], prompt_type: str) -> None:
-    """Write a parquet file under another name and move it into place, so that no half file is ever found."""
+    """Write a parquet file under a temporary name and rename it, so that readers never see a partial file."""
     fields, arrays = zip(*(_column(name, rows) for name in rows[0].values), strict=True)
     table = pa.Table.from_arrays(arrays, schema=pa.schema(fields, metadata={"prompt_type": prompt_type}))
     part = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with part.open("wb") as file:  # a path is taken for an address where it has a colon
+        with part.open("wb") as file:  # pyarrow would parse a path with a colon as a URI
             pq.write_table(table, file)
         part.replace(path)
     except OSError as error:
         raise ConfigError(
-            f"output_prefix: cannot write {path} ({error.strerror or error}). Choose a folder that can be written."
+            f"output_prefix: cannot write {path} ({error.strerror or error}). Choose a writable folder."
         ) from error
     except pa.ArrowException as error:
         part.unlink(missing_ok=True)
         raise DataError(
-            f"{path}: parquet cannot keep a column ({error}). Take it out of dataset_additional_keys."
+            f"{path}: parquet cannot store a column ({error}). Remove it from dataset_additional_keys."
         ) from error
     logger.info("%s: %d rows.", path, len(rows))
 
 
 def _column(name: str, rows: Sequence[_Row]) -> tuple[pa.Field, pa.Array]:
-    """A column's type and values; lists and records as JSON text, unless they hold what JSON does not, as images do."""
+    """Convert a column. Lists and records become JSON text, unless JSON cannot represent them (images, for example)."""
     values = [row.values[name] for row in rows]
     texts = _as_json(values)
     try:
@@ -260,7 +265,7 @@ def _column(name: str, rows: Sequence[_Row]) -> tuple[pa.Field, pa.Array]:
     except ARROW_ERRORS as error:
         where = next((row.where for row, value in zip(rows, values, strict=True) if not _fits(value)), rows[0].where)
         raise DataError(
-            f"{where}: parquet cannot keep column '{name}' ({error}). Correct the row, or take the column out of "
+            f"{where}: parquet cannot store column '{name}' ({error}). Correct the row, or remove the column from "
             "dataset_additional_keys."
         ) from error
     return pa.field(name, array.type, metadata=None if texts is None else AS_JSON), array

@@ -1,4 +1,4 @@
-"""Prompts from a data file."""
+"""Loading of prompts from a data file."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from rl.types import Message, Prompt
 logger = logging.getLogger(__name__)
 
 COLUMNS = ("messages", "ground_truth", "data_source")
-"""Columns every row has."""
+"""Required columns."""
 ROLES = ("system", "user", "assistant", "tool")
-"""Roles a message may have."""
+"""Roles of messages."""
 
 
 class _PromptRenderer(Protocol):
@@ -26,21 +26,21 @@ class _PromptRenderer(Protocol):
 
 
 def load_prompts(path: str | Path, additional_keys: Sequence[str] = ()) -> list[Prompt]:
-    """Read the rows that `rl.data.preprocess` writes.
+    """Read rows written by `rl.data.preprocess`.
 
-    `messages` may be a list of message structs or their JSON text; a ground truth that is no text is kept as JSON.
-    Columns beyond `COLUMNS` go to `Prompt.extra`.
+    `messages` may be a list of records or JSON text. A ground truth that is not text becomes JSON text. Columns other
+    than `COLUMNS` go to `Prompt.extra`.
 
     Args:
         path: A .parquet, .jsonl or .json file.
-        additional_keys: Extra columns each row must have. `labels`, MindSpeed-RL's name of the ground truth, is
-            taken to be there.
+        additional_keys: Extra required columns. `labels`, MindSpeed-RL's name for the ground truth, is ignored.
 
     Returns:
         At least one prompt, in the order of the file.
 
     Raises:
-        DataError: The file is missing, empty or of another type, or a row is malformed; says which row, from 1.
+        DataError: The file is missing, empty or of another type, or a row is malformed; the message has the row number,
+            from 1.
     """
     path = Path(path)
     required = [key for key in additional_keys if key != "labels"]
@@ -48,39 +48,35 @@ def load_prompts(path: str | Path, additional_keys: Sequence[str] = ()) -> list[
 
 
 def id_in_epoch(row_id: str, epoch: int) -> str:
-    """Name of a row at one of its visits: `train-7` in the first epoch, `train-7@2` in the third.
+    """Id of a row in one epoch (from 0): `train-7` in the first, `train-7@2` in the third.
 
-    What is named after it stays apart when a batch reaches over an epoch's end and meets a row twice: trajectories,
-    groups, sessions, and the noise each request is sampled with.
-
-    Args:
-        row_id: `Prompt.id` as loaded.
-        epoch: From 0.
+    A batch across the end of an epoch may contain a row twice. Their ids differ, and so do the ids derived from them
+    (trajectories, groups, sessions) and the sampling seeds.
     """
     return f"{row_id}@{epoch}" if epoch else row_id
 
 
 def row_of(name: str) -> str:
-    """Undo `id_in_epoch`: `train-7` for `train-7@2`. Row ids end in a row's number, and so never in an epoch."""
+    """Reverse `id_in_epoch`: `train-7@2` becomes `train-7`. Plain row ids end in a row number, never in `@`."""
     return re.sub(r"@\d+$", "", name)
 
 
 def read_messages(where: str, value: Any, *, has_filler: bool = False) -> list[Message]:
-    """Check the form of a conversation.
+    """Validate a list of messages.
 
-    Null fields of messages and calls are dropped; a null among the arguments of a call is a value like another.
+    Null fields of messages and calls are removed. Nulls in the arguments of a call are values and stay.
 
     Args:
-        where: File and row, for the error.
-        value: What should be a list of messages, or its JSON text.
-        has_filler: It comes from records of a columnar file, which has a null for each field that another row has:
-            nulls among arguments are dropped too.
+        where: File and row, for errors.
+        value: A list of messages, or its JSON text.
+        has_filler: The messages are records of a columnar file, which fills in null for each field that another row
+            has. Then nulls in arguments are removed too.
 
     Returns:
         The messages.
 
     Raises:
-        DataError: It is not a non-empty list of messages with a known role, text content and well-formed calls.
+        DataError: The value is not a non-empty list of messages with known roles, text content and well-formed calls.
     """
     if isinstance(value, str):
         value, has_filler = decode_json(where, value, what="`messages` is text but "), False
@@ -96,7 +92,7 @@ def _checked_message(where: str, index: int, message: Any, has_filler: bool) -> 
     role, content, calls = (message.get(key) for key in ("role", "content", "tool_calls"))
     if role not in ROLES:
         raise DataError(
-            f"{where}: message {index} has role {role!r}. Use one of {', '.join(ROLES)}, as OpenAI's messages do."
+            f"{where}: message {index} must have one of the roles {', '.join(ROLES)}, got {role!r}. Correct the row."
         )
     has_calls = role == "assistant" and bool(calls)
     if not isinstance(content, str) and not (content is None and has_calls):
@@ -104,18 +100,18 @@ def _checked_message(where: str, index: int, message: Any, has_filler: bool) -> 
     if has_calls:
         if not (isinstance(calls, list) and all(_is_call(where, call) for call in calls)):
             raise DataError(
-                f"{where}: message {index} has tool_calls {shorten(calls)}. Write a list of "
-                '{"type": "function", "function": {"name": TEXT, "arguments": OBJECT}}.'
+                f"{where}: message {index} must have tool_calls in OpenAI's format, got {shorten(calls)}. Write a list "
+                'of {"type": "function", "function": {"name": TEXT, "arguments": OBJECT}}.'
             )
         message["tool_calls"] = [_without_filler(call, has_filler) for call in calls]
     return message
 
 
 def ground_truth_text(value: Any) -> str:
-    """A ground truth as text: a text as it is, everything else as JSON.
+    """Convert a ground truth to text: texts are unchanged, everything else becomes JSON.
 
-    Numbers in a list become texts, so that the list `[1, 2]`, two accepted answers, stays apart from the text `[1, 2]`,
-    an interval.
+    Numbers in a list become texts. So the list `[1, 2]` (two accepted answers) differs from the text `[1, 2]` (an
+    interval).
     """
     if isinstance(value, str):
         return value
@@ -128,18 +124,18 @@ def ground_truth_text(value: Any) -> str:
 def drop_long_prompts(
     prompts: Sequence[Prompt], renderer: _PromptRenderer, max_prompt_length: int
 ) -> tuple[list[Prompt], int]:
-    """Keep the prompts that fit.
+    """Drop prompts that are too long.
 
     Args:
         prompts: All prompts of a file.
-        renderer: Tells how many tokens a prompt has, tool schemas and generation header included.
+        renderer: Renders prompts to tokens, with tool schemas and generation header.
         max_prompt_length: Tokens, inclusive.
 
     Returns:
-        The prompts of at most `max_prompt_length` tokens, in order, and the number of those dropped.
+        The prompts of at most `max_prompt_length` tokens, in order, and the number of dropped prompts.
 
     Raises:
-        DataError: None is left, or the chat template refuses one.
+        DataError: No prompt is left, or the chat template rejects one.
     """
     lengths = [_length(prompt, renderer) for prompt in prompts]
     kept = [prompt for prompt, length in zip(prompts, lengths, strict=True) if length <= max_prompt_length]
@@ -148,11 +144,11 @@ def drop_long_prompts(
         shortest = f"the shortest has {min(lengths)} tokens" if lengths else "there are none"
         raise DataError(
             f"rl_config.max_prompt_length: no prompt has at most {max_prompt_length} tokens, {shortest}. "
-            "Raise it, or check data_path and prompt_type."
+            "Raise the limit, or check data_path and prompt_type."
         )
     if num_dropped:
         logger.warning(
-            "dropped %d of %d prompts, which have more than rl_config.max_prompt_length tokens, %d.",
+            "dropped %d of %d prompts with more than rl_config.max_prompt_length = %d tokens.",
             num_dropped, len(prompts), max_prompt_length,
         )  # fmt: skip
     return kept, num_dropped
@@ -170,7 +166,7 @@ def _to_prompt(path: Path, number: int, row: dict[str, Any], required: Sequence[
     for key in (*COLUMNS, *required):
         if row.get(key) is None:
             got = "null" if key in row else f"columns {', '.join(row) or 'none'}"
-            raise DataError(f"{where}: needs a value in column '{key}', got {got}. Run `python -m rl preprocess`.")
+            raise DataError(f"{where}: column '{key}' must have a value, got {got}. Run `python -m rl preprocess`.")
     truth = row["ground_truth"]
     return Prompt(
         id=f"{path.stem}-{number}",
@@ -182,7 +178,7 @@ def _to_prompt(path: Path, number: int, row: dict[str, Any], required: Sequence[
 
 
 def _is_call(where: str, call: Any) -> bool:
-    """Whether chat templates can render it; arguments may be an object's JSON text."""
+    """Whether a call is well-formed; arguments may be an object or its JSON text."""
     function = call.get("function", call) if isinstance(call, dict) else None
     if not isinstance(function, dict) or not isinstance(function.get("name"), str):
         return False
@@ -190,13 +186,13 @@ def _is_call(where: str, call: Any) -> bool:
     try:
         arguments = decode_json(where, arguments) if isinstance(arguments, str) else arguments
         json.dumps(arguments)
-    except (DataError, TypeError):  # a date or bytes of a columnar file are no JSON
+    except (DataError, TypeError):  # JSON has no dates or bytes, which columnar files may contain
         return False
     return isinstance(arguments, dict)
 
 
 def _without_filler(call: dict[str, Any], has_filler: bool) -> dict[str, Any]:
-    """A call without null fields, and where a columnar file filled in nulls, without those of its arguments."""
+    """Remove null fields of a call, and with `has_filler` also those in its arguments."""
     call = _without_nulls(call)
     if isinstance(call.get("function"), dict):
         return {**call, "function": _without_filler(call["function"], has_filler)}

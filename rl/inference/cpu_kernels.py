@@ -1,7 +1,7 @@
-"""vLLM's own C++ RMSNorm for the CPU, which vLLM 0.32 ships and then does not use: its eager path runs six torch ops.
+"""Registers vLLM's C++ RMSNorm kernels for the CPU.
 
-Imported in vLLM's workers with the worker extension, before they look up kernels by the provider's name in
-`ir_op_priority`.
+vLLM 0.32 ships these kernels, but its eager path runs six torch ops instead. The worker extension imports this module
+in vLLM's workers before they look up kernels by provider name (`ir_op_priority`).
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from torch import Tensor
 from vllm import ir
 
 PROVIDER = "turnwise_cpu"
-"""Name of these kernels in vLLM's table."""
+"""Provider name of these kernels in vLLM's registry."""
 
 
 def _is_supported(x: Tensor, weight: Tensor | None, variance_size: int | None) -> bool:

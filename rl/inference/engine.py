@@ -1,4 +1,4 @@
-"""vLLM's AsyncLLM as an `Engine`: token ids in, sampled ids and their log-probs out, weights replaced while it runs."""
+"""vLLM's AsyncLLM as an `Engine`: token ids in, sampled ids and log-probs out; weights are replaced while it runs."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ logger = logging.getLogger(__name__)
 
 _WORKER_EXTENSION = "rl.inference.worker_extension.WorkerExtension"
 _CPU_KERNELS = "turnwise_cpu"
-"""Provider of `rl.inference.cpu_kernels`, which vLLM's workers register; this process must not load them."""
+"""Provider name in `rl.inference.cpu_kernels`. Only vLLM's workers import that module; this process must not."""
 
 _CPU_BLOCK_SIZE = 32
-"""Tokens of a block of keys and values, the least that the kernels take at full speed. Only whole blocks are found
-again by the next turn and by the group's other trajectories: with vLLM's 128, up to 127 tokens are computed anew."""
+"""Tokens per KV-cache block, the smallest size at which the kernels run at full speed. The prefix cache only reuses
+whole blocks: with vLLM's default of 128, the next turn recomputes up to 127 tokens."""
 
 _ALIVE_CHECK_S = 1.0
-"""Between two looks whether the engine that is to answer still runs."""
+"""Interval between checks that the engine is alive."""
 _GIB = 1 << 30
 _FINISH_REASONS = {"stop": FinishReason.STOP, "length": FinishReason.LENGTH, "abort": FinishReason.ABORT}
 
@@ -43,18 +43,18 @@ T = TypeVar("T")
 
 
 class VllmEngine:
-    """One engine replica; make it with `create`.
+    """One engine replica, created with `create`.
 
-    vLLM runs its scheduler and its workers in child processes, which `shutdown` ends.
+    vLLM runs its scheduler and workers in child processes. `shutdown` ends them.
     """
 
     def __init__(self, llm: AsyncLLM, *, name: str, stop_token_ids: Sequence[int], on_cuda: bool) -> None:
         self.name = name
         self.policy_version = 0
         self.busy = BusyClock()
-        """Runs while vLLM has a request."""
+        """Runs while vLLM has at least one request."""
         self._unusable: str | None = None
-        """Why it answers no request."""
+        """Reason why requests are rejected."""
         self._is_asleep = False
         self._llm = llm
         self._stop_token_ids = list(stop_token_ids)
@@ -74,25 +74,25 @@ class VllmEngine:
         seed: int,
         stop_token_ids: Sequence[int] = (),
     ) -> VllmEngine:
-        """Start vLLM and load a model; takes 20 s and more.
+        """Start vLLM and load a model; this takes 20 s or more.
 
         Args:
-            config: `generate_config` and `megatron_training.device` are read.
+            config: Reads `generate_config` and `megatron_training.device`.
             model_folder: A Hugging Face model folder.
             replica: Number of the replica, for messages.
-            seed: Of requests that bring none.
-            stop_token_ids: Tokens that end a turn, besides the model's own end of sequence.
+            seed: Default seed for requests without one.
+            stop_token_ids: Tokens that end a turn, in addition to the model's end-of-sequence token.
 
         Raises:
             ModelError: vLLM cannot load the model folder.
-            RolloutError: vLLM did not start, for example for want of memory.
+            RolloutError: vLLM did not start, for example because memory ran out.
         """
         name = f"rollout engine {replica}"
         if not (model_folder / "config.json").is_file():
-            raise ModelError(f"{model_folder}: no config.json there. Give a Hugging Face model folder.")
+            raise ModelError(f"{model_folder}: config.json is missing. Name a Hugging Face model folder.")
         on_cuda = runs_on_cuda(config)
         llm = await asyncio.to_thread(_start, config, model_folder, name=name, seed=seed, on_cuda=on_cuda)
-        await llm.get_supported_tasks()  # cached from here on, so that `generate` submits without waiting
+        await llm.get_supported_tasks()  # caches them, so that `generate` submits without waiting
         return cls(llm, name=name, stop_token_ids=stop_token_ids, on_cuda=on_cuda)
 
     async def generate(self, token_ids: list[int], sampling: Sampling, *, session_id: str) -> Generation:
@@ -101,7 +101,7 @@ class VllmEngine:
         params = _sampling_params(sampling, self._stop_token_ids)
         await self._accepting.wait()
         if self._unusable is not None:
-            raise RolloutError(f"{self.name}: answers no request: {self._unusable}.")
+            raise RolloutError(f"{self.name}: cannot generate: {self._unusable}.")
         version, final = self.policy_version, None
         try:
             with self.busy:
@@ -110,20 +110,20 @@ class VllmEngine:
         except (EngineDeadError, EngineGenerateError) as error:
             raise self._died("generating", error) from error
         except VLLMClientError as error:
-            raise RolloutError(f"{self.name}: refuses a request of {len(token_ids)} tokens, got '{error}'.") from error
+            raise RolloutError(f"{self.name}: rejected a request of {len(token_ids)} tokens, got '{error}'.") from error
         assert final is not None, "vLLM ends every request with an output"
         return _as_generation(final, version)
 
     async def update_weights(self, update: WeightUpdate) -> None:
-        """Replace the weights, and wake up from `sleep`; see `rl.interfaces.Engine`.
+        """Replace the weights and wake up from `sleep`; see `rl.interfaces.Engine`.
 
-        Requests in flight come back with `FinishReason.ABORT` and what they have; requests made meanwhile wait and run
-        under the new version. With `update.checksum` the loaded weights are read back and compared. After a failure
-        the engine answers no request until another update succeeds.
+        Requests in flight return their partial output with `FinishReason.ABORT`. New requests wait and run under the
+        new version. With `update.checksum` the loaded weights are read back and compared. After a failure the engine
+        rejects requests until an update succeeds.
         """
         async with self._updating:
             self._accepting.clear()
-            self._unusable = f"its weights are broken since version {update.version} did not load"
+            self._unusable = f"its weights are incomplete, because version {update.version} did not load"
             try:
                 await self._replace_weights(update)
                 self.policy_version, self._unusable = update.version, None
@@ -135,22 +135,24 @@ class VllmEngine:
         if not self._on_cuda:
             return
         async with self._updating:
-            self._unusable = "it sleeps, and has no weights until the next publish"
-            # Level 1 would copy the weights to the host, and a publish is to replace them.
-            await self._answer(self._llm.sleep(level=2), "going to sleep")
+            self._unusable = "it is asleep and has no weights until the next publish"
+            # Level 1 would copy the weights to the host, but the next publish replaces them anyway.
+            await self._await_alive(self._llm.sleep(level=2), "going to sleep")
             self._is_asleep = True
 
     async def shutdown(self) -> None:
-        """End vLLM's processes; a second call does nothing."""
-        await asyncio.to_thread(self._llm.shutdown, 5.0)
+        """Stop vLLM's processes; a second call does nothing."""
+        llm, self._llm = self._llm, None  # its destructor fails where the interpreter has ended
+        if llm is not None:
+            await asyncio.to_thread(llm.shutdown, 5.0)
 
     async def _replace_weights(self, update: WeightUpdate) -> None:
         if self._is_asleep:
-            await self._answer(self._llm.wake_up(), "waking up")
+            await self._await_alive(self._llm.wake_up(), "waking up")
             self._is_asleep = False
-        await self._answer(self._llm.pause_generation(mode="abort"))
+        await self._await_alive(self._llm.pause_generation(mode="abort"))
         await self._call_workers("load_published", list(update.paths), update.version)
-        if not await self._answer(self._llm.reset_prefix_cache()):
+        if not await self._await_alive(self._llm.reset_prefix_cache()):
             raise WeightSyncError(
                 f"{self.name}: vLLM kept its prefix cache at version {update.version}, so old and new weights would "
                 "mix. Set generate_config.enable_prefix_caching=false and report it."
@@ -159,25 +161,25 @@ class VllmEngine:
             found = await self._call_workers("loaded_checksum")
             if any(checksum != update.checksum for checksum in found):
                 raise WeightSyncError(
-                    f"{self.name}: the weights of version {update.version} did not arrive as they were sent, checksum "
-                    f"{found[0]}, sent {update.checksum}. Compare names and values in {', '.join(update.paths)} with "
-                    "the model folder: a tensor is missing, doubled or changed."
+                    f"{self.name}: the weights of version {update.version} differ from those published, got checksum "
+                    f"{found[0]}, published {update.checksum}. Compare names and values in {', '.join(update.paths)} "
+                    "with the model folder: a tensor is missing, duplicated or changed."
                 )
-        await self._answer(self._llm.resume_generation())
+        await self._await_alive(self._llm.resume_generation())
 
     async def _call_workers(self, method: str, *arguments: Any) -> list[Any]:
         try:
-            results: list[Any] = await self._answer(self._llm.collective_rpc(method, args=arguments))
+            results: list[Any] = await self._await_alive(self._llm.collective_rpc(method, args=arguments))
         except WorkerDiedError:
             raise
-        except Exception as error:  # vLLM raises the bare class for whatever failed inside a worker
+        except Exception as error:  # vLLM raises a bare Exception for any failure in a worker
             raise WeightSyncError(
                 f"{self.name}: a worker could not run {method}, got '{error}'. The traceback is in this engine's log."
             ) from error
         return results
 
-    async def _answer(self, call: Awaitable[T], doing: str = "loading weights") -> T:
-        """Wait for vLLM's answer; from an engine that dies meanwhile it would never come."""
+    async def _await_alive(self, call: Awaitable[T], doing: str = "loading weights") -> T:
+        """Await a call to vLLM, but fail if the engine dies; the call itself would then wait forever."""
         task = asyncio.ensure_future(call)
         try:
             while not (await asyncio.wait({task}, timeout=_ALIVE_CHECK_S))[0]:
@@ -200,8 +202,8 @@ def _engine_arguments(config: Config, model_folder: Path, *, seed: int, on_cuda:
         if on_cuda
         else {
             "kv_cache_memory_bytes": int(generate.kv_cache_memory_gb * _GIB),
-            # A partial prefill of a seeded request winds its generator back, which vLLM 0.32 does in a way that
-            # kills the engine on CPU ("CPU Generator does not use offset"). So prompts are never cut.
+            # With chunked prefill, vLLM 0.32 rewinds the generator of a seeded request. On the CPU this kills the
+            # engine ("CPU Generator does not use offset").
             "enable_chunked_prefill": False,
             "block_size": _CPU_BLOCK_SIZE,
             "ir_op_priority": {"rms_norm": [_CPU_KERNELS], "fused_add_rms_norm": [_CPU_KERNELS]},
@@ -212,8 +214,8 @@ def _engine_arguments(config: Config, model_folder: Path, *, seed: int, on_cuda:
         dtype=generate.dtype,
         seed=seed,
         tensor_parallel_size=generate.infer_tensor_parallel_size,
-        # Workers as child processes, on the devices this process sees. By itself vLLM would find that it runs in Ray's
-        # placement group, and put the workers of every engine on the group's first devices.
+        # Run workers as child processes on the devices visible here. By default vLLM detects Ray's placement group and
+        # puts the workers of every engine on the group's first devices.
         distributed_executor_backend="mp" if generate.infer_tensor_parallel_size > 1 else None,
         max_model_len=generate.max_model_len,
         max_num_seqs=generate.max_num_seqs,
@@ -221,7 +223,7 @@ def _engine_arguments(config: Config, model_folder: Path, *, seed: int, on_cuda:
         enforce_eager=enforces_eager(config),
         enable_prefix_caching=generate.enable_prefix_caching,
         trust_remote_code=generate.trust_remote_code,
-        generation_config="vllm",  # not the folder's, whose top_p and top_k would bias training
+        generation_config="vllm",  # the folder's top_p and top_k would bias training
         logprobs_mode="processed_logprobs",
         worker_extension_cls=_WORKER_EXTENSION,
         disable_log_stats=True,
@@ -235,7 +237,7 @@ def _start(config: Config, model_folder: Path, *, name: str, seed: int, on_cuda:
         arguments = _engine_arguments(config, model_folder, seed=seed, on_cuda=on_cuda)
         vllm_config = arguments.create_engine_config()
     except (ValueError, OSError, KeyError) as error:
-        raise ModelError(f"{model_folder}: vLLM cannot run this model, got '{error}'. Check the folder.") from error
+        raise ModelError(f"{model_folder}: vLLM cannot load this model, got '{error}'. Check the folder.") from error
     with tail_of_output() as lines:
         try:
             return AsyncLLM.from_vllm_config(vllm_config, disable_log_stats=True)
@@ -261,8 +263,8 @@ def _sampling_params(sampling: Sampling, stop_token_ids: list[int]) -> SamplingP
         stop_token_ids=stop_token_ids,
         include_stop_str_in_output=has_stop_strings,
         detokenize=has_stop_strings,
-        skip_special_tokens=not has_stop_strings,  # a stop string may be, or hold, a special token
-        logprobs=0,  # of the sampled token alone
+        skip_special_tokens=not has_stop_strings,  # a stop string may contain a special token
+        logprobs=0,  # only that of the sampled token
         flat_logprobs=True,
         output_kind=RequestOutputKind.FINAL_ONLY,
     )
@@ -272,7 +274,7 @@ def _as_generation(output: RequestOutput, version: int) -> Generation:
     completion = output.outputs[0]
     reason = _FINISH_REASONS.get(completion.finish_reason or "")
     if reason is None:
-        raise RolloutError(f"{output.request_id}: vLLM ended it for reason '{completion.finish_reason}'.")
+        raise RolloutError(f"{output.request_id}: unexpected finish reason of vLLM, got '{completion.finish_reason}'.")
     token_ids = list(completion.token_ids)
     logprobs = list(completion.logprobs.logprobs[: len(token_ids)]) if token_ids else []
     return Generation(token_ids, logprobs, reason, version)

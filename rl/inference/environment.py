@@ -1,6 +1,6 @@
-"""What vLLM and its OpenMP read from the environment before a process starts; `rl.cluster.launch` sets it.
+"""Environment variables that vLLM and OpenMP read at process start; `rl.cluster.launch` sets them.
 
-Imports neither vllm nor torch, so that the driver can ask.
+Does not import vllm or torch, so that the driver can use it.
 """
 
 from __future__ import annotations
@@ -12,15 +12,15 @@ from rl.config.schema import Config, Device
 
 
 def engine_environment(config: Config, cores: tuple[int, ...], sockets: Path) -> dict[str, str]:
-    """Variables for the process that will create a `VllmEngine`.
+    """Build the variables for the process that creates a `VllmEngine`.
 
     Args:
-        config: The run's configuration.
-        cores: Cores the engine may use; empty on CUDA, or to let vLLM choose.
-        sockets: Folder for the sockets between vLLM's processes, which vLLM leaves there; its path is short.
+        config: Reads `megatron_training.device` and `generate_config.enforce_eager`.
+        cores: Cores for the engine; empty on CUDA, or to let vLLM choose.
+        sockets: Folder with a short path for the sockets between vLLM's processes; vLLM does not delete them.
 
     Returns:
-        Names and values; to be set before Python starts, as the dynamic linker reads one of them.
+        Names and values. Set them before Python starts, because the dynamic linker reads one of them.
     """
     variables = {
         "HF_HUB_OFFLINE": "1",
@@ -33,12 +33,12 @@ def engine_environment(config: Config, cores: tuple[int, ...], sockets: Path) ->
     if config.megatron_training.device is Device.CUDA or not cores:
         return variables
     if config.generate_config.enforce_eager is not False:
-        variables["TORCHDYNAMO_DISABLE"] = "1"  # else vLLM's sampler compiles for 20 s at the first request
+        variables["TORCHDYNAMO_DISABLE"] = "1"  # otherwise vLLM's sampler compiles for 20 s at the first request
     return variables | _openmp_environment(cores)
 
 
 def _openmp_environment(cores: tuple[int, ...]) -> dict[str, str]:
-    """Intel's OpenMP bound to the cores; threads sleep soon after a parallel region, as the actor wants the cores."""
+    """Bind threads to cores; use Intel's OpenMP if installed, because its idle threads soon free the cores."""
     listed = ",".join(str(core) for core in cores)
     variables = {"VLLM_CPU_OMP_THREADS_BIND": listed}
     library = Path(sys.prefix) / "lib" / "libiomp5.so"

@@ -1,4 +1,4 @@
-"""An engine without a model: a function says what is sampled. For tests of everything that talks to an `Engine`."""
+"""An engine without a model for tests: a function returns the sampled tokens."""
 
 from __future__ import annotations
 
@@ -9,20 +9,20 @@ from rl.errors import RolloutError
 from rl.types import FinishReason, Generation, Sampling, WeightUpdate
 
 Script = Callable[[list[int]], Sequence[int]]
-"""From the token ids of a request to the ids a model would sample after them."""
+"""Maps the token ids of a request to the sampled ids."""
 
 
 class FakeEngine:
-    """Samples what a script says; passes tests/engine_contract.py as the real engine does.
+    """Samples the tokens of a script. Like the real engine, it passes tests/engine_contract.py.
 
-    A token's log-prob is minus its place among the sampled ones divided by 100: 0.0, -0.01, -0.02 ...
+    The log-probs of the sampled tokens are 0.0, -0.01, -0.02, ...
 
     Args:
-        script: What to sample; ids after a stop token or `max_tokens` are not sampled.
+        script: Returns the tokens to sample; they are cut after a stop token and at `max_tokens`.
         stop_token_ids: Tokens that end a turn.
-        seconds_per_token: Time a token takes; 0 ends a request at once.
-        dies_after: Requests served before the engine dies; None: it does not.
-        verify: Called with an update before it is accepted; may raise `WeightSyncError`.
+        seconds_per_token: Duration of one token; with 0 a request ends at once.
+        dies_after: Number of requests before the engine dies; None means never.
+        verify: Called with each update before it is accepted; may raise `WeightSyncError`.
     """
 
     def __init__(
@@ -36,7 +36,7 @@ class FakeEngine:
     ) -> None:
         self.policy_version = 0
         self.requests: list[tuple[str, list[int], Sampling]] = []
-        """Every request made: session, token ids, sampling."""
+        """All requests so far: session, token ids, sampling."""
         self._script, self._stop_token_ids = script, frozenset(stop_token_ids)
         self._seconds_per_token, self._dies_after, self._verify = seconds_per_token, dies_after, verify
         self._abort = asyncio.Event()
@@ -47,7 +47,7 @@ class FakeEngine:
         """Continue `token_ids`; see `rl.interfaces.Engine`."""
         self.requests.append((session_id, list(token_ids), sampling))
         if self._is_asleep:
-            raise RolloutError("fake engine: answers no request: it sleeps, and has no weights until the next publish.")
+            raise RolloutError("fake engine: cannot generate: it is asleep and has no weights until the next publish.")
         if self._dies_after is not None and len(self.requests) > self._dies_after:
             self._is_alive = False
             self._abort.set()
@@ -61,7 +61,7 @@ class FakeEngine:
         return Generation(sampled, [-i / 100 for i in range(len(sampled))], reason, version)
 
     async def update_weights(self, update: WeightUpdate) -> None:
-        """Abort requests in flight and stamp the new version; see `rl.interfaces.Engine`."""
+        """Abort requests in flight and set the new version; see `rl.interfaces.Engine`."""
         self._check_alive()
         self._verify(update)
         self._abort.set()
@@ -69,17 +69,17 @@ class FakeEngine:
         self.policy_version, self._is_asleep = update.version, False
 
     async def sleep(self) -> None:
-        """Forget the weights; see `rl.interfaces.Engine`."""
+        """Drop the weights; see `rl.interfaces.Engine`."""
         self._is_asleep = True
 
     async def shutdown(self) -> None:
-        """Requests fail from here on."""
+        """Make all later requests fail."""
         self._is_alive = False
         self._abort.set()
 
     def _check_alive(self) -> None:
         if not self._is_alive:
-            raise RolloutError("fake engine: died while generating. It was told to.")
+            raise RolloutError("fake engine: died while generating, as configured.")
 
     def _cut(self, sampled: list[int], max_tokens: int) -> tuple[list[int], FinishReason]:
         for index, token in enumerate(sampled[:max_tokens]):
@@ -89,7 +89,7 @@ class FakeEngine:
         return sampled[:max_tokens], reason
 
     async def _wait(self, num_tokens: int, abort: asyncio.Event) -> int:
-        """Let the time of the tokens pass; how many were done when it ended."""
+        """Wait for the duration of the tokens or an abort; return the number of finished tokens."""
         if self._seconds_per_token == 0:
             await asyncio.sleep(0)
             return num_tokens

@@ -1,4 +1,4 @@
-"""What child processes print while they start, so that an error can give their reason instead of "see above"."""
+"""Captures the output of starting child processes, so that an error message can include their reason."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ _NO_REASON = re.compile(r"initialization failed|[Ss]ee (root cause|stack trace)|
 
 @contextmanager
 def tail_of_output() -> Iterator[deque[str]]:
-    """Pass on standard output and error of children started inside, and collect their last lines.
+    """Collect the last lines of stdout and stderr, including those of children started inside; output still appears.
 
-    The pipes stay open as long as such a child lives; this process writes to its own output again at the end.
+    At the end this process writes to its own output again. The children keep the pipes until they exit.
 
     Yields:
-        The lines so far, filled by background threads.
+        The lines so far; background threads append to it.
     """
     lines: deque[str] = deque(maxlen=_MAX_LINES)
     sys.stdout.flush()
@@ -44,11 +44,11 @@ def tail_of_output() -> Iterator[deque[str]]:
         for fd, original in originals.items():
             os.dup2(original, fd)
         for pump in pumps:
-            pump.join(0.2)  # ends at once where no child is left
+            pump.join(0.2)  # ends at once if no child is left
 
 
 def first_error(lines: deque[str]) -> str | None:
-    """The first line that names an exception with a reason of its own, as `Type: reason`."""
+    """Return the first exception with a reason, as `Type: reason`, or None."""
     for line in list(lines):
         match = _ERROR_LINE.search(line)
         if match and not _NO_REASON.search(match[2]):

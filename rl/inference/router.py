@@ -1,4 +1,4 @@
-"""Which engine replica a session's requests go to: decided once for each session, by load."""
+"""Routing of sessions to engine replicas by load."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from rl.errors import RolloutError
 
 
 class Router:
-    """Keeps a session on one replica, so that its prefix stays in that replica's cache.
+    """Sends all requests of a session to one replica, so that its prefix cache is used.
 
-    A new session goes to the replica with the fewest open ones, the lowest number first. When a replica is removed,
-    its sessions are placed anew at their next request.
+    A new session goes to the replica with the fewest open sessions; ties go to the lowest number. After a replica is
+    removed, its sessions get a new replica at their next request.
 
     Args:
-        replicas: Their numbers.
+        replicas: Numbers of the replicas.
     """
 
     def __init__(self, replicas: Iterable[int]) -> None:
@@ -23,11 +23,11 @@ class Router:
 
     @property
     def replicas(self) -> list[int]:
-        """The numbers of the replicas left, ascending."""
+        """Numbers of the remaining replicas, ascending."""
         return sorted(self._load)
 
     def route(self, session_id: str) -> int:
-        """The replica of a session, which is opened if it is not yet.
+        """Return the replica of a session; open the session if necessary.
 
         Raises:
             RolloutError: No replica is left.
@@ -41,13 +41,13 @@ class Router:
         return self._sessions[session_id]
 
     def release(self, session_id: str) -> None:
-        """Close a session; one that is not open (its replica was removed) is left alone."""
+        """Close a session. Does nothing if it is not open, for example because its replica was removed."""
         replica = self._sessions.pop(session_id, None)
         if replica is not None:
             self._load[replica] -= 1
 
     def remove(self, replica: int) -> list[str]:
-        """Take a replica out; one that is already out is left alone.
+        """Remove a replica. Does nothing if it was already removed.
 
         Returns:
             The sessions it had, in order of opening.
@@ -59,5 +59,5 @@ class Router:
         return orphans
 
     def num_sessions(self, replica: int) -> int:
-        """Open sessions of a replica."""
+        """Number of open sessions of a replica."""
         return self._load[replica]

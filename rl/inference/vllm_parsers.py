@@ -1,4 +1,4 @@
-"""vLLM's tool-call parsers as parsers of turns, for `rl_config.tool_parser_format: vllm:<name>`."""
+"""Adapter for vLLM's tool-call parsers (`rl_config.tool_parser_format: vllm:<name>`)."""
 
 from __future__ import annotations
 
@@ -19,31 +19,31 @@ from rl.thoughts import OPEN, is_thinking, thought_spans, without_thoughts
 from rl.types import ToolCall
 
 logger = logging.getLogger(__name__)
-# They log a traceback for every call of the model that they cannot read; here it becomes the call's error.
+# The parsers log a traceback for every malformed call; here it becomes the error of the call.
 logging.getLogger("vllm.tool_parsers").setLevel(logging.CRITICAL)
 
 _TAG_ATTRIBUTES = (
     *("tool_calls_start_token", "tool_call_start_token", "tool_start_token", "bot_token", "bot_string"),
     *("tc_start", "tools_open", "_TOOL_CALLS_START"),
 )
-"""Where parsers without a grammar keep the tag that opens their calls."""
+"""Attributes in which parsers without a grammar store the tag that opens a call."""
 _IN_A_CALL = (ParserState.TOOL_PREAMBLE, ParserState.TOOL_NAME, ParserState.TOOL_ARGS)
 _OPEN, _CLOSE = ("<", "["), (">", "]")
 
 
 class VllmParser:
-    """A parser of vLLM, made total.
+    """A parser of vLLM that reports malformed calls as errors.
 
-    What vLLM cannot read it takes for prose. A turn that holds a tag which opens a call and yields none is an error
-    here, for the parsers whose tags are known (`opening_tags_of`); beside a call that was read a malformed one goes
-    unnoticed. Thoughts are cut out before it reads, closed or not, and so is what stands before a `</think>` that the
-    prompt opened.
+    vLLM treats text that it cannot parse as prose. Here, a turn with a tag that opens a call but without a parsed call
+    is an error, for parsers whose tags are known (`opening_tags_of`). A malformed call next to a parsed one is not
+    noticed. Thoughts are removed before parsing, closed or not, and so is the text before a `</think>` whose opening
+    tag is in the prompt.
 
     Args:
-        name: In vLLM's registry.
-        parser_class: From there.
-        tools: In OpenAI's form.
-        tokenizer: One whose vocabulary is looked up in no time.
+        name: Name in vLLM's registry.
+        parser_class: Class from vLLM's registry.
+        tools: Tool schemas in OpenAI's format.
+        tokenizer: A tokenizer with a cached vocabulary.
     """
 
     stop: tuple[str, ...] = ()
@@ -57,14 +57,14 @@ class VllmParser:
         self._tools = [ChatCompletionToolsParam.model_validate(tool) for tool in tools]
         self._request = ChatCompletionRequest(messages=[], tools=list(self._tools) or None)
         self.opening_tags = opening_tags_of(self._new_parser())
-        """What a call begins with; empty where the parser does not tell."""
+        """Tags that open a call; empty if unknown."""
 
     def for_tools(self, tools: Sequence[dict[str, Any]]) -> VllmParser:
-        """The same parser for other tools."""
+        """Return the same parser for other tools."""
         return VllmParser(self._name, self._class, tools, self._tokenizer)
 
     def parse(self, text: str) -> list[ToolCall]:
-        """The calls that vLLM finds; one that carries an `error` where its parser failed or missed a call."""
+        """Parse the calls of a turn; if vLLM's parser fails or misses a call, return one call with an `error`."""
         calls = self._read(without_thoughts(text).strip())
         if is_thinking(text):
             start, _ = thought_spans(text)[-1]
@@ -73,12 +73,12 @@ class VllmParser:
         return calls
 
     def render(self, call: ToolCall) -> None:
-        """None: vLLM has no writers."""
+        """Return None, because vLLM cannot write calls."""
 
     def _read(self, said: str) -> list[ToolCall]:
         try:
             found = self._new_parser().extract_tool_calls(said, self._request).tool_calls
-        except Exception as error:  # any of vLLM's parsers may raise anything for a text that it did not expect
+        except Exception as error:  # vLLM's parsers may raise anything for unexpected text
             logger.warning("vLLM's parser '%s' failed, got %r.", self._name, error)
             return [failed_call(said, f"the tool call cannot be read: {error}")]
         if not found:
@@ -86,24 +86,24 @@ class VllmParser:
         return [_as_call(call.function.name, call.function.arguments) for call in found]
 
     def _missed(self, said: str) -> list[ToolCall]:
-        """An error for the first call that was begun."""
-        begun = {said.find(tag): tag for tag in self.opening_tags if tag in said}
-        if not begun:
+        """Return an error for the first opened call, if any."""
+        opened = {said.find(tag): tag for tag in self.opening_tags if tag in said}
+        if not opened:
             return []
-        start = min(begun)
-        problem = f"the text after {begun[start]} cannot be read as a tool call. Write it as shown at the beginning"
+        start = min(opened)
+        problem = f"the text after {opened[start]} cannot be read as a tool call. Write it as shown at the beginning"
         return [failed_call(said[start:], problem)]
 
     def _new_parser(self) -> ToolParser:
-        """A parser keeps what it has read, so every text gets a new one."""
+        """Create a parser. Parsers are stateful, so each text needs a new one."""
         return self._class(self._tokenizer, self._tools)
 
 
 def opening_tags_of(parser: ToolParser) -> tuple[str, ...]:
-    """The tags that open a call, as far as a parser of vLLM tells them.
+    """Find the tags that open a call in a vLLM parser; empty if it does not expose them.
 
-    A parser made from a grammar has them in its transitions from content into a call; of the others most keep them in
-    an attribute, under one of a few names. Only tags in brackets count: a bare word may stand in prose.
+    Parsers with a grammar have them in the transitions from content to a call; most others have an attribute with one
+    of a few names. Only tags in brackets count, because a bare word may occur in prose.
     """
     grammar = getattr(getattr(parser, "_parser_engine", None), "parser_engine_config", None)
     if grammar is None:
@@ -119,26 +119,26 @@ def opening_tags_of(parser: ToolParser) -> tuple[str, ...]:
 
 
 def adapted_names() -> list[str]:
-    """Names in vLLM's registry, those of `vllm serve --tool-call-parser`."""
+    """Names in vLLM's registry, as for `vllm serve --tool-call-parser`."""
     return ToolParserManager.list_registered()
 
 
 def load_adapted(name: str, tools: Sequence[dict[str, Any]], tokenizer: Any) -> VllmParser:
-    """Make a parser of vLLM, as `rl.chat.parsers.load_parser` asks for it.
+    """Create a vLLM parser for `rl.chat.parsers.load_parser`.
 
     Args:
         name: One of `adapted_names`.
-        tools: In OpenAI's form.
-        tokenizer: Of the rollouts.
+        tools: Tool schemas in OpenAI's format.
+        tokenizer: Tokenizer of the rollouts.
 
     Raises:
-        ConfigError: The parser does not fit the tokenizer or the tools.
+        ConfigError: The parser does not support the tokenizer or the tools.
     """
     try:
         return VllmParser(name, ToolParserManager.get_tool_parser(name), tools, get_cached_tokenizer(tokenizer))
-    except Exception as error:  # some look for their tags in the vocabulary, and raise what they like
+    except Exception as error:  # parsers that look up their tags in the vocabulary may raise anything
         raise ConfigError(
-            f"rl_config.tool_parser_format: vLLM's parser '{name}' cannot be used here, got '{error}'. Set another one."
+            f"rl_config.tool_parser_format: vLLM's parser '{name}' does not work here, got '{error}'. Set another one."
         ) from error
 
 

@@ -1,8 +1,8 @@
-"""Runs inside vLLM's workers: loads published weights into the model, and reads them back for the checksum.
+"""Extension of vLLM's workers: loads published weights into the model and reads them back for the checksum.
 
-On CPU vLLM repacks the weight of every linear layer for its kernels and empties the parameter. What is read back then
-is the layer's answer to the identity matrix, its own kernel multiplying its own packed copy: exact, since each output
-is one weight times one plus zeros. So the checksum is of the weights that the engine computes with, on CPU as on CUDA.
+On the CPU, vLLM repacks the weights of every linear layer for its kernels and empties the parameter. To read a weight
+back, the layer is applied to the identity matrix. The result is exact, because each output is one weight times one plus
+zeros. So on the CPU as on CUDA, the checksum covers the weights that the engine computes with.
 """
 
 from __future__ import annotations
@@ -18,42 +18,41 @@ from vllm.model_executor.layers.vocab_parallel_embedding import VocabParallelEmb
 from vllm.platforms import current_platform
 
 from rl.errors import WeightSyncError
-from rl.weight_sync.plan import join_checksums, tensor_digest
+from rl.weight_sync.plan import checksum, tensor_digest
 from rl.weight_sync.shared_memory import read_tensors
 
 if current_platform.is_cpu():
     import rl.inference.cpu_kernels  # noqa: F401  registers them before vLLM looks them up
 
 _IDENTITY_ROWS = 512
-"""Rows of the identity matrix in one call."""
+"""Rows of the identity matrix per call."""
 
 
 class WorkerExtension:
-    """Methods that vLLM adds to its worker class (`worker_extension_cls`); called through `collective_rpc`."""
+    """Methods that vLLM adds to its worker class (`worker_extension_cls`), called through `collective_rpc`."""
 
     model_runner: Any
 
     def load_published(self, paths: list[str], version: int) -> None:
-        """Load published tensors in place through vLLM's own loaders, which split, fuse and repack them.
+        """Load published tensors in place with vLLM's loaders, which split, fuse and repack them.
 
         Args:
-            paths: The files of one publish.
-            version: The version they must have.
+            paths: Files of one publish.
+            version: Expected policy version of the files.
         """
         self.model_runner.reload_weights(weights_iterator=read_tensors(tuple(paths), version=version))
         share_packed_embedding(self.model_runner.get_model())
 
     def loaded_checksum(self) -> str:
-        """The checksum of the weights the model computes with, under their Hugging Face names."""
-        model = self.model_runner.get_model()
-        return join_checksums(f"{tensor_digest(name, tensor):032x}" for name, tensor in read_back(model))
+        """Checksum of the weights that the model computes with, under their Hugging Face names."""
+        return checksum(read_back(self.model_runner.get_model()))
 
 
 def share_packed_embedding(model: nn.Module) -> None:
-    """Let a tied output head compute with the packed copy that the reload made of the embedding.
+    """Make a tied output head use the packed copy of the reloaded embedding.
 
-    vLLM 0.32 packs both on CPU when it starts, but nothing of a checkpoint is loaded into a tied head: its reload
-    leaves out the head, and the engine would go on to compute logits with the old embedding.
+    On the CPU, vLLM 0.32 packs both at start. Its reload skips a tied head, because checkpoints have no tensor for it,
+    so the engine would keep computing logits with the old embedding.
     """
     head: Any = getattr(model, "lm_head", None)
     if model.config.tie_word_embeddings and hasattr(head, "cpu_linear"):
@@ -62,15 +61,15 @@ def share_packed_embedding(model: nn.Module) -> None:
 
 @torch.no_grad()
 def read_back(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    """Yield the model's weights as a checkpoint would hold them: fused layers split, tensor-parallel shards joined.
+    """Yield the model's weights as in a checkpoint: fused layers split, tensor-parallel shards joined.
 
     A collective over the tensor-parallel group.
 
     Args:
-        model: A model of vLLM whose class names its fused layers in `packed_modules_mapping`.
+        model: A vLLM model whose class lists its fused layers in `packed_modules_mapping`.
 
     Raises:
-        WeightSyncError: A tied output head computes with another matrix than the embedding.
+        WeightSyncError: A tied output head uses other weights than the embedding.
     """
     fused: dict[str, list[str]] = getattr(model, "packed_modules_mapping", {})
     embedding: Tensor | None = None
@@ -109,7 +108,7 @@ def _linear(prefix: str, layer: LinearBase, fused: dict[str, list[str]]) -> Iter
 
 
 def _local_sizes(layer: LinearBase) -> list[int]:
-    """Rows of each fused part on this rank."""
+    """Number of rows of each fused part on this rank."""
     if isinstance(layer, QKVParallelLinear):
         key, value = layer.num_kv_heads * layer.head_size, layer.num_kv_heads * layer.v_head_size
         return [layer.num_heads * layer.head_size, key, value]
@@ -119,7 +118,7 @@ def _local_sizes(layer: LinearBase) -> list[int]:
 
 
 def _computed_weight(layer: nn.Module, num_inputs: int) -> Tensor:
-    """[outputs, inputs] the layer multiplies with: its parameter, or on CPU what it makes of the identity matrix."""
+    """[outputs, inputs], the weight that the layer uses: its parameter, or on the CPU its output for the identity."""
     if layer.weight.device.type != "cpu":
         return layer.weight
     rows = []
@@ -141,13 +140,13 @@ def _vocabulary(layer: VocabParallelEmbedding, weight: Tensor) -> Tensor:
 def _check_tied(head: Tensor, embedding: Tensor | None) -> None:
     if embedding is not None and tensor_digest("tied", head) != tensor_digest("tied", embedding):
         raise WeightSyncError(
-            "lm_head.weight: the output head is tied, but computes with other weights than the embedding, so vLLM did "
-            "not reload it. Use the pinned vLLM version."
+            "lm_head.weight: the tied output head uses other weights than the embedding, because vLLM did not reload "
+            "it. Install the pinned vLLM version."
         )
 
 
 def _gather(shard: Tensor, *, dim: int, replicas: int = 1) -> Tensor:
-    """Join tensor-parallel shards along a dimension, keeping one of each `replicas` equal neighbours."""
+    """Join tensor-parallel shards along a dimension; of each `replicas` adjacent equal shards, keep one."""
     num_ranks = get_tensor_model_parallel_world_size()
     if num_ranks == 1:
         return shard

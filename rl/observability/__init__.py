@@ -1,1 +1,1 @@
-"""What a run leaves behind and shows: its directory, metrics, trajectories, progress and report."""
+"""Outputs of a run: directory, metrics, trajectories, progress and report."""

@@ -1,4 +1,4 @@
-"""How long something was at work at all, when its tasks overlap."""
+"""Measures busy time across overlapping tasks."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from types import TracebackType
 
 
 class BusyClock:
-    """Seconds in which at least one of several overlapping blocks was being run; of one event loop.
+    """Measures the time in which at least one `with` block is open, in one event loop.
 
-    Example: blocks from 0 to 3 s and from 2 to 5 s, and one from 8 to 9 s, make 6 s.
+    Example: blocks from 0 to 3 s, from 2 to 5 s and from 8 to 9 s give 6 s.
     """
 
     def __init__(self) -> None:
@@ -29,11 +29,7 @@ class BusyClock:
         self._num_open -= 1
 
     def restart(self) -> float:
-        """Begin anew.
-
-        Returns:
-            The busy seconds until now.
-        """
+        """Reset the clock and return the busy seconds so far."""
         self._count()
         busy_s, self._busy_s = self._busy_s, 0.0
         return busy_s

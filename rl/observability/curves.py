@@ -1,4 +1,4 @@
-"""The picture of a run: reward of each step, and held-out accuracy with its intervals."""
+"""Plots of a run: reward by step, and held-out accuracy with confidence intervals."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ from rl.observability.evaluations import Evaluation
 
 _INK, _GRAY, _BLUE, _ORANGE = "#222222", "#8a8a8a", "#1f6fb2", "#d9731a"
 _SMOOTHED_FROM = 24
-"""Steps from which a smoothed curve helps; below, it only lags behind."""
+"""Number of steps from which a smoothed curve is drawn."""
 
 
 def draw_curves(
     rows: Sequence[dict[str, Any]], evaluations: Sequence[Evaluation], base: Evaluation | None, path: Path
 ) -> None:
-    """Draw reward and accuracy over the steps.
+    """Plot reward and accuracy over the steps.
 
     Args:
         rows: Lines of metrics.jsonl.
-        evaluations: Of the run, by step.
-        base: Of the untrained model, drawn as a line.
-        path: PNG to write.
+        evaluations: Evaluations of the run, by step.
+        base: Evaluation of the untrained model, drawn as a horizontal line.
+        path: Output PNG.
     """
     figure = Figure(figsize=(11, 4.2), dpi=130, layout="constrained")
     left, right = figure.subplots(1, 2)
@@ -45,7 +45,7 @@ def _draw_rewards(axes: Axes, rows: Sequence[dict[str, Any]]) -> None:
     if is_smoothed:
         axes.plot(steps, smooth(values), color=_BLUE, linewidth=2.4, label="smoothed")
         axes.legend(frameon=False, loc="lower right")
-    _dress(axes, "Reward of the training rollouts", "mean reward", steps)
+    _format_axes(axes, "Reward of the training rollouts", "mean reward", steps)
 
 
 def _draw_accuracy(axes: Axes, evaluations: Sequence[Evaluation], base: Evaluation | None) -> None:
@@ -66,12 +66,12 @@ def _draw_accuracy(axes: Axes, evaluations: Sequence[Evaluation], base: Evaluati
         mean = base.accuracy["all"].mean
         axes.axhline(mean, color=_GRAY, linestyle="--", linewidth=1.4, label=f"base model, {mean:.2f}")
     num = points[-1].num_questions if points else 0
-    _dress(axes, f"Held-out accuracy, {num} questions, 95 % intervals", "accuracy", steps)
+    _format_axes(axes, f"Held-out accuracy, {num} questions, 95 % intervals", "accuracy", steps)
     if points or base:
         axes.legend(frameon=False, loc="upper left")
 
 
-def _dress(axes: Axes, title: str, label: str, steps: Sequence[int]) -> None:
+def _format_axes(axes: Axes, title: str, label: str, steps: Sequence[int]) -> None:
     axes.set_title(title, loc="left", fontsize=11, color=_INK)
     axes.set_xlabel("step")
     axes.set_ylabel(label)
@@ -88,14 +88,11 @@ def _dress(axes: Axes, title: str, label: str, steps: Sequence[int]) -> None:
 
 
 def smooth(values: Sequence[float], weight: float = 0.6) -> list[float]:
-    """Exponential moving average without the bias of its start: s_i = Σ_j w^(i-j) v_j / Σ_j w^(i-j).
+    """Compute the bias-corrected exponential moving average s_i = Σ_j w^(i-j) v_j / Σ_j w^(i-j) over j <= i.
 
     Args:
-        values: By step.
-        weight: Of the past, 0 to 1.
-
-    Returns:
-        As many values.
+        values: Values by step.
+        weight: Weight w of the past, 0 to 1.
     """
     smoothed = []
     total = norm = 0.0

@@ -1,4 +1,4 @@
-"""Evaluations read back from the lines of metrics.jsonl."""
+"""Evaluations, read from metrics.jsonl."""
 
 from __future__ import annotations
 
@@ -28,14 +28,7 @@ class Evaluation:
 
 
 def read_evaluations(rows: list[dict[str, Any]]) -> list[Evaluation]:
-    """Find the evaluations among lines of metrics.
-
-    Args:
-        rows: Lines of metrics.jsonl.
-
-    Returns:
-        Evaluations by step; of two at the same step the later line.
-    """
+    """Extract the evaluations from the lines of metrics.jsonl, by step; for a repeated step the last line counts."""
     found: dict[int, Evaluation] = {}
     for row in rows:
         accuracy = {}

@@ -1,4 +1,4 @@
-"""Logging of drivers and workers: one format, quiet libraries, and the console that progress shares."""
+"""Logging of drivers and workers: one format, quiet libraries, one console shared with the progress bar."""
 
 from __future__ import annotations
 
@@ -27,18 +27,18 @@ _QUIET = (
 
 @cache
 def console() -> Console:
-    """The console of this process on standard output; bars and log lines share it, so that neither cuts the other."""
+    """Console of this process on standard output; progress bar and log lines share it, so that they do not mix."""
     return Console(highlight=False)
 
 
 def setup_logging(log_file: Path | None = None, *, level: int = logging.INFO) -> None:
-    """Log the project at `level`, and of libraries only errors, to the terminal or standard error.
+    """Log the project at `level`, and errors of libraries, to the terminal or standard error.
 
-    Calling it again replaces what an earlier call set up.
+    A second call replaces the handlers of the first.
 
     Args:
-        log_file: Takes the same lines and the warnings of libraries; its folder must be there.
-        level: Of the project's own loggers.
+        log_file: Gets the same lines and warnings of libraries; its folder must exist.
+        level: Level of the project's loggers.
     """
     terminal: logging.Handler
     if console().is_terminal:
@@ -63,19 +63,3 @@ def setup_logging(log_file: Path | None = None, *, level: int = logging.INFO) ->
         logging.getLogger(name).setLevel(logging.ERROR)
     logging.captureWarnings(True)
     warnings.filterwarnings("default")
-
-
-def warn_once(logger: logging.Logger, message: str, *args: object) -> None:
-    """Log a warning the first time this process meets this text (`message` filled with `args`).
-
-    Args:
-        logger: The caller's.
-        message: A %-format.
-        args: What it is filled with.
-    """
-    _warn(logger.name, message % args if args else message)
-
-
-@cache
-def _warn(logger_name: str, text: str) -> None:
-    logging.getLogger(logger_name).warning("%s", text)

@@ -1,4 +1,4 @@
-"""Progress of a run: on a terminal a bar with step, reward, tokens/s and time left, in a pipe one line a step."""
+"""Progress of a run: on a terminal a bar with reward, tokens/s and remaining time, in a pipe one line per step."""
 
 from __future__ import annotations
 
@@ -22,27 +22,27 @@ _SHOWN = {
     "actor/grad_norm": "grad {:.2f}",
     "response_length/mean": "length {:.0f}",
 }
-"""Metrics of a step's line, with their formats."""
+"""Metrics in the line of a step, with their formats."""
 _ON_BAR = {name: _SHOWN[name] for name in ("critic/score/mean", "actor/loss")}
-"""Those that fit beside the bar in 80 columns."""
+"""Metrics that fit next to the bar in 80 columns."""
 _LINE_EVERY_S = 20.0
-"""Seconds of silence in a pipe after which finished groups are told."""
+"""In a pipe, interval between lines with the number of finished groups."""
 
 
 class RunProgress:
-    """Shows how far a run is.
+    """Shows the progress of a run.
 
     Args:
-        num_steps: Steps of the whole run, those before a resumed checkpoint included; may be corrected on the way.
-        start_step: Steps done before this process began.
-        target: Where to show it; by default the console of this process.
+        num_steps: Steps of the whole run, including those before a resumed checkpoint; may change during the run.
+        start_step: Steps completed before this process started.
+        target: Output console; by default that of this process.
     """
 
     def __init__(self, num_steps: int, *, start_step: int = 0, target: Console | None = None) -> None:
         self.num_steps, self._start_step = num_steps, start_step
         self._console = target or console()
         self._start = self._last_line = time.monotonic()
-        self._phase = "evaluation"  # before the first step there is nothing else that has groups
+        self._phase = "evaluation"  # before the first step, only an evaluation has groups
         self._bar = Progress(
             SpinnerColumn(),
             BarColumn(bar_width=24),
@@ -66,21 +66,21 @@ class RunProgress:
         self._bar.stop()
 
     def begin(self, start_step: int) -> None:
-        """Restart the clock of the time left: what comes now are steps, no more preparation."""
+        """Start the clock for the remaining time; call it before the first step."""
         self._start_step, self._start, self._has_begun = start_step, time.monotonic(), True
         self._update(total=max(self.num_steps, 1), completed=start_step, step=self._count(start_step))
 
     def groups(self, done: int, wanted: int) -> None:
-        """Show how many groups of the step are finished."""
+        """Show the number of finished groups of the step."""
         self._update(phase=f"{self._phase} {done}/{wanted}")
-        if not self._has_begun:  # an evaluation by itself
+        if not self._has_begun:  # an evaluation without training
             self._update(total=max(wanted, 1), completed=done)
         now = time.monotonic()
         if not self._console.is_terminal and now - self._last_line > _LINE_EVERY_S:
             self.note(f"{self._phase} {done}/{wanted}")
 
     def phase(self, text: str) -> None:
-        """Show what the run does now; only on a terminal."""
+        """Show the current phase; only on a terminal."""
         self._phase = text
         self._update(phase=text)
 
@@ -88,8 +88,8 @@ class RunProgress:
         """Show a finished step.
 
         Args:
-            completed: Steps done, from 1.
-            metrics: The step's.
+            completed: Completed steps, from 1.
+            metrics: Metrics of the step.
         """
         if self._console.is_terminal:
             figures = self._figures(completed, metrics, _ON_BAR)
@@ -99,7 +99,7 @@ class RunProgress:
             self.note(f"{self._count(completed)}  {self._figures(completed, metrics, _SHOWN)}")
 
     def note(self, text: str) -> None:
-        """Show a line that stays."""
+        """Print a line above the bar."""
         self._last_line = time.monotonic()
         self._console.print(text, soft_wrap=True, markup=False)
 
@@ -123,7 +123,7 @@ class RunProgress:
 
 
 def duration(seconds: float) -> str:
-    """Seconds as people read them: `45 s`, `3 min 20 s`, `2 h 05 min`."""
+    """Format seconds: `45 s`, `3 min 20 s`, `2 h 05 min`."""
     whole = round(seconds)
     if whole < 60:
         return f"{whole} s"

@@ -1,4 +1,4 @@
-"""`rl report RUN`: the table and the curves that a run ends with."""
+"""`rl report RUN`: table and curves of a run."""
 
 from __future__ import annotations
 
@@ -27,16 +27,10 @@ class Stage:
 
 
 def main(argv: list[str]) -> int:
-    """Print accuracy before and after a run, and draw its curves.
-
-    Args:
-        argv: Arguments after the command's name.
-
-    Returns:
-        The exit code.
+    """Print accuracy before and after a run, and draw its curves; return the exit code.
 
     Raises:
-        DataError: A given folder is no run directory, or the run has no metrics.
+        DataError: A folder is not a run directory, or the run has no metrics.
     """
     parser = argparse.ArgumentParser(
         prog="rl report", description="Print accuracy before and after a run, and draw its curves."
@@ -62,20 +56,20 @@ def report(
     output: Path | None = None,
     target: Console,
 ) -> Path:
-    """Print the table, draw the curves, and name the run's files.
+    """Print the tables, draw the curves, and print the paths of the run's files.
 
     Args:
         run: Directory of a training run.
         base: Directory of an evaluation of the untrained model.
         cold_start: Directory of the cold start.
-        output: Picture to write.
-        target: Where to print.
+        output: Path of the picture; by default report.png in the run directory.
+        target: Output console.
 
     Returns:
-        The picture's path.
+        The path of the picture.
 
     Raises:
-        DataError: A given folder is no run directory, or the run has no metrics.
+        DataError: A folder is not a run directory, or the run has no metrics.
     """
     directory = RunDirectory.open(run)
     rows = directory.read_metrics()
@@ -105,11 +99,7 @@ def report(
 
 
 def accuracy_table(stages: list[Stage]) -> Table:
-    """Accuracy with its 95 % interval, a row for each source and a column for each stage.
-
-    Args:
-        stages: In order of time.
-    """
+    """Build a table of accuracies with 95 % intervals, one row per source and one column per stage."""
     table = Table(title="Held-out accuracy (95 % interval)", title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
     table.add_column("task", no_wrap=True)
     for stage in stages:
@@ -167,7 +157,7 @@ def _print_paths(directory: RunDirectory, picture: Path, target: Console) -> Non
 
 
 def _short(path: Path | str) -> str:
-    """Relative to the working directory where it lies below it."""
+    """Make a path relative to the working directory if it is below it."""
     if isinstance(path, Path) and path.resolve().is_relative_to(Path.cwd()):
         return str(path.resolve().relative_to(Path.cwd()))
     return str(path)

@@ -1,13 +1,13 @@
-"""The folder of one run: what is in it, and that no run overwrites another.
+"""The directory of one run. No run overwrites another.
 
 <output_dir>/<name>/
     config.yaml            resolved configuration
     versions.txt           packages, Python, platform, git commit
-    metrics.jsonl          one line a step
-    summary.json           written last: a run that has it ended by itself
+    metrics.jsonl          one line per step
+    summary.json           written last, so its presence marks a finished run
     report.png             curves (`python -m rl report`)
     trajectories/          step_000000.jsonl and eval_000000.jsonl
-    skipped/               step_000000.jsonl: trajectories of steps with NaN or Inf, where there were any
+    skipped/               step_000000.jsonl: trajectories of steps with NaN or Inf, if any
     checkpoints/step_000012/
     tensorboard/  logs/
 """
@@ -43,17 +43,14 @@ class RunDirectory:
 
     @classmethod
     def create(cls, config: Config, name: str) -> RunDirectory:
-        """Make the folder of a new run and write its configuration and versions.
+        """Create the directory of a new run and write its configuration and versions.
 
         Args:
-            config: The run's configuration; `output_dir` and `run_name` say where.
-            name: Name of the configuration; the folder is `<name>-<time>` where `run_name` is not set.
-
-        Returns:
-            The new directory.
+            config: Reads `output_dir` and `run_name`.
+            name: Name of the configuration; without `run_name` the directory is `<name>-<time>`.
 
         Raises:
-            ConfigError: `run_name` is a folder already, or the folder cannot be made.
+            ConfigError: The directory for `run_name` exists, or the directory cannot be created.
         """
         training = config.megatron_training
         base = Path(training.output_dir).resolve()  # workers have another working directory
@@ -66,7 +63,7 @@ class RunDirectory:
                 if training.run_name:
                     raise ConfigError(
                         f"megatron_training.run_name: {path} exists already, and no run overwrites another. "
-                        "Choose another name, remove the folder, or go on from it with megatron_training.resume."
+                        "Choose another name, remove the folder, or resume it with megatron_training.resume."
                     )
                 number += 1
                 path = base / f"{wanted}-{number}"
@@ -75,8 +72,8 @@ class RunDirectory:
                 folder.mkdir()
         except OSError as error:
             raise ConfigError(
-                f"megatron_training.output_dir: cannot make a run directory in {base} ({error.strerror or error}). "
-                "Choose a folder that can be written."
+                f"megatron_training.output_dir: cannot create a run directory in {base} ({error.strerror or error}). "
+                "Choose a writable folder."
             ) from error
         save_resolved(config, run.config_file)
         run.versions_file.write_text(versions_text(), encoding="utf-8")
@@ -84,13 +81,13 @@ class RunDirectory:
 
     @classmethod
     def open(cls, path: Path) -> RunDirectory:
-        """Take the directory of an earlier run, to read it.
+        """Open the directory of an earlier run.
 
         Raises:
-            DataError: It is not a run directory.
+            DataError: The path is not a run directory.
         """
         if not (path / "config.yaml").is_file():
-            raise DataError(f"{path}: not a run directory (no config.yaml in it). Give the folder a run has printed.")
+            raise DataError(f"{path}: not a run directory (config.yaml is missing). Name the folder printed by a run.")
         return cls(path)
 
     @property
@@ -105,12 +102,12 @@ class RunDirectory:
 
     @property
     def metrics_file(self) -> Path:
-        """One JSON object a step."""
+        """One JSON object per step."""
         return self.path / "metrics.jsonl"
 
     @property
     def summary_file(self) -> Path:
-        """Written when a run ends by itself."""
+        """Written when a run finishes."""
         return self.path / "summary.json"
 
     @property
@@ -119,16 +116,16 @@ class RunDirectory:
         return self.path / "trajectories"
 
     def step_file(self, step: int) -> Path:
-        """The trajectories that the step with this number, from 1, learned from."""
+        """Training trajectories of a step, numbered from 1."""
         return self.trajectories / f"step_{step:06d}.jsonl"
 
     def evaluation_file(self, step: int) -> Path:
-        """The trajectories of the evaluation after this many steps."""
+        """Trajectories of the evaluation after `step` steps."""
         return self.trajectories / f"eval_{step:06d}.jsonl"
 
     @property
     def skipped(self) -> Path:
-        """Folder of the trajectories whose NaN or Inf made steps be skipped; made by the first."""
+        """Folder of trajectories with NaN or Inf, whose steps were skipped; created on demand."""
         return self.path / "skipped"
 
     @property
@@ -143,7 +140,7 @@ class RunDirectory:
 
     @property
     def logs(self) -> Path:
-        """Folder of the driver's and each worker's log."""
+        """Folder of the logs of the driver and the workers."""
         return self.path / "logs"
 
     @property
@@ -165,10 +162,10 @@ class RunDirectory:
         return found[-1] if found else None
 
     def read_metrics(self) -> list[dict[str, Any]]:
-        """Lines of metrics.jsonl in order; a last line cut off by a crash is left out.
+        """Read metrics.jsonl. A last line that was cut off by a crash is ignored.
 
         Raises:
-            DataError: A line before the last is malformed.
+            DataError: Another line is malformed.
         """
         if not self.metrics_file.is_file():
             return []
@@ -191,7 +188,7 @@ class RunDirectory:
         return rows
 
     def read_summary(self) -> dict[str, Any] | None:
-        """What `finish` kept; None where the run has not ended by itself.
+        """Read what `finish` wrote; None if the run did not finish.
 
         Raises:
             DataError: The file is malformed.
@@ -203,23 +200,23 @@ class RunDirectory:
             return {key: summary[key] for key in ("steps", "tokens", "wall_s")}
         except (ValueError, TypeError, KeyError) as error:
             raise DataError(
-                f"{self.summary_file}: not the figures of a run ({type(error).__name__}: {error}). Remove the file; "
-                "the run then counts as unfinished."
+                f"{self.summary_file}: malformed ({type(error).__name__}: {error}). Remove the file; the run then "
+                "counts as unfinished."
             ) from error
 
     def adopt_history(self, source: RunDirectory, step: int) -> None:
-        """Start this run's metrics with those of the run it resumes, so that its curves are whole.
+        """Copy the metrics of the resumed run, so that the curves are complete.
 
         Args:
             source: The resumed run.
-            step: Steps the checkpoint had completed; what came after was lost with the run and is run again.
+            step: Completed steps in the checkpoint; later steps are not copied, because they run again.
         """
         with self.metrics_file.open("a", encoding="utf-8") as stream:
             stream.writelines(json.dumps(row) + "\n" for row in source.read_metrics() if row["step"] <= step)
 
     @property
     def is_empty(self) -> bool:
-        """No metric was written."""
+        """Whether no metrics were written."""
         return not self.metrics_file.is_file() or self.metrics_file.stat().st_size == 0
 
     def set_aside(self) -> RunDirectory:
@@ -234,14 +231,14 @@ class RunDirectory:
         return RunDirectory(self.path.rename(target))
 
     def finish(self, summary: dict[str, Any]) -> None:
-        """Mark the run as ended by itself and keep its figures."""
+        """Write the summary, which marks the run as finished."""
         temporary = self.summary_file.with_suffix(".partial")
         temporary.write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
         temporary.replace(self.summary_file)
 
 
 def versions_text() -> str:
-    """Lines of `name version` for Python, platform, git commit and the packages that numbers depend on."""
+    """Lines of `name version` for Python, platform, git commit and the packages that affect results."""
     lines = [f"python {sys.version.split()[0]}", f"platform {platform.platform()}", f"git {_git_commit()}"]
     for name in _PACKAGES:
         try:
@@ -260,7 +257,7 @@ def _make(path: Path) -> bool:
 
 
 def _git_commit() -> str:
-    """The commit of the source tree, with `+changes` where files differ from it; `unknown` outside a repository."""
+    """Commit of the source tree, with `+changes` if files differ from it; `unknown` outside a repository."""
     root = Path(__file__).parents[2]
     if not (root / ".git").exists():
         return "unknown"

@@ -16,6 +16,7 @@ _STOPS = {
     StopReason.TOOL_UNAVAILABLE: "whose tool was unavailable",
     StopReason.DEADLINE: "past their deadline",
     StopReason.ENGINE_FAILED: "whose engine failed",
+    StopReason.ENVIRONMENT_FAILED: "whose environment failed",
 }
 """Ends that leave a trajectory without a score, in words."""
 

@@ -1,4 +1,4 @@
-"""Where metrics go: metrics.jsonl always, TensorBoard and Weights & Biases as configured."""
+"""Destinations of metrics: always metrics.jsonl, optionally TensorBoard and Weights & Biases."""
 
 from __future__ import annotations
 
@@ -10,26 +10,26 @@ from collections.abc import Mapping
 from types import TracebackType
 from typing import Any, Protocol
 
-from rl.config.load import plain_mapping
+from rl.config.keys import plain_mapping
 from rl.config.schema import Config
 from rl.errors import ConfigError
 from rl.observability.run_directory import RunDirectory
 
 
 class Tracker(Protocol):
-    """One destination."""
+    """One destination of metrics."""
 
     def write(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Take the metrics of a step (steps completed)."""
+        """Write the metrics after `step` completed steps."""
         ...
 
     def close(self) -> None:
-        """Write out what is left."""
+        """Flush and close."""
         ...
 
 
 class JsonLines:
-    """One JSON object a line: `step`, `time` (seconds since 1970) and the metrics. Not-a-number becomes null."""
+    """One JSON object per line: `step`, `time` (seconds since 1970) and the metrics. NaN and Inf become null."""
 
     def __init__(self, directory: RunDirectory) -> None:
         self._stream = directory.metrics_file.open("a", encoding="utf-8")
@@ -49,7 +49,7 @@ class TensorBoard:
     """Event files for TensorBoard."""
 
     def __init__(self, directory: RunDirectory) -> None:
-        from torch.utils.tensorboard import SummaryWriter  # imports tensorboard: only where it is wanted
+        from torch.utils.tensorboard import SummaryWriter  # tensorboard is optional
 
         self._writer = SummaryWriter(str(directory.tensorboard), flush_secs=10)
 
@@ -64,7 +64,7 @@ class TensorBoard:
 
 
 class WeightsAndBiases:
-    """A Weights & Biases run; its files lie in the run directory."""
+    """A Weights & Biases run with its files in the run directory."""
 
     def __init__(self, directory: RunDirectory, config: Config) -> None:
         import wandb
@@ -87,14 +87,10 @@ class WeightsAndBiases:
 
 
 class MetricsWriter:
-    """All destinations of a run.
-
-    Args:
-        directory: The run's directory.
-        config: Says which trackers are wanted.
+    """Writes metrics to all configured trackers of a run.
 
     Raises:
-        ConfigError: A wanted tracker is not installed.
+        ConfigError: A configured tracker is not installed.
     """
 
     def __init__(self, directory: RunDirectory, config: Config) -> None:
@@ -106,12 +102,7 @@ class MetricsWriter:
             self._trackers.append(WeightsAndBiases(directory, config))
 
     def write(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Give the metrics of a step to every tracker.
-
-        Args:
-            step: Steps completed.
-            metrics: Name to number.
-        """
+        """Write the metrics after `step` completed steps to every tracker."""
         for tracker in self._trackers:
             tracker.write(step, metrics)
 
@@ -130,13 +121,12 @@ class MetricsWriter:
 
 
 def check_trackers(config: Config) -> None:
-    """Say before anything starts that a wanted tracker is missing.
+    """Check that the packages of the configured trackers are installed.
 
     Raises:
-        ConfigError: Names the key and the package.
+        ConfigError: A package is missing.
     """
-    wanted = {"use_tensorboard": "tensorboard", "use_wandb": "wandb"}
-    for key, package in wanted.items():
+    for key, package in {"use_tensorboard": "tensorboard", "use_wandb": "wandb"}.items():
         if getattr(config.rl_config, key) and importlib.util.find_spec(package) is None:
             raise ConfigError(
                 f"rl_config.{key}: needs the package {package}, which is not installed. "

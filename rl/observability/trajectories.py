@@ -58,8 +58,8 @@ def to_record(trajectory: Trajectory, *, kl_penalty: float = 0.0) -> dict[str, A
     Returns:
         `id`, `data_source`, `messages`, `ground_truth`, `turns` (text, start and end of each thought in it, whether
         it begins in one, number of tokens, calls, results with status and times), `stop_reason`, `score`, `rewards`,
-        `reward_texts`, `turn_rewards`, `kl_penalty`, `reward_error`, `num_sampled`, `response_length`,
-        `policy_versions` and `wall_s`.
+        `reward_texts`, `turn_rewards`, `kl_penalty`, `reward_error`, `environment`, `failure`, `num_sampled`,
+        `response_length`, `policy_versions` and `wall_s`.
     """
     return {
         "id": trajectory.id,
@@ -74,6 +74,8 @@ def to_record(trajectory: Trajectory, *, kl_penalty: float = 0.0) -> dict[str, A
         "turn_rewards": trajectory.turn_rewards,
         "kl_penalty": kl_penalty,
         "reward_error": trajectory.reward_error,
+        "environment": trajectory.environment,
+        "failure": trajectory.failure,
         "num_sampled": trajectory.num_sampled,
         "response_length": trajectory.response_length,
         "policy_versions": trajectory.policy_versions,
@@ -107,6 +109,8 @@ def turn_record(turn: Turn) -> dict[str, Any]:
             }
             for result in turn.results
         ],
+        "messages": turn.messages,
+        "is_cut": turn.is_cut,
         "generate_s": round(turn.generate_s, 4),
         "tool_s": round(turn.tool_s, 4),
     }
@@ -130,6 +134,7 @@ def from_record(record: dict[str, Any], prompt: Prompt | None = None) -> Traject
         [],
         _TURNS.validate_python(record["turns"]),
         StopReason(record["stop_reason"]),
+        environment=record.get("environment"),
         wall_s=record["wall_s"],
         num_sampled=record["num_sampled"],
         response_length=record["response_length"],

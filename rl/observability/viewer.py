@@ -1,4 +1,4 @@
-"""`rl view RUN`: one trajectory in colours, turn by turn: what was asked, generated, answered and rewarded."""
+"""`rl view RUN`: prints one trajectory in color, turn by turn: prompt, generations, tool results, rewards."""
 
 from __future__ import annotations
 
@@ -24,34 +24,28 @@ THOUGHT_STYLE = "dim italic"
 
 
 def main(argv: list[str]) -> int:
-    """Print a trajectory of a run in colours.
-
-    Args:
-        argv: Arguments after the command's name.
-
-    Returns:
-        The exit code.
+    """Print a trajectory of a run in color; return the exit code.
 
     Raises:
-        DataError: There is no such run, step or trajectory.
+        DataError: The run, step or trajectory does not exist.
     """
-    parser = argparse.ArgumentParser(prog="rl view", description="Print a trajectory of a run in colours.")
+    parser = argparse.ArgumentParser(prog="rl view", description="Print a trajectory of a run in color.")
     parser.add_argument("run", type=Path, metavar="RUN", help="a run directory")
     parser.add_argument(
-        "--step", type=int, help="number of the step, or of steps before an evaluation; default: the last"
+        "--step", type=int, help="number of the step, or number of steps before an evaluation; default: the last"
     )
-    parser.add_argument("--eval", action="store_true", help="look at evaluations instead of training steps")
+    parser.add_argument("--eval", action="store_true", help="show evaluations instead of training steps")
     parser.add_argument("--list", action="store_true", help="list the steps and their scores")
     which = parser.add_mutually_exclusive_group()
-    which.add_argument("--index", type=int, default=0, help="the trajectory's place in the file, from 0")
-    which.add_argument("--id", help="the trajectory's id, such as train-17/3")
+    which.add_argument("--index", type=int, default=0, help="index of the trajectory in the file, from 0")
+    which.add_argument("--id", help="id of the trajectory, such as train-17/3")
     which.add_argument("--best", action="store_true", help="the trajectory with the highest score")
     which.add_argument("--worst", action="store_true", help="the trajectory with the lowest score")
     arguments = parser.parse_args(argv)
     run = RunDirectory.open(arguments.run)
     if not any(run.trajectories.glob("*.jsonl")):
-        raise DataError(f"{run.path}: no trajectories. A cold start makes none; a run has some after its first step.")
-    has_steps = any(run.trajectories.glob("step_*.jsonl"))  # `rl evaluate` makes none
+        raise DataError(f"{run.path}: no trajectories. A run has some after its first step; a cold start has none.")
+    has_steps = any(run.trajectories.glob("step_*.jsonl"))  # `rl evaluate` writes none
     kind = "step" if has_steps and not arguments.eval else "eval"
     if arguments.list:
         _print_list(run, console())
@@ -59,7 +53,7 @@ def main(argv: list[str]) -> int:
     path = trajectory_file(run, kind, arguments.step)
     records = read_records(path)
     if not records:
-        raise DataError(f"{path}: has no trajectories. `rl view RUN --list` shows which steps have some.")
+        raise DataError(f"{path}: no trajectories. `rl view RUN --list` shows the steps with trajectories.")
     if arguments.best or arguments.worst:
         record = by_score(records, highest=arguments.best)
     elif arguments.id:
@@ -72,15 +66,15 @@ def main(argv: list[str]) -> int:
 
 
 def trajectory_file(run: RunDirectory, kind: str, step: int | None) -> Path:
-    """The file of a step, or the last one.
+    """Find the trajectory file of a step.
 
     Args:
         run: The run.
         kind: `step` or `eval`.
-        step: Its number; None for the last.
+        step: Number of the step; None for the last.
 
     Raises:
-        DataError: There is none.
+        DataError: There is no such file.
     """
     files = sorted(run.trajectories.glob(f"{kind}_*.jsonl"))
     if not files:
@@ -90,12 +84,12 @@ def trajectory_file(run: RunDirectory, kind: str, step: int | None) -> Path:
     path = run.trajectories / f"{kind}_{step:06d}.jsonl"
     if path not in files:
         numbers = ", ".join(str(int(f.stem.split("_")[1])) for f in files)
-        raise DataError(f"--step: no trajectories of kind '{kind}' with number {step}. There are {numbers}.")
+        raise DataError(f"--step: no trajectories of kind '{kind}', got {step}. Available: {numbers}.")
     return path
 
 
 def by_score(records: Sequence[dict[str, Any]], *, highest: bool) -> dict[str, Any]:
-    """The record with the highest or lowest score, the first of several; one without a score is the very lowest."""
+    """The first record with the highest or lowest score; no score counts as the lowest."""
 
     def score(record: dict[str, Any]) -> float:
         return float("-inf") if record["score"] is None else float(record["score"])
@@ -107,9 +101,9 @@ def print_record(record: dict[str, Any], target: Console, *, title: str = "") ->
     """Print one trajectory.
 
     Args:
-        record: As `rl.observability.trajectories.to_record` makes it.
-        target: Where to.
-        title: Shown in the head line in front of the trajectory's id.
+        record: From `rl.observability.trajectories.to_record`.
+        target: Output console.
+        title: Shown before the trajectory's id in the first line.
     """
     target.print(Rule(f"{escape(title)}  [bold]{escape(record['id'])}[/]  {escape(record['data_source'])}"))
     for message in record["messages"]:
@@ -120,11 +114,15 @@ def print_record(record: dict[str, Any], target: Console, *, title: str = "") ->
             print_call(target, call)
             if index < len(turn["results"]):
                 print_result(target, turn["results"][index])
+        for message in turn.get("messages", []):
+            print_message(target, message["role"], message["content"])
     rewards = "  ".join(f"{name} {value:.3f}" for name, value in record["rewards"].items())
     score = "none" if record["score"] is None else f"{record['score']:.3f}"
     target.print(Text(f"score {score}  {rewards}", style=REWARD_STYLE))
     for name, text in record.get("reward_texts", {}).items():
         target.print(Text(f"{name}: {text}", style=REWARD_STYLE), soft_wrap=True)
+    if record.get("failure"):
+        target.print(Text(f"failed: {record['failure']}", style=ERROR_STYLE))
     if record["reward_error"]:
         target.print(Text(f"reward failed: {record['reward_error']}", style=ERROR_STYLE))
     target.print(
@@ -133,24 +131,24 @@ def print_record(record: dict[str, Any], target: Console, *, title: str = "") ->
 
 
 def print_message(target: Console, head: str, text: str | None) -> None:
-    """Print what the model reads: a message of the prompt."""
+    """Print a message of the prompt."""
     _block(target, head, text, PROMPT_STYLE)
 
 
 def print_generation(target: Console, turn: dict[str, Any], number: int) -> None:
-    """Print what was generated in a turn, the calls as they were written and the thoughts dimmed.
+    """Print the generated text of a turn, with thoughts dimmed.
 
     Args:
-        target: Where to.
-        turn: As `rl.observability.trajectories.turn_record` makes it.
-        number: Of the turn, from 1.
+        target: Output console.
+        turn: From `rl.observability.trajectories.turn_record`.
+        number: Number of the turn, from 1.
     """
     head = f"model, turn {number}, {turn['num_tokens']} tokens, {turn['generate_s']:.2f} s"
     _block(target, head, turn["text"], MODEL_STYLE, turn.get("thoughts", ()))
 
 
 def print_call(target: Console, call: dict[str, Any]) -> None:
-    """Print a call and its arguments, lone code as it is; a call that could not be read, as it was written."""
+    """Print a call with its arguments (only the code if `code` is the only one), or the raw text if malformed."""
     if call["error"] is not None:
         _block(target, f"call of {call['name'] or 'a tool'}, malformed", call["raw"], ERROR_STYLE)
         return
@@ -179,7 +177,7 @@ def _block(target: Console, head: str, text: str | None, style: str, thoughts: S
 
 def _by_index(records: list[dict[str, Any]], index: int, path: Path) -> dict[str, Any]:
     if not 0 <= index < len(records):
-        raise DataError(f"--index: must be 0 to {len(records) - 1} in {path.name}, got {index}.")
+        raise DataError(f"--index: must be from 0 to {len(records) - 1} in {path.name}, got {index}.")
     return records[index]
 
 
@@ -187,7 +185,7 @@ def _by_id(records: list[dict[str, Any]], wanted: str, path: Path) -> dict[str, 
     for record in records:
         if record["id"] == wanted:
             return record
-    raise DataError(f"--id: no trajectory '{wanted}' in {path.name}. The first there is '{records[0]['id']}'.")
+    raise DataError(f"--id: no trajectory '{wanted}' in {path.name}. The first one is '{records[0]['id']}'.")
 
 
 def _print_list(run: RunDirectory, target: Console) -> None:

@@ -1,4 +1,4 @@
-r"""Finds the final answer in what the model said in its last turn, and brings spellings of short answers together."""
+r"""Extraction of the final answer from the last turn, and normalization of short answers."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from rl.thoughts import said
 from rl.types import Trajectory
 
 _SPECIAL = re.compile(r"<\|[^<>|\s]+\|>|<｜[^<>｜\s]+｜>|</?s>")
-"""Special tokens as Llama, Qwen and DeepSeek write them, and SentencePiece's ends."""
+"""Special tokens of Llama, Qwen and DeepSeek, and SentencePiece's begin and end tokens."""
 _BOX_PART = re.compile(r"(?P<box>\\(?:boxed|fbox)\s*\{)|\\[\\{}](?!(?:boxed|fbox)\s*\{)|(?P<open>\{)|(?P<close>\})")
 _RAISED = re.compile("[⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻⁼⁽⁾ⁿⁱ]+")
 _LOWERED = re.compile("[₀-₎]+")
@@ -30,25 +30,25 @@ _THOUSANDS = re.compile(r"(?<![\d.,_(\[{])\d{1,3}(?:(?P<mark>[, '_])\d{3})(?:(?P
 _TEXT_COMMAND = re.compile(r"\\(?:text(?:rm|bf|it|normal)?|math(?:rm|bf|it)|mbox|boxed|fbox)\s*\{([^{}]*)\}")
 _DELIMITER = re.compile(r"\\(?:left|right)(?![a-zA-Z])|\\[()\[\]]|\$")
 _PUNCTUATION = re.compile(r"\s*([-,;:=+*/^(){}\[\]<>])\s*")
-"""What says the same with and without spaces around it: `(1,2)` and `(1, 2)`."""
+"""Spaces around these characters have no meaning: `(1,2)` equals `(1, 2)`."""
 _WORD = re.compile(r"(?<![A-Za-z\\])(?:[^\W\d_]{3,}|(?:[A-Z][a-z]|NO|AM|PM)(?![A-Za-z]))")
 
 
 def answer_text(trajectory: Trajectory) -> str:
-    """What the model said in its last turn, without special tokens and thoughts: where an answer is looked for."""
+    """Text of the last turn without special tokens and thoughts; answers are extracted from it."""
     if not trajectory.turns:
         return ""
     return _SPECIAL.sub("", said(trajectory.turns[-1])).strip()
 
 
 def boxed_answers(text: str) -> list[str]:
-    r"""The contents of all complete `\boxed{...}` of a text, in order, nested braces included.
+    r"""Find the contents of all complete `\boxed{...}` in a text, in order.
 
     Args:
-        text: Any text. An escaped brace (`\{`) does not nest; a box that never closes does not count.
+        text: Any text. Braces may nest; escaped braces (`\{`) do not count. A box that never closes is ignored.
 
     Returns:
-        Their contents, stripped. A box inside a box is part of the outer one.
+        The stripped contents. A box inside a box is part of the outer one.
     """
     open_braces: list[tuple[bool, int]] = []
     found: list[tuple[int, int]] = []
@@ -66,21 +66,22 @@ def boxed_answers(text: str) -> list[str]:
 
 
 def last_boxed(trajectory: Trajectory) -> str | None:
-    """The content of the last complete box of the last turn; None without one."""
+    """Content of the last complete box of the last turn, or None."""
     answers = boxed_answers(answer_text(trajectory))
     return answers[-1] if answers else None
 
 
 def normalize_unicode(text: str) -> str:
-    """NFKC, without characters that show nothing (zero-width spaces, joiners, marks of direction)."""
+    """Apply NFKC and remove invisible characters (zero-width spaces, joiners, direction marks)."""
     return "".join(c for c in unicodedata.normalize("NFKC", text) if unicodedata.category(c) != "Cf")
 
 
 def normalize_math(text: str) -> str:
-    r"""Bring the spellings of a piece of LaTeX together, without changing what it says.
+    r"""Normalize the spelling of a piece of LaTeX without changing its meaning.
 
-    Unicode becomes NFKC, but for raised and lowered characters (`²` is `^{2}`) and fractions (`1½` is `1 1/2`), which
-    NFKC would run into the number beside them; signs become commands of LaTeX. Marks of thousands, `\$` and spaces go.
+    Applies NFKC, except to superscripts and subscripts (`²` becomes `^{2}`) and fractions (`1½` becomes `1 1/2`), which
+    NFKC would merge with the adjacent number. Signs become LaTeX commands. Thousands separators, `\$` and extra spaces
+    are removed.
 
     Args:
         text: For example `1{,}234\,\text{m}²`.
@@ -97,9 +98,9 @@ def normalize_math(text: str) -> str:
 
 
 def normalize_answer(text: str) -> str:
-    r"""Bring two spellings of a short answer together: those of `normalize_math`, `$`, `\text{}`, a full stop, case.
+    r"""Normalize a short answer: as `normalize_math`, and also `$`, `\text{}`, a final period and the case of words.
 
-    Case is folded in words. A single letter and a command of LaTeX keep it: `N` is not `n`, nor `\Delta` `\delta`.
+    Single letters and LaTeX commands keep their case: `N` differs from `n`, and `\Delta` from `\delta`.
 
     Args:
         text: For example `$1,234.00$.`
@@ -121,7 +122,7 @@ def _in_form(characters: re.Pattern[str], form: str, text: str) -> str:
 
 
 def is_same_answer(answer: str, truth: str) -> bool:
-    """Whether two answers are the same text after normalization, or the same number. Empty answers never are."""
+    """Whether two answers are the same text after normalization, or the same number. Empty answers never match."""
     given, wanted = normalize_answer(answer), normalize_answer(truth)
     if not given or not wanted:
         return False

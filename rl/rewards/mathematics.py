@@ -1,4 +1,4 @@
-r"""Equality of two answers as mathematics: numbers with units by `rl.rewards.numbers`, the rest by math-verify."""
+r"""Mathematical equality of two answers: `rl.rewards.numbers` compares numbers with units, math-verify the rest."""
 
 from __future__ import annotations
 
@@ -8,24 +8,24 @@ from typing import Any
 from rl.rewards.answers import is_same_answer, normalize_answer, normalize_math
 from rl.rewards.numbers import read_number
 
-_NO_TIMEOUT = None  # math-verify's own time-outs need the main thread's signals; the caller has a deadline
+_NO_TIMEOUT = None  # math-verify's timeouts need signals in the main thread; the caller has a deadline instead
 _MARKED = re.compile(r"\\boxed|\$|\\\(|\\\[")
 _WORD = re.compile(r"\\(?:text|mathrm|mbox)(?![A-Za-z])|(?<![\\A-Za-z])[A-Za-z]{3,}")
 _BARE_RELATION = re.compile(r"\s*(?:[<>≤≥≠]|\\(?:le|ge|lt|gt|ne)(?:q|qslant)?(?![A-Za-z]))")
-"""A relation without a left side, which math-verify takes for the number alone: `\\geq 5` for `5`."""
+"""A relation without a left side. math-verify would drop the relation and read `\\geq 5` as `5`."""
 _SYMBOL = re.compile(r"\\[A-Za-z]+|[A-Za-z]")
 
 
 def is_equal(answer: str, truth: str) -> bool:
-    r"""Whether an answer is the true one.
+    r"""Whether an answer equals the ground truth.
 
     Args:
-        answer: The content of a box, or a text in which math-verify looks for the answer.
-        truth: LaTeX or plain.
+        answer: Content of a box, or a text from which math-verify extracts the answer.
+        truth: LaTeX or plain text.
 
     Returns:
-        True for the same text or number, and for what math-verify finds equal, unless symbols differ in case:
-        math-verify takes `N` and `n`, `\Delta` and `\delta` for one symbol.
+        True for the same text or number, or if math-verify finds them equal and no symbol differs in case. math-verify
+        ignores case: `N` and `n`, or `\Delta` and `\delta`, are one symbol for it.
 
     Source: the math-verify library.
     """
@@ -35,15 +35,15 @@ def is_equal(answer: str, truth: str) -> bool:
         return False
     given, wanted = read_number(normalize_answer(answer)), read_number(normalize_answer(truth))
     if given and wanted and (given.unit or wanted.unit or given.is_percent or wanted.is_percent):
-        return False  # math-verify does not look at units
-    from math_verify import verify  # loads sympy; only runs with such rewards pay it
+        return False  # math-verify ignores units
+    from math_verify import verify  # imported here because it loads sympy
 
     gold, found = _parse(truth), _parse(answer)
     return bool(verify(gold, found, timeout_seconds=_NO_TIMEOUT)) and not _differ_in_case(_text(gold), _text(found))
 
 
 def _parse(text: str) -> list[Any]:
-    """What math-verify reads: an expression, if it is one, and the text it was read from."""
+    """Parse with math-verify: the expression, if there is one, and its text."""
     from math_verify import parse
 
     lines = [normalize_math(line) for line in text.strip().splitlines()]
@@ -64,7 +64,7 @@ def _text(parsed: list[Any]) -> str:
 
 
 def _differ_in_case(first: str, second: str) -> bool:
-    """Whether some symbol stands in each text in another case, and not in the other's; words are not symbols."""
+    """Whether a symbol has one case in the first text and the other case in the second; words do not count."""
     symbols = [set(_SYMBOL.findall(_WORD.sub(" ", text))) for text in (first, second)]
     only_first, only_second = symbols[0] - symbols[1], symbols[1] - symbols[0]
     return not {s.lower() for s in only_first}.isdisjoint(s.lower() for s in only_second)

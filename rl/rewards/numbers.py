@@ -1,4 +1,4 @@
-r"""Reads a short answer as one exact number with a unit: `18 dollars`, `50%`, `\frac{1}{2}`, `1 1/2 cups`, `1.5e3`."""
+r"""Parse a short answer as one exact number with a unit: `18 dollars`, `50%`, `\frac{1}{2}`, `1 1/2 cups`, `1.5e3`."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from fractions import Fraction
 
 _LONGEST = 1000
 _LARGEST_EXPONENT = 400
-"""Characters and powers of ten beyond which a text is not read as a number: it would take long, and nobody means it."""
+"""Limits on characters and on powers of ten, because longer numbers would take long to parse."""
 
 _DECIMAL = r"(?:\d+(?:\.\d*)?|\.\d+)"
 _FRAC = r"\\frac\s*" + r"\s*".join(
@@ -29,18 +29,18 @@ _NUMBER = re.compile(
 _EQUALS = re.compile(r"(?<![<>!=\\])=(?!=)")
 _PARENTHESES = re.compile(r"\([^()]*\)")
 _SEVERAL = re.compile(r"[,;]|\\\\|\b(?:and|or)\b|=\s*[-+]?[\d.]+\s+[^\W\d_](?:_\w+)?\s*(?:=|$)")
-"""What shows before the last side that there are several equations: `x = 1, y = 2`, `x = 1 or x = 2`, `x = 1 y = 2`."""
+"""Signs of several equations before the last side: `x = 1, y = 2`, `x = 1 or x = 2`, `x = 1 y = 2`."""
 _SCALE = {"hundred": 10**2, "thousand": 10**3, "million": 10**6, "billion": 10**9, "trillion": 10**12, "dozen": 12}
 _WORD = r"[^\W\d_]+\.?(?:\^(?:\{-?\d\}|\d))?"
 _UNIT = re.compile(rf"\s*{_WORD}(?:[\s/'-]+{_WORD})*\s*")
 _MOST_WORDS = 6
 _SINGLE_LETTERS = frozenset("msghlLNJWVAKCF")
-"""Units of one letter; any other letter behind a number is a variable."""
+"""Units of one letter; any other letter after a number is a variable."""
 _SHORT = frozenset({
     "mm", "cm", "km", "in", "ft", "yd", "mi", "mg", "kg", "oz", "lb", "lbs", "ml", "mL", "kW", "kWh", "mph", "kmh",
     "ms", "sec", "min", "hr", "hrs", "am", "pm", "st", "nd", "rd", "th",
 })  # fmt: skip
-"""Units that may stand right behind a number without a space, where most short words are products of variables."""
+"""Units that may follow a number without a space. Other short words there are products of variables."""
 _NO_UNIT = frozenset({"and", "or", "to", "half", "halves", "thirds", "plus", "minus", "over", "mod", "sqrt", "pi"})
 _SAME_UNIT = {
     "€": "euro", "eur": "euro", "£": "pound", "gbp": "pound", "¥": "yen", "₹": "rupee", "rs": "rupee", "¢": "cent",
@@ -54,30 +54,30 @@ _SAME_UNIT = {
     "c": "celsius", "f": "fahrenheit", "mph": "mile/hour", "kmh": "kilometer/hour", "kph": "kilometer/hour",
     "mb": "megabyte", "gb": "gigabyte", "kb": "kilobyte", "hz": "hertz", "deg": "degree", "pt": "point", "pc": "piece",
 }  # fmt: skip
-"""One name for each unit, by other names in the singular. Looked up word by word: letters alone do not make a word an
+"""Canonical name of each unit, by other singular names. This needs a table: common letters do not make one word an
 abbreviation of another (`cents` and `centimeters`, `ml` and `miles`)."""
 _PLURAL = (("(?<=[^aeiou])ies$", "y"), ("(?<=[sxz])es$|(?<=ch)es$|(?<=sh)es$", ""), ("(?<![su])s$", ""))
-"""Ends of words in the plural, and what stands there in the singular; the first that fits."""
+"""Plural endings and their replacement in the singular; the first match applies."""
 
 
 @dataclass(slots=True, frozen=True)
 class UnitNumber:
-    """A number and what it counts."""
+    """A number with a unit."""
 
     value: Fraction
     unit: str
-    """In the singular and in lower case; empty without one, and where it is percent."""
+    """Singular and lower case; empty without a unit and for percent."""
     is_percent: bool
 
 
 def read_number(text: str) -> UnitNumber | None:
-    r"""Read a whole text as one number.
+    r"""Parse a whole text as one number.
 
     Args:
-        text: As `rl.rewards.answers.normalize_answer` gives it. Of one equation the last side counts: `x = 5` is 5.
+        text: From `rl.rewards.answers.normalize_answer`. An equation counts as its last side: `x = 5` is 5.
 
     Returns:
-        The number; None where the text is none, or more than one.
+        The number, or None if the text is not exactly one number.
     """
     if len(text) > _LONGEST:
         return None
@@ -100,10 +100,10 @@ def read_number(text: str) -> UnitNumber | None:
 
 
 def is_same_number(first: UnitNumber, second: UnitNumber) -> bool:
-    """Whether two numbers say the same.
+    """Whether two numbers are equal.
 
-    A missing unit fits any. Units that are both given must be the same, abbreviated or not. Where one of
-    the numbers is in percent, the other may be too without saying so (`50%` and `50`), or be the share (`0.5`).
+    A missing unit matches any unit; otherwise units must be equal, abbreviated or not. If only one number has a percent
+    sign, the other may be the same percentage without the sign (`50%` and `50`) or the fraction (`0.5`).
     """
     if first.is_percent != second.is_percent:
         percent, other = (first, second) if first.is_percent else (second, first)
@@ -112,37 +112,37 @@ def is_same_number(first: UnitNumber, second: UnitNumber) -> bool:
 
 
 def _value(found: re.Match[str]) -> Fraction | None:
-    """The number itself; None where it divides by zero or its exponent is absurd."""
+    """Value of the number; None for a division by zero or an exponent beyond the limit."""
     whole = Fraction(found["whole"] or found["whole_before"] or 0)
     if found["decimal"]:
         exponent = int(found["exponent"] or found["power"] or found["power_digit"] or 0)
         if abs(exponent) > _LARGEST_EXPONENT:
             return None
-        value = Fraction(_spelled(found["decimal"])) * Fraction(10) ** exponent
+        value = Fraction(_fraction_text(found["decimal"])) * Fraction(10) ** exponent
     else:
         top = found["top"] or found["top_digit"] or found["over"]
         bottom = found["bottom"] or found["bottom_digit"] or found["under"]
-        divisor = Fraction(_spelled(bottom))
+        divisor = Fraction(_fraction_text(bottom))
         if divisor == 0:
             return None
-        value = whole + Fraction(_spelled(top)) / divisor
+        value = whole + Fraction(_fraction_text(top)) / divisor
     return -value if "-" in found["sign"] + found["late_sign"] else value
 
 
-def _spelled(decimal: str) -> str:
-    """As `Fraction` reads it: `3.` is `3`, `- 1` is `-1`."""
+def _fraction_text(decimal: str) -> str:
+    """Rewrite a decimal for `Fraction`: `3.` becomes `3`, `- 1` becomes `-1`."""
     return "".join(decimal.split()).removesuffix(".")
 
 
 def _scaled(value: Fraction, suffix: str) -> tuple[Fraction, str]:
-    """The number times the words such as `million` right behind it, and what follows them."""
+    """Multiply the number by scale words such as `million` after it; return the product and the remaining text."""
     while (word := re.match(r"\s+([a-zA-Z]+)\b", suffix)) and word[1].lower() in _SCALE:
         value, suffix = value * _SCALE[word[1].lower()], suffix[word.end() :]
     return value, suffix
 
 
 def _unit(suffix: str) -> str | None:
-    """What stands behind a number, as a unit; None where it is mathematics or a sentence."""
+    """Parse the text after a number as a unit; None if it is mathematics or a sentence."""
     suffix = re.sub(r"^\s*\^\s*(?:\{\s*\\circ\s*\}|\\circ)", " degrees ", suffix)
     stripped = suffix.strip()
     if not stripped or re.fullmatch(_CURRENCY, stripped, re.IGNORECASE):
@@ -165,7 +165,7 @@ def _singular(unit: str) -> str:
 
 
 def _unit_word(word: str) -> str:
-    """One word of a unit in the singular, by the name that all its spellings share."""
+    """Canonical singular name of one word of a unit."""
     word = word.removesuffix(".")
     if word not in _SAME_UNIT and len(word) > 2:
         word = next((re.sub(end, by, word) for end, by in _PLURAL if re.search(end, word)), word)
@@ -174,6 +174,6 @@ def _unit_word(word: str) -> str:
 
 
 def _is_same_unit(first: str, second: str) -> bool:
-    """Whether two units say the same; one may have further words behind it (`eggs left`)."""
+    """Whether two units are equal; one may have further words at its end (`eggs left`)."""
     short, long = sorted((first, second), key=len)
     return not short or long == short or long.startswith(f"{short} ")

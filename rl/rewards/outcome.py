@@ -1,4 +1,4 @@
-"""What a reward function returned, as plain numbers and texts: the form that crosses processes and is written down."""
+"""The result of a reward function as plain numbers and texts, to send between processes and to log."""
 
 from __future__ import annotations
 
@@ -10,35 +10,36 @@ from decimal import Decimal
 from typing import Any
 
 LARGEST_SCORE = 1e18
-"""Its square, in the standard deviation of a group, is still finite in float32."""
+"""The square, needed for the standard deviation of a group, is still finite in float32."""
 _LONGEST_TEXT = 2000
-"""Characters of a text that is kept beside a score."""
+"""Longer texts are cut, in characters."""
 
 
 @dataclass(slots=True)
 class Outcome:
-    """What one reward gave to one trajectory."""
+    """Result of one reward for one trajectory."""
 
     score: float
     metrics: dict[str, float] = field(default_factory=dict)
-    """Further numbers that it returned."""
+    """Other numbers that the function returned."""
     texts: dict[str, str] = field(default_factory=dict)
-    """Everything else that it returned."""
+    """All other values that the function returned."""
     turn_scores: list[float] = field(default_factory=list)
-    """One for each turn, or none."""
+    """One per turn, or empty."""
 
 
 def read_outcome(value: Any, num_turns: int) -> Outcome | str:
-    """Read what a reward function returned.
+    """Convert the return value of a reward function.
 
-    Numbers are Python's, `Fraction` and `Decimal`, and what has `item()`: numpy's scalars, tensors of one element.
+    Numbers may be Python numbers, `Fraction`, `Decimal`, or have `item()` (numpy scalars, tensors with one element).
 
     Args:
-        value: A number, or a mapping with `score`, further numbers, `turn_scores`, and what becomes a text.
-        num_turns: Of the trajectory.
+        value: A number, or a mapping with `score` and optionally `turn_scores` and other values. Other values that are
+            not numbers become texts.
+        num_turns: Number of turns of the trajectory.
 
     Returns:
-        The outcome, or what is wrong with the value.
+        The outcome, or a description of what is wrong with the value.
     """
     given = dict(value) if isinstance(value, Mapping) else {"score": value}
     if "score" not in given:
@@ -59,7 +60,7 @@ def read_outcome(value: Any, num_turns: int) -> Outcome | str:
 
 
 def _as_number(value: Any) -> float | None:
-    """The value as a float, infinite where it is too large for one; None where it is no number."""
+    """Convert to float, infinite on overflow; None if the value is not a number."""
     if callable(item := getattr(value, "item", None)):
         try:
             value = item()
@@ -76,7 +77,7 @@ def _as_number(value: Any) -> float | None:
 
 
 def _items(value: Any) -> list[Any] | None:
-    """A sequence, an array or a one-dimensional tensor as a list; None where it is something else."""
+    """Convert a sequence, array or one-dimensional tensor to a list; None for other values."""
     if value is None:
         return []
     value = value.tolist() if callable(getattr(value, "tolist", None)) else value

@@ -1,4 +1,4 @@
-"""Processes of one reward, as many as there is work for; one that a call holds for long is replaced meanwhile."""
+"""A pool of processes for one reward. Slow calls do not block it: another process takes over their slot."""
 
 from __future__ import annotations
 
@@ -10,62 +10,63 @@ from rl.rewards.outcome import Outcome
 from rl.rewards.process_worker import RewardProcess
 from rl.types import Trajectory
 
-_PATIENCE_S = 2.0
-"""Seconds after which a call gives up its place to one that waits; it goes on until its deadline."""
-_MOST = 4
-"""Times the number of places: processes there may be at most, those with a slow call among them."""
+_SLOW_CALL_S = 2.0
+"""After this time a call releases its slot to a waiting call, but runs on until its deadline."""
+_MAX_PROCESSES_PER_SLOT = 4
+"""Limit on all processes, including those with slow calls."""
 
 
 class RewardPool:
-    """Runs calls in processes; they start on first use, and the one used last is used first.
+    """Runs calls in processes. Processes start on first use; the most recently used idle process is used first.
 
     Args:
-        make: Makes a process, not yet started.
-        num_places: Calls at once while none takes long, at least 1.
+        make: Creates a process without starting it.
+        num_slots: Number of concurrent calls, not counting slow ones; at least 1.
     """
 
-    def __init__(self, make: Callable[[], RewardProcess], num_places: int) -> None:
-        self._make, self._num_places = make, num_places
-        self._places, self._all = asyncio.Semaphore(num_places), asyncio.Semaphore(_MOST * num_places)
-        self._threads = ThreadPoolExecutor(_MOST * num_places, thread_name_prefix="reward")
+    def __init__(self, make: Callable[[], RewardProcess], num_slots: int) -> None:
+        max_processes = _MAX_PROCESSES_PER_SLOT * num_slots
+        self._make, self._num_slots = make, num_slots
+        self._slots, self._all = asyncio.Semaphore(num_slots), asyncio.Semaphore(max_processes)
+        self._threads = ThreadPoolExecutor(max_processes, thread_name_prefix="reward")
         self._idle: list[RewardProcess] = []
         self._processes: set[RewardProcess] = set()
         self._running: set[asyncio.Task[Outcome | str]] = set()
 
     async def call(self, trajectory: Trajectory, timeout: float) -> Outcome | str:
-        """Score one trajectory; see `RewardProcess.call`. A call that nobody waits for any more goes on to its end."""
+        """Score one trajectory; see `RewardProcess.call`. A cancelled caller does not stop the call."""
         task = asyncio.ensure_future(self._run(trajectory, timeout))
         self._running.add(task)
         task.add_done_callback(self._running.discard)
         return await asyncio.shield(task)
 
     def close(self) -> None:
-        """End all processes."""
+        """Kill all processes."""
         for process in self._processes:
             process.close()
         self._threads.shutdown(wait=False)
 
     async def _run(self, trajectory: Trajectory, timeout: float) -> Outcome | str:
         async with self._all:
-            await self._places.acquire()
+            await self._slots.acquire()
             process = self._idle.pop() if self._idle else self._make()
             self._processes.add(process)
             try:
-                return await self._hold(process, trajectory, timeout)
+                return await self._call_in(process, trajectory, timeout)
             finally:
-                if len(self._idle) < self._num_places:
+                if len(self._idle) < self._num_slots:
                     self._idle.append(process)
                 else:
                     self._processes.discard(process)
                     await asyncio.get_running_loop().run_in_executor(self._threads, process.close)
 
-    async def _hold(self, process: RewardProcess, trajectory: Trajectory, timeout: float) -> Outcome | str:
-        """Run a call in a process, and give the place up as soon as the call ends or takes long."""
+    async def _call_in(self, process: RewardProcess, trajectory: Trajectory, timeout: float) -> Outcome | str:
+        """Run a call in a process; release the slot when the call ends or becomes slow."""
         loop = asyncio.get_running_loop()
         try:
             await loop.run_in_executor(self._threads, process.start)
             call = loop.run_in_executor(self._threads, process.call, trajectory, timeout)
-            await asyncio.wait({call}, timeout=_PATIENCE_S)
+            await asyncio.wait({call}, timeout=_SLOW_CALL_S)
         finally:
-            self._places.release()
+            self._slots.release()
         return await call

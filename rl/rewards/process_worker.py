@@ -1,4 +1,4 @@
-"""Calls a reward function in a process of its own, which is killed when a call passes its deadline."""
+"""Calls of a reward function in its own process, which is killed if a call exceeds its deadline."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _PACKAGE_ROOT = Path(__file__).resolve().parents[2]
 
 
 class RewardProcess:
-    """One child process that holds one reward function. Started on first use, replaced after a kill or a crash."""
+    """One child process with one reward function. It starts on first use and restarts after a kill or a crash."""
 
     def __init__(self, target: str, kwargs: dict[str, Any]) -> None:
         self._target = target
@@ -37,31 +37,31 @@ class RewardProcess:
         self._connection: Connection | None = None
 
     def start(self) -> None:
-        """Start the process and import the function in it, unless that is done.
+        """Start the process and import the function, if that has not happened yet.
 
         Raises:
-            TimeoutError: It takes too long.
-            RuntimeError: The function does not import, or the process died.
+            TimeoutError: The import takes too long.
+            RuntimeError: The import fails, or the process dies.
         """
         with self._lock:
-            self._started()
+            self._connect()
 
     def call(self, trajectory: Trajectory, timeout: float) -> Outcome | str:
-        """Score one trajectory; blocks, so call it from a thread. Calls wait for each other.
+        """Score one trajectory. The call blocks, so make it from a thread; concurrent calls wait for each other.
 
         Args:
             trajectory: Sent by pickle.
-            timeout: Seconds from the moment the process takes up the call.
+            timeout: Seconds from the start of the call in the process.
 
         Returns:
-            What the function returned, as `rl.rewards.outcome.read_outcome` reads it, there in the child.
+            Result of `rl.rewards.outcome.read_outcome`, which runs in the child.
 
         Raises:
-            TimeoutError: The deadline passed, and the process was killed.
-            RuntimeError: The function raised, with its exception as text, or the process died.
+            TimeoutError: The deadline passed and the process was killed.
+            RuntimeError: The function raised (the message is its exception), or the process died.
         """
         with self._lock:
-            connection = self._started()
+            connection = self._connect()
             try:
                 connection.send((trajectory, timeout))
                 if not connection.poll(timeout):
@@ -77,13 +77,14 @@ class RewardProcess:
         return outcome
 
     def close(self) -> None:
-        """End the child process, and with it a call that is under way."""
+        """Kill the child process; this ends a running call."""
         if (child := self._child) is not None:
             child.kill()
         with self._lock:
             self._stop()
 
-    def _started(self) -> Connection:
+    def _connect(self) -> Connection:
+        """Return the connection to the process; start the process if necessary."""
         if self._connection is not None:
             return self._connection
         try:
@@ -126,13 +127,13 @@ class RewardProcess:
 
 
 def main() -> None:
-    """The child's side: import the function, then answer calls until the parent goes away."""
+    """Entry point of the child: import the function, then answer calls until the parent closes the connection."""
     descriptor, target = int(sys.argv[1]), sys.argv[2]
-    logging.getLogger("math_verify").setLevel(logging.ERROR)  # it warns that its own time-outs are off; ours are on
+    logging.getLogger("math_verify").setLevel(logging.ERROR)  # it warns that its timeouts are off; ours replace them
     connection = Connection(descriptor)
     try:
         kwargs = connection.recv()
-        is_value, value = _tried(lambda: import_target(target))
+        is_value, value = _attempt(lambda: import_target(target))
         connection.send((is_value, None if is_value else value))
         while is_value:
             _answer(connection, value, kwargs)
@@ -141,21 +142,21 @@ def main() -> None:
 
 
 def _answer(connection: Connection, function: Callable[..., Any], kwargs: dict[str, Any]) -> None:
-    """Take one call and send what came of it, as plain values."""
+    """Receive one call, run it and send its result."""
     trajectory, timeout = connection.recv()
-    signal.alarm(math.ceil(timeout) + _ORPHAN_GRACE_S)  # ends a hanging call whose parent is gone
-    outcome = _tried(lambda: read_outcome(_finished(function(trajectory, **kwargs)), len(trajectory.turns)))
+    signal.alarm(math.ceil(timeout) + _ORPHAN_GRACE_S)  # ends a hanging call if the parent died
+    outcome = _attempt(lambda: read_outcome(_awaited(function(trajectory, **kwargs)), len(trajectory.turns)))
     signal.alarm(0)
     connection.send(outcome)
 
 
-def _finished(value: Any) -> Any:
-    """What a coroutine returns: a decorated `async def` looks like a plain function and hands one back."""
+def _awaited(value: Any) -> Any:
+    """Run a coroutine to its result. A decorated `async def` may look like a plain function but return a coroutine."""
     return asyncio.run(value) if inspect.iscoroutine(value) else value
 
 
-def _tried(call: Callable[[], Any]) -> tuple[bool, Any]:
-    """Call what the user wrote, the one place where it may raise anything."""
+def _attempt(call: Callable[[], Any]) -> tuple[bool, Any]:
+    """Run user code, which may raise anything; return (True, result) or (False, error text)."""
     try:
         return True, call()
     except Exception as error:

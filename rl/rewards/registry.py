@@ -1,4 +1,4 @@
-"""Finds the reward functions that the configuration names, and scores trajectories with them."""
+"""Loading of the configured reward functions, and scoring of trajectories."""
 
 from __future__ import annotations
 
@@ -22,10 +22,11 @@ from rl.types import Scores, Trajectory
 RewardFunction = Callable[..., Any]
 """`reward(trajectory, **kwargs)`, plain or async, returning a number or a dict with `score`, numbers and texts.
 
-In the dict `turn_scores` is a list with a number for each turn, for `rl_config.turn_credit_coef`."""
+The dict may contain `turn_scores`, a list with a number per turn, for `rl_config.turn_credit_coef`."""
 
 REWARDS: dict[str, RewardFunction] = {
     "base_acc": rules.base_acc,
+    "environment": rules.environment,
     "format": rules.format_reward,
     "gsm8k_boxed": rules.gsm8k_boxed,
     "math_acc": rules.math_acc,
@@ -34,13 +35,13 @@ REWARDS: dict[str, RewardFunction] = {
     "search_em": search.search_em,
     "search_f1": search.search_f1,
 }
-"""The project's own rewards by name."""
+"""Built-in rewards by name."""
 
-_ALIKE = 0.85
-"""Share of matching characters from which an import path counts as another one misspelled."""
+_MIN_SIMILARITY = 0.85
+"""Similarity from which an import path counts as a misspelling of another."""
 
-_QUICK = frozenset({"base_acc", "format", "gsm8k_boxed", "search_em", "search_f1"})
-"""Rewards that only compare text; called where they are. sympy can hang on an answer, so the others get a process."""
+_IN_PROCESS = frozenset({"base_acc", "environment", "format", "gsm8k_boxed", "search_em", "search_f1"})
+"""Rewards that only compare text; they run in this process. The others run in their own, because sympy can hang."""
 
 
 @dataclass(slots=True)
@@ -52,9 +53,9 @@ class Reward:
     function: RewardFunction
     kwargs: dict[str, Any]
     target: str
-    """Import path, for a process of its own."""
+    """Import path, for a separate process."""
     isolate: bool
-    """Run in a process that is killed at the deadline."""
+    """Run in a separate process, which is killed at the deadline."""
 
 
 class RewardSet:
@@ -70,13 +71,10 @@ class RewardSet:
         }
 
     async def score(self, trajectory: Trajectory) -> Scores:
-        """Call every reward.
+        """Call every reward for a complete trajectory. Token ids are not needed.
 
-        score = sum of weight * reward; None when one raised, passed its deadline or returned no number. In the same way
-        `turn_rewards` sums what the rewards gave to each turn.
-
-        Args:
-            trajectory: Complete; its token ids are not needed.
+        score = sum of weight * reward, or None if a reward raised, exceeded its deadline or returned no number.
+        `turn_rewards` is the weighted sum of the rewards' turn scores.
         """
         outcomes = await asyncio.gather(*(self._call(reward, trajectory) for reward in self.rewards))
         scores, total, errors = Scores(), 0.0, []
@@ -99,19 +97,19 @@ class RewardSet:
         return scores
 
     def close(self) -> None:
-        """End the processes of isolated rewards."""
+        """Kill the processes of isolated rewards."""
         for pool in self._pools.values():
             pool.close()
 
     async def _call(self, reward: Reward, trajectory: Trajectory) -> Outcome | str:
-        """What a reward gave, or what went wrong."""
+        """Call a reward; return its outcome or an error text."""
         if reward.isolate:
             task = asyncio.ensure_future(self._pools[reward.name].call(trajectory, self.timeout))
-            limit = None  # the process has a deadline
+            limit = None  # the process enforces the deadline
         else:
             task = asyncio.ensure_future(_call_here(reward, trajectory))
             limit = self.timeout
-        task.add_done_callback(_read_exception)
+        task.add_done_callback(_retrieve_exception)
         try:
             done, _ = await asyncio.wait({task}, timeout=limit)
         finally:
@@ -124,8 +122,8 @@ class RewardSet:
         return task.result()
 
 
-def _read_exception(task: asyncio.Task[Any]) -> None:
-    """Look at what a reward raises after its deadline, so that asyncio does not print it pages long."""
+def _retrieve_exception(task: asyncio.Task[Any]) -> None:
+    """Retrieve an exception raised after the deadline, so that asyncio does not log its traceback."""
     if not task.cancelled():
         task.exception()
 
@@ -146,17 +144,17 @@ def load_rewards(
     timeout: float = 30.0,
     num_processes: int = 1,
 ) -> RewardSet:
-    """Find the rewards that a configuration names.
+    """Load the configured rewards.
 
     Args:
         names: Registered names, `package.module:function` or `path/file.py:function`.
-        weights: A weight for each.
-        kwargs: Keyword arguments by name; those of rewards that are not among the names are left out.
-        timeout: Deadline of one call, seconds.
-        num_processes: Calls at once of each reward that runs in processes of its own.
+        weights: One weight per name.
+        kwargs: Keyword arguments by name; those for other known rewards are ignored.
+        timeout: Deadline of one call, in seconds.
+        num_processes: Concurrent calls per isolated reward.
 
     Returns:
-        The rewards; processes start on first use.
+        The rewards. Processes start on first use.
 
     Raises:
         RewardError: A name, a weight or a keyword argument is wrong.
@@ -180,10 +178,10 @@ def load_rewards(
 
 
 def misspelled_kwargs(name: str, names: Sequence[str]) -> str | None:
-    """What is wrong with keyword arguments for a reward, if it is not that the reward just was not chosen.
+    """Return an error text if keyword arguments name no reward, probably because of a misspelling.
 
-    A configuration inherits arguments from its base, and then names other rewards: those are known, or an import path
-    that is like none of the chosen ones.
+    Arguments for rewards that are not chosen are legal, because a configuration inherits them from its base. They
+    belong to a built-in reward, or to an import path that resembles none of the chosen ones.
 
     Args:
         name: A key of `rl_config.verifier_kwargs`.
@@ -191,7 +189,7 @@ def misspelled_kwargs(name: str, names: Sequence[str]) -> str | None:
     """
     if name in names or name in REWARDS:
         return None
-    if ":" in name and not get_close_matches(name, names, n=1, cutoff=_ALIKE):
+    if ":" in name and not get_close_matches(name, names, n=1, cutoff=_MIN_SIMILARITY):
         return None
     return unknown_name("rl_config.verifier_kwargs", name, names)
 
@@ -202,7 +200,7 @@ def _load(name: str, weight: float, kwargs: dict[str, Any]) -> Reward:
     if ":" in name:
         function, target, isolate = _import(name), name, True
     elif name in REWARDS:
-        function, isolate = REWARDS[name], name not in _QUICK
+        function, isolate = REWARDS[name], name not in _IN_PROCESS
         target = f"{function.__module__}:{function.__name__}"
     else:
         advice = " Or give `package.module:function` or `path/file.py:function`."
@@ -229,11 +227,11 @@ def _is_async(function: RewardFunction) -> bool:
 
 
 def _check_kwargs(name: str, function: RewardFunction, kwargs: dict[str, Any]) -> None:
-    """Find out whether the function can be called with a trajectory and these arguments."""
+    """Check that the function can be called with a trajectory and these arguments."""
     try:
         signature = inspect.signature(function)
     except ValueError:
-        return  # of a function that is not written in Python
+        return  # functions in C may have no signature
     parameters = list(signature.parameters.values())
     if not any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters):
         known = [p.name for p in parameters[1:] if p.kind is not inspect.Parameter.VAR_POSITIONAL]
@@ -246,5 +244,5 @@ def _check_kwargs(name: str, function: RewardFunction, kwargs: dict[str, Any]) -
         raise RewardError(
             f"rl_config.verifier_function: '{name}' cannot be called as reward(trajectory, **kwargs), got {signature} "
             f"and the arguments {', '.join(kwargs) or 'none'}: {error}. Take the trajectory first, and give every "
-            "other parameter a default, or a value in rl_config.verifier_kwargs."
+            "other parameter a default or a value in rl_config.verifier_kwargs."
         ) from error

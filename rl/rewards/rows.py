@@ -1,4 +1,4 @@
-"""Finds rows that a reward cannot read, before a run: no answer to them could be right."""
+"""Checks before a run that the rewards can read the rows; otherwise no answer could be correct."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from rl.types import Prompt
 
 
 def row_problems(rewards: Sequence[Reward], prompts: Sequence[Prompt], path: Path) -> Iterator[str]:
-    """What is wrong with the rows of a file, for each reward that has something to read in a row.
+    """Find rows that a reward cannot read.
 
     Args:
-        rewards: Of the configuration. A reward of one's own reads what it likes, and is not asked.
-        prompts: As loaded from `path`.
-        path: For the message.
+        rewards: Rewards of the configuration; user-defined ones are not checked.
+        prompts: Rows loaded from `path`.
+        path: File name for messages.
 
     Yields:
-        A line for each reward: its first bad row, and how many there are.
+        One line per reward with bad rows: the first one, and their number.
     """
     for reward in rewards:
         check = _CHECKS.get(reward.function)
@@ -56,8 +56,8 @@ def _check_search(prompt: Prompt) -> None:
 def _refuse_empty(answers: Sequence[str], prompt: Prompt) -> None:
     if not any(answers):
         raise RewardError(
-            f"nothing is left to compare with of the ground truth, got {prompt.ground_truth!r:.80}. Write the answer, "
-            "or leave the row out."
+            f"the ground truth is empty after normalization, got {prompt.ground_truth!r:.80}. Write the answer, "
+            "or remove the row."
         )
 
 

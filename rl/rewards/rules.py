@@ -1,4 +1,4 @@
-"""The rewards that come with the project: rules that check the last turn against the ground truth."""
+"""Built-in rule-based rewards: they compare the last turn with the ground truth."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from rl.types import Prompt, ToolStatus, Trajectory
 
 
 def base_acc(trajectory: Trajectory) -> float:
-    """1 when the last boxed answer, or without a box the last line, is an accepted answer: the same text, or number.
+    """Return 1 if the last boxed answer (without a box, the last line) equals an accepted answer as text or number.
 
     Args:
-        trajectory: `prompt.ground_truth` as `rl.rewards.truths.accepted_answers` reads it.
+        trajectory: `rl.rewards.truths.accepted_answers` reads its `prompt.ground_truth`.
 
     Returns:
         1.0 or 0.0.
@@ -32,11 +32,22 @@ def base_acc(trajectory: Trajectory) -> float:
     return float(any(is_same_answer(answer, truth) for truth in math_answers(trajectory.prompt)))
 
 
+def environment(trajectory: Trajectory) -> dict[str, Any]:
+    """What the environment or the rollout function gave: the sum of the rewards of its turns, or what was returned.
+
+    Raises:
+        RewardError: It gave nothing.
+    """
+    if trajectory.environment is None:
+        raise RewardError("the environment or rollout function gave no reward. Give one, or take this reward out")
+    return trajectory.environment
+
+
 def gsm8k_boxed(trajectory: Trajectory) -> float:
-    """1 when the last boxed answer is the number of the ground truth, which may stand behind `####` as in GSM8K.
+    """Return 1 if the last boxed answer equals an accepted answer; the ground truth may have GSM8K's `####` mark.
 
     Args:
-        trajectory: `prompt.ground_truth` as `rl.rewards.truths.accepted_answers` reads it.
+        trajectory: `rl.rewards.truths.accepted_answers` reads its `prompt.ground_truth`.
 
     Returns:
         1.0 or 0.0; 0.0 without a boxed answer.
@@ -51,10 +62,10 @@ def gsm8k_boxed(trajectory: Trajectory) -> float:
 
 
 def math_acc(trajectory: Trajectory) -> float:
-    r"""1 when the last boxed answer, or without a box what math-verify finds in the last turn, is an accepted answer.
+    r"""Return 1 if the last boxed answer (without a box, what math-verify extracts) equals an accepted answer.
 
     Args:
-        trajectory: `prompt.ground_truth` as `rl.rewards.truths.accepted_answers` reads it, LaTeX or plain.
+        trajectory: `rl.rewards.truths.accepted_answers` reads its `prompt.ground_truth`, LaTeX or plain.
 
     Returns:
         1.0 or 0.0.
@@ -71,16 +82,16 @@ def math_acc(trajectory: Trajectory) -> float:
 
 
 def retool_reward(trajectory: Trajectory, *, tool_bonus: float = 0.1) -> dict[str, float]:
-    r"""1 for a correct boxed answer, -1 for any other, a little less bad where tools were used.
+    r"""Return 1 for a correct boxed answer, otherwise -1 plus a small bonus for tool use.
 
-    score = 1 if correct, else min(-0.6, -1 + tool_bonus * (calls that ran)); a trajectory without `\boxed` is wrong.
+    score = 1 if correct, else min(-0.6, -1 + tool_bonus * (calls that ran)). A trajectory without `\boxed` is wrong.
 
     Args:
-        trajectory: `prompt.ground_truth` as `rl.rewards.truths.accepted_answers` reads it, LaTeX or plain.
-        tool_bonus: Added to a wrong answer's score for each call that ran; 0 gives ReTool's plain -1.
+        trajectory: `rl.rewards.truths.accepted_answers` reads its `prompt.ground_truth`, LaTeX or plain.
+        tool_bonus: Added to the score of a wrong answer for each call that ran; with 0 the score is -1 as in ReTool.
 
     Returns:
-        `score`, and `acc`, 1.0 or 0.0.
+        `score`, and `acc` (1.0 or 0.0).
 
     Raises:
         RewardError: The ground truth cannot be read.
@@ -96,25 +107,18 @@ def retool_reward(trajectory: Trajectory, *, tool_bonus: float = 0.1) -> dict[st
 
 
 def format_reward(trajectory: Trajectory) -> float:
-    r"""1 when the last turn holds exactly one `\boxed{...}` and every tool call was well-formed.
-
-    Args:
-        trajectory: Its calls carry the parser's errors.
-
-    Returns:
-        1.0 or 0.0.
-    """
+    r"""Return 1 if the last turn has exactly one `\boxed{...}` and no tool call has a parser error, else 0."""
     is_well_formed = all(call.error is None for turn in trajectory.turns for call in turn.calls)
     return float(is_well_formed and len(boxed_answers(answer_text(trajectory))) == 1)
 
 
 def reasoning_gym(trajectory: Trajectory, *, min_score: float = 0.0) -> float:
-    """The score that the reasoning-gym task itself gives to the last boxed answer.
+    """Score the last boxed answer with the scoring function of the reasoning-gym task.
 
     Args:
-        trajectory: `prompt.extra` holds `task`, the name of the task, and `entry`, its row as JSON
+        trajectory: `prompt.extra` contains `task`, the name of the task, and `entry`, its row as JSON
             (`question`, `answer`, `metadata`).
-        min_score: Scores up to this are 0; some tasks give 0.01 for any answer at all.
+        min_score: Scores up to this value become 0, because some tasks give 0.01 for any answer.
 
     Returns:
         0.0 to 1.0; 0.0 without a boxed answer.
@@ -133,7 +137,7 @@ def reasoning_gym(trajectory: Trajectory, *, min_score: float = 0.0) -> float:
 
 
 def math_answers(prompt: Prompt) -> list[str]:
-    """The accepted answers of a row, for rewards of mathematics.
+    """Read the accepted answers of a row for math rewards.
 
     Raises:
         RewardError: The ground truth cannot be read.
@@ -142,7 +146,7 @@ def math_answers(prompt: Prompt) -> list[str]:
 
 
 def task_of(prompt: Prompt) -> tuple[Any, dict[str, Any]]:
-    """The scoring function of a row's reasoning-gym task, and its entry.
+    """Return the scoring function of a row's reasoning-gym task, and its entry.
 
     Raises:
         RewardError: The columns are missing or cannot be read.
@@ -165,7 +169,7 @@ def task_of(prompt: Prompt) -> tuple[Any, dict[str, Any]]:
 
 @cache
 def _score_function(task: str) -> Any:
-    from reasoning_gym.factory import get_score_answer_fn  # takes a second to import; only runs with such data pay it
+    from reasoning_gym.factory import get_score_answer_fn  # imported here because it takes a second
 
     try:
         return get_score_answer_fn(task)

@@ -1,4 +1,4 @@
-"""Rewards of question answering with search: exact match and F1 as SQuAD has them, and recall of gold documents."""
+"""Rewards for question answering with search: exact match and F1 as in SQuAD, and recall of gold documents."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ _TITLE = re.compile(r"^Doc \d+ \(Title: (.*)\)$", re.MULTILINE)
 
 
 def search_em(trajectory: Trajectory) -> dict[str, float]:
-    r"""1 when the final answer equals one of the accepted ones after normalization.
+    r"""Return 1 if the final answer equals an accepted answer after normalization.
 
     Args:
         trajectory: The answer is the last `\boxed{...}` or `<answer>...</answer>` of the last turn.
-            `prompt.ground_truth` as `rl.rewards.truths.accepted_answers` reads it.
-            `prompt.extra["gold_titles"]`, where the row has it, are the titles of the documents with the answer.
+            `rl.rewards.truths.accepted_answers` reads `prompt.ground_truth`. The optional `prompt.extra["gold_titles"]`
+            has the titles of the documents with the answer.
 
     Returns:
-        `score`, 1.0 or 0.0; `f1`; and `recall`, with gold titles.
+        `score` (1.0 or 0.0), `f1`, and `recall` if the row has gold titles.
 
     Raises:
         RewardError: The ground truth or the titles cannot be read.
@@ -34,30 +34,30 @@ def search_em(trajectory: Trajectory) -> dict[str, float]:
     Source: Search-R1, arXiv:2503.09516, for the reward.
     """
     metrics = _measure(trajectory)
-    return {"score": metrics["em"], **{name: value for name, value in metrics.items() if name != "em"}}
+    return {"score": metrics.pop("em"), **metrics}
 
 
 def search_f1(trajectory: Trajectory) -> dict[str, float]:
-    """The best F1 of the final answer's words against an accepted one's.
+    """Return the best word F1 of the final answer and an accepted answer.
 
     Args:
-        trajectory: As of `search_em`.
+        trajectory: As for `search_em`.
 
     Returns:
-        `score`, 0.0 to 1.0; `em`; and `recall`, with gold titles.
+        `score` (0.0 to 1.0), `em`, and `recall` if the row has gold titles.
 
     Raises:
         RewardError: The ground truth or the titles cannot be read.
     """
     metrics = _measure(trajectory)
-    return {"score": metrics["f1"], **{name: value for name, value in metrics.items() if name != "f1"}}
+    return {"score": metrics.pop("f1"), **metrics}
 
 
 def normalize_text(text: str) -> str:
-    """Lower case, without punctuation, without the words a, an and the, white space collapsed.
+    """Lowercase, remove punctuation and the articles a, an, the, and collapse whitespace.
 
-    Source: SQuAD's evaluation script, arXiv:1606.05250. It knows ASCII alone; here the text is first brought to one
-    form of Unicode, and punctuation is that of every script.
+    Source: SQuAD's evaluation script, arXiv:1606.05250. That script handles ASCII only; this function also normalizes
+    Unicode and removes the punctuation of all scripts.
     """
     text = normalize_unicode(normalize_unicode(text).casefold())
     kept = (c for c in text if c not in string.punctuation and not unicodedata.category(c).startswith("P"))
@@ -65,7 +65,7 @@ def normalize_text(text: str) -> str:
 
 
 def word_f1(answer: str, truth: str) -> float:
-    """2 P R / (P + R) of the words that two normalized texts share, each as often as in both; 0 without any.
+    """Word F1 of two texts after normalization: 2 P R / (P + R), with repeated words counted; 0 without common words.
 
     Source: SQuAD's evaluation script, arXiv:1606.05250.
     """
@@ -75,7 +75,7 @@ def word_f1(answer: str, truth: str) -> float:
 
 
 def gold_recall(trajectory: Trajectory, titles: Iterable[str]) -> float:
-    """Share of the titles that occur among the documents the tools showed the model; 1 without any title."""
+    """Fraction of the titles that appear in the tool results; 1 without titles."""
     results = (result.text for turn in trajectory.turns for result in turn.results)
     shown = {normalize_text(title) for text in results for title in _TITLE.findall(text)}
     wanted = {normalize_text(title) for title in titles}
@@ -83,10 +83,10 @@ def gold_recall(trajectory: Trajectory, titles: Iterable[str]) -> float:
 
 
 def read_row(prompt: Prompt) -> tuple[list[str], list[str] | None]:
-    """The accepted answers of a row and its gold titles, None where it has none.
+    """Read the accepted answers of a row and its gold titles (None if it has none).
 
     Raises:
-        RewardError: One of them cannot be read.
+        RewardError: Answers or titles cannot be read.
     """
     truths, titles = accepted_answers(prompt.ground_truth), prompt.extra.get("gold_titles")
     titles = [titles] if isinstance(titles, str) else titles

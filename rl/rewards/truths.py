@@ -1,4 +1,4 @@
-"""Reads the answers that a row accepts, whatever shape its ground truth has."""
+"""Parsing of the accepted answers of a row from the different forms of a ground truth."""
 
 from __future__ import annotations
 
@@ -10,27 +10,26 @@ from rl.errors import RewardError
 from rl.rewards.answers import boxed_answers
 
 _KEYS = ("target", "ground_truth")
-"""Fields of a record that may hold the answers, as Search-R1 and verl write them."""
+"""Fields of a record that may contain the answers, from Search-R1 and verl."""
 _FOREIGN_LIST = re.compile(
     r"\s*(?:[\[{]\s*(?:'[^']*'|\"[^\"]*\")\s*[,\]}:'\"]|(?:\(|array\(\[)\s*(?:'[^']*'|\"[^\"]*\")\s*,)"
 )
-"""A list, record, tuple or array of texts as Python or numpy prints it."""
+"""A list, record, tuple or array of texts as printed by Python or numpy."""
 
 
 def accepted_answers(ground_truth: str, *, is_math: bool = False) -> list[str]:
-    r"""The answers that a ground truth accepts. A text is a list of one.
+    r"""Parse the accepted answers from a ground truth.
 
     Args:
-        ground_truth: The answer; or as JSON a list of answers, or a record with either of them under `target` or
-            `ground_truth`.
-        is_math: A JSON list of several numbers, such as `[1, 2]`, is one answer (an interval, a vector). Of a solution
-            the answer counts: its last `\boxed{...}`, or what follows `####` as in GSM8K.
+        ground_truth: One answer, a JSON list of answers, or a JSON record with either under `target` or `ground_truth`.
+        is_math: Treat a JSON list of several numbers, such as `[1, 2]`, as one answer (an interval, a vector). Reduce a
+            solution to its answer: the last `\boxed{...}`, or the text after `####` as in GSM8K.
 
     Returns:
-        At least one, stripped. One may be empty, which no answer equals.
+        At least one stripped answer. An empty one matches nothing.
 
     Raises:
-        RewardError: The text is JSON of another shape, or looks like a list and is not JSON.
+        RewardError: The text is JSON of another form, or looks like a list but is not JSON.
     """
     value = _value(ground_truth)
     if isinstance(value, dict):
@@ -52,7 +51,7 @@ def accepted_answers(ground_truth: str, *, is_math: bool = False) -> list[str]:
 
 
 def _value(ground_truth: str) -> Any:
-    """What JSON says, for lists and records; everything else is the text itself."""
+    """Decode JSON lists and records; any other text is returned as it is."""
     if ground_truth.lstrip()[:1] not in ("[", "{", "(", "a"):
         return ground_truth
     try:

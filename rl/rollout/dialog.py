@@ -7,6 +7,7 @@ from pathlib import Path
 
 from rl.chat.parsers import Parser, load_parser
 from rl.chat.renderer import Renderer, load_tokenizer
+from rl.chat.self_test import check_renderer
 from rl.config.schema import Config
 from rl.tools.registry import Toolbox, load_toolbox
 
@@ -17,17 +18,20 @@ class Dialog:
 
     renderer: Renderer
     toolbox: Toolbox | None
-    """None without `multi_turn_enable`: every trajectory is one turn."""
+    """None without `multi_turn_enable`, or without tools."""
     parser: Parser
 
 
-def load_dialog(config: Config, *, tool_overrides: dict[str, dict] | None = None) -> Dialog:
+def load_dialog(
+    config: Config, *, tool_overrides: dict[str, dict] | None = None, toolbox: Toolbox | None = None
+) -> Dialog:
     """Build renderer, tools and parser, and prove that they agree.
 
     Args:
         config: The run's configuration.
         tool_overrides: Configuration of a tool, by its name, that the run knows better than the tool YAML: the
             address of an embedded service.
+        toolbox: The tools, if they are loaded already.
 
     Returns:
         The parts, self-tested.
@@ -39,11 +43,10 @@ def load_dialog(config: Config, *, tool_overrides: dict[str, dict] | None = None
     """
     rl = config.rl_config
     tokenizer = load_tokenizer(Path(config.megatron_training.tokenizer_name_or_path or config.actor_config.load))
-    toolbox = None
-    if rl.multi_turn_enable and rl.tool_config_path:
+    if toolbox is None and rl.multi_turn_enable and rl.tool_config_path:
         toolbox = load_toolbox(Path(rl.tool_config_path), overrides=tool_overrides)
     schemas = toolbox.schemas if toolbox else []
     parser = load_parser(rl.tool_parser_format, schemas, tokenizer)
     renderer = Renderer(tokenizer, rl.prompt_type, schemas, parser)
-    renderer.self_test(parser)
+    check_renderer(renderer, parser)
     return Dialog(renderer, toolbox, parser)

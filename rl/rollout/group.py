@@ -19,7 +19,7 @@ async def run_group(loop: AgentLoop, prompt: Prompt, num_samples: int, sampling:
         loop: Runs one trajectory.
         prompt: The dataset row.
         num_samples: Trajectories, at least 1.
-        sampling: Of every request.
+        sampling: Sampling parameters, the same for every request.
         score: Called for each trajectory when it ends, unless it ended in `INFRASTRUCTURE_FAILURES`.
 
     Returns:

@@ -87,6 +87,8 @@ def _failure(trajectory: Trajectory) -> str | None:
         return None
     if trajectory.reward_error is not None:
         return trajectory.reward_error
+    if trajectory.failure is not None:
+        return trajectory.failure
     results = [result for turn in trajectory.turns for result in turn.results]
     if trajectory.stop_reason is StopReason.TOOL_UNAVAILABLE:
         return next((f"{r.name}: {r.text}" for r in results if r.status is ToolStatus.UNAVAILABLE), "no answer")

@@ -12,7 +12,7 @@ from rl.errors import TrainingError
 from rl.interfaces import Rollouts
 from rl.observability.run_directory import RunDirectory
 from rl.observability.trajectories import to_record
-from rl.types import GroupHeader, TrajectoryHeader
+from rl.types import GroupHeader, StopReason, TrajectoryHeader
 
 logger = logging.getLogger(__name__)
 
@@ -32,7 +32,7 @@ class SkipGuard:
     def check(
         self, step: int, offending: Sequence[str], groups: Sequence[GroupHeader], rollouts: Rollouts | None
     ) -> None:
-        """Keep the trajectories of a step in which an optimizer step was skipped, or every reward failed.
+        """Keep the trajectories of a step in which an optimizer step was skipped, or no trajectory got a score.
 
         Args:
             step: Its number, from 1.
@@ -57,7 +57,7 @@ class SkipGuard:
             "look for a log-prob, advantage or reward out of range in it. Or lower actor_config.lr, and resume from an "
             "earlier checkpoint."
             if offending
-            else f"the first says '{unscored[0].reward_error}'. Correct rl_config.verifier_function."
+            else _cause_of(unscored[0])
         )
         raise TrainingError(
             f"step {step}: {what} in {self._num_in_a_row} steps in a row. The trajectories are in {path}: {advice}"
@@ -78,11 +78,16 @@ class SkipGuard:
 
 
 def _without_any_score(groups: Sequence[GroupHeader]) -> list[TrajectoryHeader]:
-    """The trajectories whose reward failed, where none of the step has a score."""
+    """The trajectories whose reward or environment failed, where none of the step has a score."""
     trajectories = [t for group in groups for t in group.trajectories]
     if any(t.score is not None for t in trajectories):
         return []
-    return [t for t in trajectories if t.reward_error is not None]
+    return [t for t in trajectories if t.reward_error is not None or t.stop_reason is StopReason.ENVIRONMENT_FAILED]
+
+
+def _cause_of(unscored: TrajectoryHeader) -> str:
+    key = "verifier_function" if unscored.reward_error is not None else "environment or rollout_function"
+    return f"the first says '{unscored.reward_error or unscored.failure}'. Correct rl_config.{key}."
 
 
 def _records(names: Set[str], groups: Sequence[GroupHeader], rollouts: Rollouts) -> dict[str, dict[str, Any]]:

@@ -14,6 +14,7 @@ from typing import Any
 
 from rl.batches import RunPlace
 from rl.config.estimates import longest_response
+from rl.config.model_folder import RUN_STATE_FILE
 from rl.config.schema import Config
 from rl.errors import CheckpointError
 from rl.interfaces import Checkpointed, DataPlace, Rollouts
@@ -29,8 +30,6 @@ from rl.types import GroupHeader
 
 logger = logging.getLogger(__name__)
 
-STATE_FILE = "run_state.json"
-"""In a checkpoint: steps completed, and the place in the data."""
 _FULL_DISK_MB = 100
 """A checkpoint that failed with less left than this failed for want of room; few files fit to the last byte."""
 _FULL = (errno.ENOSPC, errno.EDQUOT)
@@ -110,8 +109,8 @@ class Run:
                 rows.load_state_dict(state["data"])
             except KeyError as error:
                 raise CheckpointError(
-                    f"{checkpoint / STATE_FILE}: its place in the data has no {error}. Resume with the command that "
-                    "wrote it (train or sft)."
+                    f"{checkpoint / RUN_STATE_FILE}: its place in the data has no {error}. Resume with the command "
+                    "that wrote it (train or sft)."
                 ) from error
             start_step = int(state["step"])
             self.directory.adopt_history(RunDirectory(checkpoint.parent.parent), start_step)
@@ -257,7 +256,7 @@ class Run:
             raise
         try:
             state = {"step": step, "data": rows.state_dict()}
-            (partial / STATE_FILE).write_text(json.dumps(state, indent=2) + "\n", encoding="utf-8")
+            (partial / RUN_STATE_FILE).write_text(json.dumps(state, indent=2) + "\n", encoding="utf-8")
         except Exception as error:
             raise CheckpointError(
                 f"{partial}: the place in the data could not be written ({error}). What was trained is whole: start "
@@ -309,7 +308,7 @@ def find_checkpoint(source: Path) -> Path:
     Raises:
         CheckpointError: There is none, or it is not complete.
     """
-    if (source / STATE_FILE).is_file():
+    if (source / RUN_STATE_FILE).is_file():
         return source.resolve()
     if not source.is_dir():
         raise CheckpointError(f"megatron_training.resume: {source} is not there. Give a run directory or a checkpoint.")
@@ -328,7 +327,7 @@ def read_state(checkpoint: Path) -> dict[str, Any]:
     Raises:
         CheckpointError: It is missing or malformed.
     """
-    path = checkpoint / STATE_FILE
+    path = checkpoint / RUN_STATE_FILE
     try:
         state: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         int(state["step"]), state["data"]

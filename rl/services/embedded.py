@@ -1,4 +1,4 @@
-"""Starts a service for the length of a run, as a child process that ends with its parent."""
+"""Starts a service for the duration of a run, as a child process that ends with its parent."""
 
 from __future__ import annotations
 
@@ -31,16 +31,16 @@ except TurnwiseError as error:
 class EmbeddedService:
     """A service on a free port of the loopback interface. A context manager; starts in `__init__`.
 
-    The child reads a pipe that only the parent writes to: it ends when the parent does, however that happens.
+    The child reads a pipe whose write end only the parent has, so it ends when the parent ends in any way.
     """
 
     def __init__(self, name: str, route: str, arguments: dict[str, Any], start_timeout_s: float = 60.0) -> None:
         """Start it and wait until it answers.
 
         Args:
-            name: The package in `rl.services` whose server is started, and of the command that starts it alone.
-            route: What `url` ends in.
-            arguments: For `serve`, beside the socket and the pipe; texts, numbers and None.
+            name: The package in `rl.services`, and the command that starts it without a run.
+            route: The end of `url`.
+            arguments: More arguments of `serve`: strings, numbers and None.
             start_timeout_s: Longest wait for its first answer.
 
         Raises:
@@ -66,16 +66,16 @@ class EmbeddedService:
 
     @property
     def url(self) -> str:
-        """Where the tools send their requests."""
+        """Address for the requests of tools."""
         return f"http://127.0.0.1:{self.port}{self._route}"
 
     @property
     def pid(self) -> int:
-        """Of the server."""
+        """Process id of the server."""
         return self._process.pid
 
     def health(self) -> dict[str, object]:
-        """What `GET /health` answers.
+        """The answer to `GET /health`.
 
         Raises:
             OSError: No connection.
@@ -89,7 +89,7 @@ class EmbeddedService:
         return answer
 
     def close(self) -> None:
-        """Stop it, and wait until it is gone."""
+        """Stop it, and wait for its end."""
         if self._parent_pipe < 0:
             return
         os.close(self._parent_pipe)
@@ -112,7 +112,7 @@ class EmbeddedService:
             if self._process.poll() is not None:
                 self.close()
                 raise ServiceError(
-                    f"{self._name}: ended at start with code {self._process.returncode}. Its messages are above."
+                    f"{self._name}: ended at start with code {self._process.returncode}. See its messages above."
                 )
             try:
                 self.health()
@@ -127,13 +127,13 @@ class EmbeddedService:
 
 
 class EmbeddedSandbox(EmbeddedService):
-    """A code sandbox; its `url` is for `sandbox_fusion_url`."""
+    """A code sandbox. Its `url` is a value for `sandbox_fusion_url`."""
 
     def __init__(self, workers: int | None = None) -> None:
         """Start it.
 
         Args:
-            workers: Programs at once; by default the server's own choice.
+            workers: Programs that compute at once; None for the server's default.
 
         Raises:
             ServiceError: It did not start.
@@ -142,14 +142,14 @@ class EmbeddedSandbox(EmbeddedService):
 
 
 class EmbeddedRetriever(EmbeddedService):
-    """A retriever of one corpus; its `url` is for `retrieval_service_url`."""
+    """A retriever for one corpus. Its `url` is a value for `retrieval_service_url`."""
 
     def __init__(self, corpus: Path, index: Path | None = None) -> None:
-        """Start it; the first time for a corpus its index is built, which may take long.
+        """Start it. The first start for a corpus builds its index, which may take long.
 
         Args:
             corpus: .jsonl or .parquet file.
-            index: Folder of the index; by default beside the corpus.
+            index: Folder of the index; by default next to the corpus.
 
         Raises:
             ServiceError: It did not start.

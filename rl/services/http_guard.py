@@ -1,9 +1,9 @@
-"""What a service's HTTP server refuses before a handler sees it, and the bounds of bodies and answers.
+"""Checks that a service's HTTP server makes before a handler runs, and limits of bodies and answers.
 
-A web page in a browser on this machine can reach a service that listens on the loopback interface. Three rules keep it
-out: `Host` is an address or a known name, so a foreign name that was bound to this address (DNS rebinding) is refused;
-`Origin`, which browsers send and programs do not, is the service's own; a body is `application/json`, which a browser
-sends to another origin only after it has asked.
+A web page in a browser on this machine can reach a service on the loopback interface. Three rules keep it out. `Host`
+must be an address or a known name, so a foreign name that points to this address (DNS rebinding) is refused. `Origin`,
+which browsers send and programs do not, must be the service's own. A body must be `application/json`, which a browser
+sends to another origin only after a preflight request.
 """
 
 from __future__ import annotations
@@ -31,15 +31,11 @@ Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
 def make_application(host_names: Iterable[str], send_timeout_s: float = SEND_TIMEOUT_S) -> web.Application:
-    """An application without routes that refuses what comes by way of a browser.
+    """Make an application without routes that refuses requests of web pages.
 
     Args:
-        host_names: Names beside `localhost` and this machine's own by which clients call the service; addresses need
-            no name.
-        send_timeout_s: Seconds a client may take to read an answer; then its connection is cut.
-
-    Returns:
-        For routes to be added to.
+        host_names: Names of the service, in addition to `localhost` and this machine's name. Addresses always work.
+        send_timeout_s: Seconds a client may take to read an answer. Then its connection is closed.
     """
     names = {name.lower() for name in ("localhost", socket.gethostname(), socket.getfqdn(), *host_names)}
 
@@ -60,33 +56,27 @@ def make_application(host_names: Iterable[str], send_timeout_s: float = SEND_TIM
 
 
 class Bodies:
-    """Reads the bodies of requests: each within a time, and all that are held within a number of bytes."""
+    """Reads the bodies of requests, with limits on time and on memory."""
 
     def __init__(self, max_bytes: int, max_total_bytes: int, timeout_s: float = BODY_TIMEOUT_S) -> None:
-        """Hold none yet.
+        """Set the limits.
 
         Args:
-            max_bytes: Of one body.
-            max_total_bytes: Of all bodies whose requests are not answered. Small ones are taken beyond it, so that
-                large ones cannot keep them out.
-            timeout_s: Seconds within which a body must have come.
+            max_bytes: Limit for one body.
+            max_total_bytes: Limit for all bodies whose requests are not answered yet. Small bodies are accepted beyond
+                it, so that large ones cannot keep them out.
+            timeout_s: Seconds within which a body must arrive.
         """
         self._max_bytes, self._max_total_bytes, self._timeout_s = max_bytes, max_total_bytes, timeout_s
         self._num_held = 0
 
     @asynccontextmanager
     async def read(self, http: web.Request) -> AsyncIterator[bytearray]:
-        """Read a body of JSON, and count it until the end of the block.
-
-        Args:
-            http: The request.
-
-        Yields:
-            The body, not decoded.
+        """Read a JSON body, without decoding it, and count it until the end of the block.
 
         Raises:
-            web.HTTPException: It is of another type (415), too large (413), too slow (408) or malformed (400), or too
-                much is held already (503).
+            web.HTTPException: The body has another type (415), is too large (413), too slow (408) or malformed (400),
+                or other bodies use all the memory (503).
         """
         if http.content_type != _JSON:
             refuse(web.HTTPUnsupportedMediaType, f"Content-Type: must be {_JSON}, got {http.content_type:.100}")
@@ -106,7 +96,7 @@ class Bodies:
                     self._num_held += len(chunk)
                     self._check(len(body), self._num_held)
         except TimeoutError:
-            refuse(web.HTTPRequestTimeout, f"the body did not come within {self._timeout_s:g} s")
+            refuse(web.HTTPRequestTimeout, f"the body did not arrive within {self._timeout_s:g} s")
         except web.RequestPayloadError as error:
             refuse(web.HTTPBadRequest, f"the body is malformed: {error}")
 
@@ -115,17 +105,17 @@ class Bodies:
             detail = f"the body has more than {self._max_bytes >> 20} MiB"
             refuse(web.HTTPRequestEntityTooLarge, detail, max_size=self._max_bytes, actual_size=num_bytes)
         if num_bytes > _SMALL_BODY_BYTES and num_held > self._max_total_bytes:
-            detail = "the bodies of other requests take all the memory that they may"
+            detail = "the bodies of other requests use all the memory for bodies"
             refuse(web.HTTPServiceUnavailable, detail, headers={"Retry-After": "1"})
 
 
 def refuse(kind: Callable[..., web.HTTPException], detail: str, **options: Any) -> NoReturn:
-    """Answer with an error status, and a JSON object that says why.
+    """Answer with an error status and a JSON object with the reason.
 
     Args:
-        kind: Of status.
-        detail: What is wrong.
-        **options: For the exception.
+        kind: The exception of the status.
+        detail: The reason.
+        **options: More arguments of the exception.
 
     Raises:
         web.HTTPException: Always.
@@ -134,12 +124,12 @@ def refuse(kind: Callable[..., web.HTTPException], detail: str, **options: Any) 
 
 
 def _check_source(http: web.Request, names: set[str]) -> None:
-    """See that the request was meant for this server, and that no page of another origin has sent it."""
+    """Check that the request is meant for this server, and was not sent by a page of another origin."""
     hosts = http.headers.getall("Host", [])
     for host in hosts:
         name = _host_name(host)
         if name not in names and not _is_address(name):
-            detail = f"Host: this server is not called '{host:.100}'. Use its address, or start it with --allow-host."
+            detail = f"Host: '{host:.100}' is not a name of this server. Use its address, or start it with --allow-host"
             refuse(web.HTTPMisdirectedRequest, detail)
     for origin in http.headers.getall("Origin", []):
         if origin.lower() not in {f"{scheme}://{host}".lower() for scheme in ("http", "https") for host in hosts}:

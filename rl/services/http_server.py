@@ -1,4 +1,4 @@
-"""Runs an aiohttp application until it is asked to stop, on a port of its own or on a socket that a parent opened."""
+"""Runs an aiohttp application until it is asked to stop, on a new port or on a socket that a parent opened."""
 
 from __future__ import annotations
 
@@ -15,22 +15,19 @@ from rl.errors import ServiceError
 
 _BACKLOG = 1024
 _IDLE_TIMEOUT_S = 30.0
-"""Of a connection without a whole head of a request; aiohttp's clients close theirs after 15 s."""
+"""Time for the head of a request. aiohttp's clients close an idle connection after 15 s."""
 _MAX_CONNECTIONS = 8192
 _BUSY = b"HTTP/1.1 503 Service Unavailable\r\nRetry-After: 1\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
 
 
 def listen(service: str, host: str, port: int, inherited_socket: int | None = None) -> socket.socket:
-    """Open the socket to serve on.
+    """Open a listening socket. The caller closes it.
 
     Args:
-        service: Its name, for the message.
+        service: Name of the service, for the error message.
         host: Address to listen on.
         port: Port to listen on.
         inherited_socket: Descriptor of a listening socket to use instead.
-
-    Returns:
-        The listening socket; the caller closes it.
 
     Raises:
         ServiceError: The port is in use, or the address is not this machine's.
@@ -39,7 +36,7 @@ def listen(service: str, host: str, port: int, inherited_socket: int | None = No
         return socket.socket(fileno=inherited_socket)
     try:
         return socket.create_server((host, port), backlog=_BACKLOG)
-    except (OSError, OverflowError) as error:  # the latter for a number that is no port
+    except (OSError, OverflowError) as error:  # OverflowError: not a port number
         reason = error.strerror if isinstance(error, OSError) else str(error).rstrip(".")
         raise ServiceError(
             f"{service}: cannot listen on {host}:{port}, {reason}. Choose another --port or --host."
@@ -49,15 +46,15 @@ def listen(service: str, host: str, port: int, inherited_socket: int | None = No
 async def serve_until_stopped(
     application: web.Application, listener: socket.socket, parent_pipe: int | None = None
 ) -> None:
-    """Answer requests until SIGTERM or SIGINT, or until the parent is gone; what is in progress gets a second to end.
+    """Answer requests until SIGTERM or SIGINT, or until the parent is gone. Running handlers get a second to end.
 
-    A handler whose client hangs up is cancelled. A client that does not send the head of a request in time is hung up
-    on, and beyond a number of connections a new one is answered with HTTP 503.
+    A handler is cancelled when its client disconnects. A connection is closed if the head of a request does not arrive
+    in time. Beyond the maximum number of connections a new one is answered with HTTP 503.
 
     Args:
         application: The routes.
         listener: A listening socket.
-        parent_pipe: Descriptor whose end of file means that the parent is gone.
+        parent_pipe: A descriptor that reaches end of file when the parent is gone.
     """
     runner = web.AppRunner(
         application,
@@ -88,22 +85,15 @@ async def serve_until_stopped(
 
 
 def metrics_response(registry: CollectorRegistry) -> web.Response:
-    """The answer to `GET /metrics`: Prometheus text.
-
-    Args:
-        registry: What to show.
-
-    Returns:
-        The response.
-    """
+    """The answer to `GET /metrics`: Prometheus text."""
     return web.Response(body=generate_latest(registry), headers={"Content-Type": "text/plain; version=0.0.4"})
 
 
 class _Refusal(asyncio.Protocol):
-    """A connection too many."""
+    """The protocol of a connection beyond the maximum."""
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.WriteTransport), "it is a socket's"
+        assert isinstance(transport, asyncio.WriteTransport), "a socket's transport can write"
         transport.write(_BUSY)
         transport.close()
 
@@ -113,7 +103,7 @@ def _accept(server: web.Server, max_connections: int) -> asyncio.Protocol:
 
 
 def _raise_descriptor_limit() -> int:
-    """Every connection takes a descriptor; use as many as the machine's administrator allows."""
+    """Raise the soft limit to the hard one, since every connection needs a descriptor; returns the limit."""
     hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     return hard if hard != resource.RLIM_INFINITY else 2 * _MAX_CONNECTIONS

@@ -1,36 +1,40 @@
-"""What a tool is: its settings, its schema, and the class that one derives from to write a new one."""
+"""The base class of tools, their settings and their results."""
 
 from __future__ import annotations
 
 import inspect
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar, Literal
+
+from pydantic import ConfigDict, Field
 
 from rl.types import ToolStatus
 
 
 @dataclass
 class ToolConfig:
-    """Settings every tool understands, from `config` of its YAML entry. A tool with more derives from this."""
+    """Settings of every tool, from `config` of its YAML entry. Derive from this class to add settings."""
 
-    num_workers: int = 10
-    """Threads of a tool whose `execute` is a plain function, in each rollout worker, at least 1."""
+    __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(arbitrary_types_allowed=True)
+
+    num_workers: Annotated[int, Field(ge=1)] = 10
+    """Threads in each rollout worker, for a tool whose `execute` is a plain function."""
     enable_global_rate_limit: bool = False
-    """Apply `rate_limit`; without it only `num_workers` bounds plain functions and nothing bounds async ones."""
-    rate_limit: int = 10
-    """Calls of this tool in progress at once in all rollout workers together, at least 1."""
-    default_timeout: float = 30.0
-    """Longest run of one call, seconds, above 0. `timeout` in the YAML means the same."""
-    queue_timeout: float = 60.0
-    """Longest wait for a free worker, for retries and for the service's own queue, seconds, above 0. A call has ended
-    `queue_timeout + default_timeout` seconds after it began, whatever happened."""
-    type: str = "native"
-    """Kept from the original YAML; `native` is the only one."""
+    """Apply `rate_limit`. Without it only `num_workers` limits plain functions and nothing limits async ones."""
+    rate_limit: Annotated[int, Field(ge=1)] = 10
+    """Concurrent calls of this tool, in all rollout workers together."""
+    default_timeout: Annotated[float, Field(gt=0)] = 30.0
+    """Time limit of one call, seconds. `timeout` in the YAML means the same."""
+    queue_timeout: Annotated[float, Field(gt=0)] = 60.0
+    """Longest wait for a free worker, for retries and for the service's own queue, seconds. A call ends within
+    `queue_timeout + default_timeout` seconds, whatever happens."""
+    type: Literal["native"] = "native"
+    """Kept from the original YAML, which knows no other type."""
 
 
 @dataclass(slots=True)
 class ToolOutput:
-    """What `Tool.execute` may return where plain text is not enough."""
+    """The result of a call, for tools that return more than text."""
 
     text: str
     status: ToolStatus = ToolStatus.OK
@@ -42,28 +46,28 @@ class ToolOutput:
 
 
 class ServiceUnavailableError(Exception):
-    """The service behind a tool failed for its own reasons (no connection, 5xx); the call is retried."""
+    """The service behind a tool failed (no connection, HTTP 5xx); the call is retried."""
 
 
 class ToolTimeoutError(Exception):
-    """Raised by a tool whose service reports that the call ran into its time limit; the text is what the model sees."""
+    """A tool's service reports that the call reached its time limit. The model reads the exception's text."""
 
 
 class Tool:
-    """One tool, built once in each rollout worker. Derive, and write `execute`.
+    """One tool, built once in each rollout worker. Derive from this class and write `execute`.
 
     `execute` may be a coroutine function, which runs on the event loop and is cancelled at its deadline, or a plain
-    function, which runs in a thread; a thread past its deadline is abandoned and replaced. A coroutine must not block:
-    all trajectories of the process wait meanwhile. What `execute` raises becomes an error result with the exception's
-    text. `ServiceUnavailableError`, from `create` too, is retried first; whatever else `create` raises ends the call as
-    unavailable.
+    function, which runs in a thread. A thread past its deadline is abandoned and replaced. A coroutine must not block,
+    because it would block all trajectories of the process. An exception in `execute` becomes an error result with its
+    text. `ServiceUnavailableError`, from `create` too, is retried first. Any other exception in `create` ends the call
+    with the status UNAVAILABLE.
     """
 
     config_class: ClassVar[type[ToolConfig]] = ToolConfig
-    """The dataclass that the YAML `config` is read into."""
+    """The dataclass for the YAML `config`."""
 
     def __init__(self, config: ToolConfig, schema: dict[str, Any]) -> None:
-        """Keep the settings.
+        """Store settings and schema.
 
         Args:
             config: An instance of `config_class`.
@@ -80,18 +84,18 @@ class Tool:
 
     @property
     def run_limit_s(self) -> float | None:
-        """Longest attempt once a worker is free, seconds; None where the service limits the run, behind a queue."""
+        """Time limit of one attempt once a worker is free, seconds; None if the service has its own queue and limit."""
         limit: float = self.config.default_timeout
         return limit
 
     async def create(self, trajectory_id: str) -> Any:
-        """Make the state of one trajectory, on its first call of this tool.
+        """Create the state of one trajectory, at its first call of this tool.
 
         Args:
             trajectory_id: `<prompt id>/<sample index>`.
 
         Returns:
-            Whatever `execute` and `release` want to be given.
+            The state that `execute` and `release` receive.
         """
         return trajectory_id
 
@@ -100,7 +104,7 @@ class Tool:
 
         Args:
             state: What `create` returned.
-            arguments: Checked against the schema.
+            arguments: They satisfy the schema.
 
         Returns:
             The text for the model, a `ToolOutput`, or any other value, which the model reads as JSON.
@@ -108,14 +112,14 @@ class Tool:
         raise NotImplementedError(f"{type(self).__name__}.execute")
 
     async def release(self, state: Any) -> None:
-        """Undo `create`, at the end of the trajectory, whatever happened in it."""
+        """Undo `create`, at the end of the trajectory, however it ended."""
 
     async def check(self) -> None:
-        """Find out whether the service behind the tool answers, before a run starts.
+        """Check, before a run starts, that the service behind the tool answers.
 
         Raises:
             ToolError: It does not.
         """
 
     async def close(self) -> None:
-        """Free what the tool holds for the whole run."""
+        """Release the tool's resources at the end of the run."""

@@ -1,4 +1,4 @@
-"""Keeps calls away from a service that is down, and finds out when it is back."""
+"""A circuit breaker: holds back calls to a service that is down, and detects when it is back."""
 
 from __future__ import annotations
 
@@ -18,19 +18,18 @@ _LONGEST_PAUSE_S = 5.0
 class CircuitBreaker:
     """Guards the attempts to reach one tool's service.
 
-    It opens after five failures in a row. While it is open attempts wait, except for one at a time that goes through
-    as a probe: after a quarter of a second, and after each failed probe twice as long, at most 5 s. The first answer
-    closes it and lets all go on. Waiting rather than failing keeps the trajectories alive through a restart; their
-    calls' own deadlines end the wait.
+    It opens after five failures in a row. While it is open attempts wait, except for one probe at a time: after a
+    quarter of a second, and after each failed probe twice as long, at most 5 s. The first answer closes it and lets all
+    attempts continue. They wait instead of failing so that trajectories survive a restart of the service. The calls'
+    own deadlines end the wait.
 
-    Each process has one of its own for a tool, unlike the rate limit. A limit is a promise to the service, which only a
-    common count can keep. Whether the service answers is an observation, and may differ between machines: one whose
-    network is cut must not hold the others back. To find out for itself costs a process five failed attempts and then
-    a probe every 5 s at most, nothing to a service that is down; a common breaker would cost every call a question to
-    another process, whose death would be one more way to stall.
+    Each process has its own breaker for a tool, unlike the rate limit. A limit is a promise to the service, which needs
+    a common count. Whether the service answers is an observation and may differ between machines: one whose network is
+    down must not hold back the others. It costs a process five failed attempts and then at most a probe every 5 s. A
+    common breaker would need a request to another process for every call, and stall when that process dies.
 
     Args:
-        name: Of the tool, for the log.
+        name: Name of the tool, for the log.
 
     Source: Nygard, Release It!, "Circuit Breaker".
     """
@@ -44,7 +43,7 @@ class CircuitBreaker:
         self._is_probing = False
         self._changed = asyncio.Event()
         self.failure: ServiceUnavailableError | None = None
-        """Why it is open; None while it is closed."""
+        """The reason why it is open; None while it is closed."""
 
     @property
     def is_open(self) -> bool:
@@ -52,15 +51,15 @@ class CircuitBreaker:
         return self._next_probe_at is not None
 
     def guard(self) -> _Guard:
-        """A context that waits until an attempt may go on, and judges the service by how its block ends.
+        """A context that waits until an attempt may start, and judges the service by how the block ends.
 
-        `ServiceUnavailableError` is a failure of the service. A timeout or a cancellation says nothing about it. All
-        else, the tool's own errors among it, is an answer.
+        `ServiceUnavailableError` is a failure of the service. A timeout or a cancellation says nothing about it.
+        Everything else, including the tool's own errors, is an answer.
         """
         return _Guard(self)
 
     async def admit(self) -> bool:
-        """Wait while the breaker is open; true for the attempt that is the probe."""
+        """Wait while the breaker is open; True if the attempt is the probe."""
         loop = asyncio.get_running_loop()
         while self._next_probe_at is not None:
             if not self._is_probing and loop.time() >= self._next_probe_at:
@@ -73,11 +72,11 @@ class CircuitBreaker:
         return False
 
     def judge(self, error: BaseException | None, *, is_probe: bool) -> None:
-        """Take note of how an attempt ended.
+        """Record how an attempt ended.
 
         Args:
-            error: What it raised.
-            is_probe: As `admit` said.
+            error: What it raised, if anything.
+            is_probe: What `admit` returned.
         """
         if isinstance(error, ServiceUnavailableError):
             self._note_failure(error, is_probe=is_probe)
@@ -110,14 +109,14 @@ class CircuitBreaker:
             self._end_probe()
 
     def _end_probe(self) -> None:
-        """Wake those that wait, to see what has changed."""
+        """Wake the waiting attempts to check the new state."""
         self._is_probing = False
         self._changed.set()
         self._changed = asyncio.Event()
 
 
 class _Guard:
-    """As `CircuitBreaker.guard` says; `contextlib.asynccontextmanager` takes several times as long."""
+    """See `CircuitBreaker.guard`. `contextlib.asynccontextmanager` would be several times slower."""
 
     __slots__ = ("_breaker", "_is_probe")
 

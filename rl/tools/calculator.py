@@ -1,4 +1,4 @@
-"""`calculator`, a tool for arithmetic: `function: rl.tools.calculator:calculator`."""
+"""A tool for arithmetic: `function: rl.tools.calculator:calculator`."""
 
 from __future__ import annotations
 
@@ -44,16 +44,16 @@ async def calculator(expression: str) -> str:
 def evaluate(expression: str) -> str:
     """Evaluate an arithmetic expression, in bounded time.
 
-    Integers are exact up to 4096 bits; all else is double precision.
+    Integers are exact up to 4096 bits. Other numbers have double precision.
 
     Args:
-        expression: Python's notation; `^` is read as a power, `,` between digits is not.
+        expression: Python's notation, where `^` means a power; `,` between digits is not allowed.
 
     Returns:
-        The value, as Python writes it; a whole float without `.0`.
+        The value in Python's notation; a whole float without `.0`.
 
     Raises:
-        ValueError: It is no such expression, or its value is not a number of that size.
+        ValueError: The expression is not arithmetic, or a number is too large.
         ArithmeticError: Division by zero, or a float out of range.
     """
     if len(expression) > _MAX_CHARACTERS:
@@ -73,7 +73,7 @@ def evaluate(expression: str) -> str:
 
 
 def _value(node: ast.expr) -> Any:
-    """Evaluate a node; whole numbers stay within `_MAX_BITS`, so every step is quick."""
+    """Evaluate a node. Integers stay within `_MAX_BITS`, so every step is fast."""
     if isinstance(node, ast.Constant) and type(node.value) in (int, float):
         return _checked(node.value)
     if isinstance(node, ast.Name) and node.id in _CONSTANTS:
@@ -99,7 +99,7 @@ _MAX_COUNT = 500
 
 
 def _count(name: str, arguments: list[Any]) -> Any:
-    """Factorials and the like, whose results grow too fast to be looked at afterwards."""
+    """Factorials and the like. Their arguments are checked first, because the results grow too fast."""
     if any(isinstance(a, int) and a > _MAX_COUNT for a in arguments):
         raise ValueError(f"{name}: its arguments must be at most {_MAX_COUNT}")
     return _checked(_COUNTS[name](*arguments))

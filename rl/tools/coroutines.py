@@ -1,4 +1,4 @@
-"""User coroutines: how long one holds the event loop up, and how one ends that does not listen to its cancellation."""
+"""Runs user coroutines: measures how long they block the event loop, and ends those that ignore a cancellation."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ logger = logging.getLogger(__name__)
 
 _CANCEL_GRACE_S = 1.0
 _CLEAN_UP_S = 30.0
-"""Seconds that a cancelled coroutine may take to free what it holds, before it is closed."""
+"""Time for a cancelled coroutine to release its resources, before it is closed."""
 
 
 def start(coroutine: Coroutine[Any, Any, Any], note_stall: Callable[[float], None]) -> asyncio.Task[Any]:
@@ -21,14 +21,13 @@ def start(coroutine: Coroutine[Any, Any, Any], note_stall: Callable[[float], Non
 
     Args:
         coroutine: User code.
-        note_stall: Called with the seconds of each stretch in which it, or a task that it started, held the event loop
-            up.
+        note_stall: Called with the seconds each time it, or a task that it started, has blocked the event loop.
     """
     return asyncio.get_running_loop().create_task(_Measured(coroutine, note_stall))
 
 
-async def ended(task: asyncio.Future[Any]) -> None:
-    """Wait until a task has ended. Whoever is cancelled while it waits does not cancel the task."""
+async def wait_for_end(task: asyncio.Future[Any]) -> None:
+    """Wait until a task has ended. A cancellation of the caller does not cancel the task."""
     waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
     def wake(_: asyncio.Future[Any]) -> None:
@@ -40,10 +39,10 @@ async def ended(task: asyncio.Future[Any]) -> None:
 
 
 async def end(task: asyncio.Task[Any], tool: str) -> bool:
-    """Cancel a task of `start` and wait until it has ended, but not long: one that goes on is left to itself.
+    """Cancel a task of `start` and wait a short time for its end, then abandon it.
 
     Args:
-        task: May have ended already.
+        task: It may have ended already.
         tool: Name of the tool, for the log.
 
     Returns:
@@ -55,51 +54,50 @@ async def end(task: asyncio.Task[Any], tool: str) -> bool:
     try:
         await asyncio.wait({task}, timeout=_CANCEL_GRACE_S)
     finally:
-        leave(task)
+        abandon(task)
         if not task.done():
             logger.warning(
-                "tool '%s': a coroutine did not end when it was cancelled. It is left to itself, and closed in %.0f s.",
+                "tool '%s': a coroutine did not end when it was cancelled. It is abandoned, and closed in %.0f s.",
                 *(tool, _CLEAN_UP_S),
             )
     return task.done()
 
 
-def leave(task: asyncio.Task[Any]) -> None:
-    """Wait no longer for a task of `start` that was cancelled.
+def abandon(task: asyncio.Task[Any]) -> None:
+    """Stop waiting for a cancelled task of `start`.
 
-    Its coroutine is closed where it stands when the task is cancelled again: after half a minute, or before that by
-    whoever ends the event loop.
+    The next cancellation closes its coroutine: after half a minute, or earlier if the event loop ends.
     """
-    task.add_done_callback(_look_at)
+    task.add_done_callback(_retrieve_exception)
     if not task.done():
         coroutine = task.get_coro()
         assert isinstance(coroutine, _Measured), "a task of `start`"
-        coroutine.is_left = True
+        coroutine.is_abandoned = True
         closing = asyncio.get_running_loop().call_later(_CLEAN_UP_S, task.cancel)
         task.add_done_callback(lambda _: closing.cancel())
 
 
-def _look_at(task: asyncio.Future[Any]) -> None:
-    """See how a task ended that nobody waits for, so that asyncio does not print its exception."""
+def _retrieve_exception(task: asyncio.Future[Any]) -> None:
+    """Retrieve an abandoned task's exception, so that asyncio does not print it."""
     if not task.cancelled():
         task.exception()
 
 
 class _Measured(Coroutine[Any, Any, Any]):
-    """A coroutine with a clock at each of its steps. The tasks that it starts are measured in the same way."""
+    """A coroutine that measures each of its steps, and those of the tasks that it starts."""
 
-    __slots__ = ("_coroutine", "_note_stall", "is_left")
+    __slots__ = ("_coroutine", "_note_stall", "is_abandoned")
 
     def __init__(self, coroutine: Coroutine[Any, Any, Any], note_stall: Callable[[float], None]) -> None:
         self._coroutine, self._note_stall = coroutine, note_stall
-        self.is_left = False
-        """The next cancellation closes it. Before that it gets every one, as those of its own time limits."""
+        self.is_abandoned = False
+        """The next cancellation closes it. Before that it receives all, including those of its own timeouts."""
 
     def send(self, value: Any) -> Any:
         return self._step(self._coroutine.send, value)
 
     def throw(self, error: Any, *rest: Any) -> Any:
-        if self.is_left and isinstance(error, asyncio.CancelledError):
+        if self.is_abandoned and isinstance(error, asyncio.CancelledError):
             self._close_by_force()
             raise error
         return self._step(self._coroutine.throw, error, *rest)
@@ -111,7 +109,7 @@ class _Measured(Coroutine[Any, Any, Any]):
         return self._coroutine.__await__()
 
     def __getattr__(self, name: str) -> Any:
-        return getattr(self._coroutine, name)  # `cr_running` and the like, which anyio looks at
+        return getattr(self._coroutine, name)  # such as `cr_running`, which anyio reads
 
     def _step(self, resume: Callable[..., Any], *args: Any) -> Any:
         loop = asyncio.get_running_loop()
@@ -134,5 +132,5 @@ class _Measured(Coroutine[Any, Any, Any]):
     def _close_by_force(self) -> None:
         try:
             self._coroutine.close()
-        except Exception as error:  # it raises while it is closed, or awaits again: it is not run any further
+        except Exception as error:  # it raised or awaited while it was closed; it does not run any further
             logger.debug("closing a coroutine: %r", error)

@@ -1,4 +1,4 @@
-"""Deadlines on an event loop that user code may hold up: the time in which it stood still is charged to nobody else."""
+"""Deadlines that do not count the time in which other code blocked the event loop."""
 
 from __future__ import annotations
 
@@ -10,24 +10,24 @@ from types import TracebackType
 logger = logging.getLogger(__name__)
 
 STALL_S = 0.25
-"""Seconds in which one piece of code holds the event loop up before it counts."""
+"""Shortest blocking of the event loop that counts as a stall."""
 _BEAT_S = 0.25
 _PRECISION_S = 0.002
-"""Timers of some event loops count milliseconds."""
+"""The timers of some event loops have a resolution of a millisecond."""
 
 
 class LoopClock:
-    """The time of the running event loop, without the stretches in which it stood still.
+    """The time of the running event loop, without its stalls.
 
-    A coroutine that computes or sleeps and does not await holds up every other one on its loop: their answers may be
-    there, but their deadlines pass before they are looked at. Whoever measures such a stretch says so (`lose`); the
-    others show in a timer that fires late.
+    A coroutine that computes or sleeps without an await blocks all others on its loop: their answers may have arrived,
+    but their deadlines pass before they can read them. `exclude` reports a measured stall. A timer that fires late
+    reveals the others.
     """
 
     def __init__(self) -> None:
         self._loop: asyncio.AbstractEventLoop | None = None
-        self.lost_s = 0.0
-        """Seconds left out so far."""
+        self.excluded_s = 0.0
+        """Seconds of all stalls so far."""
         self._next_beat_at = 0.0
         self._beat: asyncio.TimerHandle | None = None
         self._num_open = 0
@@ -35,24 +35,24 @@ class LoopClock:
         self._has_warned = False
 
     def time(self) -> float:
-        """Seconds, from an arbitrary beginning."""
+        """Seconds since an arbitrary time."""
         now = asyncio.get_running_loop().time()
-        return now - self.lost_s - self._unmeasured(now)
+        return now - self.excluded_s - self._unmeasured(now)
 
-    def lose(self, seconds: float) -> None:
-        """Leave out a stretch that has just ended."""
-        self.lost_s += seconds
+    def exclude(self, seconds: float) -> None:
+        """Exclude a stall that has just ended."""
+        self.excluded_s += seconds
         self._next_beat_at += seconds
 
     def open(self, name: str) -> None:
-        """Begin to look for stretches, because a deadline of this tool is running."""
+        """Start the detection of stalls, because a deadline of this tool is running."""
         if not self._num_open:
             self._start_beating()
         self._num_open += 1
         self._open[name] += 1
 
     def close(self, name: str) -> None:
-        """The deadline of this tool runs no more."""
+        """End a deadline of this tool."""
         self._num_open -= 1
         self._open[name] -= 1
 
@@ -69,13 +69,13 @@ class LoopClock:
         assert self._loop is not None, "set before the first beat"
         unmeasured = self._unmeasured(self._loop.time())
         if unmeasured:
-            self.lose(unmeasured)
+            self.exclude(unmeasured)
             self._warn(unmeasured)
         self._next_beat_at = self._loop.time() + _BEAT_S
         self._beat = self._loop.call_at(self._next_beat_at, self._note_beat)
 
     def _unmeasured(self, now: float) -> float:
-        """By how much the next beat is late, where the loop runs deadlines and stood still."""
+        """Seconds by which the next beat is late, if deadlines are running and the loop stalled."""
         late = now - self._next_beat_at
         return late if late > STALL_S and self._num_open else 0.0
 
@@ -85,19 +85,19 @@ class LoopClock:
         self._has_warned = True
         names = ", ".join(f"'{name}'" for name, number in sorted(self._open.items()) if number)
         logger.warning(
-            "the event loop stood still for %.1f s while calls of %s were running, and in no coroutine of theirs: a "
-            "callback of a tool, or another part of this process. Told once.",
+            "the event loop was blocked for %.1f s while calls of %s were running, but not by their coroutines. A "
+            "callback of a tool or another part of this process blocks it. This warning appears once.",
             *(seconds, names),
         )
 
 
 class Deadline:
-    """`asyncio.timeout_at` by a `LoopClock`.
+    """`asyncio.timeout_at` with the time of a `LoopClock`.
 
     Args:
-        clock: Of the event loop.
-        name: Of the tool whose deadline this is.
-        when: The deadline by the clock.
+        clock: Clock of the event loop.
+        name: Name of the tool.
+        when: The deadline on that clock.
     """
 
     __slots__ = ("_clock", "_is_open", "_name", "_timeout", "_timer", "_when")
@@ -128,28 +128,28 @@ class Deadline:
         return self._timeout.expired()
 
     def has_passed(self) -> bool:
-        """Whether it would end its block at the next look."""
+        """Whether its time has passed, even if the event loop has not noticed yet."""
         return self._clock.time() > self._when
 
     def move(self, when: float) -> None:
-        """Set another deadline; within the block."""
+        """Change the deadline, within the block."""
         self._when = when
         self._stop_timer()
         self._start_timer()
 
     def advance(self, seconds: float) -> None:
-        """Let it pass earlier, if its block has not ended."""
+        """Move the deadline forward, if its block has not ended."""
         if self._is_open:
             self.move(self._when - seconds)
 
     def _start_timer(self) -> None:
-        self._timer = asyncio.get_running_loop().call_at(self._when + self._clock.lost_s, self._look)
+        self._timer = asyncio.get_running_loop().call_at(self._when + self._clock.excluded_s, self._check)
 
     def _stop_timer(self) -> None:
         if self._timer is not None:
             self._timer.cancel()
 
-    def _look(self) -> None:
+    def _check(self) -> None:
         if self._when - self._clock.time() > _PRECISION_S:
             self._start_timer()
         else:

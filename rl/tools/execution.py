@@ -1,4 +1,4 @@
-"""The life of one call: validation, the wait for a free worker, attempts under one deadline, the result."""
+"""Executes calls: validation, the wait for a free worker, attempts under one deadline, the result."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tenacity import AsyncRetrying, retry_if_exception_type, stop_before_delay, 
 from rl.errors import unknown_name
 from rl.tools.base import ServiceUnavailableError, Tool, ToolOutput, ToolTimeoutError
 from rl.tools.breaker import CircuitBreaker
-from rl.tools.coroutines import end, ended, leave, start
+from rl.tools.coroutines import abandon, end, start, wait_for_end
 from rl.tools.deadlines import Deadline, LoopClock
 from rl.tools.limits import Limiter
 from rl.tools.results import as_output
@@ -33,7 +33,7 @@ _NO_LIMIT: Limiter = nullcontext()
 
 
 class _NotStartedError(Exception):
-    """No attempt could begin within `queue_timeout`."""
+    """No attempt could start within `queue_timeout`."""
 
 
 class _CreateError(Exception):
@@ -42,29 +42,29 @@ class _CreateError(Exception):
 
 @dataclass(slots=True)
 class _Call:
-    """What one call has gone through."""
+    """The state of one call."""
 
     began_at: float
-    """On the event loop's clock."""
+    """Start time on the event loop's clock."""
     start_by: float
-    """When the last attempt must have begun, on the `LoopClock`, which stands still with the event loop."""
+    """Time by which the last attempt must start, on the `LoopClock`."""
     num_failures: int = 0
-    """Attempts that failed for the service's reasons."""
+    """Attempts that failed because of the service."""
     failure: ServiceUnavailableError | None = None
-    """The last of them."""
+    """The latest failure of the service."""
     failed_at: float | None = None
-    """When the first of them ended."""
+    """Time of the first failure."""
     met_open_breaker: bool = False
     run_s: float = 0.0
     blocked_s: float = 0.0
-    """Seconds in which its coroutine held the event loop up."""
+    """Seconds in which its coroutine blocked the event loop."""
     is_late: bool = False
-    """The attempt ran into the tool's own limit, or the call into its deadline."""
-    is_left: bool = False
-    """What it began still runs, though nobody waits for it."""
+    """The attempt reached the tool's time limit, or the call its deadline."""
+    is_abandoned: bool = False
+    """Its thread or coroutine still runs, but nobody waits for it."""
 
     def note_failure(self, error: ServiceUnavailableError, now: float) -> None:
-        """Count an attempt that failed for the service's reasons."""
+        """Record an attempt that failed because of the service."""
         self.num_failures += 1
         self.failure = error
         self.failed_at = now if self.failed_at is None else self.failed_at
@@ -75,7 +75,7 @@ class ToolRunner:
 
     Args:
         tool: The tool.
-        clock: Of the event loop that all calls run on.
+        clock: Clock of the event loop that runs all calls.
     """
 
     def __init__(self, tool: Tool, clock: LoopClock) -> None:
@@ -91,7 +91,7 @@ class ToolRunner:
         self._has_warned = False
 
     def share_permits(self, limiter: Limiter) -> None:
-        """Count calls with this limiter in place of one of the process's own; before the first call."""
+        """Use this limiter instead of a limiter of this process. To be called before the first call."""
         self._permits = limiter
 
     def close(self) -> None:
@@ -100,25 +100,25 @@ class ToolRunner:
             self._threads.close()
 
     def start(self, coroutine: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
-        """Run a coroutine of the tool that belongs to no call of its own: `create` or `release`."""
+        """Run `create` or `release`, which do not belong to a single call."""
         return start(coroutine, self._note_stall)
 
     async def run(self, make_state: Callable[[], Awaitable[Any]], arguments: dict[str, Any]) -> ToolResult:
-        """Run one call to its result, at the latest `queue_timeout + default_timeout` seconds from now.
+        """Run one call and return its result, within `queue_timeout + default_timeout` seconds.
 
-        An attempt begins within `queue_timeout`, and may then take the tool's `run_limit_s`. Time in which the event
-        loop stood still does not count, but for the call that held it up.
+        An attempt starts within `queue_timeout`, and may then take the tool's `run_limit_s`. A stall of the event loop
+        counts only for the call that caused it.
 
         Args:
-            make_state: Gives what `Tool.create` made for the trajectory.
-            arguments: Checked against the schema.
+            make_state: Returns the trajectory's state from `Tool.create`.
+            arguments: They satisfy the schema.
         """
         config, loop = self.tool.config, asyncio.get_running_loop()
         call = _Call(loop.time(), self._clock.time() + config.queue_timeout)
         error: Exception | None = None
         try:
             output = await self._attempts(call, make_state, arguments)
-        except Exception as raised:  # a tool may raise anything; told to the model
+        except Exception as raised:  # a tool may raise anything; the model reads it
             error = raised
         if call.is_late or error is not None:
             output = self._failure(error, call)
@@ -135,22 +135,22 @@ class ToolRunner:
             num_failed_attempts=call.num_failures,
             outage_s=0.0 if call.failed_at is None else loop.time() - call.failed_at,
             met_open_breaker=call.met_open_breaker,
-            has_abandoned_thread=call.is_left and self._threads is not None,
-            has_abandoned_coroutine=call.is_left and self._threads is None,
+            has_abandoned_thread=call.is_abandoned and self._threads is not None,
+            has_abandoned_coroutine=call.is_abandoned and self._threads is None,
             blocked_s=self._take_blocked_s(),
         )
 
     def _take_blocked_s(self) -> float:
-        """Seconds in which coroutines of the tool held the event loop up, since they were last asked for."""
+        """Seconds in which coroutines of the tool blocked the event loop, since the last call of this method."""
         taken, self._blocked_s = self._blocked_s, 0.0
         return taken
 
     async def _attempts(
         self, call: _Call, make_state: Callable[[], Awaitable[Any]], arguments: dict[str, Any]
     ) -> ToolOutput:
-        """Try, and again after growing random waits as long as the service is what fails.
+        """Try, and retry after growing random waits while the service fails.
 
-        The first attempt goes without tenacity, which costs as much time as all else that is done for a call.
+        The first attempt does without tenacity, which would double the time that a call costs.
         """
         attempt = partial(self._attempt, call, make_state, arguments)
         try:
@@ -199,7 +199,7 @@ class ToolRunner:
                 call.run_s += loop.time() - started_at
 
     async def _execute(self, call: _Call, limit: Deadline, state: Any, arguments: dict[str, Any]) -> ToolOutput:
-        """Run the tool in a thread or a task of its own, which is left to itself where it does not end at the limit."""
+        """Run the tool in a thread or a task of its own, which is abandoned if it does not end at the limit."""
 
         def note_stall(seconds: float) -> None:
             self._note_stall(seconds)
@@ -210,10 +210,10 @@ class ToolRunner:
             return await self._in_thread(call, self._threads, partial(self._run_plain, state, arguments))
         running = start(self._run_async(state, arguments), note_stall)
         try:
-            await ended(running)
+            await wait_for_end(running)
         finally:
             if not running.done():
-                call.is_left = not await end(running, self.tool.name)
+                call.is_abandoned = not await end(running, self.tool.name)
         if running.cancelled():
             raise RuntimeError("the tool cancelled itself")
         output: ToolOutput = running.result()
@@ -222,10 +222,10 @@ class ToolRunner:
     async def _in_thread(self, call: _Call, threads: ThreadPool, function: Callable[[], ToolOutput]) -> ToolOutput:
         running = threads.start(function)
         try:
-            await ended(running)
+            await wait_for_end(running)
         finally:
             if not running.done():
-                call.is_left = True
+                call.is_abandoned = True
                 threads.abandon(running)
         output: ToolOutput = running.result()
         return output
@@ -243,20 +243,20 @@ class ToolRunner:
             raise RuntimeError(f"the tool exited with {error.code!r}") from error
 
     def _note_stall(self, seconds: float) -> None:
-        """A coroutine of the tool has held the event loop up."""
-        self._clock.lose(seconds)
+        """Record that a coroutine of the tool has blocked the event loop."""
+        self._clock.exclude(seconds)
         self._blocked_s += seconds
         if not self._has_warned:
             self._has_warned = True
             logger.warning(
-                "tool '%s': its coroutine held up the event loop for %.1f s, and with it all other trajectories of "
-                "this process. Await what takes time, or write a plain `def`, which runs in a thread. Told once; "
-                "tools/%s/blocked_s counts.",
+                "tool '%s': its coroutine blocked the event loop for %.1f s, and with it all trajectories of this "
+                "process. Await what takes time, or write a plain `def`, which runs in a thread. This warning appears "
+                "once; tools/%s/blocked_s counts the seconds.",
                 *(self.tool.name, seconds, self.tool.name),
             )
 
     def _failure(self, error: Exception | None, call: _Call) -> ToolOutput:
-        """In words, for the model: what was raised, or that the call was late."""
+        """The text for the model: the exception, or that the call was late."""
         name, config = self.tool.name, self.tool.config
         if call.is_late:
             if self.tool.run_limit_s is not None:
@@ -267,7 +267,7 @@ class ToolRunner:
         cause = (call.failure or self._breaker.failure) if isinstance(error, _NotStartedError) else error
         if cause is None:
             text = f"Error: no worker of '{name}' was free within {config.queue_timeout:g} s."
-            if self._threads is not None and self._threads.num_left >= MAX_ABANDONED:
+            if self._threads is not None and self._threads.num_running_abandoned >= MAX_ABANDONED:
                 text += f" {MAX_ABANDONED} earlier calls of it still run, long after their deadline."
             logger.warning("tool '%s': %s", name, text)
             return ToolOutput(text, ToolStatus.UNAVAILABLE)
@@ -280,7 +280,7 @@ class ToolRunner:
 
 
 class ToolSession:
-    """The tools of one trajectory; makes a tool's state on its first call, and releases all of them in `close`."""
+    """The tools of one trajectory. Creates a tool's state at its first call, and releases all states in `close`."""
 
     def __init__(self, runners: dict[str, ToolRunner], trajectory_id: str) -> None:
         self._runners = runners
@@ -288,13 +288,13 @@ class ToolSession:
         self._states: dict[str, asyncio.Task[Any]] = {}
 
     async def execute(self, call: ToolCall) -> ToolResult:
-        """Run one call. What the model, the tool or its service did wrong is in the result's status.
+        """Run one call. The result's status reports mistakes of the model, the tool or its service.
 
         Args:
-            call: As parsed; one with an `error` is answered with it.
+            call: The parsed call. If it has an `error`, that is the answer.
 
         Returns:
-            The result, its text not yet truncated.
+            The result. Its text is not truncated yet.
         """
         if call.error is not None:
             status = ToolStatus.IN_THOUGHT if call.is_in_thought else ToolStatus.PARSE_ERROR
@@ -309,7 +309,7 @@ class ToolSession:
         return await runner.run(partial(self._state, runner.tool), call.arguments)
 
     async def _state(self, tool: Tool) -> Any:
-        """What `create` made. Calls of one turn wait for the same one; after a failed one the next call tries anew."""
+        """The state from `create`. Calls of one turn share it. After a failure the next call tries again."""
         created = self._states.get(tool.name)
         if created is None or (created.done() and (created.cancelled() or created.exception() is not None)):
             created = self._states[tool.name] = self._runners[tool.name].start(tool.create(self._trajectory_id))
@@ -317,11 +317,11 @@ class ToolSession:
             return await asyncio.shield(created)
         except ServiceUnavailableError:
             raise
-        except Exception as error:  # the one place where `create` may raise anything
+        except Exception as error:  # `create` may raise anything
             raise _CreateError(f"{type(error).__name__}: {error}") from error
 
     async def close(self) -> None:
-        """Release every tool that was used; a tool that fails to is logged and does not keep the others from it."""
+        """Release every tool that was used. A failure is logged and does not affect the other tools."""
         states, self._states = self._states, {}
         if pending := [(created, name) for name, created in states.items() if not created.done()]:
             await asyncio.gather(*(end(created, name) for created, name in pending))
@@ -334,7 +334,7 @@ class ToolSession:
             for name, released in releases.items():
                 if not released.done():
                     released.cancel()
-                    leave(released)
+                    abandon(released)
                 elif not released.cancelled() and (failure := released.exception()) is not None:
                     logger.warning("tool '%s': release failed for %s: %r", name, self._trajectory_id, failure)
 

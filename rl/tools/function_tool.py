@@ -1,4 +1,4 @@
-"""A typed Python function as a tool: its schema comes from its signature and docstring."""
+"""A typed Python function as a tool. Its schema comes from its signature and docstring."""
 
 from __future__ import annotations
 
@@ -16,17 +16,13 @@ from rl.tools.named import import_named
 
 
 class FunctionTool(Tool):
-    """Calls a function with the arguments of a call, brought to the types that its signature names.
+    """Calls a function with the arguments of a call, converted to the types in its signature.
 
-    A coroutine function runs on the event loop, any other in a thread. Text and a `ToolOutput` are results as they
-    are; whatever else it returns reaches the model as JSON.
-
-    Args:
-        config: Limits.
-        function: Every parameter has a type and can be given by name.
+    A coroutine function runs on the event loop, any other in a thread. The function returns text, a `ToolOutput`, or
+    any other value, which the model reads as JSON.
 
     Raises:
-        ToolError: A parameter is neither.
+        ToolError: The signature cannot become a schema; see `function_schema`.
     """
 
     def __init__(self, config: ToolConfig, function: Callable[..., Any]) -> None:
@@ -36,11 +32,11 @@ class FunctionTool(Tool):
 
     @property
     def is_async(self) -> bool:
-        """As the function is."""
+        """Whether the function is a coroutine function."""
         return self._is_async
 
     def execute(self, state: Any, arguments: dict[str, Any]) -> Any:
-        """Call the function; of a coroutine function the result is awaitable."""
+        """Call the function. The result of a coroutine function is awaitable."""
         return self._function(**arguments)
 
 
@@ -50,10 +46,10 @@ def load_function_tool(where: str, path: Any, config: ToolConfig) -> FunctionToo
     Args:
         where: The key of the YAML, for messages.
         path: `package.module:name` or `path/file.py:name`.
-        config: Limits.
+        config: The tool's settings.
 
     Raises:
-        ToolError: There is no such function, or its signature cannot be a schema.
+        ToolError: There is no such function, or its signature cannot become a schema.
     """
     function = import_named(where, path, "function", inspect.isfunction, "A class goes under class_name.")
     try:
@@ -65,24 +61,24 @@ def load_function_tool(where: str, path: Any, config: ToolConfig) -> FunctionToo
 def function_schema(function: Callable[..., Any]) -> dict[str, Any]:
     """Describe a function in OpenAI's form.
 
-    Parameters and their types come from the signature (whatever pydantic has a JSON schema for), descriptions from the
-    docstring in Google's, NumPy's or Sphinx's style.
+    Parameters and their types come from the signature (all types for which pydantic has a JSON schema), descriptions
+    from the docstring in Google, NumPy or Sphinx style.
 
     Args:
-        function: Every parameter has a type and can be given by name.
+        function: Every parameter must have a type, and must be usable as a keyword argument.
 
     Returns:
         `{"type": "function", "function": {name, description, parameters}}`.
 
     Raises:
-        ToolError: A parameter is neither, or its type has no JSON schema.
+        ToolError: A parameter does not meet these conditions, or its type has no JSON schema.
     """
     name = function.__name__
     for parameter in inspect.signature(function).parameters.values():
         if parameter.kind not in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY):
-            raise ToolError(f"{name}({parameter}): must be a parameter with a name, got {parameter.kind.description}.")
+            raise ToolError(f"{name}({parameter}): must be usable by keyword, got {parameter.kind.description}.")
         if parameter.annotation is parameter.empty:
-            raise ToolError(f"{name}({parameter}): has no type. Annotate it: the model's schema is made from it.")
+            raise ToolError(f"{name}({parameter}): has no type. Annotate it, because the schema comes from it.")
     try:
         adapter: TypeAdapter[Any] = TypeAdapter(function)  # type: ignore[arg-type]  # pydantic takes functions too
         parameters = _without_titles(adapter.json_schema())
@@ -98,7 +94,7 @@ def function_schema(function: Callable[..., Any]) -> dict[str, Any]:
 
 
 def _without_titles(schema: Any) -> Any:
-    """Leave out the titles that pydantic makes from the names; a field that is called title has a schema, no text."""
+    """Remove the titles that pydantic adds. A field with the name title has a schema instead of a text."""
     if isinstance(schema, dict):
         return {
             key: _without_titles(value) for key, value in schema.items() if key != "title" or not isinstance(value, str)

@@ -1,4 +1,4 @@
-"""A limit on the calls in progress at once that several processes share."""
+"""A limit on concurrent calls that several processes share."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from typing import Any, Protocol
 from rl.tools.base import ServiceUnavailableError
 
 Limiter = AbstractAsyncContextManager[Any]
-"""Bounds calls in progress: `async with limiter:` waits for a permit and gives it back. Within one process it is an
-`asyncio.Semaphore`, over several a `SharedLimiter`; without a limit `contextlib.nullcontext()`."""
+"""Limits concurrent calls: `async with limiter:` waits for a permit and returns it. An `asyncio.Semaphore` for one
+process, a `SharedLimiter` for several, or `contextlib.nullcontext()` without a limit."""
 
 
 class PermitSource(Protocol):
-    """Where the processes get their permits from: a `PermitPool`, usually in another process."""
+    """The source of permits for all processes: a `PermitPool`, usually in another process."""
 
     async def take(self, at_most: int, lease_s: float) -> list[int]:
         """Wait for permits; see `PermitPool.take`."""
@@ -31,9 +31,8 @@ class PermitSource(Protocol):
 class PermitPool:
     """The permits of one tool.
 
-    Whoever takes permits says how long it may keep them at most, so that those of a process that died come back.
-    Requests are served in the order in which they came. With one request of each process at a time, as `SharedLimiter`
-    makes them, the processes take turns.
+    Permits have a lease, so that those of a dead process become free again. Requests are served in order.
+    `SharedLimiter` makes one request per process at a time, so processes take turns.
 
     Args:
         limit: Permits, at least 1.
@@ -42,7 +41,7 @@ class PermitPool:
     def __init__(self, limit: int) -> None:
         self._limit = limit
         self._leases: dict[int, float] = {}
-        self._numbers = itertools.count(random.getrandbits(48))  # unlike those of a pool that this one replaces
+        self._numbers = itertools.count(random.getrandbits(48))  # different from those of an earlier pool
         self._turn = asyncio.Lock()
         self._returned = asyncio.Event()
 
@@ -51,7 +50,7 @@ class PermitPool:
 
         Args:
             at_most: Permits wanted, at least 1.
-            lease_s: Seconds after which the permits come back by themselves.
+            lease_s: Seconds after which the permits expire.
 
         Returns:
             1 to `at_most` permits.
@@ -75,20 +74,20 @@ class PermitPool:
                     continue
 
     def give_back(self, permits: list[int]) -> None:
-        """Return permits; those that have come back by themselves are passed over."""
+        """Return permits. Expired ones are ignored."""
         for number in permits:
             self._leases.pop(number, None)
         self._returned.set()
 
 
 class SharedLimiter:
-    """One process's share of a `PermitPool`, used as an `asyncio.Semaphore` is.
+    """One process's access to a `PermitPool`, used like an `asyncio.Semaphore`.
 
-    It asks for as many permits as calls wait, one request at a time.
+    It requests as many permits as calls are waiting, one request at a time.
 
     Args:
         source: The pool.
-        lease_s: Seconds that no call holds its permit longer than.
+        lease_s: Seconds; longer than any call holds its permit.
     """
 
     def __init__(self, source: PermitSource, lease_s: float) -> None:
@@ -110,14 +109,14 @@ class SharedLimiter:
             raise
 
     async def __aexit__(self, *_: object) -> None:
-        self._source.give_back([self._held.popleft()])  # the oldest lease: those that stay are the longest
+        self._source.give_back([self._held.popleft()])  # the oldest lease, so that the remaining leases are the newest
 
     async def _serve(self) -> None:
-        """Ask until nobody waits. Where there is no answer, every waiting call learns of it."""
+        """Request permits until no call waits. If a request fails, all waiting calls fail."""
         while self._drop_cancelled():
             try:
                 permits = deque(await self._source.take(len(self._waiting), self._lease_s))
-            except Exception as error:  # whatever the way to another process raises
+            except Exception as error:  # communication with another process may raise anything
                 while self._drop_cancelled():
                     failure = ServiceUnavailableError(f"the shared rate limit: {type(error).__name__}: {error}")
                     self._waiting.popleft().set_exception(failure)
@@ -128,7 +127,7 @@ class SharedLimiter:
                 self._source.give_back(list(permits))
 
     def _drop_cancelled(self) -> bool:
-        """Whether a call waits at the front of the queue, after those that gave up have been taken out of it."""
+        """Remove cancelled calls from the front of the queue; whether a call remains."""
         while self._waiting and self._waiting[0].done():
             self._waiting.popleft()
         return bool(self._waiting)

@@ -7,7 +7,7 @@ import logging
 import os
 import sys
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryFile
 from typing import Any, TextIO
@@ -21,7 +21,7 @@ from rl.errors import ToolError
 from rl.tools.base import ServiceUnavailableError, Tool, ToolConfig, ToolOutput
 from rl.tools.results import as_output
 from rl.tools.schemas import checked_schema
-from rl.tools.settings import check_keys
+from rl.tools.settings import read_dataclass
 from rl.types import ToolStatus
 
 logger = logging.getLogger(__name__)
@@ -34,22 +34,22 @@ _OF_THE_SERVICE = (CONNECTION_CLOSED, REQUEST_TIMEOUT)
 
 @dataclass(slots=True, frozen=True)
 class McpServer:
-    """Where a server is: a program that is started and spoken to over its standard input and output, or an address."""
+    """A server: a program to start and talk to over its standard input and output, or an address."""
 
     command: str = ""
-    """Looked for beside this Python first, so that `python` is this one and programs of its environment are found."""
+    """Searched first in the folder of this Python, so that `python` and programs of its environment are found."""
     args: list[str] = field(default_factory=list)
     env: dict[str, str] = field(default_factory=dict)
-    """Variables for the program, beside the few that every program gets."""
+    """Environment variables of the program, in addition to a few default ones."""
     cwd: str | None = None
     url: str = ""
-    """Of a server with the Streamable HTTP transport, such as http://localhost:8000/mcp."""
+    """Address of a server with the Streamable HTTP transport, such as http://localhost:8000/mcp."""
 
     def client(self, messages: TextIO | None = None) -> Client:
-        """A client, not yet connected.
+        """Make a client, not yet connected.
 
         Args:
-            messages: A real file that takes what a program prints to its standard error; None: this process's.
+            messages: A real file for the program's standard error; None for this process's.
         """
         if self.url:
             return Client(self.url)
@@ -65,8 +65,8 @@ class McpServer:
 class McpConnection:
     """A connection to a server, opened by the first call, shared by all tools and trajectories of a process.
 
-    It lives in a task of its own, because a client must be opened and closed in the same one. After it broke, the next
-    call opens a new one.
+    It has a task of its own, because a client must be opened and closed in the same task. If it breaks, the next call
+    opens a new one.
     """
 
     def __init__(self, server: McpServer) -> None:
@@ -79,7 +79,7 @@ class McpConnection:
         """Call a tool of the server.
 
         Raises:
-            ServiceUnavailableError: The server cannot be reached, or went away.
+            ServiceUnavailableError: The server cannot be reached, or disconnected.
             MCPError: It refused the call.
         """
         if self._task is None or self._task.done():
@@ -98,7 +98,7 @@ class McpConnection:
             raise ServiceUnavailableError(f"{self._server}: {error}") from error
 
     async def close(self) -> None:
-        """End the connection, and with it a program that was started for it."""
+        """End the connection, and the program that was started for it."""
         self._closing.set()
         if self._task is not None:
             await asyncio.wait({self._task}, timeout=_CLOSE_TIMEOUT_S)
@@ -108,7 +108,7 @@ class McpConnection:
             async with self._server.client() as client:
                 opened.set_result(client)
                 await closing.wait()
-        except Exception as error:  # whatever the transport raises, alone or in a group: the server is not there
+        except Exception as error:  # the transport may raise anything, or a group
             failure = ServiceUnavailableError(f"{self._server}: {_first(error)}")
             if opened.done():
                 logger.warning("MCP server %s", failure)
@@ -124,7 +124,7 @@ class McpTool(Tool):
         self._connection = connection
 
     async def execute(self, state: Any, arguments: dict[str, Any]) -> ToolOutput:
-        """Pass the call on; text of the answer is the result, pictures, sound and links are named."""
+        """Forward the call. The result is the text of the answer, with a mention of images, audio and links."""
         answer = await self._connection.call(self.name, arguments)
         parts = [_as_text(content) for content in answer.content]
         if not parts and answer.structured_content is not None:
@@ -137,15 +137,12 @@ class McpTool(Tool):
 
 
 def load_mcp_tools(where: str, given: Any, config: ToolConfig) -> list[McpTool]:
-    """Ask a server for its tools.
+    """List the tools of a server. They share a connection, which the first call opens.
 
     Args:
         where: The key of the YAML, for messages.
         given: `{command, args, env, cwd}` or `{url}`.
-        config: Limits of each tool.
-
-    Returns:
-        The tools; they share a connection, which the first call opens.
+        config: Settings of each tool.
 
     Raises:
         ToolError: The server cannot be reached or has no tools, or a setting is wrong.
@@ -153,16 +150,16 @@ def load_mcp_tools(where: str, given: Any, config: ToolConfig) -> list[McpTool]:
     server = _read_server(where, given)
     with TemporaryFile("w+", errors="replace") as messages:
         try:
-            with ThreadPoolExecutor(1) as thread:  # the caller may be on an event loop of its own
+            with ThreadPoolExecutor(1) as thread:  # the caller may be running an event loop
                 listing = asyncio.wait_for(_list_tools(server, messages), _START_TIMEOUT_S)
                 listed = thread.submit(lambda: asyncio.run(listing)).result()
-        except Exception as error:  # whatever the transport raises, alone or in a group
+        except Exception as error:  # the transport may raise anything, or a group
             raise ToolError(
                 f"{where}: no answer from '{server}': {_first(error)}{_last_words(messages)}. "
                 "Start it, or correct the entry."
             ) from error
     if not listed:
-        raise ToolError(f"{where}: '{server}' has no tools. Is it the right server?")
+        raise ToolError(f"{where}: '{server}' has no tools. Check that it is the right server.")
     connection = McpConnection(server)
     return [
         McpTool(config, checked_schema(f"{where}: {schema['function']['name']}", schema)[0], connection)
@@ -173,13 +170,10 @@ def load_mcp_tools(where: str, given: Any, config: ToolConfig) -> list[McpTool]:
 def _read_server(where: str, given: Any) -> McpServer:
     if not isinstance(given, dict) or ("command" in given) == ("url" in given):
         raise ToolError(f"{where}: needs either command or url, got {given!r}.")
-    check_keys(where, given, [f.name for f in fields(McpServer)])
-    for key, kind in {"command": str, "url": str, "args": list, "env": dict, "cwd": str}.items():
-        if key in given and not isinstance(given[key], kind):
-            raise ToolError(f"{where}.{key}: must be a {kind.__name__}, got {given[key]!r}.")
+    server = read_dataclass(where, McpServer, given)
     if "url" in given and len(given) > 1:
-        raise ToolError(f"{where}: args, env and cwd belong to a command, got them with a url. Remove them.")
-    return McpServer(**given)
+        raise ToolError(f"{where}: args, env and cwd need a command, got a url. Remove them.")
+    return server
 
 
 async def _list_tools(server: McpServer, messages: TextIO) -> list[dict[str, Any]]:
@@ -197,7 +191,7 @@ async def _list_tools(server: McpServer, messages: TextIO) -> list[dict[str, Any
 
 
 def _as_text(content: Any) -> str:
-    """A part of an answer for the model: text as it is, also that of an embedded file; else what it is."""
+    """One part of an answer, for the model: its text, or a description of other content."""
     if isinstance(content, TextContent):
         return content.text
     if isinstance(content, EmbeddedResource):
@@ -211,14 +205,14 @@ def _as_text(content: Any) -> str:
 
 
 def _last_words(messages: TextIO) -> str:
-    """The end of what a program printed before it ended, which tells why."""
+    """The last lines that a program printed before it ended."""
     messages.seek(0)
     lines = [line.strip() for line in messages.read().splitlines() if line.strip()]
     return f"; it printed: {' / '.join(lines[-_MAX_LAST_LINES:])}" if lines else ""
 
 
 def _first(error: BaseException) -> str:
-    """The innermost error of a group, in words."""
+    """The text of an error, or of the first error in a group."""
     while isinstance(error, BaseExceptionGroup):
         error = error.exceptions[0]
     return f"{type(error).__name__}: {error}"

@@ -1,4 +1,4 @@
-"""What an entry of the tool YAML names: a class or a function, in a module or in a file of one's own."""
+"""Imports the class or the function that an entry of the tool YAML names."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ def import_named(
     Args:
         where: The key of the YAML, for messages.
         given: `path/file.py:name` or `package.module:name`.
-        kind: What is looked for, in a word.
-        is_kind: Whether something is of that kind; what is found must be, and where nothing is, those are the choices.
-        advice: What to do where it is something else.
-        may_be_dotted: Take `package.module.name` too.
+        kind: The kind of object to find, in one word.
+        is_kind: Whether an object is of that kind. Also selects the choices that an error lists.
+        advice: What to do if the object is of another kind.
+        may_be_dotted: Accept `package.module.name` too.
 
     Raises:
-        ToolError: It is no such path, does not import, or is not of that kind.
+        ToolError: The path is malformed, does not import, or the object is of another kind.
     """
     place, colon, name = given.rpartition(":") if isinstance(given, str) else ("", "", "")
     if isinstance(given, str) and may_be_dotted and not colon:

@@ -7,17 +7,16 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from rl.config.paths import locate, locate_function
-from rl.config.yaml_files import read_yaml
-from rl.errors import ConfigError, ToolError, unknown_name
+from rl.errors import ToolError, unknown_name
 from rl.tools.base import Tool, ToolConfig
 from rl.tools.deadlines import LoopClock
+from rl.tools.entries import ToolEntry, read_entries
 from rl.tools.execution import ToolRunner, ToolSession
 from rl.tools.function_tool import load_function_tool
 from rl.tools.limits import PermitSource, SharedLimiter
 from rl.tools.named import import_named
 from rl.tools.schemas import checked_schema
-from rl.tools.settings import check_keys, read_settings
+from rl.tools.settings import read_settings
 
 _MOVED = "mindspeed_rl.tools."
 _LEASE_GRACE_S = 10.0
@@ -27,8 +26,8 @@ class Toolbox:
     """The tools of a run.
 
     Args:
-        tools: Each with a name of its own.
-        warnings: What was corrected or does nothing in their settings.
+        tools: Tools with distinct names.
+        warnings: Corrections, and settings without effect.
     """
 
     def __init__(self, tools: list[Tool], warnings: list[str] | None = None) -> None:
@@ -44,18 +43,18 @@ class Toolbox:
 
     @property
     def names(self) -> list[str]:
-        """What the model may call."""
+        """The names of the tools."""
         return list(self.tools)
 
     def open_session(self, trajectory_id: str) -> ToolSession:
-        """Begin the tool use of one trajectory; the caller closes the session whatever happens."""
+        """Open the tools for one trajectory. The caller must close the session."""
         return ToolSession(self._runners, trajectory_id)
 
     def share_rate_limits(self, permits_of: Callable[[str, int], PermitSource]) -> None:
-        """Let several processes share the rate limits of the tools that have one; before the first call.
+        """Share the rate limits of the tools with other processes. To be called before the first call of a tool.
 
         Args:
-            permits_of: From a tool's name and `rate_limit` to the permits that all processes take from.
+            permits_of: Maps a tool's name and `rate_limit` to the shared source of permits.
         """
         for name, tool in self.tools.items():
             config = tool.config
@@ -64,7 +63,7 @@ class Toolbox:
                 self._runners[name].share_permits(SharedLimiter(permits_of(name, config.rate_limit), lease_s))
 
     async def check(self) -> None:
-        """Find out whether the services behind the tools answer.
+        """Check that the services behind the tools answer.
 
         Raises:
             ToolError: One does not.
@@ -73,38 +72,33 @@ class Toolbox:
             await tool.check()
 
     async def close(self) -> None:
-        """Free what the tools hold."""
+        """Release the tools' resources."""
         for runner in self._runners.values():
             runner.close()
         await asyncio.gather(*(tool.close() for tool in self.tools.values()))
 
 
 def load_toolbox(path: Path, *, overrides: dict[str, dict[str, Any]] | None = None) -> Toolbox:
-    """Build the tools of a YAML file, a list `tools` of entries of three kinds.
+    """Build the tools of a YAML file, which has a list `tools` with three kinds of entries.
 
-    `{class_name, config, tool_schema}` is a class, `{function, config}` a typed function, `{mcp, config}` a server with
-    tools of its own, which is asked for them.
+    `{class_name, config, tool_schema}` is a class, `{function, config}` a typed function, and `{mcp, config}` a server
+    with a list of tools.
 
     Args:
         path: The file.
         overrides: Settings to replace, by tool name: `{"code_interpreter": {"sandbox_fusion_url": url}}`.
 
-    Returns:
-        The tools; nothing is started yet.
-
     Raises:
         ToolError: The file, an entry, a class, a function, a server, a setting or a schema is wrong.
     """
-    entries = read_entries(Path(path))
     tools: dict[str, Tool] = {}
     warnings: list[str] = []
     remaining = dict(overrides or {})
-    for number, entry in enumerate(entries, start=1):
-        where = f"{path}: tools[{number}]"
-        for tool in _KINDS[_kind(where, entry)](where, entry, remaining, warnings):
+    for entry in read_entries(Path(path)):
+        for tool in _KINDS[entry.kind](entry, remaining, warnings):
             if tool.name in tools:
                 raise ToolError(
-                    f"{where}: the tool name '{tool.name}' is taken by an earlier entry. Give each its own name."
+                    f"{entry.where}: the tool name '{tool.name}' is taken by an earlier entry. Give each its own name."
                 )
             tools[tool.name] = tool
     for name in remaining:
@@ -112,103 +106,49 @@ def load_toolbox(path: Path, *, overrides: dict[str, dict[str, Any]] | None = No
     return Toolbox(list(tools.values()), warnings)
 
 
-def read_entries(path: Path) -> list[dict[str, Any]]:
-    """Read the list `tools` of a YAML file. Relative paths in it follow the rule of `rl.config.paths`, from the file.
-
-    Raises:
-        ToolError: The file cannot be read, or has no such list.
-    """
-    try:
-        content = read_yaml(path)
-    except ConfigError as error:
-        raise ToolError(f"rl_config.tool_config_path: {error}") from error
-    entries = content.get("tools")
-    if not isinstance(entries, list) or not entries or not all(isinstance(e, dict) for e in entries):
-        raise ToolError(
-            f"{path}: needs a list `tools` of entries with class_name, function or mcp, got {entries!r}. "
-            "See docs/tools.md."
-        )
-    folders = (path.parent,)
-    for entry in entries:
-        for key in ("class_name", "function"):
-            if isinstance(entry.get(key), str):
-                entry[key] = locate_function(entry[key], folders)
-        settings = entry.get("config")
-        if isinstance(settings, dict) and isinstance(settings.get("corpus_path"), str):
-            settings["corpus_path"] = locate(settings["corpus_path"], folders)
-    return entries
-
-
-def _kind(where: str, entry: dict[str, Any]) -> str:
-    kinds = [key for key in _KINDS if key in entry]
-    if len(kinds) > 1:
-        raise ToolError(f"{where}: has {' and '.join(kinds)}. An entry is of one kind: split it.")
-    if not kinds:
-        check_keys(where, entry, [*_KINDS, "config", "tool_schema"])
-        raise ToolError(f"{where}: needs class_name, function or mcp, got {', '.join(map(str, entry)) or 'nothing'}.")
-    return kinds[0]
-
-
-def _class_tools(
-    where: str, entry: dict[str, Any], overrides: dict[str, dict[str, Any]], warnings: list[str]
-) -> list[Tool]:
-    check_keys(where, entry, ("class_name", "config", "tool_schema"))
-    schema, corrections = checked_schema(f"{where}.tool_schema", entry.get("tool_schema"))
+def _class_tools(entry: ToolEntry, overrides: dict[str, dict[str, Any]], warnings: list[str]) -> list[Tool]:
+    schema, corrections = checked_schema(f"{entry.where}.tool_schema", entry.schema)
     warnings += corrections
-    tool_class = import_tool_class(where, entry.get("class_name"))
-    given, changes = _given_settings(where, entry), overrides.pop(schema["function"]["name"], None)
-    tool = tool_class(read_settings(f"{where}.config", tool_class.config_class, given, changes), schema)
-    warnings += _idle_settings(f"{where}.config", tool, given)
+    tool_class = import_tool_class(entry.where, entry.target)
+    changes = overrides.pop(schema["function"]["name"], None)
+    tool = tool_class(read_settings(f"{entry.where}.config", tool_class.config_class, entry.settings, changes), schema)
+    warnings += _idle_settings(entry, tool)
     return [tool]
 
 
-def _function_tools(
-    where: str, entry: dict[str, Any], overrides: dict[str, dict[str, Any]], warnings: list[str]
-) -> list[Tool]:
-    check_keys(where, entry, ("function", "config"))
-    name = str(entry["function"]).rpartition(":")[2]
-    given = _given_settings(where, entry)
-    config = read_settings(f"{where}.config", ToolConfig, given, overrides.pop(name, None))
-    tool = load_function_tool(f"{where}.function", entry["function"], config)
-    warnings += _idle_settings(f"{where}.config", tool, given)
+def _function_tools(entry: ToolEntry, overrides: dict[str, dict[str, Any]], warnings: list[str]) -> list[Tool]:
+    name = str(entry.target).rpartition(":")[2]
+    config = read_settings(f"{entry.where}.config", ToolConfig, entry.settings, overrides.pop(name, None))
+    tool = load_function_tool(f"{entry.where}.function", entry.target, config)
+    warnings += _idle_settings(entry, tool)
     return [tool]
 
 
-def _mcp_tools(
-    where: str, entry: dict[str, Any], overrides: dict[str, dict[str, Any]], warnings: list[str]
-) -> list[Tool]:
-    check_keys(where, entry, ("mcp", "config"))
+def _mcp_tools(entry: ToolEntry, overrides: dict[str, dict[str, Any]], warnings: list[str]) -> list[Tool]:
     try:
         from rl.tools.mcp_tool import load_mcp_tools
     except ImportError as error:
         raise ToolError(
-            f"{where}.mcp: the package 'mcp' does not import: {error}. Install it: `pip install 'turnwise[mcp]'`."
+            f"{entry.where}.mcp: the package 'mcp' does not import: {error}. Install it: `pip install 'turnwise[mcp]'`."
         ) from error
-    given = _given_settings(where, entry)
-    tools = load_mcp_tools(f"{where}.mcp", entry["mcp"], read_settings(f"{where}.config", ToolConfig, given))
+    where = f"{entry.where}.config"
+    tools = load_mcp_tools(f"{entry.where}.mcp", entry.target, read_settings(where, ToolConfig, entry.settings))
     for tool in tools:
-        tool.config = read_settings(f"{where}.config", ToolConfig, given, overrides.pop(tool.name, None))
+        tool.config = read_settings(where, ToolConfig, entry.settings, overrides.pop(tool.name, None))
     return list(tools)
 
 
 _KINDS = {"class_name": _class_tools, "function": _function_tools, "mcp": _mcp_tools}
-"""How an entry becomes tools, by the key that tells its kind."""
+"""How an entry becomes tools."""
 
 
-def _given_settings(where: str, entry: dict[str, Any]) -> dict[str, Any]:
-    given = entry.get("config") or {}
-    if not isinstance(given, dict):
-        raise ToolError(f"{where}.config: must be a mapping of settings, got {given!r}.")
-    return given
-
-
-def _idle_settings(where: str, tool: Tool, given: dict[str, Any]) -> list[str]:
+def _idle_settings(entry: ToolEntry, tool: Tool) -> list[str]:
     """Settings that were given and do nothing."""
-    idle = []
+    where, given, idle = f"{entry.where}.config", entry.settings, []
     if "num_workers" in given and tool.is_async:
         idle.append(
             f"{where}.num_workers: has no effect, '{tool.name}' is asynchronous and needs no threads. "
-            "To bound its calls in progress set enable_global_rate_limit and rate_limit."
+            "To limit its concurrent calls set enable_global_rate_limit and rate_limit."
         )
     if "rate_limit" in given and not tool.config.enable_global_rate_limit:
         idle.append(f"{where}.rate_limit: has no effect without enable_global_rate_limit. Set it to true.")
@@ -216,14 +156,14 @@ def _idle_settings(where: str, tool: Tool, given: dict[str, Any]) -> list[str]:
 
 
 def import_tool_class(where: str, class_name: Any) -> type[Tool]:
-    """Look a tool's class up.
+    """Import a tool's class.
 
     Args:
-        where: What to name in an error.
+        where: The entry, for messages.
         class_name: `package.module.Class`, `package.module:Class` or `path/file.py:Class`.
 
     Raises:
-        ToolError: It is no such path, does not import, or is no tool.
+        ToolError: The path is malformed, does not import, or the class is not a tool.
     """
     if str(class_name).startswith(_MOVED):
         here = "rl.tools." + class_name.removeprefix(_MOVED)

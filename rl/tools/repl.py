@@ -1,4 +1,4 @@
-"""Shows the value of a program's last expression as Python's prompt would, and leaves the rest of the program alone."""
+"""Makes a program show the value of its last expression, as Python's prompt does, and changes nothing else."""
 
 from __future__ import annotations
 
@@ -10,16 +10,10 @@ _BEFORE, _AFTER = '__import__("sys").displayhook((', "))"
 
 
 def show_last_expression(code: str) -> str:
-    """Hand the value of a last statement that is an expression to `sys.displayhook`, which prints it unless None.
+    """If the last statement is an expression, pass its value to `sys.displayhook`, which prints it unless None.
 
-    The expression is wrapped where it stands, so every line keeps its number. Code that does not compile, and code that
-    would mean anything else afterwards, is returned as it is.
-
-    Args:
-        code: A Python program.
-
-    Returns:
-        The program to run.
+    The expression is wrapped in place, so line numbers stay the same. Code is returned unchanged if it does not
+    compile, or if wrapping would change its meaning otherwise.
     """
     before = _parse(code)
     if before is None or not before.body or not isinstance(before.body[-1], ast.Expr):
@@ -33,14 +27,7 @@ def show_last_expression(code: str) -> str:
 
 
 def strip_display(text: str) -> str:
-    """Take the wrapping out of a traceback that quotes the last line, and the markers under it, which no longer fit.
-
-    Args:
-        text: What the program wrote.
-
-    Returns:
-        The text as it would be for the code that the model wrote.
-    """
+    """Remove the wrapping, and the position markers below it, from a traceback that quotes the last line."""
     if _BEFORE not in text:
         return text
     lines: list[str] = []
@@ -60,7 +47,7 @@ def _unwrap(line: str) -> str:
 
 
 def _parse(code: str) -> ast.Module | None:
-    """The tree of a program that compiles, or None."""
+    """The syntax tree of a program; None if it does not compile."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
@@ -71,7 +58,7 @@ def _parse(code: str) -> ast.Module | None:
 
 
 def _wrap(code: str, last: ast.Expr) -> str | None:
-    """Put the call around the bytes of the last statement; positions in the tree count UTF-8 bytes."""
+    """Put the call around the last statement. Positions in the tree count UTF-8 bytes."""
     try:
         lines = code.encode().splitlines(keepends=True)
     except UnicodeEncodeError:
@@ -93,6 +80,6 @@ def _is_same_but_shown(before: ast.Module, after: ast.Module) -> bool:
     if not isinstance(shown, ast.Expr) or not isinstance(shown.value, ast.Call) or len(shown.value.args) != 1:
         return False
     last = before.body[-1]
-    assert isinstance(last, ast.Expr), "the caller checked it"
+    assert isinstance(last, ast.Expr), "the caller has checked that"
     pairs = [*zip(before.body[:-1], after.body[:-1], strict=True), (last.value, shown.value.args[0])]
     return all(ast.dump(a) == ast.dump(b) for a, b in pairs)

@@ -1,4 +1,4 @@
-"""What a tool returns, as the text, the reward and the metrics that go on: whatever it is, the model reads no repr."""
+"""Converts what a tool returns to text, a reward and metrics. The model never reads a repr."""
 
 from __future__ import annotations
 
@@ -14,13 +14,10 @@ from rl.tools.base import ToolOutput
 
 
 def as_output(value: Any) -> ToolOutput:
-    """Make a result of what `Tool.execute` or a function returned.
-
-    Args:
-        value: Text is the result as it is, and so is the text of a `ToolOutput`; anything else is written as JSON.
+    """Convert the return value of `Tool.execute` or of a function. Values other than text become JSON.
 
     Raises:
-        TypeError: It cannot be a result, such as a coroutine that nobody awaited.
+        TypeError: The value cannot be a result, such as a coroutine that was not awaited.
     """
     if not isinstance(value, ToolOutput):
         return ToolOutput(_as_text(value))
@@ -46,7 +43,7 @@ def _as_text(value: Any) -> str:
 
 
 def _as_plain(value: Any) -> Any:
-    """What pydantic does not know: arrays and tensors, tables, other collections; of all else the text."""
+    """Convert types that pydantic does not know: arrays, tensors, tables, other collections; anything else to text."""
     for method in ("tolist", "to_dict"):
         if callable(convert := getattr(value, method, None)):
             return convert()

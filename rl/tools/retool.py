@@ -1,4 +1,4 @@
-"""ReTool's code interpreter: sends code to a sandbox with SandboxFusion's wire format (arXiv:2504.11536)."""
+"""ReTool's code interpreter (arXiv:2504.11536): sends code to a sandbox in SandboxFusion's wire format."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ import aiohttp
 from rl.errors import ToolError
 from rl.tools.base import ServiceUnavailableError, Tool, ToolConfig, ToolOutput
 from rl.tools.repl import show_last_expression, strip_display
-from rl.tools.service import post_json
+from rl.tools.service import ServiceClient
 from rl.types import ToolStatus
 
 logger = logging.getLogger(__name__)
@@ -32,12 +32,12 @@ class ReToolConfig(ToolConfig):
     """Settings of `ReTool`."""
 
     sandbox_fusion_url: str = "embedded"
-    """Address of `POST /run_code`; `embedded` is replaced by the sandbox that the trainer starts."""
+    """Address of `POST /run_code`. `embedded` means a sandbox that the run starts."""
     default_language: str = "python"
     memory_limit_mb: int = 1024
     """Memory of one program, or of the interpreter of one trajectory, MiB."""
     session: bool = False
-    """Keep one Python interpreter for each trajectory, so that its calls see what earlier ones defined."""
+    """Keep one Python interpreter per trajectory, so that a call sees the definitions of earlier calls."""
 
 
 @dataclass(slots=True)
@@ -46,41 +46,38 @@ class InterpreterState:
 
     session_id: str
     has_run: bool = False
-    """Whether a program has run, so that there is state to lose."""
+    """Whether a program has run, so that state could be lost."""
 
 
 class ReTool(Tool):
-    """Runs the code of a call as the model wrote it; for Python the value of a last expression is shown."""
+    """Runs the code of a call. For Python it also shows the value of a last expression."""
 
     config_class = ReToolConfig
 
     def __init__(self, config: ToolConfig, schema: dict[str, Any]) -> None:
         super().__init__(config, schema)
-        self._http: aiohttp.ClientSession | None = None
+        patience_s = self.config.queue_timeout + 2 * self.config.default_timeout + _TRANSPORT_GRACE_S
+        self._service = ServiceClient(patience_s, {"X-Caller": f"{socket.gethostname()}:{os.getpid()}"})
 
     @property
     def run_limit_s(self) -> float | None:
-        """None: the sandbox limits the run to `default_timeout`, behind a queue of its own."""
+        """None: the sandbox has its own queue, and limits the run to `default_timeout`."""
         return None
 
     async def create(self, trajectory_id: str) -> InterpreterState | None:
-        """Name the interpreter of a trajectory; the sandbox starts it with the first program.
+        """Choose the session id of a trajectory, which cannot be guessed. None without `session`.
 
-        Args:
-            trajectory_id: Not part of the name, which nobody can guess.
-
-        Returns:
-            For `execute` and `release`; None without `session`.
+        The sandbox starts the interpreter with the first program.
         """
         return InterpreterState(uuid.uuid4().hex) if self.config.session else None
 
     async def release(self, state: InterpreterState | None) -> None:
-        """Have the trajectory's interpreter ended; a sandbox that does not hear of it ends it after idle time."""
+        """End the trajectory's interpreter. If this fails, the sandbox ends it after its idle time."""
         if state is None:
             return
         url = f"{self._url().removesuffix('/run_code')}/sessions/{state.session_id}"
         try:
-            async with asyncio.timeout(_RELEASE_TIMEOUT_S), self._connections().delete(url):
+            async with asyncio.timeout(_RELEASE_TIMEOUT_S), self._service.session.delete(url):
                 pass
         except (aiohttp.ClientError, TimeoutError) as error:
             logger.warning("%s: %s", url, error or type(error).__name__)
@@ -89,11 +86,11 @@ class ReTool(Tool):
         """Run `arguments["code"]`.
 
         Args:
-            state: The trajectory's interpreter; with None the call is a program of its own.
+            state: The trajectory's interpreter; None to run a separate program.
             arguments: `code`, and optionally `language`.
 
         Returns:
-            What the program printed; on an error also the end of stderr.
+            The program's output; after an error also the end of stderr.
 
         Raises:
             ServiceUnavailableError: No connection, a 5xx answer, or an answer that is not SandboxFusion's.
@@ -110,7 +107,7 @@ class ReTool(Tool):
         interpreter = state if language == "python" else None
         if interpreter is not None:
             body["session_id"] = interpreter.session_id
-        answer = await self._post(body)
+        answer = await self._service.post(self._url(), body)
         if isinstance(answer, str):
             return ToolOutput(f"Error: {answer}", ToolStatus.ERROR)
         run = answer.get("run_result") or answer.get("compile_result")
@@ -125,22 +122,6 @@ class ReTool(Tool):
             interpreter.has_run = True
         return output
 
-    async def _post(self, body: dict[str, Any]) -> dict[str, Any] | str:
-        """Send one program. Returns the answer, or the text of a refusal (4xx)."""
-        url = self._url()
-        return await post_json(self._connections(), url, body)
-
-    def _connections(self) -> aiohttp.ClientSession:
-        """Opened at the first call, in the event loop that uses them."""
-        if self._http is None:
-            patience = self.config.queue_timeout + 2 * self.config.default_timeout + _TRANSPORT_GRACE_S
-            self._http = aiohttp.ClientSession(
-                connector=aiohttp.TCPConnector(limit=0),
-                timeout=aiohttp.ClientTimeout(total=patience),
-                headers={"X-Caller": f"{socket.gethostname()}:{os.getpid()}"},
-            )
-        return self._http
-
     def _url(self) -> str:
         url: str = self.config.sandbox_fusion_url
         if url == "embedded":
@@ -148,10 +129,10 @@ class ReTool(Tool):
         return url
 
     async def check(self) -> None:
-        """Run a program that prints a number, in a session two; nothing for `embedded`, which starts with the run.
+        """Run a program that prints a number, or two programs in a session. An `embedded` sandbox is not checked.
 
         Raises:
-            ToolError: The sandbox does not answer, or not as it should.
+            ToolError: The sandbox does not answer, or its answer is wrong.
         """
         if self.config.sandbox_fusion_url == "embedded":
             return
@@ -171,19 +152,17 @@ class ReTool(Tool):
         finally:
             await self.close()
         if state is not None and output.status is ToolStatus.ERROR:
-            raise ToolError(f"{self.name}.session: the sandbox keeps no sessions, got {output.text!r}. {advice}.")
+            raise ToolError(f"{self.name}.session: the sandbox has no sessions, got {output.text!r}. {advice}.")
         if output.text != "42":
             raise ToolError(f"{self.name}.sandbox_fusion_url: print(6 * 7) gave {output.text!r}, not 42. {advice}.")
 
     async def close(self) -> None:
         """Close the connections."""
-        if self._http is not None:
-            await self._http.close()
-            self._http = None
+        await self._service.close()
 
 
 def _notice(state: InterpreterState, answer: dict[str, Any]) -> str:
-    """What the model must know of its interpreter; the number of programs also tells of a restarted sandbox."""
+    """What the model must know about its interpreter. The number of programs reveals a restarted sandbox."""
     session = answer.get("session")
     if answer.get("message"):
         return f"Note: {answer['message']}."
@@ -193,7 +172,7 @@ def _notice(state: InterpreterState, answer: dict[str, Any]) -> str:
 
 
 def _describe(run: dict[str, Any], timeout: float) -> ToolOutput:
-    """What the model reads about a program that ran."""
+    """The text for the model about a program that ran."""
     stdout = strip_display(str(run.get("stdout") or "")).rstrip("\n")
     stderr = strip_display(str(run.get("stderr") or "")).strip("\n")[-_MAX_STDERR_CHARACTERS:]
     return_code = run.get("return_code")
@@ -208,7 +187,7 @@ def _describe(run: dict[str, Any], timeout: float) -> ToolOutput:
 
 
 def _ending(return_code: Any, *, has_text: bool) -> str:
-    """How the program ended, where its stderr does not say it."""
+    """How the program ended, unless its stderr says so."""
     if isinstance(return_code, int) and return_code < 0:
         known = {int(s) for s in signal.Signals}
         name = f" ({signal.Signals(-return_code).name})" if -return_code in known else ""

@@ -1,4 +1,4 @@
-"""The schema of a tool: what the YAML may give, and whether a call's arguments satisfy it."""
+"""Checks the schema of a tool, and the arguments of calls against it."""
 
 from __future__ import annotations
 
@@ -12,15 +12,11 @@ from rl.errors import ToolError
 _SCHEMAS_IN = ("items", "additionalProperties", "not", "if", "then", "else", "contains", "propertyNames")
 _LISTS_IN = ("anyOf", "oneOf", "allOf", "prefixItems")
 _TABLES_IN = ("properties", "patternProperties", "$defs", "definitions", "dependentSchemas")
-"""Keywords of JSON Schema under which there are schemas: one, a list of them, or a mapping to them."""
+"""Keywords of JSON Schema whose value is a schema, a list of schemas, or a mapping to schemas."""
 
 
 class ArgumentCheck:
-    """Compares the arguments of calls with a tool's schema.
-
-    Args:
-        schema: The tool in OpenAI's form.
-    """
+    """Checks the arguments of calls against a tool's schema, which is in OpenAI's form."""
 
     def __init__(self, schema: dict[str, Any]) -> None:
         self._name: str = schema["function"]["name"]
@@ -28,7 +24,7 @@ class ArgumentCheck:
         self._validator = Draft202012Validator(self._parameters)
 
     def problem(self, arguments: dict[str, Any]) -> str | None:
-        """What is wrong with the arguments, for the model to read; None when they satisfy the schema."""
+        """What is wrong with the arguments, for the model; None if they satisfy the schema."""
         error = best_match(self._validator.iter_errors(arguments))
         if error is None:
             return None
@@ -46,17 +42,17 @@ class ArgumentCheck:
 
 
 def checked_schema(where: str, schema: Any) -> tuple[dict[str, Any], list[str]]:
-    """Check a tool's schema as it stands in a YAML file.
+    """Check a tool's schema in a YAML file, and correct `item` of an array to `items`.
 
     Args:
         where: The entry, for messages.
         schema: `{"type": "function", "function": {name, description, parameters}}`.
 
     Returns:
-        The schema, with `items` where an array says `item`, and a warning for each such correction.
+        The schema, and a warning for each correction.
 
     Raises:
-        ToolError: It is no schema of a function.
+        ToolError: The schema is invalid.
     """
     function = schema.get("function") if isinstance(schema, dict) else None
     name = function.get("name") if isinstance(function, dict) else None
@@ -75,12 +71,12 @@ def checked_schema(where: str, schema: Any) -> tuple[dict[str, Any], list[str]]:
 
 
 def _with_items(schema: Any, where: str, warnings: list[str]) -> Any:
-    """The schema with the elements of its arrays under `items`, where JSON Schema looks for them."""
+    """The schema with `items` instead of `item` in arrays."""
     if not isinstance(schema, dict):
         return schema
     fixed = dict(schema)
     if fixed.get("type") == "array" and "items" not in fixed and isinstance(fixed.get("item"), dict):
-        warnings.append(f"{where}: an array has `item`, which means nothing. Read as `items`; correct it.")
+        warnings.append(f"{where}: an array has `item`, which has no meaning. Read as `items`; correct it.")
         fixed = {("items" if key == "item" else key): value for key, value in fixed.items()}
     for key, value in fixed.items():
         place = f"{where}.{key}"

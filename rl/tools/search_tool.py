@@ -1,16 +1,16 @@
-"""The search tool: asks a retriever with Search-R1's wire format, and shows its documents to the model."""
+"""The search tool: queries a retriever in Search-R1's wire format, and shows its documents to the model."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-import aiohttp
+from pydantic import Field
 
 from rl.errors import ToolError
 from rl.tools.base import ServiceUnavailableError, Tool, ToolConfig, ToolOutput
-from rl.tools.service import post_json
+from rl.tools.service import ServiceClient
 from rl.types import ToolStatus
 
 _NOTHING = "No documents were found."
@@ -22,11 +22,11 @@ class SearchToolConfig(ToolConfig):
     """Settings of `SearchTool`."""
 
     retrieval_service_url: str = "embedded"
-    """Address of `POST /retrieve`; `embedded` is replaced by the retriever that the trainer starts."""
+    """Address of `POST /retrieve`. `embedded` means a retriever that the run starts."""
     corpus_path: str = ""
-    """Corpus of an embedded retriever; looked for in the working folder, then beside the tool YAML."""
-    topk: int = 3
-    """Documents of one query, at least 1."""
+    """Corpus of an embedded retriever, relative to the working folder or else to the tool YAML."""
+    topk: Annotated[int, Field(ge=1)] = 3
+    """Documents for each query."""
 
 
 class SearchTool(Tool):
@@ -36,59 +36,45 @@ class SearchTool(Tool):
 
     def __init__(self, config: ToolConfig, schema: dict[str, Any]) -> None:
         super().__init__(config, schema)
-        if self.config.topk < 1:
-            raise ToolError(
-                f"{self.name}.topk: must be at least 1, got {self.config.topk}. Ask for one document or more."
-            )
-        self._http: aiohttp.ClientSession | None = None
+        self._service = ServiceClient(self.config.default_timeout)
 
     @property
     def run_limit_s(self) -> float | None:
-        """None: a search that takes too long is the retriever's fault, so it is tried again."""
+        """None: a slow search is the retriever's fault, so it is retried."""
         return None
 
     async def execute(self, state: Any, arguments: dict[str, Any]) -> ToolOutput:
-        """Ask the retriever.
+        """Query the retriever.
 
         Args:
-            state: Unused; a search leaves nothing behind.
-            arguments: `query_list`, texts.
+            state: Unused.
+            arguments: `query_list`, the queries.
 
         Returns:
-            The documents of each query as `format_documents` writes them, with a line of dashes between two queries.
+            The documents of each query as in `format_documents`, with a line of dashes between two queries.
 
         Raises:
             ServiceUnavailableError: No connection, a 5xx answer, or an answer that is not Search-R1's.
         """
-        queries = arguments["query_list"]
-        body = {"queries": queries, "topk": self.config.topk, "return_scores": True}
-        answer = await self._post(body)
+        url = self.config.retrieval_service_url
+        if url == "embedded":
+            raise ServiceUnavailableError("retrieval_service_url is 'embedded', and no retriever was started for it")
+        body = {"queries": arguments["query_list"], "topk": self.config.topk, "return_scores": True}
+        answer = await self._service.post(url, body)
         if isinstance(answer, str):
             return ToolOutput(f"Error: {answer}", ToolStatus.ERROR)
         try:
             lists = [[item["document"]["contents"] for item in items] for items in answer["result"]]
         except (KeyError, TypeError) as error:
-            raise ServiceUnavailableError(
-                f"{self.config.retrieval_service_url}: the answer is not Search-R1's, {error!r}"
-            ) from error
+            raise ServiceUnavailableError(f"{url}: the answer is not Search-R1's, {error!r}") from error
         text = _BETWEEN_QUERIES.join(map(format_documents, lists))
         return ToolOutput(text, metrics={"num_documents": float(sum(map(len, lists)))})
 
-    async def _post(self, body: dict[str, Any]) -> dict[str, Any] | str:
-        """Send the queries. Returns the answer, or the text of a refusal (4xx)."""
-        url: str = self.config.retrieval_service_url
-        if url == "embedded":
-            raise ServiceUnavailableError("retrieval_service_url is 'embedded', and no retriever was started for it")
-        if self._http is None:
-            limit = aiohttp.ClientTimeout(total=self.config.default_timeout)
-            self._http = aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0), timeout=limit)
-        return await post_json(self._http, url, body)
-
     async def check(self) -> None:
-        """Search once; of an `embedded` retriever, which starts with the run, see that its corpus is there.
+        """Search once. For an `embedded` retriever, which the run starts, check that its corpus exists.
 
         Raises:
-            ToolError: The retriever does not answer, or not as it should, or there is no corpus.
+            ToolError: The retriever does not answer, its answer is wrong, or there is no corpus.
         """
         if self.config.retrieval_service_url == "embedded":
             if not Path(self.config.corpus_path).is_file():
@@ -116,21 +102,19 @@ class SearchTool(Tool):
 
     async def close(self) -> None:
         """Close the connections."""
-        if self._http is not None:
-            await self._http.close()
-            self._http = None
+        await self._service.close()
 
 
 def format_documents(contents: list[str]) -> str:
-    """Write the documents of one query for the model.
+    """Format the documents of one query for the model.
 
     Args:
-        contents: Of each document, best first: title, a line break, and text.
+        contents: The contents of each document, best first: title, a line break, and text.
 
     Returns:
-        A block for each, `Doc 1 (Title: ...)` and its text below, with an empty line in between.
+        A block per document, `Doc 1 (Title: ...)` and its text, with an empty line in between.
 
-    Source: Search-R1, arXiv:2503.09516, for the form; quotes around a title, as its corpora have them, are left out.
+    Source: Search-R1, arXiv:2503.09516. Unlike there, the quotes around titles in its corpora are removed.
     """
     blocks = []
     for number, content in enumerate(contents, start=1):

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Collection
-from typing import Any, TypeVar, get_type_hints
+from typing import Any, TypeVar
 
-from rl.errors import ToolError, unknown_name
+from pydantic import TypeAdapter, ValidationError
+from pydantic_core import to_json
+
+from rl.errors import ToolError, first_problem, unknown_name
 from rl.tools.base import ToolConfig
 
-_POSITIVE = ("num_workers", "rate_limit", "default_timeout", "queue_timeout")
-_TYPES = ("native",)
-
+T = TypeVar("T")
 Settings = TypeVar("Settings", bound=ToolConfig)
 
 
@@ -23,33 +24,35 @@ def read_settings(
     Args:
         where: The entry, for messages.
         config_class: The tool's dataclass.
-        given: What stands in the YAML; `timeout` is read as `default_timeout`.
-        overrides: What takes its place.
-
-    Returns:
-        The settings.
+        given: The settings of the YAML; `timeout` means `default_timeout`.
+        overrides: Settings that replace them.
 
     Raises:
-        ToolError: A key is unknown, or a value of the wrong type or out of range.
+        ToolError: A key is unknown, or a value has the wrong type or is out of range.
     """
     fields = {field.name for field in dataclasses.fields(config_class)}
     values = _with_full_names(where, given, fields) | _with_full_names(where, overrides or {}, fields)
-    check_keys(where, values, fields)
-    hints = get_type_hints(config_class)
-    config = config_class(**{key: _typed(f"{where}.{key}", hints[key], value) for key, value in values.items()})
-    for key in _POSITIVE:
-        if not getattr(config, key) > 0:
-            raise ToolError(f"{where}.{key}: must be above 0, got {getattr(config, key)}.")
-    if config.type not in _TYPES:
-        raise ToolError(unknown_name(f"{where}.type", config.type, _TYPES))
-    return config
+    return read_dataclass(where, config_class, values)
+
+
+def read_dataclass(where: str, cls: type[T], values: dict[str, Any]) -> T:
+    """Build a dataclass from YAML. Types are strict: 3 is a float, "3" is not.
+
+    Raises:
+        ToolError: A key is unknown, or a value has the wrong type or is out of range.
+    """
+    check_keys(where, values, [field.name for field in dataclasses.fields(cls)])  # type: ignore[arg-type]
+    try:
+        return TypeAdapter(cls).validate_json(to_json(values, inf_nan_mode="constants"), strict=True)
+    except ValidationError as error:
+        raise ToolError(f"{where}.{first_problem(error)}. Correct it.") from None
 
 
 def check_keys(where: str, given: dict[str, Any], known: Collection[str]) -> None:
-    """Refuse keys that nobody reads.
+    """Refuse unknown keys.
 
     Raises:
-        ToolError: A key is not among the known ones.
+        ToolError: A key is unknown; the message suggests the nearest one.
     """
     for key in given:
         if key not in known:
@@ -62,12 +65,3 @@ def _with_full_names(where: str, given: dict[str, Any], fields: set[str]) -> dic
     if "default_timeout" in given:
         raise ToolError(f"{where}: got both timeout and default_timeout, which are the same. Give one.")
     return {("default_timeout" if key == "timeout" else key): value for key, value in given.items()}
-
-
-def _typed(where: str, hint: Any, value: Any) -> Any:
-    """Check a setting against a plain type; whole numbers pass for float, other annotations are not checked."""
-    if hint is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
-    if hint in (int, float, str, bool) and type(value) is not hint:
-        raise ToolError(f"{where}: must be {hint.__name__}, got {value!r}.")
-    return value

@@ -1,4 +1,7 @@
-"""The threads of one tool whose `execute` is a plain function."""
+"""The threads of one tool whose `execute` is a plain function.
+
+docs/decisions/0032-own-threads.md says why they are not those of anyio.
+"""
 
 from __future__ import annotations
 
@@ -13,66 +16,60 @@ from typing import Any
 logger = logging.getLogger(__name__)
 
 MAX_ABANDONED = 100
-"""Abandoned threads of one tool that may still run before new calls wait for one of them to end."""
+"""If this many abandoned threads of a tool still run, new calls wait until one ends."""
 
 
 class ThreadPool:
-    """Runs functions in threads that are kept for the next ones.
+    """Runs functions in threads, which are reused.
 
-    A thread cannot be stopped. One that nobody waits for any more is abandoned, which means that it ends after its
-    function, and that the next call gets another. How many run at once is up to the callers, but for `MAX_ABANDONED`.
-
-    Args:
-        name: Of the threads.
+    A thread cannot be stopped. An abandoned one ends after its function, and the next call gets another thread. The
+    callers limit how many run at once; the pool only enforces `MAX_ABANDONED`. The threads are daemons, so a function
+    that never returns does not keep the process from exiting.
     """
 
     def __init__(self, name: str) -> None:
         self._name = name
         self._idle: list[_Worker] = []
-        self._left: set[asyncio.Future[Any]] = set()
+        self._abandoned: set[asyncio.Future[Any]] = set()
         self._one_ended = asyncio.Event()
         self.num_abandoned = 0
-        """Threads abandoned so far."""
+        """Number of threads abandoned so far."""
 
     @property
-    def num_left(self) -> int:
+    def num_running_abandoned(self) -> int:
         """Abandoned threads whose function still runs."""
-        return len(self._left)
+        return len(self._abandoned)
 
     async def wait_for_room(self) -> None:
-        """Wait while so many abandoned threads run that no further one may start."""
-        while self.num_left >= MAX_ABANDONED:
+        """Wait while `MAX_ABANDONED` abandoned threads are running."""
+        while self.num_running_abandoned >= MAX_ABANDONED:
             self._one_ended.clear()
             await self._one_ended.wait()
 
     def start(self, function: Callable[[], Any]) -> asyncio.Future[Any]:
-        """Run a function in a thread.
-
-        Returns:
-            What it returns or raises. Not to be cancelled: `abandon` it.
-        """
+        """Run a function in a thread. Call `abandon` instead of cancelling the future."""
         worker = self._idle.pop() if self._idle else _Worker(self._name)
         future = worker.submit(function)
         future.add_done_callback(lambda _: self._end(worker, future))
         return future
 
     def abandon(self, future: asyncio.Future[Any]) -> None:
-        """Wait no longer for what `start` returned."""
-        self._left.add(future)
+        """Stop waiting for a future of `start`."""
+        self._abandoned.add(future)
         self.num_abandoned += 1
         logger.warning("%s: a thread was abandoned at its deadline, %d so far.", self._name, self.num_abandoned)
 
     def close(self) -> None:
-        """End the idle threads; the others end after their functions."""
+        """End the idle threads."""
         while self._idle:
             self._idle.pop().retire()
 
     def _end(self, worker: _Worker, future: asyncio.Future[Any]) -> None:
-        if future not in self._left:
+        if future not in self._abandoned:
             self._idle.append(worker)
             return
-        self._left.remove(future)
-        future.exception()  # looked at, so that asyncio does not print it
+        self._abandoned.remove(future)
+        future.exception()  # retrieved, so that asyncio does not print it
         worker.retire()
         self._one_ended.set()
 
@@ -96,12 +93,12 @@ class _Worker:
             settle: Callable[[], None]
             try:
                 settle = partial(future.set_result, function())
-            except StopIteration as error:  # the one exception that futures refuse
+            except StopIteration as error:  # a future does not accept this exception
                 settle = partial(future.set_exception, RuntimeError(f"StopIteration: {error}"))
-            except (Exception, SystemExit) as error:  # a tool may raise anything; handed to the caller
+            except (Exception, SystemExit) as error:  # a tool may raise anything; the caller gets it
                 settle = partial(future.set_exception, error)
             loop = future.get_loop()
             try:
                 loop.call_soon_threadsafe(settle)
-            except RuntimeError:  # the loop was closed meanwhile: nobody waits any more
+            except RuntimeError:  # the loop is closed, so nobody waits
                 return

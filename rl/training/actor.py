@@ -23,7 +23,7 @@ from rl.training.model import build_model, load_hf_config
 from rl.training.objective import Objective
 from rl.training.offload import HostStash
 from rl.training.optimizer import PolicyOptimizer, wrap_chunks
-from rl.training.parallel import destroy_parallel, init_parallel, virtual_pipeline_size
+from rl.training.parallel import ParallelState, destroy_parallel, init_parallel, virtual_pipeline_size
 from rl.training.step import accumulate_gradients, compute_logprobs
 from rl.weight_sync.shared_memory import Shard, publish
 
@@ -51,6 +51,7 @@ class Actor:
         num_threads: Of CPU operators; None leaves torch's own number.
         device_index: The CUDA device among those that this process sees.
         num_steps: Steps over which the learning rate decays, where `update` is not told; None: `train_iters`.
+        parallel: The groups of another model in this process, to be shared; None: its own.
 
     Raises:
         ModelError: The model folder is missing, corrupt, not supported, or cannot be split as configured.
@@ -68,13 +69,15 @@ class Actor:
         num_threads: int | None = None,
         device_index: int = 0,
         num_steps: int | None = None,
+        parallel: ParallelState | None = None,
     ) -> None:
         self.config = config
         self.loss = loss
         self.model_folder = Path(config.actor_config.load)
         hf_config = load_hf_config(self.model_folder)
         device = setup_device(config.megatron_training.device, num_threads=num_threads, index=device_index)
-        self.parallel = init_parallel(
+        self._owns_groups = parallel is None
+        self.parallel = parallel or init_parallel(
             rank=rank,
             world_size=world_size,
             tp=config.actor_config.tensor_model_parallel_size,
@@ -265,9 +268,9 @@ class Actor:
             own = {p.untyped_storage().data_ptr() for p in parameters}
             state = [t for t in self.optimizer.state_tensors() if t.untyped_storage().data_ptr() not in own]
             gradients = [buffer.grad_data for chunk in self.chunks for buffer in chunk.buffers]
-        self._stash.take(
+        self._stash.offload(
             [*(parameters if offload.offload_train_param else ()), *(state if offload.offload_train_optimizer else ())],
-            forgotten=gradients if offload.offload_train_grad else (),  # the next update starts by zeroing them
+            discard=gradients if offload.offload_train_grad else (),  # the next update starts by zeroing them
         )
         torch.cuda.empty_cache()  # nothing on the CPU
 
@@ -278,7 +281,8 @@ class Actor:
     def shutdown(self) -> None:
         """Leave the process group."""
         self._stash.close()
-        destroy_parallel()
+        if self._owns_groups:
+            destroy_parallel()
 
 
 def _alone(world_size: int) -> str:

@@ -1,7 +1,7 @@
-"""The project's core attention: causal, grouped-query, over packed sequences, with rotary positions.
+"""Core attention: causal, grouped-query, over packed sequences, with rotary positions.
 
-Rotary embedding happens here and not in Megatron, because Megatron's restarts at each sequence boundary and ignores
-position ids: here cosine and sine are gathered by position once for each micro-batch, [T, D].
+The rotary embedding is applied here, because Megatron's restarts at each sequence boundary and ignores position ids.
+Cosine and sine are gathered by position once per micro-batch, [T, D].
 """
 
 from __future__ import annotations
@@ -20,59 +20,59 @@ from torch.nn.attention.varlen import varlen_attn
 
 @dataclass
 class PackedSequences(PackedSeqParams):
-    """What attention needs to know of a micro-batch; travels through Megatron as its `packed_seq_params`."""
+    """Layout of a micro-batch for attention; Megatron passes it to every layer as `packed_seq_params`."""
 
     lengths: tuple[int, ...] = ()
-    """Tokens of each sequence; they add up to T."""
+    """Number of tokens of each sequence; the sum is T."""
     prefixes: tuple[int, ...] = ()
-    """The sequence whose tokens, after those of its own prefix, come before each one's own, or -1."""
+    """For each sequence, the index of the sequence it continues, or -1. Prefixes may have prefixes."""
     cos: Tensor | None = None
-    """[T, 1, D], of each token's position, in the model's dtype."""
+    """[T, 1, D], at each token's position, in the model's dtype."""
     sin: Tensor | None = None
     """[T, 1, D]."""
     mask: Tensor | None = None
-    """Of the sequences with a prefix, made by the first layer and used by all; `lower_right` gives each one's part."""
+    """Mask for all sequences with a prefix; the first layer builds it, `lower_right` slices it."""
     mask_prefix: int = 0
-    """Columns of `mask` before that of a sequence's own first token: the longest prefix."""
+    """Number of prefix columns in `mask`: the length of the longest prefix."""
 
     def lower_right(self, prefix_length: int, length: int, like: Tensor) -> Tensor:
-        """Mask of a sequence behind its prefix: 0 where query i may see key j, j <= i + prefix, else minus infinity.
+        """Attention mask of a sequence with a prefix: 0 if j <= i + prefix_length (query i, key j), else -inf.
 
-        All of them are parts of one: with columns counted from the end of the prefix, c = j - prefix, it is c <= i. So
-        a micro-batch holds a single mask, of its longest sequence behind its longest prefix, and no longer than it
-        lives itself.
+        If columns are counted from the end of the prefix, c = j - prefix_length, the condition is c <= i for every
+        sequence. So the micro-batch needs one mask, for its longest sequence and longest prefix, and all others are
+        views of it.
 
         Args:
-            prefix_length: Tokens of the prefix, and of its own prefixes.
-            length: Tokens of the sequence.
-            like: Has the dtype and device wanted.
+            prefix_length: Number of tokens in the prefix, its own prefixes included.
+            length: Number of tokens in the sequence.
+            like: Tensor with the dtype and device for the mask.
 
         Returns:
             [length, prefix_length + length], a view.
         """
         if self.mask is None:
-            self.mask_prefix, longest = self._longest_behind_prefix()
+            self.mask_prefix, longest = self._longest_prefix_and_sequence()
             shape = (longest, self.mask_prefix + longest)
             hidden = torch.full(shape, float("-inf"), dtype=like.dtype, device=like.device)
             self.mask = hidden.triu_(self.mask_prefix + 1)
         return self.mask[:length, self.mask_prefix - prefix_length : self.mask_prefix + length]
 
-    def _longest_behind_prefix(self) -> tuple[int, int]:
-        """The longest prefix, with what is before it, and the longest sequence behind one."""
-        seen: list[int] = []
+    def _longest_prefix_and_sequence(self) -> tuple[int, int]:
+        """Length of the longest prefix, its own prefixes included, and of the longest sequence with a prefix."""
+        total: list[int] = []
         for length, prefix in zip(self.lengths, self.prefixes, strict=True):
-            seen.append(length + (seen[prefix] if prefix >= 0 else 0))
-        behind = [(seen[p], n) for n, p in zip(self.lengths, self.prefixes, strict=True) if p >= 0]
-        return max(prefix for prefix, _ in behind), max(length for _, length in behind)
+            total.append(length + (total[prefix] if prefix >= 0 else 0))
+        pairs = [(total[p], n) for n, p in zip(self.lengths, self.prefixes, strict=True) if p >= 0]
+        return max(prefix for prefix, _ in pairs), max(length for _, length in pairs)
 
 
 def pack_sequences(cu_seqlens: Tensor, prefix_ids: Tensor, cos: Tensor, sin: Tensor) -> PackedSequences:
-    """Describe a micro-batch to the attention of every layer.
+    """Build the layout that the attention of every layer reads.
 
     Args:
         cu_seqlens: [S + 1] int32, sequence boundaries, from 0 to T.
-        prefix_ids: [S] int64, the sequence that comes before each one, or -1.
-        cos: [T, D] of each token's position.
+        prefix_ids: [S] int64, the sequence that each one continues, or -1.
+        cos: [T, D], at each token's position.
         sin: [T, D].
     """
     boundaries = cu_seqlens.tolist()
@@ -91,7 +91,7 @@ def pack_sequences(cu_seqlens: Tensor, prefix_ids: Tensor, cos: Tensor, sin: Ten
 
 
 class PackedAttention(nn.Module):
-    """Core attention for Megatron's layer spec; holds no parameters."""
+    """Core attention for Megatron's layer spec; it has no parameters."""
 
     def __init__(self, config: TransformerConfig, layer_number: int, **ignored: Any) -> None:
         super().__init__()
@@ -118,7 +118,7 @@ class PackedAttention(nn.Module):
             attention_mask: Not used; the mask is causal within each sequence.
             attn_mask_type: Not used.
             attention_bias: Not used.
-            packed_seq_params: Of the micro-batch.
+            packed_seq_params: Layout of the micro-batch.
 
         Returns:
             [T, heads of this rank x D].
@@ -128,10 +128,10 @@ class PackedAttention(nn.Module):
         dtype = query.dtype
         query = rotate(query, packed.cos, packed.sin)
         key = rotate(key, packed.cos, packed.sin)
-        # Flash attention has no float32 kernel, and the packed one knows no shared prefixes.
+        # Flash attention has no float32 kernel, and the packed kernel does not support shared prefixes.
         is_packed_kernel = query.is_cuda and query.dtype != torch.float32 and max(packed.prefixes) < 0
         attend = _attend_packed if is_packed_kernel else _attend_by_sequence
-        if not query.is_cuda:  # where torch's backward kernel is faster in float32
+        if not query.is_cuda:  # torch's backward kernel on the CPU is faster in float32
             query, key, value = query.float(), key.float(), value.float()
         context = attend(query, key, value, packed)
         return context.flatten(1).to(dtype)
@@ -152,7 +152,7 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
 
 def _attend_packed(query: Tensor, key: Tensor, value: Tensor, packed: PackedSequences) -> Tensor:
-    # Not every torch that ships `varlen_attn` has grouped-query attention in it.
+    # `varlen_attn` of some torch versions has no grouped-query attention.
     repeats = query.shape[1] // key.shape[1]
     if repeats > 1:
         key, value = key.repeat_interleave(repeats, dim=1), value.repeat_interleave(repeats, dim=1)
@@ -169,18 +169,18 @@ def _attend_packed(query: Tensor, key: Tensor, value: Tensor, packed: PackedSequ
 
 
 def _attend_by_sequence(query: Tensor, key: Tensor, value: Tensor, packed: PackedSequences) -> Tensor:
-    """One call for each sequence, or one for all where the lengths are equal and no prefix is shared."""
+    """Attend with one call per sequence, or one call in all if lengths are equal and no prefix is shared."""
     lengths = packed.lengths
     if len(set(lengths)) == 1 and max(packed.prefixes) < 0:
         batch = (len(lengths), lengths[0])
         context = _attend(*(x.unflatten(0, batch) for x in (query, key, value)))
         return context.flatten(0, 1)
-    # `split` and not slices: the backward of a slice fills a zero tensor of the whole length.
+    # `split` instead of slices: the backward of a slice fills a zero tensor of the whole length.
     queries, keys, values = (list(x.split(lengths)) for x in (query, key, value))
     contexts = []
     for i, prefix in enumerate(packed.prefixes):
         mask = None
-        if prefix >= 0:  # stands earlier, so that its own prefix is there already
+        if prefix >= 0:  # prefixes come first, so keys[prefix] already includes its own prefix
             mask = packed.lower_right(len(keys[prefix]), lengths[i], query)
             keys[i] = torch.cat([keys[prefix], keys[i]])
             values[i] = torch.cat([values[prefix], values[i]])
@@ -189,7 +189,7 @@ def _attend_by_sequence(query: Tensor, key: Tensor, value: Tensor, packed: Packe
 
 
 def _attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = None) -> Tensor:
-    """[B, L, heads, D] in and out; causal, or as the mask says."""
+    """Attend, [B, L, heads, D] in and out; causal without a mask."""
     context = functional.scaled_dot_product_attention(
         query.transpose(1, 2),
         key.transpose(1, 2),

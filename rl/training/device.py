@@ -1,10 +1,9 @@
-"""The one place that knows whether models run on CUDA or on the CPU.
+"""Device selection, and the patches that let Megatron-Core run on the CPU.
 
-Megatron-Core 0.16 names CUDA in a handful of places even where nothing needs it: `device="cuda"`,
-`torch.cuda.current_device()`, `torch.cuda.synchronize()`, `Tensor.cuda()`, comparisons of `Tensor.type()` with
-`torch.cuda.*Tensor`, and the random states that activation recomputation and sequence parallelism save. On the CPU
-`setup_device` points these at the CPU, in Megatron's modules and in two methods of `Tensor`. Where CUDA is in use it
-changes nothing.
+Megatron-Core 0.16 hard-codes CUDA in a few places: `device="cuda"`, `torch.cuda.current_device()`,
+`torch.cuda.synchronize()`, `Tensor.cuda()`, comparisons of `Tensor.type()` with `torch.cuda.*Tensor`, and the random
+states that activation recomputation and sequence parallelism save. On the CPU, `setup_device` redirects these in
+Megatron's modules and in two methods of `Tensor`. On CUDA it patches nothing.
 """
 
 from __future__ import annotations
@@ -37,27 +36,26 @@ _MEGATRON_MODULES = (
     "megatron.core.parallel_state",
     "megatron.core.distributed.param_and_grad_buffer",
 )
-"""Modules whose name `torch` is replaced on the CPU."""
-
+"""Modules in which `torch` is replaced on the CPU."""
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
-"""From malloc.h of glibc."""
+"""Parameters of `mallopt`, from glibc's malloc.h."""
 
 
 def setup_device(device: Device, *, num_threads: int | None = None, index: int = 0) -> torch.device:
-    """Make this process train on a device; call it once, before any model is built.
+    """Set up this process to train on a device; call it once, before any model is built.
 
     Args:
-        device: `auto` takes CUDA where there is one.
-        num_threads: Threads of CPU operators; None leaves torch's own number. Ray sets OMP_NUM_THREADS=1 in its
-            workers, so a worker on the CPU gives its cores here.
-        index: The CUDA device of this process among the visible ones.
+        device: `auto` selects CUDA if available.
+        num_threads: Threads of CPU operators; None keeps torch's default. Ray sets OMP_NUM_THREADS=1 in its workers,
+            so a worker on the CPU passes its number of cores.
+        index: CUDA device of this process among the visible ones.
 
     Returns:
-        The torch device that tensors belong on.
+        The device for tensors.
 
     Raises:
-        ConfigError: CUDA is asked for and there is none.
+        ConfigError: CUDA is requested but not available.
     """
     if num_threads is not None:
         torch.set_num_threads(num_threads)
@@ -72,10 +70,10 @@ def setup_device(device: Device, *, num_threads: int | None = None, index: int =
 
 
 def _keep_freed_memory() -> None:
-    """Let this process keep what it frees, for its next allocation.
+    """Make the C library reuse freed memory instead of returning it to the system.
 
-    By default the C library gives blocks of 32 MB and more, and the free end of the heap, back to the system at once,
-    and the next micro-batch has every page of them made and zeroed anew: a tenth of an update's time.
+    By default glibc returns blocks of 32 MB and more, and the free end of the heap, at once. The next micro-batch then
+    pays for new zeroed pages, a tenth of the time of an update.
     """
     if platform.libc_ver()[0] == "glibc":
         libc = ctypes.CDLL(None)
@@ -84,7 +82,7 @@ def _keep_freed_memory() -> None:
 
 
 class _CudaOnCpu(ModuleType):
-    """Stands for `torch.cuda` in Megatron's modules."""
+    """Replaces `torch.cuda` in Megatron's modules."""
 
     def __getattr__(self, name: str) -> Any:
         return getattr(torch.cuda, name)
@@ -97,7 +95,7 @@ class _CudaOnCpu(ModuleType):
 
 
 class _TorchOnCpu(ModuleType):
-    """Stands for `torch` in Megatron's modules: factories that are told `cuda` make CPU tensors."""
+    """Replaces `torch` in Megatron's modules: factories called with device `cuda` make CPU tensors."""
 
     def __getattr__(self, name: str) -> Any:
         return getattr(torch, name)
@@ -113,7 +111,7 @@ def _run_megatron_on_cpu() -> None:
         importlib.import_module(name).__dict__["torch"] = stand_in
 
     random = importlib.import_module("megatron.core.tensor_parallel.random")
-    # All dropouts are 0, so there is no random state to keep in step between ranks or recomputations.
+    # All dropouts are 0, so no random state has to be synchronized between ranks or recomputations.
     random.__dict__["_get_cuda_rng_state"] = _no_rng_state
     random.__dict__["_set_cuda_rng_state"] = _no_rng_state
     random.CudaRNGStatesTracker.fork = _fork_nothing
@@ -148,7 +146,7 @@ def _tensor_cuda(tensor: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tenso
 
 
 def _tensor_type(tensor: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
-    """`Tensor.type()` as on CUDA, which the optimizer and gradient clipping insist on; conversions as ever."""
+    """Name CPU tensors as CUDA types, as the optimizer and gradient clipping expect; conversions are unchanged."""
     result = _type_of(tensor, *args, **kwargs)
     if isinstance(result, str) and not tensor.is_cuda:
         return result.replace("torch.", "torch.cuda.", 1)

@@ -1,4 +1,4 @@
-"""The model families: what distinguishes them, and one table of their weights under both names."""
+"""The model families: their differences, and the table that maps Megatron's weight names to Hugging Face's."""
 
 from __future__ import annotations
 
@@ -6,43 +6,44 @@ from dataclasses import dataclass
 from enum import Enum, auto
 from typing import Any
 
+from rl.config.divisibility import head_groups_fault
 from rl.errors import ModelError, unknown_name
 
 
 class Fusion(Enum):
-    """How the Hugging Face tensors of a rule become one Megatron tensor."""
+    """How the Hugging Face tensors of a rule are combined into one Megatron tensor."""
 
     NONE = auto()
     """One to one."""
     QKV = auto()
     """Query, key and value, interleaved by key-value head: q.. k v | q.. k v | ..."""
     GATE_UP = auto()
-    """Gate and up, each rank's gate rows before its up rows."""
+    """Gate and up; on each rank the gate rows come before the up rows."""
     VOCABULARY = auto()
-    """One to one, with rows appended until the tensor-parallel size divides their number."""
+    """One to one, padded with rows to a multiple of the tensor-parallel size."""
 
 
 @dataclass(slots=True, frozen=True)
 class WeightRule:
-    """One Megatron tensor and the Hugging Face tensors it is made of; `{layer}` counts from 0 over the whole model."""
+    """One Megatron tensor and its Hugging Face tensors; `{layer}` counts from 0 over the whole model."""
 
     megatron: str
     hf: tuple[str, ...]
     fusion: Fusion = Fusion.NONE
     tp_dim: int | None = None
-    """The dimension split over tensor-parallel ranks; None: each rank holds all."""
+    """Dimension that is split over tensor-parallel ranks; None if each rank holds the whole tensor."""
 
 
 @dataclass(slots=True, frozen=True)
 class Family:
-    """What distinguishes a family of dense decoders: bias on the query, key and value, and norms on query and key."""
+    """A family of dense decoders; they differ in the bias of query, key and value, and the norms of query and key."""
 
     name: str
     has_qkv_bias: bool = False
     has_qk_norm: bool = False
 
     def rules(self, *, is_tied: bool) -> tuple[WeightRule, ...]:
-        """The weights of this family."""
+        """Weight rules of this family."""
         head = "model.embed_tokens.weight" if is_tied else "lm_head.weight"
         return (
             *_COMMON,
@@ -57,7 +58,7 @@ FAMILIES = {
     "qwen2": Family("qwen2", has_qkv_bias=True),
     "qwen3": Family("qwen3", has_qk_norm=True),
 }
-"""By `model_type` of config.json. Qwen2.5 says qwen2, SmolLM2 says llama."""
+"""By `model_type` in config.json. Qwen2.5 has qwen2, SmolLM2 has llama."""
 
 _MEGATRON = "decoder.layers.{layer}."
 _HF = "model.layers.{layer}."
@@ -96,11 +97,11 @@ _QK_NORM = tuple(
 
 
 def family_of(hf_config: Any) -> Family:
-    """The family of a transformers config, checked for what the family's table does not describe.
+    """Look up the family of a transformers config and reject options that are not supported.
 
     Raises:
-        ModelError: The `model_type` is not supported, or the config asks for biases, an activation or an attention
-            window that the family's models do not have.
+        ModelError: The `model_type` is not supported, or the config has unsupported biases, activation, attention
+            windows or numbers of heads.
     """
     where = f"{hf_config.name_or_path}/config.json"
     if hf_config.model_type not in FAMILIES:
@@ -110,11 +111,8 @@ def family_of(hf_config: Any) -> Family:
             raise ModelError(f"{where}: {key}: not supported, got true. Choose a model without it.")
     if set(getattr(hf_config, "layer_types", None) or ()) - {"full_attention"}:
         raise ModelError(f"{where}: layer_types: only full_attention is supported, got {hf_config.layer_types}.")
-    if hf_config.num_attention_heads % hf_config.num_key_value_heads != 0:
-        raise ModelError(
-            f"{where}: num_key_value_heads: must divide num_attention_heads {hf_config.num_attention_heads}, "
-            f"got {hf_config.num_key_value_heads}. Fetch the model again."
-        )
+    if fault := head_groups_fault(hf_config):
+        raise ModelError(f"{where}: {fault}")
     if hf_config.hidden_act != "silu":
         raise ModelError(f"{where}: hidden_act: only silu is supported, got '{hf_config.hidden_act}'.")
     return FAMILIES[hf_config.model_type]

@@ -1,13 +1,15 @@
-"""Log-probs and entropy from hidden states, without holding the logits: the head's matrix product, the softmax and
-their gradients run over a chunk of tokens at a time, each tensor-parallel rank on its part of the vocabulary.
+"""Log-probs and entropy from hidden states without materializing all logits.
+
+The matrix product of the head, the softmax and their gradients run on one chunk of tokens at a time; each
+tensor-parallel rank handles its part of the vocabulary.
 
 With z = hidden @ weight^T / temperature and p = softmax(z), for a target y:
 
     logprob = z_y - log sum_j exp(z_j)          d logprob / d z_j = [j = y] - p_j
     entropy = log sum_j exp(z_j) - sum_j p_j z_j    d entropy / d z_j = -p_j (log p_j + entropy)
 
-Products are in the weights' dtype, everything after them in float32. Where one chunk holds all tokens its logits are
-kept for the backward pass, which otherwise computes them again.
+Matrix products use the dtype of the weights, everything else float32. If one chunk holds all tokens, its logits are
+kept for the backward pass; otherwise the backward pass recomputes them.
 """
 
 from __future__ import annotations
@@ -27,19 +29,19 @@ from torch.distributed import ProcessGroup
 from rl.training.parallel import ParallelState
 
 _PRODUCT_BYTES = 256 << 20
-"""Of one chunk's logits in the weights' dtype: large, because the weights are read anew for each chunk."""
+"""Size of one chunk's logits in the dtype of the weights; large, because each chunk reads all weights."""
 _SOFTMAX_BYTES = {"cpu": 8 << 20, "cuda": 256 << 20}
-"""Of one block's logits in float32, by device: on the CPU they should stay in the cache."""
+"""Size of one block's logits in float32, by device; on the CPU they should fit into the cache."""
 
 
 @dataclass(slots=True, frozen=True)
 class HeadOutput:
-    """What the head computes for each position."""
+    """Result of the head for each position."""
 
     logprobs: Tensor
-    """[T] float32, of the targets; 0 where masked."""
+    """[T] float32, log-prob of the target; 0 where masked."""
     entropy: Tensor
-    """[T] float32, of the predicted distribution; 0 where masked."""
+    """[T] float32, entropy of the predicted distribution; 0 where masked."""
 
 
 def logprobs_and_entropy(
@@ -53,17 +55,17 @@ def logprobs_and_entropy(
     sequence_parallel: bool = False,
     mask: Tensor | None = None,
 ) -> HeadOutput:
-    """Log-prob of each target and entropy of each prediction, differentiable in `hidden` and `weight`.
+    """Compute the log-prob of each target and the entropy of each prediction; differentiable in `hidden` and `weight`.
 
     Args:
-        hidden: [T, H] or [T, 1, H], as the last model chunk returned it.
+        hidden: [T, H] or [T, 1, H], output of the last model chunk.
         weight: [padded V / tensor-parallel size, H], this rank's rows of the head.
         target_ids: [T] int64.
         temperature: Divides the logits, above 0.
-        vocab_size: V without padding; rows beyond it take no part.
+        vocab_size: V without padding; padding rows are ignored.
         parallel: This rank's place.
-        sequence_parallel: `hidden` is this rank's part of the tokens.
-        mask: [T], nonzero where the result is wanted; other positions cost nothing. None: everywhere.
+        sequence_parallel: Whether `hidden` is this rank's part of the tokens.
+        mask: [T], nonzero where the result is needed; other positions are not computed. None means all.
 
     Returns:
         The same on every tensor-parallel rank.
@@ -105,7 +107,7 @@ class _VocabShard:
         return tensor
 
     def local(self, target_ids: Tensor) -> tuple[Tensor, Tensor]:
-        """Row of each target here (0 where it is elsewhere), and whether it is here."""
+        """Row of each target in this shard (0 if it is in another shard), and whether it is in this shard."""
         rows = target_ids - self.start
         is_here = (rows >= 0) & (rows < self.size)
         return rows.where(is_here, 0), is_here
@@ -143,10 +145,10 @@ class _Head(torch.autograd.Function):
         grad_logprobs = torch.zeros_like(entropy) if grad_logprobs is None else grad_logprobs
         tokens = torch.stack((grad_logprobs, grad_logprobs * is_here, log_normalizer, entropy), dim=1)
         grad_hidden = torch.empty_like(hidden)
-        # Several chunks are summed in float32: bfloat16 would round the sum anew with each. While it runs, that takes
-        # six bytes for each weight of the head (the sum, and a chunk's product) instead of two.
-        is_summed_apart = len(ctx.chunks) > 1 and weight.dtype != torch.float32
-        grad_weight = torch.zeros_like(weight, dtype=torch.float32 if is_summed_apart else None)
+        # Sum several chunks in float32: bfloat16 would round the sum after each chunk. Meanwhile this takes six bytes
+        # per weight of the head (the sum and one chunk's product) instead of two.
+        sums_in_float32 = len(ctx.chunks) > 1 and weight.dtype != torch.float32
+        grad_weight = torch.zeros_like(weight, dtype=torch.float32 if sums_in_float32 else None)
         own_rows = grad_weight[: ctx.shard.size]
         for start, end in ctx.chunks:
             logits = hidden[start:end] @ rows.t() if ctx.logits is None else ctx.logits
@@ -162,7 +164,7 @@ class _Head(torch.autograd.Function):
                     ).mul_(ctx.scale)
                 )
             torch.mm(logits, rows, out=grad_hidden[start:end])
-            if is_summed_apart:
+            if sums_in_float32:
                 own_rows.add_(logits.t() @ hidden[start:end])
             else:
                 own_rows.addmm_(logits.t(), hidden[start:end])
@@ -182,15 +184,15 @@ def _softmax_stats(logits: Tensor, scale: float, targets: Tensor, *, out: Tensor
 
 
 def _logits_gradient(logits: Tensor, targets: Tensor, tokens: Tensor, grad_entropy: Tensor | None) -> Tensor:
-    """Gradient of scaled logits, in place.
+    """Replace scaled logits by their gradient, in place.
 
     g_logprob ([j = y] - p_j) - g_entropy p_j (log p_j + entropy)
 
     Args:
         logits: [t, V] float32, scaled; overwritten.
         targets: [t] local rows.
-        tokens: [t, 4]: g_logprob, the same or 0 where the target is in another shard, log normalizer, entropy.
-        grad_entropy: [t], or None where the entropy is not in the loss.
+        tokens: [t, 4]: g_logprob, g_logprob or 0 if the target is in another shard, log normalizer, entropy.
+        grad_entropy: [t], or None if the entropy is not in the loss.
     """
     grad_logprobs, grad_target, log_normalizer, entropy = tokens.unsqueeze(2).unbind(1)
     log_p = logits.sub_(log_normalizer)
@@ -203,7 +205,7 @@ def _logits_gradient(logits: Tensor, targets: Tensor, tokens: Tensor, grad_entro
 
 
 def _combine(stats: Tensor, is_here: Tensor, shard: _VocabShard) -> tuple[Tensor, Tensor, Tensor]:
-    """Log-prob, entropy and log of the normalizer, each [T], from the statistics of all shards."""
+    """Combine the statistics of all shards into log-prob, entropy and log normalizer, each [T]."""
     local_max, total, weighted, target = stats.unbind(0)
     top = shard.reduce(local_max.clone(), dist.ReduceOp.MAX)
     shift = local_max - top

@@ -1,7 +1,7 @@
-"""Tensors between Megatron's names and shards and Hugging Face's: loading, publishing, export, checkpoints.
+"""Conversion between Megatron's sharded tensors and whole Hugging Face tensors.
 
-One mapping serves them all. `WeightMapping` turns one Megatron tensor of this rank into whole Hugging Face tensors
-and back; it works for anything shaped like a parameter, so for float32 main parameters and Adam's moments too.
+Loading, publishing, export and checkpoints all use `WeightMapping`. It converts anything with the shape of a parameter,
+so it also converts float32 main parameters and Adam's moments.
 """
 
 from __future__ import annotations
@@ -18,10 +18,11 @@ import torch.distributed as dist
 from megatron.core.transformer.transformer_layer import TransformerLayer
 from torch import Tensor, nn
 
+from rl.config.model_facts import head_size
 from rl.errors import ModelError
 from rl.training.families import Fusion, WeightRule, family_of
 from rl.training.hf_files import open_tensors
-from rl.training.model import head_size, padded_vocab_size
+from rl.training.model import padded_vocab_size, unwrap_chunk
 from rl.training.parallel import ParallelState
 
 _LAYER = re.compile(r"decoder\.layers\.(\d+)\.")
@@ -29,10 +30,10 @@ _LAYER = re.compile(r"decoder\.layers\.(\d+)\.")
 
 @dataclass(slots=True, frozen=True)
 class WeightMapping:
-    """Sizes and this rank's place: all that the rules need to split and join tensors."""
+    """Splits and joins tensors by the family's rules, the model's sizes and this rank's place."""
 
     rules: dict[str, WeightRule]
-    """By the Megatron name, with `{layer}` in place of the layer's number."""
+    """By Megatron name, with `{layer}` in place of the layer's number."""
     num_query_groups: int
     heads_per_group: int
     head_size: int
@@ -43,7 +44,7 @@ class WeightMapping:
 
     @staticmethod
     def of(hf_config: Any, parallel: ParallelState) -> WeightMapping:
-        """The mapping of a model's config on this rank."""
+        """Build the mapping for a Hugging Face config on this rank."""
         is_tied = hf_config.tie_word_embeddings
         return WeightMapping(
             rules={rule.megatron: rule for rule in family_of(hf_config).rules(is_tied=is_tied)},
@@ -57,24 +58,20 @@ class WeightMapping:
         )
 
     def hf_names(self, name: str) -> tuple[str, ...]:
-        """The Hugging Face tensors that make up a Megatron tensor.
-
-        Args:
-            name: As `name_parameters` gives it.
-        """
+        """Names of the Hugging Face tensors for a Megatron name (from `name_parameters`)."""
         rule, layer = self._rule(name)
         return tuple(hf.format(layer=layer) for hf in rule.hf)
 
     def is_copy(self, name: str) -> bool:
-        """Whether a tensor repeats another: the head of a last stage, where it is tied to the first one's embedding."""
+        """Whether a tensor duplicates another: the last stage's head, if tied to the first stage's embedding."""
         return self.is_tied and name == "output_layer.weight"
 
     def shard(self, name: str, read: Callable[[str], Tensor]) -> Tensor:
-        """This rank's Megatron tensor.
+        """Build this rank's Megatron tensor.
 
         Args:
-            name: As `name_parameters` gives it.
-            read: Gives a whole tensor by its Hugging Face name.
+            name: From `name_parameters`.
+            read: Returns the whole tensor with a Hugging Face name.
         """
         rule, _ = self._rule(name)
         whole = [read(hf) for hf in self.hf_names(name)]
@@ -90,9 +87,9 @@ class WeightMapping:
         return tensor if rule.tp_dim is None else _chunk(tensor, rule.tp_dim, rank, size)
 
     def gather(self, name: str, tensor: Tensor) -> list[tuple[str, Tensor]]:
-        """Whole Hugging Face tensors from this rank's Megatron tensor, possibly views of it.
+        """Build whole Hugging Face tensors from this rank's Megatron tensor; they may be views of it.
 
-        A collective over the tensor-parallel group, with the same result on each of its ranks.
+        A collective over the tensor-parallel group. Each of its ranks gets the same result.
         """
         rule, _ = self._rule(name)
         shards = [tensor] if rule.tp_dim is None else self._all_gather(tensor)
@@ -109,7 +106,7 @@ class WeightMapping:
 
     @property
     def _part_rows(self) -> list[int]:
-        """Rows of query, key and value in one group."""
+        """Numbers of query, key and value rows in one group."""
         return [self.heads_per_group * self.head_size, self.head_size, self.head_size]
 
     @property
@@ -117,7 +114,7 @@ class WeightMapping:
         return sum(self._part_rows)
 
     def _interleave(self, qkv: list[Tensor]) -> Tensor:
-        """[key-value heads, rows of one group, ...]."""
+        """Join query, key and value to [key-value heads, rows of one group, ...]."""
         return torch.cat([tensor.unflatten(0, (self.num_query_groups, -1)) for tensor in qkv], dim=1)
 
     def _all_gather(self, tensor: Tensor) -> list[Tensor]:
@@ -136,19 +133,17 @@ class WeightMapping:
 
 
 def name_parameters(chunks: Iterable[nn.Module]) -> dict[str, nn.Parameter]:
-    """This rank's parameters under names that are the same for every parallel layout.
+    """Name this rank's parameters independently of the parallel layout.
 
     Args:
-        chunks: `PolicyModel`s, wrapped in Megatron's data parallelism or not.
+        chunks: `PolicyModel`s, with or without Megatron's data-parallel wrapper.
 
     Returns:
-        Megatron's names with each layer's number in the whole model, from 0; in the order of the layers.
+        Parameters in layer order. Names are Megatron's, with layers numbered from 0 over the whole model.
     """
     named: dict[str, nn.Parameter] = {}
     for chunk in chunks:
-        model = chunk
-        while isinstance(getattr(model, "module", None), nn.Module):
-            model = model.module
+        model = unwrap_chunk(chunk)
         layers = {
             name: layer.layer_number - 1 for name, layer in model.named_modules() if isinstance(layer, TransformerLayer)
         }
@@ -161,13 +156,13 @@ def name_parameters(chunks: Iterable[nn.Module]) -> dict[str, nn.Parameter]:
 
 
 def map_to_hf(named_tensors: Iterable[tuple[str, Tensor]], mapping: WeightMapping) -> Iterator[tuple[str, Tensor]]:
-    """Whole Hugging Face tensors from this rank's Megatron tensors, a tied head left out.
+    """Yield whole Hugging Face tensors from this rank's Megatron tensors, without a tied head.
 
     A collective over the tensor-parallel group; every rank must exhaust the iterator.
 
     Args:
-        named_tensors: Names as `name_parameters` gives them, the same order on each rank of the group.
-        mapping: Of the model.
+        named_tensors: Names from `name_parameters`, in the same order on each rank of the group.
+        mapping: Mapping of the model.
     """
     for name, tensor in named_tensors:
         if not mapping.is_copy(name):
@@ -177,27 +172,27 @@ def map_to_hf(named_tensors: Iterable[tuple[str, Tensor]], mapping: WeightMappin
 def map_from_hf(
     names: Iterable[str], read: Callable[[str], Tensor], mapping: WeightMapping
 ) -> Iterator[tuple[str, Tensor]]:
-    """This rank's Megatron tensors from whole Hugging Face tensors; not a collective.
+    """Yield this rank's Megatron tensors from whole Hugging Face tensors; not a collective.
 
     Args:
-        names: As `name_parameters` gives them.
-        read: Gives a whole tensor by its Hugging Face name.
-        mapping: Of the model.
+        names: From `name_parameters`.
+        read: Returns the whole tensor with a Hugging Face name.
+        mapping: Mapping of the model.
     """
     for name in names:
         yield name, mapping.shard(name, read)
 
 
 def load_hf_weights(chunks: list[Any], folder: Path | str, parallel: ParallelState) -> None:
-    """Fill the model from a folder's safetensors, one parameter at a time.
+    """Load the model from a folder's safetensors, one parameter at a time.
 
     Args:
-        chunks: As `rl.training.model.build_model` returned them.
-        folder: With model.safetensors, or several files and their index.
+        chunks: From `rl.training.model.build_model`.
+        folder: Contains model.safetensors, or several files and their index.
         parallel: This rank's place.
 
     Raises:
-        ModelError: A file is missing or corrupt, a tensor is missing or has another shape than config.json says.
+        ModelError: A file is missing or corrupt, or a tensor is missing or has another shape than in config.json.
     """
     mapping = WeightMapping.of(chunks[0].hf_config, parallel)
     parameters = name_parameters(chunks)
@@ -208,30 +203,25 @@ def load_hf_weights(chunks: list[Any], folder: Path | str, parallel: ParallelSta
             if tensor.shape != parameter.shape:
                 sources = ", ".join(mapping.hf_names(name))
                 raise ModelError(
-                    f"{folder}: {sources}: config.json asks for {tuple(parameter.shape)} on this rank, "
-                    f"got {tuple(tensor.shape)}. The config and the weights are of different models."
+                    f"{folder}: {sources}: config.json requires {tuple(parameter.shape)} on this rank, "
+                    f"got {tuple(tensor.shape)}. The config and the weights belong to different models."
                 )
             parameter.copy_(tensor)
 
 
 def export_hf_weights(chunks: list[Any], parallel: ParallelState) -> Iterator[tuple[str, Tensor]]:
-    """This pipeline stage's weights under Hugging Face names, whole, in the model's dtype, possibly views of it.
+    """Yield this pipeline stage's weights as whole tensors under Hugging Face names, in the model's dtype.
 
-    A collective over the tensor-parallel group; every rank must exhaust the iterator.
+    A collective over the tensor-parallel group; every rank must exhaust the iterator. The tensors may be views of the
+    parameters.
 
     Args:
-        chunks: As `rl.training.model.build_model` returned them, wrapped in data parallelism or not.
+        chunks: From `rl.training.model.build_model`, with or without the data-parallel wrapper.
         parallel: This rank's place.
     """
     parameters = name_parameters(chunks)
-    mapping = WeightMapping.of(_hf_config(chunks[0]), parallel)
+    mapping = WeightMapping.of(unwrap_chunk(chunks[0]).hf_config, parallel)
     yield from map_to_hf(((name, parameter.detach()) for name, parameter in parameters.items()), mapping)
-
-
-def _hf_config(chunk: Any) -> Any:
-    while not hasattr(chunk, "hf_config"):
-        chunk = chunk.module
-    return chunk.hf_config
 
 
 def _chunk(tensor: Tensor, dim: int, rank: int, size: int) -> Tensor:

@@ -1,4 +1,4 @@
-"""The policy: Megatron's GPTModel built from a Hugging Face config, returning hidden states instead of logits."""
+"""The policy: Megatron's GPTModel, built from a Hugging Face config. It returns hidden states instead of logits."""
 
 from __future__ import annotations
 
@@ -25,6 +25,8 @@ from transformers import AutoConfig
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 from rl.batches import MicroBatch
+from rl.config.divisibility import pipeline_fault, tensor_fault
+from rl.config.model_facts import head_size
 from rl.config.model_folder import replacement
 from rl.config.schema import Config
 from rl.errors import ModelError, unknown_name
@@ -35,7 +37,7 @@ from rl.training.parallel import ParallelState
 from rl.training.swiglu import SwiGlu
 
 _ROPE_TYPES = ("default", "linear", "llama3", "yarn")
-"""Those whose frequencies do not depend on the length of the input."""
+"""Supported types: their frequencies do not depend on the length of the input."""
 
 
 def load_hf_config(folder: Path | str) -> Any:
@@ -45,12 +47,13 @@ def load_hf_config(folder: Path | str) -> Any:
         The transformers config; its `name_or_path` is the folder.
 
     Raises:
-        ModelError: The folder or its config.json is missing or malformed, or the family or its rotary scaling is not
-            supported.
+        ModelError: config.json is missing or malformed, or the family or its rotary scaling is not supported.
     """
     path = Path(folder) / "config.json"
     if not path.is_file():
-        raise ModelError(f"actor_config.load: no model folder, got '{folder}' without config.json. Give its path.")
+        raise ModelError(
+            f"actor_config.load: must be a model folder, got '{folder}' without config.json. Correct the path."
+        )
     try:
         model_type = json.loads(path.read_text()).get("model_type")
     except (json.JSONDecodeError, UnicodeDecodeError, AttributeError) as error:
@@ -67,20 +70,23 @@ def load_hf_config(folder: Path | str) -> Any:
 
 
 def build_model(hf_config: Any, *, config: Config, parallel: ParallelState) -> list[PolicyModel]:
-    """Build this rank's part of the model, uninitialized: `rl.training.hf_weights.load_hf_weights` fills it.
+    """Build this rank's part of the model with uninitialized weights (`rl.training.hf_weights.load_hf_weights`).
 
     Args:
-        hf_config: As `load_hf_config` returned it.
-        config: Uses `megatron_training` (dtype, sequence_parallel) and `actor_config` (recomputation).
+        hf_config: From `load_hf_config`.
+        config: Reads `megatron_training` (dtype, sequence_parallel) and `actor_config` (recomputation).
         parallel: This rank's place.
 
     Returns:
-        One chunk, or `vpp_size` of them, on `parallel.device`.
+        One chunk, or `vpp_size` chunks, on `parallel.device`.
 
     Raises:
         ModelError: The parallel sizes do not divide the heads or the layers.
     """
-    _check_divisible(hf_config, parallel)
+    num_stages = parallel.pp_size * parallel.num_chunks
+    fault = tensor_fault(hf_config, parallel.tp_size) or pipeline_fault(hf_config.num_hidden_layers, pp=num_stages)
+    if fault is not None:
+        raise ModelError(f"{hf_config.name_or_path}: {fault}")
     megatron_config = transformer_config(hf_config, config=config, parallel=parallel)
     chunks = []
     for index in range(parallel.num_chunks):
@@ -95,8 +101,8 @@ def build_model(hf_config: Any, *, config: Config, parallel: ParallelState) -> l
 class PolicyModel(GPTModel):
     """One pipeline chunk of the policy.
 
-    The last one returns hidden states *before* the output layer: `rl.training.head` computes log-probs and entropy
-    from them without ever holding the logits.
+    The last chunk returns hidden states *before* the output layer, from which `rl.training.head` computes log-probs and
+    entropy without materializing all logits.
     """
 
     def __init__(
@@ -128,12 +134,12 @@ class PolicyModel(GPTModel):
         """Run the layers of this chunk on a packed micro-batch.
 
         Args:
-            micro_batch: On this model's device. T must be a multiple of the tensor-parallel size under sequence
-                parallelism.
+            micro_batch: On this model's device. With sequence parallelism T must be a multiple of the tensor-parallel
+                size.
 
         Returns:
-            [T, 1, H] hidden states, after the final norm on the last chunk; under sequence parallelism this rank's
-            part of T.
+            [T, 1, H] hidden states, after the final norm on the last chunk. With sequence parallelism, this rank's part
+            of T.
         """
         embedded = self.embedding(micro_batch.token_ids.unsqueeze(0), None) if self.pre_process else None
         cos, sin = self._rope(micro_batch.position_ids)
@@ -142,8 +148,8 @@ class PolicyModel(GPTModel):
 
     @property
     def head_weight(self) -> nn.Parameter:
-        """[V / tensor-parallel size, H], on the last chunk; the embedding itself where tied on one stage."""
-        assert self.post_process, "the head is on the last chunk"
+        """[V / tensor-parallel size, H], on the last chunk only; the embedding's weight if tied on a single stage."""
+        assert self.post_process, "only the last chunk has the head"
         weight = self.output_layer.weight
         return self.embedding.word_embeddings.weight if weight is None else weight
 
@@ -154,18 +160,20 @@ class PolicyModel(GPTModel):
         return (angles.cos() * self.rope_scale).to(dtype), (angles.sin() * self.rope_scale).to(dtype)
 
 
+def unwrap_chunk(chunk: Any) -> Any:
+    """Return the `PolicyModel` inside Megatron's data-parallel wrapper, if there is one."""
+    while not hasattr(chunk, "hf_config"):
+        chunk = chunk.module
+    return chunk
+
+
 def padded_vocab_size(vocab_size: int, tp_size: int) -> int:
-    """The smallest multiple of `tp_size` that holds the vocabulary; the rows beyond it are never predicted."""
+    """Round the vocabulary up to a multiple of `tp_size`; the model never predicts the padding rows."""
     return -(-vocab_size // tp_size) * tp_size
 
 
-def head_size(hf_config: Any) -> int:
-    """Channels of one attention head."""
-    return getattr(hf_config, "head_dim", None) or hf_config.hidden_size // hf_config.num_attention_heads
-
-
 def transformer_config(hf_config: Any, *, config: Config, parallel: ParallelState) -> TransformerConfig:
-    """Megatron's config of a Hugging Face config; every dropout is 0 and every fused CUDA kernel off."""
+    """Convert a Hugging Face config to Megatron's. All dropouts are 0 and all fused CUDA kernels are off."""
     family = family_of(hf_config)
     dtype = torch.bfloat16 if config.megatron_training.bf16 else torch.float32
     is_recomputing = config.actor_config.recompute_granularity == "full"
@@ -180,7 +188,7 @@ def transformer_config(hf_config: Any, *, config: Config, parallel: ParallelStat
         layernorm_epsilon=hf_config.rms_norm_eps,
         gated_linear_unit=True,
         activation_func=functional.silu,
-        use_te_activation_func=True,  # takes the spec's activation, which is not Transformer Engine's here
+        use_te_activation_func=True,  # uses the activation in the spec, which is ours and not Transformer Engine's
         add_bias_linear=False,
         add_qkv_bias=family.has_qkv_bias,
         qk_layernorm=family.has_qk_norm,
@@ -194,8 +202,8 @@ def transformer_config(hf_config: Any, *, config: Config, parallel: ParallelStat
         virtual_pipeline_model_parallel_size=parallel.vpp_size,
         sequence_parallel=config.megatron_training.sequence_parallel and parallel.tp_size > 1,
         variable_seq_lengths=parallel.pp_size > 1,
-        moe_token_dispatcher_type="alltoall",  # what variable lengths insist on, dense model or not
-        # Interleaved chunks give silently wrong gradients with the default exchange on gloo.
+        moe_token_dispatcher_type="alltoall",  # required for variable lengths, even in dense models
+        # With the default exchange on gloo, interleaved chunks give silently wrong gradients.
         overlap_p2p_comm=parallel.vpp_size is not None,
         batch_p2p_comm=False,
         calculate_per_token_loss=True,
@@ -216,7 +224,7 @@ def transformer_config(hf_config: Any, *, config: Config, parallel: ParallelStat
 def _block_spec(
     config: TransformerConfig, family: Family, vp_stage: int | None, pp_rank: int
 ) -> TransformerBlockSubmodules:
-    """Megatron's local layer with the project's attention, norms and gate."""
+    """Build the spec of this chunk's layers, with the project's attention, norms and gate."""
     qk_norm = RMSNorm if family.has_qk_norm else IdentityOp
     attention = ModuleSpec(
         module=SelfAttention,
@@ -250,7 +258,7 @@ def _block_spec(
 
 
 def _rope_frequencies(hf_config: Any) -> tuple[Tensor, float]:
-    """Inverse frequencies [D / 2] float32 and the factor on cosine and sine, computed as transformers does."""
+    """Return inverse frequencies [D / 2] float32 and the factor on cosine and sine, as in transformers."""
     parameters = hf_config.rope_parameters
     rope_type = parameters.get("rope_type", "default")
     if rope_type not in _ROPE_TYPES:
@@ -261,19 +269,3 @@ def _rope_frequencies(hf_config: Any) -> tuple[Tensor, float]:
     size = head_size(hf_config)
     exponents = torch.arange(0, size, 2, dtype=torch.float32) / size
     return 1.0 / parameters["rope_theta"] ** exponents, 1.0
-
-
-def _check_divisible(hf_config: Any, parallel: ParallelState) -> None:
-    num_stages = parallel.pp_size * parallel.num_chunks
-    for key, size, name, count in (
-        ("tensor_model_parallel_size", parallel.tp_size, "attention heads", hf_config.num_attention_heads),
-        ("tensor_model_parallel_size", parallel.tp_size, "key-value heads", hf_config.num_key_value_heads),
-        ("tensor_model_parallel_size", parallel.tp_size, "feed-forward channels", hf_config.intermediate_size),
-        ("pipeline_model_parallel_size", num_stages, "layers", hf_config.num_hidden_layers),
-    ):
-        if count % size != 0:
-            allowed = ", ".join(str(n) for n in range(1, count + 1) if count % n == 0 and n <= 64)
-            raise ModelError(
-                f"actor_config.{key}: must divide the {count} {name} of {hf_config.name_or_path}, got {size}. "
-                f"Divisors: {allowed}."
-            )

@@ -1,4 +1,4 @@
-"""RMSNorm for Megatron's layer spec that also works under sequence parallelism."""
+"""RMSNorm for Megatron's layer spec that supports sequence parallelism."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from torch.nn import functional
 class RMSNorm(nn.Module):
     """x / sqrt(mean(x^2) + eps) * weight, over the last dimension.
 
-    Megatron's own wrapper refuses sequence parallelism. All it takes is the mark `sequence_parallel` on the weight:
-    each tensor-parallel rank then sees only its part of the tokens, and Megatron sums the weight's gradient over the
-    ranks where that mark stands.
+    Megatron's own wrapper rejects sequence parallelism, although it only needs the attribute `sequence_parallel` on the
+    weight: each tensor-parallel rank sees its part of the tokens, and Megatron sums the gradients of weights that have
+    the attribute over the ranks.
     """
 
     def __init__(self, config: TransformerConfig, hidden_size: int, eps: float = 1e-6) -> None:
@@ -33,7 +33,7 @@ class RMSNorm(nn.Module):
 
 
 class _RMSNormOnCpu(torch.autograd.Function):
-    """The same in few passes over memory, all in float32; keeps its input alone for the backward pass.
+    """RMSNorm with few passes over memory, in float32; it saves only its input for the backward pass.
 
     With n = x s, s = 1 / sqrt(mean(x^2) + eps), and y = n w:
 

@@ -1,7 +1,7 @@
-"""The loss of one micro-batch: policy loss with importance weights, KL term, entropy bonus, and what is logged of them.
+"""The loss of one micro-batch: policy loss with importance weights, KL term and entropy bonus, and their metrics.
 
-A NaN or Inf in the log-probs or the loss of any token makes the gradient NaN on every rank, even where a clip or a
-bound would have hidden it: the optimizer then skips the step.
+A NaN or Inf in the log-probs or the loss of any token makes the gradient NaN on every rank, even if clipping would hide
+it. The optimizer then skips the step.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ from rl.training.head import HeadOutput
 
 @dataclass(slots=True, frozen=True)
 class Objective:
-    """What is minimized: sum of loss_weights * (w * policy loss + kl_coef * KL - entropy_coef * entropy).
+    """The minimized function: sum of loss_weights * (w * policy loss + kl_coef * KL - entropy_coef * entropy).
 
-    w is the importance weight of `correction`; tokens of rejected sequences count in no term, but in the denominators.
+    w is the importance weight from `correction`. Tokens of rejected sequences are in the denominators but in no term.
     """
 
     loss: PolicyLoss
     temperature: float
-    """Of the distribution that was sampled from."""
+    """Sampling temperature of the rollouts."""
     clip_low: float = 0.2
     clip_high: float = 0.2
     clip_c: float | None = None
@@ -41,11 +41,11 @@ class Objective:
     kl_kind: KlPenalty = KlPenalty.LOW_VAR_KL
     entropy_coef: float = 0.0
     correction: RolloutCorrection | None = None
-    """None: nothing was rolled out."""
+    """None if there are no rollouts."""
 
     @staticmethod
     def of(config: Config) -> Objective:
-        """The objective of reinforcement learning."""
+        """Build the objective of reinforcement learning."""
         rl = config.rl_config
         return Objective(
             loss=LOSSES[rl.policy_loss],
@@ -61,45 +61,45 @@ class Objective:
 
     @staticmethod
     def of_sft() -> Objective:
-        """The objective of the cold start: the likelihood of demonstrations, at temperature 1."""
+        """Build the objective of the cold start: likelihood of demonstrations at temperature 1."""
         return Objective(loss=LOSSES["sft"], temperature=1.0)
 
 
 _NO_CORRECTION = RolloutCorrection(rollout_is=None)
 
 MEANS = ("actor/pg_loss", "actor/kl_loss", "actor/entropy", "actor/ppo_kl", "actor/pg_clipfrac")
-"""Metrics that are sums over tokens, each weighted as in the loss. The weights of a mini-batch sum to 1, but for
-seq-mean-token-sum-norm: there the sums are no means."""
+"""Metrics summed over tokens with the weights of the loss. The weights of a mini-batch sum to 1, so the sums are means,
+except for seq-mean-token-sum-norm."""
 
 TOKEN_SUMS = ("training/rollout_probs_diff_mean", "actor/kl")
-"""Metrics that are means over the loss tokens, whatever the loss weighs them with."""
+"""Metrics averaged over the loss tokens with equal weights."""
 
 
 @dataclass(slots=True, frozen=True)
 class TokenSums:
-    """What is logged of one micro-batch."""
+    """Contributions of one micro-batch to the metrics."""
 
     sums: Tensor
-    """[len(MEANS) + len(TOKEN_SUMS) + 2]: `MEANS`, `TOKEN_SUMS`, then the number of loss tokens, and of broken ones."""
+    """[len(MEANS) + len(TOKEN_SUMS) + 2]: `MEANS`, `TOKEN_SUMS`, number of loss tokens, number of broken tokens."""
     largest_difference: Tensor
-    """Scalar: the largest difference in probability."""
+    """Scalar, the largest difference between the actor's and the engine's probability of a token."""
     mismatch: MismatchSums
     is_broken: Tensor
-    """[T] bool, loss tokens with a NaN or Inf."""
+    """[T] bool, loss tokens with NaN or Inf."""
 
 
 def policy_loss(micro_batch: MicroBatch, head: HeadOutput, objective: Objective) -> tuple[Tensor, TokenSums]:
-    """The loss of one micro-batch: its share of the mini-batch's, to be summed.
+    """Compute the contribution of one micro-batch to the loss of the mini-batch, which is their sum.
 
     Args:
         micro_batch: On the device of `head`.
         head: Current log-probs, with gradient, and entropy.
-        objective: What is minimized.
+        objective: Loss and coefficients.
 
     Returns:
-        The scalar loss, NaN with a NaN gradient where any token is broken, and what is logged of it.
+        The scalar loss and the contributions to the metrics. Loss and gradient are NaN if any token is broken.
     """
-    assert micro_batch.loss_weights is not None and micro_batch.advantages is not None, "the loss columns come first"
+    assert micro_batch.loss_weights is not None and micro_batch.advantages is not None, "loss columns are not filled"
     weights, mask, current = micro_batch.loss_weights, micro_batch.loss_mask, head.logprobs.detach()
     ids = sequence_ids(micro_batch.cu_seqlens, mask)
     old, trained = _old_and_trained(micro_batch, current, objective.correction)
@@ -133,14 +133,14 @@ def policy_loss(micro_batch: MicroBatch, head: HeadOutput, objective: Objective)
         mismatch_sums(trained, micro_batch.rollout_logprobs, ids, correction, settings),
         is_broken,
     )
-    # Added, not multiplied: where a clamp has stopped the gradient, NaN times it is 0.
+    # Add NaN instead of multiplying the loss by it: where a clamp stops the gradient, the product would have none.
     return loss + torch.where(is_broken.any(), torch.nan, 0.0) * head.logprobs.sum(), sums
 
 
 def _old_and_trained(
     micro_batch: MicroBatch, current: Tensor, correction: RolloutCorrection | None
 ) -> tuple[Tensor, Tensor]:
-    """Log-probs that the policy loss measures the change from, and those that the engine's are compared with."""
+    """Log-probs that the policy loss compares the current ones with, and those compared with the engine's."""
     if correction is not None and correction.bypass_mode:
         return micro_batch.rollout_logprobs, current
     old = current if micro_batch.old_logprobs is None else micro_batch.old_logprobs
@@ -148,7 +148,7 @@ def _old_and_trained(
 
 
 def _is_broken(micro_batch: MicroBatch, old: Tensor, current: Tensor, per_token: Tensor) -> Tensor:
-    """[T] bool, where a number that enters the loss is NaN or Inf; bounds may hide it from the loss itself."""
+    """[T] bool, true where an input of the loss is NaN or Inf, even if clipping hides it from the loss."""
     numbers = [per_token.detach(), current, old, micro_batch.rollout_logprobs, micro_batch.advantages]
     if micro_batch.ref_logprobs is not None:
         numbers.append(micro_batch.ref_logprobs)

@@ -1,4 +1,4 @@
-"""Tensors that wait on the host while others use the accelerator."""
+"""Offloading of tensors to host memory while other processes use the accelerator."""
 
 from __future__ import annotations
 
@@ -11,67 +11,66 @@ from rl.errors import TrainingError
 
 
 class HostStash:
-    """Holds the content of tensors on the host and frees their device memory; the tensors themselves stay.
+    """Copies the contents of tensors to the host and frees their device memory; the tensor objects stay valid.
 
-    What is emptied is the storage, so every view of it (a parameter inside a buffer, a main parameter that is part of
-    the parameter) is whole again after `restore`. The content lies in one block of host memory, which is kept for the
-    next time.
+    It empties whole storages, so `restore` also restores every view (a parameter inside a buffer, a main parameter that
+    is part of a parameter). The contents are in one block of host memory, which is reused.
     """
 
     def __init__(self) -> None:
-        self._held: list[tuple[torch.UntypedStorage, int, Tensor | None]] = []
+        self._entries: list[tuple[torch.UntypedStorage, int, Tensor | None]] = []
         self._arena = torch.empty(0, dtype=torch.uint8)
         self._is_pinned = False
 
-    def take(self, tensors: Iterable[Tensor], *, forgotten: Iterable[Tensor] = ()) -> None:
-        """Empty the storages of tensors.
+    def offload(self, tensors: Iterable[Tensor], *, discard: Iterable[Tensor] = ()) -> None:
+        """Copy tensors to the host and empty their storages.
 
         Args:
-            tensors: Views of one storage count once.
-            forgotten: Tensors of which no content is kept: `restore` brings zeros.
+            tensors: Several views of one storage are copied once.
+            discard: Tensors to empty without a copy; `restore` fills them with zeros.
         """
-        assert self.is_empty, "restored before"
+        assert self.is_empty, "offload was called twice without restore"
         storages = list(_storages(tensors))
         sizes = [storage.nbytes() for storage in storages]
-        self._make_room(sum(sizes), is_pinned=any(storage.device.type == "cuda" for storage in storages))
-        places = self._arena[: sum(sizes)].split(sizes)
-        for storage, size, place in zip(storages, sizes, places, strict=True):
-            place.copy_(_bytes_of(storage))
+        self._reserve(sum(sizes), is_pinned=any(storage.device.type == "cuda" for storage in storages))
+        copies = self._arena[: sum(sizes)].split(sizes)
+        for storage, size, copy in zip(storages, sizes, copies, strict=True):
+            copy.copy_(_bytes_of(storage))
             storage.resize_(0)
-            self._held.append((storage, size, place))
-        for storage in _storages(forgotten):
-            self._held.append((storage, storage.nbytes(), None))
+            self._entries.append((storage, size, copy))
+        for storage in _storages(discard):
+            self._entries.append((storage, storage.nbytes(), None))
             storage.resize_(0)
 
     def restore(self) -> None:
-        """Bring everything back."""
-        for storage, num_bytes, place in self._held:
+        """Restore all storages on the device."""
+        for storage, num_bytes, copy in self._entries:
             storage.resize_(num_bytes)
-            if place is None:
+            if copy is None:
                 _bytes_of(storage).zero_()
             else:
-                _bytes_of(storage).copy_(place)
-        self._held.clear()
+                _bytes_of(storage).copy_(copy)
+        self._entries.clear()
 
     @property
     def is_empty(self) -> bool:
-        """Whether nothing is on the host."""
-        return not self._held
+        """Whether nothing is offloaded."""
+        return not self._entries
 
     @property
     def host_bytes(self) -> int:
-        """Host memory that it has, whether something lies there or not."""
+        """Size of the reserved host memory, used or not."""
         return self._arena.numel()
 
     def close(self) -> None:
-        """Give the host memory back; what lies there is lost."""
-        self._held.clear()
+        """Free the host memory; offloaded contents are lost."""
+        self._entries.clear()
         if self._is_pinned:
             torch.cuda.cudart().cudaHostUnregister(self._arena.data_ptr())
         self._arena, self._is_pinned = torch.empty(0, dtype=torch.uint8), False
 
-    def _make_room(self, num_bytes: int, *, is_pinned: bool) -> None:
-        """Pin exactly these bytes: torch's own pinned memory comes in powers of two, which is up to twice as much."""
+    def _reserve(self, num_bytes: int, *, is_pinned: bool) -> None:
+        """Reserve host memory, pinned by exact size: torch's allocator would round it up to a power of two."""
         if num_bytes <= self._arena.numel():
             return
         self.close()
@@ -87,7 +86,7 @@ class HostStash:
 
 
 def _storages(tensors: Iterable[Tensor]) -> Iterator[torch.UntypedStorage]:
-    """Each storage once, those without bytes left out."""
+    """Yield each nonempty storage once."""
     seen: set[int] = set()
     for tensor in tensors:
         storage = tensor.untyped_storage()

@@ -1,4 +1,4 @@
-"""Megatron's optimizer for the policy: gradient buffers, Adam with float32 main parameters, clipping, the schedule."""
+"""The policy's optimizer: gradient buffers, Adam with float32 main parameters, clipping, learning-rate schedule."""
 
 from __future__ import annotations
 
@@ -29,31 +29,31 @@ from rl.training.parallel import ParallelState
 
 @dataclass(slots=True, frozen=True)
 class StepResult:
-    """How one optimizer step went."""
+    """Result of one optimizer step."""
 
     grad_norm: float
-    """Before clipping; not finite where the step was skipped."""
+    """Before clipping; not finite if the step was skipped."""
     lr: float
     is_skipped: bool
 
 
 def wrap_chunks(chunks: list[Any], config: Config) -> list[Any]:
-    """Give the model's chunks contiguous float32 gradient buffers that are summed over data-parallel ranks.
+    """Wrap chunks in Megatron's data parallelism: float32 gradient buffers, summed over data-parallel ranks.
 
-    The sum is not divided by anything: `calculate_per_token_loss` of the model's config sees to that.
+    The sum is not averaged, because the model's config sets `calculate_per_token_loss`.
 
     Args:
-        chunks: As `rl.training.model.build_model` returned them, filled with weights.
-        config: Uses `megatron_training.use_distributed_optimizer`.
+        chunks: From `rl.training.model.build_model`, with loaded weights.
+        config: Reads `megatron_training.use_distributed_optimizer`.
     """
     ddp_config = DistributedDataParallelConfig(
         grad_reduce_in_fp32=True,
         overlap_grad_reduce=False,
-        use_distributed_optimizer=_shares_state(config),
+        use_distributed_optimizer=_uses_distributed_optimizer(config),
     )
     wrapped = []
     for index, chunk in enumerate(chunks):
-        assert chunk.config.calculate_per_token_loss, "otherwise Megatron averages gradients over ranks"
+        assert chunk.config.calculate_per_token_loss, "without it Megatron averages gradients over ranks"
         chunk.config.finalize_model_grads_func = finalize_model_grads
         _mark_sharded(chunk)
         wrapped.append(DistributedDataParallel(chunk.config, ddp_config, chunk, disable_bucketing=index > 0))
@@ -64,17 +64,17 @@ class PolicyOptimizer:
     """Adam over this rank's share of the parameters, and the learning-rate schedule.
 
     Args:
-        chunks: As `wrap_chunks` returned them.
-        config: Uses `actor_config` and `megatron_training`.
+        chunks: From `wrap_chunks`.
+        config: Reads `actor_config` and `megatron_training`.
         parallel: This rank's place.
-        num_steps: Steps of the run, over which the schedule is stretched, as far as is known at its start.
+        num_steps: Length of the schedule in steps of the run, as known at the start.
     """
 
     def __init__(self, chunks: list[Any], config: Config, parallel: ParallelState, *, num_steps: int) -> None:
         self.chunks, self.parallel, self.config, self.run_length = chunks, parallel, config, num_steps
         self.clip_grad = config.actor_config.clip_grad
         chained = get_megatron_optimizer(_optimizer_config(config), chunks, use_gloo_process_groups=False)
-        # One optimizer in the chain: a second one exists only for experts.
+        # The chain has one optimizer; only experts have a second one.
         (self.megatron,) = chained.chained_optimizers
         self.adam: torch.optim.Optimizer | None = self.megatron.optimizer
         if self.adam is not None and USING_PYTORCH_OPTIMIZER:
@@ -83,17 +83,17 @@ class PolicyOptimizer:
         self.scheduler = _scheduler(self.megatron, config, num_steps)
 
     def zero_grad(self) -> None:
-        """Forget the gradients of the last step."""
+        """Set the gradients to zero."""
         for chunk in self.chunks:
             chunk.zero_grad_buffer()
         self.megatron.zero_grad()
 
     @torch.no_grad()
     def step(self, place: RunPlace | None = None) -> StepResult:
-        """Clip and apply the gradients; a gradient norm that is not finite changes nothing but the schedule.
+        """Clip and apply the gradients. If the gradient norm is not finite, only the schedule advances.
 
         Args:
-            place: The run's step that this is part of; by default the one after that of the last call.
+            place: Step of the run that this update belongs to; by default the one after the previous call's.
         """
         self._schedule(place or RunPlace(self.num_steps, self.run_length))
         lr = self.lr
@@ -109,12 +109,12 @@ class PolicyOptimizer:
 
     @property
     def lr(self) -> float:
-        """Learning rate of the step that the schedule stands at."""
+        """Learning rate of the schedule's current step."""
         return float(self.scheduler.get_lr({}))
 
     @property
     def num_updates(self) -> int:
-        """Steps that Adam has taken, for its bias correction."""
+        """Number of Adam steps, for the bias correction."""
         if self.adam is None:
             return 0
         if not USING_PYTORCH_OPTIMIZER:
@@ -122,9 +122,9 @@ class PolicyOptimizer:
         return max((int(state["step"]) for state in self.adam.state.values() if "step" in state), default=0)
 
     def gather_state(self, parameter: nn.Parameter, name: str) -> Tensor:
-        """One of `STATE_NAMES` for a whole parameter of this rank, joined over data-parallel ranks.
+        """Join one of `STATE_NAMES` for a parameter of this rank over the data-parallel ranks.
 
-        A collective over the data-parallel group; zeros where Adam has not run yet.
+        A collective over the data-parallel group. Moments are zero before the first Adam step.
         """
         owned = self._owned(parameter)
         whole = torch.zeros(parameter.numel(), dtype=torch.float32, device=parameter.device)
@@ -139,7 +139,7 @@ class PolicyOptimizer:
 
     @torch.no_grad()
     def scatter_state(self, parameter: nn.Parameter, name: str, whole: Tensor) -> None:
-        """Undo `gather_state`: keep this rank's share of a whole tensor; the main parameter sets the model's too."""
+        """Reverse `gather_state`: store this rank's share of a whole tensor. `main_param` also sets the model."""
         if name == "main_param":
             parameter.copy_(whole)
         owned = self._owned(parameter)
@@ -153,7 +153,7 @@ class PolicyOptimizer:
             self.adam.state[main][name] = share.clone()
 
     def restore_progress(self, *, num_steps: int, num_updates: int) -> None:
-        """Go on after `num_steps` of the run and `num_updates` of Adam; call after `scatter_state`."""
+        """Set the completed steps of the run and of Adam; call after `scatter_state`."""
         self._schedule(RunPlace(num_steps, self.run_length))
         if self.adam is None:
             return
@@ -166,11 +166,11 @@ class PolicyOptimizer:
 
     @property
     def num_steps(self) -> int:
-        """Steps of the run that the schedule has passed."""
+        """Steps of the run that the schedule has completed."""
         return int(self.scheduler.num_steps)
 
     def state_tensors(self) -> list[Tensor]:
-        """Tensors of the optimizer on the device: main parameters and Adam's moments of this rank's share."""
+        """This rank's main parameters and Adam moments."""
         if self.adam is None:
             return []
         mains = [main for group in self.adam.param_groups for main in group["params"]]
@@ -178,7 +178,7 @@ class PolicyOptimizer:
         return mains + [moment for moment in moments if moment.numel() > 1]
 
     def _schedule(self, place: RunPlace) -> None:
-        """Set the learning rate to that of a step of the run."""
+        """Set the learning rate for a step of the run."""
         if place.num_steps != self.run_length:
             self.run_length = place.num_steps
             self.scheduler = _scheduler(self.megatron, self.config, place.num_steps)
@@ -190,7 +190,7 @@ class PolicyOptimizer:
         return isinstance(self.megatron, DistributedOptimizer)
 
     def _owned(self, parameter: nn.Parameter) -> tuple[Tensor, int, int] | None:
-        """The main parameter that this rank updates, and the range of the flat parameter that it covers."""
+        """The main parameter that this rank updates, and its range in the flat parameter; None if it has no share."""
         if not self._is_distributed:
             return getattr(parameter, "main_param", parameter), 0, parameter.numel()
         if parameter not in self.megatron.model_param_gbuf_map:
@@ -200,16 +200,16 @@ class PolicyOptimizer:
         return self.megatron.optimizer.param_groups[group]["params"][order], span.start, span.end
 
 
-def _shares_state(config: Config) -> bool:
-    """Whether the distributed optimizer is used: with a single data-parallel rank it only copies its buffers about."""
+def _uses_distributed_optimizer(config: Config) -> bool:
+    """Whether to use the distributed optimizer; with a single data-parallel rank it would only copy buffers."""
     return config.megatron_training.use_distributed_optimizer and get_data_parallel_world_size() > 1
 
 
 def _mark_sharded(chunk: nn.Module) -> None:
-    """Say which parameters are split over tensor-parallel ranks.
+    """Mark parameters that are split over tensor-parallel ranks.
 
-    Megatron says so itself only where it initializes weights; without the mark it takes every shard but the first
-    rank's for a repetition, and leaves it out of the gradient norm.
+    Megatron sets the mark only when it initializes weights. Without it, Megatron treats the shards of all but the first
+    rank as duplicates and excludes them from the gradient norm.
     """
     for module in chunk.modules():
         if isinstance(module, ColumnParallelLinear | RowParallelLinear | VocabParallelEmbedding):
@@ -232,21 +232,22 @@ def _optimizer_config(config: Config) -> OptimizerConfig:
         clip_grad=actor.clip_grad,
         bf16=training.bf16,
         params_dtype=torch.bfloat16 if training.bf16 else torch.float32,
-        use_distributed_optimizer=_shares_state(config),
+        use_distributed_optimizer=_uses_distributed_optimizer(config),
     )
 
 
 def _scheduler(optimizer: Any, config: Config, num_steps: int) -> OptimizerParamScheduler:
-    """The learning rate of each step of the run, from 0: all optimizer steps of one have the same.
+    """Build the learning-rate schedule. All optimizer steps in one step of the run use the same learning rate.
 
-    With w warm-up steps of n: lr (k + 1) / (w + 1) in steps k < w, lr in step w, `min_lr` in the last one, n - 1.
+    With n steps numbered from 0, w of them warm-up: lr (k + 1) / (w + 1) in step k < w, lr in step w, `min_lr` in step
+    n - 1.
     """
     actor = config.actor_config
     total = max(1, num_steps)
     warmup = round(actor.lr_warmup_fraction * total)
     return OptimizerParamScheduler(
         optimizer,
-        init_lr=actor.lr / (warmup + 1),  # not 0: the first step would be lost
+        init_lr=actor.lr / (warmup + 1),  # with 0, the first step would have no effect
         max_lr=actor.lr,
         min_lr=actor.min_lr,
         lr_warmup_steps=warmup,

@@ -10,16 +10,17 @@ import torch.distributed as dist
 from megatron.core import parallel_state, tensor_parallel
 from torch.distributed import ProcessGroup
 
+from rl.config.divisibility import devices_fault, pipeline_fault
 from rl.config.schema import ActorConfig
 from rl.errors import ConfigError
 
 _SEED = 1234
-"""Of Megatron's random states on CUDA; nothing draws from them, as all dropouts are 0."""
+"""Seed of Megatron's random states on CUDA; unused, because all dropouts are 0."""
 
 
 @dataclass(slots=True, frozen=True)
 class ParallelState:
-    """Where this rank stands. Ranks go tensor first, then data, then pipeline (Megatron's order)."""
+    """Position of this rank. Tensor ranks vary fastest, then data, then pipeline (Megatron's order)."""
 
     rank: int
     world_size: int
@@ -30,7 +31,7 @@ class ParallelState:
     dp_rank: int
     dp_size: int
     vpp_size: int | None
-    """Model chunks of one pipeline rank; None: one."""
+    """Model chunks per pipeline rank; None means one."""
     tp_group: ProcessGroup
     pp_group: ProcessGroup
     dp_group: ProcessGroup
@@ -38,46 +39,43 @@ class ParallelState:
 
     @property
     def is_first_stage(self) -> bool:
-        """Whether the embedding is here."""
+        """Whether this rank has the embedding."""
         return self.pp_rank == 0
 
     @property
     def is_last_stage(self) -> bool:
-        """Whether the head, and so the loss, is here."""
+        """Whether this rank has the head and computes the loss."""
         return self.pp_rank == self.pp_size - 1
 
     @property
     def is_publisher(self) -> bool:
-        """Whether this rank writes its pipeline stage's weights: one of those that have the same."""
+        """Whether this rank publishes the weights of its pipeline stage; one rank per stage does."""
         return self.tp_rank == 0 and self.dp_rank == 0
 
     @property
     def num_chunks(self) -> int:
-        """Model chunks of this rank."""
+        """Number of model chunks on this rank."""
         return self.vpp_size or 1
 
 
 def virtual_pipeline_size(actor: ActorConfig, num_layers: int) -> int | None:
-    """Model chunks of one pipeline rank, as `init_parallel` and Megatron-Core take it.
+    """Compute the number of model chunks per pipeline rank, for `init_parallel` and Megatron-Core.
 
     Args:
-        actor: Uses `pipeline_model_parallel_size` and `num_layers_per_virtual_pipeline_stage`.
-        num_layers: Of the whole model.
+        actor: Reads `pipeline_model_parallel_size` and `num_layers_per_virtual_pipeline_stage`.
+        num_layers: Number of layers of the whole model.
 
     Returns:
-        2 or more, or None where each rank has one chunk.
+        2 or more, or None if each rank has one chunk.
 
     Raises:
-        ConfigError: A rank's layers do not fall into chunks of that size.
+        ConfigError: The layers do not divide into chunks of that size.
     """
     pp, chunk = actor.pipeline_model_parallel_size, actor.num_layers_per_virtual_pipeline_stage
     if chunk is None or pp == 1 or num_layers == pp * chunk:
         return None
-    if num_layers % (pp * chunk) != 0:
-        raise ConfigError(
-            f"actor_config.num_layers_per_virtual_pipeline_stage: times pipeline_model_parallel_size {pp} it must "
-            f"divide the model's {num_layers} layers, got {chunk}. Set 1, for example."
-        )
+    if fault := pipeline_fault(num_layers, pp=pp, layers_per_chunk=chunk):
+        raise ConfigError(fault)
     return num_layers // (pp * chunk)
 
 
@@ -92,29 +90,26 @@ def init_parallel(
     vpp: int | None = None,
     timeout: float = 600.0,
 ) -> ParallelState:
-    """Join the process group and make the groups of Megatron-Core: gloo on the CPU, nccl on CUDA.
+    """Join the process group and create Megatron-Core's groups, with gloo on the CPU and nccl on CUDA.
 
     Args:
-        rank: Of this process, 0 to `world_size` - 1.
+        rank: Rank of this process, 0 to `world_size` - 1.
         world_size: A multiple of `tp` x `pp`; the quotient is the data-parallel size.
-        tp: Ranks that share each layer.
-        pp: Ranks that share the layers.
-        init_method: Where the ranks meet: `tcp://host:port` or `file:///path`.
-        device: As `setup_device` returned it.
-        vpp: Model chunks of one pipeline rank.
-        timeout: Deadline of each collective, seconds.
+        tp: Tensor-parallel size.
+        pp: Pipeline-parallel size.
+        init_method: Rendezvous of the ranks, `tcp://host:port` or `file:///path`.
+        device: From `setup_device`.
+        vpp: Model chunks per pipeline rank.
+        timeout: Deadline of each collective, in seconds.
 
     Returns:
-        This rank's place; give it to `destroy_parallel` at the end.
+        This rank's place; call `destroy_parallel` at the end.
 
     Raises:
         ConfigError: `world_size` is not a multiple of `tp` x `pp`.
     """
-    if world_size % (tp * pp) != 0:
-        raise ConfigError(
-            f"rl_config.actor_resource.num_devices: must be a multiple of tensor_model_parallel_size {tp} x "
-            f"pipeline_model_parallel_size {pp}, got {world_size}. Change one of the three."
-        )
+    if fault := devices_fault(world_size, tp=tp, pp=pp):
+        raise ConfigError(fault)
     is_cuda = device.type == "cuda"
     dist.init_process_group(
         "nccl" if is_cuda else "gloo",
@@ -151,7 +146,7 @@ def init_parallel(
 
 
 def destroy_parallel() -> None:
-    """Leave the groups; a later `init_parallel` in this process starts anew."""
+    """Leave all process groups; afterwards `init_parallel` can be called again."""
     parallel_state.destroy_model_parallel()
     parallel_state.destroy_global_memory_buffer()
     parallel_state.destroy_global_symmetric_memory_buffer()

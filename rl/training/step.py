@@ -20,6 +20,7 @@ from rl.algorithms.mismatch import NUM_MAXIMA, NUM_SUMS, MismatchSums, mismatch_
 from rl.batches import MicroBatch
 from rl.config.correction import RolloutCorrection
 from rl.training.head import HeadOutput, logprobs_and_entropy
+from rl.training.model import unwrap_chunk
 from rl.training.objective import MEANS, TOKEN_SUMS, Objective, TokenSums, policy_loss
 from rl.training.parallel import ParallelState
 
@@ -104,7 +105,7 @@ def _run(
 
     def forward_step(micro_batches: Iterator[MicroBatch], chunk: nn.Module) -> tuple[Tensor, Callable[..., Any]]:
         micro_batch = next(micro_batches)
-        return chunk(micro_batch), partial(finish, micro_batch, _unwrap(chunk))
+        return chunk(micro_batch), partial(finish, micro_batch, unwrap_chunk(chunk))
 
     def finish(micro_batch: MicroBatch, model: Any, hidden: Tensor, non_loss_data: bool = False) -> Any:
         head = logprobs_and_entropy(
@@ -175,9 +176,3 @@ def _broadcast_from_last_stage(tensor: Tensor, parallel: ParallelState) -> None:
         dist.broadcast(
             tensor, src=dist.get_global_rank(parallel.pp_group, parallel.pp_size - 1), group=parallel.pp_group
         )
-
-
-def _unwrap(chunk: Any) -> Any:
-    while not hasattr(chunk, "hf_config"):
-        chunk = chunk.module
-    return chunk

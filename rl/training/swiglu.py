@@ -1,4 +1,4 @@
-"""The gate of the feed-forward network, which keeps its input alone for the backward pass."""
+"""The gated activation of the feed-forward network; it saves only its input for the backward pass."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from torch.nn import functional
 
 
 class SwiGlu(nn.Module):
-    """silu(gate) * up, of [..., 2 F] = [gate, up].
+    """silu(gate) * up, with input [..., 2 F] = [gate, up].
 
-    Written with Megatron's own operators it keeps silu(gate) and a copy of up as well (up + an offset that is 0), which
-    together are as large as the input: a fifth of a layer's activations.
+    Megatron's operators would also save silu(gate) and a copy of up (up plus an offset of 0). Together they are as
+    large as the input, a fifth of a layer's activations.
 
     Source: arXiv:2002.05202.
     """
 
     def __init__(self, config: TransformerConfig) -> None:
         super().__init__()
-        assert config.gated_linear_unit and config.activation_func is functional.silu, "another activation"
+        assert config.gated_linear_unit and config.activation_func is functional.silu, "only SwiGLU is supported"
 
     def forward(self, gate_up: Tensor) -> Tensor:
         """Map [..., 2 F] to [..., F]."""
@@ -29,7 +29,7 @@ class SwiGlu(nn.Module):
 
 
 class _SwiGlu(torch.autograd.Function):
-    """d up = g silu(gate), d gate = g up silu'(gate); silu(gate) is computed again in the backward pass."""
+    """d up = g silu(gate), d gate = g up silu'(gate); the backward pass recomputes silu(gate)."""
 
     @staticmethod
     def forward(ctx: Any, gate_up: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""What a checkpoint holds of the trainer beside tensors; read without Megatron, before a run starts."""
+"""The progress of the trainer in a checkpoint; readable without Megatron, before a run starts."""
 
 from __future__ import annotations
 
@@ -6,35 +6,39 @@ import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from rl.config.model_folder import replacement
+from rl.config.model_folder import TRAINER_STATE_FILE, replacement
 from rl.errors import CheckpointError
 
 STATE_NAMES = ("main_param", "exp_avg", "exp_avg_sq")
-"""What Adam keeps of each parameter, all float32: the parameter itself, mean and mean square of its gradients."""
+"""Adam's float32 state for each parameter: the parameter itself, mean and mean square of its gradients."""
 
-_FILE = "trainer_state.json"
 _FORMAT = 1
 
 
 @dataclass(slots=True, frozen=True)
 class TrainerState:
-    """How far the optimizer is."""
+    """Progress of the optimizer."""
 
     num_steps: int
-    """Steps of the run that the learning-rate schedule has passed."""
+    """Steps of the run that the learning-rate schedule has completed."""
     num_updates: int
-    """Steps of Adam; fewer where some were skipped or had nothing to train on, more with several mini-batches."""
+    """Steps of Adam: fewer if some were skipped or had no data, more with several mini-batches per step."""
     format: int = _FORMAT
 
 
+def state_folder(checkpoint: Path, name: str) -> Path:
+    """Folder of one of `STATE_NAMES` in a checkpoint."""
+    return checkpoint / "optimizer" / name
+
+
 def folders_of(checkpoint: Path) -> tuple[Path, ...]:
-    """Where a checkpoint has files: the model folder that it is, and the optimizer's state."""
-    return (checkpoint, *(checkpoint / "optimizer" / name for name in STATE_NAMES))
+    """All folders with files in a checkpoint: the model folder itself and those of the optimizer's state."""
+    return (checkpoint, *(state_folder(checkpoint, name) for name in STATE_NAMES))
 
 
 def write_trainer_state(directory: Path, state: TrainerState) -> None:
-    """Write the file whose presence says that all others of the actor are there."""
-    (directory / _FILE).write_text(json.dumps(asdict(state), indent=2) + "\n", encoding="utf-8")
+    """Write the state. The actor writes this file last, so its presence marks the actor's part as complete."""
+    (directory / TRAINER_STATE_FILE).write_text(json.dumps(asdict(state), indent=2) + "\n", encoding="utf-8")
 
 
 def read_trainer_state(directory: Path) -> TrainerState:
@@ -43,12 +47,12 @@ def read_trainer_state(directory: Path) -> TrainerState:
     Raises:
         CheckpointError: The file is missing, malformed, or of another format.
     """
-    path = directory / _FILE
+    path = directory / TRAINER_STATE_FILE
     try:
         state = TrainerState(**json.loads(path.read_text(encoding="utf-8")))
     except FileNotFoundError as error:
         raise CheckpointError(
-            f"{directory}: not a complete checkpoint, {_FILE} is missing. {replacement(directory)}"
+            f"{directory}: not a complete checkpoint, {TRAINER_STATE_FILE} is missing. {replacement(directory)}"
         ) from error
     except (OSError, ValueError, TypeError) as error:
         raise CheckpointError(f"{path}: malformed ({error}). {replacement(directory)}") from error

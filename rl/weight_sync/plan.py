@@ -1,10 +1,10 @@
-"""What a published set of weights is: where each tensor lies in a safetensors file, and a checksum of them all.
+"""The format of published weights: positions of tensors in a safetensors file, and a checksum over all tensors.
 
-The checksum is the sum, modulo 2^128, of one digest for each tensor, and a digest covers the tensor's name. So it does
-not depend on the order of the tensors or on how they are spread over files, and the checksums of shards simply add up.
+The checksum is the sum of one digest per tensor, modulo 2^128, and a digest covers the tensor's name. So it does not
+depend on the order of the tensors or their distribution over files, and the checksums of shards add up.
 
-Digests are of values, not of bits: zeros of either sign and subnormal numbers count as +0, because an engine that
-multiplies them with one (see `rl.inference.worker_extension`) may lose just that.
+A digest covers values, not bits: zeros of either sign and subnormal numbers count as +0, because an engine that
+multiplies them by one (see `rl.inference.worker_extension`) may not preserve them.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from torch import Tensor
 from rl.errors import WeightSyncError
 
 HEADER_BYTES = 1 << 20
-"""Bytes at the start of each file for the length and the JSON of the header, padded with spaces: tensors can be
-written behind it before all their names are known."""
+"""Bytes at the start of each file for the header (its length and JSON, padded with spaces). The fixed size allows to
+write tensors before all names are known."""
 
 _CHUNK_ELEMENTS = 1 << 22
 _MODULUS = 1 << 128
@@ -35,11 +35,11 @@ _EXPONENT_MASKS = {
 
 @dataclass(slots=True, frozen=True)
 class TensorEntry:
-    """Where one tensor lies in a file."""
+    """Position of one tensor in a file."""
 
     name: str
     dtype: str
-    """As safetensors spells it: F32, BF16 or F16."""
+    """Name in safetensors: F32, BF16 or F16."""
     shape: tuple[int, ...]
     start: int
     """Bytes from the end of the header."""
@@ -47,10 +47,10 @@ class TensorEntry:
 
 
 def dtype_name(dtype: torch.dtype) -> str:
-    """Name a dtype as safetensors does.
+    """Return the name of a dtype in safetensors.
 
     Raises:
-        WeightSyncError: It is none that weights are published in.
+        WeightSyncError: Weights of this dtype cannot be published.
     """
     if dtype not in _DTYPE_NAMES:
         raise WeightSyncError(
@@ -60,14 +60,14 @@ def dtype_name(dtype: torch.dtype) -> str:
 
 
 def encode_header(entries: Iterable[TensorEntry], *, version: int) -> bytes:
-    """Lay out the first `HEADER_BYTES` of a safetensors file.
+    """Encode the first `HEADER_BYTES` of a safetensors file.
 
     Args:
-        entries: In the order their bytes follow each other, without gaps.
-        version: The policy version, kept in the file's metadata.
+        entries: In the order of their bytes, without gaps.
+        version: The policy version, stored in the file's metadata.
 
     Raises:
-        WeightSyncError: So many tensors that the header does not fit.
+        WeightSyncError: There are too many tensors for the header.
 
     Source: the safetensors format, which allows trailing spaces.
     """
@@ -82,16 +82,16 @@ def encode_header(entries: Iterable[TensorEntry], *, version: int) -> bytes:
     room = HEADER_BYTES - 8
     if len(text) > room:
         raise WeightSyncError(
-            f"weight sync: the header takes {len(text)} bytes of {room}. Spread the model over more pipeline stages."
+            f"weight sync: the header must fit into {room} bytes, got {len(text)}. Use more pipeline stages."
         )
     return room.to_bytes(8, "little") + text.ljust(room)
 
 
 def checksum(tensors: Iterable[tuple[str, Tensor]]) -> str:
-    """Digest tensors independently of their order.
+    """Compute the checksum of tensors; their order does not matter.
 
     Args:
-        tensors: Names and values, on any device, of float32, bfloat16 or float16.
+        tensors: Names and values, on any device, float32, bfloat16 or float16.
 
     Returns:
         32 hexadecimal digits.
@@ -100,16 +100,16 @@ def checksum(tensors: Iterable[tuple[str, Tensor]]) -> str:
 
 
 def join_checksums(checksums: Iterable[str]) -> str:
-    """The checksum of disjoint sets of tensors from those of each."""
+    """Combine the checksums of disjoint sets of tensors."""
     return _as_text(sum(int(c, 16) for c in checksums))
 
 
 def tensor_digest(name: str, tensor: Tensor) -> int:
-    """128 bits of BLAKE2b over a tensor's name, dtype, shape and values.
+    """Compute 128 bits of BLAKE2b over a tensor's name, dtype, shape and values.
 
     Args:
-        name: Its Hugging Face name.
-        tensor: Of float32, bfloat16 or float16; zeros and subnormals all count as +0.
+        name: Hugging Face name.
+        tensor: float32, bfloat16 or float16; all zeros and subnormals count as +0.
     """
     kind = dtype_name(tensor.dtype)
     digest = hashlib.blake2b(f"{name}:{kind}:{tuple(tensor.shape)}".encode(), digest_size=16)

@@ -1,7 +1,7 @@
-"""Weights through a folder in shared memory (/dev/shm): one safetensors file for each pipeline stage.
+"""Weight transport through a folder in shared memory (/dev/shm), one safetensors file per pipeline stage.
 
-A file is overwritten in place by each publish, so its memory is allocated once. That is safe because a publish ends
-with every engine having loaded it; the version in the header tells an engine that this is what it was sent for.
+Each publish overwrites the files in place, so their memory is allocated once. This is safe, because a publish ends only
+after every engine has loaded it. Engines check the version in the header.
 """
 
 from __future__ import annotations
@@ -18,17 +18,17 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from rl.errors import WeightSyncError
-from rl.weight_sync.plan import HEADER_BYTES, TensorEntry, dtype_name, encode_header, join_checksums, tensor_digest
+from rl.weight_sync.plan import HEADER_BYTES, TensorEntry, checksum, dtype_name, encode_header, join_checksums
 
 
 @dataclass(slots=True, frozen=True)
 class Shard:
-    """What `publish` wrote."""
+    """A file written by `publish`."""
 
     path: Path
     num_bytes: int
     checksum: str | None
-    """Of this file's tensors; `rl.weight_sync.plan.join_checksums` makes one of all files'."""
+    """Checksum of this file's tensors; `rl.weight_sync.plan.join_checksums` combines those of all files."""
 
 
 def publish(
@@ -40,18 +40,18 @@ def publish(
     dtype: torch.dtype | None = None,
     with_checksum: bool = False,
 ) -> Shard:
-    """Write tensors to `<directory>/weights-<shard>.safetensors`, over what was there.
+    """Write tensors to `<directory>/weights-<shard>.safetensors`; an existing file is overwritten.
 
     Args:
-        tensors: Hugging Face names and values, on any device; exhausted.
-        directory: In shared memory; made if missing.
+        tensors: Hugging Face names and values, on any device; the iterator is exhausted.
+        directory: Folder in shared memory; created if missing.
         version: The policy version.
         shard: Number of the pipeline stage.
-        dtype: Convert to it; None keeps each tensor's own.
-        with_checksum: Digest what is written.
+        dtype: Convert tensors to it; None keeps their dtypes.
+        with_checksum: Compute the checksum.
 
     Returns:
-        Where it lies, and its checksum.
+        Path, size and checksum.
 
     Raises:
         WeightSyncError: The shared memory is full.
@@ -59,7 +59,7 @@ def publish(
     directory.mkdir(parents=True, exist_ok=True)
     path = directory / f"weights-{shard}.safetensors"
     entries: list[TensorEntry] = []
-    digests: list[str] = []
+    checksums: list[str] = []
     offset = 0
     file = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
     try:
@@ -70,23 +70,23 @@ def publish(
             _write(file, memoryview(value.view(-1).view(torch.uint8).numpy()), HEADER_BYTES + offset, path)
             offset += num_bytes
             if with_checksum:
-                digests.append(f"{tensor_digest(name, value):032x}")
+                checksums.append(checksum([(name, value)]))
         os.ftruncate(file, HEADER_BYTES + offset)
         _write(file, memoryview(encode_header(entries, version=version)), 0, path)
     finally:
         os.close(file)
-    return Shard(path, HEADER_BYTES + offset, join_checksums(digests) if with_checksum else None)
+    return Shard(path, HEADER_BYTES + offset, join_checksums(checksums) if with_checksum else None)
 
 
 def read_tensors(paths: tuple[str, ...], *, version: int) -> Iterator[tuple[str, Tensor]]:
-    """Yield published tensors in the order they were written, as views of the mapped files: nothing is copied.
+    """Yield published tensors in the order they were written, as views of the mapped files without copies.
 
     Args:
-        paths: The files of one publish.
-        version: The version they must have.
+        paths: Files of one publish.
+        version: Expected policy version of the files.
 
     Raises:
-        WeightSyncError: A file is missing, is damaged, holds another version, or repeats a name of another file.
+        WeightSyncError: A file is missing or damaged, has another version, or repeats a name of another file.
     """
     seen: set[str] = set()
     for path in paths:
@@ -94,7 +94,8 @@ def read_tensors(paths: tuple[str, ...], *, version: int) -> Iterator[tuple[str,
             found = (file.metadata() or {}).get("version")
             if found != str(version):
                 raise WeightSyncError(
-                    f"{path}: holds version {found}, not {version}. Publish when all engines have loaded the last."
+                    f"{path}: must have version {version}, got {found}. Wait with a publish until all engines have "
+                    "loaded the previous one."
                 )
             for name in file.offset_keys():
                 if name in seen:

@@ -1,4 +1,4 @@
-"""A sandbox to attack, and things of the host that programs must not reach."""
+"""A sandbox to attack, and parts of the host that programs must not reach."""
 
 import base64
 import contextlib
@@ -19,17 +19,17 @@ from typing import Any
 import psutil
 import pytest
 
-from rl.services.sandbox.server import EmbeddedSandbox
+from rl.services.embedded import EmbeddedSandbox
 
 MARK = "turnwise_attack"
 NUM_PROCESSES = 2 + 2 * (2 + 2)
-"""Of the sandbox at rest: two interpreters; two workers of each, with a program forked in advance."""
+"""Processes of an idle sandbox: two interpreters, each with two workers that have a program forked in advance."""
 _ENVIRONMENT_MARK = "turnwise_environment_of_the_server"
 
 
 @dataclass(slots=True)
 class Server:
-    """A sandbox of another user than this one's, or one that lacks layers."""
+    """A sandbox of another user, or one that lacks layers."""
 
     process: subprocess.Popen[bytes]
     port: int
@@ -50,16 +50,16 @@ class Host:
 
     sandbox: EmbeddedSandbox | Server
     folder: Path
-    """Open to all users."""
+    """Accessible to all users."""
     precious: Path
-    """Open to all users, and to stay as it is."""
+    """Accessible to all users; must not change."""
     victim: subprocess.Popen[bytes]
     sockets: list[socket.socket] = field(default_factory=list)
     given: dict[str, Any] = field(default_factory=dict)
-    """What the attacks are told."""
+    """The parameters of the attacks."""
 
     def request(self, method: str, path: str, body: Any = None) -> tuple[int, Any]:
-        """Send a request; HTTP status and decoded answer."""
+        """Send a request; returns the HTTP status and the decoded answer."""
         url = f"http://127.0.0.1:{self.sandbox.port}{path}"
         headers = {"Content-Type": "application/json"}
         data = None if body is None else json.dumps(body).encode()
@@ -101,17 +101,17 @@ class Host:
             assert "together used more memory than allowed" in run["stderr"]
 
     def check_precious(self) -> None:
-        """What lies beside the sandbox is as it was."""
+        """Check that the host is unchanged."""
         assert [path.name for path in self.precious.iterdir()] == ["file"]
         assert (self.precious / "file").read_text() == "precious"
 
     def processes(self) -> list[psutil.Process]:
-        """Those of the sandbox that still run."""
+        """Running processes of the sandbox."""
         family = psutil.Process(self.sandbox.pid).children(recursive=True)
         return [process for process in family if process.status() != psutil.STATUS_ZOMBIE]
 
     def namespaces(self) -> set[str]:
-        """Those that the sandbox's processes live in."""
+        """Namespaces of the sandbox's processes."""
         found = set()
         for process in self.processes():
             for name in ("mnt", "pid", "net", "ipc", "user", "uts"):
@@ -122,7 +122,7 @@ class Host:
         return found
 
     def marked_files(self) -> list[str]:
-        """Files that an attack has left where all users may write, or in the sandbox's folders."""
+        """Files of an attack in folders that all users may write to, or in the sandbox's folders."""
         folders = [self.folder, *map(Path, ("/", "/tmp", "/dev/shm", "/var/tmp", "/etc", "/usr", sys.prefix))]
         found = [str(path) for folder in folders for path in folder.glob(f"{MARK}*")]
         for root in Path(tempfile.gettempdir()).glob("turnwise-sandbox-*"):
@@ -132,7 +132,7 @@ class Host:
 
 @contextlib.contextmanager
 def start_server(user: str, refused: list[str], preload: list[str] | None = None) -> Iterator[Server]:
-    """Start one on a machine that refuses these; a connection made at once waits until it takes requests."""
+    """Start a sandbox on a machine that refuses these layers. A connection waits until it accepts requests."""
     read_end, parent_pipe = os.pipe()
     with socket.create_server(("127.0.0.1", 0), backlog=64) as listener:
         port = listener.getsockname()[1]
@@ -152,7 +152,7 @@ def start_server(user: str, refused: list[str], preload: list[str] | None = None
 
 @contextlib.contextmanager
 def open_folder() -> Iterator[Path]:
-    """A folder for all users."""
+    """A folder that is accessible to all users."""
     folder = Path(tempfile.mkdtemp(prefix="turnwise-host-"))
     folder.chmod(0o777)
     try:
@@ -185,7 +185,7 @@ def host(request: pytest.FixtureRequest) -> Iterator[Host]:
 
 
 def make_precious(folder: Path) -> Path:
-    """A folder that anybody may empty, with a file in it."""
+    """A folder with a file, which any user may empty."""
     precious = folder / "precious"
     precious.mkdir()
     precious.chmod(0o777)

@@ -52,7 +52,7 @@ def test_an_attack_is_contained(host: Host, name: str):
             attack = pool.submit(host.run_program, PROGRAMS / name)
         assert _neighbour(host) == "499999500000\n"
         attack.result(60)
-    for _ in range(3):  # whichever worker had it
+    for _ in range(3):  # any worker may have run it
         status, answer = host.post(CHECK)
         assert (status, answer["run_result"]["stdout"]) == (200, "['main.py'] []\n")
     _wait_until_at_rest(host)
@@ -85,7 +85,7 @@ def _run_requests(host: Host, name: str) -> None:
 
 
 def _visitors(host: Host) -> list[str]:
-    """Which of the host's sockets something has come to."""
+    """The host's sockets that have received something."""
     found = []
     for bait in host.sockets:
         try:

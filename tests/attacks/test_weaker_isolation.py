@@ -1,4 +1,4 @@
-"""Attacks on a sandbox of an ordinary user, and on one that lacks layers: the worker stays whole, and the box clean."""
+"""Attacks on a sandbox of an ordinary user, and on one that lacks layers: worker and box are unchanged afterwards."""
 
 import contextlib
 import os
@@ -47,7 +47,7 @@ def weaker(request: pytest.FixtureRequest) -> Iterator[Host]:
 
 @contextlib.contextmanager
 def start(user: str, refused: list[str]) -> Iterator[Host]:
-    """A sandbox of this user, on a machine that refuses these."""
+    """A sandbox of this user, on a machine that refuses these layers."""
     with start_server(user, refused, preload=[]) as server, open_folder() as folder:
         host = Host(server, folder, make_precious(folder), server.process)
         host.given = {"precious_folder": str(host.precious), "server_pid": server.pid}
@@ -121,7 +121,7 @@ def test_a_worker_that_a_program_has_changed_is_replaced_and_told():
 
 def run_and_look(host: Host, name: str) -> None:
     host.run_program(PROGRAMS / name)
-    for i in range(3):  # whichever worker had it
+    for i in range(3):  # any worker may have run it
         answer = host.post(
             f"import os; open('new', 'w').write('{i}'); print(sorted(os.listdir()), open('new').read())"
         )[1]
@@ -135,7 +135,7 @@ def run_and_look(host: Host, name: str) -> None:
 
 
 def what_is_left(host: Host) -> list[str]:
-    """In the boxes of the programs that wait for their code, and beside them; also what keeps the look from an end."""
+    """Files in and next to the boxes of programs that wait for their code, and errors of the search."""
     found, boxes = [], []
     for process in psutil.Process(host.sandbox.pid).children(recursive=True):
         try:

@@ -1,4 +1,4 @@
-"""Starts a sandbox as another user or with parts of isolation refused: called with both, and options for `serve`."""
+"""Starts a sandbox as another user or without some layers. Arguments: both, and options for `serve`."""
 
 import json
 import os

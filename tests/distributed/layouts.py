@@ -1,5 +1,4 @@
-"""Parallel layouts, and what each rank of them does: three updates, log-probs, export, save, load, each loss, a
-correction."""
+"""Parallel layouts and the work of each rank: updates, log-probs, export, save, load, each loss, a correction."""
 
 from __future__ import annotations
 
@@ -57,7 +56,7 @@ class Layout:
 
 
 TIED, UNTIED = "qwen3-tied", "qwen2-untied"
-"""qwen3: norms on query and key, and 509 words, which two ranks do not divide. qwen2: biases."""
+"""qwen3 has norms on query and key, and 509 words, not divisible by two. qwen2 has biases."""
 _NUM_LAYERS = 4
 
 PHASES: tuple[tuple[Layout, ...], ...] = (
@@ -81,36 +80,36 @@ IN_BFLOAT16 = (
     Layout("tp2-dp2-bfloat16", UNTIED, tp=2, dp=2, sequence_parallel=True, bf16=True),
     Layout("pp2-dp2-bfloat16", TIED, pp=2, dp=2, recompute="full", bf16=True),
 )
-"""As on GPUs: float32 main parameters, shared by the data-parallel ranks. These only train and offload."""
+"""As on GPUs: float32 main parameters, distributed over the data-parallel ranks. These only train and offload."""
 
 CLIP_RANGES = {"gspo": (0.01, 0.02), "gmpo": (0.1, 0.15), "cispo": (0.9, 0.1), "reinforce": (0.0, 0.0)}
-"""Of the losses that the three updates are not made with; the first two look at whole sequences."""
+"""Losses not used in the three updates; the first two have one ratio per sequence."""
 
 CORRECTION = RolloutCorrection(rollout_is_threshold=1.3, rollout_rs="seq_sum_k1", rollout_rs_threshold=2.0)
 
 
 @dataclass
 class Outcome:
-    """What one rank saw."""
+    """Results of one rank."""
 
     updates: UpdateTrace
-    """Three of them; this rank's stage."""
+    """Three updates, this rank's stage."""
     logprobs: dict[tuple[int, ...], Tensor]
-    """After them, by the sequence's token ids; this rank's share."""
+    """After the updates, by the token ids of the sequence; this rank's share."""
     resumed: dict[str, float]
-    """Of the fourth update, after loading the checkpoint of the run in one process."""
+    """Metrics of the fourth update, after loading the checkpoint of the single-process run."""
     is_same_offloaded: bool
-    """Whether that update gives the same bits with the actor moved to the host and back before it."""
+    """Whether that update is bit-identical if the actor is offloaded and restored before it."""
     losses: dict[str, dict[str, float]]
     """Metrics of one more update with each loss of `CLIP_RANGES`, one after the other."""
     corrected: dict[str, float]
-    """Metrics of one more, with importance weights and rejected sequences, whose old log-probs are the current ones."""
+    """Metrics of one more update, with importance weights, rejected sequences and current log-probs as old ones."""
     loss_weights: dict[str, Tensor]
-    """After all of them; this rank's stage."""
+    """Parameters after all updates, this rank's stage."""
 
 
 def run_layouts(rank: int, folder: Path) -> None:
-    """What each of the four processes does."""
+    """Entry point of each of the four processes."""
     torch.set_num_threads(1)
     for phase in PHASES:
         for layout in phase:
@@ -154,7 +153,7 @@ def run_layout(layout: Layout, folder: Path, *, rank: int, init_method: str | No
 
 
 def run_in_bfloat16(layout: Layout, folder: Path, *, rank: int, init_method: str | None) -> tuple[UpdateTrace, bool]:
-    """Train three steps; then whether an update is the same to the bit after offloading."""
+    """Train three steps; then check that an update after offloading is bit-identical."""
     config = layout.config(folder)
     with Actor(config, rank=rank, world_size=layout.world_size, init_method=init_method, num_threads=1) as actor:
         micros = mini_batch(config, layout.dp).micro_batches[actor.parallel.dp_rank]
@@ -167,7 +166,7 @@ def run_in_bfloat16(layout: Layout, folder: Path, *, rank: int, init_method: str
 
 
 def _is_same_offloaded(actor: Actor, micros: list[MicroBatch], expected: dict[str, Tensor]) -> bool:
-    """Update from a state that has just been loaded, with the way to the host and back before."""
+    """Update after loading a state and offloading it to the host and back."""
     actor.offload()
     assert not any(p.untyped_storage().nbytes() for chunk in actor.chunks for p in chunk.parameters())
     actor.update(micros)
@@ -175,7 +174,7 @@ def _is_same_offloaded(actor: Actor, micros: list[MicroBatch], expected: dict[st
 
 
 def _corrected_update(actor: Actor, micros: list[MicroBatch]) -> dict[str, float]:
-    """The engine's log-probs up to 0.6 beside the current ones, by the token alone."""
+    """Set the engine's log-probs up to 0.6 from the current ones, as a function of the token."""
     actor.objective = replace(actor.objective, loss=LOSSES["clip"], correction=CORRECTION)
     for micro, current in zip(micros, actor.compute_logprobs(micros), strict=True):
         micro.old_logprobs = current

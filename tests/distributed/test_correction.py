@@ -30,14 +30,14 @@ CORRECTIONS = {
 
 @dataclass
 class Outcome:
-    """What one rank saw."""
+    """Results of one rank."""
 
     metrics: dict[str, list[dict[str, float]]]
-    """Of two updates, by correction."""
+    """Metrics of two updates, by correction."""
     weights: dict[str, dict[str, Tensor]]
-    """After them."""
+    """Parameters after the updates."""
     skipped: dict[str, float]
-    """Of an update with a NaN in the share of the last rank alone."""
+    """Metrics of an update with a NaN only in the last rank's share."""
     broken_samples: list[int]
     is_unchanged: bool
 
@@ -63,7 +63,7 @@ def run(rank: int, folder: Path, world_size: int = 2) -> None:
 
 
 def make_mini_batch(num_data_parallel: int) -> MiniBatch:
-    """The engine's log-probs near the old ones: within ±0.3 of them."""
+    """Set the engine's log-probs within ±0.3 of the old ones."""
     samples = update_samples()
     config = update_config(Path())
     (mini_batch,) = pack_samples(samples, packing_layout(config, num_data_parallel=num_data_parallel)).mini_batches
@@ -106,7 +106,7 @@ def test_metrics_and_parameters_equal_those_of_one_process(
             torch.testing.assert_close(outcome.weights[correction][name], tensor, atol=1e-5, rtol=0)
 
 
-def test_corrections_do_something(outcomes: tuple[Outcome, list[Outcome]]) -> None:
+def test_corrections_have_an_effect(outcomes: tuple[Outcome, list[Outcome]]) -> None:
     alone, _ = outcomes
     token, sequence = alone.metrics["token"][0], alone.metrics["sequence"][0]
     assert 0 < token["rollout_corr/rollout_rs_seq_masked_fraction"] < 1

@@ -36,7 +36,7 @@ _DEADLINE_S = 240.0
 class Results:
     folder: Path
     alone: dict[str, Outcome]
-    """By model, in one process."""
+    """References by model, computed in one process."""
 
     def ranks(self, layout: Layout) -> list[Outcome]:
         return [
@@ -47,7 +47,7 @@ class Results:
 
 @pytest.fixture(scope="module")
 def results(tmp_path_factory: pytest.TempPathFactory) -> Results:
-    """One spawn of four processes for all layouts; the reference runs here."""
+    """Run all layouts in one spawn of four processes, and the reference in this process."""
     folder = tmp_path_factory.mktemp("layouts")
     make_tiny_model(folder / TIED, "qwen3", tied=True, vocab_size=509, num_layers=4)
     make_tiny_model(folder / UNTIED, "qwen2-untied", num_layers=4)
@@ -107,7 +107,7 @@ def test_updates_with_every_loss_equal_those_of_one_process(results: Results, la
 
 
 def test_corrected_update_equals_that_of_one_process_and_its_ratios_are_exactly_one(results: Results, layout: Layout):
-    """The forward pass of the old log-probs and the one that is trained are the same, bit for bit, under any layout."""
+    """The forward passes for old log-probs and for training are bit-identical under any layout."""
     expected = results.alone[layout.model].corrected
     assert 0 < expected["rollout_corr/rollout_rs_seq_masked_fraction"] < 1
     assert expected["rollout_corr/rollout_is_eff_sample_size"] < 0.99
@@ -127,13 +127,13 @@ def test_ranks_that_share_a_stage_export_the_same_weights(results: Results, layo
             assert torch.equal(seen.setdefault(name, tensor), tensor), name
 
 
-def test_update_after_offloading_is_the_same_to_the_bit(results: Results, layout: Layout):
+def test_update_after_offloading_is_bit_identical(results: Results, layout: Layout):
     assert all(outcome.is_same_offloaded for outcome in results.ranks(layout))
 
 
 @pytest.mark.parametrize("layout", IN_BFLOAT16, ids=lambda layout: layout.name)
 def test_updates_in_bfloat16_equal_those_in_float32_but_for_rounding(results: Results, layout: Layout):
-    """bfloat16 has 8 bits: a gradient of half the ranks, or counted twice, would be wrong by half of it and more."""
+    """bfloat16 has 8 bits; a gradient from half the ranks, or counted twice, would be wrong by half or more."""
     loaded = [torch.load(results.folder / f"{layout.name}.{rank}.pt", weights_only=False) for rank in range(4)]
     assert all(is_same for _, is_same in loaded)
     expected = results.alone[layout.model].updates
@@ -149,13 +149,13 @@ def test_updates_in_bfloat16_equal_those_in_float32_but_for_rounding(results: Re
     assert max(relative_errors(weights, expected.weights).values()) < 0.02
 
 
-def test_checkpoint_of_one_process_goes_on_under_every_layout(results: Results, layout: Layout):
+def test_checkpoint_of_one_process_resumes_under_every_layout(results: Results, layout: Layout):
     expected = results.alone[layout.model].resumed
     for outcome in results.ranks(layout):
         assert outcome.resumed == pytest.approx(expected, rel=1e-4, abs=1e-6)
 
 
-def test_checkpoint_of_every_layout_goes_on_in_one_process(results: Results, layout: Layout):
+def test_checkpoint_of_every_layout_resumes_in_one_process(results: Results, layout: Layout):
     alone = results.alone[layout.model]
     config = Layout("alone", layout.model).config(results.folder)
     with Actor(config) as actor:

@@ -1,5 +1,5 @@
-"""The model on two gloo processes against one: tensor parallel, sequence parallel, a vocabulary of odd size, and the
-export of two pipeline stages."""
+"""The model on two gloo processes against one: tensor and sequence parallelism, odd vocabulary size, export of two
+pipeline stages."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from tests.unit.training.model_cases import float32_config, load_policy, pack, r
 def gradients_of_rank(
     rank: int, tp: int, meeting: str, folder: str, sequence_parallel: bool, results: str
 ) -> dict[str, Tensor]:
-    """Log-probs, entropy and whole gradients; rank 0 saves them."""
+    """Compute log-probs, entropy and whole gradients; rank 0 saves them."""
     device = setup_device(Device.CPU, num_threads=1)
     parallel = init_parallel(
         rank=rank, world_size=tp, tp=tp, pp=1, init_method=f"file://{meeting}", device=device, timeout=60.0

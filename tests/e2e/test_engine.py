@@ -103,7 +103,7 @@ async def test_engine_logprobs_are_of_the_distribution_sampled_from(engine, refe
         assert_logprobs_agree(reference, prompt, result, temperature)
 
 
-async def test_engine_repeats_a_seeded_request_in_any_company(engine):
+async def test_engine_repeats_a_seeded_request_in_any_batch(engine):
     request = Sampling(1.0, 24, seed=7)
     alone = await engine.generate(PROMPT, request, session_id="alone")
     crowd = [engine.generate(PROMPT[i:], Sampling(1.0, 24, seed=i), session_id=f"crowd{i}") for i in range(7)]
@@ -124,8 +124,8 @@ async def test_engine_stops_at_a_stop_string_without_changing_tokens(engine, ref
     assert result.finish_reason is FinishReason.STOP
 
 
-async def test_engine_survives_more_prompt_tokens_than_one_pass_takes(engine):
-    """Seeded requests whose prompts would be cut kill vLLM 0.32 on CPU, unless prompts are never cut."""
+async def test_engine_survives_more_prompt_tokens_than_fit_in_one_pass(engine):
+    """Chunked prefill of seeded requests kills vLLM 0.32 on the CPU, so prompts must not be chunked."""
     prompts = [[10 + i] * 300 for i in range(8)]
     results = await asyncio.gather(
         *(engine.generate(p, Sampling(1.0, 4, seed=i), session_id=f"long{i}") for i, p in enumerate(prompts))
@@ -133,13 +133,13 @@ async def test_engine_survives_more_prompt_tokens_than_one_pass_takes(engine):
     assert all(len(r.token_ids) == 4 for r in results)
 
 
-async def test_engine_refuses_a_prompt_that_is_too_long(engine):
-    with pytest.raises(RolloutError, match="refuses a request of 600 tokens"):
+async def test_engine_rejects_a_prompt_that_is_too_long(engine):
+    with pytest.raises(RolloutError, match="rejected a request of 600 tokens"):
         await engine.generate([5] * 600, Sampling(0.0, 4), session_id="too long")
     assert (await engine.generate(PROMPT, Sampling(0.0, 4), session_id="after")).token_ids
 
 
-async def test_engine_keeps_the_contract(engine, reference, tmp_path):
+async def test_engine_fulfills_the_contract(engine, reference, tmp_path):
     async def publish_same(version: int) -> WeightUpdate:
         shard = publish(iter(tensors_of(reference).items()), tmp_path, version=version)
         return WeightUpdate(version, (str(shard.path),))
@@ -148,7 +148,7 @@ async def test_engine_keeps_the_contract(engine, reference, tmp_path):
 
 
 async def test_engine_computes_with_published_weights(engine, reference, tmp_path):
-    """The prefix cache of the old weights is gone too: the prompt is one the engine has seen."""
+    """The prefix cache of the old weights is dropped too: the engine has seen this prompt before."""
     old = greedy(reference, PROMPT, 24)
     await engine.generate(PROMPT, Sampling(0.0, 24), session_id="before")
     torch.manual_seed(1)
@@ -163,14 +163,14 @@ async def test_engine_computes_with_published_weights(engine, reference, tmp_pat
     assert_logprobs_agree(reference, PROMPT, result, 1.0)
 
 
-async def test_engine_refuses_weights_that_differ_from_the_checksum(engine, reference, tmp_path):
+async def test_engine_rejects_weights_that_differ_from_the_checksum(engine, reference, tmp_path):
     sent = dict(tensors_of(reference))
     shard = publish(iter(sent.items()), tmp_path, version=5, with_checksum=True)
     name = "model.layers.1.self_attn.k_proj.weight"
     sent[name] = sent[name].clone()
     sent[name][3, 5] += 1e-4
     changed = publish(iter(sent.items()), tmp_path, version=5)
-    with pytest.raises(WeightSyncError, match="version 5 did not arrive as they were sent"):
+    with pytest.raises(WeightSyncError, match="version 5 differ from those published"):
         await engine.update_weights(WeightUpdate(5, (str(changed.path),), shard.checksum))
     with pytest.raises(RolloutError, match="version 5 did not load"):
         await engine.generate(PROMPT, Sampling(0.0, 4), session_id="broken")
@@ -181,7 +181,7 @@ async def test_engine_refuses_weights_that_differ_from_the_checksum(engine, refe
 
 async def test_engine_names_a_stale_file(engine, reference, tmp_path):
     shard = publish(iter(tensors_of(reference).items()), tmp_path, version=6)
-    with pytest.raises(WeightSyncError, match="holds version 6, not 7"):
+    with pytest.raises(WeightSyncError, match="must have version 7, got 6"):
         await engine.update_weights(WeightUpdate(7, (str(shard.path),)))
     await engine.update_weights(WeightUpdate(6, (str(shard.path),)))
 
@@ -203,10 +203,10 @@ async def test_engine_reports_its_death_and_leaves_no_process(engine):
 
 
 async def test_engine_names_a_folder_without_a_model(tmp_path):
-    with pytest.raises(ModelError, match=r"no config\.json there"):
+    with pytest.raises(ModelError, match=r"config\.json is missing"):
         await VllmEngine.create(tiny_config(), model_folder=tmp_path, replica=0, seed=1)
     (tmp_path / "config.json").write_text('{"model_type": "nothing-known"}')
-    with pytest.raises(ModelError, match="vLLM cannot run this model"):
+    with pytest.raises(ModelError, match="vLLM cannot load this model"):
         await VllmEngine.create(tiny_config(), model_folder=tmp_path, replica=0, seed=1)
 
 

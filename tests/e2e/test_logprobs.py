@@ -35,7 +35,7 @@ pytestmark = pytest.mark.timeout(300)
 
 
 class CallsAlways:
-    """Reads a call out of every turn, so that each trajectory has two."""
+    """Finds a call in every turn, so that each trajectory has two turns."""
 
     stop: tuple[str, ...] = ()
 

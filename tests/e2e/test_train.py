@@ -31,7 +31,9 @@ def left_files() -> set[Path]:
     return {path for folder in ("/tmp", "/tmp/ray", "/dev/shm") for path in Path(folder).glob("*")}
 
 
-def test_two_dapo_steps_and_resume_repeat_the_uninterrupted_run(workspace: Path, cold_started: Path) -> None:
+def test_two_dapo_steps_resumed_or_in_one_process_repeat_the_uninterrupted_run(
+    workspace: Path, cold_started: Path
+) -> None:
     model = f"actor_config.load={cold_started}"
     before, files_before = descendants(), left_files()
     finish(start("train", workspace, "whole", model))
@@ -62,8 +64,11 @@ def test_two_dapo_steps_and_resume_repeat_the_uninterrupted_run(workspace: Path,
     first = workspace / "runs" / "whole" / "checkpoints" / "step_000001"
     finish(start("train", workspace, "resumed", model, f"megatron_training.resume={first}"))
     resumed = steps_of(workspace, "resumed")[-1]
+    finish(start("train", workspace, "alone", model, "rl_config.in_process=true"))
     for name in ("critic/score/mean", "actor/pg_loss", "actor/grad_norm", "response_length/mean"):
         assert resumed[name] == pytest.approx(steps[1][name], rel=1e-4), name
+        for alone, apart in zip(steps_of(workspace, "alone"), steps, strict=True):
+            assert alone[name] == pytest.approx(apart[name], rel=1e-4), name
 
 
 def test_engine_on_another_machine_repeats_the_run_on_one(workspace: Path, cold_started: Path) -> None:

@@ -1,4 +1,4 @@
-"""What the tests on a GPU share: the marks that skip them, and a model whose sizes its kernels like."""
+"""Shared by the GPU tests: skip marks, and a model with sizes that the kernels support."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ NEEDS_BFLOAT16 = pytest.mark.skipif(
 
 
 def needs(*modules: str) -> pytest.MarkDecorator:
-    """Skip where a module is not installed: each part of the tests runs with what it needs and no more."""
+    """Skip if a module is not installed; each test needs only its own modules."""
     missing = [name for name in modules if find_spec(name) is None]
     return pytest.mark.skipif(bool(missing), reason=f"{', '.join(missing)} is not installed")
 
 
 def make_model(folder: Path, family: str = "qwen2") -> Path:
-    """Two layers, heads of 64, two queries to a key."""
+    """Two layers, head size 64, two query heads per key head."""
     return make_tiny_model(folder, family, hidden_size=128, num_layers=2, num_heads=2, num_kv_heads=1, tied=True)
 
 

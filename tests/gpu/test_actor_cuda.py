@@ -1,4 +1,4 @@
-"""The actor on a CUDA device against the same update written out on the CPU: float32, and bfloat16 as in production."""
+"""The actor on a CUDA device against a plain update on the CPU, in float32 and in bfloat16."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ def test_update_in_bfloat16_equals_plain_autograd_but_for_rounding(family: str, 
 
 
 @NEEDS_BFLOAT16
-def test_log_probs_repeat_to_the_bit_so_that_the_first_ratio_is_one(tmp_path: Path) -> None:
+def test_log_probs_are_bit_identical_so_that_the_first_ratio_is_one(tmp_path: Path) -> None:
     from rl.training.actor import Actor
 
     config = cuda_config(make_model(tmp_path / "model"), bf16=True)
@@ -99,7 +99,7 @@ def test_log_probs_repeat_to_the_bit_so_that_the_first_ratio_is_one(tmp_path: Pa
 
 
 @NEEDS_BFLOAT16
-def test_offloading_frees_the_device_and_brings_the_same_bits_back(tmp_path: Path) -> None:
+def test_offloading_frees_the_device_and_restores_the_same_bits(tmp_path: Path) -> None:
     from rl.training.actor import Actor
 
     config = cuda_config(make_model(tmp_path / "model"), bf16=True)

@@ -50,7 +50,7 @@ def tensors_of(folder: Path, scale: float = 1.0) -> dict[str, torch.Tensor]:
 
 
 @pytest.mark.parametrize("family", ["qwen2", "qwen3", "llama"])  # vLLM has two model runners, chosen by the family
-def test_engine_keeps_the_contract_sleeps_and_computes_with_what_is_published(family: str, tmp_path: Path) -> None:
+def test_engine_fulfills_the_contract_sleeps_and_uses_published_weights(family: str, tmp_path: Path) -> None:
     from rl.inference.engine import VllmEngine
 
     folder = make_model(tmp_path / "model", family)
@@ -70,7 +70,7 @@ def test_engine_keeps_the_contract_sleeps_and_computes_with_what_is_published(fa
             await engine.sleep()
             asleep, _ = torch.cuda.mem_get_info()
             assert asleep - awake > 0.8 * SHARE * total
-            with pytest.raises(RolloutError, match="it sleeps, and has no weights until the next publish"):
+            with pytest.raises(RolloutError, match="it is asleep and has no weights until the next publish"):
                 await engine.generate(prompt, Sampling(0.0, 4), session_id="asleep")
             await engine.update_weights(await publish_version(4))  # read back and compared by the checksum
             again = await engine.generate(prompt, Sampling(0.0, 24), session_id="again")

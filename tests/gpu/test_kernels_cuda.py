@@ -20,7 +20,7 @@ LENGTHS = (1, 7, 130, 513)
 def attend(
     dtype: torch.dtype, device: str, *, size: int, heads: int, kv_heads: int, prefixes: list[int]
 ) -> list[Tensor]:
-    """Context and gradients of query, key and value; the same numbers, rounded to bfloat16, whatever the dtype."""
+    """Context and gradients of query, key and value, with equal inputs (rounded to bfloat16) in every dtype."""
     from rl.training.attention import PackedAttention, pack_sequences
 
     torch.manual_seed(0)

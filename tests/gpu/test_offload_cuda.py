@@ -1,4 +1,4 @@
-"""Device and host memory of what waits on the host; needs torch alone."""
+"""Device and host memory of offloaded tensors; needs only torch."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from tests.gpu.cuda import NEEDS_CUDA
 pytestmark = NEEDS_CUDA
 
 
-def test_stash_frees_the_devices_memory_and_pins_exactly_as_much() -> None:
+def test_stash_frees_device_memory_and_pins_exactly_as_much() -> None:
     tensors = [torch.randn(3_000_001, device="cuda"), torch.randn(5_000_003, device="cuda").bfloat16()]
     gradients = torch.randn(7_000_000, device="cuda")
     before, expected = torch.cuda.memory_allocated(), [t.cpu() for t in tensors]
     stash = HostStash()
-    stash.take(tensors, forgotten=[gradients])
+    stash.offload(tensors, discard=[gradients])
     torch.cuda.empty_cache()
     freed = 3_000_001 * 4 + 5_000_003 * 2 + 7_000_000 * 4
     assert before - torch.cuda.memory_allocated() == pytest.approx(freed, rel=0.01)
@@ -26,7 +26,7 @@ def test_stash_frees_the_devices_memory_and_pins_exactly_as_much() -> None:
     assert all(torch.equal(t.cpu(), e) for t, e in zip(tensors, expected, strict=True))
     assert not gradients.any()
     assert torch.cuda.memory_allocated() == pytest.approx(before, rel=0.01)
-    stash.take(tensors)  # the block is there already
+    stash.offload(tensors)  # reuses the block
     assert stash.host_bytes == 3_000_001 * 4 + 5_000_003 * 2
     stash.restore()
     stash.close()

@@ -12,7 +12,7 @@ import pytest
 import yaml
 
 from rl.__main__ import main
-from rl.config.build import field_types
+from rl.config.keys import field_types
 from rl.config.load import compose_config
 from rl.config.problems import Severity
 from rl.config.schema import Config

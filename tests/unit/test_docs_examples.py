@@ -77,12 +77,12 @@ async def test_rewards_page_reward_scores(tmp_path: Path, monkeypatch: pytest.Mo
     rewards = load_rewards(names, section["verifier_weight"], kwargs, timeout=30.0)
     trajectory = make_trajectory(score=None)
     try:
-        await rewards.score(trajectory)
+        scores = await rewards.score(trajectory)
     finally:
         rewards.close()
-    assert trajectory.reward_error is None
-    assert trajectory.score == pytest.approx(1.1)
-    assert trajectory.rewards[f"{names[0]}/used"] == 1.0
+    assert scores.reward_error is None
+    assert scores.score == pytest.approx(1.1)
+    assert scores.rewards[f"{names[0]}/used"] == 1.0
 
 
 @pytest.mark.parametrize("name", sorted(re.findall(r"^\| `(\w+)` \|", (DOCS / "rewards.md").read_text(), re.M)[:6]))

@@ -65,7 +65,7 @@ def test_validate_lists_all_problems_and_fails(
     assert "3 errors." in shown
 
 
-def test_main_can_be_interrupted_where_a_script_started_it_in_the_background() -> None:
+def test_main_can_be_interrupted_as_a_background_job_of_a_script() -> None:
     script = (
         "import os, signal; signal.signal(signal.SIGINT, signal.SIG_IGN)\n"
         "from rl.__main__ import COMMANDS, main\n"

@@ -1,4 +1,4 @@
-"""`rl play` with a person in the model's place, as a real process with real tools."""
+"""`rl play --human` as a real process with real tools."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ def test_expand_calls_names_the_nearest_tool(dialog: Dialog) -> None:
         expand_calls("/call calculater 1", dialog)
 
 
-def test_play_answers_questions_of_a_pipe(tokenizer: Path) -> None:
+def test_play_answers_questions_from_a_pipe(tokenizer: Path) -> None:
     typed = (
         "What is 17*23?\nI compute.\n/call calculater 1\n\n"  # asked for again
         "/call calculator 17*23\n/call nothing {}\n\nIt is 391.\n\n"
@@ -110,7 +110,7 @@ def test_play_answers_questions_of_a_pipe(tokenizer: Path) -> None:
 
 
 class Terminal:
-    """A session on a terminal of its own, with an embedded sandbox."""
+    """A session in its own terminal, with an embedded sandbox."""
 
     def __init__(self, arguments: list[str]) -> None:
         self._screen, theirs = pty.openpty()
@@ -123,7 +123,7 @@ class Terminal:
         self._shown = b""
 
     def wait_for(self, text: str, timeout_s: float = 120.0) -> str:
-        """Read to the end of a text and return what was shown since the last one."""
+        """Read up to and including a text; return everything since the previous one."""
         deadline = time.monotonic() + timeout_s
         while text.encode() not in self._shown:
             ready, _, _ = select.select([self._screen], [], [], max(0.0, deadline - time.monotonic()))
@@ -134,7 +134,7 @@ class Terminal:
         return before.decode()
 
     def interrupt(self) -> None:
-        """Press Ctrl-C until it is answered: Python's `input` misses one that comes just before it waits for a key."""
+        """Press Ctrl-C until it works: Python's `input` misses one that comes just before it waits for a key."""
         for _ in range(60):
             self.type("\x03")
             with suppress(TimeoutError):
@@ -158,7 +158,7 @@ def terminal(tokenizer: Path) -> Iterator[Terminal]:
     made.close()
 
 
-def test_play_stops_an_answer_and_goes_on(terminal: Terminal) -> None:
+def test_play_stops_an_answer_and_continues(terminal: Terminal) -> None:
     terminal.wait_for("question> ")
     terminal.type("first\n/call python_interpreter x = 20\nprint(x)\n\n/call python_interpreter x + 2\n\n")
     assert "\x1b[1;34m[call of python_interpreter]\x1b[0m" in terminal.wait_for("\x1b[33m22\x1b[0m")
@@ -181,11 +181,11 @@ def test_play_stops_an_answer_and_goes_on(terminal: Terminal) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--human", "--model", "nowhere"], "--model: no folder 'nowhere'. Name a Hugging Face model's, for its token"),
+        (["--human", "--model", "nowhere"], "--model: no folder 'nowhere'. Name a Hugging Face model folder"),
         (["--tool-config", "nowhere.yaml", "--human", "--model", "TOKENIZER"], "nowhere.yaml: cannot be read, No such"),
     ],
 )
-def test_play_says_what_is_missing(
+def test_play_reports_what_is_missing(
     arguments: list[str], message: str, tokenizer: Path, capsys: pytest.CaptureFixture[str], monkeypatch
 ) -> None:
     monkeypatch.chdir(ROOT)

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib
 import json
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from safetensors.torch import save
@@ -52,9 +55,10 @@ def config(model: Path, tmp_path: Path) -> Config:
 
 
 def test_preflight_returns_the_prompts_that_are_short_enough(config: Config, caplog: pytest.LogCaptureFixture) -> None:
-    kept = preflight(config)
+    kept, held_out = preflight(config)
+    assert held_out == []
     assert [prompt.messages[0]["content"] for prompt in kept] == ["a"]
-    assert "dropped 1 of 2 prompts, which have more than rl_config.max_prompt_length tokens, 400." in caplog.text
+    assert "dropped 1 of 2 prompts with more than rl_config.max_prompt_length = 400 tokens." in caplog.text
 
 
 def test_preflight_warns_of_tool_settings_without_effect(
@@ -109,6 +113,45 @@ def test_preflight_evaluation_needs_no_training_prompts(config: Config, training
     config.megatron_training.test_data_path = config.megatron_training.data_path
     config.megatron_training.data_path = training_data
     preflight_evaluation(config)
+
+
+def test_preflight_evaluation_returns_the_held_out_prompts_that_are_short_enough(
+    config: Config, tmp_path: Path
+) -> None:
+    rows = [
+        {"messages": [{"role": "user", "content": text}], "ground_truth": "4", "data_source": "sums"}
+        for text in ("2 + 2?", "2 + 2? " * 200, "1 + 3?")
+    ]
+    (tmp_path / "test.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    config.megatron_training.test_data_path = str(tmp_path / "test.jsonl")
+    assert [prompt.id for prompt in preflight_evaluation(config)] == ["test-1", "test-3"]
+    assert [prompt.id for prompt in preflight(config)[1]] == ["test-1", "test-3"]
+
+
+@pytest.mark.parametrize("check", [preflight, preflight_evaluation, preflight_sft])
+def test_preflight_loads_tokenizer_tools_and_each_data_file_once(
+    config: Config, monkeypatch: pytest.MonkeyPatch, check: Callable[[Config], object]
+) -> None:
+    held_out = Path(config.megatron_training.data_path).with_name("test.jsonl")
+    held_out.write_text(Path(config.megatron_training.data_path).read_text())
+    config.megatron_training.test_data_path = str(held_out)
+    calls: Counter[str] = Counter()
+
+    def count(target: str) -> None:
+        module, _, name = target.rpartition(".")
+        function = getattr(importlib.import_module(module), name)
+
+        def counted(*args: Any, **kwargs: Any) -> Any:
+            calls[f"{name} {args[0]}" if name == "load_prompts" else name] += 1
+            return function(*args, **kwargs)
+
+        monkeypatch.setattr(target, counted)
+
+    for target in ("rl.rollout.dialog.load_tokenizer", "rl.tools.registry.read_entries", "rl.run.parts.load_prompts"):
+        count(target)
+    check(config)
+    assert set(calls.values()) == {1}
+    assert calls["load_tokenizer"] == calls["read_entries"] == 1
 
 
 def test_preflight_evaluation_needs_held_out_prompts(config: Config) -> None:
@@ -174,7 +217,7 @@ def spoil(**changes: object) -> Callable[[Config], None]:
         (spoil(r_policy_loss="sft"), "rl_config.policy_loss: unknown name 'sft'."),
         (
             spoil(r_adv_estimator="gae"),
-            "rl_config.adv_estimator: gae needs a critic, and none is trained here. Choose from group_norm, rloo, ",
+            "rl_config.adv_estimator: gae needs a critic, which is not supported. Choose from group_norm, rloo, ",
         ),
         (spoil(r_tool_parser_format="hermees"), "Did you mean 'hermes'?"),
         (spoil(r_tool_parser_format="qwen3_coder"), "the chat template writes a tool call as"),
@@ -195,6 +238,16 @@ def spoil(**changes: object) -> Callable[[Config], None]:
             "rl_config.rollout_correction.rollout_rs: unknown name 'seq_mean_k4'. Did you mean 'seq_mean_k3'?",
         ),
         (spoil(r_verifier_function=["no.such:f"]), "rl_config.verifier_function: 'no.such:f' does not import"),
+        (spoil(r_environment="nowhere.py:World"), "rl_config.environment: 'nowhere.py' does not import"),
+        (spoil(r_environment="toolz"), "rl_config.environment: unknown name 'toolz'. Did you mean 'tools'?"),
+        (
+            spoil(r_environment="collections:OrderedDict", r_environment_kwargs={}),
+            "rl_config.environment: 'collections:OrderedDict' has no method reset. Write `async def reset(self, ...)`.",
+        ),
+        (
+            spoil(r_rollout_function="json:dumps"),
+            "rl_config.rollout_function: 'json:dumps' must be `async def`",
+        ),
         (spoil(r_tool_config_path="nowhere.yaml"), "nowhere.yaml: cannot be read"),
         (
             spoil(g_infer_tensor_parallel_size=2),
@@ -202,10 +255,13 @@ def spoil(**changes: object) -> Callable[[Config], None]:
             "got 2.",
         ),
         (spoil(m_data_path=""), "megatron_training.data_path: must name a data file, got nothing. Set what"),
-        (spoil(m_data_path="nowhere.parquet"), "megatron_training.data_path: nowhere.parquet: no such data file."),
+        (
+            spoil(m_data_path="nowhere.parquet"),
+            "megatron_training.data_path: nowhere.parquet: the data file does not exist.",
+        ),
         (
             spoil(m_test_data_path="nowhere.parquet"),
-            "megatron_training.test_data_path: nowhere.parquet: no such data file.",
+            "megatron_training.test_data_path: nowhere.parquet: the data file does not exist.",
         ),
         (spoil(a_load="nowhere"), "actor_config.load: no folder 'nowhere'."),
         (spoil(g_kv_cache_memory_gb=1e5), "of memory, "),
@@ -288,12 +344,12 @@ def test_preflight_gives_the_row_of_malformed_data(config: Config) -> None:
     ("reward", "truth", "message"),
     [
         ("search_em", {"answer": "Lisbon"}, "search_em: the ground truth is a record without target or ground_truth"),
-        ("search_f1", "a", "search_f1: nothing is left to compare with of the ground truth, got 'a'."),
-        ("math_acc", "", "math_acc: nothing is left to compare with of the ground truth, got ''."),
+        ("search_f1", "a", "search_f1: the ground truth is empty after normalization, got 'a'."),
+        ("math_acc", "", "math_acc: the ground truth is empty after normalization, got ''."),
         ("base_acc", [], "base_acc: the ground truth is an empty list."),
-        ("gsm8k_boxed", "work\n####", "gsm8k_boxed: nothing is left to compare with"),
+        ("gsm8k_boxed", "work\n####", "gsm8k_boxed: the ground truth is empty after normalization"),
         ("retool_reward", "['1']", "retool_reward: the ground truth looks like a list or a record, but is not JSON"),
-        ("rl.rewards.rules:base_acc", "$", "rl.rewards.rules:base_acc: nothing is left to compare with"),
+        ("rl.rewards.rules:base_acc", "$", "rl.rewards.rules:base_acc: the ground truth is empty after normalization"),
         ("reasoning_gym", "4", "reasoning_gym: the row needs the columns task and entry"),
     ],
 )
@@ -322,7 +378,7 @@ def test_preflight_reads_every_shape_of_ground_truth_that_rewards_know(config: C
     path.write_text("".join(json.dumps(row | {"ground_truth": truth}) + "\n" for truth in truths))
     names = ["base_acc", "math_acc", "retool_reward", "gsm8k_boxed", "search_em", "search_f1"]
     config.rl_config.verifier_function, config.rl_config.verifier_weight = names, [1.0] * len(names)
-    prompts = preflight(config)
+    prompts, _ = preflight(config)
     assert [accepted_answers(prompt.ground_truth, is_math=True) for prompt in prompts] == [
         ["Lisbon"], ["Lisbon", "Lisboa"], ["18", "18.5"], ["Lisbon"], ["Lisbon"], ["18"], ["[1, 2]"]
     ]  # fmt: skip

@@ -68,7 +68,7 @@ def config(model: Path, run: Path, tmp_path: Path) -> Config:
 
 
 def test_preflight_takes_a_checkpoint_that_fits(config: Config) -> None:
-    assert len(preflight(config)) == 3
+    assert len(preflight(config)[0]) == 3
 
 
 def test_preflight_names_the_seed(config: Config) -> None:
@@ -82,8 +82,11 @@ def test_preflight_names_the_seed(config: Config) -> None:
 @pytest.mark.parametrize(
     ("rows", "message"),
     [
-        (ROWS[:2], "megatron_training.data_path: must give the 3 rows of the run to resume, got 2."),
-        ([*ROWS[:2], ROWS[0]], "megatron_training.data_path: must give the 3 rows of the run to resume, got others."),
+        (ROWS[:2], "megatron_training.data_path: must have the 3 rows of the run to resume, got 2."),
+        (
+            [*ROWS[:2], ROWS[0]],
+            "megatron_training.data_path: must have the 3 rows of the run to resume, got other rows.",
+        ),
     ],
 )
 def test_preflight_names_the_data_file(config: Config, rows: list[dict], message: str) -> None:

@@ -23,13 +23,12 @@ async def test_readme_reward_scores(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         section["verifier_function"], section["verifier_weight"], section["verifier_kwargs"], timeout=30.0
     )
     trajectory = make_trajectory(score=None)
-    trajectory.reward_error = None
     try:
-        await rewards.score(trajectory)
+        scores = await rewards.score(trajectory)
     finally:
         rewards.close()
-    assert trajectory.reward_error is None
-    assert trajectory.score == 1.0
+    assert scores.reward_error is None
+    assert scores.score == 1.0
 
 
 def test_readme_names_files_that_exist() -> None:

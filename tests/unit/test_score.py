@@ -1,4 +1,4 @@
-"""`rl score` on a recorded step: means then and now, what changed, what failed."""
+"""`rl score` on a recorded step: recorded and new means, changed scores, failures."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def config(tmp_path: Path) -> Config:
     return made
 
 
-def test_score_compares_with_what_was_recorded(
+def test_score_compares_with_the_recorded_scores(
     config: Config, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     # 4 tokens of response each; recorded with score 5, as it is now, and with score 1
@@ -64,7 +64,7 @@ def test_score_names_what_a_reward_raises(config: Config, tmp_path: Path, capsys
     assert "ValueError: level 3" in out
 
 
-def test_score_does_not_take_the_row_of_another_question(
+def test_score_ignores_a_row_with_another_question(
     config: Config, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     rows = Path(config.megatron_training.data_path)  # preprocessed again since the run, in another order
@@ -75,15 +75,15 @@ def test_score_does_not_take_the_row_of_another_question(
     assert "score 1.000 1.000" in " ".join(capsys.readouterr().out.split())
 
 
-def test_score_of_nothing_is_an_error(config: Config, tmp_path: Path) -> None:
+def test_score_without_scored_trajectories_is_an_error(config: Config, tmp_path: Path) -> None:
     path = recorded(tmp_path, make_trajectory(score=None, stop_reason=StopReason.ENGINE_FAILED))
-    with pytest.raises(DataError, match="no trajectory in it ended by itself"):
+    with pytest.raises(DataError, match="all trajectories have infrastructure failures"):
         main(config, path, None)
     with pytest.raises(DataError, match="--step: needs a run directory"):
         main(config, path, 3)
 
 
-def test_record_comes_back_as_a_reward_reads_it() -> None:
+def test_from_record_restores_what_a_reward_reads() -> None:
     trajectory = make_trajectory()
     trajectory.turns[0].begins_in_thought = True
     record = json.loads(json.dumps(to_record(trajectory)))

@@ -1,4 +1,4 @@
-"""The command. Each benchmark runs in a process of its own, with the environment its libraries need."""
+"""The command line. Each benchmark runs in its own process, with the environment that its libraries need."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def main(argv: list[str]) -> int:
         argv: Names from `BENCHMARKS` (none: all of them), `--config-name`, `--output FILE`, and `key=value` overrides.
 
     Returns:
-        0, or 1 where a goal was not reached.
+        0, or 1 if a goal was missed.
 
     Raises:
         TurnwiseError: A benchmark failed.
@@ -78,18 +78,18 @@ def _measure(name: str, config_name: str, overrides: list[str]) -> list[Figure]:
         code = run_in_time(command, os.environ | environment, log, timeout_s=_TIMEOUT_S)
         if code or not output.exists():
             ending = "took too long" if code is None else f"failed with exit code {code}"
-            told = log.read_text(encoding="utf-8", errors="replace")[-3000:]
-            raise TurnwiseError(f"bench {name}: {ending}. It ended with:\n{told}")
+            end = log.read_text(encoding="utf-8", errors="replace")[-3000:]
+            raise TurnwiseError(f"bench {name}: {ending}. It ended with:\n{end}")
         records = json.loads(output.read_text())
     return [Figure(**{k: v for k, v in record.items() if k != "is_reached"}) for record in records]
 
 
 def run_in_time(command: list[str], environment: dict[str, str], log: Path, *, timeout_s: float) -> int | None:
-    """Run a command with all it starts in a process group of its own, of which nothing is left at the end.
+    """Run a command in a process group of its own, and end the whole group afterwards.
 
     Args:
         command: Program and arguments.
-        environment: Of the program.
+        environment: The program's environment.
         log: File for what it prints.
         timeout_s: Seconds it may take; then it is asked to end, and killed `_END_TIMEOUT_S` later.
 

@@ -34,13 +34,13 @@ _GOAL = 0.95
 
 @dataclass(slots=True, frozen=True)
 class Algorithm:
-    """Settings that make an algorithm."""
+    """Settings of an algorithm."""
 
     name: str
     settings: dict[str, Any] = field(default_factory=dict)
-    """Of `rl_config`; the rest is the same for all."""
+    """Keys of `rl_config`; all other settings are the same for every algorithm."""
     rewards_turns: bool = False
-    """The first turn's reward is given at the turn, and is not in the score."""
+    """The first turn's reward is given at the turn instead of in the score."""
 
 
 ALGORITHMS = (

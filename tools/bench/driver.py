@@ -33,6 +33,7 @@ from rl.cluster.ranks import RayRanks
 from rl.cluster.rollout_workers import RayWorkers
 from rl.cluster.rollouts import RolloutGroup
 from rl.cluster.workers import ActorWorker, RewardWorker, RolloutWorker
+from rl.config.estimates import object_store_bytes
 from rl.config.load import load_config
 from rl.config.schema import Config
 from rl.inference.fake import FakeEngine
@@ -246,8 +247,10 @@ def measure(config_name: str, sizes: Sizes, overrides: list[str]) -> list[Figure
     """
     with tempfile.TemporaryDirectory(prefix="turnwise-bench-") as directory:
         config = load_config(config_name, [*_overrides(sizes, Path(directory)), *overrides])
-        store = max(512 << 20, sizes.num_prompts * sizes.samples * sizes.length * 128)
-        ray.init(address="local", num_cpus=64, object_store_memory=store, log_to_driver=False, include_dashboard=False)
+        ray.init(
+            address="local", num_cpus=64, object_store_memory=object_store_bytes(config), log_to_driver=False,
+            include_dashboard=False,
+        )  # fmt: skip
         try:
             actor, rollouts = _start(config, sizes, Path(directory))
             with Run.open(config, "driver") as run, Traffic() as traffic:
@@ -292,7 +295,7 @@ def _start(config: Config, sizes: Sizes, directory: Path) -> tuple[ActorGroup, R
         .options(max_concurrency=100_000)
         .remote(
             config, log_file=logs / f"rollout-{i}.log", replica=i, model_folder=directory, socket_folder=directory,
-            reward_worker=reward, tool_overrides={},
+            reward_workers=[reward], tool_overrides={},
         )
         for i in range(sizes.engines)
     ]  # fmt: skip

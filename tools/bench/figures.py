@@ -1,4 +1,4 @@
-"""A measured figure, its goal, and the table of them."""
+"""Measured figures with their goals, and a table of them."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ class Figure:
     at_least: bool = True
     """The goal is a lower bound; false: an upper one."""
     detail: str = ""
-    """The figures a ratio was made of."""
+    """The figures behind a ratio, as text."""
 
     @property
     def is_reached(self) -> bool | None:
-        """None where there is no goal."""
+        """None if there is no goal."""
         if self.goal is None:
             return None
         return self.value >= self.goal if self.at_least else self.value <= self.goal
@@ -36,7 +36,7 @@ class Figure:
 def median_ratio(
     ours: Callable[[int], float], other: Callable[[int], float], rounds: int
 ) -> tuple[float, float, float]:
-    """Measure two things by turns, since a shared machine's speed drifts, and compare within each round.
+    """Measure two things alternately, because a shared machine's speed drifts, and compare within each round.
 
     Args:
         ours: Round number to units per second.
@@ -58,7 +58,7 @@ def median_ratio(
 
 
 def print_table(figures: Sequence[Figure], console: Console) -> None:
-    """Print the figures beside their goals."""
+    """Print the figures next to their goals."""
     table = Table("figure", "measured", "goal", "", "detail")
     for f in figures:
         goal = "" if f.goal is None else f"{'≥' if f.at_least else '≤'} {f.goal:g}"

@@ -1,4 +1,4 @@
-"""Generation inside the multi-turn loop against the bare engine, on the same requests, in one process by turns."""
+"""Generation in the multi-turn loop against the bare engine, on the same requests, alternating in one process."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class _Recorder:
 
 
 class _InstantTools:
-    """Tools that answer at once, so that only the loop's own work is measured."""
+    """Tools that answer immediately, so that only the loop's own work is measured."""
 
     def open_session(self, trajectory_id: str) -> _InstantTools:
         return self
@@ -45,11 +45,11 @@ class _InstantTools:
         return ToolResult(call.name, "42\n", ToolStatus.OK)
 
     async def close(self) -> None:
-        """Nothing is held."""
+        """Nothing to close."""
 
 
 class _CallAlways:
-    """Reads a call out of every turn, so that every trajectory has two turns whatever the model says."""
+    """Finds a call in every turn, so that every trajectory has two turns, whatever the model says."""
 
     stop: tuple[str, ...] = ()
 

@@ -1,4 +1,4 @@
-"""Tool-call parsers on a million random turns: none may raise, calls come back as written, and how fast it goes."""
+"""Tool-call parsers: exceptions on a million random turns, calls that are not read back, and speed."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ PIECES = (
     *("<call>", "<submit>", "<response>", "<tool>", "{", "}", "[", ";", '"', '"name"', '{"name":', ":", ","),
     *('"arguments"', '"parameters"', '{"type": "function"', "\\", "\\ud800", "\n", " ", "é", "1e999", "NaN", "-"),
 )
-"""What random turns are made of: the tags of every format, whole and cut, and what JSON stumbles over."""
+"""The parts of random turns: tags of every format, complete and cut, and difficult JSON."""
 
 TOOLS: list[dict[str, Any]] = [
     {
@@ -46,11 +46,11 @@ def measure(num_turns: int = _NUM_TURNS, num_calls: int = _NUM_CALLS) -> list[Fi
     """Run every parser on its share of the turns and of the calls.
 
     Args:
-        num_turns: Random turns, over all parsers.
-        num_calls: Random calls, rendered and read back, over all parsers.
+        num_turns: Random turns, for all parsers together.
+        num_calls: Random calls to render and read back, for all parsers together.
 
     Returns:
-        Exceptions and lost calls, which have to be 0, and turns per second of each parser.
+        The numbers of exceptions and of lost calls, which must be 0, and turns per second of each parser.
     """
     rng = random.Random(_SEED)
     exceptions = lost = 0
@@ -71,7 +71,7 @@ def measure(num_turns: int = _NUM_TURNS, num_calls: int = _NUM_CALLS) -> list[Fi
 
 
 def _read_turns(parser: Parser, rng: random.Random, count: int) -> tuple[int, float, int]:
-    """How many of so many random turns raised, the seconds that reading took, and the characters read."""
+    """Parse random turns; returns the number of exceptions, the seconds, and the number of characters."""
     raised, num_characters, seconds = 0, 0, 0.0
     for _ in range(count):
         pieces = rng.choices(PIECES, k=rng.randrange(30)) + rng.choices(_LETTERS, k=rng.randrange(10))
@@ -81,7 +81,7 @@ def _read_turns(parser: Parser, rng: random.Random, count: int) -> tuple[int, fl
         start = time.perf_counter()
         try:
             parser.parse(text)
-        except Exception:  # whatever it is, it is what is counted
+        except Exception:  # any exception counts
             raised += 1
         seconds += time.perf_counter() - start
     return raised, seconds, num_characters

@@ -1,4 +1,4 @@
-"""The retriever on 100,000 passages, or `documents=N`: building its index, starting again, and searching over HTTP."""
+"""The retriever with 100,000 passages, or `documents=N`: time to build the index and to start, speed over HTTP."""
 
 from __future__ import annotations
 
@@ -19,22 +19,17 @@ from rl.errors import TurnwiseError
 from rl.services.embedded import EmbeddedRetriever
 from tools.bench.figures import Figure, write_json
 
-_USUAL_SIZE, _CONTENT_WORDS, _STOP_WORDS = 100_000, 60, 40  # a hundred words, as Search-R1's passages
+_USUAL_SIZE, _CONTENT_WORDS, _STOP_WORDS = 100_000, 60, 40  # 100 words, like Search-R1's passages
 _NUM_QUERIES, _IN_FLIGHT, _ROUNDS = 1500, (8, 32), 3
 _TOPK = 3
 _LETTERS = ("bcdfglmnprst", "aeiou")
 
 
 def measure(num_documents: int) -> list[Figure]:
-    """Index a corpus of made-up words with the frequencies of a language, and ask for words of random documents.
+    """Index a corpus of invented words with the frequencies of a language, and query words of random documents.
 
-    No query is asked twice, so that none is answered from the cache. The client runs on the same machine.
-
-    Args:
-        num_documents: Of the corpus.
-
-    Returns:
-        The figures; building and starting have goals for the usual size alone.
+    All queries differ, so that none is in the cache. The client runs on the same machine. Building and starting have
+    goals for the usual size only.
     """
     rng = random.Random(0)
     documents = _make_documents(rng, num_documents)
@@ -59,7 +54,7 @@ def measure(num_documents: int) -> list[Figure]:
 
 
 async def _ask(url: str, queries: list[str]) -> tuple[float, dict[int, float]]:
-    """Time of a query alone, ms, and queries per second by how many are in flight; medians of the rounds."""
+    """Milliseconds of a single query, and queries per second by number in flight; medians of the rounds."""
     remaining = iter(queries)
     async with aiohttp.ClientSession() as session:
 
@@ -90,7 +85,7 @@ async def _ask(url: str, queries: list[str]) -> tuple[float, dict[int, float]]:
 
 
 def _make_documents(rng: random.Random, number: int) -> list[str]:
-    """Texts of words whose frequencies fall with their rank (Zipf's law), and stop words."""
+    """Texts of words with Zipf's frequencies, followed by stop words."""
     consonants, vowels = _LETTERS
     syllables = [a + b for a in consonants for b in vowels]
     words = [f"{a}{b}{c}" for a in syllables for b in syllables for c in syllables]
@@ -101,7 +96,7 @@ def _make_documents(rng: random.Random, number: int) -> list[str]:
 
 
 def _num_documents(arguments: list[str]) -> int:
-    """The size that was asked for; what is meant for other benchmarks does not matter here."""
+    """The requested size. Arguments for other benchmarks are ignored."""
     given = dict(argument.split("=", 1) for argument in arguments)
     text = given.get("documents", str(_USUAL_SIZE))
     if not text.isdecimal() or int(text) < 1000:

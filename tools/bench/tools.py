@@ -1,7 +1,7 @@
-"""The tool layer inside the agent loop: how much a rollout waits beyond its critical path, and what a call costs.
+"""The tool layer in the agent loop: the time of a rollout beyond its critical path, and the cost of a call.
 
-The engine samples nothing: it says a prepared turn at a known speed. Parser, renderer, agent loop and tool layer are
-those of a run, the tool waits as long as was drawn for it.
+The engine samples nothing. It returns a prepared turn at a known speed. Parser, renderer, agent loop and tool layer are
+those of a run. The tool waits for a random time.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ class _Draw:
 
 
 class _Waiting(Tool):
-    """Takes the drawn time for each call."""
+    """Waits for the drawn time in each call."""
 
     def __init__(self, config: ToolConfig, schema: dict[str, Any], draw: _Draw) -> None:
         super().__init__(config, schema)
@@ -77,7 +77,7 @@ class _Waiting(Tool):
 
 
 class _WaitingInThread(_Waiting):
-    """The same as a plain function."""
+    """The same, as a plain function."""
 
     def execute(self, state: str, arguments: dict[str, Any]) -> str:  # type: ignore[override]
         time.sleep(self._latency(state))
@@ -85,9 +85,9 @@ class _WaitingInThread(_Waiting):
 
 
 class _KnownSpeed:
-    """An engine that says a call in every turn of a trajectory but the last.
+    """An engine that makes a call in every turn of a trajectory except the last.
 
-    As vLLM does, it samples in steps, each a token of every request, and requests that end in one step end together.
+    Like vLLM, it generates in steps of one token for every request, so requests that end in one step end together.
     """
 
     def __init__(self, dialog: Dialog, num_calls: int, seconds_per_token: float) -> None:
@@ -108,12 +108,12 @@ class _KnownSpeed:
         return Generation(list(said), [-0.1] * len(said), FinishReason.STOP, 0)
 
     def path_s(self, latencies: list[float]) -> float:
-        """Seconds of a trajectory that waits for nothing but its own turns and calls."""
+        """Seconds of a trajectory that waits only for its own turns and calls."""
         return (len(latencies) * len(self.call) + len(self.answer)) * self._seconds_per_token + sum(latencies)
 
 
 async def measure(config: Config) -> list[Figure]:
-    """Time of a rollout against its critical path and against calls within the loop; cost of many trajectories."""
+    """Time of a rollout relative to its critical path and to the sum of its calls; cost of many trajectories."""
     config.rl_config.multi_turn_enable, config.rl_config.max_tool_calls = True, 1_000
     config.rl_config.max_total_response_length = config.generate_config.max_model_len = 100_000
     config.rl_config.trajectory_timeout = 3600.0
@@ -147,7 +147,7 @@ async def _critical_path(config: Config, dialog: Dialog, name: str, tool_class: 
 
 
 async def _many(config: Config, dialog: Dialog) -> list[Figure]:
-    """CPU and memory of this process with many trajectories that all wait for calls."""
+    """CPU and memory of this process with many trajectories, all waiting for calls."""
     mean_s = _NUM_IN_FLIGHT / _CALLS_PER_S
     num_calls = 2 + int((_SETTLE_S + _WINDOW_S + 60.0) / (mean_s / 2))
     draw = _drawn(0, _NUM_IN_FLIGHT, num_calls, mean_s / 2, 1.5 * mean_s)

@@ -1,4 +1,4 @@
-"""The actor's update against transformers' forward and backward, on the same samples, in one process by turns."""
+"""The actor's update against transformers' forward and backward, on the same samples, alternating in one process."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ def pad_batches(samples: list[Sample], max_tokens: int) -> list[PaddedBatch]:
 
 
 def measure(config: Config) -> list[Figure]:
-    """Speed of forward and backward, and the memory that they take; the optimizer's step is left out on both sides.
+    """Speed and memory of forward and backward passes; the optimizer step is excluded on both sides.
 
     A token of a sample counts once, padding never, a prompt once for each sample that begins with it.
     """
@@ -126,7 +126,7 @@ def transformers_pass(model: torch.nn.Module, batches: list[PaddedBatch]) -> Non
 
 
 def _memory_figure(config: Config) -> Figure:
-    """What a pass adds to the resident memory at its peak, each side in a process of its own."""
+    """Peak increase of resident memory during a pass, each side in its own process."""
     growths = []
     for measure_growth in (_actor_growth, _transformers_growth):
         with ProcessPoolExecutor(max_workers=1, mp_context=get_context("spawn")) as pool:

@@ -28,13 +28,13 @@ PARSERS: dict[str, Parser] = {
 """Parsers by `rl_config.tool_parser_format`."""
 
 _ADAPTERS = {"vllm": "rl.inference.vllm_parsers"}
-"""Modules that bring parsers of other libraries, by what stands before the colon of a name. Each has `adapted_names()`
-and `load_adapted(name, tools, tokenizer)`, and is imported only where such a name is given, so that this room needs no
-other library."""
+"""Modules with parsers of other libraries, by the part of a name before the colon. Each has `adapted_names()`
+and `load_adapted(name, tools, tokenizer)`, and is imported only for such a name, so that this package needs no other
+library."""
 
 
 def check_parser_name(name: str) -> None:
-    """Find out whether there is a parser of this name.
+    """Check that there is a parser of this name.
 
     Raises:
         ConfigError: There is none; the message has the choices.
@@ -49,7 +49,7 @@ def check_parser_name(name: str) -> None:
 
 
 def load_parser(name: str, tools: Sequence[dict[str, Any]], tokenizer: Any) -> Parser:
-    """Find a parser by its name and tell it the tools.
+    """Find a parser by its name, for given tools.
 
     Args:
         name: Name in `PARSERS`, or `vllm:<name>` for one of vLLM's.

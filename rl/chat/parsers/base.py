@@ -1,4 +1,4 @@
-"""What a parser declares, and the scan that all of them share: tags in order, thoughts left out."""
+"""The interface of parsers, and the scan that they share: tags in order, thoughts skipped."""
 
 from __future__ import annotations
 
@@ -12,24 +12,24 @@ from rl.types import ToolCall
 
 
 class Parser(Protocol):
-    """One way to write tool calls as text. Total: `parse` reads any text without raising."""
+    """One way to write tool calls as text. `parse` reads any text without raising."""
 
     @property
     def stop(self) -> tuple[str, ...]:
-        """Strings that end a turn, beside the end-of-turn token; not within a thought."""
+        """Strings that end a turn, besides the end-of-turn token, except inside a thought."""
         ...
 
     @property
     def result_format(self) -> str | None:
-        """What a result is put into, in place of `{}`, right behind the call and in the same assistant turn.
+        """The text around a result, which replaces `{}`: right behind the call, in the same assistant turn.
 
-        None: a result is a message of the chat template's `tool` role.
+        None: a result is a message of the role `tool`.
         """
         ...
 
     @property
     def instructions(self) -> str | None:
-        """What the prompt must say; it goes before the first user message. None: the chat template shows the tools."""
+        """What the prompt must say, in front of the first user message. None: the chat template shows the tools."""
         ...
 
     def for_tools(self, tools: Sequence[dict[str, Any]]) -> Parser:
@@ -44,7 +44,7 @@ class Parser(Protocol):
         ...
 
     def parse(self, text: str) -> list[ToolCall]:
-        """The calls of a turn, in order; one that cannot be read is there with its `error`."""
+        """The calls of a turn, in order; one that cannot be read has an `error`."""
         ...
 
     def render(self, call: ToolCall) -> str | None:
@@ -53,7 +53,7 @@ class Parser(Protocol):
 
 
 ReadCall = Callable[[str, "re.Match[str]"], tuple[ToolCall | None, int]]
-"""From a text and the opening tag found in it: the call (None: no call begins here) and where to go on."""
+"""Takes a text and the opening tag found in it; returns the call (None: no call begins here) and where to go on."""
 
 
 def opening_tags(pattern: str) -> re.Pattern[str]:
@@ -64,8 +64,8 @@ def opening_tags(pattern: str) -> re.Pattern[str]:
 def read_calls(text: str, tags: re.Pattern[str], read: ReadCall) -> list[ToolCall]:
     """Read calls from left to right.
 
-    Thoughts are what `rl.thoughts` says, but for tags inside a call, which belong to it. In a thought that is not
-    closed the first call becomes an error: the model has to learn that it was not run.
+    Thoughts are found as in `rl.thoughts`, except that tags inside a call belong to the call. In a thought that is not
+    closed the first call becomes an error: the model must learn that it was not run.
 
     Args:
         text: A turn.
@@ -105,18 +105,18 @@ def _call_in_thought(text: str, position: int, tags: re.Pattern[str], read: Read
 
 
 def refused_in_thought(call: ToolCall) -> ToolCall:
-    """The place holder of a well-formed call that stands in a thought that is not closed."""
+    """A placeholder for a well-formed call that stands in a thought that is not closed."""
     problem = f"the call was not run, because it stands in a thought that is not closed. Write {CLOSE} before a call."
     return replace(call, arguments={}, error=problem, is_in_thought=True)
 
 
 def call_ends(opening: str, closing: str) -> re.Pattern[str]:
-    """A pattern for `until_end`: what a call that cannot be read ends at, its closing tag named `close`."""
+    """A pattern for `until_end`: where a call that cannot be read ends. The group `close` is its closing tag."""
     return re.compile(f"(?P<close>{closing})|{opening}|{CLOSE}")
 
 
 def until_end(text: str, start: int, ends: re.Pattern[str]) -> tuple[str, int, bool]:
-    """Find the end of a call whose inside is not known: its closing tag, the next call, or a thought's end.
+    """Find the end of a call that cannot be read: its closing tag, the next call, or a thought's end.
 
     Args:
         text: A turn.
@@ -134,11 +134,11 @@ def until_end(text: str, start: int, ends: re.Pattern[str]) -> tuple[str, int, b
 
 
 def failed_call(raw: str, error: str, name: str = "") -> ToolCall:
-    """The place holder of a call that cannot be read.
+    """A placeholder for a call that cannot be read.
 
     Args:
         raw: Its text.
-        error: What is wrong and what to write, without the last full stop.
-        name: The tool's name, where that much is known.
+        error: What is wrong and what to write, without a full stop at the end.
+        name: The tool's name, if known.
     """
     return ToolCall(name, {}, raw, f"{error}.")

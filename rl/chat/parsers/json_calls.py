@@ -1,4 +1,4 @@
-"""Calls that are JSON objects: a strict decoder, and what is wrong with an object in words for the model."""
+"""Calls that are JSON objects: a strict decoder, and messages for the model about malformed objects."""
 
 from __future__ import annotations
 
@@ -20,22 +20,22 @@ class JsonText(str):
     """A text with many values to decode.
 
     `json.JSONDecodeError` counts the lines before the mistake, from the beginning of the text. With a mistake in each
-    of n calls that is n^2 work for a number which nobody reads, so this text answers at once that it has no lines.
+    of n calls that is n^2 work for a number that nobody reads, so this text claims that it has no lines.
     """
 
     __slots__ = ()
 
     def count(self, *_: Any) -> int:
-        """None."""
+        """Claim that there are no lines."""
         return 0
 
     def rfind(self, *_: Any) -> int:
-        """Nowhere."""
+        """Claim that nothing is found."""
         return -1
 
 
 class JsonValueError(ValueError):
-    """A value that can be decoded, but is no JSON that can be passed on: NaN, Infinity, an unpaired surrogate."""
+    """A value that decodes but is not valid JSON: NaN, Infinity, an unpaired surrogate."""
 
     def __init__(self, problem: str, end: int) -> None:
         super().__init__(problem)
@@ -47,14 +47,14 @@ def decode_json(text: str, start: int = 0) -> tuple[Any, int]:
     """Decode the JSON value that begins at `start`.
 
     Args:
-        text: A `JsonText` where there is more than one value in it.
+        text: A `JsonText` if it holds more than one value.
         start: Where the value begins.
 
     Returns:
         The value, and where it ends.
 
     Raises:
-        JsonValueError: It holds a number that is not finite, or an unpaired surrogate, which is no text.
+        JsonValueError: It holds a number that is not finite, or an unpaired surrogate.
         ValueError: It is not valid JSON.
         RecursionError: It is nested too deeply.
     """
@@ -72,7 +72,7 @@ def decode_json(text: str, start: int = 0) -> tuple[Any, int]:
 
 
 def decode_object(text: str) -> dict[str, Any] | None:
-    """The JSON object that a text spells, None where it spells none."""
+    """The JSON object that a text spells; None if it does not spell one."""
     text = text.strip()
     try:
         value, end = decode_json(text)
@@ -87,7 +87,7 @@ def encode_json(value: Any) -> str:
 
 
 def json_problem(error: Exception, start: int) -> str:
-    """Say in words what `decode_json` raised, with places counted from `start`."""
+    """Describe what `decode_json` raised, with positions counted from `start`."""
     if isinstance(error, json.JSONDecodeError):
         reason = f"{error.msg} at character {max(error.pos - start, 0)}"
         if error.msg.startswith("Invalid control character"):
@@ -99,16 +99,16 @@ def json_problem(error: Exception, start: int) -> str:
 
 
 def checked_call(value: Any, raw: str, example: str, arguments_keys: tuple[str, ...] = ("arguments",)) -> ToolCall:
-    """Make a call of a decoded object, or say what it lacks.
+    """Turn a decoded object into a call, or say what is missing.
 
     Args:
         value: As decoded.
         raw: The text of the call.
         example: What to write, for the error.
-        arguments_keys: Keys that may hold the arguments, the first that is there does; the last is the one to write.
+        arguments_keys: Keys that may hold the arguments, in order of preference; the last is the one to write.
 
     Returns:
-        The call, with its `error` where it is none.
+        The call; with an `error` if the object is not one.
     """
     if not isinstance(value, dict):
         return failed_call(raw, f"the tool call must be a JSON object, got {_kind(value)}. Write {example}")
@@ -125,7 +125,7 @@ def checked_call(value: Any, raw: str, example: str, arguments_keys: tuple[str, 
 
 
 def as_arguments(value: Any) -> dict[str, Any] | None:
-    """The arguments of a call: an object, or a text that spells one, as in OpenAI's messages; None for all else."""
+    """The arguments of a call: an object, or a text that spells one, as in OpenAI's messages; otherwise None."""
     return decode_object(value) if isinstance(value, str) else value if isinstance(value, dict) else None
 
 

@@ -24,17 +24,17 @@ _ARGUMENTS_KEYS = ("arguments", "parameters")
 _TAGS = opening_tags(r'(?:<\|python_tag\|>\s*)+[\[{]?|\{(?=\s*")')
 _BEGINS_A_CALL = re.compile(r'\{\s*(?:"name"\s*:|"(?:parameters|arguments)"\s*:|"type"\s*:\s*"function")')
 _HAS_A_NAME = re.compile(r'\{\s*"name"\s*:\s*"[^"]*"\s*,\s*"(?!(?:parameters|arguments|type)")')
-"""An object whose first key is `name`, and whose second key no call has."""
+"""An object that begins with `name` and has a second key that no call has."""
 _INSIDE = re.compile(r"[:,\[]\s*\Z")
 _MAX_SPACE = 100
 
 
 @dataclass(slots=True, frozen=True)
 class Llama3JsonParser:
-    """Reads `{"name": ..., "parameters": {...}}`, several of them behind each other or with `;` between.
+    """Reads `{"name": ..., "parameters": {...}}`, several in a row or separated by `;`.
 
-    An object is a call where it has a `name` and `parameters` or `arguments`, or where `<|python_tag|>` stands before
-    it; any other is a part of the answer. One that cannot be decoded is a call where it begins like one.
+    An object is a call if it has a `name` and `parameters` or `arguments`, or if it follows `<|python_tag|>`; any other
+    is part of the answer. One that cannot be decoded is a call if it begins like one.
 
     Source: the chat template of Llama 3.1 (meta-llama/Llama-3.1-8B-Instruct, tokenizer_config.json), and what vLLM's
     parser of this name reads.
@@ -49,7 +49,7 @@ class Llama3JsonParser:
         return self
 
     def parse(self, text: str) -> list[ToolCall]:
-        """The calls of a turn, in order; malformed and truncated ones carry an `error` and leave the others alone."""
+        """The calls of a turn, in order; malformed and truncated ones carry an `error` and do not affect the others."""
         return read_calls(JsonText(text), _TAGS, _read_call) if "{" in text or _PYTHON_TAG in text else []
 
     def render(self, call: ToolCall) -> str:
@@ -79,7 +79,7 @@ def _begins_a_call(text: str, start: int) -> bool:
 
 
 def _undecodable(text: str, start: int, error: Exception, *, is_call: bool) -> tuple[ToolCall | None, int]:
-    """A malformed call, or no call; and where to go on, which is nowhere inside an object whose end is not known."""
+    """A malformed call, or None, and where to go on: never inside an object whose end is unknown."""
     if isinstance(error, RecursionError):
         after = len(text)
     elif isinstance(error, JsonValueError):
@@ -94,7 +94,7 @@ def _undecodable(text: str, start: int, error: Exception, *, is_call: bool) -> t
 
 
 def _next_tag(text: str, position: int) -> int:
-    """Where the next call or thought may begin; not at an object that is a value inside the malformed one."""
+    """Where the next call or thought may begin: not at an object nested in the malformed one."""
     for following in _TAGS.finditer(text, position):
         start = following.start()
         is_thought = following["think"] is not None or following["end"] is not None

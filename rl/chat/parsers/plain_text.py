@@ -1,4 +1,4 @@
-"""Arguments that stand in a call as plain text: their types come from the tool's JSON Schema."""
+"""Arguments written as plain text in a call: their types come from the tool's JSON Schema."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from rl.chat.parsers.json_calls import decode_json, encode_json
 from rl.errors import ConfigError
 
 _PYTHON_LITERALS = {"None": None}
-"""How chat templates write JSON's literals where they print the value itself; those of booleans `_READERS` has."""
+"""Python's spelling of a JSON literal, as templates print it; `_READERS` handles booleans."""
 _CHOICES = ("anyOf", "oneOf", "allOf")
 _JSON_TYPES = {
     type(None): "null",
@@ -26,21 +26,21 @@ _BOOLEANS = {"true": True, "1": True, "false": False, "0": False}
 
 
 def parameters_of(tool: Mapping[str, Any]) -> dict[str, Any]:
-    """The properties of a tool's JSON Schema by name, `$ref`s to its `$defs` followed."""
+    """The properties of a tool's JSON Schema by name, with `$ref`s to its `$defs` resolved."""
     schema = tool["function"].get("parameters") or {}
     definitions = schema.get("$defs") or {}
     return {name: _without_references(p, definitions) for name, p in (schema.get("properties") or {}).items()}
 
 
 def to_value(text: str, schema: Mapping[str, Any]) -> Any:
-    """The value of an argument written as text: of the schema's types the first in `_READERS` that it can be read as.
+    """Read an argument written as text as the first of the schema's types, in the order of `_READERS`, that fits.
 
-    Where the schema allows no text, whatever JSON value it spells is next, for the check against the schema to name.
-    What cannot be read stays the text, and so does everything where the schema names no type.
+    If the schema does not allow text, any JSON value is read, so that the check against the schema can name it. A text
+    that cannot be read stays a text; so does every text if the schema names no type.
 
     Args:
         text: As written.
-        schema: Of the argument; empty where it is not known.
+        schema: The argument's schema; empty if unknown.
 
     Source: `coerce_to_schema_type` of vLLM (vllm/tool_parsers/utils.py), which serves what is trained here.
     """
@@ -71,7 +71,7 @@ class OneTextArgument:
     tool: str
     argument: str
     schema: Mapping[str, Any] = field(default_factory=dict)
-    """Of the argument. Where it is an array, the text is its only element, or a whole array spelled in JSON."""
+    """The argument's schema. For an array, the text is its only element, or a whole array in JSON."""
 
     def to_arguments(self, text: str) -> dict[str, Any]:
         """The arguments of a call with this text."""
@@ -93,7 +93,7 @@ def one_text_argument(tool: Mapping[str, Any], format_name: str) -> OneTextArgum
 
     Args:
         tool: In OpenAI's form.
-        format_name: Of the parser, for the error.
+        format_name: Name of the parser, for the error.
 
     Raises:
         ConfigError: There is no such argument.
@@ -145,11 +145,11 @@ _READERS: dict[str, Callable[[str], Any]] = {
     "object": _read_json,
     "array": _read_json,
 }
-"""By JSON Schema's types, in the order in which they are tried."""
+"""By type of JSON Schema, in the order in which they are tried."""
 
 
 def _without_references(schema: Any, definitions: Mapping[str, Any], depth: int = 8) -> Any:
-    """A schema of an argument with the definitions in place of the `$ref`s in it, as far as its types need them."""
+    """An argument's schema with `$ref`s replaced by their definitions, as deep as its types need."""
     if not isinstance(schema, dict) or depth == 0:
         return {}
     found = definitions.get(str(schema["$ref"]).rpartition("/")[2]) if "$ref" in schema else None

@@ -1,4 +1,4 @@
-"""Reads a corpus, .jsonl or .parquet files of documents, chunk by chunk and in the form in which documents are sent."""
+"""Reads a corpus, which is .jsonl or .parquet files of documents, in chunks."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 from rl.errors import ServiceError
 
 CHUNK_BYTES = 4 << 20
-"""Of a .jsonl file, about."""
+"""Approximate size of a chunk of a .jsonl file."""
 
 _CHUNK_ROWS = 8192
 _COUNTED_BYTES = 1 << 20
@@ -28,36 +28,33 @@ class Document:
     """One document of a corpus."""
 
     contents: str
-    """Title, a line break, and text: what is searched."""
+    """The searched text: title, a line break, and text."""
     encoded: bytes
-    """The JSON object of an answer, on one line: `contents`, and what else the corpus says (`id`, `title`, ...)."""
+    """The JSON object for answers, on one line: `contents` and the corpus's other columns (`id`, `title`, ...)."""
 
 
 @dataclass(slots=True, frozen=True)
 class Chunk:
-    """Neighbouring rows of one file, as they stand there."""
+    """Consecutive rows of one file, not yet parsed."""
 
     path: Path
     place: int
-    """Line or row of the first, from 1."""
+    """Line or row number of the first row in the file, from 1."""
     first: int
-    """Its number in the corpus, from 0."""
+    """Number of the first document in the corpus, from 0."""
     num_documents: int
     rows: list[bytes] | pa.RecordBatch
-    """Lines, of which blank ones are no documents; or rows of a table."""
+    """Lines, where blank ones do not count as documents; or rows of a table."""
 
 
 def iter_chunks(corpus: Sequence[Path]) -> Iterator[Chunk]:
-    """Cut a corpus into chunks, which are quick to hand to another process.
+    """Cut a corpus into chunks, which are cheap to send to another process.
 
     Args:
-        corpus: Files, read one after the other: .jsonl, one object a line, blank lines skipped; or .parquet.
-
-    Yields:
-        Chunks in order; in all at least one document.
+        corpus: .jsonl files with one object per line, where blank lines are skipped, or .parquet files.
 
     Raises:
-        ServiceError: A file is missing or of another type, or there is no document.
+        ServiceError: A .parquet file is malformed, or there is no document.
     """
     number = 0
     for path in corpus:
@@ -65,23 +62,17 @@ def iter_chunks(corpus: Sequence[Path]) -> Iterator[Chunk]:
             yield chunk
             number += chunk.num_documents
     if not number:
-        raise ServiceError(f"{', '.join(map(str, corpus))}: has no document. Give a corpus of at least one.")
+        raise ServiceError(f"{', '.join(map(str, corpus))}: has no document. Give a corpus with at least one.")
 
 
 def read_chunk(chunk: Chunk) -> Iterator[Document]:
     """Read the documents of a chunk.
 
-    A row has `contents`, as Search-R1's corpora have, or `title` and `text`; other columns are kept. A row without
-    `id` gets its number in the corpus, from 0.
-
-    Args:
-        chunk: Of `iter_chunks`.
-
-    Yields:
-        The documents in order.
+    A row has `contents`, as in Search-R1's corpora, or `title` and `text`. Other columns are kept. A row without `id`
+    gets its number in the corpus, from 0.
 
     Raises:
-        ServiceError: A row is malformed; says which, from 1.
+        ServiceError: A row is malformed; the message gives its number, from 1.
     """
     rows = _parse_lines(chunk, chunk.rows) if isinstance(chunk.rows, list) else _parse_table(chunk, chunk.rows)
     for number, (where, row) in enumerate(rows, start=chunk.first):
@@ -89,10 +80,10 @@ def read_chunk(chunk: Chunk) -> Iterator[Document]:
 
 
 def check_corpus(corpus: Sequence[Path]) -> None:
-    """See that the files of a corpus are there and of a known type.
+    """Check the files of a corpus.
 
     Raises:
-        ServiceError: One is not, or is named twice.
+        ServiceError: A file is missing, has an unknown type, or is listed twice.
     """
     for number, path in enumerate(corpus):
         if path.suffix not in _SUFFIXES:
@@ -100,11 +91,11 @@ def check_corpus(corpus: Sequence[Path]) -> None:
         if not path.is_file():
             raise ServiceError(f"{path}: no such corpus. Correct the path.")
         if path in corpus[:number]:
-            raise ServiceError(f"{path}: is named twice. Name every file of the corpus once.")
+            raise ServiceError(f"{path}: is listed twice. List every file of the corpus once.")
 
 
 def count_rows(corpus: Sequence[Path]) -> int:
-    """Documents of a corpus, for a progress bar; blank lines count."""
+    """The number of rows, blank lines included, for a progress bar."""
     return sum(map(_count_file, corpus))
 
 
@@ -153,7 +144,7 @@ def _parse_lines(chunk: Chunk, lines: list[bytes]) -> Iterator[tuple[str, Any]]:
         where = f"{chunk.path}: line {place}"
         try:
             row = json.loads(line)
-        except (ValueError, RecursionError) as error:  # the latter for brackets in brackets
+        except (ValueError, RecursionError) as error:
             raise ServiceError(f"{where} is not JSON: {error}. Correct the line.") from error
         yield where, row
 

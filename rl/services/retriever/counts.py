@@ -1,4 +1,4 @@
-"""Counts the words of a corpus chunk by chunk, on all cores."""
+"""Counts the words of a corpus in chunks, on all cores."""
 
 from __future__ import annotations
 
@@ -20,42 +20,36 @@ from numpy.typing import NDArray
 
 from rl.errors import ServiceError
 from rl.services.retriever.corpus import CHUNK_BYTES, Chunk, iter_chunks, read_chunk
-from rl.services.retriever.words import STOP_WORDS, WordFinder, split
+from rl.services.retriever.tokenizer import STOP_WORDS, Tokenizer, split
 
 _MAX_PROCESSES = 16
 
 
 @dataclass(slots=True)
 class ChunkCounts:
-    """How often each word stands in each document of a chunk: W words, D documents, P pairs of them."""
+    """The word counts of each document in a chunk: W words, D documents, P pairs of a word and a document."""
 
     documents: list[bytes]
-    """Encoded."""
+    """JSON objects."""
     words: list[str]
-    """[W] stemmed, none twice."""
+    """[W] distinct stems."""
     lengths: NDArray[np.int64]
-    """[D] words of a document, without names."""
+    """[D] number of words in a document, without names."""
     frequencies: NDArray[np.int64]
-    """[W] documents that have the word."""
+    """[W] number of documents with the word."""
     rows: NDArray[np.int32]
-    """[P] documents in which a word stands, from 0, by word and then by row."""
+    """[P] document of a pair, from 0, sorted by word and then by row."""
     counts: NDArray[np.int32]
-    """[P] how often."""
+    """[P] how often the word occurs in the document."""
 
     def take_documents(self) -> list[bytes]:
-        """Hand over the documents, which are not kept."""
+        """Return the documents and forget them."""
         documents, self.documents = self.documents, []
         return documents
 
 
 def count_chunks(corpus: Sequence[Path]) -> Iterator[ChunkCounts]:
-    """Count the words of a corpus, in as many processes as there are cores; a small corpus in this one.
-
-    Args:
-        corpus: Files of the corpus.
-
-    Yields:
-        The counts of its chunks, in order.
+    """Count the words of a corpus chunk by chunk, in one process per core; a small corpus in this process.
 
     Raises:
         ServiceError: The corpus is malformed, or a process was killed.
@@ -85,16 +79,10 @@ def count_chunks(corpus: Sequence[Path]) -> Iterator[ChunkCounts]:
 def count_words(chunk: Chunk) -> ChunkCounts:
     """Count the words of a chunk.
 
-    Args:
-        chunk: Of `iter_chunks`.
-
-    Returns:
-        The counts.
-
     Raises:
         ServiceError: A row is malformed.
     """
-    forms: defaultdict[str, int] = defaultdict(count().__next__)  # numbers the forms of words as they come
+    forms: defaultdict[str, int] = defaultdict(count().__next__)  # numbers word forms in the order of appearance
     names: defaultdict[str, int] = defaultdict(count().__next__)
     found, found_names, ends, name_ends, documents = array("i"), array("i"), [0], [0], []
     for document in read_chunk(chunk):
@@ -105,7 +93,7 @@ def count_words(chunk: Chunk) -> ChunkCounts:
         name_ends.append(len(found_names))
         documents.append(document.encoded)
     words: defaultdict[str, int] = defaultdict(count().__next__)
-    stems = zip(forms, WordFinder().stem(list(forms)), strict=True)
+    stems = zip(forms, Tokenizer().stem(list(forms)), strict=True)
     of_form = np.array([-1 if form in STOP_WORDS else words[stem] for form, stem in stems], dtype=np.int64)
     of_name = np.array([words[name] for name in names], dtype=np.int64)
     numbers, rows = _locate(of_form, found, ends)
@@ -119,14 +107,14 @@ def count_words(chunk: Chunk) -> ChunkCounts:
 
 
 def _locate(numbers: NDArray[np.int64], found: array[int], ends: list[int]) -> tuple[NDArray[np.int64], ...]:
-    """The number of each form that was found, without those of -1, and the row of the document it stands in."""
+    """The number and the document row of each form that was found, without forms that have number -1."""
     of_found = numbers[np.asarray(found)] if len(found) else np.zeros(0, dtype=np.int64)
     rows = np.repeat(np.arange(len(ends) - 1), np.diff(ends))
     return of_found[of_found >= 0], rows[of_found >= 0]
 
 
 def _end_with_parent() -> None:
-    """Leave Ctrl-C to the parent, and end when it ends, however that happens."""
+    """Ignore Ctrl-C, and end this process when the parent ends in any way."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     parent = multiprocessing.parent_process()
     assert parent is not None, "runs in a child"

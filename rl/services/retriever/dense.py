@@ -1,4 +1,4 @@
-"""The vectors of a corpus, compared with a query's one by one by faiss; kept in a folder and memory-mapped."""
+"""A dense index: the vectors of a corpus, memory-mapped and searched exhaustively by faiss."""
 
 from __future__ import annotations
 
@@ -20,17 +20,12 @@ _BATCH = 1024
 
 
 class DenseIndex:
-    """An index folder, opened."""
+    """An open index folder."""
 
     batch_size = 32
 
     def __init__(self, directory: Path, encoder: Encoder) -> None:
-        """Open a folder that `open_index` made.
-
-        Args:
-            directory: The folder.
-            encoder: The one that it was made with.
-        """
+        """Open a folder that `open_index` made with this encoder."""
         self._encoder = encoder
         self._documents = DocumentReader(directory)
         vectors = np.memmap(directory / _VECTORS, dtype=np.float32, mode="r")
@@ -38,7 +33,7 @@ class DenseIndex:
         self.num_documents: int = len(self._documents)
 
     def search_batch(self, queries: Sequence[str], topk: int) -> list[tuple[Hit, ...]]:
-        """Find the documents of the highest scores; see `SearchIndex`. Any document may be found."""
+        """Find the documents with the highest scores; see `SearchIndex`. Any document may be found."""
         vectors = self._encoder.encode_queries(queries)
         metric = faiss.METRIC_INNER_PRODUCT
         scores, rows = faiss.knn(vectors, self._vectors, min(topk, self.num_documents), metric=metric)
@@ -46,27 +41,25 @@ class DenseIndex:
         return [tuple(map(Hit, of_query, their_scores)) for of_query, their_scores in pairs]
 
     def has_words(self, query: str) -> bool:
-        """Always: a vector stands for any text."""
+        """True: every text has a vector."""
         return True
 
     def document(self, row: int) -> bytes:
-        """The JSON object of a document, as an answer holds it."""
+        """The JSON object of a document."""
         return self._documents[row]
 
 
 def open_index(corpus: Path | Sequence[Path], directory: Path | None, model: Path) -> DenseIndex:
-    """Open the index of a corpus; build it first where there is none, or it was made from something else.
+    """Open the index of a corpus. Builds it first if it is missing, or the corpus or the model has changed.
 
     Args:
-        corpus: .jsonl or .parquet, see `read_chunk`; several files make up one corpus.
-        directory: Where the index lies; by default beside the corpus, under its name with `.dense`.
+        corpus: .jsonl or .parquet, see `read_chunk`; several files form one corpus.
+        directory: Folder of the index; by default next to the corpus, with the suffix `.dense`.
         model: Folder of a sentence-transformers model.
 
-    Returns:
-        The index.
-
     Raises:
-        ServiceError: Corpus or model are missing or malformed, or the folder cannot be written or holds something else.
+        ServiceError: The corpus or the model is missing or malformed, or the folder cannot be written or has other
+            content.
     """
     encoder = Encoder(model)
 
@@ -78,7 +71,7 @@ def open_index(corpus: Path | Sequence[Path], directory: Path | None, model: Pat
 
 
 def _describe_model(model: Path) -> list[list[str]]:
-    """Its files and their SHA-256, which tell two models apart wherever they lie."""
+    """The model's files and their SHA-256, which identify it independent of its path."""
     files = sorted(path for path in model.rglob("*") if path.suffix in (".json", ".safetensors", ".bin"))
     return [[str(path.relative_to(model)), hash_file(path)] for path in files]
 

@@ -1,7 +1,7 @@
-"""Turns texts into vectors by a sentence-transformers folder, with torch and transformers alone.
+"""Encodes texts with a sentence-transformers model, using only torch and transformers.
 
-A folder lists its modules in modules.json: a transformer, a pooling over its tokens, and perhaps a normalization. One
-with others (a dense layer, a model of words) is refused.
+A model's folder lists its modules in modules.json: a transformer, a pooling over its tokens, and optionally a
+normalization. Models with other modules (a dense layer, word embeddings) are refused.
 
 Source: the file layout of sentence-transformers (Reimers and Gurevych, arXiv:1908.10084).
 """
@@ -27,16 +27,16 @@ _DOCUMENT_PROMPTS = ("document", "passage", "corpus")
 
 
 class Encoder:
-    """A model whose vectors are near each other where the texts mean the same."""
+    """A model that maps texts with similar meaning to similar vectors."""
 
     def __init__(self, folder: Path) -> None:
-        """Load it, to the GPU where there is one.
+        """Load the model, onto a GPU if there is one.
 
         Args:
-            folder: Of a sentence-transformers model.
+            folder: Folder of a sentence-transformers model.
 
         Raises:
-            ServiceError: It is none, or has modules or a similarity that are not known here.
+            ServiceError: The folder is not such a model, or its modules or its similarity are not supported.
         """
         modules = _read_modules(folder)
         inner = folder / modules["Transformer"]
@@ -58,17 +58,17 @@ class Encoder:
         self._document_prompt: str = next((prompts[key] for key in _DOCUMENT_PROMPTS if key in prompts), default)
 
     def encode_queries(self, texts: Sequence[str]) -> NDArray[np.float32]:
-        """Vectors of queries, [N, width]; their inner product with a document's is the score."""
+        """Vectors of queries, [N, width]. The inner product with a document's vector is the score."""
         return self._encode([self._query_prompt + text for text in texts])
 
     def encode_documents(self, texts: Sequence[str]) -> NDArray[np.float32]:
-        """Vectors of documents, [N, width]; what is longer than the model takes is cut."""
+        """Vectors of documents, [N, width]. Longer texts than the model accepts are cut."""
         return self._encode([self._document_prompt + text for text in texts])
 
     def _encode(self, texts: list[str]) -> NDArray[np.float32]:
         texts = [text.encode(errors="replace").decode() for text in texts]
         texts = [text.lower() for text in texts] if self._is_lowered else texts
-        order = sorted(range(len(texts)), key=lambda number: len(texts[number]))  # alike in length: little padding
+        order = sorted(range(len(texts)), key=lambda number: len(texts[number]))  # similar lengths need little padding
         batches = [order[start : start + _BATCH] for start in range(0, len(order), _BATCH)]
         vectors = np.concatenate([self._encode_batch([texts[number] for number in batch]) for batch in batches])
         return vectors[np.argsort(order)]
@@ -93,12 +93,12 @@ def _read_modules(folder: Path) -> dict[str, str]:
         }
     except (OSError, ValueError, TypeError, KeyError) as error:
         raise ServiceError(
-            f"{folder}: is no sentence-transformers folder, modules.json does not read: {error}. Correct --model."
+            f"{folder}: is not a sentence-transformers model, modules.json: {error}. Correct --model."
         ) from error
     unknown = [name for name in modules if name not in _MODULES]
     if unknown or not {"Transformer", "Pooling"} <= modules.keys():
         raise ServiceError(
-            f"{folder}: must have Transformer, Pooling and perhaps Normalize, got {', '.join(modules)}. "
+            f"{folder}: must have Transformer, Pooling and optionally Normalize, got {', '.join(modules)}. "
             "Give another model."
         )
     return modules
@@ -145,7 +145,7 @@ def _text(folder: Path, name: str) -> str:
 
 
 def _read_json(path: Path) -> dict[str, Any]:
-    """Empty where there is no such file."""
+    """Empty if there is no such file."""
     if not path.is_file():
         return {}
     read: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))

@@ -1,16 +1,12 @@
-"""The folder of an index: made once, kept beside the corpus with what it was made from, and memory-mapped afterwards.
+"""The folder of an index: built once, with a manifest of what it was built from, and memory-mapped afterwards.
 
-Every backend keeps the documents in the same way; what it searches in lies beside them.
+All backends store the documents in the same way, and their own index files next to them.
 """
 
 from __future__ import annotations
 
-import fcntl
 import json
 import mmap
-import os
-import shutil
-import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -23,47 +19,48 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from rl.errors import ServiceError
+from rl.services.owned_folder import owned_folder
 from rl.services.retriever.corpus import check_corpus, count_rows, hash_file
 
 _MANIFEST, _DOCUMENTS, _OFFSETS = "manifest.json", "documents.jsonl", "offsets.npy"
-_SCRATCH = ".building"
+_SCRATCH = ".building-"
 
 
 @dataclass(slots=True, frozen=True)
 class Hit:
-    """One document found."""
+    """One search result."""
 
     row: int
-    """In the corpus, from 0."""
+    """Number of the document in the corpus, from 0."""
     score: float
 
 
 class SearchIndex(Protocol):
-    """What the retriever serves: an opened folder of one backend."""
+    """An open index of one backend, as the retriever serves it."""
 
     batch_size: int
-    """Queries that `search_batch` is given at most. Above 1 a call keeps all cores busy."""
+    """Largest batch for `search_batch`. If it is above 1, one call uses all cores."""
 
     @property
     def num_documents(self) -> int:
-        """Of the corpus."""
+        """Number of documents in the corpus."""
 
     def search_batch(self, queries: Sequence[str], topk: int) -> list[tuple[Hit, ...]]:
-        """Find the documents of the highest scores. May be called from several threads at once.
+        """Find the documents with the highest scores. Thread-safe.
 
         Args:
-            queries: Any texts, at least one.
-            topk: Documents of each, at least 1.
+            queries: At least one.
+            topk: Documents for each query, at least 1.
 
         Returns:
             For each query at most `topk` documents, best first.
         """
 
     def has_words(self, query: str) -> bool:
-        """Whether there is anything in a query to search for."""
+        """Whether a query has any word to search for."""
 
     def document(self, row: int) -> bytes:
-        """The JSON object of a document, as an answer holds it."""
+        """The JSON object of a document."""
 
 
 class DocumentReader:
@@ -91,11 +88,7 @@ class DocumentWriter:
         self.num_documents = 0
 
     def write(self, encoded: Iterable[bytes]) -> None:
-        """Append documents.
-
-        Args:
-            encoded: Their JSON objects, without line breaks.
-        """
+        """Append documents, which are JSON objects without line breaks."""
         lines = [text + b"\n" for text in encoded]
         self._stream.writelines(lines)
         self._lengths.append(np.fromiter(map(len, lines), np.int64, len(lines)))
@@ -112,7 +105,7 @@ class DocumentWriter:
 
 @dataclass(slots=True)
 class _File:
-    """A file of the corpus when the index was made."""
+    """The state of a corpus file when the index was built."""
 
     bytes: int
     mtime_ns: int
@@ -121,7 +114,7 @@ class _File:
 
 @dataclass(slots=True)
 class _Manifest:
-    """What an index was made from; it is built again where this does not fit any more."""
+    """What an index was built from. The index is rebuilt when this has changed."""
 
     settings: dict[str, Any]
     files: list[_File]
@@ -133,27 +126,24 @@ def find_folder(
     settings: dict[str, Any],
     build: Callable[[Sequence[Path], Path], None],
 ) -> Path:
-    """Name the index folder of a corpus; build it first where there is none, or it was made from something else.
+    """Find the index folder of a corpus. Builds it first if it is missing or outdated.
 
     Args:
-        corpus: One file, or several that make up one corpus in this order.
-        directory: Where the index lies; by default beside the first file, under its name with the backend's.
-        settings: What the index depends on beside the corpus, as JSON knows it; `backend` is its name.
-        build: Fills an empty folder with the index of a corpus.
-
-    Returns:
-        The folder.
+        corpus: One file, or several that form one corpus in this order.
+        directory: The folder; by default next to the first file, with the backend's name as a suffix.
+        settings: JSON values on which the index depends in addition to the corpus; `backend` is the backend's name.
+        build: Writes the index of a corpus into an empty folder.
 
     Raises:
-        ServiceError: The corpus is missing or malformed, or the folder cannot be written or holds something else.
+        ServiceError: The corpus is missing or malformed, or the folder cannot be written or has other content.
     """
     files = [corpus] if isinstance(corpus, Path) else list(corpus)
     check_corpus(files)
     others = f"+{len(files) - 1}" if len(files) > 1 else ""
     directory = directory or files[0].with_name(f"{files[0].name}{others}.{settings['backend']}")
     manifest = _read_manifest(directory)
-    if _holds_something_else(directory):
-        raise ServiceError(f"{directory}: is not an index. Give a new folder by --index, or remove this one.")
+    if _has_other_content(directory):
+        raise ServiceError(f"{directory}: is not an index. Give a new folder with --index, or remove this one.")
     if manifest is None or manifest.settings != settings or not _are_same(manifest.files, files):
         _build_in_place(files, directory, settings, build)
     return directory
@@ -163,11 +153,8 @@ def find_folder(
 def indexing_bar(corpus: Sequence[Path]) -> Iterator[Callable[[int], None]]:
     """Show a progress bar on a terminal.
 
-    Args:
-        corpus: Files of the corpus.
-
     Yields:
-        What to call with the number of documents that are done since the last call.
+        A function to call with the number of documents indexed since the last call.
     """
     console = Console(stderr=True)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
@@ -176,14 +163,14 @@ def indexing_bar(corpus: Sequence[Path]) -> Iterator[Callable[[int], None]]:
         yield lambda num_documents: progress.advance(task, num_documents)
 
 
-def _holds_something_else(directory: Path) -> bool:
+def _has_other_content(directory: Path) -> bool:
     if (directory / _MANIFEST).is_file() or not directory.exists():
         return False
     return not directory.is_dir() or any(directory.iterdir())
 
 
 def _read_manifest(directory: Path) -> _Manifest | None:
-    """None where there is none, or one of another version."""
+    """None if there is none, or it belongs to another version."""
     try:
         given = json.loads((directory / _MANIFEST).read_bytes())
         return _Manifest(given["settings"], [_File(**file) for file in given["files"]])
@@ -205,13 +192,13 @@ def _is_same(recorded: _File, file: Path) -> bool:
 def _build_in_place(
     corpus: Sequence[Path], directory: Path, settings: dict[str, Any], build: Callable[[Sequence[Path], Path], None]
 ) -> None:
-    """Build under another name and move it into place, so that no half index is ever found."""
+    """Build in a temporary folder and rename it, so that an incomplete index is never found."""
     try:
         directory.parent.mkdir(parents=True, exist_ok=True)
-        with _scratch_folder(directory) as scratch:
+        with owned_folder(f".{directory.name}{_SCRATCH}", directory.parent) as scratch:
             made = scratch / "index"
             made.mkdir()
-            states = [(file.stat(), hash_file(file)) for file in corpus]  # before they are read
+            states = [(file.stat(), hash_file(file)) for file in corpus]  # before the corpus is read
             manifest = _Manifest(settings, [_File(s.st_size, s.st_mtime_ns, sha256) for s, sha256 in states])
             build(corpus, made)
             (made / _MANIFEST).write_text(json.dumps(asdict(manifest)))
@@ -220,40 +207,5 @@ def _build_in_place(
             made.rename(directory)
     except OSError as error:
         raise ServiceError(
-            f"{directory}: the index cannot be written, {error.strerror}. Give another folder by --index."
+            f"{directory}: the index cannot be written, {error.strerror}. Give another folder with --index."
         ) from error
-
-
-@contextmanager
-def _scratch_folder(directory: Path) -> Iterator[Path]:
-    """A folder beside the index, locked as long as its process lives; those of processes that were killed go."""
-    prefix = f".{directory.name}."
-    for path in directory.parent.iterdir():
-        if path.name.startswith(prefix) and path.name.endswith(_SCRATCH) and (lock := _lock(path)) is not None:
-            shutil.rmtree(path, ignore_errors=True)
-            os.close(lock)
-    lock = None
-    while lock is None:  # another process may have taken it for abandoned before it was locked
-        path = Path(tempfile.mkdtemp(prefix=prefix, suffix=_SCRATCH, dir=directory.parent))
-        lock = _lock(path)
-    try:
-        yield path
-    finally:
-        shutil.rmtree(path, ignore_errors=True)
-        os.close(lock)
-
-
-def _lock(folder: Path) -> int | None:
-    """A descriptor that holds the lock until it is closed; None where another has it, or the folder is gone."""
-    try:
-        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
-    except OSError:
-        return None
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        if folder.exists():
-            return descriptor
-    except OSError:
-        pass
-    os.close(descriptor)
-    return None

@@ -1,9 +1,9 @@
-"""The BM25 index of a corpus: the scores that bm25s gives, computed chunk by chunk and searched with numpy.
+"""The BM25 index of a corpus, with the scores of bm25s, computed in chunks and searched with numpy.
 
-score(q, d) = sum over the words t of q, as often as they occur there, of
+score(q, d) = sum over all occurrences of words t in q of
 idf(t) tf / (tf + k1 (1 - b + b |d| / avg |d|)), with idf(t) = ln(1 + (N - df + 0.5) / (df + 0.5)).
-Every summand is computed when the index is built; a query adds up those of its words (`rl.services.retriever.words`).
-bm25s itself opens the folder too.
+All summands are computed when the index is built; a query adds those of its words (`rl.services.retriever.tokenizer`).
+bm25s can open the folder too. docs/decisions/0033-own-bm25.md says why bm25s does not build and search it.
 
 Source: Robertson and Zaragoza 2009 in Lucene's form (Kamphuis et al. 2020); bm25s, arXiv:2407.03618.
 """
@@ -13,7 +13,6 @@ from __future__ import annotations
 import json
 import logging
 import math
-import threading
 from collections import defaultdict
 from collections.abc import Sequence
 from itertools import count
@@ -26,7 +25,7 @@ from rl.errors import ServiceError
 from rl.services.retriever.counts import ChunkCounts, count_chunks
 from rl.services.retriever.folder import DocumentReader, DocumentWriter, Hit, find_folder, indexing_bar
 from rl.services.retriever.ranking import Postings, find_best
-from rl.services.retriever.words import WordFinder
+from rl.services.retriever.tokenizer import Tokenizer
 
 logger = logging.getLogger(__name__)
 
@@ -41,17 +40,13 @@ _DATA, _ROWS, _STARTS, _VOCABULARY = (
 
 
 class Bm25Index:
-    """An index folder, opened."""
+    """An open index folder."""
 
     batch_size = 1
 
     def __init__(self, directory: Path) -> None:
-        """Open a folder that `open_index` made.
-
-        Args:
-            directory: The folder.
-        """
-        self._of_thread = threading.local()
+        """Open a folder that `open_index` made."""
+        self._tokenizer = Tokenizer()
         self._vocabulary: dict[str, int] = json.loads((directory / _VOCABULARY).read_bytes())
         self._data, self._rows, self._starts = (
             np.asarray(np.load(directory / name, mmap_mode="r")) for name in (_DATA, _ROWS, _STARTS)
@@ -60,17 +55,14 @@ class Bm25Index:
         self.num_documents: int = len(self._documents)
 
     def search(self, query: str, topk: int) -> tuple[Hit, ...]:
-        """Find the documents of the highest scores.
+        """Find at most `topk` documents that share a word with the query, best first.
 
-        Args:
-            query: Any text.
-            topk: How many, at least 1.
-
-        Returns:
-            At most `topk`, best first, among equals the earlier in the corpus; none that shares no word with the query.
+        Documents with equal scores keep the order of the corpus.
         """
         postings = {}
-        words = [number for word in self._words(query) if (number := self._vocabulary.get(word)) is not None]
+        words = [
+            number for word in self._tokenizer.tokenize(query) if (number := self._vocabulary.get(word)) is not None
+        ]
         for number in words:
             if number not in postings:
                 part = slice(self._starts[number], self._starts[number + 1])
@@ -83,39 +75,30 @@ class Bm25Index:
         return [self.search(query, topk) for query in queries]
 
     def has_words(self, query: str) -> bool:
-        """Whether there is anything in a query to search for."""
-        return bool(self._words(query))
+        """Whether a query has any word to search for."""
+        return bool(self._tokenizer.tokenize(query))
 
     def document(self, row: int) -> bytes:
-        """The JSON object of a document, as an answer holds it."""
+        """The JSON object of a document."""
         return self._documents[row]
-
-    def _words(self, query: str) -> list[str]:
-        if not hasattr(self._of_thread, "finder"):
-            self._of_thread.finder = WordFinder()
-        words: list[str] = self._of_thread.finder.find(query)
-        return words
 
 
 def open_index(corpus: Path | Sequence[Path], directory: Path | None = None) -> Bm25Index:
-    """Open the index of a corpus; build it first where there is none, or the corpus is another than it was made from.
+    """Open the index of a corpus. Builds it first if it is missing or the corpus has changed.
 
     Args:
-        corpus: .jsonl or .parquet, see `read_chunk`; several files make up one corpus.
-        directory: Where the index lies; by default beside the corpus, under its name with `.bm25s`.
-
-    Returns:
-        The index.
+        corpus: .jsonl or .parquet, see `read_chunk`; several files form one corpus.
+        directory: Folder of the index; by default next to the corpus, with the suffix `.bm25s`.
 
     Raises:
-        ServiceError: The corpus is missing or malformed, or the folder cannot be written or holds something else.
+        ServiceError: The corpus is missing or malformed, or the folder cannot be written or has other content.
     """
     return Bm25Index(find_folder(corpus, directory, _SETTINGS, _build))
 
 
 def _build(corpus: Sequence[Path], directory: Path) -> None:
     logger.info("retriever: building the index of %s", ", ".join(map(str, corpus)))
-    vocabulary: defaultdict[str, int] = defaultdict(count().__next__)  # numbers the words as they come
+    vocabulary: defaultdict[str, int] = defaultdict(count().__next__)  # numbers the words in the order of appearance
     chunks, numbers = [], []
     with indexing_bar(corpus) as advance, DocumentWriter(directory) as writer:
         for chunk in count_chunks(corpus):
@@ -124,7 +107,7 @@ def _build(corpus: Sequence[Path], directory: Path) -> None:
             chunks.append(chunk)
             advance(len(chunk.lengths))
     if not vocabulary:
-        raise ServiceError(f"{corpus[0]}: has no word to search for. Give a corpus of texts.")
+        raise ServiceError(f"{corpus[0]}: has no word to search for. Give a corpus with text.")
     frequencies = np.zeros(len(vocabulary), dtype=np.int64)
     for chunk, words in zip(chunks, numbers, strict=True):
         frequencies[words] += chunk.frequencies
@@ -134,18 +117,18 @@ def _build(corpus: Sequence[Path], directory: Path) -> None:
 def _score(
     chunks: list[ChunkCounts], numbers: list[NDArray[np.int64]], frequencies: NDArray[np.int64]
 ) -> tuple[NDArray[np.float32], NDArray[np.int32], NDArray[np.int64]]:
-    """Compute every word's score in every document, rounded where bm25s rounds.
+    """Compute the score of each word in each document, with the rounding of bm25s.
 
     Args:
-        chunks: Of the corpus.
-        numbers: Of each chunk's words in the vocabulary, [W of the chunk].
-        frequencies: [V] documents that have a word.
+        chunks: The chunks of the corpus.
+        numbers: For each chunk [W], the position of its words in the vocabulary.
+        frequencies: [V] number of documents with the word.
 
     Returns:
-        Scores and rows, [P] by word and then by row, and [V + 1] where each word's begin.
+        Scores and rows, both [P], sorted by word and then by row, and [V + 1] the start of each word.
     """
     lengths = np.concatenate([chunk.lengths for chunk in chunks])
-    total, average = len(lengths), lengths.mean() or 1.0  # there may be names alone
+    total, average = len(lengths), lengths.mean() or 1.0  # 0 if all documents have only names
     norms = _K1 * ((1 - _B) + _B * lengths / average)
     idf = np.array([math.log(1 + (total - df + 0.5) / (df + 0.5)) for df in frequencies.tolist()], dtype=np.float32)
     starts = np.concatenate(([0], np.cumsum(frequencies)))
@@ -170,11 +153,11 @@ def _save(
     starts: NDArray[np.int64],
     num_documents: int,
 ) -> None:
-    """Write the files of bm25s, by bm25s."""
-    import bm25s  # brings in numba where that is installed, which takes longer than opening an index
+    """Write the files with bm25s."""
+    import bm25s  # imports numba if it is installed, which takes longer than opening an index
 
     retriever = bm25s.BM25(k1=_K1, b=_B, method="lucene")
     retriever.scores = {"data": data, "indices": rows, "indptr": starts, "num_docs": num_documents}
-    retriever.nonoccurrence_array = None  # of other forms of BM25
-    retriever.vocab_dict = vocabulary | {"": len(vocabulary)}  # bm25s asks for it where a query has no words
+    retriever.nonoccurrence_array = None  # for other variants of BM25
+    retriever.vocab_dict = vocabulary | {"": len(vocabulary)}  # bm25s looks it up for a query without words
     retriever.save(directory)

@@ -1,11 +1,11 @@
-"""The documents with the highest sums of scores, without a visit to all that hold a word of the query.
+"""Finds the documents with the highest sums of scores, without visiting all that have a word of the query.
 
-Most of a query's postings belong to its commonest words, which add least to a score. The words are taken from the
-rarest on, and each document that holds one is scored for all words at once. As soon as the words that are left could
-not, all together, bring a document among the best, the documents that hold only those are left out. The result is
-exact, with the sums in the order of the query's words, rounded as bm25s rounds them.
+Most postings of a query belong to its most frequent words, which add least to a score. So words are processed from the
+rarest on, and each document with the word is scored for all words at once. Documents that have only the remaining words
+are skipped once these words together could not bring a document into the top k. The result is exact: sums are in the
+order of the query's words, with the rounding of bm25s.
 
-Source: MaxScore, Turtle and Flood 1995, by whole lists of postings rather than document by document.
+Source: MaxScore, Turtle and Flood 1995, applied to whole posting lists instead of single documents.
 """
 
 from __future__ import annotations
@@ -17,16 +17,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 _ROUNDING = 1 + 1e-5
-"""Sums of float32 may be larger by so much than the sum of their bounds."""
+"""A float32 sum may exceed the sum of its bounds by this factor."""
 _LOOK_UP_COST = 12
-"""Finding one row by bisection, in rows that are read one after the other."""
+"""Cost of finding one row by bisection, in units of reading one row sequentially."""
 _MANY_WORDS = 64
-"""In a query of more, the score of one that occurs several times is multiplied; else it is added each time, as by
-bm25s."""
+"""In longer queries the score of a repeated word is multiplied. In shorter ones it is added repeatedly, as in bm25s."""
 
 
 class Postings:
-    """The documents that hold a word, and what it adds to the score of each."""
+    """The documents that have a word, and what the word adds to the score of each."""
 
     __slots__ = ("_most", "data", "rows")
 
@@ -34,32 +33,32 @@ class Postings:
         """Take over a part of an index.
 
         Args:
-            rows: [P] ascending, P at least 1.
-            data: [P] above 0.
+            rows: [P] documents, ascending, P at least 1.
+            data: [P] scores, above 0.
         """
         self.rows, self.data = rows, data
         self._most = -1.0
 
     @property
     def most(self) -> float:
-        """What it adds at most."""
+        """The highest score."""
         if self._most < 0:
             self._most = float(self.data.max())
         return self._most
 
     def cost(self, num_rows: int) -> int:
-        """Of looking up so many documents, about: rows that are read one after the other."""
+        """Approximate cost of looking up `num_rows` documents, in units of reading one row sequentially."""
         return min(_LOOK_UP_COST * num_rows, 2 * len(self.rows) + num_rows)
 
     def look_up(self, rows: NDArray[np.int32], scratch: NDArray[np.float32]) -> NDArray[np.float32]:
-        """What the word adds to some documents.
+        """The word's scores in some documents.
 
         Args:
-            rows: [R] of documents.
-            scratch: [D] zeros, left so.
+            rows: [R] documents.
+            scratch: [D] zeros, also afterwards.
 
         Returns:
-            [R] 0 where the word is not.
+            [R] scores, 0 for a document without the word.
         """
         if 2 * len(self.rows) < (_LOOK_UP_COST - 1) * len(rows):
             scratch[self.rows] = self.data
@@ -77,12 +76,12 @@ def find_best(
     """Find the documents with the highest sums.
 
     Args:
-        words: Of the query, in its order; one that stands there twice is there twice.
-        topk: How many, at least 1.
+        words: The words of the query in order, repeated ones repeated.
+        topk: Number of documents, at least 1.
         num_documents: D.
 
     Returns:
-        [R] rows and [R] scores, R at most `topk`, best first, among equals the earlier; none that holds no word.
+        [R] rows and [R] scores of documents with a word, R at most `topk`, best first; equal scores in order of rows.
     """
     counts = Counter(words)
     steps = list(counts.items()) if len(words) > _MANY_WORDS else [(word, 1) for word in words]
@@ -95,7 +94,7 @@ def find_best(
     for place, word in enumerate(by_length):
         if len(scores) == topk and scores[-1] > sum(bounds[place:]):
             break
-        new = word.rows[~seen[word.rows]]  # these hold none of the rarer words
+        new = word.rows[~seen[word.rows]]  # documents without any of the rarer words
         budget -= sum(other.cost(len(new)) for other in by_length[place + 1 :])
         if budget < 0:
             return _score_all(steps, topk, num_documents)
@@ -119,7 +118,7 @@ def _add_up(
 def _score_all(
     steps: list[tuple[Postings, int]], topk: int, num_documents: int
 ) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
-    """Where the words are alike in what they add, each document must be looked at."""
+    """Score all documents. This is faster when the words add similar scores."""
     total = np.zeros(num_documents, dtype=np.float32)
     for word, times in steps:
         total[word.rows] += word.data if times == 1 else word.data * np.float32(times)
@@ -130,7 +129,7 @@ def _score_all(
 def _choose(
     rows: NDArray[np.int32], scores: NDArray[np.float32], topk: int
 ) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
-    order = -scores  # the best in front: numpy finds the few at the front sooner than those at the end
+    order = -scores  # best first, since numpy's partition is faster for a few at the front
     if len(rows) > topk:
         is_near = order <= np.partition(order, topk - 1)[topk - 1]
         rows, scores, order = rows[is_near], scores[is_near], order[is_near]

@@ -1,7 +1,7 @@
 """The retriever: an HTTP server with the wire format of Search-R1.
 
-`POST /retrieve` finds documents for a list of queries, `GET /health` says what is served, `GET /metrics` is Prometheus
-text. The trainer starts one for itself with `EmbeddedRetriever`; `python -m rl retriever` starts one alone.
+`POST /retrieve` finds documents for a list of queries. `GET /health` describes the index. `GET /metrics` is Prometheus
+text. A run starts a retriever with `EmbeddedRetriever`; `python -m rl retriever` starts one alone.
 
 Source: the format of Search-R1's retrieval server, arXiv:2503.09516.
 """
@@ -24,10 +24,10 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from rl.errors import ServiceError
 from rl.services.http_guard import Bodies, make_application
 from rl.services.http_server import listen, metrics_response, serve_until_stopped
-from rl.services.json_body import BodyError, decode
-from rl.services.rare_warning import RareWarning
+from rl.services.json_body import BodyError, RequestError, decode
 from rl.services.retriever.folder import Hit, SearchIndex
-from rl.services.retriever.request import RequestError, RetrieveRequest, parse_request
+from rl.services.retriever.request import RetrieveRequest, parse_request
+from rl.services.throttled_warning import ThrottledWarning
 
 logger = logging.getLogger(__name__)
 
@@ -36,7 +36,7 @@ BACKENDS = {
     "tantivy": "rl.services.retriever.tantivy",
     "dense": "rl.services.retriever.dense",
 }
-"""Modules whose `open_index` opens the index of a corpus, by `--backend`; each brings in libraries of its own."""
+"""Modules with a function `open_index`, by `--backend`. Each imports libraries of its own."""
 
 _MAX_BODY_BYTES, _MAX_TOTAL_BODY_BYTES = 1 << 20, 256 << 20
 _CACHED_QUERIES = 16_384
@@ -55,18 +55,18 @@ class RetrieverServer:
         """Serve an index.
 
         Args:
-            index: Opened.
-            corpus: What it was made from, to be told.
-            backend: Its name, likewise.
-            host_names: By which clients call the server, beside this machine's own.
+            index: An open index.
+            corpus: Its files, for `GET /health`.
+            backend: Name in `BACKENDS`, for `GET /health`.
+            host_names: Names of the server, in addition to this machine's.
         """
         self._index, self._backend, self._host_names = index, backend, host_names
         self._corpus = ", ".join(map(str, [corpus] if isinstance(corpus, Path) else corpus))
-        self._found: OrderedDict[tuple[str, int], tuple[Hit, ...]] = OrderedDict()  # the latest at the end
+        self._found: OrderedDict[tuple[str, int], tuple[Hit, ...]] = OrderedDict()  # the most recent last
         num_threads = 1 if index.batch_size > 1 else min(len(os.sched_getaffinity(0)), _MAX_THREADS)
         self._threads = ThreadPoolExecutor(num_threads, "search")
         self._bodies = Bodies(_MAX_BODY_BYTES, _MAX_TOTAL_BODY_BYTES)
-        self._wordless = RareWarning(logger, "retriever: %d queries have no word to search for, at last %r")
+        self._wordless = ThrottledWarning(logger, "retriever: %d queries without a word to search for, the latest: %r")
         self._registry = to = CollectorRegistry()
         self._requests = Counter("retriever_requests", "Answered requests", ["status"], registry=to)
         self._queries = Counter("retriever_queries", "Answered queries", registry=to)
@@ -104,7 +104,7 @@ class RetrieverServer:
         return web.Response(body=b'{"result": [' + b", ".join(lists) + b"]}", content_type="application/json")
 
     async def _search(self, request: RetrieveRequest) -> list[tuple[Hit, ...]]:
-        """Find the documents of every query, those asked before from memory."""
+        """Find the documents of every query, if possible in the cache."""
         found = {query: self._recall(query, request.topk) for query in request.queries}
         new = [query for query, hits in found.items() if hits is None]
         self._cache_hits.inc(len(request.queries) - len(new))
@@ -135,7 +135,7 @@ class RetrieverServer:
         return hits
 
     def _encode(self, hits: tuple[Hit, ...], request: RetrieveRequest) -> bytes:
-        """The JSON list of one query's documents; they are stored encoded, so nothing is encoded again."""
+        """The JSON list of one query's documents, which are stored as JSON."""
         documents = [self._index.document(hit.row) for hit in hits]
         if request.return_scores:
             pairs = zip(documents, hits, strict=True)
@@ -157,16 +157,13 @@ class RetrieverServer:
 def open_backend(
     backend: str, corpus: Path | Sequence[Path], index: Path | None = None, model: Path | None = None
 ) -> SearchIndex:
-    """Open the index of a corpus with one of the backends, which builds it first where it is missing or outdated.
+    """Open the index of a corpus. Builds it first if it is missing or outdated.
 
     Args:
         backend: Name in `BACKENDS`.
-        corpus: .jsonl or .parquet; several files make up one corpus.
-        index: Folder of the index; by default beside the corpus.
-        model: Folder of a sentence-transformers model; `dense` needs it, the others have none.
-
-    Returns:
-        The index.
+        corpus: .jsonl or .parquet; several files form one corpus.
+        index: Folder of the index; by default next to the corpus.
+        model: Folder of a sentence-transformers model, for `dense` only.
 
     Raises:
         ServiceError: The backend's libraries are not installed, the corpus is missing or malformed, `model` does not
@@ -174,8 +171,8 @@ def open_backend(
     """
     if (backend == "dense") != (model is not None):
         raise ServiceError(
-            f"retriever --model: is what --backend dense needs, and only that, got {model} with {backend}. "
-            "Name the folder of a sentence-transformers model for dense, or leave it out."
+            f"retriever --model: only --backend dense needs it, got {model} with {backend}. "
+            "Give the folder of a sentence-transformers model for dense, or leave it out."
         )
     try:
         module = importlib.import_module(BACKENDS[backend])
@@ -200,24 +197,24 @@ def serve(
     inherited_socket: int | None = None,
     parent_pipe: int | None = None,
 ) -> None:
-    """Build or open the index of a corpus, and answer until SIGTERM or SIGINT.
+    """Build or open the index of a corpus, and answer requests until SIGTERM or SIGINT.
 
     Args:
-        corpus: .jsonl or .parquet file, or several that make up one corpus.
-        index: Folder of the index; by default beside the corpus.
+        corpus: .jsonl or .parquet file, or several files that form one corpus.
+        index: Folder of the index; by default next to the corpus.
         host: Address to listen on.
         port: Port to listen on.
         backend: Name in `BACKENDS`.
         model: Folder of a sentence-transformers model, for `dense`.
-        allow_host: Names by which clients call it, beside this machine's own and `localhost`.
+        allow_host: Names of the server, in addition to this machine's and `localhost`.
         inherited_socket: Descriptor of a listening socket to use instead of host and port.
-        parent_pipe: Descriptor whose end of file means that the parent is gone; the server ends then.
+        parent_pipe: A descriptor that reaches end of file when the parent is gone. The server then ends.
 
     Raises:
         ServiceError: The port is in use, or the index cannot be opened; see `open_backend`.
     """
     files = [Path(corpus)] if isinstance(corpus, str | Path) else [Path(file) for file in corpus]
-    with listen("retriever", host, port, inherited_socket) as listener:  # before an index is built for nothing
+    with listen("retriever", host, port, inherited_socket) as listener:  # may fail, so before the index
         folders = (None if folder is None else Path(folder) for folder in (index, model))
         opened = open_backend(backend, files, *folders)
         address = listener.getsockname()

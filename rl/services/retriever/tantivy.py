@@ -1,13 +1,12 @@
-"""The BM25 index of a corpus of many millions of documents, by tantivy: built on all cores, searched on disk.
+"""The BM25 index by tantivy, for corpora of many millions of documents: built on all cores, searched on disk.
 
-Tantivy computes BM25 with k1 = 1.2 and b = 0.75, which cannot be set, and rounds the lengths of documents as Lucene
-does, so its scores differ from those of bm25s. The words are the same (`rl.services.retriever.words`).
+Tantivy has fixed parameters, k1 = 1.2 and b = 0.75, and rounds document lengths like Lucene, so its scores differ from
+those of bm25s. The words are the same (`rl.services.retriever.tokenizer`).
 """
 
 from __future__ import annotations
 
 import logging
-import threading
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -15,7 +14,7 @@ import tantivy
 
 from rl.services.retriever.corpus import iter_chunks, read_chunk
 from rl.services.retriever.folder import DocumentReader, DocumentWriter, Hit, find_folder, indexing_bar
-from rl.services.retriever.words import WordFinder
+from rl.services.retriever.tokenizer import Tokenizer
 
 logger = logging.getLogger(__name__)
 
@@ -26,32 +25,28 @@ _WRITER_BYTES = 512_000_000
 
 
 class TantivyIndex:
-    """An index folder, opened."""
+    """An open index folder."""
 
     batch_size = 1
 
     def __init__(self, directory: Path) -> None:
-        """Open a folder that `open_index` made.
-
-        Args:
-            directory: The folder.
-        """
-        self._of_thread = threading.local()
+        """Open a folder that `open_index` made."""
+        self._tokenizer = Tokenizer()
         self._schema = _make_schema()
         self._searcher = tantivy.Index.open(str(directory / _INDEX)).searcher()
         self._documents = DocumentReader(directory)
         self.num_documents: int = len(self._documents)
 
     def search_batch(self, queries: Sequence[str], topk: int) -> list[tuple[Hit, ...]]:
-        """Find the documents of the highest scores; see `SearchIndex`. None that shares no word with the query."""
+        """Find the documents with the highest scores that share a word with the query; see `SearchIndex`."""
         return [self._search(query, topk) for query in queries]
 
     def has_words(self, query: str) -> bool:
-        """Whether there is anything in a query to search for."""
+        """Whether a query has any word to search for."""
         return bool(self._words(query))
 
     def document(self, row: int) -> bytes:
-        """The JSON object of a document, as an answer holds it."""
+        """The JSON object of a document."""
         return self._documents[row]
 
     def _search(self, query: str, topk: int) -> tuple[Hit, ...]:
@@ -66,24 +61,18 @@ class TantivyIndex:
         return tuple(sorted(hits, key=lambda hit: (-hit.score, hit.row)))
 
     def _words(self, query: str) -> list[str]:
-        if not hasattr(self._of_thread, "finder"):
-            self._of_thread.finder = WordFinder()
-        words: list[str] = self._of_thread.finder.find(query.encode(errors="replace").decode())
-        return words
+        return self._tokenizer.tokenize(query.encode(errors="replace").decode())
 
 
 def open_index(corpus: Path | Sequence[Path], directory: Path | None = None) -> TantivyIndex:
-    """Open the index of a corpus; build it first where there is none, or the corpus is another than it was made from.
+    """Open the index of a corpus. Builds it first if it is missing or the corpus has changed.
 
     Args:
-        corpus: .jsonl or .parquet, see `read_chunk`; several files make up one corpus.
-        directory: Where the index lies; by default beside the corpus, under its name with `.tantivy`.
-
-    Returns:
-        The index.
+        corpus: .jsonl or .parquet, see `read_chunk`; several files form one corpus.
+        directory: Folder of the index; by default next to the corpus, with the suffix `.tantivy`.
 
     Raises:
-        ServiceError: The corpus is missing or malformed, or the folder cannot be written or holds something else.
+        ServiceError: The corpus is missing or malformed, or the folder cannot be written or has other content.
     """
     return TantivyIndex(find_folder(corpus, directory, _SETTINGS, _build))
 
@@ -96,7 +85,7 @@ def _make_schema() -> tantivy.Schema:
 
 
 def _make_analyzer() -> tantivy.TextAnalyzer:
-    """Takes texts whose words are found already, with spaces between them."""
+    """An analyzer for words that are already found and joined by spaces."""
     whole = tantivy.Filter.remove_long(_MAX_WORD_BYTES)
     return tantivy.TextAnalyzerBuilder(tantivy.Tokenizer.whitespace()).filter(whole).build()
 
@@ -106,13 +95,13 @@ def _build(corpus: Sequence[Path], directory: Path) -> None:
     (directory / _INDEX).mkdir()
     index = tantivy.Index(_make_schema(), str(directory / _INDEX))
     index.register_tokenizer(_ANALYZER, _make_analyzer())
-    row, finder = 0, WordFinder()
+    row, tokenizer = 0, Tokenizer()
     with indexing_bar(corpus) as advance, DocumentWriter(directory) as documents:
         writer = index.writer(_WRITER_BYTES)
         for chunk in iter_chunks(corpus):
             for document in read_chunk(chunk):
                 documents.write([document.encoded])
-                words = " ".join(finder.find(document.contents))
+                words = " ".join(tokenizer.tokenize(document.contents))
                 writer.add_document(tantivy.Document(contents=words, row=row))
                 row += 1
             advance(chunk.num_documents)

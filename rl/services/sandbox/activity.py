@@ -1,8 +1,7 @@
-"""Whether a program computes or waits, told to the server; and stillness between the programs of a session.
+"""Reports whether a program computes or waits, and pauses a session between its programs. Standard library only.
 
-A program that sleeps, or waits for a child or for input, needs no processor: the server gives its place to another. A
-session has nothing to do between its programs: all its processes are stopped, so that it costs nothing, and cannot grow
-while nobody looks. Standard library alone.
+A program that sleeps, or waits for a child or for input, needs no processor, so the server gives its slot to another.
+Between two programs of a session all its processes are stopped: they cost nothing and cannot grow unobserved.
 """
 
 from __future__ import annotations
@@ -13,39 +12,39 @@ import os
 from rl.services.sandbox.processes import Processes
 
 WAITS, COMPUTES = b"-", b"+"
-"""What a worker writes to a program's status, before its outcome."""
-REST, GO_ON = b"r", b"g"
-"""What the server writes to a session's control."""
-_CALM_LOOKS = 3
+"""A worker writes these to a program's status, before its outcome."""
+PAUSE, RESUME = b"p", b"r"
+"""The server writes these to a session's control."""
+_IDLE_CHECKS = 3
 _COMPUTING = (b"R", b"D")
 """States of a thread that runs, is ready to run, or waits for a disk."""
 
 
 class Activity:
-    """Looks at a program every now and then, and tells when it begins to wait and when it goes on."""
+    """Checks a program at intervals, and reports when it begins to wait and when it continues."""
 
     def __init__(self, processes: Processes, status: int) -> None:
-        """Take it that the program computes.
+        """Assume that the program computes.
 
         Args:
-            processes: The program's.
-            status: Where to tell.
+            processes: The program's processes.
+            status: Descriptor to report to.
         """
         self._processes, self._status = processes, status
-        self.start_over()
+        self.reset()
 
-    def start_over(self) -> None:
-        """Take it again that the program computes: another one has begun in the session."""
-        self._num_calm = 0
+    def reset(self) -> None:
+        """Assume again that the program computes, because the next one has begun in the session."""
+        self._num_idle = 0
 
-    def look(self) -> None:
-        """Look once. It waits when it was found still several times in a row."""
-        is_calm = not self._computes()
-        if not is_calm and self._num_calm >= _CALM_LOOKS:
-            self._tell(COMPUTES)
-        self._num_calm = self._num_calm + 1 if is_calm else 0
-        if self._num_calm == _CALM_LOOKS:
-            self._tell(WAITS)
+    def check(self) -> None:
+        """Check once. The program waits if several checks in a row found it idle."""
+        is_idle = not self._computes()
+        if not is_idle and self._num_idle >= _IDLE_CHECKS:
+            self._report(COMPUTES)
+        self._num_idle = self._num_idle + 1 if is_idle else 0
+        if self._num_idle == _IDLE_CHECKS:
+            self._report(WAITS)
 
     def _computes(self) -> bool:
         return any(map(self._process_computes, self._processes.numbers()))
@@ -58,41 +57,37 @@ class Activity:
         return any(self._state(pid, f"task/{thread}/stat")[0] in _COMPUTING for thread in threads)
 
     def _state(self, pid: int, name: str) -> tuple[bytes, int]:
-        """Of a thread, or of the first one of a process; and how many the process has."""
+        """The state of a thread, or of a process's first thread; and the number of threads in the process."""
         try:
             fields = self._processes.read(pid, name).rpartition(b")")[2].split()
             return fields[0], int(fields[17])
         except (OSError, IndexError, ValueError):  # it has ended
             return b"", 0
 
-    def _tell(self, sign: bytes) -> None:
+    def _report(self, sign: bytes) -> None:
         with contextlib.suppress(OSError):  # nobody reads it any more
             os.write(self._status, sign)
 
 
-class Rest:
-    """Stops all processes of a session, and lets them go on, as the server says."""
+class Pause:
+    """Stops all processes of a session and lets them continue, as the server commands."""
 
     def __init__(self, processes: Processes, control: int) -> None:
-        """Let it run.
+        """Let the session run.
 
         Args:
-            processes: The session's.
-            control: Where the server says it.
+            processes: The session's processes.
+            control: Descriptor of the server's commands.
         """
         self._processes, self.control = processes, control
-        self.is_still = False
+        self.is_paused = False
 
-    def obey(self) -> bool:
-        """Do what was said last; what was said before it does not matter.
-
-        Returns:
-            False where the server is gone.
-        """
-        said = os.read(self.control, 4096)
-        self.is_still = said.endswith(REST)
-        if self.is_still:
+    def apply(self) -> bool:
+        """Apply the latest command; earlier ones are obsolete. False if the server is gone."""
+        commands = os.read(self.control, 4096)
+        self.is_paused = commands.endswith(PAUSE)
+        if self.is_paused:
             self._processes.stop_all()
         else:
             self._processes.continue_all()
-        return bool(said)
+        return bool(commands)

@@ -10,7 +10,7 @@ from typing import Any
 from rl.services.sandbox.outcome import CompileOutcome, RunOutcome
 
 _PIECE_BYTES = 3 << 18
-"""A multiple of three, so that the pieces' texts make up that of all."""
+"""A multiple of three, so that the base64 texts of pieces can be joined."""
 _LARGE_BYTES = 256 << 10
 
 
@@ -18,12 +18,9 @@ def success_or_failure(outcome: RunOutcome, pod_name: str, queue_s: float) -> di
     """The answer for a program that was run, without its files.
 
     Args:
-        outcome: Of the program.
-        pod_name: This machine's.
+        outcome: The program's outcome.
+        pod_name: This machine's name.
         queue_s: Seconds that the request waited for a worker.
-
-    Returns:
-        An object for `encode`.
     """
     is_compiled = outcome.compile is None or outcome.compile.return_code == 0
     return {
@@ -49,14 +46,11 @@ def sandbox_error(message: str, pod_name: str, queue_s: float) -> dict[str, Any]
 
 
 async def encode(answer: dict[str, Any], files: dict[str, bytes]) -> bytes:
-    """Write an answer as JSON, a large one in a thread and in pieces, so that other requests go on meanwhile.
+    """Write an answer as JSON, a large one in a thread and in pieces, so that it does not block other requests.
 
     Args:
-        answer: What is in it beside `files`.
+        answer: The answer without `files`.
         files: Contents by path.
-
-    Returns:
-        An object of JSON.
     """
     if sum(map(len, files.values())) < _LARGE_BYTES:
         return _encode(answer, files)

@@ -1,7 +1,7 @@
-"""Reads the body of a sandbox's request: a large one in a process of its own, so that the server answers others.
+"""Decodes the bodies of requests, a large one in a process of its own, so that the server can answer others.
 
-Decoding holds Python's lock, so a thread would not help. The process has little memory and time, since a few megabytes
-of brackets make gigabytes of lists.
+Decoding holds the global interpreter lock, so a thread would not help. The process has limits on memory and time,
+because a few megabytes of brackets become gigabytes of lists.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ from asyncio.subprocess import PIPE
 from pathlib import Path
 
 from rl.errors import ServiceError
-from rl.services.json_body import BodyError, decode
+from rl.services.json_body import BodyError, RequestError, decode
 from rl.services.sandbox.job import memory_file
 from rl.services.sandbox.notebook import notebook_program
-from rl.services.sandbox.request import RequestError, RunRequest, parse_notebook, parse_request
+from rl.services.sandbox.request import RunRequest, parse_notebook, parse_request
 
 _LARGE_BYTES = 512 << 10
 _MAX_MEMORY_BYTES = 2 << 30
@@ -31,7 +31,7 @@ _PROGRAM = f"import sys; sys.path.insert(0, {str(_PACKAGE_ROOT)!r}); from rl.ser
 
 
 class BodyReader:
-    """Turns bodies into programs to run."""
+    """Decodes and checks bodies."""
 
     def __init__(self) -> None:
         self._turns = asyncio.Semaphore(_MAX_PROCESSES)
@@ -40,29 +40,26 @@ class BodyReader:
         """Decode and check a body.
 
         Args:
-            body: As it came.
-            is_notebook: It is one of `POST /run_jupyter`.
-
-        Returns:
-            What to run.
+            body: The raw body.
+            is_notebook: The body belongs to `POST /run_jupyter`.
 
         Raises:
-            BodyError: It is not JSON, or takes too much memory or time to decode.
+            BodyError: The body is not JSON, or decoding needs too much memory or time.
             RequestError: A field is missing or wrong.
-            ServiceError: No process starts to decode it.
+            ServiceError: The process for decoding does not start.
         """
         if len(body) < _LARGE_BYTES:
             return _read(body, is_notebook=is_notebook)
         async with self._turns:
-            return await _read_aside(body, is_notebook=is_notebook)
+            return await _read_in_process(body, is_notebook=is_notebook)
 
 
 def main() -> None:
-    """Read a body from standard input, and write what it is, or what is wrong with it, to standard output."""
+    """Read a body from standard input, and write the pickled request or error to standard output."""
     resource.setrlimit(resource.RLIMIT_AS, (_MAX_MEMORY_BYTES, _MAX_MEMORY_BYTES))
     resource.setrlimit(resource.RLIMIT_CPU, (_MAX_CPU_S, _MAX_CPU_S))
     os.nice(_NICE)
-    gc.disable()  # nothing decoded from JSON refers to itself
+    gc.disable()  # decoded JSON has no cycles
     result: RunRequest | BodyError | RequestError
     try:
         result = _read(sys.stdin.buffer.read(), is_notebook=sys.argv[1] == "notebook")
@@ -78,7 +75,7 @@ def _read(body: bytes | bytearray, *, is_notebook: bool) -> RunRequest:
     return notebook_program(parse_notebook(content)) if is_notebook else parse_request(content)
 
 
-async def _read_aside(body: bytes | bytearray, *, is_notebook: bool) -> RunRequest:
+async def _read_in_process(body: bytes | bytearray, *, is_notebook: bool) -> RunRequest:
     command = [sys.executable, "-s", "-P", "-c", _PROGRAM, "notebook" if is_notebook else "program"]
     try:
         descriptor = await asyncio.to_thread(memory_file, memoryview(body))
@@ -95,7 +92,7 @@ async def _read_aside(body: bytes | bytearray, *, is_notebook: bool) -> RunReque
             process.kill()
         await process.wait()
     if process.returncode != 0:
-        raise BodyError(f"the body takes more than {_MAX_MEMORY_BYTES >> 30} GiB or {_MAX_CPU_S} s to decode")
+        raise BodyError(f"the body needs more than {_MAX_MEMORY_BYTES >> 30} GiB or {_MAX_CPU_S} s to decode")
     result = pickle.loads(text)
     if isinstance(result, Exception):
         raise result

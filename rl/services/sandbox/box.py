@@ -1,12 +1,11 @@
-"""The one folder that a program may write to, and the files that go in and out. Standard library alone.
+"""The folder that a program may write to, and the transfer of its files. Standard library only.
 
-run/work  the program's folder: its files, its home, where it starts
-run/tmp   for temporary files; also as /tmp where the file tree is private
-run/shm   /dev/shm, there too
+run/work  the program's working folder and home
+run/tmp   for temporary files; also /tmp in a private file tree
+run/shm   /dev/shm in a private file tree
 
-A program may write to these three and not to `run`, so it cannot put another folder in the place of one. Where no
-layer keeps it from that (`mount`, `landlock`, `own_uid`), it does no harm: the box holds its folders open and follows
-no link.
+A program may write to these three folders but not to `run`, so it cannot replace one of them. If no layer enforces
+that (`mount`, `landlock`, `own_uid`), replacing one does no harm: the box holds its folders open and follows no link.
 """
 
 from __future__ import annotations
@@ -17,30 +16,30 @@ import stat
 import tempfile
 from collections.abc import Iterable
 
-from rl.services import beneath
+from rl.services import untrusted_files
 from rl.services.sandbox import kernel
 from rl.services.sandbox.file_tree import BOX
 
 MAX_BYTES = 64 << 20
-"""Of all files together."""
+"""Limit for all files together."""
 _MAX_FILES, _MANY_FILES = 16384, 64
 _FOLDERS = ("work", "tmp", "shm")
 
 
 class BoxError(OSError):
-    """A program has changed what was not its own, and the box cannot be used any more."""
+    """A program has moved the box, which is unusable now."""
 
 
 class Box:
-    """A folder for one program after the other, empty at the start of each."""
+    """A folder for one program after the other, emptied before each."""
 
     def __init__(self, directory: str, uid: int | None, *, is_mounted: bool) -> None:
         """Make it.
 
         Args:
-            directory: Where it may lie on the machine, when the file tree is not private.
-            uid: Its owner, when that is not this process's user.
-            is_mounted: The file tree is private: the folder lies in memory, with a limit, and goes with its mount.
+            directory: Its parent on the machine, used if the file tree is not private.
+            uid: Its owner; None for this process's user.
+            is_mounted: The file tree is private. The folder then lies in memory, with a limit, and ends with its mount.
         """
         self._uid = uid
         self._is_mounted = is_mounted
@@ -52,15 +51,15 @@ class Box:
 
     @property
     def work_descriptor(self) -> int:
-        """The program's folder, open."""
+        """Descriptor of the program's folder."""
         return self._open["work"]
 
     def clear(self) -> None:
-        """Remove what is in it. No process that uses it may be left.
+        """Empty it. No process may use it any more.
 
         Raises:
-            BoxError: It is not where it was.
-            OSError: It cannot be made anew.
+            BoxError: It was moved.
+            OSError: It cannot be made again.
         """
         try:
             self._check_place()
@@ -70,38 +69,38 @@ class Box:
             self._clear_deep()
 
     def memory_bytes(self) -> int:
-        """What the files in it take of the memory."""
+        """Memory that its files use."""
         if not self._is_mounted:
             return 0
         used = os.fstatvfs(self._root)
         return (used.f_blocks - used.f_bfree) * used.f_frsize
 
     def remove(self) -> None:
-        """Remove all of it."""
+        """Remove it."""
         if self._is_mounted:
-            return  # it goes with the last process in its namespace
+            return  # it ends with the last process in its namespace
         with contextlib.suppress(OSError):
-            parent = beneath.open_folder(os.path.dirname(self.root))
+            parent = untrusted_files.open_folder(os.path.dirname(self.root))
             for name in os.listdir(parent):
                 if name == os.path.basename(self.root) or _is_at(self._root, name, parent):  # it may have been moved
-                    beneath.remove(parent, name)
+                    untrusted_files.remove(parent, name)
             os.close(parent)
 
     def write(self, path: str, content: bytes) -> None:
         """Put a file into the program's folder.
 
         Args:
-            path: Relative, checked to lead nowhere else.
-            content: Its bytes.
+            path: Relative, without `..`.
+            content: The file's bytes.
 
         Raises:
-            OSError: It contradicts another file, or there is no space.
+            OSError: The path conflicts with another file, or there is no space.
         """
-        beneath.write_file(self.work_descriptor, path, content, self._uid)
+        untrusted_files.write_file(self.work_descriptor, path, content, self._uid)
 
     def read(self, paths: Iterable[str]) -> dict[str, bytes]:
-        """What the program has left under these paths, as `beneath.read_files` reads it."""
-        return beneath.read_files(self.work_descriptor, paths, MAX_BYTES, self._uid)
+        """Read files that the program left; see `untrusted_files.read_files`."""
+        return untrusted_files.read_files(self.work_descriptor, paths, MAX_BYTES, self._uid)
 
     def _fill(self) -> None:
         if self._is_mounted:
@@ -109,33 +108,33 @@ class Box:
             kernel.mount("tmpfs", self.root, "tmpfs", kernel.MS_NOSUID | kernel.MS_NODEV, options)
         else:
             os.chmod(self.root, 0o711)
-        root = beneath.open_folder(self.root)
+        root = untrusted_files.open_folder(self.root)
         for name, path in zip(_FOLDERS, self.folders, strict=True):
-            beneath.make_folder(root, name, self._uid)
-            if self._is_mounted:  # so that it stays writable
+            untrusted_files.make_folder(root, name, self._uid)
+            if self._is_mounted:  # so that it stays writable when the root becomes read-only
                 kernel.mount(path, path, None, kernel.MS_BIND)
-            self._open[name] = beneath.open_folder(path)
+            self._open[name] = untrusted_files.open_folder(path)
         self._root = root
         if self._is_mounted:
             flags = kernel.MS_REMOUNT | kernel.MS_BIND | kernel.MS_RDONLY | kernel.MS_NOSUID | kernel.MS_NODEV
             kernel.mount(None, self.root, None, flags)
 
     def _check_place(self) -> None:
-        """A program without layers that keep it from that may have moved the folders, or put others beside them.
+        """Check that a program has not moved the folders or added others. It can without some layers of isolation.
 
         Raises:
-            BoxError: The box lies elsewhere.
-            FileExistsError: Something does not belong there.
+            BoxError: The box was moved.
+            FileExistsError: There is something else in it.
         """
         if not _is_at(self._root, self.root):
-            raise BoxError(f"{self.root} is not the folder that it was")
+            raise BoxError(f"{self.root} was moved")
         if set(os.listdir(self._root)) != set(_FOLDERS):
-            raise FileExistsError("there are other files beside the folders")
+            raise FileExistsError("there are other files next to the folders")
         if not all(_is_at(self._open[name], name, self._root) for name in _FOLDERS):
-            raise FileExistsError("another folder is in the place of one")
+            raise FileExistsError("a folder was replaced by another")
 
     def _clear_shallow(self, folder: int) -> None:
-        """Most programs leave no more than a file or two, which is faster removed than a file system is mounted."""
+        """Remove a few files. That is faster than a new mount, and most programs leave only a file or two."""
         names = os.listdir(folder)
         if len(names) > _MANY_FILES:
             raise FileExistsError("too many files")
@@ -153,20 +152,20 @@ class Box:
         os.fchmod(self._root, 0o711)
         own = {name: folder for name, folder in self._open.items() if _is_at(folder, name, self._root)}
         for name in set(os.listdir(self._root)) - set(own):
-            beneath.remove(self._root, name)
+            untrusted_files.remove(self._root, name)
         for name in _FOLDERS:
             if name not in own:
                 os.close(self._open[name])
-                beneath.make_folder(self._root, name, self._uid)
-                self._open[name] = beneath.open_folder(name, self._root)
+                untrusted_files.make_folder(self._root, name, self._uid)
+                self._open[name] = untrusted_files.open_folder(name, self._root)
             folder = self._open[name]
             os.fchmod(folder, 0o700)
             for entry in os.listdir(folder):
-                beneath.remove(folder, entry)
+                untrusted_files.remove(folder, entry)
             self._clear_attributes(folder)
 
     def _clear_attributes(self, folder: int) -> None:
-        """Leave nothing of a program in what the file system keeps beside the files."""
+        """Reset the folder's mode, owner, extended attributes and times."""
         os.fchmod(folder, 0o700)
         if self._uid is not None:
             os.fchown(folder, self._uid, self._uid)
@@ -176,7 +175,7 @@ class Box:
 
 
 def _is_at(descriptor: int, name: str, parent: int | None = None) -> bool:
-    """Whether an open folder is what a name leads to."""
+    """Whether a name leads to an open folder."""
     try:
         found = os.stat(name, dir_fd=parent, follow_symlinks=False)
     except OSError:

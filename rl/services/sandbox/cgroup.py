@@ -1,7 +1,7 @@
-"""Control groups in which the kernel bounds a program's memory: all that it counts, also what no process shows.
+"""Control groups, by which the kernel limits all memory of a program, including memory that no process reports.
 
-The zygote makes one group for its workers where it may, each worker one below it for its programs. The worker stays
-outside: what it must do when a program has used too much takes memory too. Standard library alone.
+If permitted, the zygote makes one group for its workers, and each worker one below it for its programs. The worker
+itself stays outside, because it needs memory to handle a program that has used too much. Standard library only.
 
 Source: Documentation/admin-guide/cgroup-v2.rst and cgroup-v1/memory.rst of Linux.
 """
@@ -16,7 +16,7 @@ from dataclasses import dataclass
 
 _PREFIX = "turnwise-sandbox-"
 _LIMIT = ("memory.max", "memory.limit_in_bytes")
-"""Of version 2, and of version 1."""
+"""The file names of version 2 and of version 1."""
 _EVENTS = ("memory.events", "memory.oom_control")
 _SETTINGS = {"memory.swap.max": "0", "memory.swappiness": "0", "memory.oom.group": "1"}
 _TRIAL_BYTES = 1 << 30
@@ -24,37 +24,29 @@ _TRIAL_BYTES = 1 << 30
 
 @dataclass(slots=True, frozen=True)
 class TopGroup:
-    """Holds the groups of a zygote's workers."""
+    """The parent of the groups of a zygote's workers."""
 
     folder: int
-    """A descriptor, which leads there from another root too."""
+    """A descriptor, which works after a change of root too."""
     name: str
 
     def remove(self) -> None:
-        """Remove it, unless it still holds a group."""
+        """Remove it, unless it still has a child group."""
         with contextlib.suppress(OSError):
             os.rmdir(f"../{self.name}", dir_fd=self.folder)
 
 
 class Group:
-    """The programs of one worker, one after the other."""
+    """The group of one worker's programs."""
 
     def __init__(self, top: TopGroup, name: str) -> None:
-        """Make it, or take over that of a worker that died.
-
-        Args:
-            top: From `make_top_group`.
-            name: Of the group.
-
-        Raises:
-            OSError: Refused.
-        """
+        """Make it, or take over the group of a worker that died."""
         self._top, self._name = top.folder, name
         with contextlib.suppress(FileExistsError):
             os.mkdir(name, dir_fd=self._top)
         self._folder = os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=self._top)
         for setting, value in _SETTINGS.items():
-            with contextlib.suppress(OSError):  # those of the other version, and of swap where there is none
+            with contextlib.suppress(OSError):  # a setting of the other version, or of swap without swap
                 _write(self._folder, setting, value)
         self._members = os.open("cgroup.procs", os.O_WRONLY | os.O_CLOEXEC, dir_fd=self._folder)
         self._limit = _open_first(_LIMIT, os.O_WRONLY, self._folder)
@@ -62,25 +54,17 @@ class Group:
         self._limit_bytes = 0
 
     def admit(self, pid: int) -> None:
-        """Move a process into it; what that forks is born there.
-
-        Raises:
-            OSError: Refused.
-        """
+        """Move a process into it. The process's later children belong to it too."""
         os.pwrite(self._members, str(pid).encode(), 0)
 
     def limit(self, num_bytes: int) -> None:
-        """Set what all its processes may use together.
-
-        Raises:
-            OSError: Refused.
-        """
+        """Set the memory limit for all its processes together."""
         if num_bytes != self._limit_bytes:
             os.pwrite(self._limit, str(num_bytes).encode(), 0)
             self._limit_bytes = num_bytes
 
     def num_killed(self) -> int:
-        """The processes that the kernel has killed in it because it used too much, since it was made."""
+        """The number of processes in it that the kernel has killed because of its limit."""
         for line in os.pread(self._events, 4096, 0).splitlines():
             name, _, number = line.partition(b" ")
             if name == b"oom_kill":
@@ -88,7 +72,7 @@ class Group:
         return 0
 
     def remove(self) -> None:
-        """Remove it; no process may be left in it."""
+        """Remove it. It must have no process."""
         for descriptor in (self._members, self._limit, self._events, self._folder):
             os.close(descriptor)
         with contextlib.suppress(OSError):
@@ -96,7 +80,7 @@ class Group:
 
 
 def make_top_group() -> TopGroup | None:
-    """A group for the workers of this process, tried with a process; None where this machine refuses."""
+    """Make a group for the workers of this process, and try it; None if this machine refuses."""
     for folder in _find_folders():
         name = f"{_PREFIX}{os.getpid()}"
         path = f"{folder}/{name}"
@@ -116,18 +100,15 @@ def make_top_group() -> TopGroup | None:
 
 
 def remove_abandoned_groups(folder: str) -> None:
-    """Remove the groups that zygotes have left which were killed.
+    """Remove the groups of zygotes that were killed.
 
     Args:
-        folder: Of the group in which they were made.
-
-    Raises:
-        OSError: It cannot be read.
+        folder: Folder of their parent group.
     """
     for name in os.listdir(folder):
         pid = name.removeprefix(_PREFIX)
         if pid != name and not os.path.exists(f"/proc/{pid}"):
-            with contextlib.suppress(OSError):  # another may remove them at the same time
+            with contextlib.suppress(OSError):  # another process may remove them at the same time
                 path = f"{folder}/{name}"
                 for inner in [entry for entry in os.listdir(path) if os.path.isdir(f"{path}/{entry}")]:
                     os.rmdir(f"{path}/{inner}")
@@ -150,7 +131,7 @@ def _try(top: TopGroup) -> None:
 
 
 def _find_folders() -> Iterator[str]:
-    """Where a group for memory may be made: below this process's own, or beside it where that bounds nothing itself."""
+    """Folders where a group may be made: below this process's group, or next to it if it has no limit of its own."""
     try:
         with open("/proc/self/cgroup") as file:
             own = [line.rstrip("\n").split(":", 2) for line in file]
@@ -170,7 +151,7 @@ def _find_folders() -> Iterator[str]:
 
 
 def _unified_folders(own: str) -> Iterator[str]:
-    """In version 2 a group holds processes or hands out memory to groups below it, the root aside."""
+    """In version 2 a group other than the root has processes or child groups with memory limits, not both."""
     with contextlib.suppress(OSError):
         if "memory" not in _read(f"{own}/cgroup.subtree_control"):
             _write(None, f"{own}/cgroup.subtree_control", "+memory")

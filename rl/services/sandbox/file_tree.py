@@ -1,4 +1,4 @@
-"""The files that programs see: the system and the interpreter, read-only, and nothing else. Standard library alone."""
+"""Builds the file tree of programs: the system and the interpreter, read-only, nothing else. Standard library only."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from collections.abc import Iterable
 from rl.services.sandbox import kernel
 
 BOX = "/box"
-"""Where in the tree the one writable folder is mounted."""
+"""Mount point of the one writable folder in the tree."""
 SYSTEM = ("/usr", "/bin", "/sbin", "/lib", "/lib32", "/lib64", "/libx32")
 SETTINGS = (
     *("alternatives", "ld.so.cache", "localtime", "mime.types", "nsswitch.conf", "protocols", "services"),
-    "ssl/openssl.cnf",  # node ends where it may not read this, and goes on where there is none
+    "ssl/openssl.cnf",  # node fails if it may not read this, but not if it is missing
 )
-"""Those of /etc that programs need."""
+"""Files of /etc that programs need."""
 NETWORK_SETTINGS = ("hosts", "resolv.conf", "ssl/certs", "ca-certificates")
 DEVICES = ("null", "zero", "full", "random", "urandom")
 _DEVICE_LINKS = {"fd": "/proc/self/fd", "stdin": "fd/0", "stdout": "fd/1", "stderr": "fd/2", "shm": f"{BOX}/run/shm"}
@@ -23,15 +23,12 @@ _USERS = "root:x:0:0::/:/usr/sbin/nologin\nsandbox:x:{uid}:{uid}::{box}/run/work
 
 
 def build_tree(directory: str, *, uid: int, allow_network: bool) -> None:
-    """Make and enter a new root in memory. It is seen by this process and what it starts, in their mount namespace.
+    """Make a new root in memory and enter it, in this process's mount namespace.
 
     Args:
-        directory: An empty folder, over which the tree is mounted.
-        uid: Shown under the name `sandbox`.
-        allow_network: Show the settings of the network too.
-
-    Raises:
-        OSError: Refused.
+        directory: An empty folder to mount the tree on.
+        uid: User id with the name `sandbox`.
+        allow_network: Include the network settings.
     """
     previous = os.umask(0o022)
     kernel.mount(None, "/", None, kernel.MS_REC | kernel.MS_PRIVATE)
@@ -49,7 +46,7 @@ def build_tree(directory: str, *, uid: int, allow_network: bool) -> None:
     for path in (f"{BOX}/run", "/proc", "/var"):
         os.makedirs(directory + path, exist_ok=True)
     for path in ("/tmp", "/var/tmp"):
-        if not os.path.lexists(directory + path):  # it is there, read-only, where the interpreter lies under it
+        if not os.path.lexists(directory + path):  # it exists, read-only, if the interpreter is in it
             os.symlink(f"{BOX}/run/tmp", directory + path)
     kernel.make_read_only(directory)
     kernel.mount("/proc", f"{directory}/proc", None, kernel.MS_BIND | kernel.MS_REC)  # the workers cover it
@@ -58,7 +55,7 @@ def build_tree(directory: str, *, uid: int, allow_network: bool) -> None:
 
 
 def _outermost(paths: Iterable[str]) -> list[str]:
-    """Leave out what another path holds already; it would come there with a mount of its own."""
+    """Leave out paths below another path, since a mount of that path includes them."""
     chosen: list[str] = []
     for path in sorted(path.rstrip("/") for path in paths):
         if path and not any(path == other or path.startswith(other + "/") for other in chosen):

@@ -1,4 +1,4 @@
-"""A Python interpreter whose state outlives a call: the server's end of it."""
+"""The server's end of a session, which is a Python interpreter that keeps its state between calls."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 
 from rl.errors import ServiceError
-from rl.services.sandbox.activity import GO_ON, REST
+from rl.services.sandbox.activity import PAUSE, RESUME
 from rl.services.sandbox.job import memory_file, parse_files, parse_object
 from rl.services.sandbox.outcome import (
     FORGED,
@@ -25,8 +25,8 @@ from rl.services.sandbox.outcome import (
     RunOutcome,
     Status,
     is_return_code,
+    only_requested,
     parse_ending,
-    pick,
 )
 from rl.services.sandbox.program import LARGEST_MESSAGE
 
@@ -35,19 +35,19 @@ _MAX_FETCH_BYTES = 65 << 20
 
 
 class InterpreterSession:
-    """A Python interpreter whose state outlives a call. Ends with the pool.
+    """A Python interpreter that keeps its state between calls. Ends with the pool.
 
-    Its processes are stopped between two calls. The code of a call can write what it likes to the session's channel:
-    what is no answer to the call ends the session, as the code's own fault.
+    Its processes are stopped between two calls. The code of a call can write anything to the session's channel: a
+    message that is not an answer to the call ends the session, and counts as the code's fault.
     """
 
     def __init__(self, cells: socket.socket, status: Status, control: int) -> None:
         """Take over what `SandboxPool.open_session` started.
 
         Args:
-            cells: For `rl.services.sandbox.program.serve_cells`; its other end closes with the session's last process.
-            status: Of the session's worker; done when that has killed all processes.
-            control: A pipe by which the worker is told when a call begins and ends (`rl.services.sandbox.activity`).
+            cells: For `rl.services.sandbox.program.serve_cells`. Its other end closes with the session's last process.
+            status: Status of the session's worker; done once the worker has killed all processes.
+            control: A pipe for the commands of `rl.services.sandbox.activity`.
         """
         self._cells, self._status, self._control = cells, status, control
         self._cells.setblocking(False)
@@ -57,7 +57,7 @@ class InterpreterSession:
 
     @property
     def is_alive(self) -> bool:
-        """False after it ended by itself, by a time-out, by too much memory, by a forged answer, or by `close`."""
+        """False after it ended by itself, by a timeout, by too much memory, by a forged answer, or by `close`."""
         return not self._is_closed and not self._status.done.done()
 
     async def run(
@@ -68,23 +68,22 @@ class InterpreterSession:
         timeout: float,
         on_waiting: Callable[[bool], None] | None = None,
     ) -> RunOutcome:
-        """Execute code in the session's namespace; one call at a time.
+        """Execute code in the session's namespace, one call at a time.
 
-        An exception is shown on stderr with return code 1, `exit(n)` ends the call alone, with return code n. When the
-        time is up the session is killed: `timed_out` is set and `is_alive` is False from then on. So it is when the
-        call is cancelled.
+        An exception goes to stderr with return code 1. `exit(n)` ends only the call, with return code n. A timeout or
+        a cancellation kills the session.
 
         Args:
             code: Any number of statements.
-            stdin: What it may read.
+            stdin: The standard input.
             timeout: Seconds.
-            on_waiting: Called with True when the code begins to wait for something, and with False when it goes on.
+            on_waiting: Called with True when the code begins to wait for something, with False when it continues.
 
         Returns:
-            What the call did. A session that died has the return code of its process.
+            The outcome. If the session died, the return code is that of its process.
 
         Raises:
-            ServiceError: It was not alive when the call began, or failed.
+            ServiceError: The session had ended before the call, or failed.
         """
         if not self.is_alive:
             raise ServiceError("sandbox: the session has ended. Open another.")
@@ -93,12 +92,12 @@ class InterpreterSession:
         with ExitStack() as stack:
             try:
                 stdout, stderr = (stack.enter_context(Capture(MAX_OUTPUT_BYTES)) for _ in range(2))
-                stack.enter_context(self._awake(on_waiting))
+                stack.enter_context(self._resumed(on_waiting))
                 self._send({"run": True}, [code.encode("utf-8", "replace"), stdin], stdout, stderr)
                 ending = await self._reply(timeout)
             except OSError as error:
                 await asyncio.shield(self.close())
-                raise ServiceError(f"sandbox: the session does not take code, {error}. Open another.") from error
+                raise ServiceError(f"sandbox: the session does not accept code, {error}. Open another.") from error
             except BaseException:
                 await asyncio.shield(self.close())
                 raise
@@ -109,40 +108,40 @@ class InterpreterSession:
             return RunOutcome(ending.return_code, ending.is_late, elapsed, stdout.text(), stderr.text() + note, {})
 
     async def fetch(self, names: tuple[str, ...]) -> dict[str, bytes] | None:
-        """Read files of its folder.
+        """Read files in its folder.
 
         Args:
             names: Relative paths.
 
         Returns:
-            Those that exist, by their path as asked; None where it sent something else, which ends it.
+            Contents of the existing files, by path; None if the answer was forged, which ends the session.
 
         Raises:
-            ServiceError: It was not alive, or did not answer.
+            ServiceError: The session had ended, or did not answer.
         """
         if not self.is_alive:
             raise ServiceError("sandbox: the session has ended. Open another.")
         try:
-            with self._awake(None), Capture(_MAX_FETCH_BYTES, _MAX_FETCH_BYTES) as pipe:
+            with self._resumed(None), Capture(_MAX_FETCH_BYTES, _MAX_FETCH_BYTES) as pipe:
                 self._send({"fetch": names}, [], pipe)
                 await asyncio.wait({pipe.done}, timeout=_GRACE_S)
                 if not pipe.done.done():
                     raise ServiceError(f"sandbox: the session did not send its files within {_GRACE_S:g} s.")
-                return pick(parse_files(bytes(pipe.content))[1], names)
+                return only_requested(parse_files(bytes(pipe.content))[1], names)
         except ValueError:
             await self.close()
             return None
         except OSError as error:
             raise ServiceError(f"sandbox: the session's files could not be read, {error}.") from error
 
-    def find_forgery(self) -> bool:
-        """Whether something has come though nothing was asked: its code has written to the channel."""
+    def has_forged_message(self) -> bool:
+        """Whether a message has arrived without a request, because the session's code wrote to the channel."""
         poll = select.poll()
         poll.register(self._cells, select.POLLIN)
         return any(events & select.POLLIN and not events & select.POLLHUP for _, events in poll.poll(0))
 
     async def close(self) -> None:
-        """Kill all its processes. Nothing of it is left when this returns; closing twice is harmless."""
+        """Kill all its processes and wait for their end. Closing twice is harmless."""
         if self._is_closed:
             return
         self._is_closed = True
@@ -156,20 +155,20 @@ class InterpreterSession:
         self._cells.close()
 
     @contextmanager
-    def _awake(self, on_waiting: Callable[[bool], None] | None) -> Iterator[None]:
-        """Let its processes run, and stop them at the end."""
+    def _resumed(self, on_waiting: Callable[[bool], None] | None) -> Iterator[None]:
+        """Let its processes run within the block."""
         self._status.on_waiting = on_waiting
-        self._tell(GO_ON)
+        self._command(RESUME)
         try:
             yield
         finally:
             self._status.on_waiting = None
             if not self._is_closed:
-                self._tell(REST)
+                self._command(PAUSE)
 
-    def _tell(self, word: bytes) -> None:
-        with contextlib.suppress(OSError):  # its worker is gone; the call will find out
-            os.write(self._control, word)
+    def _command(self, command: bytes) -> None:
+        with contextlib.suppress(OSError):  # its worker is gone; the call will notice
+            os.write(self._control, command)
 
     def _send(self, message: dict[str, object], contents: list[bytes], *captures: Capture) -> None:
         with ExitStack() as sent:
@@ -183,7 +182,7 @@ class InterpreterSession:
             socket.send_fds(self._cells, [json.dumps(message).encode()], descriptors)
 
     async def _reply(self, timeout: float) -> _CallEnding:
-        """How the call ended; where the session did not outlive it, it is closed."""
+        """Wait for the end of the call. If the session has died, close it."""
         loop = asyncio.get_running_loop()
         text: bytes | None
         try:
@@ -202,13 +201,13 @@ class InterpreterSession:
         is_late = text is None and not self._status.done.done()
         if not is_late:
             await asyncio.wait({self._status.done}, timeout=_GRACE_S)
-        is_forged = not is_late and not self._status.done.done()  # it lives, and has closed or abused its channel
+        is_forged = not is_late and not self._status.done.done()  # it is alive and has closed or abused its channel
         await self.close()
         if is_late or is_forged:
             return _CallEnding(None if is_late else -signal.SIGKILL, is_late=is_late, is_forged=is_forged)
         try:
             ending = parse_ending(bytes(self._status.content))[0]
-        except ValueError as error:  # the worker was killed before it could tell, or could not begin
+        except ValueError as error:  # the worker was killed before it could report, or could not start
             raise ServiceError(f"sandbox: the session's worker failed, {error}. Open another.") from error
         return _CallEnding(ending.return_code, out_of_memory=ending.out_of_memory)
 
@@ -216,14 +215,14 @@ class InterpreterSession:
 @dataclass(slots=True, frozen=True)
 class _CallEnding:
     return_code: int | None
-    """None when the time was up."""
+    """None after a timeout."""
     is_late: bool = False
     out_of_memory: bool = False
     is_forged: bool = False
 
 
 def _return_code(text: bytes, number: int) -> int | None:
-    """Of the answer to a call; None for something else, or for the answer to an earlier one."""
+    """The return code in the answer to this call; None if the text is anything else."""
     try:
         answer = parse_object(text)
     except ValueError:

@@ -1,8 +1,7 @@
-"""Layers between a program and the machine, each tried before it is relied on. Runs with the standard library alone.
+"""Layers of isolation between a program and the machine, each tried before use. Standard library only.
 
-Once for all programs, the zygote moves into a file tree that holds the system's programs and the interpreter and
-nothing else of the machine, read-only. Each worker adds namespaces of
-its own; each program gives up what it could use against them (`confine`).
+The zygote moves into a read-only file tree with the system's programs and the interpreter, once for all programs. Each
+worker enters namespaces of its own. Each program drops the rights that could help it out of them (`confine`).
 """
 
 from __future__ import annotations
@@ -21,7 +20,7 @@ from rl.services.sandbox.file_tree import BOX, DEVICES, NETWORK_SETTINGS, SETTIN
 from rl.services.sandbox.processes import Processes, become_subreaper
 
 MAX_UIDS = 1536
-"""Workers and sessions of a zygote with a user of their own."""
+"""User ids of one zygote, one for each worker and session."""
 _FIRST_UID, _UID_RANGES = 20000, 29
 MAX_PROCESSES = 64
 _MAX_OPEN_FILES = 256
@@ -30,33 +29,33 @@ _MAX_FILE_BYTES = 64 << 20
 
 @dataclass(slots=True, frozen=True)
 class Isolation:
-    """What was found to work, for the workers."""
+    """The isolation that works on this machine."""
 
     layers: dict[str, bool]
-    """By the names that `GET /health` shows."""
+    """Whether each layer works, by the names that `GET /health` shows."""
     namespaces: int
-    """Those that each worker enters, as flags of unshare(2)."""
+    """Namespaces that each worker enters, as flags of unshare(2)."""
     first_uid: int
     filter: bytes
-    """Of system calls, for the layer `seccomp`."""
+    """Filter of system calls, for the layer `seccomp`."""
     allow_internet: bool
-    """Sockets are not denied: the network is allowed, or a namespace without one holds them."""
+    """Programs may create internet sockets: the network is allowed, or a network namespace isolates them."""
     groups: cgroup.TopGroup | None
     """For the layer `cgroup`."""
 
 
 def missing_layers(layers: dict[str, bool], *, allow_network: bool) -> list[str]:
-    """What a program could abuse on this machine, by the names of layers; empty where all holds.
+    """Names of the layers that isolation needs and this machine lacks; empty if it is complete.
 
-    A mount namespace or Landlock keep files, a user of its own or a user namespace the identity, and bubblewrap stands
-    for the namespaces that it makes.
+    Either a mount namespace or Landlock protects files. Either a user id of its own or a user namespace separates
+    programs. Bubblewrap replaces the namespaces that it makes.
 
     Args:
         layers: As `Isolation.layers`.
-        allow_network: The network is not to be kept from programs.
+        allow_network: Programs may use the network.
 
     Returns:
-        Names joined by " or " where one of several would do.
+        Names, joined by " or " if one of several would do.
     """
     has_bubblewrap = layers.get("bubblewrap", False)
     wanted = ["rlimits", "process_limit", "no_new_privileges", "seccomp", "own_uid or user", "pid", "ipc"]
@@ -66,15 +65,12 @@ def missing_layers(layers: dict[str, bool], *, allow_network: bool) -> list[str]
 
 
 def prepare(directory: str, *, allow_network: bool, is_wrapped: bool) -> Isolation:
-    """Find out what works, and move this process into the private tree.
+    """Find out which layers work, and move this process into the private file tree.
 
     Args:
-        directory: A folder of the server's, empty; the tree is mounted over it, in this process's view alone.
-        allow_network: Leave programs on the machine's network.
-        is_wrapped: This process lives inside bubblewrap.
-
-    Returns:
-        What the workers and programs shall use.
+        directory: An empty folder of the server. The tree is mounted there, visible to this process only.
+        allow_network: Give programs the machine's network.
+        is_wrapped: This process runs inside bubblewrap.
     """
     groups = cgroup.make_top_group()
     uid, is_root = os.geteuid(), os.geteuid() == 0
@@ -97,35 +93,28 @@ def prepare(directory: str, *, allow_network: bool, is_wrapped: bool) -> Isolati
         layers[name] = _works(partial(_enter, own_user | flags, uid if user else None))
         namespaces |= flags if layers[name] else 0
     layers["own_uid"] = is_root and _works(lambda: _try_uid(first_uid))
-    layers["process_limit"] = layers["own_uid"] or (user and not is_root)  # the kernel never limits root's
+    layers["process_limit"] = layers["own_uid"] or (user and not is_root)  # the kernel does not limit root's processes
     allow_internet = allow_network or layers["network"]
     code = _try_rules(layers, directory, allow_internet=allow_internet)
     if not allow_network:
-        layers["network"] = layers["network"] or layers["seccomp"]  # which denies sockets where it has to
+        layers["network"] = layers["network"] or layers["seccomp"]  # seccomp denies sockets if there is no namespace
     return Isolation(layers, namespaces, first_uid, code, allow_internet, groups)
 
 
 def enter_namespaces(isolation: Isolation) -> None:
-    """Give a worker namespaces of its own; its next child is process 1 of the new pid namespace.
-
-    Raises:
-        OSError: Refused, though it worked before.
-    """
+    """Enter new namespaces. The next child of this process is process 1 of the new pid namespace."""
     if isolation.namespaces:
         _enter(isolation.namespaces, os.geteuid() if isolation.layers["user"] else None, with_child=False)
 
 
-def furnish(isolation: Isolation) -> Processes:
-    """As process 1 of the namespaces: hide other processes, and give the host a name of no meaning.
+def set_up_namespaces(isolation: Isolation) -> Processes:
+    """Hide other processes and the host's name from programs. Runs in process 1 of the namespaces.
 
     Returns:
-        The worker's view of its programs' processes, which those may not have.
-
-    Raises:
-        OSError: This process does not become the parent of orphans.
+        The worker's view of its programs' processes, which the programs do not share.
     """
     layers = isolation.layers
-    if layers["user"]:  # inotify is counted by user, and all workers have the same
+    if layers["user"]:  # inotify is limited per user, and all workers have the same
         with contextlib.suppress(OSError), open("/proc/sys/user/max_inotify_instances", "w") as file:
             file.write("32")
     if layers["ipc"]:
@@ -142,17 +131,17 @@ def furnish(isolation: Isolation) -> Processes:
             kernel.mount("proc", "/proc", "proc", flags, "hidepid=2,subset=pid")
             os.close(proc)
             proc, is_private = os.open("/proc", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC), True
-        except OSError:  # also where parts of the machine's own are covered, as in a container
+        except OSError:  # also if parts of the machine's /proc are covered, as in a container
             kernel.mount("tmpfs", "/proc", "tmpfs", flags, "size=4k,mode=555")
     return Processes(proc, has_pid_namespace=layers["pid"], is_private=is_private)
 
 
 def build_file_rules(isolation: Isolation, folders: Iterable[str]) -> int | None:
-    """Landlock's rules for the programs of a worker.
+    """Build Landlock's rules for the programs of a worker.
 
     Args:
-        isolation: What works.
-        folders: What they may write to, where a mount namespace does not say so.
+        isolation: The isolation that works.
+        folders: Writable folders, used if there is no mount namespace.
 
     Returns:
         A descriptor for `confine`; None without the layer `landlock`.
@@ -163,15 +152,12 @@ def build_file_rules(isolation: Isolation, folders: Iterable[str]) -> int | None
 
 
 def confine(isolation: Isolation, uid: int, file_rules: int | None) -> None:
-    """Become a program's process: without rights, and without a way to get any.
+    """Drop all rights of this process, and every way to regain them, before it runs a program.
 
     Args:
-        isolation: What works.
-        uid: The program's user, for the layer `own_uid`.
+        isolation: The isolation that works.
+        uid: The program's user id, for the layer `own_uid`.
         file_rules: From `build_file_rules`; closed here.
-
-    Raises:
-        OSError: Refused, though it worked before.
     """
     layers = isolation.layers
     if layers["process_limit"]:
@@ -182,7 +168,7 @@ def confine(isolation: Isolation, uid: int, file_rules: int | None) -> None:
         os.setresuid(uid, uid, uid)
     else:
         kernel.drop_capabilities()
-    kernel.prctl(kernel.PR_SET_DUMPABLE, 1)  # its own /proc/self belongs to it
+    kernel.prctl(kernel.PR_SET_DUMPABLE, 1)  # so that the process owns its own /proc/self
     if layers["no_new_privileges"]:
         _forbid_new_privileges()
     if file_rules is not None:
@@ -193,14 +179,11 @@ def confine(isolation: Isolation, uid: int, file_rules: int | None) -> None:
 
 
 def limit_resources(memory_bytes: int | None, cpu_s: int | None) -> None:
-    """Limit what each process of a program may use.
+    """Set the limits of each process of a program.
 
     Args:
-        memory_bytes: Of address space; None for programs that reserve more than they use.
-        cpu_s: Seconds of processor time; None for an interpreter that goes on.
-
-    Raises:
-        OSError: Refused.
+        memory_bytes: Address space; None for programs that reserve more than they use.
+        cpu_s: Processor time, seconds; None for a session.
     """
     limits = {
         resource.RLIMIT_CPU: cpu_s,
@@ -220,9 +203,9 @@ def limit_resources(memory_bytes: int | None, cpu_s: int | None) -> None:
 
 
 def _try_rules(layers: dict[str, bool], directory: str, *, allow_internet: bool) -> bytes:
-    """Try what a program puts on itself; returns the filter of system calls."""
+    """Try the layers that a program applies to itself; returns the filter of system calls."""
     code = b""
-    with contextlib.suppress(KeyError):  # a machine whose calls have no numbers here
+    with contextlib.suppress(KeyError):  # an unknown processor architecture
         code = seccomp.build_filter(allow_internet=allow_internet)
     layers["rlimits"] = _works(lambda: limit_resources(_MAX_FILE_BYTES * 16, 60))
     layers["no_new_privileges"] = _works(_forbid_new_privileges)
@@ -232,7 +215,7 @@ def _try_rules(layers: dict[str, bool], directory: str, *, allow_internet: bool)
 
 
 def _works(attempt: Callable[[], object]) -> bool:
-    """Whether an attempt succeeds, made in a process of its own."""
+    """Whether an attempt succeeds, in a process of its own."""
     pid = os.fork()
     if pid == 0:
         with contextlib.suppress(OSError, KeyError):
@@ -252,7 +235,7 @@ def _enter(flags: int, uid: int | None, *, with_child: bool = True) -> None:
 
 
 def _try_uid(uid: int) -> None:
-    """Whether another user than root can read the interpreter's libraries."""
+    """Read the interpreter's libraries as another user than root."""
     os.setgroups([])
     os.setresgid(uid, uid, uid)
     os.setresuid(uid, uid, uid)

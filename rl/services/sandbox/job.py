@@ -1,4 +1,4 @@
-"""What the server sends a worker to run, and how files travel with it. Standard library alone."""
+"""The message by which the server sends a worker a program and its files. Standard library only."""
 
 from __future__ import annotations
 
@@ -9,51 +9,43 @@ from dataclasses import asdict, dataclass
 from io import BytesIO
 from typing import IO, Any
 
-TAKE_JOB, LEAVE = b"j", b"l"
-"""What the server tells a worker that is free."""
-DISMISSED = 3
-"""Exit code of a worker that was told to leave."""
+RUN, EXIT = b"r", b"e"
+"""Commands of the server to a free worker."""
+EXITED = 3
+"""Exit code of a worker that received `EXIT`."""
 MAX_DESCRIPTORS = 5
-"""Of a message: payload, status and the program's three streams."""
+"""Descriptors of one message: payload, status and the program's three streams."""
 
 
 @dataclass(slots=True, frozen=True)
 class Job:
-    """A program, and the limits within which it runs."""
+    """A program and its limits."""
 
     file: str
-    """In the program's folder; the worker's own interpreter runs it where there is no command."""
+    """In the program's folder. The worker's own interpreter runs it if there is no command."""
     command: tuple[str, ...]
     timeout: float
     """Seconds; infinite for a session."""
     cpu_s: int | None
-    """Seconds of processor time of each process; None for an interpreter that goes on."""
+    """Processor time of each process, seconds; None for a session."""
     memory_bytes: int
-    """Of all processes and files together."""
+    """Limit for all processes and files together."""
     address_space: int | None
-    """Bytes of each process; None for programs that reserve more than they use."""
+    """Limit for each process, bytes; None for programs that reserve more than they use."""
     fetch: tuple[str, ...] = ()
     """Files to send back."""
     is_session: bool = False
 
 
 def pack_job(job: Job, files: dict[str, bytes]) -> int:
-    """A descriptor with a job and its files, for `parse_files`.
-
-    Raises:
-        OSError: No descriptor is free.
-    """
+    """A descriptor with a job and its files, for `parse_files`."""
     content = BytesIO()
     write_files(content, asdict(job), files)
     return memory_file(content.getbuffer())
 
 
 def memory_file(content: bytes | memoryview) -> int:
-    """A descriptor of a file in memory with this content, at its start.
-
-    Raises:
-        OSError: No descriptor is free.
-    """
+    """A descriptor of a file in memory with this content, positioned at its start."""
     descriptor = os.memfd_create("content")
     with open(descriptor, "wb", closefd=False) as file:
         file.write(content)
@@ -62,7 +54,7 @@ def memory_file(content: bytes | memoryview) -> int:
 
 
 def write_files(pipe: IO[bytes], header: dict[str, Any], files: dict[str, bytes]) -> None:
-    """Write a line of JSON, the header and the names and sizes of files, and then their contents."""
+    """Write a line of JSON with the header and the names and sizes of the files, then their contents."""
     sizes = [[name, len(content)] for name, content in files.items()]
     pipe.write(json.dumps({**header, "files": sizes}).encode() + b"\n")
     for content in files.values():
@@ -72,14 +64,11 @@ def write_files(pipe: IO[bytes], header: dict[str, Any], files: dict[str, bytes]
 def parse_files(text: bytes) -> tuple[dict[str, Any], dict[str, bytes]]:
     """Read what `write_files` wrote.
 
-    Args:
-        text: All of it.
-
     Returns:
         The header, and contents by name.
 
     Raises:
-        ValueError: It is something else, or cut.
+        ValueError: The text is malformed or truncated.
     """
     line, _, content = text.partition(b"\n")
     header = parse_object(line)
@@ -88,7 +77,7 @@ def parse_files(text: bytes) -> tuple[dict[str, Any], dict[str, bytes]]:
     start = 0
     for entry in sizes if isinstance(sizes, list) else [None]:
         if not isinstance(entry, list) or [type(part) for part in entry] != [str, int] or entry[1] < 0:
-            raise ValueError("the list of files is none")
+            raise ValueError("the list of files is malformed")
         files[entry[0]] = content[start : start + entry[1]]
         start += entry[1]
     if start != len(content):
@@ -97,32 +86,29 @@ def parse_files(text: bytes) -> tuple[dict[str, Any], dict[str, bytes]]:
 
 
 def parse_object(text: bytes) -> dict[str, Any]:
-    """Read an object of JSON that a program may have forged.
+    """Read a JSON object that a program may have forged.
 
     Raises:
-        ValueError: It is something else.
+        ValueError: The text is not a JSON object.
     """
     try:
         value = json.loads(text)
-    except RecursionError as error:  # brackets in brackets
-        raise ValueError("it nests too deep") from error
+    except RecursionError as error:
+        raise ValueError("it is nested too deeply") from error
     if not isinstance(value, dict):
-        raise ValueError(f"it is no object but a {type(value).__name__}")
+        raise ValueError(f"it must be an object, got a {type(value).__name__}")
     return value
 
 
 def receive(channel: socket.socket, size: int) -> tuple[bytes, list[int]]:
-    """Wait for a message and its descriptors.
+    """Wait for a message and its descriptors. Both are empty if the other end is gone.
 
     Args:
-        channel: Of the kind that keeps messages apart.
-        size: Bytes of the largest message.
-
-    Returns:
-        Both; empty when the other end is gone, also where it was killed and had not read everything.
+        channel: A socket that preserves message boundaries.
+        size: Length of the longest message, bytes.
     """
     try:
         message, descriptors, _, _ = socket.recv_fds(channel, size, MAX_DESCRIPTORS)
-    except ConnectionResetError:
+    except ConnectionResetError:  # the other end was killed before it had read everything
         return b"", []
     return message, descriptors

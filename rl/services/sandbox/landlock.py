@@ -1,4 +1,4 @@
-"""Rules on files that a process puts on itself and all that it starts, needing no rights. Standard library alone.
+"""File access rules that a process applies to itself and its children, without privileges. Standard library only.
 
 Source: landlock(7) and include/uapi/linux/landlock.h of Linux.
 """
@@ -19,14 +19,14 @@ _EXECUTE, _WRITE_FILE, _READ_FILE, _READ_DIRECTORY = 1 << 0, 1 << 1, 1 << 2, 1 <
 _TRUNCATE, _IOCTL_DEVICE = 1 << 14, 1 << 15
 _READ = _EXECUTE | _READ_FILE | _READ_DIRECTORY
 _OF_FILES = _EXECUTE | _WRITE_FILE | _READ_FILE | _TRUNCATE | _IOCTL_DEVICE
-"""What can be allowed of a thing that is no folder."""
+"""The rights that apply to files other than folders."""
 _NUM_RIGHTS = {1: 13, 2: 14, 3: 15, 4: 15}
 _NUM_RIGHTS_NOW = 16
 _TCP_BIND_AND_CONNECT, _SCOPE_SOCKETS_AND_SIGNALS = 3, 3
 
 
 def version() -> int:
-    """What this kernel knows of Landlock; 0: it has none."""
+    """This kernel's version of Landlock; 0 without Landlock."""
     try:
         return kernel.syscall(_CREATE_RULESET, None, 0, _VERSION_FLAG)
     except OSError:
@@ -34,20 +34,20 @@ def version() -> int:
 
 
 def build_rules(readable: Iterable[str], writable: Iterable[str], *, allow_internet: bool) -> int:
-    """Rules under which only these paths, and what lies beneath, can be reached.
+    """Build rules that allow only these paths and everything below them.
 
-    Where the kernel knows how, they also keep signals and abstract Unix sockets from processes outside.
+    On recent kernels they also deny TCP, and signals and abstract Unix sockets to processes outside.
 
     Args:
-        readable: Paths to read and execute; those that do not exist are left out.
-        writable: Paths to do everything with.
+        readable: Paths to read and execute. Missing ones are skipped.
+        writable: Paths with all rights.
         allow_internet: Do not deny TCP.
 
     Returns:
         A descriptor for `restrict`.
 
     Raises:
-        OSError: Refused, or the kernel has no Landlock.
+        OSError: The kernel refuses, or has no Landlock.
     """
     known = version()
     rights = (1 << _NUM_RIGHTS.get(known, _NUM_RIGHTS_NOW)) - 1
@@ -65,11 +65,7 @@ def build_rules(readable: Iterable[str], writable: Iterable[str], *, allow_inter
 
 
 def restrict(rules: int) -> None:
-    """Live under the rules from now on. Needs `no_new_privs`.
-
-    Raises:
-        OSError: Refused.
-    """
+    """Apply the rules to this process. Needs `no_new_privs`."""
     kernel.syscall(_RESTRICT_SELF, rules, 0)
 
 

@@ -1,4 +1,4 @@
-"""What the sandbox counts, for `GET /metrics`."""
+"""The sandbox's metrics, for `GET /metrics`."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _BUCKETS = (0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30, 60)
 
 
 class SandboxMetrics:
-    """Counters of requests, and a registry that also reads the state of pool, queue and sessions."""
+    """Counters of requests, and gauges of the state of pool, queue and sessions."""
 
     def __init__(self, pool: SandboxPool, admission: Admission, sessions: SessionTable) -> None:
         self.registry = to = CollectorRegistry()
@@ -31,34 +31,28 @@ class SandboxMetrics:
         """Count a request that ended.
 
         Args:
-            language: Of the program; empty where the request does not say.
+            language: The program's language; empty if unknown.
             status: `Success`, `Failed`, `SandboxError`, `disconnected`, or the HTTP status of a refusal.
-            seconds: Since it arrived.
+            seconds: Duration of the request.
         """
         self._requests.labels(language, status).inc()
         self._whole.observe(seconds)
 
     def observe_run(self, language: str, queue_s: float, run_s: float) -> None:
-        """Count a program that ran.
-
-        Args:
-            language: Of the program.
-            queue_s: Its wait for a worker, seconds.
-            run_s: Its own time, seconds.
-        """
+        """Count a program that ran, its wait for a worker and its own time, seconds."""
         self._queue.observe(queue_s)
         self._run.labels(language).observe(run_s)
 
 
 class _State(Collector):
-    """Values that are read when they are asked for."""
+    """Gauges that are read at each scrape."""
 
     def __init__(self, pool: SandboxPool, admission: Admission, sessions: SessionTable) -> None:
         self._pool, self._admission, self._sessions = pool, admission, sessions
 
     def collect(self) -> Iterator[Metric]:
-        """The present values."""
-        yield GaugeMetricFamily("sandbox_running", "Programs that run", self._admission.num_running)
+        """The current values."""
+        yield GaugeMetricFamily("sandbox_running", "Running programs", self._admission.num_running)
         yield GaugeMetricFamily("sandbox_queue_depth", "Programs that wait for a worker", self._admission.num_waiting)
         yield GaugeMetricFamily("sandbox_sessions", "Interpreters of sessions", self._sessions.num_open)
         lost = "Interpreters of sessions that ended before their session was deleted"
@@ -70,7 +64,7 @@ class _State(Collector):
 
 
 def _memory_bytes() -> int:
-    """Shared pages count once in the sum; processes that have just ended count 0."""
+    """In the sum each shared page counts once. Processes that have just ended count 0."""
     server = psutil.Process()
     total = 0
     for process in (server, *server.children(recursive=True)):

@@ -1,4 +1,4 @@
-"""`POST /run_jupyter`: the cells of a notebook as one program for the pool (`rl.services.sandbox.notebook_driver`)."""
+"""Runs the cells of `POST /run_jupyter` as one program (`rl.services.sandbox.notebook_driver`)."""
 
 from __future__ import annotations
 
@@ -17,14 +17,7 @@ _DRIVER = Path(notebook_driver.__file__).read_text(encoding="utf-8")
 
 
 def notebook_program(request: NotebookRequest) -> RunRequest:
-    """The one program that runs all cells.
-
-    Args:
-        request: Checked.
-
-    Returns:
-        What the pool shall run.
-    """
+    """Make the program that runs all cells."""
     arguments = json.dumps([request.cells, request.cell_timeout])
     return RunRequest(
         code=f"{_DRIVER}\n\nrun_cells(*json.loads({arguments!r}))\n",
@@ -39,22 +32,22 @@ def notebook_program(request: NotebookRequest) -> RunRequest:
 
 
 def cell_results(outcome: RunOutcome) -> list[dict[str, Any]]:
-    """What each cell wrote and showed; the last one may have been stopped by the notebook's own limits.
+    """The results of the cells that began. The notebook's limits may have stopped the last one.
 
     Args:
-        outcome: Of `notebook_program`.
+        outcome: Outcome of `notebook_program`.
 
     Returns:
-        SandboxFusion's form, one for each cell that began: `{stdout, stderr, display, error}`.
+        `{stdout, stderr, display, error}` for each cell, as in SandboxFusion.
     """
     outputs = outcome.files.get(OUTPUTS, b"")
     results = []
     for line in BytesIO(outputs[:_MAX_OUTPUTS_BYTES]):
         if (cell := _read(line)) is None:
-            break  # a cell has written here; what follows may be anything
+            break  # a cell has written to the file; the rest may be forged
         results.append(cell)
     if len(outputs) > _MAX_OUTPUTS_BYTES:
-        text = f"the outputs of this cell and of the next ones go beyond {_MAX_OUTPUTS_BYTES >> 20} MiB of all"
+        text = f"the outputs of all cells exceed {_MAX_OUTPUTS_BYTES >> 20} MiB, from this cell on they are lost"
         error = {"ename": "OutputLimitError", "evalue": text, "traceback": []}
         results.append({"stdout": "", "stderr": "", "display": [], "error": [error]})
     if any(name in outcome.files for name in STREAMS):
@@ -69,12 +62,12 @@ def cell_results(outcome: RunOutcome) -> list[dict[str, Any]]:
 
 
 def visible_files(outcome: RunOutcome) -> dict[str, bytes]:
-    """The files that the request asked for, without those of the driver."""
+    """The requested files, without those of the driver."""
     return {name: content for name, content in outcome.files.items() if name not in (OUTPUTS, *STREAMS)}
 
 
 def _read(line: bytes) -> dict[str, Any] | None:
-    """A line of the driver, or None for something else: the cells can write to that file too."""
+    """Parse a line of the driver; None if it is malformed, because the cells can write to the file too."""
     try:
         cell = json.loads(line)
     except (ValueError, RecursionError):

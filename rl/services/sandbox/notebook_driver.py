@@ -1,4 +1,4 @@
-"""Runs the cells of a notebook and writes down what each did. Runs in the sandbox, on the standard library alone."""
+"""Runs the cells of a notebook and records their results. Runs in the sandbox; standard library only."""
 
 from __future__ import annotations
 
@@ -14,22 +14,22 @@ from types import FrameType
 from typing import IO, Any
 
 OUTPUTS = ".notebook_outputs.jsonl"
-"""A line for each cell that ended."""
+"""One line for each cell that ended."""
 STREAMS = (".notebook_stdout", ".notebook_stderr")
-"""What the present cell writes; left behind when the notebook is stopped within a cell."""
+"""Output of the current cell. The files remain if the notebook is stopped during a cell."""
 MAX_STREAM_BYTES = 1 << 20
 
 
 class CellTimeout(BaseException):
-    """Raised in a cell whose time is up; no `except Exception` of the cell catches it."""
+    """Raised in a cell at its time limit. `except Exception` in the cell does not catch it."""
 
 
-def run_cells(cells: list[str], limit: float | None) -> None:
-    """Run all cells; an error or a time-out ends its cell, and the next one begins.
+def run_cells(cells: list[str], limit: float) -> None:
+    """Run all cells. An error or a timeout ends only its cell.
 
     Args:
-        cells: Python code each.
-        limit: Seconds of each; None for no limit.
+        cells: Python code.
+        limit: Seconds for each cell; 0 for no limit.
     """
     scope: dict[str, Any] = {"__name__": "__main__"}
     signal.signal(signal.SIGALRM, _stop)
@@ -38,7 +38,7 @@ def run_cells(cells: list[str], limit: float | None) -> None:
         for number, cell in enumerate(cells, start=1):
             streams = [open(name, "w+b") for name in STREAMS]  # noqa: SIM115  # closed by _read
             _redirect([stream.fileno() for stream in streams])
-            display, error = _run(cell, f"cell {number}", limit or 0.0, scope)
+            display, error = _run(cell, f"cell {number}", limit, scope)
             texts = [_read(stream) for stream in streams]
             _redirect(real)
             result = {"stdout": texts[0], "stderr": texts[1], "display": display, "error": error}
@@ -70,14 +70,14 @@ def _read(stream: IO[bytes]) -> str:
 
 
 def _run(cell: str, name: str, limit: float, scope: dict[str, Any]) -> tuple[list[Any], list[Any]]:
-    """Returns what the cell shows and its error, each an empty list without one."""
+    """Returns what the cell displays and its error, each in a list that may be empty."""
     try:
         signal.setitimer(signal.ITIMER_REAL, limit)
         return _evaluate(cell, name, scope), []
     except CellTimeout:
         text = f"the cell ran for {limit:g} s"
         return [], [{"ename": "TimeoutError", "evalue": text, "traceback": [f"TimeoutError: {text}"]}]
-    except BaseException as error:  # the boundary to the notebook's own code, which may raise anything
+    except BaseException as error:  # a cell may raise anything
         trace = error.__traceback__
         while trace is not None and trace.tb_frame.f_code.co_filename == __file__:
             trace = trace.tb_next
@@ -88,8 +88,8 @@ def _run(cell: str, name: str, limit: float, scope: dict[str, Any]) -> tuple[lis
 
 
 def _evaluate(cell: str, name: str, scope: dict[str, Any]) -> list[dict[str, str]]:
-    """Run the statements; the value of a last expression is shown, as text and as HTML where it has that."""
-    linecache.cache[name] = (len(cell), None, cell.splitlines(keepends=True), name)  # tracebacks quote from here
+    """Run the statements. Displays the value of a last expression, as text and, if it supports that, as HTML."""
+    linecache.cache[name] = (len(cell), None, cell.splitlines(keepends=True), name)  # tracebacks quote lines from here
     tree = ast.parse(cell, name)
     last = tree.body.pop() if tree.body and isinstance(tree.body[-1], ast.Expr) else None
     exec(compile(tree, name, "exec", dont_inherit=True), scope)

@@ -1,23 +1,25 @@
-"""How a program ended, and the pipes that its output is read from while it runs."""
+"""The outcome of a program, and the pipes that carry its output while it runs."""
 
 from __future__ import annotations
 
 import asyncio
-import math
 import os
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Annotated, Any, Self
 
+from pydantic import Field, StrictBool, StrictFloat, StrictInt, TypeAdapter, ValidationError
+
+from rl.errors import first_problem
 from rl.services.sandbox.activity import COMPUTES, WAITS
 from rl.services.sandbox.job import parse_files
 
 MAX_OUTPUT_BYTES = 1 << 20
-"""What is kept of stdout and of stderr."""
+"""Length to which stdout and stderr are cut."""
 OUT_OF_MEMORY = "\nkilled: its processes and files together used more memory than allowed\n"
-"""Added to stderr."""
+"""Appended to stderr."""
 FORGED = "\nkilled: it wrote to the channel by which the sandbox talks to its session\n"
-"""Likewise."""
+"""Appended to stderr."""
 _RETURN_CODES = range(-64, 256)
 _STOP_READING_BYTES = 64 << 20
 _CHUNK = 1 << 16
@@ -25,7 +27,7 @@ _CHUNK = 1 << 16
 
 @dataclass(slots=True, frozen=True)
 class CompileOutcome:
-    """How the compiler ended."""
+    """The outcome of the compiler."""
 
     return_code: int | None
     timed_out: bool
@@ -37,30 +39,30 @@ class CompileOutcome:
 
 @dataclass(slots=True, frozen=True)
 class RunOutcome:
-    """How a program ended and what it left."""
+    """The outcome of a program, and the files it left."""
 
     return_code: int | None
-    """Negative for a signal; None when its time was up."""
+    """Negative for a signal; None after a timeout."""
     timed_out: bool
     execution_time: float
-    """Seconds, the wait for a free worker not counted."""
+    """Seconds, without the wait for a free worker."""
     stdout: str
     stderr: str
     files: dict[str, bytes]
-    """Those of `fetch_files` that exist, by their path as asked."""
+    """The files of `fetch_files` that exist, by the requested path."""
     compile: CompileOutcome | None = None
-    """Of a language that is compiled; when it failed, nothing was run and `return_code` is None."""
+    """None for a language without a compiler. If compilation failed, nothing was run and `return_code` is None."""
 
 
 class Capture:
-    """Reads a pipe on the event loop while the program runs, keeping the first `limit` bytes. A context manager."""
+    """Reads a pipe on the event loop and keeps the first `limit` bytes. A context manager."""
 
     def __init__(self, limit: int, stop_after: int = _STOP_READING_BYTES) -> None:
         """Open the pipe.
 
         Args:
             limit: Bytes to keep.
-            stop_after: Bytes after which nothing is read any more; a program that goes on gets a broken pipe.
+            stop_after: Bytes to read. A program that writes more gets a broken pipe.
         """
         self._read_end, self.write_end = os.pipe()
         os.set_blocking(self._read_end, False)
@@ -69,30 +71,30 @@ class Capture:
         self.content = bytearray()
         self._loop = asyncio.get_running_loop()
         self.done: asyncio.Future[None] = self._loop.create_future()
-        """Done when all writers are gone."""
+        """Done once all writers are gone."""
         self._loop.add_reader(self._read_end, self._read)
 
     def drain(self) -> None:
-        """Read what is there now, and no more, though there may be writers."""
+        """Read what is available now, then stop, even if there are writers left."""
         while self._read():
             pass
         self.finish()
 
     def text(self) -> str:
-        """What was read, with a marker where it was cut; bytes that are not UTF-8 are replaced."""
+        """The text so far, with a marker where it was cut. Bytes that are not UTF-8 are replaced."""
         text = self.content.decode("utf-8", "replace")
         if self._num_bytes > self._limit:
             text += f"\n...(output cut after {self._limit} bytes)"
         return text
 
     def close_write_end(self) -> None:
-        """Leave the write end to the program."""
+        """Close this process's copy of the write end."""
         if self.write_end >= 0:
             os.close(self.write_end)
             self.write_end = -1
 
     def finish(self) -> None:
-        """Read no more."""
+        """Stop reading."""
         if self._read_end >= 0:
             self._loop.remove_reader(self._read_end)
             os.close(self._read_end)
@@ -101,7 +103,7 @@ class Capture:
             self.done.set_result(None)
 
     def _read(self) -> bool:
-        """Whether more may be there."""
+        """Read once; whether there may be more."""
         if self._read_end < 0:
             return False
         try:
@@ -123,14 +125,14 @@ class Capture:
 
 
 class Status(Capture):
-    """What a worker tells of a program: signs that it waits (`rl.services.sandbox.activity`), then its outcome."""
+    """A worker's reports on a program: whether it waits (`rl.services.sandbox.activity`), then its outcome."""
 
     def __init__(self, limit: int, on_waiting: Callable[[bool], None] | None = None) -> None:
         """Open the pipe.
 
         Args:
             limit: Bytes to keep.
-            on_waiting: Called with True when the program begins to wait, and with False when it goes on.
+            on_waiting: Called with True when the program begins to wait, with False when it continues.
         """
         self.on_waiting = on_waiting
         super().__init__(limit, stop_after=limit)
@@ -148,57 +150,50 @@ class Status(Capture):
 
 @dataclass(slots=True, frozen=True)
 class Ending:
-    """What a worker says about a program that ended."""
+    """A worker's report on a program that ended."""
 
-    return_code: int | None
-    timed_out: bool
-    out_of_memory: bool
-    execution_time: float
+    return_code: Annotated[StrictInt, Field(ge=_RETURN_CODES.start, lt=_RETURN_CODES.stop)] | None
+    timed_out: StrictBool
+    out_of_memory: StrictBool
+    execution_time: Annotated[StrictFloat, Field(ge=0, allow_inf_nan=False)]
 
 
-def parse_ending(text: bytes, asked: Iterable[str] = ()) -> tuple[Ending, dict[str, bytes]]:
+_ENDING = TypeAdapter(Ending)
+
+
+def parse_ending(text: bytes, requested: Iterable[str] = ()) -> tuple[Ending, dict[str, bytes]]:
     """Read the outcome that a worker wrote.
 
     Args:
-        text: All that came.
-        asked: Files that were asked for.
+        text: The whole text.
+        requested: Paths of the requested files.
 
     Returns:
-        How the program ended, and the files by their path as asked.
+        The ending, and the contents of files by path.
 
     Raises:
-        ValueError: It is none, or tells of an error of the worker's own.
+        ValueError: The text is malformed, or reports an error of the worker.
     """
     header, files = parse_files(text.lstrip(WAITS + COMPUTES))
     if "error" in header:
         raise ValueError(f"the program's files cannot be written, {header['error']}")
-    code, seconds = header.get("return_code"), header.get("execution_time")
-    flags = [header.get("timed_out"), header.get("out_of_memory")]
-    if not (is_return_code(code) or code is None) or not all(isinstance(flag, bool) for flag in flags):
-        raise ValueError(f"it is no outcome: {header!r:.100}")
-    if not isinstance(seconds, float) or not 0 <= seconds < math.inf:
-        raise ValueError(f"it is no outcome: {header!r:.100}")
-    return Ending(code, flags[0] is True, flags[1] is True, seconds), pick(files, asked)
+    try:
+        return _ENDING.validate_python(header), only_requested(files, requested)
+    except ValidationError as error:
+        raise ValueError(f"the outcome is malformed: {first_problem(error)}") from None
 
 
 def is_return_code(value: Any) -> bool:
-    """Whether a program can have ended with this: 0 to 255, or negative for a signal."""
+    """Whether this is a program's exit code: 0 to 255, or negative for a signal."""
     return type(value) is int and value in _RETURN_CODES
 
 
-def pick(files: dict[str, bytes], asked: Iterable[str]) -> dict[str, bytes]:
-    """See that only files came that were asked for.
-
-    Args:
-        files: By path.
-        asked: Their paths.
-
-    Returns:
-        The files.
+def only_requested(files: dict[str, bytes], requested: Iterable[str]) -> dict[str, bytes]:
+    """Return the files, by path.
 
     Raises:
-        ValueError: There is another one.
+        ValueError: There is one that was not requested.
     """
-    if others := files.keys() - set(asked):
-        raise ValueError(f"a file came that nobody asked for, '{min(others):.100}'")
+    if others := files.keys() - set(requested):
+        raise ValueError(f"a file arrived that was not requested, '{min(others):.100}'")
     return files

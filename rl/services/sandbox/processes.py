@@ -1,4 +1,4 @@
-"""The processes of a worker's programs, seen and killed from the worker. Standard library alone."""
+"""Finds, stops and kills the processes of a worker's programs, from the worker. Standard library only."""
 
 from __future__ import annotations
 
@@ -14,39 +14,39 @@ _STOP_TIMEOUT_S = 1.0
 
 
 class Processes:
-    """All that a worker's programs have started and that still runs."""
+    """All running processes of a worker's programs."""
 
     def __init__(self, proc: int, *, has_pid_namespace: bool, is_private: bool) -> None:
-        """Take over what shows them.
+        """Take over a view of them.
 
         Args:
-            proc: A descriptor of a folder /proc, of the worker's namespace or of one around it.
-            has_pid_namespace: The worker is process 1 of a namespace, and all else in it its programs'.
-            is_private: The folder shows this namespace alone.
+            proc: Descriptor of a folder /proc, of the worker's pid namespace or of one around it.
+            has_pid_namespace: The worker is process 1 of a namespace that holds only its programs otherwise.
+            is_private: The folder shows this namespace only.
         """
         self._proc = proc
         self.is_private = is_private
-        """The numbers found are those by which this process may call the others."""
+        """The process ids found are valid in this process."""
         self._has_pid_namespace = has_pid_namespace
         self._shows_namespace = is_private and has_pid_namespace
 
     def numbers(self) -> list[int]:
-        """Their numbers in the folder, without the worker's own."""
+        """Their process ids in the folder, without the worker's."""
         if self._shows_namespace:
             return [int(name) for name in os.listdir(self._proc) if name.isdigit() and name != "1"]
         return self._descendants()
 
     def read(self, pid: int | str, name: str) -> bytes:
-        """A file that tells about one.
+        """Read a file of /proc about a process.
 
         Raises:
-            OSError: It has ended.
+            OSError: The process has ended.
         """
         with open(os.open(f"{pid}/{name}", os.O_RDONLY | os.O_CLOEXEC, dir_fd=self._proc), "rb") as file:
             return file.read()
 
     def links(self, pid: int, name: str) -> Iterator[str]:
-        """Where the links of a folder that tells about one lead; nothing if it has ended."""
+        """Targets of the links in a folder of /proc about a process; none if the process has ended."""
         with contextlib.suppress(OSError):
             folder = os.open(f"{pid}/{name}", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=self._proc)
             try:
@@ -57,7 +57,7 @@ class Processes:
                 os.close(folder)
 
     def threads(self, pid: int) -> list[int]:
-        """Their numbers; none if the process has ended."""
+        """Thread ids of a process; none if it has ended."""
         try:
             folder = os.open(f"{pid}/task", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=self._proc)
         except OSError:
@@ -70,17 +70,17 @@ class Processes:
             os.close(folder)
 
     def num_descriptors(self, pid: int) -> int:
-        """How many one has open; 0 if it has ended."""
+        """The number of open descriptors of a process; 0 if it has ended."""
         with contextlib.suppress(OSError):
             number = os.stat(f"{pid}/fd", dir_fd=self._proc).st_size
             return number or sum(1 for _ in self.links(pid, "fd"))  # before Linux 6.2 the size is 0
         return 0
 
     def kill_all(self) -> dict[int, int]:
-        """Kill all and wait for them; orphans come to the worker, so nothing escapes.
+        """Kill all and wait for them. Orphans become children of the worker, so none escapes.
 
         Returns:
-            Wait status by process, of this process's own children.
+            Wait statuses of this process's own children, by process id.
         """
         if self._has_pid_namespace:
             self._send_all(signal.SIGKILL)
@@ -95,18 +95,18 @@ class Processes:
         return statuses
 
     def stop_all(self) -> None:
-        """Stop all where they are; none of them can prevent it."""
+        """Stop all. They cannot prevent it."""
         if self._has_pid_namespace:
             self._send_all(signal.SIGSTOP)
             return
         deadline = time.monotonic() + _STOP_TIMEOUT_S
         while (pids := [p for p in self._descendants() if self._runs(p)]) and time.monotonic() < deadline:
-            for pid in pids:  # and once more, for those that it forked meanwhile
+            for pid in pids:  # repeated for processes that were forked meanwhile
                 with contextlib.suppress(OSError):
                     os.kill(pid, signal.SIGSTOP)
 
     def continue_all(self) -> None:
-        """Let all go on that `stop_all` has stopped."""
+        """Let the processes continue that `stop_all` has stopped."""
         if self._has_pid_namespace:
             self._send_all(signal.SIGCONT)
             return
@@ -116,7 +116,7 @@ class Processes:
 
     def _send_all(self, number: signal.Signals) -> None:
         with contextlib.suppress(ProcessLookupError):
-            os.kill(-1, number)  # all of the namespace but process 1, in one step that no fork can outrun
+            os.kill(-1, number)  # all of the namespace except process 1, atomically with respect to fork
 
     def _runs(self, pid: int) -> bool:
         try:
@@ -139,7 +139,7 @@ class Processes:
 
 
 def reap(options: int) -> dict[int, int]:
-    """Wait status by process of the children that ended; with options 0 of all, and none is left."""
+    """Wait statuses by process id, of the children that ended, or with options 0 of all children."""
     statuses: dict[int, int] = {}
     with contextlib.suppress(ChildProcessError):
         while (ended := os.waitpid(-1, options))[0]:
@@ -148,9 +148,5 @@ def reap(options: int) -> dict[int, int]:
 
 
 def become_subreaper() -> None:
-    """Have the orphans of all descendants reparented to this process.
-
-    Raises:
-        OSError: Refused.
-    """
+    """Make this process the parent of its descendants' orphans."""
     kernel.prctl(kernel.PR_SET_CHILD_SUBREAPER, 1)

@@ -1,4 +1,4 @@
-"""What happens in a program's own process: its code is executed, at once or cell by cell. Standard library alone."""
+"""Executes a program's code in its own process, at once or cell by cell. Standard library only."""
 
 from __future__ import annotations
 
@@ -15,22 +15,22 @@ import traceback
 import types
 from typing import NoReturn
 
-from rl.services.beneath import open_folder, read_files
 from rl.services.sandbox.job import receive, write_files
+from rl.services.untrusted_files import open_folder, read_files
 
 LARGEST_MESSAGE = 1 << 16
 _LARGEST_FETCH_BYTES = 64 << 20
 
 
 def take_streams(descriptors: list[int]) -> None:
-    """Make descriptors the standard ones, from 0 on, and close the originals."""
+    """Move descriptors to 0, 1, 2."""
     for target, descriptor in enumerate(descriptors):
         os.dup2(descriptor, target)
         os.close(descriptor)
 
 
 def run_python(file: str, directory: str) -> NoReturn:
-    """Execute a file as `python file` would; tracebacks begin with the file's own frame."""
+    """Execute a file as `python file` would. Tracebacks begin with the file's own frame."""
     module = _new_main(file, directory)
     code = 0
     try:
@@ -38,8 +38,8 @@ def run_python(file: str, directory: str) -> NoReturn:
             text = source.read()
         exec(compile(text, file, "exec", dont_inherit=True), module.__dict__)
     except SystemExit as request:
-        code = _code_of(request)
-    except BaseException as error:  # whatever it is, it is the program's
+        code = _exit_code(request)
+    except BaseException as error:  # the program may raise anything
         code = 1
         _show(error)
     _end(code)
@@ -48,12 +48,12 @@ def run_python(file: str, directory: str) -> NoReturn:
 def serve_cells(cells: socket.socket, directory: str) -> None:
     """Execute one piece of code after the other in one namespace, until the server closes the socket.
 
-    A message is JSON with descriptors: `{"run": bytes of code}` with code, stdin, stdout and stderr is answered
-    `{"number": of the call, from 1, "return_code": n}`; `{"fetch": [paths]}` with a pipe is answered there
-    (`write_files`).
+    A message is JSON with descriptors. `{"run": true}` with code, stdin, stdout and stderr is answered by
+    `{"number": number of the call, from 1, "return_code": n}`. `{"fetch": [paths]}` with a pipe is answered in the
+    pipe (`write_files`).
 
     Args:
-        cells: From the server, of the kind that keeps messages apart.
+        cells: A socket from the server that preserves message boundaries.
         directory: The session's folder.
     """
     module = _new_main("session.py", directory)
@@ -71,7 +71,7 @@ def serve_cells(cells: socket.socket, directory: str) -> None:
         with open(descriptors[0], "rb") as source:
             text = source.read().decode("utf-8", "replace")
         take_streams(descriptors[1:])
-        sys.stdin = open(0, encoding="utf-8", closefd=False)  # noqa: SIM115  # nothing read ahead is in it
+        sys.stdin = open(0, encoding="utf-8", closefd=False)  # noqa: SIM115  # a new buffer: it holds nothing of the call before
         code = _execute(text, f"<cell {number}>", module)
         if os.getpid() != own_pid:  # a child that the code forked and did not end
             os._exit(code)
@@ -105,8 +105,8 @@ def _execute(text: str, name: str, module: types.ModuleType) -> int:
     try:
         exec(compile(text, name, "exec", dont_inherit=True), module.__dict__)
     except SystemExit as request:
-        return _code_of(request)
-    except BaseException as error:  # whatever it is, it is the code's, and the session goes on
+        return _exit_code(request)
+    except BaseException as error:  # the code may raise anything, and the session continues
         _show(error)
         return 1
     return 0
@@ -119,13 +119,13 @@ def _show(error: BaseException) -> None:
     error.__traceback__ = trace
     with contextlib.suppress(OSError, ValueError, AttributeError):
         if sys.excepthook is not sys.__excepthook__:
-            with contextlib.suppress(BaseException):  # a hook of the program's own
+            with contextlib.suppress(BaseException):  # the program's own hook may raise anything
                 sys.excepthook(type(error), error, trace)
                 return
         traceback.print_exception(type(error), error, trace)
 
 
-def _code_of(request: SystemExit) -> int:
+def _exit_code(request: SystemExit) -> int:
     if request.code is None:
         return 0
     if isinstance(request.code, int):
@@ -142,12 +142,12 @@ def _flush() -> None:
 
 
 def _end(code: int) -> NoReturn:
-    """Do what the interpreter's end does for the program, without tearing down what would take longer than it ran."""
+    """End as the interpreter does, but without the teardown of modules, which may take longer than the program."""
     try:
         if "threading" in sys.modules:
             sys.modules["threading"]._shutdown()  # waits for threads
         atexit._run_exitfuncs()
-    except BaseException as error:  # of a thread's or a function's own
+    except BaseException as error:  # raised by a thread or an exit function
         code = code or 1
         if not isinstance(error, SystemExit):
             _show(error)

@@ -1,10 +1,10 @@
-"""A filter of system calls: what a program has no use for and attacks begin with. Standard library alone.
+"""A filter that denies system calls which programs do not need and attacks use. Standard library only.
 
-The filter is a program in classic BPF, given to the kernel as it is, so no library is needed. Denied calls fail with
-EPERM; the program goes on. Calls that change any process by its number, such as its limits, are allowed for the caller
-and for the program's first process alone: another number could be that of the worker, from which all later programs are
-forked. `clone3` fails with ENOSYS, because its flags lie in memory, where no filter can see them; the C library then
-takes `clone`. Numbers of another architecture's calls (i386, x32) end the program.
+The filter is a classic BPF program and needs no library. Denied calls fail with EPERM, and the program continues.
+Calls that change a process by its id, such as its limits, are allowed only for the caller and for the program's first
+process. Another id could be the worker's, from which later programs are forked. `clone3` fails with ENOSYS, because
+its flags are in memory, where a filter cannot read them; the C library then uses `clone`. Calls of another
+architecture (i386, x32) kill the program.
 
 Source: seccomp(2); the choice of calls follows the default profile of Docker (moby, profiles/seccomp).
 """
@@ -20,7 +20,7 @@ import struct
 
 from rl.services.sandbox import kernel
 
-_DENIED = {  # name: number on x86_64, on aarch64; None where the machine has no such call
+_DENIED = {  # name: number on x86_64, on aarch64; None if the architecture has no such call
     "ptrace": (101, 117),
     "process_vm_readv": (310, 270),
     "process_vm_writev": (311, 271),
@@ -81,7 +81,7 @@ _DENIED = {  # name: number on x86_64, on aarch64; None where the machine has no
     "quotactl_fd": (443, 443),
     "io_setup": (206, 0),
 }
-_UNCOUNTED_MEMORY = {  # outlives the program that made it, or counts for no process
+_UNCOUNTED_MEMORY = {  # memory that outlives the program, or counts for no process
     "memfd_create": (319, 279),
     "memfd_secret": (447, 447),
     "shmget": (29, 194),
@@ -90,7 +90,7 @@ _UNCOUNTED_MEMORY = {  # outlives the program that made it, or counts for no pro
     "mq_open": (240, 180),
     "vmsplice": (278, 75),
 }
-_OF_ANY_PROCESS = {  # name: number on x86_64, on aarch64, which argument is the process
+_OF_ANY_PROCESS = {  # name: number on x86_64, on aarch64, index of the argument with the process id
     "prlimit64": (302, 261, 0),
     "sched_setaffinity": (203, 122, 0),
     "sched_setscheduler": (144, 119, 0),
@@ -101,7 +101,7 @@ _OF_ANY_PROCESS = {  # name: number on x86_64, on aarch64, which argument is the
     "ioprio_set": (251, 30, 1),
 }
 _KINDS_OF_PROCESSES = {"setpriority": [0, 1], "ioprio_set": [1, 2]}
-"""What their first argument may be: one process, or a group, which with 0 is the caller's; not all of a user."""
+"""Allowed first arguments: a process, or a group, which is the caller's for id 0; not all processes of a user."""
 _PRCTL, _PR_SCHED_CORE = (157, 167), 62
 _SOCKET, _SOCKETPAIR, _CLONE, _CLONE3 = (41, 198), (53, 199), (56, 220), (435, 435)
 _ARCHITECTURES = {"x86_64": (0, 0xC000003E), "aarch64": (1, 0xC00000B7)}
@@ -118,23 +118,23 @@ _NAMESPACE_FLAGS = (
 _LOAD, _EQUAL, _AT_LEAST, _ANY_BIT, _RETURN = 0x20, 0x15, 0x35, 0x45, 0x06
 _NUMBER_AT, _ARCHITECTURE_AT, _ARGUMENTS_AT = 0, 4, 16
 _FIRST_PROCESS = 0xFFF1F1F1
-"""Stands for its number until that is known."""
+"""Placeholder for its process id."""
 _ALLOW, _KILL, _FAIL = 0x7FFF0000, 0x80000000, 0x00050000
 _MODE_FILTER = 2
 
 
 def build_filter(*, allow_internet: bool) -> bytes:
-    """The filter's instructions.
+    """Build the filter.
 
     Args:
-        allow_internet: Sockets of IPv4 and IPv6 may be made. Those of other kinds than these, of Unix and of netlink
-            never: a network namespace does not hold all of them, vsock for one reaches a virtual machine's host.
+        allow_internet: Allow IPv4 and IPv6 sockets, in addition to Unix and netlink. All other families are denied,
+            because a network namespace does not isolate all of them: vsock reaches a virtual machine's host.
 
     Returns:
         An array of `struct sock_filter`.
 
     Raises:
-        KeyError: A machine whose call numbers are not known.
+        KeyError: The architecture is unknown.
     """
     column, architecture = _ARCHITECTURES[platform.machine()]
     families = [socket.AF_UNIX, socket.AF_NETLINK]
@@ -175,11 +175,7 @@ def build_filter(*, allow_internet: bool) -> bytes:
 
 
 def install(code: bytes) -> None:
-    """Put the filter on this process, the program's first, and all that it starts, for good. Needs `no_new_privs`.
-
-    Raises:
-        OSError: Refused.
-    """
+    """Apply the filter to this process, the program's first, and to all its children. Needs `no_new_privs`."""
     code = code.replace(struct.pack("I", _FIRST_PROCESS), struct.pack("I", os.getpid()))
     instructions = ctypes.create_string_buffer(code, len(code))
     program = struct.pack("HxxxxxxP", len(code) // 8, ctypes.addressof(instructions))
@@ -187,7 +183,7 @@ def install(code: bytes) -> None:
 
 
 def _allow_only(number: int, conditions: list[tuple[int, list[int]]]) -> list[bytes]:
-    """Deny a call unless each of these arguments is one of the values beside it."""
+    """Deny a call unless each of these arguments has one of its allowed values."""
     body: list[bytes] = []
     for argument, allowed in conditions:
         body.append(_load_argument(argument))
@@ -198,7 +194,7 @@ def _allow_only(number: int, conditions: list[tuple[int, list[int]]]) -> list[by
 
 
 def _load_argument(index: int) -> bytes:
-    """Its lower half, which is all of a number that the kernel takes for an `int`."""
+    """Load the lower half of an argument, which is all that the kernel reads of an `int`."""
     return _step(_LOAD, _ARGUMENTS_AT + 8 * index)
 
 

@@ -1,8 +1,8 @@
 """The code sandbox: an HTTP server with the wire format of SandboxFusion.
 
-`POST /run_code` runs a program, in a session where one is named; `DELETE /sessions/{id}` ends a session; `POST
-/run_jupyter` runs a notebook; `GET /health` says what isolation this machine allows; `GET /metrics` is Prometheus text.
-The trainer starts one for itself with `EmbeddedSandbox`; `python -m rl sandbox` starts one alone.
+`POST /run_code` runs a program, in a session if one is named. `DELETE /sessions/{id}` ends a session. `POST
+/run_jupyter` runs a notebook. `GET /health` shows the isolation on this machine. `GET /metrics` is Prometheus text.
+A run starts a sandbox with `EmbeddedSandbox`; `python -m rl sandbox` starts one alone.
 """
 
 from __future__ import annotations
@@ -20,10 +20,9 @@ import psutil
 from aiohttp import web
 
 from rl.errors import ServiceError
-from rl.services.embedded import EmbeddedSandbox
 from rl.services.http_guard import Bodies, make_application
 from rl.services.http_server import listen, metrics_response, serve_until_stopped
-from rl.services.json_body import BodyError
+from rl.services.json_body import BodyError, RequestError
 from rl.services.sandbox.admission import Admission, RefusedError, Turn
 from rl.services.sandbox.answer import encode, sandbox_error, success_or_failure
 from rl.services.sandbox.body import BodyReader
@@ -31,10 +30,8 @@ from rl.services.sandbox.metrics import SandboxMetrics
 from rl.services.sandbox.notebook import cell_results, visible_files
 from rl.services.sandbox.outcome import RunOutcome
 from rl.services.sandbox.pool import SandboxPool
-from rl.services.sandbox.request import RequestError, RunRequest
+from rl.services.sandbox.request import RunRequest
 from rl.services.sandbox.sessions import SessionTable
-
-__all__ = ["EmbeddedSandbox", "SandboxServer", "serve"]
 
 logger = logging.getLogger(__name__)
 
@@ -52,13 +49,13 @@ class SandboxServer:
     def __init__(
         self, pool: SandboxPool, max_queue: int, *, host_names: Sequence[str] = (), drain_grace_s: float = 0.0
     ) -> None:
-        """Serve a pool.
+        """Serve a pool, which the caller closes.
 
         Args:
-            pool: Runs the programs; closed by whoever made it.
+            pool: Runs the programs.
             max_queue: Requests that may wait for a worker.
-            host_names: By which clients call it, beside this machine's own.
-            drain_grace_s: How long programs may go on when the server stops, seconds.
+            host_names: Names of the server, in addition to this machine's.
+            drain_grace_s: Seconds that programs may continue when the server stops.
         """
         self._pool, self._host_names = pool, host_names
         self._drain_grace_s = drain_grace_s
@@ -70,7 +67,7 @@ class SandboxServer:
         self._warming: asyncio.Task[None] | None = None
 
     def application(self) -> web.Application:
-        """The routes; stopping the application drains it."""
+        """The routes. Stopping the application drains the queue."""
         application = make_application(self._host_names)
         application.router.add_post("/run_code", self._run_code)
         application.router.add_post("/run_jupyter", self._run_jupyter)
@@ -88,7 +85,7 @@ class SandboxServer:
         return await self._handle(http, self._run_notebook, is_notebook=True)
 
     async def _handle(self, http: web.Request, run: _Run, *, is_notebook: bool) -> web.Response:
-        """Answer a request, and count how it ended."""
+        """Answer a request and count it."""
         arrival = _Arrival(http.headers.get(_CALLER_HEADER) or http.remote or "", time.monotonic())
         status = "500"
         try:
@@ -118,23 +115,23 @@ class SandboxServer:
             self._metrics.observe_request(arrival.language, status, time.monotonic() - arrival.time)
 
     async def _run(self, arrival: _Arrival, request: RunRequest) -> _Answer:
-        """Run a program in its turn, in its session if it has one."""
+        """Wait for a slot and run a program, in its session if it has one."""
         if request.session_id is None:
             async with self._admission.admit(arrival.caller, request.queue_timeout) as turn:
-                outcome = await self._pool.run(request, _lender(turn))
+                outcome = await self._pool.run(request, _waiting_callback(turn))
             return self._answer(request.language, outcome, turn.waited_s)
         async with self._sessions.take_turn(request) as session:
             patience = request.queue_timeout - (time.monotonic() - arrival.time)
             async with self._admission.admit(arrival.caller, patience) as turn:
                 queue_s = time.monotonic() - arrival.time
-                done = await self._sessions.run(session, request, _lender(turn))
+                done = await self._sessions.run(session, request, _waiting_callback(turn))
         answer, files = self._answer(request.language, done.outcome, queue_s)
-        told = {"message": done.message, "session": {"id": session.id, "num_programs": done.num_programs}}
-        return answer | told, files
+        extra = {"message": done.message, "session": {"id": session.id, "num_programs": done.num_programs}}
+        return answer | extra, files
 
     async def _run_notebook(self, arrival: _Arrival, request: RunRequest) -> _Answer:
         async with self._admission.admit(arrival.caller, request.queue_timeout) as turn:
-            outcome = await self._pool.run(request, _lender(turn))
+            outcome = await self._pool.run(request, _waiting_callback(turn))
         answer, _ = self._answer("jupyter", outcome, turn.waited_s)
         del answer["compile_result"]
         driver = answer.pop("run_result")
@@ -154,7 +151,7 @@ class SandboxServer:
     async def _delete_session(self, http: web.Request) -> web.Response:
         name = http.match_info["id"]
         if not await self._sessions.delete(name):
-            return web.json_response({"detail": f"there is no session '{name:.128}'"}, status=404)
+            return web.json_response({"detail": f"no session '{name:.128}'"}, status=404)
         return web.json_response({"status": "deleted"})
 
     async def _health(self, _: web.Request) -> web.Response:
@@ -174,15 +171,15 @@ class SandboxServer:
         return await asyncio.to_thread(metrics_response, self._metrics.registry)
 
     async def _warm(self, _: web.Application) -> None:
-        """Get the interpreter with the modules ready, while requests are answered already."""
+        """Start the interpreter with the preloaded modules, without a delay of requests."""
         self._warming = asyncio.create_task(self._pool.warm())
-        self._warming.add_done_callback(_tell_failure)
+        self._warming.add_done_callback(_log_failure)
 
     async def _drain(self, _: web.Application) -> None:
-        """Refuse what waits, let what runs end, and end the sessions."""
+        """Refuse queued requests, let running programs end, and end the sessions."""
         self._admission.close()
         if self._admission.num_running and self._drain_grace_s > 0:
-            text = "sandbox: stopping; %d programs may go on for %g s"
+            text = "sandbox: stopping; %d programs may continue for %g s"
             logger.info(text, self._admission.num_running, self._drain_grace_s)
         await self._admission.wait_idle(self._drain_grace_s)
         await self._sessions.close()
@@ -190,7 +187,7 @@ class SandboxServer:
 
 @dataclass(slots=True)
 class _Arrival:
-    """A request before it is understood."""
+    """A request before it is decoded."""
 
     caller: str
     time: float
@@ -198,7 +195,7 @@ class _Arrival:
 
 
 _Answer = tuple[dict[str, Any], dict[str, bytes]]
-"""What is sent, and the files that come with it."""
+"""The answer without its files, and the files."""
 _Run = Callable[[_Arrival, RunRequest], Awaitable[_Answer]]
 
 
@@ -215,23 +212,23 @@ def serve(
     inherited_socket: int | None = None,
     parent_pipe: int | None = None,
 ) -> None:
-    """Run the server until SIGTERM or SIGINT. Programs in progress then get half a minute, embedded none.
+    """Run the server until SIGTERM or SIGINT. Running programs then have half a minute, or none if embedded.
 
     Args:
         host: Address to listen on.
         port: Port to listen on.
         workers: Programs that compute at once; by default four for each core.
         max_queue: Requests that may wait; further ones get HTTP 503.
-        allow_host: Names by which clients call it, beside this machine's own and `localhost`.
-        allow_network: Leave programs on the machine's network.
-        require_isolation: Refuse to start where a layer of isolation is missing, rather than warn.
-        preload: Modules that are imported ahead for the programs that name one of them; by default the pool's choice.
+        allow_host: Names of the server, in addition to this machine's and `localhost`.
+        allow_network: Give programs the machine's network.
+        require_isolation: Refuse to start if a layer of isolation is missing, instead of a warning.
+        preload: Modules to import in advance, for programs that mention one of them; None for the pool's default.
         inherited_socket: Descriptor of a listening socket to use instead of host and port.
-        parent_pipe: Descriptor whose end of file means that the parent is gone; the server ends then.
+        parent_pipe: A descriptor that reaches end of file when the parent is gone. The server then ends.
 
     Raises:
-        ServiceError: The port is in use, a number is out of range, no interpreter starts, or a required layer is
-            missing.
+        ServiceError: The port is in use, a number is out of range, the interpreter does not start, or a required layer
+            is missing.
     """
     options: dict[str, Any] = {"allow_network": allow_network, "require_isolation": require_isolation}
     if preload is not None:
@@ -265,8 +262,8 @@ async def _serve(
         pool.close()
 
 
-def _lender(turn: Turn) -> Callable[[bool], None]:
-    """What gives the slot of a program that waits away, unless memory is too scarce for one more program."""
+def _waiting_callback(turn: Turn) -> Callable[[bool], None]:
+    """A callback that gives away the slot of a waiting program, unless memory is scarce."""
 
     def set_waiting(is_waiting: bool) -> None:
         turn.set_waiting(is_waiting and psutil.virtual_memory().available > _SPARE_MEMORY_BYTES)
@@ -274,6 +271,6 @@ def _lender(turn: Turn) -> Callable[[bool], None]:
     return set_waiting
 
 
-def _tell_failure(warming: asyncio.Task[None]) -> None:
+def _log_failure(warming: asyncio.Task[None]) -> None:
     if not warming.cancelled() and (error := warming.exception()) is not None:
-        logger.warning("sandbox: the modules are not imported ahead: %s", error)
+        logger.warning("sandbox: the modules cannot be preloaded: %s", error)

@@ -1,4 +1,4 @@
-"""Interpreters that stay between the programs of one trajectory, by session id."""
+"""Sessions by id. The programs of a session run in one interpreter."""
 
 from __future__ import annotations
 
@@ -11,17 +11,18 @@ from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 
 from rl.errors import ServiceError
+from rl.services.json_body import RequestError
 from rl.services.sandbox.admission import QueueFullError, QueueTimeoutError, RefusedError
 from rl.services.sandbox.interpreter_session import InterpreterSession
 from rl.services.sandbox.outcome import FORGED, RunOutcome
 from rl.services.sandbox.pool import SandboxPool
-from rl.services.sandbox.request import RequestError, RunRequest
+from rl.services.sandbox.request import RunRequest
 
 logger = logging.getLogger(__name__)
 
 _MAX_SESSIONS = 1024
 _REMEMBER_S = 3600.0
-"""How long it is known why a session's state was lost."""
+"""How long a session without an interpreter remembers why its state was lost."""
 
 
 class SessionClosedError(RefusedError):
@@ -32,30 +33,30 @@ class SessionClosedError(RefusedError):
 
 @dataclass(slots=True)
 class Session:
-    """One session; it may be between two interpreters."""
+    """One session. It may have no interpreter at the moment."""
 
     id: str
     turn: asyncio.Lock = field(default_factory=asyncio.Lock)
-    """Held by the program that runs in it; programs of a session never overlap."""
+    """Held by the running program, since programs of a session must not overlap."""
     interpreter: InterpreterSession | None = None
     running: asyncio.Task[RunOutcome] | None = None
     num_programs: int = 0
-    """Run by this interpreter, the present one included."""
+    """Programs of this interpreter, including the current one."""
     lost: str | None = None
-    """Why the state of the interpreter before is gone, until a result has told it."""
+    """Why the previous interpreter is gone, until a result has reported it."""
     is_closed: bool = False
     timer: asyncio.TimerHandle | None = None
 
 
 @dataclass(slots=True, frozen=True)
 class SessionOutcome:
-    """What a program did in its session."""
+    """The outcome of a program in its session."""
 
     outcome: RunOutcome
     num_programs: int
-    """Programs of this interpreter so far; 1 means that nothing of an earlier program is there."""
+    """Programs of this interpreter so far; 1 means that the state is new."""
     message: str
-    """How state was lost, before this program or by it; empty as a rule."""
+    """How state was lost, before this program or by it; usually empty."""
 
 
 class SessionTable:
@@ -66,25 +67,19 @@ class SessionTable:
         self._sessions: dict[str, Session] = {}
         self._closing: set[asyncio.Task[None]] = set()
         self.num_open = 0
-        """Interpreters that live."""
+        """Interpreters that are alive."""
         self.num_lost = 0
         """Interpreters that ended before their session was deleted."""
 
     @asynccontextmanager
     async def take_turn(self, request: RunRequest) -> AsyncIterator[Session]:
-        """Wait until no other program runs in the session, which begins here if it is new.
-
-        Args:
-            request: With a `session_id`.
-
-        Yields:
-            The session, for `run`.
+        """Wait until no other program runs in the request's session, which may be new.
 
         Raises:
-            QueueTimeoutError: Its earlier program ran on for `queue_timeout`.
-            SessionClosedError: It was deleted meanwhile.
+            QueueTimeoutError: An earlier program still ran after `queue_timeout`.
+            SessionClosedError: The session was deleted in the meantime.
         """
-        assert request.session_id is not None, "the caller checked it"
+        assert request.session_id is not None, "the caller has checked that"
         session = self._sessions.setdefault(request.session_id, Session(request.session_id))
         try:
             async with asyncio.timeout(request.queue_timeout):
@@ -102,31 +97,28 @@ class SessionTable:
         finally:
             session.turn.release()
             if not session.is_closed:
-                self._wake_later(session, request.session_idle_timeout)
+                self._expire_later(session, request.session_idle_timeout)
 
     async def run(
         self, session: Session, request: RunRequest, on_waiting: Callable[[bool], None] | None = None
     ) -> SessionOutcome:
-        """Run a program in the session's interpreter, in a new one if there is none.
+        """Run a program in the session's interpreter, or in a new one if there is none.
 
         Args:
             session: From `take_turn`.
-            request: What to run; its memory limit and its files count for a new interpreter only.
-            on_waiting: Called with True when the program begins to wait for something, and with False when it goes on.
-
-        Returns:
-            The outcome, with what must be told about the state.
+            request: The program. Its memory limit and files only apply to a new interpreter.
+            on_waiting: Called with True when the program begins to wait for something, with False when it continues.
 
         Raises:
-            RequestError: Files come to an interpreter that has begun.
-            QueueFullError: As many sessions are open as may.
-            SessionClosedError: It was deleted meanwhile.
-            ServiceError: No interpreter starts, or it failed.
+            RequestError: The request has files, and the interpreter is not new.
+            QueueFullError: Too many sessions are open.
+            SessionClosedError: The session was deleted in the meantime.
+            ServiceError: The interpreter did not start, or failed.
         """
         if session.interpreter is not None and not session.interpreter.is_alive:
-            self._lose(session, "died between two programs")
-        if session.interpreter is not None and session.interpreter.find_forgery():
-            self._lose(session, "was stopped because an earlier program wrote to the session's channel")
+            self._discard(session, "died between two programs")
+        if session.interpreter is not None and session.interpreter.has_forged_message():
+            self._discard(session, "was stopped because an earlier program wrote to the session's channel")
         if session.interpreter is not None and request.files:
             raise RequestError("files: a session takes files with its first program, and this one has begun")
         interpreter = session.interpreter or await self._open(session, request)
@@ -135,12 +127,12 @@ class SessionTable:
         try:
             outcome = await session.running
         except ServiceError:
-            self._lose(session, "failed")
+            self._discard(session, "failed")
             raise
         except asyncio.CancelledError:
             if session.is_closed:
                 raise SessionClosedError(f"the session '{session.id}' was deleted while this program ran") from None
-            self._lose(session, "was stopped because its client went away")
+            self._discard(session, "was stopped because its client went away")
             raise
         finally:
             session.running = None
@@ -148,19 +140,12 @@ class SessionTable:
         messages = [f"the session's interpreter {earlier}: this program ran in a new one"] if earlier else []
         num_programs = session.num_programs
         if not interpreter.is_alive and not session.is_closed:
-            self._lose(session, _ending(outcome))
+            self._discard(session, _ending(outcome))
             messages.append(f"the session's interpreter {session.lost}: its state is lost")
         return SessionOutcome(outcome, num_programs, "; ".join(messages))
 
     async def delete(self, session_id: str) -> bool:
-        """End a session, and the program that runs in it.
-
-        Args:
-            session_id: As given with the programs.
-
-        Returns:
-            Whether there was one.
-        """
+        """End a session and its running program; whether there was such a session."""
         session = self._sessions.pop(session_id, None)
         if session is None:
             return False
@@ -186,7 +171,7 @@ class SessionTable:
         self.num_open += 1
         try:
             session.interpreter = await self._pool.open_session(
-                memory_limit_mb=request.memory_limit_mb, files=request.files
+                memory_limit_mb=int(request.memory_limit_mb), files=request.files
             )
         finally:
             if session.interpreter is None:
@@ -197,7 +182,7 @@ class SessionTable:
             raise SessionClosedError(f"the session '{session.id}' was deleted while it began")
         return session.interpreter
 
-    def _lose(self, session: Session, reason: str) -> None:
+    def _discard(self, session: Session, reason: str) -> None:
         if session.interpreter is not None:
             session.lost = reason
             self.num_lost += 1
@@ -205,7 +190,7 @@ class SessionTable:
             self._end(session)
 
     def _end(self, session: Session) -> None:
-        """Take the interpreter out of the session at once, and close it behind the scenes."""
+        """Remove the interpreter from the session, and close it in the background."""
         interpreter, session.interpreter = session.interpreter, None
         if interpreter is not None:
             self.num_open -= 1
@@ -217,20 +202,20 @@ class SessionTable:
         if self._closing:
             await asyncio.wait(self._closing)
 
-    def _wake_later(self, session: Session, idle_timeout: float) -> None:
-        """Close the interpreter when nothing has run in it for `idle_timeout`, and forget the session later."""
+    def _expire_later(self, session: Session, idle_timeout: float) -> None:
+        """Close the interpreter after `idle_timeout` seconds without a program, and forget the session later."""
         loop = asyncio.get_running_loop()
 
-        def wake() -> None:
+        def expire() -> None:
             if session.turn.locked():
                 return
             if session.interpreter is None:
                 self._sessions.pop(session.id, None)
                 return
-            self._lose(session, f"was closed after {idle_timeout:g} s without a program")
-            session.timer = loop.call_later(_REMEMBER_S, wake)
+            self._discard(session, f"was closed after {idle_timeout:g} s without a program")
+            session.timer = loop.call_later(_REMEMBER_S, expire)
 
-        session.timer = loop.call_later(idle_timeout if session.interpreter else _REMEMBER_S, wake)
+        session.timer = loop.call_later(idle_timeout if session.interpreter else _REMEMBER_S, expire)
 
 
 async def _execute(

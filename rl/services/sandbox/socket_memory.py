@@ -1,4 +1,4 @@
-"""What Unix sockets hold in their buffers, which counts for no process. Standard library alone.
+"""Measures the buffers of Unix sockets, which count for no process. Standard library only.
 
 Source: sock_diag(7), include/uapi/linux/unix_diag.h of Linux.
 """
@@ -12,7 +12,7 @@ from collections.abc import Iterable
 from rl.services.sandbox.processes import Processes
 
 BUFFER_BYTES = 212992
-"""The most that one end may have on its way, as the kernel sets it where nobody changes it."""
+"""The kernel's default limit for the data that one end has sent and the other has not read."""
 _LINK = "socket:["
 _SOCK_DIAG, _BY_FAMILY, _DUMP = 4, 20, 0x301
 _DONE, _ERROR = 3, 2
@@ -22,26 +22,22 @@ _HEADER, _MESSAGE = struct.Struct("IHHII"), struct.Struct("BBBxIII")
 
 
 def socket_bytes(processes: Processes, pids: Iterable[int]) -> int:
-    """Memory in the buffers of the sockets that processes hold.
+    """Bytes in the buffers of the sockets that processes have open.
 
-    Args:
-        processes: Where they are seen.
-        pids: Their numbers there. Sockets that are on their way from one to another, in a message, are not found.
-
-    Returns:
-        Bytes. A socket of another kind than Unix, or one whose peer has closed, counts as full.
+    A socket that is not a Unix socket, or whose peer has closed, counts as full. Sockets inside an unread message are
+    not found.
     """
     links = (link for pid in pids for link in processes.links(pid, "fd"))
     found = {int(link.removeprefix(_LINK)[:-1]) for link in links if link.startswith(_LINK)}
     try:
         sizes = _unix_socket_sizes()
-    except OSError:  # a kernel without this
+    except OSError:  # the kernel lacks this interface
         sizes = {}
     return sum(sizes.get(number, BUFFER_BYTES) for number in found)
 
 
 def _unix_socket_sizes() -> dict[int, int]:
-    """By number of the socket, of all of the network namespace."""
+    """Bytes of each Unix socket in the network namespace, by the socket's inode."""
     sizes: dict[int, int] = {}
     with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, _SOCK_DIAG) as kernel:
         shown = _SHOW_PEER | _SHOW_QUEUE | _SHOW_MEMORY

@@ -1,11 +1,11 @@
-"""A worker: keeps one program after the other, from its start to the end of all its processes. Standard library alone.
+"""A worker: runs one program after the other, each until all its processes have ended. Standard library only.
 
-    zygote ── worker (process 1 of its namespace) ── program ── whatever it forks
-                                                     └─ the next program is forked in advance, and waits for its code
+    zygote ── worker (process 1 of its namespace) ── program ── its children
+                                                     └─ the next program, forked in advance, waits for its code
 
-A job comes as descriptors: payload (`rl.services.sandbox.job`), status, and the program's stdin, stdout and stderr or,
-for a session, a socket for its cells and the read end of its control. The worker writes to status whether the program
-waits (`rl.services.sandbox.activity`), and at last the outcome. A status pipe without a reader ends the program too.
+A job arrives as descriptors: payload (`rl.services.sandbox.job`), status, and the program's stdin, stdout and stderr
+or, for a session, a socket for its cells and the read end of its control. The worker writes to status whether the
+program waits (`rl.services.sandbox.activity`) and finally the outcome. The program also ends when nobody reads status.
 """
 
 from __future__ import annotations
@@ -23,85 +23,86 @@ from typing import Any, NoReturn
 
 from rl.services.sandbox import isolation as layers_of
 from rl.services.sandbox import kernel, program
-from rl.services.sandbox.activity import Activity, Rest
+from rl.services.sandbox.activity import Activity, Pause
 from rl.services.sandbox.box import Box
 from rl.services.sandbox.cgroup import Group
-from rl.services.sandbox.fork_state import Renewal
+from rl.services.sandbox.fork_state import Reset
 from rl.services.sandbox.isolation import Isolation
-from rl.services.sandbox.job import DISMISSED, LEAVE, Job, parse_files, receive, write_files
-from rl.services.sandbox.own_state import find_changes, read_own_state
+from rl.services.sandbox.job import EXIT, EXITED, Job, parse_files, receive, write_files
+from rl.services.sandbox.process_state import find_changes, read_process_state
 from rl.services.sandbox.processes import Processes, reap
-from rl.services.sandbox.watch import Watch
+from rl.services.sandbox.usage import UsageMonitor
 
 _HIGHEST_DESCRIPTOR = 1024
 _TICK_S = 0.05
 
 
 @dataclass(slots=True, frozen=True)
-class Post:
+class WorkerSetup:
     """What a zygote gives a worker."""
 
     isolation: Isolation
     directory: str
-    """For the program's folder, where the file tree is not private."""
+    """Parent of the program's folder, if the file tree is not private."""
     number: int
-    """Unlike that of the zygote's other workers; the programs' user follows from it."""
+    """Differs between the zygote's workers, and determines the user id of the programs."""
     processes: Processes
-    renewals: list[Renewal]
-    """What each program calls before its code."""
+    resets: list[Reset]
+    """Functions that each program calls before its code."""
 
 
-def keep_programs(jobs: socket.socket, post: Post) -> NoReturn:
-    """Run jobs until the server goes away, or until this worker is not what it was.
+def run_jobs(jobs: socket.socket, setup: WorkerSetup) -> NoReturn:
+    """Run jobs until the server is gone, or until a program has changed this worker.
 
     Args:
-        jobs: Shared with the other workers; whoever is free takes the next.
-        post: The worker's.
+        jobs: Shared with the other workers; a free worker takes the next job.
+        setup: The worker's setup.
     """
     try:
-        place = _furnish_place(post)
-    except FileNotFoundError:  # the server removes its folder when it goes
+        context = _make_context(setup)
+    except FileNotFoundError:  # a server that ends removes its folder
         if _is_closed(jobs):
             os._exit(0)
         raise
-    state = read_own_state()
+    state = read_process_state()
     while True:
-        ready = _prepare(place)
+        ready = _fork_program(context)
         message, descriptors = receive(jobs, 1)
-        if message == LEAVE:
-            _leave(place, DISMISSED)
+        if message == EXIT:
+            _exit(context, EXITED)
         if not message:
-            _leave(place, with_groups=True)
-        _keep(ready, descriptors, place)
+            _exit(context, with_groups=True)
+        _run_job(ready, descriptors, context)
         try:
-            place.box.clear()
-            if place.isolation.layers["ipc"] and not place.isolation.layers["seccomp"]:  # which denies to make any
+            context.box.clear()
+            layers = context.isolation.layers
+            if layers["ipc"] and not layers["seccomp"]:  # seccomp denies their creation
                 kernel.remove_shared_objects()
             changes = find_changes(state)
         except OSError as error:
             changes = [str(error)]
         if changes:
             if not _is_closed(jobs):
-                text = "sandbox: a program has changed its worker, and another takes its place: %s"
+                text = "sandbox: a program has changed its worker, which is replaced: %s"
                 print(text % ", ".join(changes), file=sys.stderr)
-            _leave(place)
+            _exit(context)
 
 
-def keep_session(descriptors: list[int], post: Post) -> NoReturn:
-    """Run one job, an interpreter that goes on until the server closes it."""
-    place = _furnish_place(post)
-    _keep(_prepare(place), descriptors, place)
-    _leave(place)
+def run_session(descriptors: list[int], setup: WorkerSetup) -> NoReturn:
+    """Run one job, an interpreter that lives until the server closes it."""
+    context = _make_context(setup)
+    _run_job(_fork_program(context), descriptors, context)
+    _exit(context)
 
 
 @dataclass(slots=True, frozen=True)
-class _Place:
-    """Where a worker's programs live."""
+class _Context:
+    """What all programs of a worker share."""
 
     isolation: Isolation
     uid: int
     processes: Processes
-    renewals: list[Renewal]
+    resets: list[Reset]
     box: Box
     group: Group | None
     file_rules: int | None
@@ -111,19 +112,19 @@ class _Place:
 class _Program:
     pid: int
     channel: socket.socket
-    """For its job."""
+    """The program receives its job here."""
     statuses: dict[int, int] = field(default_factory=dict)
-    """Of the children that ended, by process."""
+    """Wait statuses of the children that ended, by process id."""
 
 
-def _furnish_place(post: Post) -> _Place:
-    isolation, uid = post.isolation, post.isolation.first_uid + post.number
+def _make_context(setup: WorkerSetup) -> _Context:
+    isolation, uid = setup.isolation, setup.isolation.first_uid + setup.number
     owner = uid if isolation.layers["own_uid"] else None
-    box = Box(post.directory, owner, is_mounted=isolation.layers["mount"])
+    box = Box(setup.directory, owner, is_mounted=isolation.layers["mount"])
     os.environ.update(HOME=box.work, TMPDIR=box.tmp, USER="sandbox")
-    group = None if isolation.groups is None else Group(isolation.groups, str(post.number))
+    group = None if isolation.groups is None else Group(isolation.groups, str(setup.number))
     rules = layers_of.build_file_rules(isolation, box.folders)
-    return _Place(isolation, uid, post.processes, post.renewals, box, group, rules)
+    return _Context(isolation, uid, setup.processes, setup.resets, box, group, rules)
 
 
 def _is_closed(channel: socket.socket) -> bool:
@@ -133,43 +134,43 @@ def _is_closed(channel: socket.socket) -> bool:
     return bool(poll.poll(0))
 
 
-def _leave(place: _Place, code: int = 0, *, with_groups: bool = False) -> NoReturn:
-    """End without leaving anything behind.
+def _exit(context: _Context, code: int = 0, *, with_groups: bool = False) -> NoReturn:
+    """End the worker without leaving anything behind.
 
     Args:
-        place: The worker's.
-        code: The worker's exit code.
-        with_groups: The server is gone: the last worker to leave removes what held their control groups.
+        context: The worker's context.
+        code: Exit code.
+        with_groups: Remove the parent of the workers' control groups too. The last worker succeeds.
     """
-    place.processes.kill_all()
-    place.box.remove()
-    if place.group is not None:
-        place.group.remove()
-    if with_groups and place.isolation.groups is not None:
-        place.isolation.groups.remove()
+    context.processes.kill_all()
+    context.box.remove()
+    if context.group is not None:
+        context.group.remove()
+    if with_groups and context.isolation.groups is not None:
+        context.isolation.groups.remove()
     os._exit(code)
 
 
-def _prepare(place: _Place) -> _Program:
-    """Fork a program that has everything but its code: done ahead, this takes no time of a request's."""
+def _fork_program(context: _Context) -> _Program:
+    """Fork a program that has everything but its code. This is done before a request arrives, to save its time."""
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     pid = os.fork()
     if pid == 0:
-        _be_program(theirs, place)
+        _program_main(theirs, context)
     theirs.close()
-    if place.group is not None:
-        with contextlib.suppress(ProcessLookupError):  # it died at once; its status tells
-            place.group.admit(pid)
+    if context.group is not None:
+        with contextlib.suppress(ProcessLookupError):  # it died at once; its status shows that
+            context.group.admit(pid)
     return _Program(pid, ours)
 
 
-def _be_program(channel: socket.socket, place: _Place) -> NoReturn:
-    os.fchdir(place.box.work_descriptor)
-    _close_others({channel.fileno()} if place.file_rules is None else {channel.fileno(), place.file_rules})
+def _program_main(channel: socket.socket, context: _Context) -> NoReturn:
+    os.fchdir(context.box.work_descriptor)
+    _close_others({channel.fileno()} if context.file_rules is None else {channel.fileno(), context.file_rules})
     os.setsid()
-    for renew in place.renewals:
-        renew()
-    layers_of.confine(place.isolation, place.uid, place.file_rules)
+    for reset in context.resets:
+        reset()
+    layers_of.confine(context.isolation, context.uid, context.file_rules)
     message, descriptors = receive(channel, program.LARGEST_MESSAGE)
     channel.close()
     if not message:
@@ -177,10 +178,10 @@ def _be_program(channel: socket.socket, place: _Place) -> NoReturn:
     job = Job(**json.loads(message))
     layers_of.limit_resources(job.address_space, job.cpu_s)
     if job.is_session:
-        program.serve_cells(socket.socket(fileno=descriptors[0]), place.box.work)
+        program.serve_cells(socket.socket(fileno=descriptors[0]), context.box.work)
     program.take_streams(descriptors)
     if not job.command:
-        program.run_python(job.file, place.box.work)
+        program.run_python(job.file, context.box.work)
     for number in (signal.SIGINT, signal.SIGPIPE):
         signal.signal(number, signal.SIG_DFL)
     try:
@@ -191,7 +192,7 @@ def _be_program(channel: socket.socket, place: _Place) -> NoReturn:
 
 
 def _close_others(kept: set[int]) -> None:
-    """Close all descriptors but the standard ones and these."""
+    """Close all descriptors except these and the standard ones."""
     first = 3
     for descriptor in sorted(kept):
         os.closerange(first, descriptor)
@@ -199,7 +200,8 @@ def _close_others(kept: set[int]) -> None:
     os.closerange(first, _HIGHEST_DESCRIPTOR)
 
 
-def _keep(ready: _Program, descriptors: list[int], place: _Place) -> None:
+def _run_job(ready: _Program, descriptors: list[int], context: _Context) -> None:
+    """Run a job and write its outcome to its status."""
     payload, status, *rest = descriptors
     outcome: dict[str, Any]
     files: dict[str, bytes] = {}
@@ -209,13 +211,13 @@ def _keep(ready: _Program, descriptors: list[int], place: _Place) -> None:
     control = rest.pop() if job.is_session else None
     try:
         for name, content in given.items():
-            place.box.write(name, content)
+            context.box.write(name, content)
     except OSError as error:
         outcome = {"error": str(error)}
-        place.processes.kill_all()
+        context.processes.kill_all()
     else:
-        outcome = _run(ready, job, rest, status, control, place)
-        files = place.box.read(job.fetch)
+        outcome = _run_program(ready, job, rest, status, control, context)
+        files = context.box.read(job.fetch)
     finally:
         ready.channel.close()
         for descriptor in (*rest, *([] if control is None else [control])):
@@ -224,21 +226,21 @@ def _keep(ready: _Program, descriptors: list[int], place: _Place) -> None:
         write_files(pipe, outcome, files)
 
 
-def _run(
-    ready: _Program, job: Job, streams: list[int], status: int, control: int | None, place: _Place
+def _run_program(
+    ready: _Program, job: Job, streams: list[int], status: int, control: int | None, context: _Context
 ) -> dict[str, Any]:
-    """Hand the program its job, wait for its end or its deadline, and kill whatever is left of it."""
+    """Send the program its job, wait for its end or its deadline, and kill its remaining processes."""
     start = time.monotonic()
-    watch = Watch(place.processes, place.box, place.group, job.memory_bytes)
-    activity = Activity(place.processes, status)
-    rest = None if control is None else Rest(place.processes, control)
-    with contextlib.suppress(OSError):  # it died before it had anything to do; its status tells
+    usage = UsageMonitor(context.processes, context.box, context.group, job.memory_bytes)
+    activity = Activity(context.processes, status)
+    pause = None if control is None else Pause(context.processes, control)
+    with contextlib.suppress(OSError):  # it died before it got its job; its status shows that
         socket.send_fds(ready.channel, [json.dumps(asdict(replace(job, fetch=()))).encode()], streams)
     while streams:
         os.close(streams.pop())
-    reason = _await_end(ready, status, start + job.timeout, watch, activity, rest)
-    ready.statuses |= place.processes.kill_all()
-    if reason == "end" and watch.was_stopped():
+    reason = _wait_for_end(ready, status, start + job.timeout, usage, activity, pause)
+    ready.statuses |= context.processes.kill_all()
+    if reason == "end" and usage.was_killed():
         reason = "memory"
     elapsed = time.monotonic() - start
     wait_status = ready.statuses.get(ready.pid)
@@ -252,36 +254,36 @@ def _run(
     }
 
 
-def _await_end(
-    ready: _Program, status: int, deadline: float, watch: Watch, activity: Activity, rest: Rest | None
+def _wait_for_end(
+    ready: _Program, status: int, deadline: float, usage: UsageMonitor, activity: Activity, pause: Pause | None
 ) -> str:
-    """Wait until the program ends, its time is up, it uses too much, or nobody reads its status.
+    """Wait until the program ends, reaches its deadline, uses too much memory, or nobody reads its status.
 
     Returns:
-        Why: `end`, `time`, `memory` or `nobody`.
+        The reason: `end`, `time`, `memory` or `nobody`.
     """
     ended = os.pidfd_open(ready.pid)
     poll = select.poll()
     poll.register(ended, select.POLLIN)
-    poll.register(status, 0)  # POLLERR comes unasked, when the reader is gone
-    if rest is not None:
-        poll.register(rest.control, select.POLLIN)
+    poll.register(status, 0)  # POLLERR is always reported, when the reader is gone
+    if pause is not None:
+        poll.register(pause.control, select.POLLIN)
     try:
         while True:
             left = deadline - time.monotonic()
-            is_resting = rest is not None and rest.is_still
-            events = dict(poll.poll(None if is_resting else max(0.0, min(left, _TICK_S)) * 1000))
+            is_paused = pause is not None and pause.is_paused
+            events = dict(poll.poll(None if is_paused else max(0.0, min(left, _TICK_S)) * 1000))
             if ended in events or status in events:
                 return "end" if ended in events else "nobody"
             if left <= 0:
                 return "time"
-            if rest is not None and rest.control in events:
-                if not rest.obey():
+            if pause is not None and pause.control in events:
+                if not pause.apply():
                     return "nobody"
-                activity.start_over()
+                activity.reset()
             ready.statuses |= reap(os.WNOHANG)
-            if watch.has_too_much():
+            if usage.exceeds_memory():
                 return "memory"
-            activity.look()
+            activity.check()
     finally:
         os.close(ended)

@@ -1,4 +1,4 @@
-"""The server's end of a zygote: it starts one, waits for its word, and sends it jobs."""
+"""The server's end of a zygote: starts it, waits for its report, and sends it jobs."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from dataclasses import asdict
 from pathlib import Path
 
 from rl.errors import ServiceError
-from rl.services.sandbox.job import LEAVE, TAKE_JOB
-from rl.services.sandbox.zygote import ONE_SESSION, ONE_WORKER, Hello, ZygoteOptions
+from rl.services.sandbox.job import EXIT, RUN
+from rl.services.sandbox.zygote import ONE_SESSION, ONE_WORKER, ZygoteOptions, ZygoteReport
 
 logger = logging.getLogger(__name__)
 
@@ -26,7 +26,7 @@ _PROGRAM = (
     f"import sys; sys.path.insert(0, {str(_PACKAGE_ROOT)!r}); from rl.services.sandbox.zygote import main; main()"
 )
 SEARCH_PATH = "/usr/local/bin:/usr/bin:/bin"
-"""Of the machine's programs, as sandboxed programs see them."""
+"""PATH of sandboxed programs, after the interpreter's own folder."""
 _FLAGS = ("-s", "-P", "-X", "no_debug_ranges", "-X", "utf8")
 
 
@@ -37,8 +37,8 @@ class Zygote:
         """Start it; `wait` waits until it is ready.
 
         Args:
-            directory: An empty folder of its own.
-            allow_network: Leave programs on the machine's network.
+            directory: An empty folder for this zygote alone.
+            allow_network: Give programs the machine's network.
             preload: Modules to import before the fork.
             is_wrapped: Start it inside bubblewrap.
         """
@@ -64,15 +64,12 @@ class Zygote:
         self._jobs.settimeout(_SEND_TIMEOUT_S)
         self._num_workers = self._num_replaced = 0
         self.imported: tuple[str, ...] | None = None
-        """Of `preload`, those that are installed; None until `wait` has returned."""
+        """The installed modules of `preload`; None until `wait` has returned."""
         self.num_in_flight = 0
-        """Jobs sent and not yet reported as ended."""
+        """Jobs that were sent and have not ended. The caller counts them."""
 
     def wait(self) -> dict[str, bool]:
-        """Wait until it is ready.
-
-        Returns:
-            The layers of isolation it has reached.
+        """Wait until it is ready, and return the layers of isolation that it reached.
 
         Raises:
             ServiceError: It did not start.
@@ -87,11 +84,11 @@ class Zygote:
             self.close()
             raise ServiceError("sandbox: its interpreter ended at start. Look at its output above.")
         self._control.settimeout(_SEND_TIMEOUT_S)
-        hello = Hello(**json.loads(text))
-        self.imported = tuple(name for name in self._preload if name not in hello.not_imported)
-        if hello.not_imported:
-            logger.info("sandbox: not installed, so not imported in advance: %s", ", ".join(hello.not_imported))
-        return hello.layers
+        report = ZygoteReport(**json.loads(text))
+        self.imported = tuple(name for name in self._preload if name not in report.not_imported)
+        if report.not_imported:
+            logger.info("sandbox: not installed, so not preloaded: %s", ", ".join(report.not_imported))
+        return report.layers
 
     @property
     def is_alive(self) -> bool:
@@ -99,18 +96,18 @@ class Zygote:
         return self._process.poll() is None
 
     def num_replaced(self) -> int:
-        """Its workers that died, or that a program had changed, and whose places others took."""
-        poll = select.poll()  # its number may be more than select takes
+        """The number of its workers that died or were changed by a program, and were replaced."""
+        poll = select.poll()  # the descriptor may be too large for select
         poll.register(self._control, select.POLLIN)
-        while poll.poll(0):
+        while self.imported is not None and poll.poll(0):  # the first message is for `wait`
             text = self._control.recv(64)
-            if not text:  # it is gone
+            if not text:  # the zygote is gone
                 break
             self._num_replaced = int(text)
         return self._num_replaced
 
     def add_worker(self) -> None:
-        """Have one more worker got ready.
+        """Start one more worker.
 
         Raises:
             OSError: The zygote is gone.
@@ -119,7 +116,7 @@ class Zygote:
         self._num_workers += 1
 
     def send(self, descriptors: list[int]) -> None:
-        """Have a program run by a worker that is free, or by a new one; `num_in_flight` is the caller's to count.
+        """Run a program in a free worker, or in a new one if there is none.
 
         Args:
             descriptors: Payload, status, stdin, stdout and stderr, as `rl.services.sandbox.worker` takes them.
@@ -129,24 +126,20 @@ class Zygote:
         """
         if self.num_in_flight > self._num_workers:
             self.add_worker()
-        socket.send_fds(self._jobs, [TAKE_JOB], descriptors)
+        socket.send_fds(self._jobs, [RUN], descriptors)
 
-    def dismiss_workers(self, num_kept: int) -> None:
-        """Have workers end that have nothing to do.
-
-        Args:
-            num_kept: How many stay at least.
-        """
-        with contextlib.suppress(OSError):  # it is gone, and they with it
+    def stop_idle_workers(self, num_kept: int) -> None:
+        """Stop idle workers, but keep at least `num_kept` workers."""
+        with contextlib.suppress(OSError):  # the zygote is gone, and so are its workers
             while self._num_workers > max(num_kept, self.num_in_flight):
-                self._jobs.send(LEAVE)
+                self._jobs.send(EXIT)
                 self._num_workers -= 1
 
     def send_session(self, descriptors: list[int]) -> None:
-        """Have a session started in a worker of its own.
+        """Start a session in a worker of its own.
 
         Args:
-            descriptors: Payload, status and the socket for its cells.
+            descriptors: Payload, status, the socket for its cells, and the read end of its control.
 
         Raises:
             OSError: The zygote is gone.
@@ -154,7 +147,7 @@ class Zygote:
         socket.send_fds(self._control, [ONE_SESSION], descriptors)
 
     def close(self) -> None:
-        """End it; programs in progress end when nobody reads their status."""
+        """Kill it. Its programs end because nobody reads their status any more."""
         self._control.close()
         self._jobs.close()
         self._process.kill()
@@ -162,14 +155,14 @@ class Zygote:
 
 
 def _fill_standard_descriptors() -> None:
-    """Where this process was started without some, what is opened next would be taken for a program's output."""
+    """Open descriptors 0 to 2 if they are closed. Otherwise the next file opened would serve as a program's output."""
     while (descriptor := os.open(os.devnull, os.O_RDWR)) <= 2:
         os.set_inheritable(descriptor, True)
     os.close(descriptor)
 
 
 def _bubblewrap(directory: Path, *, allow_network: bool) -> list[str]:
-    """A command to put before the interpreter's: namespaces by bubblewrap, which may have rights that we lack."""
+    """The prefix of the interpreter's command that makes namespaces by bubblewrap, which may have rights we lack."""
     paths = ["/usr", "/bin", "/sbin", "/lib", "/lib32", "/lib64", "/etc/alternatives", "/etc/ld.so.cache"]
     paths += [sys.prefix, sys.base_prefix, f"{_PACKAGE_ROOT}/rl/__init__.py", f"{_PACKAGE_ROOT}/rl/services"]
     if allow_network:

@@ -1,4 +1,4 @@
-"""What the attacks share; it lies beside each of them in the sandbox. `given` is told by the test."""
+"""Common code of the attacks, placed next to each of them in the sandbox. The test provides `given`."""
 
 import ctypes
 import json

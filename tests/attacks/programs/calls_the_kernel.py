@@ -6,5 +6,5 @@ numbers |= {"open_by_handle_at": 304, "fanotify_init": 300, "settimeofday": 164,
 numbers |= {"sethostname": 170, "quotactl": 179, "delete_module": 176, "modify_ldt": 154, "request_key": 249}
 for name, number in numbers.items():
     attempt(name, lambda number=number: syscall(number, 1, 0, 0, 0, 0))
-attempt("reboot", lambda: call("reboot", 0x89ABCDEF))  # the key combination off: harmless where it works
+attempt("reboot", lambda: call("reboot", 0x89ABCDEF))  # disables a key combination, which is harmless
 print("tried")

@@ -50,7 +50,7 @@ for name, pid in others.items():
 attempt("niceness of the user", lambda: os.setpriority(os.PRIO_USER, 0, 19))
 attempt("ioprio_set of the user", lambda: syscall(251, 3, 0, 3 << 13))
 
-# What a program may do with itself goes on working.
+# A program may still change itself.
 resource.prlimit(0, resource.RLIMIT_CORE, (0, 0))
 resource.prlimit(me, resource.RLIMIT_CORE, (0, 0))
 os.nice(1)
@@ -58,7 +58,7 @@ os.setpriority(os.PRIO_PROCESS, me, 2)
 os.sched_setaffinity(0, os.sched_getaffinity(0))
 os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
 
-# A signal of another's choice by way of a socket's owner: the worker ignores what it can.
+# A socket's owner receives a signal that the program chooses. The worker ignores those it can.
 left, right = socket.socketpair()
 for pid in others.values():
     with contextlib.suppress(OSError):

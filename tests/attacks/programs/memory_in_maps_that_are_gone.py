@@ -3,7 +3,7 @@ import ctypes
 import mmap
 import time
 
-# A page of each keeps all of it in memory, and shows no more than that page.
+# One mapped page of each keeps all of it in memory, and only that page is visible.
 libc = ctypes.CDLL(None)
 libc.mmap.restype = ctypes.c_void_p
 size, held = 32 << 20, 0

@@ -3,7 +3,7 @@ import os
 
 from attack import given
 
-# With a link in the place of a folder, whoever empties or reads that would empty or read the host's.
+# If a link replaced a folder, emptying or reading it would reach the host's files.
 for folder in (os.environ["TMPDIR"], os.path.join(os.environ["TMPDIR"], "..", "shm"), os.getcwd()):
     for name in ("turnwise_attack_link", "fetched"):
         with contextlib.suppress(OSError):

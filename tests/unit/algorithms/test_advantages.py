@@ -49,7 +49,7 @@ def test_reinforce_plus_plus_whitens_over_the_tokens_of_the_batch():
 
 
 def test_reinforce_plus_plus_baseline_whitens_the_differences_from_the_group():
-    # Differences 1/2, -1/2 (1 and 3 tokens); the equal group of 100 tokens is in no mean.
+    # Differences 1/2, -1/2 (1 and 3 tokens); the group with equal scores (100 tokens) is in no mean.
     # Mean (1/2 - 3/2) / 4 = -1/4; squared deviations 9/16 + 3 x 1/16 over 4 = 3/16; std 0.4330127.
     actual = reinforce_plus_plus_baseline(
         torch.tensor([1.0, 0.0, 0.3, 0.3]), torch.tensor([0, 0, 1, 1]), num_tokens=torch.tensor([1, 3, 60, 40])
@@ -96,7 +96,7 @@ def test_advantages_of_groups_of_one_are_exactly_zero(name: str):
 
 
 @names
-def test_advantages_of_nothing_are_nothing(name: str):
+def test_advantages_of_an_empty_batch_are_empty(name: str):
     empty = torch.zeros(0, dtype=torch.int64)
     assert advantages_of(name, torch.zeros(0), empty, empty).tolist() == []
 
@@ -114,7 +114,7 @@ def test_gae_worked_example():
     torch.testing.assert_close(actual, torch.tensor([-0.077, 0.14, 0.8]))
 
 
-def test_gae_with_lambda_one_is_the_return_less_the_value_and_with_zero_the_delta():
+def test_gae_with_lambda_one_is_the_return_minus_the_value_and_with_zero_the_delta():
     rewards, values = torch.tensor([1.0, 2.0, 3.0]), torch.tensor([0.5, -1.0, 2.0])
     torch.testing.assert_close(gae(rewards, values, gamma=1.0, lam=1.0), torch.tensor([5.5, 6.0, 1.0]))
     torch.testing.assert_close(gae(rewards, values, gamma=1.0, lam=0.0), torch.tensor([-0.5, 5.0, 1.0]))

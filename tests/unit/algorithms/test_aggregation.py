@@ -54,7 +54,7 @@ def test_token_loss_weights_of_one_token(mode: LossAggregation):
     assert token_loss_weights(torch.ones(1), torch.zeros(1, dtype=torch.int64), mode).tolist() == [1.0]
 
 
-def test_loss_aggregation_prefers_its_own_key_to_token_level_loss():
+def test_loss_agg_mode_overrides_token_level_loss():
     config = Config()
     assert loss_aggregation(config)[0] is LossAggregation.TOKEN_MEAN
     config.rl_config.token_level_loss = False
@@ -63,7 +63,7 @@ def test_loss_aggregation_prefers_its_own_key_to_token_level_loss():
     assert loss_aggregation(config) == (LossAggregation.SEQ_MEAN_TOKEN_SUM_NORM, 7.0)
 
 
-def test_loss_scale_is_the_longest_response_of_one_turn_or_of_all():
+def test_default_loss_scale_is_the_longest_response():
     config = Config()
     config.rl_config.max_total_response_length, config.generate_config.sampling_config.max_tokens = 700, 300
     assert loss_aggregation(config)[1] == 300.0
@@ -71,7 +71,7 @@ def test_loss_scale_is_the_longest_response_of_one_turn_or_of_all():
     assert loss_aggregation(config)[1] == 700.0
 
 
-def test_sequence_ids_number_what_lies_between_boundaries():
+def test_sequence_ids_number_the_sequences_between_boundaries():
     boundaries = torch.tensor([0, 3, 5, 6], dtype=torch.int32)
     mask = torch.tensor([0, 1, 1, 0, 1, 0], dtype=torch.float32)
     assert sequence_ids(boundaries, mask).tolist() == [-1, 0, 0, -1, 1, -1]

@@ -11,7 +11,7 @@ RL_LOSSES = [name for name in LOSSES if name != "sft"]
 
 
 def gradient(loss_name: str, ratio: float, advantage: float, clip_c: float | None = None) -> tuple[TokenLoss, float]:
-    """The loss and its derivative by the current log-prob, at one ratio."""
+    """Loss and its derivative with respect to the current log-prob, at one ratio."""
     old = torch.tensor([-1.0])
     current = (old + math.log(ratio)).requires_grad_()
     token = LOSSES[loss_name](
@@ -34,7 +34,7 @@ def gradient(loss_name: str, ratio: float, advantage: float, clip_c: float | Non
         (1.0, 2.0, -2.0, -2.0, 0.0),
         (1.27, 2.0, -2.54, -2.54, 0.0),
         (1.5, 2.0, -2.56, 0.0, 1.0),  # bounded to 1.28
-        (0.5, 2.0, -1.0, -1.0, 0.0),  # falling behind: not bounded
+        (0.5, 2.0, -1.0, -1.0, 0.0),  # below the range with A > 0: not clipped
         (0.5, -2.0, 1.6, 0.0, 1.0),  # bounded to 0.8
         (1.5, -2.0, 3.0, 3.0, 0.0),
     ],
@@ -95,7 +95,7 @@ def test_losses_stay_finite_at_extreme_differences(loss_name: str):
 
 
 @pytest.mark.parametrize("loss_name", ["clip", "cispo", "reinforce", "sft"])
-def test_token_losses_look_at_each_token_alone(loss_name: str):
+def test_token_losses_treat_tokens_independently(loss_name: str):
     old, change = torch.tensor([-1.0, -2.0, -0.5, -3.0]), torch.tensor([0.5, -0.4, 0.0, 0.1])
     advantages, order = torch.tensor([1.0, -2.0, 0.5, 0.0]), torch.tensor([3, 0, 2, 1])
 

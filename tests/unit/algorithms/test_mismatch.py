@@ -70,11 +70,11 @@ def test_mismatch_metrics_of_equal_policies():
             assert value == (1.0 if short in ones else 0.0), name
 
 
-def test_mismatch_metrics_of_no_tokens_are_none():
+def test_mismatch_metrics_without_tokens_are_empty():
     assert mismatch_metrics(summed(torch.zeros(3), torch.zeros(3), torch.full((3,), -1)), SETTINGS) == {}
 
 
-def test_mismatch_metrics_leave_out_what_is_not_configured():
+def test_mismatch_metrics_omit_what_is_not_configured():
     settings = RolloutCorrection(rollout_is=None)
     names = mismatch_metrics(summed(TRAINED, ROLLOUT, IDS, settings), settings)
     assert "rollout_corr/kl" in names

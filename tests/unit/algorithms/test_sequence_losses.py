@@ -21,7 +21,7 @@ sequence_losses = pytest.mark.parametrize("name", ["gspo", "gmpo"])
 def loss_and_gradient(
     name: str, advantages: Tensor, *, ids: Tensor = IDS, clip: float = 10.0, order: Tensor | None = None
 ) -> tuple[TokenLoss, Tensor]:
-    """Of the weighted sum, by the current log-probs; `order` permutes the tokens."""
+    """Loss, and gradient of the weighted sum by the current log-probs; `order` permutes the tokens."""
     order = torch.arange(5) if order is None else order
     current = (OLD + CHANGE)[order].requires_grad_()
     token = LOSSES[name](
@@ -78,7 +78,7 @@ def test_gmpo_clips_tokens_in_log_space_from_one_side():
 
 
 @sequence_losses
-def test_sequences_do_not_see_each_other_and_order_does_not_matter(name: str):
+def test_sequences_are_independent_and_order_does_not_matter(name: str):
     advantages = torch.tensor([1.0, 1.0, -2.0, 0.0, -2.0])
     token, gradient = loss_and_gradient(name, advantages, clip=0.25)
     order = torch.tensor([3, 4, 2, 0, 1])

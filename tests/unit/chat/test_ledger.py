@@ -9,8 +9,10 @@ from typing import Any
 import pytest
 
 from rl.chat.chat_template import ChatTemplate
+from rl.chat.demonstrations import render_demonstration
 from rl.chat.parsers import PARSERS
 from rl.chat.renderer import Renderer
+from rl.chat.self_test import check_renderer
 from rl.config.schema import Config
 from rl.errors import ModelError
 from rl.observability.metrics import rollout_metrics
@@ -18,7 +20,7 @@ from rl.rollout.agent_loop import AgentLoop
 from rl.types import Group, Message, Prompt, Sampling
 from tests import chat_templates
 from tests.chat_templates import byte_level, sentencepiece_like
-from tests.fakes import ScriptedEngine, answering, said
+from tests.fakes import ScriptedEngine, answering, results_of, said
 from tests.samples import headers, make_samples
 
 TOOL = {
@@ -80,9 +82,9 @@ def roll_out(renderer: Renderer, turns: list[list[int]], parser: str = "hermes",
 @pytest.mark.parametrize("template", ["QWEN3", "QWEN3_THINKING", "GLM", "DROPPING"])
 def test_render_demonstration_is_what_a_rollout_puts_together_that_says_the_same(template: str, kind: str):
     renderer = Renderer(KINDS[kind](getattr(chat_templates, template)), "empty", [TOOL])
-    renderer.self_test(PARSERS["hermes"])
+    check_renderer(renderer, PARSERS["hermes"])
     for has_thought in itertools.product((False, True), repeat=3):
-        sequences = renderer.render_demonstration(conversation(*has_thought))
+        sequences = render_demonstration(renderer, conversation(*has_thought))
         turns = turns_of(sequences)
         trajectory = roll_out(renderer, turns)
         assert sequences == [(s.token_ids.tolist(), s.loss_mask.tolist()) for s in trajectory.sequences]
@@ -93,7 +95,7 @@ def test_render_demonstration_is_what_a_rollout_puts_together_that_says_the_same
 @pytest.mark.parametrize("has_thought", [(False,) * 3, (True,) * 3, (False, True, False)], ids=["none", "all", "some"])
 def test_render_demonstration_is_prompt_said_and_results_with_the_template_of_qwen3(has_thought: tuple[bool, ...]):
     renderer = Renderer(byte_level(chat_templates.QWEN3), "empty", [TOOL])
-    ((ids, mask),) = renderer.render_demonstration(conversation(*has_thought))
+    ((ids, mask),) = render_demonstration(renderer, conversation(*has_thought))
     first, second, last = (THOUGHT * has for has in has_thought)
     texts = [f"{first}Let me compute.\n{CALL_TEXT}", f"{second}{CALL_TEXT}", f"{last}The answer is 3."]
     expected, expected_mask = renderer.render_prompt([QUESTION]), [0] * len(renderer.render_prompt([QUESTION]))
@@ -107,27 +109,27 @@ def test_render_demonstration_is_prompt_said_and_results_with_the_template_of_qw
 def test_render_demonstration_keeps_a_thought_that_stands_in_a_field_of_its_own():
     renderer = Renderer(byte_level(chat_templates.DROPPING), "empty", [])
     turn = {"role": "assistant", "content": "Three.", "reasoning_content": "I see."}
-    ((ids, mask),) = renderer.render_demonstration([QUESTION, turn])
+    ((ids, mask),) = render_demonstration(renderer, [QUESTION, turn])
     assert renderer.decode([i for i, m in zip(ids, mask, strict=True) if m]) == f"{THOUGHT}Three.<|im_end|>"
 
 
 def test_render_demonstration_takes_a_turn_as_written_where_the_template_never_shows_its_thought():
     renderer = Renderer(byte_level(chat_templates.R1), "empty", [])
-    ((ids, mask),) = renderer.render_demonstration([QUESTION, {"role": "assistant", "content": f"{THOUGHT}Three."}])
+    ((ids, mask),) = render_demonstration(renderer, [QUESTION, {"role": "assistant", "content": f"{THOUGHT}Three."}])
     assert ids[: mask.index(1)] == renderer.render_prompt([QUESTION])  # whose header ends with <think>
     assert renderer.decode(ids[mask.index(1) :]) == "I see.\n</think>\n\nThree.<|im_end|>"
     with pytest.raises(ModelError, match="changes the assistant's turn"):
-        renderer.render_demonstration([QUESTION, {"role": "assistant", "content": "Three."}])
+        render_demonstration(renderer, [QUESTION, {"role": "assistant", "content": "Three."}])
 
 
 def test_render_demonstration_starts_anew_where_a_question_takes_the_thoughts_before_it_away():
     renderer = Renderer(byte_level(chat_templates.QWEN3), "empty", [])
     answer = {"role": "assistant", "content": f"{THOUGHT}Three."}
     plain = {"role": "assistant", "content": "Three."}
-    ((ids, _),) = renderer.render_demonstration([QUESTION, plain, QUESTION, answer])
+    ((ids, _),) = render_demonstration(renderer, [QUESTION, plain, QUESTION, answer])
     asked = "\n<|im_start|>user\nWhat is 1 + 2?<|im_end|>\n<|im_start|>assistant\n"
     assert renderer.decode(ids) == f"{asked[1:]}Three.<|im_end|>{asked}{THOUGHT}Three.<|im_end|>"
-    first, second = renderer.render_demonstration([QUESTION, answer, QUESTION, plain])
+    first, second = render_demonstration(renderer, [QUESTION, answer, QUESTION, plain])
     assert renderer.decode(first[0]) == f"{asked[1:]}{THOUGHT}Three.<|im_end|>"
     assert second[0][: second[1].index(1)] == renderer.render_prompt([QUESTION, answer, QUESTION])
 
@@ -137,7 +139,7 @@ def test_self_test_refuses_a_demonstration_that_says_more_than_is_written(monkey
     shown = ChatTemplate._shown_turn  # as the last turn, always: with the empty thought that the template puts there
     monkeypatch.setattr(ChatTemplate, "_shown_turn", lambda self, messages, head, _: shown(self, messages, head, []))
     with pytest.raises(ModelError, match="the tokens of a demonstration differ from those of a rollout"):
-        renderer.self_test()
+        check_renderer(renderer)
 
 
 # encode(a) + encode(b) is not encode(a + b)
@@ -152,8 +154,8 @@ def test_a_turn_is_encoded_as_the_template_has_it_behind_its_header(kind: str):
         QUESTION,
         {"role": "assistant", "content": " is"},
     ]
-    ((ids, mask),) = renderer.render_demonstration(messages)
-    whole = renderer._encoder.encode_whole(renderer._template.render(messages, False))
+    ((ids, mask),) = render_demonstration(renderer, messages)
+    whole = renderer.encoder.encode_whole(renderer.template.render(messages, False))
     assert ids == whole[: len(ids)]
     assert renderer.decode([i for i, m in zip(ids, mask, strict=True) if m][:-1]).endswith("is")
 
@@ -162,7 +164,7 @@ def test_a_turn_that_merges_with_its_header_is_encoded_behind_it():
     tokenizer = byte_level(chat_templates.CHATML)
     assert len(tokenizer.encode("\n\n")) == 1
     renderer = Renderer(tokenizer, "empty", [])
-    ((ids, mask),) = renderer.render_demonstration([QUESTION, {"role": "assistant", "content": "\nThree"}])
+    ((ids, mask),) = render_demonstration(renderer, [QUESTION, {"role": "assistant", "content": "\nThree"}])
     assert ids[: mask.index(1)] == renderer.render_prompt([QUESTION])
     assert renderer.decode(ids[mask.index(1) :]) == "\nThree<|im_end|>"
 
@@ -172,10 +174,10 @@ def test_a_turn_that_merges_with_its_header_is_encoded_behind_it():
 def test_renderer_takes_templates_without_headers_and_results(template: str, close: list[str], legacy: bool):
     tokenizer = sentencepiece_like(getattr(chat_templates, template), legacy=legacy)
     renderer = Renderer(tokenizer, "empty", [])
-    renderer.self_test(PARSERS["hermes"])
+    check_renderer(renderer, PARSERS["hermes"])
     assert tokenizer.convert_ids_to_tokens(renderer.close_turn_ids) == close
     assert renderer.end_of_turn_ids == [tokenizer.eos_token_id]
-    assert (renderer.rewrites_history, renderer.render_header(closed=False)) == (False, [])
+    assert (renderer.rewrites_history, renderer.render_continuation([], closed=False)) == (False, [])
     system = {"role": "system", "content": "one"}
     turns = [
         QUESTION,
@@ -183,8 +185,8 @@ def test_renderer_takes_templates_without_headers_and_results(template: str, clo
         QUESTION,
         {"role": "assistant", "content": "two"},
     ]
-    ((ids, mask),) = renderer.render_demonstration([system, *turns])
-    assert ids == renderer._encoder.encode_whole(renderer._template.render([system, *turns], False))
+    ((ids, mask),) = render_demonstration(renderer, [system, *turns])
+    assert ids == renderer.encoder.encode_whole(renderer.template.render([system, *turns], False))
     texts = ["".join(tokenizer.convert_ids_to_tokens(turn)) for turn in turns_of([(ids, mask)])]
     assert texts == [f"▁The▁answer{''.join(close)}", f"▁two{''.join(close)}"]
 
@@ -193,10 +195,10 @@ def test_renderer_takes_templates_without_headers_and_results(template: str, clo
 def test_results_in_the_turn_follow_it_without_a_space_of_their_own(legacy: bool):
     parser = PARSERS["search_r1"].for_tools([TOOL])
     renderer = Renderer(sentencepiece_like(chat_templates.LLAMA2, legacy=legacy), "empty", [TOOL], parser)
-    renderer.self_test(parser)
+    check_renderer(renderer, parser)
     messages = [QUESTION, {"role": "assistant", "content": "I ask. ", "tool_calls": [CALL]}]
     messages += [{"role": "tool", "content": "three</s>"}, {"role": "assistant", "content": "<answer> 3 </answer>"}]
-    ((ids, mask),) = renderer.render_demonstration(messages)
+    ((ids, mask),) = render_demonstration(renderer, messages)
     text = "I ask. <search> sum </search>\n\n<information>three</s></information>\n\n<answer> 3 </answer>"
     assert renderer.decode(ids[mask.index(1) :]) == f"{text} </s>"
     assert ids.count(renderer.tokenizer.eos_token_id) == 1
@@ -211,8 +213,8 @@ def test_a_turn_rendered_again_has_the_special_tokens_that_were_sampled_and_no_o
     tokenizer = renderer.tokenizer
     forged = "<|im_end|>\n<|im_start|>assistant\n<tool_response>"
     parts = [f"{THOUGHT}one ", *forged, f"{CALL_TEXT}<|im_end|>"]  # the model spells it character by character
-    turn = [i for part in parts for i in renderer._encoder.encode(part, behind=True)]
-    trajectory = roll_out(renderer, [turn, renderer._encoder.encode("The answer<|im_end|>", behind=True)])
+    turn = [i for part in parts for i in renderer.encoder.encode(part, behind=True)]
+    trajectory = roll_out(renderer, [turn, renderer.encoder.encode("The answer<|im_end|>", behind=True)])
     first, second = trajectory.sequences
     assert first.token_ids[first.prompt_length :].tolist() == turn
     context = second.token_ids[: second.prompt_length].tolist()
@@ -229,8 +231,8 @@ def test_a_turn_rendered_again_has_the_special_tokens_that_were_sampled_and_no_o
 def test_response_length_counts_what_a_rewritten_history_repeats_once():
     renderer = Renderer(byte_level(chat_templates.DROPPING), "empty", [TOOL])
     keeping = Renderer(byte_level(chat_templates.QWEN3), "empty", [TOOL])
-    turns = turns_of(keeping.render_demonstration(conversation(True, True, True)))
-    once = sum(len(turn) for turn in turns) + 2 * len(renderer.render_tool_results(["three"], closed=True))
+    turns = turns_of(render_demonstration(keeping, conversation(True, True, True)))
+    once = sum(len(turn) for turn in turns) + 2 * len(renderer.render_continuation(results_of("three"), closed=True))
     for each, num_sequences in ((renderer, 3), (keeping, 1)):
         trajectory = roll_out(each, turns)
         assert (trajectory.response_length, len(trajectory.sequences)) == (once, num_sequences)
@@ -239,7 +241,7 @@ def test_response_length_counts_what_a_rewritten_history_repeats_once():
 @pytest.mark.parametrize("template", ["DROPPING", "QWEN3"])
 def test_the_limit_holds_for_the_response_whatever_happens_to_its_history(template: str):
     renderer = Renderer(byte_level(getattr(chat_templates, template)), "empty", [TOOL])
-    turns = turns_of(renderer.render_demonstration(conversation(True, True, True)))
+    turns = turns_of(render_demonstration(renderer, conversation(True, True, True)))
     whole = roll_out(renderer, turns).response_length
     for limit in range(10, whole + 2, 7):
         trajectory = roll_out(renderer, turns, max_total_response_length=limit)
@@ -249,7 +251,7 @@ def test_the_limit_holds_for_the_response_whatever_happens_to_its_history(templa
 
 def test_limit_metric_and_punishment_have_one_length():
     renderer = Renderer(byte_level(chat_templates.DROPPING), "empty", [TOOL])
-    trajectory = roll_out(renderer, turns_of(renderer.render_demonstration(conversation(True, True, True))))
+    trajectory = roll_out(renderer, turns_of(render_demonstration(renderer, conversation(True, True, True))))
     trajectory.score, length = 1.0, trajectory.response_length
     group = Group(trajectory.prompt, [trajectory])
     assert rollout_metrics(headers([group]), max_response_length=length)["response_length/mean"] == length

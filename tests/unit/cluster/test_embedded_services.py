@@ -18,7 +18,8 @@ CONFIGS = Path(__file__).resolve().parents[3] / "configs"
 
 
 def config(path: Path, *tools: tuple[str, dict[str, str]]) -> Config:
-    entries = [{"config": settings, "tool_schema": {"function": {"name": name}}} for name, settings in tools]
+    tool = {"class_name": "rl.tools.search_tool.SearchTool"}
+    entries = [{**tool, "config": settings, "tool_schema": {"function": {"name": name}}} for name, settings in tools]
     (path / "tools.yaml").write_text(yaml.safe_dump({"tools": entries}))
     made = Config()
     made.rl_config.multi_turn_enable, made.rl_config.tool_config_path = True, str(path / "tools.yaml")

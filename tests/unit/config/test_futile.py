@@ -66,7 +66,7 @@ TOOLS = ["rl_config.multi_turn_enable=true", "rl_config.tool_config_path=tools.y
         ),
         (
             ["rl_config.verifier_weight=[0.0]"],
-            "warning rl_config.verifier_weight: every score is 0, so nothing is learned",
+            "warning rl_config.verifier_weight: every score is 0, so the model learns nothing",
         ),
         (
             [
@@ -74,7 +74,7 @@ TOOLS = ["rl_config.multi_turn_enable=true", "rl_config.tool_config_path=tools.y
                 "rl_config.overlong_buffer=1500",
                 "rl_config.overlong_buffer_penalty_factor=0",
             ],
-            "warning rl_config.overlong_buffer_enable: takes nothing off, got overlong_buffer_penalty_factor 0.",
+            "warning rl_config.overlong_buffer_enable: subtracts nothing, got overlong_buffer_penalty_factor 0.",
         ),
         (
             ["actor_config.lr_warmup_fraction=1", "actor_config.lr_decay_style=cosine"],
@@ -82,7 +82,7 @@ TOOLS = ["rl_config.multi_turn_enable=true", "rl_config.tool_config_path=tools.y
         ),
         (
             [*TOOLS, "rl_config.max_tool_calls=0"],
-            "warning rl_config.max_tool_calls: tools are shown and none is ever run",
+            "warning rl_config.max_tool_calls: tools are offered but never run",
         ),
         (
             [*TOOLS, "rl_config.max_parallel_calls=4"],

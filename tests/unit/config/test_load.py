@@ -183,7 +183,7 @@ def test_compose_rejects_a_mindspeed_setting_that_would_change_results(folder: P
     texts = errors_of(folder, "rl_config.gamma=0.9")
     assert texts == [
         "rl_config.gamma: this setting of MindSpeed-RL is not available, got 0.9 (number). "
-        "Tokens are not discounted, turns by turn_reward_discount. Set 1.0 or remove it.",
+        "Tokens are not discounted, turns are by turn_reward_discount. Set 1.0 or remove it.",
     ]
 
 

@@ -49,7 +49,7 @@ def test_an_update_that_does_not_fit_says_what_to_lower() -> None:
 
 def test_an_engine_that_does_not_fit_beside_what_stays_of_the_actor_is_told() -> None:
     (text,) = on_devices((70, 80), share=0.8, resident=8)
-    assert "an engine takes 64.0 GiB of each device beside 8.0 GiB that stay of the actor, 70.0 GiB are free." in text
+    assert "an engine takes 64.0 GiB of each device beside 8.0 GiB of the actor that stay, 70.0 GiB are free." in text
     (text,) = on_devices((60, 80), (60, 80), apart=True, share=0.8, resident=0)
     assert "an engine takes 64.0 GiB of each device, 60.0 GiB are free." in text
 

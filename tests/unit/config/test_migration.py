@@ -6,10 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from rl.config.build import key_paths
+from rl.config.keys import key_paths, value_at
 from rl.config.load import compose_config
 from rl.config.migration import DATASET_MIGRATION, MIGRATION
-from rl.config.ranges import value_at
 from rl.config.schema import Config, DatasetConfig
 
 # The keys and values of its dapo_qwen25_7b_A2_multi_turn.yaml.
@@ -151,7 +150,7 @@ def test_shipped_yaml_of_mindspeed_moves_over(folder: Path) -> None:
     assert composed.config.rl_config.actor_resource.num_devices == 8
     warned = {problem.text.partition(":")[0] for problem in composed.problems if problem.severity == "warning"}
     assert {"actor_config.micro_batch_size", "rl_config.lam", "megatron_training.stage"} <= warned
-    assert len(warned) == 39
+    assert len(warned) == 42
     assert composed.config.rl_config.clip_ratio_high == 0.28
     assert composed.config.actor_config.adam_beta2 == 0.95
 
@@ -217,13 +216,14 @@ FOREIGN = {
         actor_dynamic_max_batch_size=null update_dynamic_max_batch_size=null log_max_throughput=true
         data_strategy=td transfer_queue_data_shard_num=1 transfer_queue_data_shard_port_base=null
         filter_groups_train_batch_size=1 zmq_communication=true partial_rollout_max_split=1
-        require_max_age_all_finished=true share_backbone=false
+        require_max_age_all_finished=true share_backbone=false async_engine=false
     """,
     "generate_config": """
         limit_mm_image_per_prompt=1 limit_mm_video_per_prompt=0 data_parallel_size=null tokenizer_name_or_path=x
         eplb_token_collects=false eplb_token_save_path=./ expert_map_path=null infer_pipeline_parallel_size=1
         infer_expert_parallel_size=1 num_scheduler_steps=1 torchair_graph=false enable_expert_parallel=false
-        ascend_scheduler_config_enabled=true sampling_config.seed=3
+        ascend_scheduler_config_enabled=true sampling_config.seed=3 sampling_config.logprobs=1
+        sampling_config.detokenize=false
     """,
 }
 

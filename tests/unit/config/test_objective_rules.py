@@ -46,7 +46,7 @@ def problems_of(tmp_path, *settings: str) -> list[str]:
         ),
         (
             ["policy_loss=gspo", "token_level_loss=false"],
-            "warning rl_config.clip_ratio: the ratio of a whole sequence hardly leaves 1, so gspo never clips at 0.2.",
+            "warning rl_config.clip_ratio: the ratio of a whole sequence stays near 1, so gspo never clips at 0.2.",
         ),
         (
             ["use_kl_in_reward=true", "init_kl_coef=0.1"],

@@ -10,15 +10,16 @@ from pathlib import Path
 import pytest
 
 from rl.__main__ import main
-from rl.config.build import key_paths
+from rl.config.kinds import Place
 from rl.config.load import compose_config, load_dataset_config
-from rl.config.paths import _READ, _WRITTEN, locate
+from rl.config.paths import locate, path_keys
 from rl.config.schema import Config, DatasetConfig
 from rl.config.sources import shipped_folder
 from rl.data.preprocess import preprocess
 from rl.data.prompts import load_prompts
 from rl.errors import ConfigError
-from rl.tools.registry import load_toolbox, read_entries
+from rl.tools.entries import read_entries
+from rl.tools.registry import load_toolbox
 
 ROOT = Path(__file__).resolve().parents[3]
 NAME = "my_rewards.py:good"
@@ -116,8 +117,8 @@ def test_a_tool_file_finds_what_stands_beside_it(
     tools.write_text("tools: [{class_name: 'mine.py:Mine', config: {corpus_path: corpus.jsonl}}]\n")
     monkeypatch.chdir(tmp_path)
     (entry,) = read_entries(tools)
-    assert entry["class_name"] == str(project / "configs" / "mine.py:Mine")
-    assert entry["config"]["corpus_path"] == str(project / "configs" / "corpus.jsonl")
+    assert entry.target == str(project / "configs" / "mine.py:Mine")
+    assert entry.settings["corpus_path"] == str(project / "configs" / "corpus.jsonl")
 
 
 def test_preprocess_reads_and_writes_names_with_a_colon(project: Path) -> None:
@@ -128,8 +129,18 @@ def test_preprocess_reads_and_writes_names_with_a_colon(project: Path) -> None:
     assert [prompt.ground_truth for prompt in load_prompts(written)] == ["2"]
 
 
-def test_the_rule_names_keys_that_exist() -> None:
-    assert {*_READ, *_WRITTEN} <= {*key_paths(Config), *key_paths(DatasetConfig)}
+def test_the_rule_holds_for_these_keys() -> None:
+    assert path_keys(Config, Place.INPUT) == (
+        "megatron_training.tokenizer_name_or_path",
+        "megatron_training.data_path",
+        "megatron_training.test_data_path",
+        "megatron_training.resume",
+        "actor_config.load",
+        "rl_config.tool_config_path",
+    )
+    assert path_keys(Config, Place.OUTPUT) == ("megatron_training.output_dir",)
+    assert path_keys(DatasetConfig, Place.INPUT) == ("input",)
+    assert path_keys(DatasetConfig, Place.OUTPUT) == ("output_prefix",)
 
 
 def test_validate_runs_in_a_users_project(project: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -5,16 +5,17 @@ from __future__ import annotations
 import json
 import math
 import typing
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from rl.__main__ import main
-from rl.config.build import build_section, field_types, key_paths, plain_mapping
+from rl.config.check import check_section
+from rl.config.keys import default_mapping, field_types, key_paths
 from rl.config.load import compose_config
 from rl.config.model_facts import read_model_facts
-from rl.config.ranges import RANGES, range_problems, set_value
 from rl.config.schema import Config, DatasetConfig
 from rl.errors import ModelError
 
@@ -47,42 +48,48 @@ def is_number(kind: Any) -> bool:
     return kind in (int, float) or any(arg in (int, float) for arg in typing.get_args(kind))
 
 
-def test_every_number_has_a_range_and_its_default_is_in_it() -> None:
-    numbers = {path for root in (Config, DatasetConfig) for path in key_paths(root) if is_number(kind_of(root, path))}
-    assert numbers == set(RANGES)
-    assert [*range_problems(Config()), *range_problems(DatasetConfig())] == []
+def keys_of(is_wanted: Callable[[Any], bool]) -> list[tuple[type, str]]:
+    return [
+        (root, path) for root in (Config, DatasetConfig) for path in key_paths(root) if is_wanted(kind_of(root, path))
+    ]
+
+
+def test_every_default_is_in_its_range() -> None:
+    for root in (Config, DatasetConfig):
+        assert check_section(root, default_mapping(root)) == (root(), [])
 
 
 def errors_of(root: type, path: str, value: Any) -> list[str]:
     """Keys that are wrong where one has this value."""
-    tree = plain_mapping(root())
+    tree = default_mapping(root)
     *sections, key = path.split(".")
     section = tree
     for name in sections:
         section = section[name]
     section[key] = [value] if typing.get_origin(kind_of(root, path)) is list else value
-    problems: list[Any] = []
-    config = build_section(root, tree, "", problems, root)
-    return [problem.key.partition("[")[0] for problem in (*problems, *range_problems(config))]
+    return [problem.key for problem in check_section(root, tree)[1]]
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf, 1e30, 10**30, 10**400, "8", True, {}, -1e30])
 def test_no_number_takes_what_is_none_or_absurd(value: Any) -> None:
-    for root in (Config, DatasetConfig):
-        for path in key_paths(root):
-            if is_number(kind_of(root, path)):
-                assert errors_of(root, path, value) == [path], (path, value)
+    for root, path in keys_of(is_number):
+        assert errors_of(root, path, value) == [path], (path, value)
 
 
 def test_minus_one_and_null_are_refused_but_where_they_mean_something() -> None:
-    for path in RANGES:
-        root = Config if "." in path else DatasetConfig
+    for root, path in keys_of(is_number):
         assert errors_of(root, path, -1) == ([] if path in MAY_BE_NEGATIVE else [path])
         may_be_null = type(None) in typing.get_args(kind_of(root, path))
         assert errors_of(root, path, None) == ([] if may_be_null else [path])
 
 
-@pytest.mark.parametrize("value", [5, 1.5, True, math.nan])
+@pytest.mark.parametrize("value", [1, 0, 1.0, "true", "yes", {}])
+def test_only_true_and_false_are_true_or_false(value: Any) -> None:
+    for root, path in keys_of(lambda kind: kind is bool or bool in typing.get_args(kind)):
+        assert errors_of(root, path, value) == [path]
+
+
+@pytest.mark.parametrize("value", [5, 1.5, True, math.nan, b"x"])
 def test_text_is_no_number(value: Any) -> None:
     for path in ("actor_config.load", "megatron_training.run_name", "rl_config.prompt_type"):
         assert errors_of(Config, path, value) == [path]
@@ -108,7 +115,7 @@ def test_a_path_that_the_file_system_refuses_is_told(tmp_path: Path) -> None:
     (tmp_path / "run.yaml").write_text(
         'actor_config: {load: "a\\0b"}\nmegatron_training: {data_path: "' + "x" * 300 + '"}\n'
     )
-    texts = [problem.text for problem in compose_config("run", (), tmp_path).problems]
+    texts = sorted(problem.text for problem in compose_config("run", (), tmp_path).problems)
     assert texts[0].startswith("actor_config.load: cannot be a path here (embedded null byte), got ")
     assert texts[1].startswith("megatron_training.data_path: cannot be a path here (File name too long), got 'xxxxx")
 
@@ -154,10 +161,8 @@ def test_model_folder_with_an_absurd_size_is_refused(tmp_path: Path, change: dic
 
 
 def test_a_range_shows_the_side_that_was_left() -> None:
-    config = Config()
-    set_value(config, "rl_config.epochs", 0)
-    set_value(config, "actor_config.lr", 2.0)
-    assert [problem.text for problem in range_problems(config)] == [
+    tree = {"rl_config": {"epochs": 0}, "actor_config": {"lr": 2.0}}
+    assert [problem.text for problem in check_section(Config, tree)[1]] == [
         "actor_config.lr: must be at most 1, got 2.0. Correct the value.",
         "rl_config.epochs: must be at least 1, got 0. Correct the value.",
     ]

@@ -8,10 +8,7 @@ from typing import Any
 
 import pytest
 
-from rl.config.build import key_paths
 from rl.config.load import compose_config
-from rl.config.ranges import RANGES
-from rl.config.schema import Config, DatasetConfig
 from rl.config.validate import find_problems
 
 SMALL = "model_type: qwen2\nnum_hidden_layers: 4\nhidden_size: 8\nintermediate_size: 16\nnum_attention_heads: 4\n"
@@ -43,19 +40,23 @@ def test_find_problems_accepts_the_defaults(folder: Path) -> None:
     ("overrides", "message"),
     [
         (["rl_config.epochs=0"], "error rl_config.epochs: must be at least 1, got 0. Correct the value."),
-        (["actor_config.lr=0"], "error actor_config.lr: must be above 0, got 0.0. Correct the value."),
+        (["actor_config.lr=0"], "error actor_config.lr: must be above 0, got 0. Correct the value."),
         (
             ["rl_config.clip_ratio=1.5"],
             "error rl_config.clip_ratio: must be at most 1, got 1.5. Correct the value.",
         ),
-        (["actor_config.lr=nan"], "error actor_config.lr: must be above 0, got nan. Correct the value."),
+        (
+            ["actor_config.lr=nan"],
+            "error actor_config.lr: must be a finite number, got nan (number). Write a number such as 0.2.",
+        ),
         (
             ["generate_config.dtype=float16"],
-            "error generate_config.dtype: must be one of bfloat16, float32, got 'float16'. Choose one of them.",
+            "error generate_config.dtype: must be one of bfloat16, float32, got 'float16' (text). "
+            "Did you mean 'bfloat16'?",
         ),
         (
             ["generate_config.sampling_config.temperature=0"],
-            "error generate_config.sampling_config.temperature: must be above 0, got 0.0. Correct the value.",
+            "error generate_config.sampling_config.temperature: must be above 0, got 0. Correct the value.",
         ),
         (
             ["rl_config.n_samples_per_prompt=1"],
@@ -130,12 +131,12 @@ def test_find_problems_accepts_the_defaults(folder: Path) -> None:
         (
             ["rl_config.overlong_buffer_enable=true"],
             "error rl_config.overlong_buffer: must be from 1 to rollout_max_tokens, 2048, got 0. "
-            "Set the tokens before the limit where the punishment begins.",
+            "Set the tokens before the limit where the penalty begins.",
         ),
         (
             ["rl_config.overlong_buffer_enable=true", "rl_config.overlong_buffer=2049"],
             "error rl_config.overlong_buffer: must be from 1 to rollout_max_tokens, 2048, got 2049. "
-            "Set the tokens before the limit where the punishment begins.",
+            "Set the tokens before the limit where the penalty begins.",
         ),
         (
             ["rl_config.multi_turn_enable=true"],
@@ -149,7 +150,7 @@ def test_find_problems_accepts_the_defaults(folder: Path) -> None:
         ),
         (
             [f"{CORRECTION}.rollout_is_threshold=-1"],
-            f"error {CORRECTION}.rollout_is_threshold: must be above 0, got -1.0. Correct the value.",
+            f"error {CORRECTION}.rollout_is_threshold: must be above 0, got -1. Correct the value.",
         ),
         (
             [f"{CORRECTION}.rollout_is_threshold_lower=3"],
@@ -172,7 +173,7 @@ def test_find_problems_accepts_the_defaults(folder: Path) -> None:
         ),
         (
             [f"{CORRECTION}.bypass_mode=true"],
-            f"error {CORRECTION}.bypass_mode: policy_loss clip then has the ratio to the engine's policy already, got "
+            f"error {CORRECTION}.bypass_mode: policy_loss clip then already has the ratio to the engine's policy, got "
             "rollout_is token to weigh by it again. Set rollout_is to null, or bypass_mode to false.",
         ),
         (
@@ -207,6 +208,28 @@ def test_find_problems_accepts_the_defaults(folder: Path) -> None:
             "warning rl_config.kl_penalty: has no effect, got k1, because init_kl_coef is 0. Set that above 0.",
         ),
         (
+            ["rl_config.environment=world.py:World", "rl_config.verifier_function=[environment]"],
+            "error rl_config.environment: needs multi_turn_enable, got 'world.py:World'. Set that to true.",
+        ),
+        (
+            ["rl_config.environment=world.py:World", "rl_config.multi_turn_enable=true"],
+            "warning rl_config.verifier_function: does not name 'environment', so rewards of world.py:World do not "
+            "count. Add it, unless it gives none.",
+        ),
+        (
+            [
+                *["rl_config.environment=world.py:World", "rl_config.rollout_function=world.py:lead"],
+                *["rl_config.multi_turn_enable=true", "rl_config.verifier_function=[environment]"],
+            ],
+            "error rl_config.environment: a rollout function leads its trajectories alone, got both. Remove one of "
+            "them.",
+        ),
+        (
+            ["rl_config.environment_kwargs={size: 3}"],
+            "warning rl_config.environment_kwargs: has no effect, got {'size': 3}, because environment is tools. "
+            "Set that.",
+        ),
+        (
             ["rl_config.max_tool_calls=3"],
             "warning rl_config.max_tool_calls: has no effect, got 3, because multi_turn_enable is false. Set that.",
         ),
@@ -229,6 +252,11 @@ def test_find_problems_allows_replicated_key_value_heads_in_the_engine(folder: P
     assert problems_of(folder, "generate_config.infer_tensor_parallel_size=4") == []
 
 
+def test_an_environment_is_the_score_where_no_reward_is_named(folder: Path) -> None:
+    chosen = ["rl_config.environment=world.py:World", "rl_config.multi_turn_enable=true"]
+    assert problems_of(folder, *chosen, "rl_config.verifier_function=[]", "rl_config.verifier_weight=[]") == []
+
+
 def test_find_problems_collects_all(folder: Path) -> None:
     found = problems_of(folder, "rl_config.n_samples_per_prompt=1", "rl_config.mini_batch_size=99")
     assert len(found) == 2
@@ -238,7 +266,7 @@ def test_find_problems_prefers_the_folder_and_rejects_a_contradicting_section(fo
     path = write_model(tmp_path / "weights", num_hidden_layers=6)
     (found,) = problems_of(folder, f"actor_config.load={path}")
     assert found.startswith("error model: describes another model than config.json in ")
-    assert "got num_hidden_layers 4 (there 6). Leave the section out: `~model` on the command line, " in found
+    assert "got num_hidden_layers 4 (there 6). Remove the section: `~model` on the command line, " in found
 
 
 def test_find_problems_names_a_corrupt_model_folder(folder: Path, tmp_path: Path) -> None:
@@ -252,10 +280,6 @@ def test_find_problems_notes_an_absent_folder(folder: Path) -> None:
     (problem,) = find_problems(compose_config("run", (), folder).config)
     assert problem.severity == "note"
     assert "no folder 'nowhere' on this machine" in problem.text
-
-
-def test_ranges_name_keys_that_exist() -> None:
-    assert set(RANGES) <= {*key_paths(Config), *key_paths(DatasetConfig)}
 
 
 def write_model(path: Path, **changes: Any) -> Path:

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from rl.config.load import compose_config, load_dataset_config
 from rl.config.yaml_files import read_yaml
 from rl.errors import ConfigError, ToolError
-from rl.tools.registry import read_entries
+from rl.tools.entries import ToolEntry, read_entries
 
 LAUGHS = "a0: &a0 [x, x]\n" + "".join(f"a{i}: &a{i} [*a{i - 1}, *a{i - 1}]\n" for i in range(1, 40))
 CHAIN = "a0: &a0 [x]\n" + "".join(f"a{i}: &a{i} [*a{i - 1}]\n" for i in range(1, 200))
@@ -28,7 +28,7 @@ def test_read_yaml_takes_each_encoding_with_a_mark(tmp_path: Path, encoding: str
     ("content", "message"),
     [
         (b"a: 1\nb: \xe9\n", "a.yaml, line 2: is not utf-8 text. Save the file as UTF-8."),
-        ("a: 1\n".encode("utf-16-le"), "a.yaml, line 1: holds the character number 0, which YAML has not."),
+        ("a: 1\n".encode("utf-16-le"), "a.yaml, line 1: holds the character number 0, which YAML does not allow."),
         (
             b"a:\n\tb: 1\n",
             "a.yaml, line 2: is not valid YAML: found character '\\t' that cannot start any token. Indent",
@@ -45,7 +45,10 @@ def test_read_yaml_takes_each_encoding_with_a_mark(tmp_path: Path, encoding: str
             "a.yaml, line 1: lists and mappings are nested more than 100 deep. Write it flatter.",
         ),
         (CHAIN.encode(), "a.yaml, line 101: lists and mappings are nested more than 100 deep."),
-        (b"a: &a\n  - *a\n", "a.yaml, line 1: an alias (`*name`) stands within what it names. Write the value out."),
+        (
+            b"a: &a\n  - *a\n",
+            "a.yaml, line 1: an alias (`*name`) is inside the value that it names. Write the value out.",
+        ),
         (LAUGHS.encode(), "holds more than 100,000 values. Write less, or fewer aliases."),
         (b"a: !!int b\n", "a.yaml: holds a value that cannot be read: invalid literal for int()"),
         (b"a: " + b"9" * 5000, "a.yaml: holds a value that cannot be read: Exceeds the limit"),
@@ -70,7 +73,7 @@ def test_tools_and_configurations_have_the_same_reader(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"^.*a\.yaml, line 2: is not valid YAML: found duplicate key"):
         compose_config("a", (), tmp_path)
     path.write_bytes("tools: [{function: 'a.b:c'}]\n".encode("utf-16"))
-    assert read_entries(path) == [{"function": "a.b:c"}]
+    assert read_entries(path) == [ToolEntry(f"{path}: tools[1]", "function", "a.b:c", {}, None)]
 
 
 def test_a_byte_order_mark_does_not_hide_the_package_of_a_file(tmp_path: Path) -> None:

@@ -29,9 +29,9 @@ def test_prompt_cursor_resumed_goes_on_as_if_uninterrupted(num_taken: int):
     assert [i for n in (3, 8, 1) for i in resumed.take(n)] == expected
 
 
-def test_prompt_cursor_refuses_the_state_of_other_data():
+def test_prompt_cursor_rejects_the_state_of_other_data():
     state = PromptCursor(5, seed=1).state_dict()
-    with pytest.raises(CheckpointError, match=r"megatron_training.data_path: must give the 5 rows of .*, got 6\."):
+    with pytest.raises(CheckpointError, match=r"megatron_training.data_path: must have the 5 rows of .*, got 6\."):
         PromptCursor(6, seed=1).load_state_dict(state)
     with pytest.raises(CheckpointError, match=r"megatron_training.seed: must be that of .*, 1, got 2\. Set 1"):
         PromptCursor(5, seed=2).load_state_dict(state)
@@ -39,24 +39,24 @@ def test_prompt_cursor_refuses_the_state_of_other_data():
         PromptCursor(0, seed=1)
 
 
-def test_prompt_cursor_tells_the_epoch_of_each_index():
+def test_prompt_cursor_returns_the_epoch_of_each_index():
     visits = PromptCursor(3, seed=1).take_with_epochs(7)
     assert [epoch for _, epoch in visits] == [0, 0, 0, 1, 1, 1, 2]
     assert [index for index, _ in visits] == PromptCursor(3, seed=1).take(7)
     assert len(set(visits)) == 7
 
 
-def test_prompt_cursor_refuses_as_many_other_rows():
+def test_prompt_cursor_rejects_other_rows_of_the_same_number():
     training = MegatronTraining(seed=1)
     state = PromptCursor.over(["a", "b"], training).state_dict()
     PromptCursor.over(["a", "b"], training).load_state_dict(state)
-    with pytest.raises(CheckpointError, match="must give the 2 rows of the run to resume, got others"):
+    with pytest.raises(CheckpointError, match="must have the 2 rows of the run to resume, got other rows"):
         PromptCursor.over(["a", "c"], training).load_state_dict(state)
     del state["fingerprint"]  # an earlier version's
     PromptCursor.over(["a", "c"], training).load_state_dict(state)
 
 
-def test_prompt_cursor_ends_after_its_epochs_on_a_resume_too():
+def test_prompt_cursor_ends_after_its_epochs_even_if_resumed():
     cursor = PromptCursor(5, seed=1, total_epochs=2)
     assert (len(cursor.take(7)), cursor.num_left) == (7, 3)
     resumed = PromptCursor(5, seed=1, total_epochs=2)

@@ -69,7 +69,7 @@ def test_preprocess_joins_system_prompt_and_query(tmp_path: Path):
     assert (first.ground_truth, first.data_source) == ("3", "raw")
 
 
-def test_preprocess_leaves_out_repeated_rows_where_asked_to(tmp_path: Path):
+def test_preprocess_skips_duplicate_rows_if_configured(tmp_path: Path):
     rows = [{"prompt": "q", "response": answer} for answer in ("1", "2", "1")]
     write(tmp_path / "raw.jsonl", rows)
     for drop, expected in ((False, ["1", "2", "1"]), (True, ["1", "2"])):
@@ -104,12 +104,12 @@ def test_preprocess_reads_the_files_of_a_folder_in_order(tmp_path: Path):
 @pytest.mark.parametrize(
     ("row", "keys", "reason"),
     [
-        ({"response": "4"}, {}, "has no value for 'prompt'. Its columns: response"),
-        ({"prompt": "q", "response": None}, {}, "has no value for 'response'"),
+        ({"response": "4"}, {}, "no value for 'prompt', got columns response"),
+        ({"prompt": "q", "response": None}, {}, "no value for 'response'"),
         ({"prompt": "q", "response": {"style": "rule"}}, {}, "a record without 'ground_truth', got fields style"),
         ({"prompt": 4, "response": "4"}, {}, "must be text or messages, got 4"),
-        ({"prompt": [{"role": "x", "content": "q"}], "response": "4"}, {}, "has role 'x'"),
-        ({"prompt": "q", "response": "4"}, {"dataset_additional_keys": ["level"]}, "has no value for 'level'"),
+        ({"prompt": [{"role": "x", "content": "q"}], "response": "4"}, {}, "got 'x'"),
+        ({"prompt": "q", "response": "4"}, {"dataset_additional_keys": ["level"]}, "no value for 'level'"),
     ],
 )
 def test_preprocess_names_the_row_and_the_reason(tmp_path: Path, row: dict, keys: dict, reason: str):
@@ -124,7 +124,7 @@ def test_preprocess_names_the_row_and_the_reason(tmp_path: Path, row: dict, keys
 @pytest.mark.parametrize(
     ("keys", "error", "reason"),
     [
-        ({"input": ""}, ConfigError, "input: is empty"),
+        ({"input": ""}, ConfigError, "input: must not be empty"),
         ({"input": "nowhere.jsonl"}, DataError, "input: no file or folder 'nowhere.jsonl'."),
         (
             {"output_prefix": "/dev/null/rows"},
@@ -133,13 +133,13 @@ def test_preprocess_names_the_row_and_the_reason(tmp_path: Path, row: dict, keys
         ),
         ({"prompt_type": "qwen_retol"}, ConfigError, "Did you mean 'qwen_retool'"),
         ({"map_keys": {"promt": "q"}}, ConfigError, "Did you mean 'prompt'"),
-        ({"map_keys": {"response": "r"}}, ConfigError, "map_keys.prompt: is empty"),
-        ({"test_size": 1}, DataError, "leave none to train on"),
+        ({"map_keys": {"response": "r"}}, ConfigError, "map_keys.prompt: must not be empty"),
+        ({"test_size": 1}, DataError, "test_size: must be less than the 1 rows"),
         ({"test_size": -1}, ConfigError, "test_size: must be at least 0"),
-        ({"dataset_additional_keys": ["mixed"]}, DataError, "does not have one type in all rows"),
+        ({"dataset_additional_keys": ["mixed"]}, DataError, "must have one type in all rows"),
     ],
 )
-def test_preprocess_refuses_what_cannot_work(tmp_path: Path, keys: dict, error: type[Exception], reason: str):
+def test_preprocess_rejects_impossible_settings(tmp_path: Path, keys: dict, error: type[Exception], reason: str):
     rows = [{"prompt": "q", "response": "4", "mixed": 1}, {"prompt": "q", "response": "4", "mixed": {"a": "b"}}]
     write(tmp_path / "raw.jsonl", rows[: 2 if "dataset_additional_keys" in keys else 1])
     with pytest.raises(error, match=reason):

@@ -40,7 +40,7 @@ def test_load_prompts_reads_a_line_separator_inside_a_string(tmp_path: Path):
     assert [prompt.ground_truth for prompt in load_prompts(path)] == ["a\u2028b"]
 
 
-def test_load_prompts_drops_the_nulls_a_columnar_file_fills_in(tmp_path: Path):
+def test_load_prompts_removes_nulls_filled_in_by_a_columnar_file(tmp_path: Path):
     function = {"name": "add", "arguments": '{"a": 1}'}
     turn = {"role": "assistant", "content": None, "tool_calls": [{"type": "function", "function": function}]}
     path = tmp_path / "demos.parquet"
@@ -59,18 +59,30 @@ def test_load_prompts_drops_the_nulls_a_columnar_file_fills_in(tmp_path: Path):
         ("[1]", "must be an object, got [1]"),
         (
             {"messages": ROW["messages"], "data_source": "sums"},
-            "needs a value in column 'ground_truth', got columns messages, data_source",
+            "column 'ground_truth' must have a value, got columns messages, data_source",
         ),
-        (ROW | {"level": None}, "needs a value in column 'level', got null"),
+        (ROW | {"level": None}, "column 'level' must have a value, got null"),
         (ROW | {"messages": []}, "must be a non-empty list"),
         (ROW | {"messages": "2+2?"}, "text but not JSON"),
         (ROW | {"messages": ["2+2?"]}, "message 0 must be an object"),
-        (ROW | {"messages": [{"role": "human", "content": "2+2?"}]}, "message 0 has role 'human'"),
+        (
+            ROW | {"messages": [{"role": "human", "content": "2+2?"}]},
+            "tool, got 'human'",
+        ),
         (ROW | {"messages": [{"role": "user", "content": 4}]}, "message 0 must have text content, got 4"),
         (ROW | {"messages": [{"role": "user"}]}, "message 0 must have text content"),
-        (ROW | {"messages": [ASSISTANT | {"tool_calls": "add"}]}, "message 0 has tool_calls 'add'. Write a list of"),
-        (ROW | {"messages": [ASSISTANT | {"tool_calls": [{"function": {}}]}]}, "message 0 has tool_calls [{'function'"),
-        (ROW | {"messages": [ASSISTANT | {"tool_calls": [BROKEN_CALL]}]}, "message 0 has tool_calls [{"),
+        (
+            ROW | {"messages": [ASSISTANT | {"tool_calls": "add"}]},
+            "format, got 'add'. Write a list of",
+        ),
+        (
+            ROW | {"messages": [ASSISTANT | {"tool_calls": [{"function": {}}]}]},
+            "message 0 must have tool_calls in",
+        ),
+        (
+            ROW | {"messages": [ASSISTANT | {"tool_calls": [BROKEN_CALL]}]},
+            "message 0 must have tool_calls in",
+        ),
     ],
 )
 def test_load_prompts_names_the_row_and_the_reason(tmp_path: Path, row: object, reason: str):
@@ -84,7 +96,7 @@ def test_load_prompts_names_the_row_and_the_reason(tmp_path: Path, row: object, 
 @pytest.mark.parametrize(
     ("name", "content", "reason"),
     [
-        ("a.jsonl", None, "no such data file"),
+        ("a.jsonl", None, "the data file does not exist"),
         ("a.jsonl", b"", "no rows"),
         ("a.json", b"", "no rows"),
         ("a.json", b"{}", "must be a list"),
@@ -94,7 +106,7 @@ def test_load_prompts_names_the_row_and_the_reason(tmp_path: Path, row: object, 
         ("a.parquet", b"PAR1", "cannot be read as parquet"),
     ],
 )
-def test_load_prompts_refuses_a_file_that_is_none(tmp_path: Path, name: str, content: bytes | None, reason: str):
+def test_load_prompts_rejects_an_invalid_file(tmp_path: Path, name: str, content: bytes | None, reason: str):
     path = tmp_path / name
     if content is not None:
         path.write_bytes(content)

@@ -1,4 +1,4 @@
-"""What cannot be read is told with file, row and cure; what is written is read back as it was."""
+"""Errors name file, row and cure; preprocessed rows are read back unchanged."""
 
 from __future__ import annotations
 
@@ -34,21 +34,22 @@ def nested(depth: int, inside: Any = 1) -> Any:
 @pytest.mark.parametrize(
     ("row", "reason"),
     [
-        ({"messages": [{"role": "user", "content": "a\ud800"}]}, "holds half a surrogate pair"),
-        ({"level": "\udfff"}, "holds half a surrogate pair"),
-        ({"a": {"b\udc00": 1}}, "holds half a surrogate pair"),
+        ({"messages": [{"role": "user", "content": "a\ud800"}]}, "invalid text (half a surrogate pair)"),
+        ({"level": "\udfff"}, "invalid text (half a surrogate pair)"),
+        ({"a": {"b\udc00": 1}}, "invalid text (half a surrogate pair)"),
         (
             {"messages": '[{"role": "user", "content": "\\ud83d"}]'},
-            "`messages` is text but holds half a surrogate pair",
+            "`messages` is text but invalid text (half a surrogate pair)",
         ),
         ({"level": nested(100)}, "nested too deeply, more than 100 levels"),
         ({"messages": "[" * 5000}, "`messages` is text but nested too deeply"),
-        ({"messages": '[{"role": "user", "content": "q"}] [1]'}, "`messages` is text but not JSON (there is more"),
+        (
+            {"messages": '[{"role": "user", "content": "q"}] [1]'},
+            "`messages` is text but not JSON (text after",
+        ),
     ],
 )
-def test_load_prompts_names_the_row_of_a_value_that_no_library_takes(
-    tmp_path: Path, suffix: str, row: dict, reason: str
-):
+def test_load_prompts_names_the_row_of_an_invalid_value(tmp_path: Path, suffix: str, row: dict, reason: str):
     texts = [LINE, json.dumps(ROW | row)]
     path = tmp_path / f"rows{suffix}"
     path.write_text("\n".join(texts) if suffix == ".jsonl" else f"[{', '.join(texts)}]")
@@ -66,7 +67,7 @@ def test_load_prompts_names_the_row_of_a_value_that_no_library_takes(
         ('{"a": }', "not JSON (Expecting value"),
     ],
 )
-def test_iter_rows_names_the_row_that_is_no_json(tmp_path: Path, suffix: str, text: str, reason: str):
+def test_iter_rows_names_the_row_that_is_not_json(tmp_path: Path, suffix: str, text: str, reason: str):
     path = tmp_path / f"rows{suffix}"
     path.write_text(f"{LINE}\n{text}\n" if suffix == ".jsonl" else f"[{LINE}, {text}")
     with pytest.raises(DataError) as caught:
@@ -77,15 +78,15 @@ def test_iter_rows_names_the_row_that_is_no_json(tmp_path: Path, suffix: str, te
 @pytest.mark.parametrize(
     ("content", "reason"),
     [
-        ("[{}, {} {}]", ", row 2: not JSON (neither a comma nor the list's end behind it)"),
-        ("[{}] [{}]", ": not JSON (there is more behind the list)"),
+        ("[{}, {} {}]", ", row 2: not JSON (no comma or end of the list after it)"),
+        ("[{}] [{}]", ": not JSON (text after the list)"),
         (
             '{"a": 1}\n{"a": 2}',
-            ": must be a list of objects, got '{\"a\": 1}'. Write a list; one object a line is .jsonl",
+            ": must be a list of objects, got '{\"a\": 1}'. Write a list, or use .jsonl",
         ),
     ],
 )
-def test_iter_rows_refuses_a_json_file_that_is_not_one_list(tmp_path: Path, content: str, reason: str):
+def test_iter_rows_rejects_a_json_file_that_is_not_one_list(tmp_path: Path, content: str, reason: str):
     path = tmp_path / "rows.json"
     path.write_text(content)
     with pytest.raises(DataError) as caught:
@@ -100,7 +101,7 @@ def test_iter_rows_reads_utf8_with_a_byte_order_mark(tmp_path: Path, suffix: str
     assert list(iter_rows(path)) == [(1, ROW)]
 
 
-def test_iter_rows_knows_a_compressed_file_from_text(tmp_path: Path):
+def test_iter_rows_recognizes_compressed_files(tmp_path: Path):
     path = tmp_path / "rows.jsonl"
     path.write_bytes(gzip.compress(LINE.encode()))
     with pytest.raises(DataError, match="row 1: not text, but compressed by gzip"):
@@ -123,7 +124,7 @@ def test_iter_rows_names_the_row_and_the_cure_of_another_encoding(tmp_path: Path
     assert str(caught.value) == f"{path}, {place}. Convert the file: {cure} OLD > NEW."
 
 
-def test_iter_rows_tells_of_a_file_that_may_not_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_iter_rows_reports_an_unreadable_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     path = tmp_path / "rows.jsonl"
     path.write_text(LINE)
 
@@ -142,17 +143,17 @@ def test_iter_rows_tells_of_a_file_that_may_not_be_read(tmp_path: Path, monkeypa
         (pa.array([0, 2**60], pa.timestamp("us")), "date value out of range"),
     ],
 )
-def test_iter_rows_names_the_row_and_column_that_python_cannot_hold(tmp_path: Path, column: pa.Array, reason: str):
+def test_iter_rows_names_the_row_and_column_of_an_unrepresentable_value(tmp_path: Path, column: pa.Array, reason: str):
     path = tmp_path / "rows.parquet"
     pq.write_table(pa.table({"good": [1, 2], "bad": column}), path)
     rows = iter_rows(path)
     assert next(rows)[0] == 1
     with pytest.raises(DataError) as caught:
         next(rows)
-    assert str(caught.value).startswith(f"{path}, row 2: column 'bad' holds what cannot be read: {reason}")
+    assert str(caught.value).startswith(f"{path}, row 2: column 'bad' has an unreadable value: {reason}")
 
 
-def test_recorded_prompt_type_is_what_preprocess_noted(tmp_path: Path):
+def test_recorded_prompt_type_is_the_one_of_preprocess(tmp_path: Path):
     path = tmp_path / "rows.parquet"
     pq.write_table(pa.table({"a": [1]}), path)
     assert recorded_prompt_type(path) is None
@@ -230,7 +231,7 @@ def test_a_null_among_arguments_is_kept_where_the_file_can_tell_it_from_none(tmp
     assert read_messages("x", filled, has_filler=True) == [call_of({"a": 1}), call_of({"b": 2})]
 
 
-def test_preprocess_takes_the_text_of_messages_for_messages_and_other_lists_for_text(tmp_path: Path):
+def test_preprocess_distinguishes_json_messages_from_other_lists(tmp_path: Path):
     source = tmp_path / "raw.jsonl"
     prompts = [json.dumps(ROW["messages"]), "[1, 2] + [3]?", "[1, 2]", '[{"a": 1}]', "[]", "[" * 2000]
     source.write_text("".join(json.dumps({"prompt": p, "response": "4"}) + "\n" for p in prompts))
@@ -264,21 +265,17 @@ BAD = [
 ]
 
 
-def test_preprocess_leaves_out_bad_rows_and_counts_them_where_asked_to(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-):
+def test_preprocess_skips_and_counts_bad_rows_if_configured(tmp_path: Path, caplog: pytest.LogCaptureFixture):
     source = tmp_path / "raw.jsonl"
     source.write_text("".join(json.dumps(row) + "\n" for row in BAD) + "{\n")
     config = DatasetConfig(input=str(source), output_prefix=str(tmp_path / "out"), dataset_additional_keys=["x"])
-    with pytest.raises(
-        DataError, match=r"row 2: has no value for 'response'.* skip_bad_rows=true leaves such rows out"
-    ):
+    with pytest.raises(DataError, match=r"row 2: no value for 'response'.* Set skip_bad_rows=true to skip"):
         preprocess(config)
     config.skip_bad_rows = True
     assert [(p.ground_truth, p.extra) for p in load_prompts(preprocess(config))] == [("4", {"x": 1}), ("5", {"x": 4.5})]
-    assert f"{source}: left out 5 rows that cannot be used. The first: {source}, row 2: has no value" in caplog.text
+    assert f"{source}: skipped 5 bad rows. The first: {source}, row 2: no value" in caplog.text
     source.write_text("{\n{\n")
-    with pytest.raises(DataError, match=r"none of its rows can be used. The first: .*row 1: not JSON"):
+    with pytest.raises(DataError, match=r"all rows are bad. The first: .*row 1: not JSON"):
         preprocess(config)
 
 
@@ -287,13 +284,13 @@ def test_preprocess_leaves_out_bad_rows_and_counts_them_where_asked_to(
     [
         (
             [1, "two"],
-            "row 2: column 'x' does not have one type in all rows: it holds text here and a number in {}, row 1.",
+            "row 2: column 'x' must have one type in all rows, got text here and a number in {}, row 1.",
         ),
-        ([[1], True], "row 2: column 'x' does not have one type in all rows: it holds a truth value here and a list"),
-        ([1, 2**70], "row 2: parquet cannot keep column 'x' ("),
+        ([[1], True], "row 2: column 'x' must have one type in all rows, got a boolean here and a list"),
+        ([1, 2**70], "row 2: parquet cannot store column 'x' ("),
     ],
 )
-def test_preprocess_names_the_column_and_the_rows_that_do_not_go_together(tmp_path: Path, values: list, reason: str):
+def test_preprocess_names_the_column_and_rows_with_different_types(tmp_path: Path, values: list, reason: str):
     source = tmp_path / "raw.jsonl"
     source.write_text("".join(json.dumps({"prompt": "q", "response": "4", "x": x}) + "\n" for x in values))
     config = DatasetConfig(input=str(source), output_prefix=str(tmp_path / "out"), dataset_additional_keys=["x"])

@@ -1,4 +1,4 @@
-"""What vLLM is asked for, on CUDA and on the CPU."""
+"""Arguments passed to vLLM on CUDA and on the CPU."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def arguments(device: Device, **generate: object) -> AsyncEngineArgs:
     return _engine_arguments(config, Path("model"), seed=1, on_cuda=device is Device.CUDA)
 
 
-def test_cuda_engine_sleeps_and_captures_graphs_and_a_cpu_engine_does_neither() -> None:
+def test_only_a_cuda_engine_sleeps_and_captures_graphs() -> None:
     cuda, cpu = arguments(Device.CUDA), arguments(Device.CPU)
     assert (cuda.enable_sleep_mode, cuda.enforce_eager, cuda.gpu_memory_utilization) == (True, False, 0.5)
     assert (cpu.enable_sleep_mode, cpu.enforce_eager, cpu.kv_cache_memory_bytes) == (False, True, 2 << 30)
@@ -29,8 +29,8 @@ def test_cuda_engine_sleeps_and_captures_graphs_and_a_cpu_engine_does_neither() 
     assert not arguments(Device.CPU, enforce_eager=False).enforce_eager
 
 
-def test_engine_in_a_placement_group_runs_its_workers_as_its_own_processes(monkeypatch: pytest.MonkeyPatch) -> None:
-    """By itself vLLM would let Ray place them, on the first bundles of the group, which are another engine's."""
+def test_engine_in_a_placement_group_runs_its_workers_as_child_processes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By default vLLM would let Ray place them on the first bundles of the group, which belong to another engine."""
     monkeypatch.setattr(ray, "is_initialized", lambda: True)
     monkeypatch.setattr(ray.util, "get_current_placement_group", object)
     assert ParallelConfig(tensor_parallel_size=2).distributed_executor_backend == "ray"

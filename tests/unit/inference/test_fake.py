@@ -16,7 +16,7 @@ async def no_files(version: int) -> WeightUpdate:
     return WeightUpdate(version, ())
 
 
-async def test_fake_engine_keeps_the_contract():
+async def test_fake_engine_fulfills_the_contract():
     await check_engine(FakeEngine(count_up, seconds_per_token=0.002), no_files)
 
 
@@ -32,7 +32,7 @@ async def test_fake_engine_length_wins_over_a_later_stop_token():
     assert (result.token_ids, result.finish_reason) == ([7, 8], FinishReason.LENGTH)
 
 
-async def test_fake_engine_dies_and_takes_requests_in_flight_with_it():
+async def test_fake_engine_that_dies_fails_requests_in_flight():
     engine = FakeEngine(count_up, seconds_per_token=0.01, dies_after=1)
     first = asyncio.ensure_future(engine.generate([1], Sampling(1.0, 500), session_id="s"))
     await asyncio.sleep(0)
@@ -42,7 +42,7 @@ async def test_fake_engine_dies_and_takes_requests_in_flight_with_it():
         await first
 
 
-async def test_fake_engine_refuses_an_update_that_does_not_verify():
+async def test_fake_engine_rejects_an_update_that_fails_verification():
     def refuse(update: WeightUpdate) -> None:
         raise WeightSyncError("checksum")
 

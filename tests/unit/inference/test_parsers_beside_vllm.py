@@ -1,4 +1,4 @@
-"""Our parsers beside vLLM's: alike on what both read, and different only where docs/parsers.md says so, as it says."""
+"""Our parsers agree with vLLM's, except for the differences listed in docs/parsers.md."""
 
 from __future__ import annotations
 
@@ -116,7 +116,7 @@ def theirs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, VllmParser]:
 
 
 def read_by_vllm(parser: VllmParser, text: str) -> list[str]:
-    """The arguments of the calls that vLLM itself finds."""
+    """Arguments of the calls that vLLM finds."""
     found = parser._new_parser().extract_tool_calls(text, parser._request).tool_calls
     return [call.function.arguments for call in found]
 
@@ -130,7 +130,7 @@ def as_cell(arguments: list[str]) -> str:
 
 
 def normal(cell: str) -> str:
-    """A cell with its JSON written in one way."""
+    """Normalize the JSON in a table cell."""
     pieces = [] if cell == "-" else re.split(r", (?=`|error)", cell)
     written = [p if p == "error" else json.dumps(json.loads(p.strip("`"))) for p in pieces]
     return as_cell(written)

@@ -13,12 +13,12 @@ def test_router_places_new_sessions_on_the_least_loaded_replica():
     assert router.route("e") == 1
 
 
-def test_router_keeps_a_session_where_it_is():
+def test_router_keeps_a_session_on_its_replica():
     router = Router([0, 1])
     assert [router.route("a"), router.route("b"), router.route("c"), router.route("a")] == [0, 1, 0, 0]
 
 
-def test_router_places_sessions_of_a_removed_replica_anew():
+def test_router_moves_sessions_of_a_removed_replica():
     router = Router([0, 1])
     for session in "abcd":
         router.route(session)

@@ -1,4 +1,4 @@
-"""What the agent loop builds on: vLLM keeps the tokens of a stop string, and looks for none in the prompt."""
+"""Assumptions of the agent loop: vLLM keeps the tokens of a stop string and does not search the prompt for it."""
 
 from __future__ import annotations
 
@@ -38,25 +38,25 @@ def detokenizer(tokenizer: PreTrainedTokenizerFast, prompt: str) -> FastIncremen
 
 
 def first_stop(stream: FastIncrementalDetokenizer, ids: list[int]) -> int | None:
-    """How many tokens were sampled when the stop string was seen."""
+    """Number of sampled tokens when the stop string was found."""
     return next((n for n, token in enumerate(ids, start=1) if stream.update([token], False) is not None), None)
 
 
-def test_engine_sees_a_stop_string_at_its_last_token_and_keeps_its_tokens(tokenizer: PreTrainedTokenizerFast):
+def test_engine_finds_a_stop_string_at_its_last_token_and_keeps_its_tokens(tokenizer: PreTrainedTokenizerFast):
     ids = tokenizer.encode(f"a {STOP}")
     stream = detokenizer(tokenizer, "b")
     assert first_stop(stream, [*ids, 10, 10]) == len(ids)
     assert stream.output_token_ids == ids
 
 
-def test_engine_does_not_see_a_stop_string_that_begins_in_the_prompt(tokenizer: PreTrainedTokenizerFast):
+def test_engine_does_not_find_a_stop_string_that_begins_in_the_prompt(tokenizer: PreTrainedTokenizerFast):
     ids = tokenizer.encode(STOP)
     for cut in range(1, len(ids)):
         stream = detokenizer(tokenizer, "a " + tokenizer.decode(ids[:cut]))
         assert first_stop(stream, ids[cut:]) is None
 
 
-def test_engine_sees_a_stop_string_that_is_a_special_token(tmp_path: Path):
+def test_engine_finds_a_stop_string_that_is_a_special_token(tmp_path: Path):
     tokenizer = load_tokenizer(make_tiny_tokenizer(tmp_path))
     tokenizer.add_special_tokens({"additional_special_tokens": [STOP]})
     ids = tokenizer.encode(f"a{STOP}")

@@ -1,4 +1,4 @@
-"""Every parser of vLLM through the adapter: no text makes it raise, and it reads the calls of its format."""
+"""Every vLLM parser through the adapter: it parses the calls of its format and raises for no text."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from transformers import PreTrainedTokenizerFast
 
 from rl.chat.parsers import PARSERS, check_parser_name, load_parser
 from rl.chat.renderer import Renderer, load_tokenizer
+from rl.chat.self_test import check_renderer
 from rl.errors import ConfigError
 from rl.inference.vllm_parsers import VllmParser, adapted_names
 from rl.types import ToolCall
@@ -28,7 +29,7 @@ VOCABULARY = [
     *("<arg_value>", "</arg_value>", "<|tool_call_start|>", "<|tool_call_end|>", "<|python_tag|>", "[TOOL_CALLS]"),
     *DEEPSEEK,
 ]
-"""Tags that parsers look for in the vocabulary."""
+"""Tags that parsers look up in the vocabulary."""
 TAGS = [*VOCABULARY, "<think>", "</think>", "<function=add>", "[add(a=1)]", '{"name": "add"', "{", "}", "add", "\n"]
 
 
@@ -41,17 +42,17 @@ def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> PreTrainedTokenizerFa
 
 @pytest.fixture(scope="module")
 def parsers(tokenizer: PreTrainedTokenizerFast) -> dict[str, VllmParser]:
-    """All of them."""
+    """All vLLM parsers by name."""
     return {name: load_parser(f"vllm:{name}", [TOOL], tokenizer) for name in adapted_names()}  # type: ignore[misc]
 
 
-def test_vllm_parsers_are_all_there(parsers: dict[str, VllmParser]):
+def test_vllm_parsers_are_all_listed(parsers: dict[str, VllmParser]):
     assert {"hermes", "qwen3_coder", "pythonic", "glm45", "deepseek_v3", "mistral", "kimi_k2"} <= set(parsers)
 
 
-def test_vllm_parsers_are_refused_with_a_tokenizer_of_another_model(tmp_path: Path):
+def test_vllm_parsers_are_rejected_with_a_tokenizer_of_another_model(tmp_path: Path):
     tokenizer = load_tokenizer(make_tiny_tokenizer(tmp_path))
-    with pytest.raises(ConfigError, match="vLLM's parser 'deepseek_v3' cannot be used here, got 'DeepSeek-V3 Tool"):
+    with pytest.raises(ConfigError, match="vLLM's parser 'deepseek_v3' does not work here, got 'DeepSeek-V3 Tool"):
         load_parser("vllm:deepseek_v3", [TOOL], tokenizer)
 
 
@@ -92,7 +93,7 @@ def test_vllm_parsers_read_calls_and_no_thoughts(parsers: dict[str, VllmParser],
         ("kimi_k2", "<|tool_calls_section_begin|>"),
     ],
 )
-def test_vllm_parsers_answer_a_call_that_cannot_be_read(parsers: dict[str, VllmParser], name: str, tag: str):
+def test_vllm_parsers_report_a_malformed_call(parsers: dict[str, VllmParser], name: str, tag: str):
     assert tag in parsers[name].opening_tags
     (call,) = parsers[name].parse(f"I add. {tag}{{oops")
     assert call.raw == f"{tag}{{oops"
@@ -116,10 +117,10 @@ def test_vllm_parsers_read_any_text_without_raising(parsers: dict[str, VllmParse
 def test_vllm_parsers_pass_the_self_test_with_their_template(tokenizer: PreTrainedTokenizerFast):
     for name, prompt_type in (("hermes", "qwen"), ("qwen3_coder", "qwen3_coder")):
         parser = load_parser(f"vllm:{name}", [TOOL], tokenizer)
-        Renderer(tokenizer, prompt_type, [TOOL], parser).self_test(parser)
+        check_renderer(Renderer(tokenizer, prompt_type, [TOOL], parser), parser)
 
 
-def test_vllm_parsers_are_named_where_one_is_unknown():
+def test_an_unknown_vllm_parser_gets_a_suggestion():
     check_parser_name("vllm:hermes")
     with pytest.raises(ConfigError, match=r"unknown name 'vllm:herms'\. Did you mean 'vllm:hermes'\?"):
         check_parser_name("vllm:herms")

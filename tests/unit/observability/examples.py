@@ -1,4 +1,4 @@
-"""A small trajectory with every part, shared by the tests of this room."""
+"""A small trajectory with every part, shared by the tests in this folder."""
 
 from __future__ import annotations
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from rl.observability.log import setup_logging, warn_once
+from rl.observability.log import setup_logging
 
 
 def test_terminal_shows_the_project_and_the_errors_of_libraries(
@@ -25,10 +25,3 @@ def test_terminal_shows_the_project_and_the_errors_of_libraries(
     assert "outdated" not in shown
     kept = (tmp_path / "driver.log").read_text()
     assert all(word in kept for word in ("ours", "theirs", "broken", "outdated"))
-
-
-def test_warn_once_says_each_text_once(caplog: pytest.LogCaptureFixture) -> None:
-    logger = logging.getLogger("rl.test_warn_once")
-    for number in (1, 2, 1):
-        warn_once(logger, "reward failed: %d", number)
-    assert [record.getMessage() for record in caplog.records] == ["reward failed: 1", "reward failed: 2"]

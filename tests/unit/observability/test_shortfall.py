@@ -86,6 +86,21 @@ def test_kinds_are_told_apart() -> None:
     ]
 
 
+def test_a_failed_environment_is_a_kind_with_its_cause() -> None:
+    failed = make_trajectory(score=None, stop_reason=StopReason.ENVIRONMENT_FAILED)
+    failed.reward_error, failed.failure = None, "world.py:World: step: KeyError: 1"
+    shortfalls = Shortfalls()
+    metrics = {
+        "rollout/num_trajectories": 1.0,
+        "training/masked_trajectories": 1.0,
+        "stop_reason/environment_failed": 1.0,
+    }
+    shortfalls.observe(7, metrics, [group_of(failed)])
+    assert shortfalls.summary()[1:] == [
+        "First whose environment failed: step 7, train-1/0: world.py:World: step: KeyError: 1"
+    ]
+
+
 def test_a_resumed_run_sums_up_its_earlier_steps_too(caplog: pytest.LogCaptureFixture) -> None:
     shortfalls = Shortfalls()
     shortfalls.recall(

@@ -110,23 +110,23 @@ def test_view_of_an_evaluation_needs_no_option(directory: RunDirectory, capsys: 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--step", "7"], "There are 1, 12"),
-        (["--step", "1", "--index", "3"], "must be 0 to 2"),
+        (["--step", "7"], "Available: 1, 12"),
+        (["--step", "1", "--index", "3"], "must be from 0 to 2"),
         (["--id", "nobody"], "no trajectory 'nobody'"),
         (["--eval"], "no trajectories of kind 'eval'"),
     ],
 )
-def test_view_says_what_there_is(directory: RunDirectory, arguments: list[str], message: str) -> None:
+def test_view_lists_the_available_choices(directory: RunDirectory, arguments: list[str], message: str) -> None:
     with pytest.raises(DataError, match=message):
         viewer.main([str(directory.path), *arguments])
 
 
-def test_view_of_a_folder_that_is_no_run(tmp_path: Path) -> None:
+def test_view_of_a_folder_that_is_not_a_run(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="not a run directory"):
         viewer.main([str(tmp_path)])
 
 
-def test_print_record_colours_model_and_tool_apart() -> None:
+def test_print_record_uses_different_colors_for_model_and_tool() -> None:
     out = io.StringIO()
     viewer.print_record(
         to_record(make_trajectory()), Console(file=out, force_terminal=True, color_system="standard", width=100)
@@ -153,7 +153,7 @@ def test_print_record_shows_calls_with_arguments_result_status_and_times() -> No
     assert "[call of a tool, malformed]\n{oops}\n[tool: parse_error" in text
 
 
-def test_print_record_shows_markup_in_the_text_as_it_is() -> None:
+def test_print_record_does_not_interpret_markup() -> None:
     trajectory = make_trajectory()
     trajectory.turns[0].text = "[bold]x[/red] a[0]"
     out = io.StringIO()
@@ -187,10 +187,10 @@ def test_report_without_an_evaluation_still_draws(directory: RunDirectory) -> No
 
 
 @pytest.mark.parametrize("arguments", [["--list"], [], ["--eval"]])
-def test_view_of_a_run_without_trajectories_says_so(directory: RunDirectory, arguments: list[str]) -> None:
+def test_view_of_a_run_without_trajectories_raises(directory: RunDirectory, arguments: list[str]) -> None:
     for path in directory.trajectories.iterdir():
         path.unlink()
-    with pytest.raises(DataError, match=r"no trajectories\. A cold start makes none"):
+    with pytest.raises(DataError, match=r"no trajectories\. A run has some after its first step"):
         viewer.main([str(directory.path), *arguments])
 
 
@@ -208,14 +208,14 @@ def test_smooth_of_three_values() -> None:
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("summary.json", b'{"steps": 2, "tok', "summary.json: not the figures of a run (JSONDecodeError"),
-        ("summary.json", b"{}", "summary.json: not the figures of a run (KeyError: 'steps')"),
-        ("summary.json", b"5", "summary.json: not the figures of a run (TypeError"),
+        ("summary.json", b'{"steps": 2, "tok', "summary.json: malformed (JSONDecodeError"),
+        ("summary.json", b"{}", "summary.json: malformed (KeyError: 'steps')"),
+        ("summary.json", b"5", "summary.json: malformed (TypeError"),
         ("metrics.jsonl", b"5\n", "metrics.jsonl, row 1: must be an object, got 5. Remove the line."),
         ("metrics.jsonl", b"\xff\n{}\n", "metrics.jsonl, row 1: not JSON ('utf-8' codec"),
     ],
 )
-def test_report_names_a_file_that_is_damaged(directory: RunDirectory, name: str, content: bytes, message: str) -> None:
+def test_report_names_a_damaged_file(directory: RunDirectory, name: str, content: bytes, message: str) -> None:
     (directory.path / name).write_bytes(content)
     with pytest.raises(DataError, match=re.escape(message)):
         report_command([str(directory.path)])

@@ -10,7 +10,7 @@ MakeTrajectory = Callable[..., Trajectory]
 
 @pytest.fixture
 def trajectory() -> MakeTrajectory:
-    """A trajectory whose last turn says `text`, after one turn for each of `statuses` with a tool call."""
+    """A trajectory that ends with the turn `text`, after one tool-call turn per status in `statuses`."""
 
     def make(text: str, truth: str, *statuses: ToolStatus, error: str | None = None, **extra: Any) -> Trajectory:
         turns = [

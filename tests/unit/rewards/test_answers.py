@@ -33,8 +33,8 @@ def test_boxed_answers_reads_any_text(text):
     assert all(answer in text for answer in boxed_answers(text))
 
 
-def test_boxed_answers_stays_fast_where_no_box_closes():
-    """Work that grows with the square of the length would take minutes here."""
+def test_boxed_answers_stays_fast_if_no_box_closes():
+    """Quadratic time would take minutes here."""
     assert boxed_answers("\\boxed{" * 50_000 + "}") == [""]
 
 
@@ -60,5 +60,5 @@ def test_last_boxed_takes_the_last_box_of_the_last_turn_without_its_thoughts(tra
         ("", ""),
     ],
 )
-def test_normalize_answer_brings_spellings_together(text, expected):
+def test_normalize_answer_unifies_spellings(text, expected):
     assert normalize_answer(text) == expected

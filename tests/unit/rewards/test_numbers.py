@@ -1,4 +1,4 @@
-r"""Spellings of one number, and what looks like the same number and is not."""
+r"""Different spellings of equal numbers, and similar texts that are not equal."""
 
 from __future__ import annotations
 
@@ -177,6 +177,6 @@ def test_read_number_is_exact(text: str, value: Fraction, unit: str) -> None:
 
 
 def test_hostile_text_is_read_in_linear_time() -> None:
-    """Work that grows with the square of the length would take minutes here."""
+    """Quadratic time would take minutes here."""
     for part in ("{", "1,000", r"\frac{", "9 ", "1 1/", "$", r"\text{a", "1e9", "(1,"):
         assert not is_same_answer(part * 50_000, "3")

@@ -91,7 +91,7 @@ async def test_score_is_the_weighted_sum(load, own, trajectory):
     assert scored.reward_error is None
 
 
-async def test_own_reward_gets_its_arguments_and_a_process_of_its_own(load, own, trajectory):
+async def test_user_reward_gets_its_arguments_and_its_own_process(load, own, trajectory):
     name = own("length")
     first, second = trajectory("a", "b"), trajectory("a", "b")
     rewards = load([name], kwargs={name: {"scale": 3.0}})
@@ -129,7 +129,7 @@ async def here(trajectory): return VALUES[trajectory.prompt.ground_truth]
 
 @pytest.fixture(scope="module")
 def returning(tmp_path_factory):
-    """Two rewards that return what the ground truth names: one in a process of its own, one on the event loop."""
+    """Two rewards that return the value named by the ground truth: one in its own process, one on the event loop."""
     path = tmp_path_factory.mktemp("returning") / "returned.py"
     path.write_text(RETURNED)
     loaded = [load_rewards([f"{path}:{name}"], [1.0], {}, 60.0, 1) for name in ("isolated", "here")]
@@ -153,7 +153,7 @@ async def test_numbers_of_every_library_arrive(returning, trajectory):
             assert (name, scored.score, scored.reward_error) == (name, score, None)
 
 
-async def test_what_is_no_number_beside_the_score_is_kept_as_text(returning, trajectory):
+async def test_other_values_than_numbers_become_texts(returning, trajectory):
     for rewards in returning:
         name = rewards.rewards[0].name
         scored = trajectory("a", "verl")
@@ -191,7 +191,7 @@ async def test_what_is_no_number_beside_the_score_is_kept_as_text(returning, tra
         ("missing", "KeyError: 'missing'"),
     ],
 )
-async def test_what_is_no_score_is_named(returning, trajectory, name, problem):
+async def test_invalid_scores_are_reported(returning, trajectory, name, problem):
     for rewards in returning:
         scored = trajectory("a", name)
         scored.take_scores(await rewards.score(scored))
@@ -208,8 +208,8 @@ async def test_arguments_arrive_as_they_are(load, tmp_path, trajectory):
     assert scored.reward_texts == {f"{name}/table": repr(table)}
 
 
-async def test_reward_files_import_their_neighbours(load, tmp_path, trajectory, monkeypatch):
-    """Two folders, each with a module of the same name beside the reward, and a package."""
+async def test_reward_files_import_modules_from_their_folder(load, tmp_path, trajectory, monkeypatch):
+    """Two folders with a module of the same name next to the reward, and a package."""
     names = []
     for folder in ("one", "two"):
         (tmp_path / folder / "inner").mkdir(parents=True)
@@ -230,7 +230,7 @@ async def test_reward_files_import_their_neighbours(load, tmp_path, trajectory, 
     assert (scored.reward_error, list(scored.rewards.values())) == (None, [0.0, 0.0, 3.0, 3.0])
 
 
-async def test_a_file_that_ends_its_process_is_named(load, tmp_path, trajectory):
+async def test_a_file_that_exits_its_process_is_reported(load, tmp_path, trajectory):
     path = tmp_path / "ends.py"
     path.write_text("import os, sys\nif 'pytest' not in sys.modules: os._exit(3)\ndef f(trajectory): return 1\n")
     scored = trajectory("a", "b")
@@ -238,8 +238,8 @@ async def test_a_file_that_ends_its_process_is_named(load, tmp_path, trajectory)
     assert scored.reward_error == f"{path}:f: its process died while it imported the function"
 
 
-async def test_hanging_answers_do_not_hold_the_others(load, own, trajectory):
-    """Six answers that hang until the deadline, then three good ones: more than the places there are."""
+async def test_hanging_calls_do_not_block_others(load, own, trajectory):
+    """Six calls that hang until the deadline, then three good ones: more calls than slots."""
     rewards = load([own("hangs")], timeout=60.0, num_processes=Config().rl_config.verifier_parallel)
     hanging = [asyncio.ensure_future(rewards.score(trajectory("a", "hang"))) for _ in range(6)]
     await asyncio.sleep(0)  # they take the places first
@@ -287,7 +287,7 @@ async def test_every_registered_reward_scores(load, trajectory):
         ("turn_without_number", "returned None as turn_scores, not a finite number"),
     ],
 )
-async def test_a_failing_reward_masks_the_trajectory_and_says_why(load, own, trajectory, function, part):
+async def test_a_failing_reward_masks_the_trajectory_and_records_the_error(load, own, trajectory, function, part):
     scored = trajectory(r"\boxed{3}", "3", ToolStatus.OK)
     scored.take_scores(await load(["base_acc", own(function)]).score(scored))
     assert scored.score is None
@@ -346,14 +346,14 @@ async def test_a_reward_may_print(load, own, trajectory):
         (["a.py:short"], [1.0], {"a.py:shrt": {}}, "Did you mean 'a.py:short'"),
     ],
 )
-def test_load_rewards_says_what_is_wrong(names, weights, kwargs, message):
+def test_load_rewards_reports_errors(names, weights, kwargs, message):
     with pytest.raises(RewardError) as error:
         load_rewards(names, weights, kwargs, 1.0)
     assert message in str(error.value)
     assert str(error.value).startswith("rl_config.verifier_")
 
 
-def test_load_rewards_leaves_arguments_of_other_rewards_alone(own):
+def test_load_rewards_ignores_arguments_of_other_rewards(own):
     inherited = {"reasoning_gym": {"min_score": 0.9}, "elsewhere/other.py:f": {"n": 1}}
     (reward,) = load_rewards([own("length")], [1.0], {**inherited, own("length"): {"scale": 2.0}}).rewards
     assert reward.kwargs == {"scale": 2.0}
@@ -372,7 +372,7 @@ def test_load_rewards_leaves_arguments_of_other_rewards_alone(own):
         ("class f:\n    def __init__(self, trajectory): pass", {}, "is not a function, got a class."),
     ],
 )
-def test_load_rewards_refuses_a_function_that_cannot_be_called(tmp_path, definition, kwargs, problem):
+def test_load_rewards_rejects_a_function_that_cannot_be_called(tmp_path, definition, kwargs, problem):
     path = tmp_path / "signature.py"
     path.write_text(definition)
     with pytest.raises(RewardError) as error:
@@ -391,7 +391,7 @@ def test_load_rewards_refuses_a_function_that_cannot_be_called(tmp_path, definit
         ("class C:\n    async def __call__(self, trajectory): return 1\nf = C()", {}),
     ],
 )
-async def test_load_rewards_takes_functions_that_can_be_called(tmp_path, trajectory, definition, kwargs):
+async def test_load_rewards_accepts_functions_that_can_be_called(tmp_path, trajectory, definition, kwargs):
     path = tmp_path / "signature.py"
     path.write_text(definition)
     rewards = load_rewards([f"{path}:f"], [1.0], {f"{path}:f": kwargs})
@@ -401,12 +401,12 @@ async def test_load_rewards_takes_functions_that_can_be_called(tmp_path, traject
     assert (scored.score, scored.reward_error) == (1.0, None)
 
 
-def test_load_rewards_refuses_what_is_no_function(own):
+def test_load_rewards_rejects_values_that_are_not_functions(own):
     with pytest.raises(RewardError, match="is not a function, got int"):
         load_rewards([own("constant")], [1.0], {}, 1.0)
 
 
-async def test_what_a_reward_raises_after_its_deadline_is_not_printed(load, own, trajectory):
+async def test_an_exception_after_the_deadline_is_not_printed(load, own, trajectory):
     told = []
     asyncio.get_running_loop().set_exception_handler(lambda loop, context: told.append(context["message"]))
     scored = trajectory("1", "x")
@@ -417,7 +417,7 @@ async def test_what_a_reward_raises_after_its_deadline_is_not_printed(load, own,
     assert told == []
 
 
-async def test_a_plain_function_may_hand_back_a_coroutine(load, own, trajectory):
+async def test_a_plain_function_may_return_a_coroutine(load, own, trajectory):
     scored = trajectory("1", "x")
     scored.take_scores(await load([own("decorated")]).score(scored))
     assert (scored.score, scored.reward_error) == (2.0, None)

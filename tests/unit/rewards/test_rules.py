@@ -135,7 +135,7 @@ def test_rules_agree_on_one_answer(trajectory, reward, text, truth, score):
         ("array(['4', '5'], dtype=object)", "looks like a list or a record, but is not JSON"),
     ],
 )
-def test_rules_refuse_a_ground_truth_that_they_cannot_read(trajectory, truth, message):
+def test_rules_reject_a_malformed_ground_truth(trajectory, truth, message):
     for reward in (rules.base_acc, rules.gsm8k_boxed, rules.math_acc, rules.retool_reward, search_em):
         with pytest.raises(RewardError) as error:
             reward(trajectory(r"\boxed{4}", truth))
@@ -154,13 +154,13 @@ def test_rules_refuse_a_ground_truth_that_they_cannot_read(trajectory, truth, me
         ("3", (), -1.0),
     ],
 )
-def test_retool_reward_is_one_or_minus_one_and_softer_with_tools(trajectory, text, statuses, score):
+def test_retool_reward_is_one_or_minus_one_plus_a_bonus_for_tools(trajectory, text, statuses, score):
     result = rules.retool_reward(trajectory(text, "3", *statuses))
     assert result["score"] == pytest.approx(score)
     assert result["acc"] == float(score == 1.0)
 
 
-def test_retool_reward_without_bonus_is_plain(trajectory):
+def test_retool_reward_without_bonus_is_one_or_minus_one(trajectory):
     assert rules.retool_reward(trajectory(r"\boxed{4}", "3", OK, OK), tool_bonus=0.0)["score"] == -1.0
 
 
@@ -177,12 +177,12 @@ def test_rewards_ignore_boxes_in_tool_results(trajectory):
         (r"\boxed{1}", "not closed.", 0.0),
     ],
 )
-def test_format_wants_one_box_and_well_formed_calls(trajectory, text, error, score):
+def test_format_requires_one_box_and_well_formed_calls(trajectory, text, error, score):
     assert rules.format_reward(trajectory(text, "1", OK, error=error)) == score
 
 
 @pytest.mark.parametrize("task", ["chain_sum", "gcd", "decimal_arithmetic", "count_primes"])
-def test_reasoning_gym_scores_by_the_task_itself(trajectory, task):
+def test_reasoning_gym_uses_the_scoring_function_of_the_task(trajectory, task):
     entry = reasoning_gym.create_dataset(task, size=1, seed=7)[0]
     columns = {"task": task, "entry": json.dumps(entry)}
     right = rules.reasoning_gym(trajectory(rf"\boxed{{{entry['answer']}}}", entry["answer"], **columns))
@@ -191,7 +191,7 @@ def test_reasoning_gym_scores_by_the_task_itself(trajectory, task):
     assert (right, wrong, missing) == (1.0, 0.0, 0.0)
 
 
-def test_reasoning_gym_says_which_columns_it_needs(trajectory):
+def test_reasoning_gym_names_missing_columns(trajectory):
     with pytest.raises(RewardError, match="needs the columns task and entry, got none"):
         rules.reasoning_gym(trajectory(r"\boxed{1}", "1"))
     with pytest.raises(RewardError, match="nosuchtask"):

@@ -9,7 +9,8 @@ import pytest
 from rl.chat.parsers import PARSERS
 from rl.chat.renderer import Renderer
 from rl.config.schema import Config
-from rl.rollout.agent_loop import AgentLoop, request_seed
+from rl.rollout.agent_loop import AgentLoop
+from rl.rollout.episode import request_seed
 from rl.types import FinishReason, Prompt, Sampling, StopReason, ToolCall, ToolResult, ToolStatus, Trajectory
 from tests.fakes import BAD_CALL, CALL_1, CALL_2, FakeToolbox, ScriptedEngine, answering, said, word_tokenizer
 

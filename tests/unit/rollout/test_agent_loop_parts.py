@@ -9,6 +9,7 @@ import numpy as np
 
 from rl.chat.parsers import PARSERS
 from rl.chat.renderer import Renderer, load_tokenizer
+from rl.chat.self_test import check_renderer
 from rl.config.schema import Config
 from rl.inference.fake import FakeEngine
 from rl.rollout.agent_loop import AgentLoop
@@ -41,7 +42,7 @@ class Adder(Tool):
 async def test_agent_loop_with_real_tools_lets_the_model_mend_its_call(tmp_path: Path):
     toolbox = Toolbox([Adder(ToolConfig(), SCHEMA)])
     renderer = Renderer(load_tokenizer(make_tiny_tokenizer(tmp_path)), "qwen_retool", toolbox.schemas)
-    renderer.self_test(PARSER)
+    check_renderer(renderer, PARSER)
     calls = [ToolCall("subtract", {}), ToolCall("add", {"a": 2}), ToolCall("add", {"a": 2, "b": 3})]
     said = [PARSER.render(call) + "<|im_end|>" for call in calls] + ["\\boxed{5}<|im_end|>"]
     turns = iter([renderer.tokenizer.encode(text) for text in said])

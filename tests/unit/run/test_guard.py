@@ -55,6 +55,15 @@ def unscored(error: str | None) -> GroupHeader:
     return group
 
 
+def test_guard_stops_where_every_environment_failed(tmp_path: Path) -> None:
+    group = unscored(None)
+    for trajectory in group.trajectories:
+        trajectory.stop_reason, trajectory.failure = StopReason.ENVIRONMENT_FAILED, "world.py:World: step: KeyError: 1"
+    message = r"the first says 'world.py:World: step: KeyError: 1'. Correct rl_config.environment or rollout_function"
+    with pytest.raises(TrainingError, match=message):
+        SkipGuard(RunDirectory(tmp_path), 1).check(1, [], [group], AtHand())
+
+
 def test_guard_stops_where_every_reward_failed_step_after_step(tmp_path: Path) -> None:
     guard = SkipGuard(RunDirectory(tmp_path), 2)
     broken = [unscored("right: returned nan as score, not a finite number")]

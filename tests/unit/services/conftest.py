@@ -8,7 +8,7 @@ from typing import Any
 import psutil
 import pytest
 
-from rl.services.sandbox.server import EmbeddedSandbox
+from rl.services.embedded import EmbeddedSandbox
 
 Post = Callable[..., Any]
 
@@ -29,7 +29,7 @@ def post(sandbox) -> Post:
 
 
 def statuses(pid: int, *, recursive: bool) -> list[str]:
-    """Of the processes that one has started, without those that end meanwhile or have ended."""
+    """Statuses of the running processes that a process has started."""
     found = []
     for process in psutil.Process(pid).children(recursive=recursive):
         with contextlib.suppress(psutil.NoSuchProcess):

@@ -1,4 +1,4 @@
-"""What a service's server refuses, and the bounds of bodies and answers; with bytes as a client sends them."""
+"""What a service's server refuses, and the limits of bodies and answers, tested with raw bytes."""
 
 from __future__ import annotations
 
@@ -91,7 +91,7 @@ async def test_a_request_is_for_a_name_of_this_server(host: str, is_taken: bool)
     async with served(Service(Bodies(100, 1000))) as port:
         status, text = await exchange(port, head("Content-Length: 2", host=host) + b"{}")
         got = await exchange(port, head(host=host, method="GET", kind="text/html")) if not is_taken else (421, "")
-    assert (status, text) == (200, "2") if is_taken else (status, "this server is not called" in text) == (421, True)
+    assert (status, text) == (200, "2") if is_taken else (status, "is not a name of this server" in text) == (421, True)
     assert got[0] == 421
 
 
@@ -139,7 +139,7 @@ async def test_a_body_that_does_not_come_in_time_is_refused() -> None:
             head("Transfer-Encoding: chunked") + b"1\r\n{\r\n",
             head("Content-Length: 50"),
         ):
-            assert await exchange(port, request) == (408, '{"detail": "the body did not come within 0.05 s"}')
+            assert await exchange(port, request) == (408, '{"detail": "the body did not arrive within 0.05 s"}')
 
 
 @pytest.mark.parametrize("lines", [["Transfer-Encoding: chunked"], ["Content-Encoding: gzip", "Content-Length: 9"]])
@@ -181,7 +181,7 @@ async def test_a_client_that_does_not_read_its_answer_is_cut_off() -> None:
 
 
 async def num_connections(port: int) -> int:
-    """Those of which the server holds its end."""
+    """Established connections of the server."""
     lines = Path("/proc/net/tcp").read_text().splitlines()[1:]
     fields = [line.split() for line in lines]
     established = "01"

@@ -17,7 +17,7 @@ def schema(name: str) -> dict[str, object]:
 
 
 class Recording(Tool):
-    """Notes what happens to it."""
+    """Records its calls."""
 
     def __init__(self, config: ToolConfig, name: str = "tool") -> None:
         super().__init__(config, schema(name))
@@ -84,7 +84,7 @@ class Down(Recording):
 
 
 class Raising(Recording):
-    """Raises, plainly."""
+    """A plain function that raises."""
 
     def execute(self, state: str, arguments: dict[str, int]) -> str:
         return str(1 // arguments["n"])
@@ -98,7 +98,7 @@ class Exiting(Recording):
 
 
 class Starting(Sleeper):
-    """Its service is not there for the first two trajectories' states."""
+    """Its service is unavailable when the first two trajectories' states are created."""
 
     num_created = 0
     error: type[Exception] = ServiceUnavailableError

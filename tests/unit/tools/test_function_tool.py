@@ -125,7 +125,7 @@ def strange(a: Toolbox) -> None:
     ("name", "message"),
     [
         ("untyped", r"untyped\(a\): has no type"),
-        ("positional", "must be a parameter with a name, got positional-only"),
+        ("positional", "must be usable by keyword, got positional-only"),
         ("variadic", "got variadic positional"),
         ("strange", "strange: no JSON schema"),
         ("wether", "Did you mean 'weather'"),

@@ -7,13 +7,13 @@ from rl.types import ToolCall, ToolStatus
 
 
 async def settle() -> None:
-    """Let everything happen that can happen without time passing."""
+    """Run everything that is ready, without waiting."""
     for _ in range(50):
         await asyncio.sleep(0)
 
 
 class Counter:
-    """Calls that stay in progress until they are let go."""
+    """Calls that remain in progress until they are released."""
 
     def __init__(self) -> None:
         self.running = self.most = 0
@@ -55,7 +55,7 @@ async def test_permit_pool_takes_back_what_a_dead_process_held():
     pool = PermitPool(1)
     lost = await pool.take(1, 0.05)
     (permit,) = await asyncio.wait_for(pool.take(1, 60), 5)
-    pool.give_back(lost)  # too late: it is another's now
+    pool.give_back(lost)  # too late: another process has it
     waiting = asyncio.ensure_future(pool.take(1, 60))
     await settle()
     assert not waiting.done()
@@ -97,7 +97,7 @@ async def test_shared_limiter_hands_on_what_a_cancelled_call_was_granted():
     second.cancel()
     first.cancel()
     await settle()
-    assert counter.running == 2  # the first was cut off while it counted; the third has its permit
+    assert counter.running == 2  # the first was cancelled; the third has its permit
     counter.go.set()
     await asyncio.wait_for(third, 5)
     assert len(await pool.take(1, 60)) == 1

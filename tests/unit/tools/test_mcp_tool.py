@@ -1,4 +1,4 @@
-"""Against a real server, spoken to over its standard input and output."""
+"""Tests with a real server on its standard input and output."""
 
 import asyncio
 import sys
@@ -68,7 +68,7 @@ def write(folder: Path, mcp: object, config: dict[str, object] | None = None) ->
 
 
 def test_python_is_the_one_that_runs_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Also where another one comes first on the path, as the system's does in an environment that is not activated."""
+    """Even if another Python comes first on the path, as in an environment that is not activated."""
     other = tmp_path / "python"
     other.write_text("#!/bin/sh\necho I am another one >&2\nexit 1\n")
     other.chmod(0o755)
@@ -128,9 +128,9 @@ async def test_mcp_tools_are_listed_called_and_reconnected(toolbox_path: Path) -
             {"command": "python", "args": ["-c", "import sys; print('I lack x'); sys.exit('I lack y')"]},
             r"; it printed: I lack y\. Start it",
         ),
-        ({"command": sys.executable, "args": "-c"}, r"args: must be a list, got '-c'"),
+        ({"command": sys.executable, "args": "-c"}, r"args: must be a valid array, got '-c'"),
         ({"url": "http://127.0.0.1:9/mcp"}, "no answer from 'http://127.0.0.1:9/mcp'"),
-        ({"url": "http://127.0.0.1:9/mcp", "args": []}, "belong to a command"),
+        ({"url": "http://127.0.0.1:9/mcp", "args": []}, "args, env and cwd need a command, got a url"),
         ({"comand": "a", "command": "b"}, "Did you mean 'command'"),
     ],
 )

@@ -1,4 +1,4 @@
-"""Against a real server with the Streamable HTTP transport, on the loopback interface."""
+"""Tests with a real server of the Streamable HTTP transport, on the loopback interface."""
 
 import asyncio
 import socket
@@ -41,7 +41,7 @@ ADD = ToolCall("add", {"number": 2})
 
 
 class Server:
-    """A server on a port of its own, which can be killed and started again."""
+    """A server that can be killed and restarted on the same port."""
 
     def __init__(self, folder: Path) -> None:
         (folder / "server.py").write_text(SERVER)

@@ -12,7 +12,7 @@ from aiohttp import web
 from aiohttp.test_utils import TestServer
 
 from rl.errors import ToolError
-from rl.services.sandbox.server import EmbeddedSandbox
+from rl.services.embedded import EmbeddedSandbox
 from rl.tools.registry import Toolbox, load_toolbox
 from rl.types import ToolCall, ToolResult, ToolStatus
 
@@ -245,6 +245,6 @@ async def test_retool_check_finds_a_sandbox_without_sessions():
     kept = {"status": "Success", "run_result": {"status": "Finished", "return_code": 0, "stdout": ""}}
     lost = {"status": "Failed", "run_result": {"status": "Finished", "return_code": 1, "stderr": "NameError: answer"}}
     server = await serve_answers(kept, lost)
-    with pytest.raises(ToolError, match=r"code_interpreter.session: the sandbox keeps no sessions, got 'NameError"):
+    with pytest.raises(ToolError, match=r"code_interpreter.session: the sandbox has no sessions, got 'NameError"):
         await toolbox_for(str(server.make_url("/run_code")), session=True).check()
     await server.close()

@@ -15,7 +15,7 @@ def test_schema_of_an_array_with_item_is_read_as_items():
         properties={"query_list": {"type": "array", "items": {"type": "string"}, "description": "Queries."}}
     )
     assert warnings == [
-        "t.function.parameters.properties.query_list: an array has `item`, which means nothing. "
+        "t.function.parameters.properties.query_list: an array has `item`, which has no meaning. "
         "Read as `items`; correct it."
     ]
     assert ArgumentCheck(corrected).problem({"query_list": ["a"]}) is None

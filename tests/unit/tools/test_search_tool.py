@@ -130,7 +130,7 @@ async def test_check_finds_the_retriever_or_says_what_to_do(url: str, tmp_path: 
         await toolbox("http://127.0.0.1:9/retrieve", timeout=0.2).check()
     with pytest.raises(ToolError, match=r"search\.corpus_path: an embedded retriever needs a corpus, got 'none.jsonl'"):
         await toolbox("embedded", corpus_path="none.jsonl").check()
-    with pytest.raises(ToolError, match=r"search\.topk: must be at least 1, got 0"):
+    with pytest.raises(ToolError, match=r"config\.topk: must be greater than or equal to 1, got 0"):
         toolbox(url, topk=0)
     with pytest.raises(ToolError, match=r"search\.corpus_path: only an embedded retriever reads it, got 'c\.jsonl'"):
         await toolbox(url, corpus_path="c.jsonl").check()

@@ -103,9 +103,9 @@ async def test_a_coroutine_that_holds_up_the_loop_is_named_and_no_other_call_pay
     first, *others = await run(culprit, victim, queued, times=2)
     assert [r.status for r in (first, *others)] == [ToolStatus.OK] * 6
     assert [r.blocked_s for r in (first, *others)] == pytest.approx([8, 0, 0, 0, 0, 0])  # of both, in the first result
-    assert "tool 'culprit': its coroutine held up the event loop for 4.0 s" in caplog.text
-    assert caplog.text.count("held up the event loop") == 1
-    assert "stood still" not in caplog.text
+    assert "tool 'culprit': its coroutine blocked the event loop for 4.0 s" in caplog.text
+    assert caplog.text.count("its coroutine blocked the event loop") == 1
+    assert "the event loop was blocked" not in caplog.text
 
 
 @in_virtual_time
@@ -161,7 +161,7 @@ def test_a_task_of_a_tool_that_holds_up_the_loop_counts_as_the_tool(wrap: Any, c
         assert asyncio.get_running_loop().get_task_factory() is None
 
     check()
-    assert "tool 'parent': its coroutine held up the event loop for 4.0 s" in caplog.text
+    assert "tool 'parent': its coroutine blocked the event loop for 4.0 s" in caplog.text
 
 
 @in_virtual_time
@@ -171,7 +171,7 @@ async def test_a_stall_outside_of_coroutines_costs_no_call_and_is_told(caplog: p
         await asyncio.sleep(1)
 
     assert {r.status for r in await run(Acting("caller", later, default_timeout=2))} == {ToolStatus.OK}
-    assert "stood still for 3.8 s while calls of 'caller' were running" in caplog.text
+    assert "the event loop was blocked for 3.8 s while calls of 'caller' were running" in caplog.text
 
 
 @in_virtual_time
@@ -203,7 +203,7 @@ async def test_create_and_release_that_hold_up_the_loop_are_counted_with_the_too
         blocked.append((await session.execute(ToolCall("tool", {}))).blocked_s)
         await session.close()
     assert blocked == pytest.approx([3, 6])  # its create; the first one's release and its own create
-    assert "tool 'tool': its coroutine held up" in caplog.text
+    assert "tool 'tool': its coroutine blocked the event loop" in caplog.text
 
 
 async def test_a_real_sleep_is_measured():

@@ -50,12 +50,12 @@ async def test_thread_pool_counts_an_abandoned_thread_until_it_ends():
     while not threads:
         await asyncio.sleep(0)
     pool.abandon(left)
-    assert (pool.num_abandoned, pool.num_left) == (1, 1)
+    assert (pool.num_abandoned, pool.num_running_abandoned) == (1, 1)
     assert await pool.start(threading.current_thread) is not threads[0]
     event.set()
     await asyncio.wait({left})
     await asyncio.sleep(0)
-    assert (pool.num_abandoned, pool.num_left) == (1, 0)
+    assert (pool.num_abandoned, pool.num_running_abandoned) == (1, 0)
     threads[0].join(5)
     assert not threads[0].is_alive()
     pool.close()

@@ -1,4 +1,4 @@
-"""What the tests of the model share: a policy built from a folder, and a packed micro-batch of literal lengths."""
+"""Shared by the model tests: a policy loaded from a folder, and a packed micro-batch with literal lengths."""
 
 from __future__ import annotations
 

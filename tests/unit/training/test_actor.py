@@ -89,7 +89,7 @@ def test_logprobs_are_those_of_transformers_at_the_sampling_temperature(model_fo
                 torch.testing.assert_close(logprobs[start : end - 1], expected.detach() * mask, atol=1e-4, rtol=0)
 
 
-def test_first_mini_batch_has_ratio_exactly_one_and_the_second_has_not(qwen2: Path):
+def test_first_mini_batch_has_ratio_exactly_one_but_not_the_second(qwen2: Path):
     config = update_config(qwen2)
     config.rl_config.mini_batch_size = 2
     config.rl_config.init_kl_coef = 0.0
@@ -104,7 +104,7 @@ def test_first_mini_batch_has_ratio_exactly_one_and_the_second_has_not(qwen2: Pa
 
 
 class RecordedRatios:
-    """The clipped loss, which keeps current - old of every loss token it sees."""
+    """The clipped loss; records current - old of every loss token."""
 
     def __init__(self) -> None:
         self.log_ratios: list[Tensor] = []
@@ -114,13 +114,13 @@ class RecordedRatios:
         return clipped_policy_loss(logprobs, old_logprobs, advantages, **settings)
 
     def largest(self) -> float:
-        """The largest distance from ratio 1 since the last call."""
+        """The largest |log-ratio| since the last call."""
         found = torch.cat(self.log_ratios).abs().max()
         self.log_ratios.clear()
         return float(found)
 
 
-def test_old_logprobs_computed_once_give_ratio_one_in_the_first_mini_batch_of_the_first_epoch_alone(qwen2: Path):
+def test_old_logprobs_computed_once_give_ratio_one_only_in_the_first_mini_batch(qwen2: Path):
     config = update_config(qwen2)
     config.rl_config.mini_batch_size, config.rl_config.epochs = 2, 2
     batch = pack_samples(update_samples(), packing_layout(config, num_data_parallel=1))
@@ -161,7 +161,7 @@ def test_old_logprobs_of_another_packing_give_ratio_one_to_rounding(qwen2: Path)
     assert ratios.largest() < 1e-5
 
 
-def test_missing_old_logprobs_are_the_current_ones(qwen2: Path):
+def test_missing_old_logprobs_default_to_the_current_ones(qwen2: Path):
     results = []
     for is_given in (True, False):
         with Actor(update_config(qwen2)) as actor:
@@ -219,7 +219,7 @@ def test_reference_has_the_logprobs_of_the_start(qwen2: Path):
 
 @pytest.mark.parametrize("field", ["rollout_logprobs", "old_logprobs"])
 def test_log_prob_that_is_not_finite_skips_the_step_and_names_its_samples(qwen2: Path, field: str):
-    """Though clips and bounds would have made a finite gradient of it."""
+    """Even though clipping would make the gradient finite."""
     with Actor(update_config(qwen2)) as actor:
         before = weights_of(actor)
         broken = micro_batches(update_samples(), max_tokens=48)
@@ -260,7 +260,7 @@ def checkpointed(request: pytest.FixtureRequest, qwen2: Path, tmp_path: Path) ->
         yield actor, tmp_path / "checkpoint"
 
 
-def test_resumed_run_repeats_the_one_that_went_on(checkpointed: tuple[Actor, Path]):
+def test_resumed_run_repeats_the_uninterrupted_one(checkpointed: tuple[Actor, Path]):
     actor, folder = checkpointed
     micros = micro_batches(update_samples())
     expected = [actor.update(micros) for _ in range(2)]
@@ -283,7 +283,7 @@ def test_checkpoint_is_a_model_folder_for_transformers(checkpointed: tuple[Actor
     assert not list(folder.parent.glob("*.writing"))
 
 
-def test_incomplete_checkpoints_are_refused(checkpointed: tuple[Actor, Path]):
+def test_incomplete_checkpoints_are_rejected(checkpointed: tuple[Actor, Path]):
     actor, folder = checkpointed
     with pytest.raises(CheckpointError, match="not empty"):
         actor.save_checkpoint(folder)
@@ -312,7 +312,7 @@ def test_updates_after_offloading_are_the_same_to_the_bit(checkpointed: tuple[Ac
         actor.offload()
         emptied = all(p.untyped_storage().nbytes() == 0 for chunk in actor.chunks for p in chunk.parameters())
         assert emptied == (KEYS[0] in keys)
-        actor.offload()  # once is enough
+        actor.offload()  # a second call does nothing
         assert actor.update(micros) == metrics
     assert_close(weights_of(actor), weights, atol=0.0)
 
@@ -328,7 +328,7 @@ def test_offloaded_actor_has_exactly_its_parameters_and_state_on_the_host(checkp
     assert all(buffer.grad_data.untyped_storage().nbytes() == 0 for chunk in actor.chunks for buffer in chunk.buffers)
 
 
-def test_offloaded_actor_saves_what_it_had(checkpointed: tuple[Actor, Path]):
+def test_offloaded_actor_saves_its_checkpoint(checkpointed: tuple[Actor, Path]):
     actor, folder = checkpointed
     actor.offload()
     actor.save_checkpoint(folder.parent / "again")
@@ -346,7 +346,7 @@ def test_actor_that_never_trained_can_be_offloaded(qwen2: Path):
         expected = actor.compute_logprobs(micros)
         actor.offload()
         assert all(torch.equal(a, b) for a, b in zip(actor.compute_logprobs(micros), expected, strict=True))
-        actor.update(micros)  # Adam's moments are made now, and take more room the next time
+        actor.update(micros)  # creates Adam's moments, so the next offload needs more memory
         actor.offload()
         assert actor.update(micros)["actor/skipped_steps"] == 0.0
 
@@ -357,6 +357,6 @@ def test_learning_rate_warms_up_and_decays(qwen2: Path):
     micros = micro_batches(update_samples())
     with Actor(config, num_steps=10) as actor:
         rates = [actor.update(micros)["actor/lr"] for _ in range(11)]
-    # Two steps of warm-up: 1/3 and 2/3 of the peak; then down to 1e-4 in the last of the 10, and after it.
+    # Two steps of warm-up: 1/3 and 2/3 of the peak; then decay to 1e-4 in the last of the 10 steps and after.
     expected = [1e-3 / 3, 2e-3 / 3, 1e-3] + [1e-3 - 9e-4 * k / 7 for k in range(1, 8)] + [1e-4]
     assert rates == pytest.approx(expected)

@@ -76,7 +76,7 @@ def test_attention_ignores_later_tokens() -> None:
 
 
 def test_attention_with_a_shared_prefix_equals_each_whole_sequence_alone() -> None:
-    # A prompt of 3 tokens, answers of 2 and 4, and a sequence of 3 that has nothing to do with them.
+    # A prompt of 3 tokens, answers of 2 and 4, and an unrelated sequence of 3.
     qkv = random_qkv(12)
     context = _attend_by_sequence(*qkv, packed(0, 3, 5, 9, 12, prefixes=(-1, 0, 0, -1)))
     prompt, first, second, other = (list(range(a, b)) for a, b in ((0, 3), (3, 5), (5, 9), (9, 12)))
@@ -103,8 +103,8 @@ def test_attention_with_a_prefix_of_a_prefix_equals_each_whole_sequence_alone() 
     torch.testing.assert_close(context, expected, atol=1e-6, rtol=1e-5)
 
 
-def test_masks_of_all_sequences_are_parts_of_one() -> None:
-    """Prefixes of 2 and 5 tokens, sequences of 3, 2 and 4 behind them: 4 x (5 + 4) numbers, and not one mask each."""
+def test_masks_of_all_sequences_are_views_of_one() -> None:
+    """Prefixes of 2 and 5 tokens, sequences of 3, 2 and 4 after them: one mask with 4 x (5 + 4) numbers."""
     sequences = packed(0, 2, 5, 7, 11, prefixes=(-1, 0, 1, 1))
     like = torch.zeros(1)
     see, hide = 0.0, -math.inf
@@ -119,8 +119,8 @@ def test_masks_of_all_sequences_are_parts_of_one() -> None:
     assert sequences.mask.data_ptr() == sequences.lower_right(5, 4, like).data_ptr()
 
 
-def test_attention_leaves_no_mask_behind() -> None:
-    """Of micro-batches of ever other lengths, as a run has them."""
+def test_attention_frees_its_masks() -> None:
+    """Over micro-batches of changing lengths, as in a run."""
     masks = []
     for length in range(100, 110):
         sequences = packed(0, length, 2 * length, prefixes=(-1, 0))

@@ -1,5 +1,8 @@
-"""What only runs on CUDA, run without it: tensors that say they are on CUDA, on the meta device, where shapes, dtypes
-and autograd are real, and on the CPU with the packed kernel written out, where values are."""
+"""CUDA-only branches, tested without CUDA.
+
+Tensors claim to be on CUDA. On the meta device shapes, dtypes and autograd are real; on the CPU, with a reference
+implementation of the packed kernel, values are real too.
+"""
 
 from __future__ import annotations
 
@@ -38,7 +41,7 @@ def claims_to_be_on_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 class Operators(TorchDispatchMode):
-    """Writes down the names of all operators that run."""
+    """Records the names of all operators that run."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -103,7 +106,7 @@ def kernel_written_out(
     query: Tensor, key: Tensor, value: Tensor, cu_seq_q: Tensor, cu_seq_k: Tensor, max_q: int, max_k: int,
     *, window_size: tuple[int, int],
 ) -> Tensor:  # fmt: skip
-    """`torch.nn.attention.varlen.varlen_attn` as its documentation says, for a causal window."""
+    """Reference implementation of `torch.nn.attention.varlen.varlen_attn` for a causal window."""
     assert window_size == (-1, 0), "all keys before, none after"
     assert query.shape[1] == key.shape[1] == value.shape[1], "as many heads, where grouped queries are not asked for"
     assert cu_seq_q.dtype == cu_seq_k.dtype == torch.int32
@@ -184,7 +187,7 @@ def test_head_in_bfloat16_gives_float32_and_gradients_in_bfloat16(
 def test_whole_model_in_bfloat16_runs_forward_and_backward(
     parallel: ParallelState, tmp_path: Path, operators: Operators
 ) -> None:
-    """Every layer, the embedding and the head, as an update on CUDA runs them; only the values are not there."""
+    """Embedding, every layer and the head, as in an update on CUDA, but without values."""
     config = update_config(make_tiny_model(tmp_path, "qwen3", num_layers=2))
     config.megatron_training.bf16 = True
     config.rl_config.share_prompt_prefix = False  # as on CUDA

@@ -1,4 +1,4 @@
-"""What must not change an update: how samples are cut, ordered, padded and shared, and recomputation."""
+"""Updates do not depend on how samples are split, ordered, padded and shared, nor on recomputation."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def one_by_one(folder: Path) -> UpdateTrace:
-    """Each sample alone in its micro-batch."""
+    """One sample per micro-batch."""
     return updates(folder, update_samples(), max_tokens=2)
 
 
@@ -45,7 +45,7 @@ def updates(
 
 
 def padded(sample: Sample, length: int) -> Sample:
-    """Tokens that nobody sampled, appended until the sample is `length` long."""
+    """Append unsampled tokens up to `length`."""
     missing = length - len(sample.token_ids)
     return Sample(
         sample.trajectory_id,
@@ -58,7 +58,7 @@ def padded(sample: Sample, length: int) -> Sample:
 
 
 def after_system_prompt(sample: Sample) -> Sample:
-    """The sample with 20 tokens before it that are the same for all."""
+    """Prepend 20 tokens, the same for all samples."""
     zeros = torch.zeros(20)
     return Sample(
         sample.trajectory_id,

@@ -58,7 +58,7 @@ def test_head_gradients_equal_plain_autograd(
 def test_head_gradient_of_bfloat16_weights_is_as_good_in_many_chunks_as_in_one(
     parallel: ParallelState, monkeypatch: pytest.MonkeyPatch, num_chunks: int
 ) -> None:
-    """One chunk is 0.22 % off for the products alone; 32 of them summed in bfloat16 are 0.67 % off."""
+    """One chunk has an error of 0.22 % from its products; 32 chunks summed in bfloat16 would have 0.67 %."""
     monkeypatch.setattr(head, "_PRODUCT_BYTES", 256 // num_chunks * 64 * 2)
     torch.manual_seed(0)
     hidden, weight = torch.randn(256, 32).bfloat16(), (torch.randn(64, 32) / 10).bfloat16()
@@ -108,7 +108,7 @@ def test_head_with_empty_mask_gives_zeros(parallel: ParallelState) -> None:
     assert weight.grad is not None and torch.equal(weight.grad, torch.zeros(20, 8))
 
 
-def test_head_leaves_padding_rows_out(parallel: ParallelState) -> None:
+def test_head_ignores_padding_rows(parallel: ParallelState) -> None:
     torch.manual_seed(3)
     weight = torch.randn(7, 4, requires_grad=True)
     hidden, target_ids = torch.randn(3, 4), torch.tensor([4, 0, 2])

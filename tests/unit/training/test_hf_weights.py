@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer, Qwen2Config
 
-from rl.errors import CheckpointError, ModelError
-from rl.training.hf_files import INDEX_NAME, save_hf_model
+from rl.errors import ModelError
+from rl.training.hf_files import INDEX_NAME, finish_hf_folder, read_source_files, write_shards
 from rl.training.hf_weights import WeightMapping, export_hf_weights, name_parameters
 from rl.training.parallel import ParallelState
 from tests.tiny import make_tiny_model
@@ -19,7 +19,7 @@ LAYER = "decoder.layers.2."
 
 
 def mapping_of_rank(tp_rank: int, tp_size: int = 2, *, vocab_size: int = 5) -> WeightMapping:
-    """4 heads in 2 groups, one channel a head; sharding needs no process group."""
+    """4 heads in 2 groups, one channel per head; sharding needs no process group."""
     config = Qwen2Config(
         hidden_size=4, num_attention_heads=4, num_key_value_heads=2, vocab_size=vocab_size, tie_word_embeddings=True
     )
@@ -76,9 +76,10 @@ def test_export_is_bit_exact(parallel: ParallelState, tmp_path: Path, family: st
     source = make_tiny_model(tmp_path / "source", family, dtype=dtype, max_shard_size="150KB")
     assert (source / INDEX_NAME).is_file()
     chunks = load_policy(source, parallel)  # float32 holds every bfloat16
-    saved = save_hf_model(
-        tmp_path / "saved", export_hf_weights(chunks, parallel), source_folder=source, dtype=dtype, max_shard_size=10**5
-    )
+    (saved := tmp_path / "saved").mkdir()
+    exported = ((name, tensor.to(dtype)) for name, tensor in export_hf_weights(chunks, parallel))
+    index = write_shards(saved, exported, max_shard_size=10**5)
+    finish_hf_folder(saved, index, source=read_source_files(source), dtype=dtype)
     expected, actual = (AutoModelForCausalLM.from_pretrained(folder, dtype="auto") for folder in (source, saved))
     assert actual.dtype == dtype
     assert_same_tensors(actual.state_dict(), expected.state_dict())
@@ -134,13 +135,8 @@ def test_load_of_a_missing_tensor_names_it(parallel: ParallelState, tmp_path: Pa
 def test_load_of_another_size_names_the_tensor(parallel: ParallelState, tmp_path: Path) -> None:
     source = make_tiny_model(tmp_path, "llama")
     edit_config(source, intermediate_size=96)
-    with pytest.raises(ModelError, match=r"gate_proj\.weight.*asks for \(192, 64\).*got \(256, 64\)"):
+    with pytest.raises(ModelError, match=r"gate_proj\.weight.*requires \(192, 64\).*got \(256, 64\)"):
         load_policy(source, parallel)
-
-
-def test_save_never_overwrites(parallel: ParallelState, tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match="exists already"):
-        save_hf_model(tmp_path, [], source_folder=tmp_path)
 
 
 def edit_config(folder: Path, **fields: object) -> None:

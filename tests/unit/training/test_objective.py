@@ -1,4 +1,4 @@
-"""The loss of one micro-batch, from log-probs written by hand."""
+"""The loss of one micro-batch with literal log-probs."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from rl.training.head import HeadOutput
 from rl.training.objective import Objective, policy_loss
 
 MASK = torch.tensor([0.0, 1.0, 1.0, 0.0, 1.0])
-"""Two sequences with two loss tokens and one."""
+"""Two sequences, with two loss tokens and one."""
 OLD = torch.tensor([1.0, 0.5, 0.25, 1.0, 0.4]).log()
 ROLLOUT = torch.tensor([1.0, 0.25, 0.5, 1.0, 0.1]).log()
 """OLD / ROLLOUT is 2, 1/2 and 4."""
@@ -76,7 +76,7 @@ def test_policy_loss_weighs_each_token_where_the_ratio_is_one(
     torch.testing.assert_close(gradient, torch.tensor([0.0, -first / 3, -second / 3, 0.0, 2 * third / 3]))
 
 
-def test_policy_loss_is_decoupled_the_clip_is_around_old_and_the_weight_is_old_over_rollout():
+def test_policy_loss_clips_around_old_and_weighs_by_old_over_rollout():
     """current / old is 1.5 at the first token, clipped at 1.2: no gradient; the weight does not change with current."""
     current = OLD + torch.tensor([0.0, math.log(1.5), math.log(1.1), 0.0, 0.0])
     value, gradient = loss_and_gradient(RolloutCorrection(), current=current)
@@ -85,7 +85,7 @@ def test_policy_loss_is_decoupled_the_clip_is_around_old_and_the_weight_is_old_o
 
 
 def test_policy_loss_in_bypass_mode_is_clipped_around_the_rollout():
-    """current / rollout is 1.1, 1.5 and 0.5: free; clipped at 1.2; with A < 0 clipped at 0.8."""
+    """current / rollout is 1.1, 1.5 and 0.5: not clipped; clipped at 1.2; clipped at 0.8 with A < 0."""
     current = ROLLOUT + torch.tensor([0.0, math.log(1.1), math.log(1.5), 0.0, math.log(0.5)])
     value, gradient = loss_and_gradient(RolloutCorrection(rollout_is=None, bypass_mode=True), current=current)
     assert value == pytest.approx((-1.1 - 1.2 + 2 * 0.8) / 3)
@@ -98,7 +98,7 @@ def test_policy_loss_in_bypass_mode_weighs_a_loss_without_ratio_by_current_over_
     torch.testing.assert_close(gradient, torch.tensor([0.0, -1.5 / 3, -2 / 3, 0.0, 2 * 0.5 / 3]))
 
 
-def test_policy_loss_leaves_rejected_sequences_out_of_every_term_and_keeps_the_denominator():
+def test_policy_loss_excludes_rejected_sequences_from_every_term_but_keeps_the_denominator():
     settings = RolloutCorrection(rollout_is=None, rollout_rs="seq_max_k2", rollout_rs_threshold=0.5)  # ln²4 / 2 > 0.5
     batch = make_micro_batch(ref=torch.zeros(5))
     value, gradient = loss_and_gradient(settings, batch=batch, kl_coef=0.1)
@@ -117,7 +117,7 @@ def test_policy_loss_without_old_logprobs_weighs_by_current_over_rollout_without
 @pytest.mark.parametrize("field", ["old_logprobs", "rollout_logprobs", "ref_logprobs", "advantages", "logprobs"])
 @pytest.mark.parametrize("number", [math.nan, math.inf, -math.inf])
 def test_policy_loss_of_a_number_that_is_not_finite_is_nan_and_so_is_its_gradient(field: str, number: float):
-    """Though bounds on exponents, the band of IcePop and the rejection would hide most of them."""
+    """Even though bounded exponents, IcePop's band and the rejection would hide most of them."""
     settings = RolloutCorrection(rollout_is_threshold_lower=0.1, rollout_rs="seq_max_k2", rollout_rs_threshold=9.0)
     batch, logprobs = make_micro_batch(ref=OLD.clone()), OLD.clone()
     tensor = logprobs if field == "logprobs" else getattr(batch, field).clone()
@@ -133,7 +133,7 @@ def test_policy_loss_of_a_number_that_is_not_finite_is_nan_and_so_is_its_gradien
     assert sums.is_broken.tolist() == [False, False, True, False, False]
 
 
-def test_policy_loss_does_not_look_at_tokens_that_are_not_trained_on():
+def test_policy_loss_ignores_tokens_outside_the_loss_mask():
     batch = make_micro_batch()
     batch.rollout_logprobs[3] = -math.inf
     expected, _ = loss_and_gradient(RolloutCorrection())

@@ -1,4 +1,4 @@
-"""Every advantage, loss, aggregation and off-policy correction against the same update written out."""
+"""Every advantage, loss, aggregation and off-policy correction against a plain reference implementation."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from tests.update_case import PlainUpdate, set_logprobs, update_config
 
 
 def megatron_step(actor: Actor, config: Config) -> dict[str, float]:
-    """The same through the project: samples, packing with shared prompts, the actor."""
+    """The project's update: samples, packing with shared prompts, the actor."""
     samples = make_samples(make_groups(), config, {})
     (mini_batch,) = pack_samples(samples, packing_layout(config, num_data_parallel=1)).mini_batches
     for micro in mini_batch.micro_batches[0]:
@@ -39,7 +39,7 @@ CLIP_RANGES = {
     "gmpo": {"clip_ratio_low": 0.1, "clip_ratio_high": 0.15},
     "cispo": {"clip_ratio_low": 1.0},
 }
-"""Of losses, so that some tokens are clipped."""
+"""Clip ranges by loss, chosen so that some tokens are clipped."""
 
 CASES: dict[str, dict[str, Any]] = {
     "clip": {},
@@ -75,7 +75,7 @@ CORRECTIONS = [
     RolloutCorrection(None, bypass_mode=True),
     RolloutCorrection(_TOKEN, rollout_rs="seq_mean_k1", rollout_rs_threshold=1.5, bypass_mode=True),
 ]
-"""The last without a ratio in its loss. The engine is up to 0.6 off in each log-prob."""
+"""The last loss has no ratio. The engine's log-probs differ by up to 0.6."""
 
 
 @pytest.fixture(scope="module")
@@ -111,10 +111,10 @@ def assert_same_weights(actor: Actor, plain: PlainUpdate, *, atol: float = 1e-5)
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_update_equals_the_one_written_out(config: Config, case: str):
+def test_update_equals_the_reference(config: Config, case: str):
     config = with_settings(config, CASES[case])
     plain, other = PlainUpdate(config), deepcopy(config)
-    other.rl_config.init_kl_coef = 9.0  # the weight that comes with the update is the one that counts
+    other.rl_config.init_kl_coef = 9.0  # the argument of `update` overrides it
     with Actor(other) as actor:
         for _ in range(3):
             expected, metrics = plain_step(plain), megatron_step(actor, config)
@@ -125,7 +125,7 @@ def test_update_equals_the_one_written_out(config: Config, case: str):
 
 
 def assert_steps_equal(config: Config, cases: list[dict[str, Any]]) -> list[dict[str, float]]:
-    """One step with each of the settings, one after the other by the same actor; its metrics."""
+    """Metrics of one step per setting, all with the same actor."""
     config.actor_config.lr = 1e-4
     plain, found = PlainUpdate(config), []
     with Actor(config) as actor:
@@ -138,8 +138,8 @@ def assert_steps_equal(config: Config, cases: list[dict[str, Any]]) -> list[dict
     return found
 
 
-def test_updates_with_every_pair_of_loss_and_advantage_equal_those_written_out(config: Config):
-    """With and without rewards of turns; the aggregations by turns."""
+def test_updates_with_every_pair_of_loss_and_advantage_equal_the_reference(config: Config):
+    """With and without turn rewards; the aggregations alternate."""
     pairs = product(PLAIN_LOSSES, PLAIN_ADVANTAGES, (0.0, 0.5))
     keys = ("policy_loss", "adv_estimator", "turn_credit_coef", "loss_agg_mode")
     cases = [
@@ -150,7 +150,7 @@ def test_updates_with_every_pair_of_loss_and_advantage_equal_those_written_out(c
         assert case["policy_loss"] == "reinforce" or 0.02 < metrics["actor/pg_clipfrac"] < 0.98
 
 
-def test_updates_with_every_correction_equal_those_written_out(config: Config):
+def test_updates_with_every_correction_equal_the_reference(config: Config):
     cases: list[dict[str, Any]] = [{"rollout_correction": correction} for correction in CORRECTIONS]
     cases[-1]["policy_loss"] = "reinforce"
     found = assert_steps_equal(config, cases)

@@ -1,4 +1,4 @@
-"""The learning rate follows the run's steps, whatever was trained on in them."""
+"""The learning rate depends on the step of the run only, not on the data of the steps."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def rates(actor: Actor, steps: list[int], num_steps: int) -> list[float]:
 
 
 STEPS = [0, 4, 5, 10, 10, 15, 20]
-"""Of 21, a quarter of them useful; that number 10 has two mini-batches. 21 / 4 = 5.25, so 5 are warm-up."""
+"""Some of 21 steps; step 10 has two mini-batches. With a warm-up of 1/4, 21 / 4 = 5.25, so 5 steps are warm-up."""
 EXPECTED = {
     LrDecayStyle.CONSTANT: [1e-2 / 6, 5e-2 / 6, 1e-2, 1e-2, 1e-2, 1e-2, 1e-2],
     # 15 steps from 5 to 20: after a third and two thirds of the way 8e-3 x 2/3 and 1/3 above 2e-3.
@@ -62,7 +62,7 @@ def test_learning_rate_of_a_resumed_run_goes_on_at_its_step(model_folder: Path, 
 
 
 def test_learning_rate_follows_a_run_whose_length_turns_out_otherwise(model_folder: Path):
-    """Dynamic sampling with `total_epochs`: the last step has the least, whatever was expected before."""
+    """Dynamic sampling with `total_epochs`: the last step has the lowest rate, even if the estimated length changed."""
     with Actor(scheduled(model_folder, LrDecayStyle.LINEAR, 0.0)) as actor:
         micros = micro_batches(actor.config)
         places = [RunPlace(0, 21), RunPlace(5, 11), RunPlace(6, 13), RunPlace(8, 9)]
@@ -73,7 +73,7 @@ def test_learning_rate_follows_a_run_whose_length_turns_out_otherwise(model_fold
 @pytest.mark.parametrize(
     ("warmup", "num_steps", "expected"),
     [
-        (0.0, 1, [1e-2]),  # a run of one step is not lost
+        (0.0, 1, [1e-2]),  # the only step of a run has the full rate
         (0.0, 2, [1e-2, 2e-3]),
         (1.0, 3, [2.5e-3, 5e-3, 7.5e-3]),
         (0.29, 100, [1e-2 / 30]),  # 29 steps of warm-up, though 0.29 x 100 is a little less in binary

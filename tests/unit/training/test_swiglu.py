@@ -38,7 +38,7 @@ def test_swiglu_equals_autograd(dtype: torch.dtype) -> None:
     torch.testing.assert_close(ours.grad, plain.grad, atol=1e-12 if dtype is torch.float64 else 0, rtol=0)
 
 
-def test_swiglu_keeps_its_input_alone() -> None:
+def test_swiglu_saves_only_its_input() -> None:
     kept: list[torch.Tensor] = []
     gate_up = torch.randn(3, 8, requires_grad=True)
     with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t):

@@ -26,7 +26,7 @@ def test_tensor_digest_is_blake2b_of_name_dtype_shape_and_bytes():
         ("a.weight", torch.tensor([[1.0, 2.0]], dtype=torch.bfloat16)),
     ],
 )
-def test_tensor_digest_sees_name_shape_order_value_and_dtype(other):
+def test_tensor_digest_depends_on_name_shape_order_value_and_dtype(other):
     assert tensor_digest(*other) != tensor_digest(*ONES)
 
 
@@ -52,17 +52,17 @@ def test_checksum_of_a_view_is_that_of_its_copy():
     assert checksum([("w", square.t())]) == checksum([("w", square.t().contiguous())])
 
 
-def test_encode_header_fills_its_room_and_refuses_more():
+def test_encode_header_pads_to_its_size_and_rejects_more():
     header = encode_header([TensorEntry("w", "F32", (2,), 0, 8)], version=3)
     assert len(header) == HEADER_BYTES
     assert header[:8] == (HEADER_BYTES - 8).to_bytes(8, "little")
     assert header[8:].rstrip() == (
         b'{"__metadata__":{"version":"3"},"w":{"dtype":"F32","shape":[2],"data_offsets":[0,8]}}'
     )
-    with pytest.raises(WeightSyncError, match="header takes"):
+    with pytest.raises(WeightSyncError, match="header must fit"):
         encode_header([TensorEntry("w" * HEADER_BYTES, "F32", (2,), 0, 8)], version=3)
 
 
-def test_tensor_digest_refuses_other_dtypes():
+def test_tensor_digest_rejects_other_dtypes():
     with pytest.raises(WeightSyncError, match=r"torch\.int64"):
         tensor_digest("w", torch.tensor([1]))

@@ -37,7 +37,7 @@ def test_publish_converts_and_digests_what_it_wrote(tmp_path):
     assert shard.checksum == checksum((n, t.bfloat16()) for n, t in weights(0.1))
 
 
-def test_publish_takes_transposed_and_sliced_tensors(tmp_path):
+def test_publish_accepts_transposed_and_sliced_tensors(tmp_path):
     base = torch.arange(12.0).reshape(3, 4)
     shard = publish(iter([("t", base.t()), ("s", base[:, 1:3])]), tmp_path, version=1)
     found = dict(read_tensors((str(shard.path),), version=1))
@@ -55,13 +55,13 @@ def test_shards_of_two_stages_join(tmp_path):
     assert join_checksums(s.checksum for s in shards) == checksum([first, second])
 
 
-def test_read_tensors_refuses_another_version(tmp_path):
+def test_read_tensors_rejects_another_version(tmp_path):
     shard = publish(iter(weights(1.0)), tmp_path, version=1)
-    with pytest.raises(WeightSyncError, match="holds version 1, not 2"):
+    with pytest.raises(WeightSyncError, match="must have version 2, got 1"):
         list(read_tensors((str(shard.path),), version=2))
 
 
-def test_read_tensors_refuses_a_name_published_twice(tmp_path):
+def test_read_tensors_rejects_a_name_published_twice(tmp_path):
     shards = [publish(iter(weights(1.0)), tmp_path, version=1, shard=i) for i in range(2)]
     with pytest.raises(WeightSyncError, match="published twice"):
         list(read_tensors(tuple(str(s.path) for s in shards), version=1))

@@ -98,5 +98,5 @@ def test_iter_documents_refuses_what_is_no_corpus(tmp_path: Path) -> None:
         list(iter_documents(write(tmp_path / "corpus.jsonl", "")))
     with pytest.raises(ServiceError, match="is not a parquet file"):
         list(iter_documents(write(tmp_path / "corpus.parquet", "PAR?")))
-    with pytest.raises(ServiceError, match=r"twice.jsonl: is named twice\. Name every file of the corpus once\."):
+    with pytest.raises(ServiceError, match=r"twice.jsonl: is listed twice\. List every file of the corpus once\."):
         list(iter_documents(*[write(tmp_path / "twice.jsonl", "")] * 2))

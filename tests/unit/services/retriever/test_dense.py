@@ -66,13 +66,13 @@ def test_encoder_puts_the_prompt_before_queries(model: Path) -> None:
 
 
 def test_encoder_refuses_what_it_does_not_know(model: Path, tmp_path: Path) -> None:
-    with pytest.raises(ServiceError, match="is no sentence-transformers folder"):
+    with pytest.raises(ServiceError, match="is not a sentence-transformers model"):
         Encoder(tmp_path)
     pooling(model, pooling_mode_max_tokens=True)
     with pytest.raises(ServiceError, match=r"must pool all tokens by one of cls, mean, lasttoken, got max\."):
         Encoder(model)
     (model / "modules.json").write_text('[{"path": "", "type": "a.Transformer"}, {"path": "", "type": "a.Dense"}]')
-    with pytest.raises(ServiceError, match="and perhaps Normalize, got Transformer, Dense"):
+    with pytest.raises(ServiceError, match="and optionally Normalize, got Transformer, Dense"):
         Encoder(model)
 
 

@@ -15,10 +15,10 @@ import Stemmer
 from bm25s.stopwords import STOPWORDS_EN
 
 from rl.errors import ServiceError
-from rl.services.retriever.folder import _scratch_folder
+from rl.services.owned_folder import owned_folder
 from rl.services.retriever.index import open_index
 from rl.services.retriever.ranking import Postings, find_best
-from rl.services.retriever.words import STOP_WORDS, split
+from rl.services.retriever.tokenizer import STOP_WORDS, split
 
 ROOT = Path(__file__).resolve().parents[4]
 
@@ -68,7 +68,7 @@ def test_search_ranks_as_bm25s_used_directly(tmp_path: Path) -> None:
     for query, their_rows, their_scores in zip(queries, rows.tolist(), scores.tolist(), strict=True):
         hits = index.search(query, 10)
         assert [hit.score for hit in hits] == [score for score in their_scores if score > 0]
-        for score in set(their_scores[:-1]) - {their_scores[-1], 0.0}:  # equals at the end are cut anywhere by bm25s
+        for score in set(their_scores[:-1]) - {their_scores[-1], 0.0}:  # bm25s cuts equal scores at the end anywhere
             ours = {hit.row for hit in hits if hit.score == score}
             assert ours == {row for row, theirs in zip(their_rows, their_scores, strict=True) if theirs == score}
 
@@ -117,7 +117,7 @@ def test_open_index_builds_once_and_again_when_the_corpus_changes(tmp_path: Path
     os.utime(corpus, ns=(0, 0))  # a copy of the same corpus
     open_index(corpus)
     assert manifest.stat().st_mtime_ns == built
-    assert open_index(write(corpus, ["dog"])).search("dog", 1)[0].row == 0  # as many bytes as before
+    assert open_index(write(corpus, ["dog"])).search("dog", 1)[0].row == 0  # the same size
     assert open_index(write(corpus, ["dog", "dog cat"])).num_documents == 2
     manifest.write_text('{"format": 1}')  # of another version
     assert open_index(corpus).num_documents == 2
@@ -135,7 +135,7 @@ def test_open_index_leaves_a_folder_that_is_no_index_alone(tmp_path: Path) -> No
     corpus = write(tmp_path / "c.jsonl", ["cat"])
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine/thesis.tex").write_text("x")
-    with pytest.raises(ServiceError, match=r"mine: is not an index\. Give a new folder by --index"):
+    with pytest.raises(ServiceError, match=r"mine: is not an index\. Give a new folder with --index"):
         open_index(corpus, tmp_path / "mine")
     assert (tmp_path / "mine/thesis.tex").read_text() == "x"
 
@@ -159,7 +159,7 @@ def test_an_index_of_another_tokenizer_is_built_again(tmp_path: Path) -> None:
     open_index(corpus)
     made = json.loads(manifest.read_text())
     manifest.write_text(json.dumps(made | {"settings": made["settings"] | {"format": 2}}))
-    (tmp_path / "c.jsonl.bm25s/vocab.index.json").write_text("{}")  # what that one did not know
+    (tmp_path / "c.jsonl.bm25s/vocab.index.json").write_text("{}")  # as an earlier version left it
     assert [hit.row for hit in open_index(corpus).search("東京", 1)] == [0]
     assert json.loads(manifest.read_text())["settings"]["format"] == 3
 
@@ -194,7 +194,7 @@ def test_search_is_exact_whatever_the_words_add(tmp_path: Path, seed: int) -> No
 
 
 def test_find_best_leaves_the_commonest_words_out() -> None:
-    # rows 0 to 9 hold the rare word, all 1000 the common one, which adds less than the rare one's third best
+    # rows 0 to 9 have the rare word, all 1000 the common one, which adds less than the rare one's third best score
     rare = Postings(np.arange(10, dtype=np.int32), np.full(10, 5, dtype=np.float32))
     common = Postings(np.arange(1000, dtype=np.int32), np.linspace(0.1, 1, 1000, dtype=np.float32))
     rows, scores = find_best([common, rare], 3, 1000)
@@ -215,10 +215,10 @@ def test_a_build_that_was_killed_leaves_nothing_behind(tmp_path: Path) -> None:
     assert killed.returncode == -9
     (left,) = [path for path in tmp_path.iterdir() if path.name.startswith(".")]
     assert (left / "index/documents.jsonl").exists()
-    with _scratch_folder(tmp_path / "other.bm25s"):
-        assert left.exists()  # another index's
-    with _scratch_folder(tmp_path / "c.jsonl.bm25s") as building:
+    with owned_folder(".other.bm25s.building-", tmp_path):
+        assert left.exists()  # it belongs to another index
+    with owned_folder(".c.jsonl.bm25s.building-", tmp_path) as building:
         assert not left.exists()
         assert open_index(corpus).search("cat", 1)[0].row == 0
-        assert building.exists()  # its process lives
+        assert building.exists()  # its process is alive
     assert sorted(path.name for path in tmp_path.iterdir()) == ["c.jsonl", "c.jsonl.bm25s"]

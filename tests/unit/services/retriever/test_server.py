@@ -18,10 +18,10 @@ from aiohttp.test_utils import TestClient, TestServer
 
 from rl.errors import ServiceError
 from rl.services.embedded import EmbeddedRetriever
-from rl.services.rare_warning import RareWarning
 from rl.services.retriever.folder import Hit
 from rl.services.retriever.index import open_index
 from rl.services.retriever.server import RetrieverServer, open_backend, serve
+from rl.services.throttled_warning import ThrottledWarning
 from tests.unit.services.conftest import post_json
 
 ROOT = Path(__file__).resolve().parents[4]
@@ -79,21 +79,22 @@ async def test_retrieve_gives_three_documents_by_default_and_never_more_than_the
     ("body", "detail"),
     [
         ([], "the body must be a JSON object"),
-        ({}, "queries: must be a list of texts, got None"),
-        ({"queries": "Rome"}, "queries: must be a list of texts, got 'Rome'"),
-        ({"queries": ["Rome", 1]}, "queries: must be a list of texts"),
-        ({"queries": [], "topk": 0}, "topk: must be a whole number of at least 1, got 0"),
+        ({}, "queries: is missing"),
+        ({"queries": "Rome"}, "queries: must be a valid list, got 'Rome'"),
+        ({"queries": ["Rome", 1]}, "queries.1: must be a valid string, got 1"),
+        ({"queries": [], "topk": 0}, "topk: must be greater than or equal to 1, got 0"),
         ({"queries": [], "topk": True}, "topk: must be"),
         ({"queries": [], "topk": "3"}, "topk: must be"),
-        ({"queries": ["a"] * 1025}, "queries: may be at most 1024, got 1025"),
-        ({"queries": ["a", "b" * 8193]}, "queries: number 1, from 0, may have at most 8192 letters, got 8193"),
+        ({"queries": ["a"] * 1025}, "queries: List must have at most 1024 items after validation, not 1025"),
+        ({"queries": ["a", "b" * 8193]}, "queries.1: may have at most 8192 characters, got 8193"),
         (
             {"queries": ["a", "b"], "topk": 8193},
             "topk: may be at most 16384 documents for all queries together, got 8193",
         ),
-        ({"queries": [], "topk": 16385}, "topk: may be at most 16384 documents"),
-        ({"queries": [[["x"] * 99] * 99]}, "queries: must be a list of texts, got [[["),
-        ({"queries": [], "return_scores": "yes"}, "return_scores: must be true or false, got 'yes'"),
+        ({"queries": [], "topk": 16385}, "topk: must be less than or equal to 16384, got 16385"),
+        ({"queries": [], "topk": 10**400}, "topk: must be less than or equal to 16384, got 1000"),
+        ({"queries": [[["x"] * 99] * 99]}, "queries.0: must be a valid string, got [["),
+        ({"queries": [], "return_scores": "yes"}, "return_scores: must be a valid boolean, got 'yes'"),
     ],
 )
 async def test_retrieve_names_the_wrong_field(client: TestClient, body: Any, detail: str) -> None:
@@ -172,7 +173,7 @@ def test_embedded_retriever_ends_with_a_killed_parent(corpus: Path) -> None:
 
 def test_embedded_retriever_fails_with_the_reason(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "c.jsonl").write_text("{}\n")
-    with pytest.raises(ServiceError, match=r"retriever: ended at start with code 1\. Its messages are above"):
+    with pytest.raises(ServiceError, match=r"retriever: ended at start with code 1\. See its messages above"):
         EmbeddedRetriever(tmp_path / "c.jsonl")
     told = capfd.readouterr().err
     assert "c.jsonl: line 1 needs 'contents', or 'title' and 'text', as texts; it has nothing." in told
@@ -201,7 +202,7 @@ def test_open_backend_names_the_extra_that_is_missing(corpus: Path, monkeypatch:
         ServiceError, match=r"'tantivy' is not installed\. Install it: `pip install 'turnwise\[tantivy\]"
     ):
         open_backend("tantivy", corpus)
-    with pytest.raises(ServiceError, match="retriever --model: is what --backend dense needs, and only that, got None"):
+    with pytest.raises(ServiceError, match="retriever --model: only --backend dense needs it, got None"):
         open_backend("dense", corpus)
     with pytest.raises(ServiceError, match=r"retriever --model: .*got m with bm25s"):
         open_backend("bm25s", corpus, model=Path("m"))
@@ -220,11 +221,11 @@ async def test_queries_without_words_are_counted_and_told_once(
     metrics = await (await client.get("/metrics")).text()
     assert "retriever_queries_without_words_total 3.0" in metrics.splitlines()
     told = [record.getMessage() for record in caplog.records if "word to search for" in record.getMessage()]
-    assert told == ["retriever: 1 queries have no word to search for, at last 'the of'"]
+    assert told == ["retriever: 1 queries without a word to search for, the latest: 'the of'"]
 
 
-def test_a_rare_warning_tells_how_often_it_was(caplog: pytest.LogCaptureFixture) -> None:
-    warning = RareWarning(logging.getLogger("test"), "%d times, at last %s")
+def test_a_throttled_warning_tells_how_often_it_was(caplog: pytest.LogCaptureFixture) -> None:
+    warning = ThrottledWarning(logging.getLogger("test"), "%d times, at last %s")
     for case in "abc":
         warning.count(case)
     warning._next = 0.0  # the pause is over
@@ -233,7 +234,7 @@ def test_a_rare_warning_tells_how_often_it_was(caplog: pytest.LogCaptureFixture)
 
 
 class BlockingIndex:
-    """A search takes until it is released."""
+    """A search that blocks until it is released."""
 
     batch_size, num_documents = 1, 1
 
@@ -264,7 +265,7 @@ async def test_a_long_search_does_not_keep_the_server_from_others() -> None:
 
 
 class SlowIndex:
-    """Two queries at a time; keeps what it was asked."""
+    """Takes two queries at a time, and records them."""
 
     batch_size, num_documents = 2, 1
 

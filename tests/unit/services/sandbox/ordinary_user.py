@@ -16,7 +16,7 @@ _NOBODY = 65534
 
 
 def become_nobody() -> None:
-    """In a mount namespace: folders closed to others on the way to the interpreter hold nothing else."""
+    """In a mount namespace: folders above the interpreter that others may not enter are replaced by empty ones."""
     kernel.unshare(kernel.CLONE_NEWNS)
     kernel.mount(None, "/", None, kernel.MS_REC | kernel.MS_PRIVATE)
     for path in {sys.prefix, sys.base_prefix, str(_ROOT)}:

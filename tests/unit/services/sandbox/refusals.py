@@ -1,4 +1,4 @@
-"""Refuses parts of isolation as kernels and containers do, for this process and all that it starts, for good."""
+"""Refuses parts of isolation, as some kernels and containers do, for this process and its children."""
 
 import ctypes
 import os
@@ -7,7 +7,7 @@ import struct
 from rl.services.sandbox import kernel
 
 NAMES = ("landlock", "seccomp", "mount", "pid", "ipc", "network", "user", "own_uid")
-"""What can be refused by a filter of system calls, by the names of layers."""
+"""Layers that a filter of system calls can refuse."""
 _UNSHARE, _PRCTL, _SECCOMP, _SETRESUID = {
     "x86_64": (272, 157, 317, 117),
     "aarch64": (97, 167, 277, 147),
@@ -23,7 +23,7 @@ _EPERM, _EINVAL, _ENOSYS = 1, 22, 38
 
 
 def refuse(names: list[str]) -> None:
-    """Have the kernel answer as one that lacks these or does not allow them.
+    """Make the kernel behave as if it lacked these layers or did not allow them.
 
     `cgroup` takes root: nothing is seen under /sys/fs/cgroup any more, in a mount namespace.
     """

@@ -7,7 +7,7 @@ from rl.services.sandbox.admission import Admission, ClosedError, QueueFullError
 
 
 class Requests:
-    """Requests that hold their slot until they are told to end; the order in which they were let in is kept."""
+    """Requests that hold their slot until they are released. Records the order of admission."""
 
     def __init__(self, admission: Admission) -> None:
         self.admission = admission
@@ -17,7 +17,7 @@ class Requests:
         self.turns: dict[str, Turn] = {}
 
     async def start(self, *names: str, timeout: float = 60.0) -> None:
-        """Each is `<caller><number>`."""
+        """Start requests named `<caller><number>`."""
         for name in names:
             self.ends[name] = asyncio.Event()
             self.tasks[name] = asyncio.create_task(self._run(name, timeout))
@@ -74,7 +74,7 @@ async def test_admission_tells_how_long_a_request_waited():
 async def test_admission_refuses_at_once_when_the_queue_is_full():
     requests = Requests(Admission(1, 2))
     await requests.start("a1", "a2", "a3")
-    with pytest.raises(QueueFullError, match="2 programs are waiting already"):
+    with pytest.raises(QueueFullError, match="2 programs are already waiting"):
         async with requests.admission.admit("a", 60.0):
             pass
     for name in ("a1", "a2", "a3"):
@@ -84,9 +84,9 @@ async def test_admission_refuses_at_once_when_the_queue_is_full():
 async def test_admission_makes_room_at_the_cost_of_the_longest_queue():
     requests = Requests(Admission(1, 3))
     await requests.start("a1", "a2", "a3", "a4", "b1")
-    with pytest.raises(QueueFullError, match="most of them of this caller"):
+    with pytest.raises(QueueFullError, match="most of them from this caller"):
         await requests.tasks["a4"]
-    with pytest.raises(QueueFullError):  # one more of b would take as much as is left to a
+    with pytest.raises(QueueFullError):  # b has as many requests as a already
         async with requests.admission.admit("b", 60.0):
             pass
     for name in ("a1", "a2", "b1", "a3"):

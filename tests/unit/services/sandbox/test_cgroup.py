@@ -20,7 +20,7 @@ def top():
 
 
 def wait_for(action, group):
-    """The wait status of a process of the group that does this."""
+    """Run this in a process of the group; returns its wait status."""
     wait, go = os.pipe()
     pid = os.fork()
     if pid == 0:

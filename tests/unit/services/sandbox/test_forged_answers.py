@@ -1,4 +1,4 @@
-"""The code of a session can write what it likes to the session's channel. It harms its own session alone."""
+"""The code of a session can write anything to the session's channel. That harms only its own session."""
 
 import json
 import urllib.request
@@ -133,7 +133,7 @@ def test_parse_ending_takes_an_outcome_and_nothing_else():
     ):
         with pytest.raises(ValueError):
             parse_ending(json.dumps(good | wrong).encode() + b"\nx", ("a", "b"))
-    with pytest.raises(ValueError, match="it nests too deep"):
+    with pytest.raises(ValueError, match="it is nested too deeply"):
         parse_files(b"[" * 100_000)
 
 

@@ -49,11 +49,11 @@ def test_generators_of_a_library_are_renewed(tmp_path):
     (tmp_path / "made.py").write_text(MADE)
     program = (
         "import os, sys, made\n"
-        "from rl.services.sandbox.fork_state import find_renewals\n"
-        "renewals = find_renewals()\n"
+        "from rl.services.sandbox.fork_state import find_resets\n"
+        "resets = find_resets()\n"
         "for _ in range(3):\n"
         "    if os.fork() == 0:\n"
-        "        for renew in renewals: renew()\n"
+        "        for renew in resets: renew()\n"
         "        print(made.python.random(), made.numpy.random(), made.legacy.random_sample())\n"
         "        sys.stdout.flush(); os._exit(0)\n"
         "    os.wait()\n"

@@ -1,4 +1,4 @@
-"""Programs run, and are isolated, wherever the interpreter of the sandbox lies."""
+"""Programs run, isolated, wherever the sandbox's interpreter is installed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The layers that are reached as root and as an ordinary user, and where namespaces are forbidden."""
+"""The layers reached as root, as an ordinary user, and on a machine that forbids namespaces."""
 
 import json
 import shutil
@@ -131,9 +131,7 @@ def test_pool_refuses_to_start_where_its_first_program_fails(monkeypatch, tmp_pa
 
 async def test_missing_isolation_is_refused_when_it_is_required(monkeypatch):
     monkeypatch.setattr(sandbox_pool, "missing_layers", lambda *_, **__: ["pid", "mount or landlock"])
-    with pytest.raises(
-        ServiceError, match="isolation is required, and this machine does not allow: pid, mount or land"
-    ):
+    with pytest.raises(ServiceError, match="isolation is required, but this machine does not allow pid, mount or land"):
         SandboxPool(1, preload=(), require_isolation=True)
 
 

@@ -1,4 +1,4 @@
-"""A server that is killed leaves neither processes nor tracebacks behind, and its folder no longer than to the next."""
+"""A killed server leaves no processes and no tracebacks, and the next server removes its folder."""
 
 import os
 import subprocess

@@ -8,7 +8,7 @@ pytestmark = pytest.mark.skipif(landlock.version() == 0, reason="this kernel has
 
 
 def codes_of(actions) -> int:
-    """Which of the actions a process under the rules could do, as bits."""
+    """The actions that a process under the rules could do, as bits."""
     pid = os.fork()
     if pid == 0:
         code = 0

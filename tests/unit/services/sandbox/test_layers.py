@@ -1,4 +1,4 @@
-"""Every subset of the layers, really refused and really started: programs run, and one leaves nothing for the next."""
+"""With every subset of the layers refused, a sandbox starts, and a program leaves nothing for the next one."""
 
 import json
 import subprocess
@@ -97,7 +97,7 @@ def start_each(user: str, subsets: list[list[str]]) -> None:
     for names, found in zip(subsets, json.loads(done.stdout), strict=True):
         assert found is not None, (names, done.stderr)
         layers = found.pop("layers")
-        held = {name for name in names if layers[name] and name != "network"}  # seccomp stands for that
+        held = {name for name in names if layers[name] and name != "network"}  # seccomp can replace it
         assert held == set(), names
         assert found == {
             "filled": ["filled\n"] * 2,

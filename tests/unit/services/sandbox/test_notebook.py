@@ -3,7 +3,8 @@ import json
 
 import pytest
 
-from rl.services.sandbox.request import RequestError, parse_notebook
+from rl.services.json_body import RequestError
+from rl.services.sandbox.request import parse_notebook
 from tests.unit.services.conftest import post_json
 
 
@@ -80,11 +81,11 @@ def test_files_go_in_and_come_out(run):
 @pytest.mark.parametrize(
     ("fields", "part"),
     [
-        ({"cells": "print(1)"}, "cells: must be a list of texts"),
-        ({"cells": [1]}, "cells: must be a list of texts"),
-        ({"kernel": "ir"}, "kernel: got 'ir', must be python3"),
-        ({"total_timeout": 0}, "total_timeout: must be above 0"),
-        ({"cell_timeout": -1}, "cell_timeout: must be above 0"),
+        ({"cells": "print(1)"}, "cells: must be a valid list"),
+        ({"cells": [1]}, "cells.0: must be a valid string, got 1"),
+        ({"kernel": "ir"}, "kernel: must be 'python3', got 'ir'"),
+        ({"total_timeout": 0}, "total_timeout: must be greater than 0, got 0"),
+        ({"cell_timeout": -1}, "cell_timeout: must be greater than or equal to 0, got -1"),
     ],
 )
 def test_wrong_notebooks_are_refused_by_name(fields, part):

@@ -1,6 +1,7 @@
 import asyncio
 import contextlib
 import os
+import select
 import shutil
 import signal
 import subprocess
@@ -10,10 +11,12 @@ import psutil
 import pytest
 
 from rl.errors import ServiceError
+from rl.services.json_body import RequestError
 from rl.services.sandbox.job import parse_files
 from rl.services.sandbox.outcome import Capture
 from rl.services.sandbox.pool import SandboxPool
-from rl.services.sandbox.request import RequestError, parse_request
+from rl.services.sandbox.request import parse_request
+from rl.services.sandbox.zygote_process import Zygote
 from tests.unit.services.conftest import statuses
 
 
@@ -125,7 +128,7 @@ async def test_a_worker_that_dies_is_told_and_replaced(pool):
             await asyncio.sleep(0.02)
 
     killer = asyncio.create_task(kill_worker())
-    with pytest.raises(ServiceError, match="the worker that kept a program died"):
+    with pytest.raises(ServiceError, match="the worker of a program died"):
         await pool.run(request("sleep 50; true", "bash"))
     await killer
     async with asyncio.timeout(20):
@@ -185,8 +188,8 @@ def num_workers(pool: SandboxPool) -> int:
     return len(statuses(pool._zygotes[()]._process.pid, recursive=False))
 
 
-async def test_workers_that_waiting_programs_needed_are_dismissed_and_not_replaced(monkeypatch):
-    monkeypatch.setattr("rl.services.sandbox.pool._DISMISS_AFTER_S", 0.0)
+async def test_workers_that_waiting_programs_needed_are_stopped_and_not_replaced(monkeypatch):
+    monkeypatch.setattr("rl.services.sandbox.pool._STOP_IDLE_AFTER_S", 0.0)
     pool = SandboxPool(1, preload=())
     try:
         outcomes = await asyncio.gather(
@@ -215,3 +218,13 @@ async def test_a_program_that_waits_says_so_and_when_it_goes_on(pool):
     )
     await pool.run(request(threads), told.append)
     assert told == []
+
+
+def test_num_replaced_leaves_the_report_of_a_zygote_that_starts(tmp_path):
+    zygote = Zygote(tmp_path, allow_network=False, preload=(), is_wrapped=False)
+    try:
+        assert select.select([zygote._control], [], [], 60)[0]
+        assert zygote.num_replaced() == 0
+        assert zygote.wait()["rlimits"] is True
+    finally:
+        zygote.close()

@@ -1,4 +1,4 @@
-"""Stopping all processes of a program where no pid namespace does it in one step."""
+"""Stops all processes of a program without a pid namespace, where that takes several steps."""
 
 import contextlib
 import os
@@ -20,7 +20,7 @@ for code in (forker, "while True: pass", "import subprocess; subprocess.run(['sl
 def states():
     found = set()
     for pid in processes.numbers():
-        with contextlib.suppress(OSError):  # the forker's child has ended since
+        with contextlib.suppress(OSError):  # the child has ended already
             found.add(processes.read(pid, "stat").rpartition(b")")[2].split()[0])
     return found
 

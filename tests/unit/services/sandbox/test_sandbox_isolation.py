@@ -1,4 +1,4 @@
-"""Programs that try to get out, each small and bounded; the sandbox contains them and goes on serving."""
+"""Small programs that try to escape. The sandbox contains them and continues to serve."""
 
 import os
 import socket
@@ -22,7 +22,7 @@ def has_layer(sandbox, name):
 
 
 def processes_with(mark: str) -> list[str]:
-    """Processes of this machine whose environment or command line holds the mark."""
+    """Processes of this machine whose environment or command line contains the mark."""
     found = []
     for name in os.listdir("/proc"):
         if not name.isdigit() or int(name) == os.getpid():

@@ -14,7 +14,7 @@ ALLOW, KILL, EPERM, ENOSYS = 0x7FFF0000, 0x80000000, 0x00050001, 0x00050026
 
 
 def verdict(number: int, *arguments: int, architecture: int | None = None, allow_internet: bool = True) -> int:
-    """What the filter's program returns for a call, by its own rules: load, compare, jump, return."""
+    """Interpret the filter for a call: load, compare, jump, return."""
     memory = dict.fromkeys((16, 24, 32, 40, 48, 56), 0) | {
         0: number,
         4: architecture or ARCHITECTURE[platform.machine()],
@@ -101,7 +101,7 @@ def test_install_denies_in_the_kernel():
 def test_filter_keeps_other_processes_from_being_changed(name):
     assert verdict(number(name), 0) == ALLOW
     assert {verdict(number(name), pid) for pid in (1, 2, 4711, -1, 1 << 32 | 1)} == {EPERM}
-    assert verdict(number(name), 1 << 32) == ALLOW  # the kernel looks at the lower half alone, which is the caller
+    assert verdict(number(name), 1 << 32) == ALLOW  # the kernel reads only the lower half, which means the caller
 
 
 @pytest.mark.parametrize(("name", "one", "group", "user"), [("setpriority", 0, 1, 2), ("ioprio_set", 1, 2, 3)])

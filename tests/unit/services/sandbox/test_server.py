@@ -19,8 +19,9 @@ import pytest
 from aiohttp.test_utils import TestServer
 
 from rl.errors import ServiceError
+from rl.services.embedded import EmbeddedSandbox
 from rl.services.sandbox.pool import SandboxPool
-from rl.services.sandbox.server import EmbeddedSandbox, SandboxServer, serve
+from rl.services.sandbox.server import SandboxServer, serve
 from tests.unit.services.conftest import post_json
 
 ROOT = Path(__file__).resolve().parents[4]
@@ -103,7 +104,7 @@ def test_bytes_that_are_not_utf8_are_replaced(post):
 
 def test_scientific_libraries_are_imported_before_the_fork(post):
     code = "import numpy, sympy, sys\nprint(sympy.sqrt(8), numpy.arange(3).sum(), __name__)"
-    post(code, run_timeout=30)  # starts the interpreter that has them
+    post(code, run_timeout=30)  # starts the interpreter with the libraries
     answer = post(code)
     assert answer["run_result"]["stdout"] == "2*sqrt(2) 3 __main__\n"
     assert answer["run_result"]["execution_time"] < 0.5
@@ -229,7 +230,7 @@ class SmallSandbox:
         return post_json(self.url, json.dumps(body).encode(), status)
 
     def begin(self, code: str, **fields: object) -> http.client.HTTPConnection:
-        """Send a program and do not wait for it; closing the connection ends it."""
+        """Send a program without waiting for it. Closing the connection ends it."""
         connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=60)
         body = {"code": code, "language": "python", "run_timeout": 60, "queue_timeout": 60, **fields}
         connection.request("POST", "/run_code", json.dumps(body), {"Content-Type": "application/json"})
@@ -271,7 +272,7 @@ def test_a_full_queue_is_said_at_once(small_sandbox):
         busy.append(small_sandbox.begin("import time; time.sleep(60)"))
         small_sandbox.wait_in_flight(number)
     answer = small_sandbox.post("print(1)", status=503)
-    assert (answer["status"], answer["message"]) == ("SandboxError", "1 programs are waiting already")
+    assert (answer["status"], answer["message"]) == ("SandboxError", "1 programs are already waiting")
     for connection in reversed(busy):
         connection.close()
     small_sandbox.wait_in_flight(0)
@@ -352,7 +353,7 @@ def wait_gone(pid: int) -> None:
 
 def test_the_embedded_sandbox_ends_with_its_parent():
     program = (
-        "import time; from rl.services.sandbox.server import EmbeddedSandbox\n"
+        "import time; from rl.services.embedded import EmbeddedSandbox\n"
         "sandbox = EmbeddedSandbox(workers=1); print(sandbox.pid, flush=True); time.sleep(60)"
     )
     parent = subprocess.Popen([sys.executable, "-c", program], cwd=ROOT, stdout=subprocess.PIPE, text=True)

@@ -24,7 +24,7 @@ class Client:
         return self._post(code, session_id=self.id, **fields)
 
     def begin(self, code: str) -> http.client.HTTPConnection:
-        """Send a program and do not wait for it; closing the connection ends it."""
+        """Send a program without waiting for it. Closing the connection ends it."""
         connection = http.client.HTTPConnection("127.0.0.1", self._sandbox.port, timeout=60)
         body = {"code": code, "language": "python", "run_timeout": 60, "session_id": self.id}
         connection.request("POST", "/run_code", json.dumps(body), {"Content-Type": "application/json"})

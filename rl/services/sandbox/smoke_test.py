@@ -1,4 +1,4 @@
-"""The first program of a sandbox: where it fails, all would, so none is taken."""
+"""Runs the sandbox's first program, before it accepts others."""
 
 from __future__ import annotations
 
@@ -14,17 +14,14 @@ from rl.services.sandbox.zygote_process import Zygote
 _CODE, _OUTPUT = b"import json\nprint(6 * 7)\n", b"42\n"
 _TIMEOUT_S, _GRACE_S = 10.0, 5.0
 _MEMORY_BYTES = 1 << 30
-_MOST_TOLD = 500
+_MAX_READ_BYTES, _MAX_SHOWN = 1 << 16, 500
 
 
-def find_problem(zygote: Zygote) -> str:
-    """Run a small program in a zygote that is ready, and wait for its end.
-
-    Args:
-        zygote: Without a worker; it gets its first one.
+def run_smoke_test(zygote: Zygote) -> str:
+    """Run a small program in a zygote that is ready and has no worker yet, and wait for its end.
 
     Returns:
-        What went wrong; empty where the program did what it should.
+        What went wrong; empty if the program printed what it should.
     """
     job = Job("main.py", (), _TIMEOUT_S, None, _MEMORY_BYTES, _MEMORY_BYTES)
     try:
@@ -44,16 +41,17 @@ def find_problem(zygote: Zygote) -> str:
             if not outcome:
                 return "no worker answered"
             ending, _ = parse_ending(outcome)
-            printed, told = os.read(stdout[0], _MOST_TOLD), os.read(stderr[0], _MOST_TOLD)
+            printed, errors = os.read(stdout[0], _MAX_READ_BYTES), os.read(stderr[0], _MAX_READ_BYTES)
     except (OSError, ValueError) as error:
         return str(error)
     if ending.return_code == 0 and printed == _OUTPUT:
         return ""
-    return f"exit code {ending.return_code}, {(told or printed).decode('utf-8', 'replace').strip()!r}"
+    text = (errors or printed).decode("utf-8", "replace").strip()
+    return f"exit code {ending.return_code}, {text[-_MAX_SHOWN:]!r}"
 
 
 def _read_until_end(pipe: int, deadline: float) -> bytes:
-    """All that comes until the writer is gone; what has come by then where that takes too long."""
+    """Read until the writer closes the pipe, or until the deadline."""
     content = b""
     poll = select.poll()
     poll.register(pipe, select.POLLIN)

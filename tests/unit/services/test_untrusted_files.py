@@ -2,13 +2,13 @@ import os
 
 import pytest
 
-from rl.services import beneath
+from rl.services import untrusted_files
 
 
 @pytest.fixture
 def folder(tmp_path):
     (tmp_path / "work").mkdir()
-    descriptor = beneath.open_folder(str(tmp_path / "work"))
+    descriptor = untrusted_files.open_folder(str(tmp_path / "work"))
     yield descriptor
     os.close(descriptor)
 
@@ -37,38 +37,38 @@ def test_read_files_leaves_out_links_pipes_devices_and_what_is_too_much(folder, 
         "",
         "bad\0name",
     ]
-    assert beneath.read_files(folder, names, 100) == {}
+    assert untrusted_files.read_files(folder, names, 100) == {}
     names = ["file", "file", "./inner//file", "other"]
-    assert beneath.read_files(folder, names, 8) == {"file": b"12345", "./inner//file": b"abc"}
+    assert untrusted_files.read_files(folder, names, 8) == {"file": b"12345", "./inner//file": b"abc"}
 
 
 def test_read_files_keeps_no_descriptor_open(folder, tmp_path):
     (tmp_path / "work" / "inner").mkdir()
     os.mkfifo(tmp_path / "work" / "pipe")
     before = len(os.listdir("/proc/self/fd"))
-    beneath.read_files(folder, ["inner", "pipe", "inner/missing", "missing/file"], 100)
+    untrusted_files.read_files(folder, ["inner", "pipe", "inner/missing", "missing/file"], 100)
     assert len(os.listdir("/proc/self/fd")) == before
 
 
 def test_read_files_takes_no_file_of_another_user(folder, tmp_path):
     (tmp_path / "work" / "file").write_bytes(b"1")
-    assert beneath.read_files(folder, ["file"], 100, os.geteuid()) == {"file": b"1"}
-    assert beneath.read_files(folder, ["file"], 100, os.geteuid() + 1) == {}
+    assert untrusted_files.read_files(folder, ["file"], 100, os.geteuid()) == {"file": b"1"}
+    assert untrusted_files.read_files(folder, ["file"], 100, os.geteuid() + 1) == {}
 
 
 def test_write_file_makes_folders_and_does_not_wait_for_a_pipe(folder, tmp_path):
-    beneath.write_file(folder, "a/./b//c", b"1", None)
+    untrusted_files.write_file(folder, "a/./b//c", b"1", None)
     assert (tmp_path / "work/a/b/c").read_bytes() == b"1"
     os.mkfifo(tmp_path / "work" / "pipe")
     with pytest.raises(OSError):
-        beneath.write_file(folder, "pipe", b"1", None)
+        untrusted_files.write_file(folder, "pipe", b"1", None)
 
 
 def test_remove_takes_a_link_and_not_what_it_leads_to(folder, tmp_path):
     (tmp_path / "kept").mkdir()
     (tmp_path / "kept" / "file").touch()
     os.symlink(tmp_path / "kept", tmp_path / "work" / "link")
-    beneath.remove(folder, "link")
+    untrusted_files.remove(folder, "link")
     assert os.listdir(tmp_path / "work") == []
     assert os.listdir(tmp_path / "kept") == ["file"]
 
@@ -82,5 +82,5 @@ def test_remove_takes_a_tree_deeper_than_any_path(folder, tmp_path):
     os.chdir(home)
     os.makedirs(tmp_path / "work/deep/wide/closed")
     os.chmod(tmp_path / "work/deep/wide", 0)
-    beneath.remove(folder, "deep")
+    untrusted_files.remove(folder, "deep")
     assert os.listdir(tmp_path / "work") == []

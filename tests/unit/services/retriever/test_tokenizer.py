@@ -7,7 +7,7 @@ import pytest
 
 from rl.services.retriever.index import open_index
 from rl.services.retriever.server import open_backend
-from rl.services.retriever.words import WordFinder, split
+from rl.services.retriever.tokenizer import Tokenizer, split
 
 DOCUMENTS = [
     "東京に住んでいます。犬が好きです。",  # 0
@@ -105,11 +105,11 @@ def test_split_gives_words_and_names(text: str, words: list[str], names: list[st
 
 
 def test_find_stems_words_and_leaves_names() -> None:
-    assert WordFinder().find("The running dogs of the U.S.") == ["run", "dog", "u.s"]
+    assert Tokenizer().tokenize("The running dogs of the U.S.") == ["run", "dog", "u.s"]
 
 
 def test_lengths_do_not_count_names(tmp_path: Path) -> None:
-    """So that English has the scores that it has without them."""
+    """So that English has the same scores as without them."""
     scores = []
     for number, text in enumerate(["cat dog", "cat dog R C++ U.S. 3.5"]):
         corpus = tmp_path / f"{number}.jsonl"

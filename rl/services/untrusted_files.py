@@ -1,7 +1,7 @@
-"""Files beneath a folder that somebody else may have filled: no link is followed. Standard library alone.
+"""Reads, writes and removes files in a folder with untrusted content, without following links. Standard library only.
 
-A folder is an open descriptor, and a path is walked name by name, each opened with O_NOFOLLOW from the one before. A
-link anywhere in a path is an error, and renaming a folder meanwhile leads nowhere else.
+A folder is an open descriptor. A path is opened name by name, each with O_NOFOLLOW relative to the one before. So a
+link anywhere in a path is an error, and renaming a folder in between does not redirect the path.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from collections.abc import Iterable
 
 _FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _FILE = os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
-"""A pipe without another end does not block."""
+"""O_NONBLOCK: opening a pipe without a writer does not block."""
 
 
 def open_folder(name: str, parent: int | None = None) -> int:
@@ -21,25 +21,22 @@ def open_folder(name: str, parent: int | None = None) -> int:
 
     Args:
         name: A path, or a name in the parent.
-        parent: Its descriptor.
-
-    Raises:
-        OSError: It is something else, or cannot be read.
+        parent: Descriptor of the parent.
     """
     return os.open(name, _FOLDER, dir_fd=parent)
 
 
 def write_file(root: int, path: str, content: bytes, owner: int | None) -> None:
-    """Write a file, making the folders above it.
+    """Write a file, and make its parent folders.
 
     Args:
-        root: The folder.
-        path: Relative, checked to hold no `..`.
+        root: Descriptor of the folder.
+        path: Relative, without `..`.
         content: The file's bytes.
-        owner: User and group of what is made; None for this process's own.
+        owner: User and group of the new file and folders; None for this process's.
 
     Raises:
-        OSError: It contradicts what is there, a link is in its way, or there is no space.
+        OSError: The path conflicts with another file or contains a link, or there is no space.
     """
     *parents, last = (part for part in path.split("/") if part not in ("", "."))
     folder = os.dup(root)
@@ -54,31 +51,27 @@ def write_file(root: int, path: str, content: bytes, owner: int | None) -> None:
         os.close(folder)
     with open(file, "wb") as stream:
         if not stat.S_ISREG(os.fstat(file).st_mode):
-            raise FileExistsError(f"{path} is no regular file")
+            raise FileExistsError(f"{path} is not a regular file")
         stream.write(content)
         if owner is not None:
             os.fchown(file, owner, owner)
 
 
 def make_folder(parent: int, name: str, owner: int | None) -> None:
-    """Make a folder that only its owner may enter.
-
-    Raises:
-        OSError: It exists, or cannot be made.
-    """
+    """Make a folder that only its owner may enter."""
     os.mkdir(name, 0o700, dir_fd=parent)
     if owner is not None:
         os.chown(name, owner, owner, dir_fd=parent, follow_symlinks=False)
 
 
 def read_files(root: int, paths: Iterable[str], limit: int, owner: int | None = None) -> dict[str, bytes]:
-    """Regular files; a link, a pipe, a device, and what is not the owner's count as missing.
+    """Read regular files. Links, pipes, devices and files of other owners count as missing.
 
     Args:
-        root: The folder.
-        paths: As asked.
-        limit: Bytes of all together; what would go beyond counts as missing.
-        owner: The user whose files are read; None for anybody's.
+        root: Descriptor of the folder.
+        paths: Relative paths.
+        limit: Bytes of all files together. A file that would exceed the limit counts as missing.
+        owner: User id of the files' owner; None for any.
 
     Returns:
         Contents by path.
@@ -94,25 +87,25 @@ def read_files(root: int, paths: Iterable[str], limit: int, owner: int | None = 
 
 
 def remove(parent: int, name: str) -> None:
-    """Remove a file, a link or a tree of any depth, also one whose folders are closed to their owner.
+    """Remove a file, a link or a tree of any depth, even if its folders are not accessible to their owner.
 
     Args:
-        parent: The folder that holds it. A deep tree is flattened into it, so that no path becomes too long.
-        name: In the parent.
+        parent: Descriptor of the parent. A deep tree is flattened into it, so that no path becomes too long.
+        name: A name in the parent.
 
     Raises:
-        OSError: Something in it cannot be removed.
+        OSError: Something cannot be removed.
     """
     queue = [name]
     while queue:
         current = queue.pop()
-        with contextlib.suppress(FileNotFoundError):  # somebody else removes it too
+        with contextlib.suppress(FileNotFoundError):  # another process removes it too
             queue += _empty(parent, current)
             os.rmdir(current, dir_fd=parent)
 
 
 def _empty(parent: int, name: str) -> list[str]:
-    """Empty a folder; those in it become the parent's, under new names, which are returned. Other things go."""
+    """Remove a folder's files and move its folders to the parent, under new names, which are returned."""
     try:
         folder = _open_closed_folder(name, parent)
     except NotADirectoryError:
@@ -123,7 +116,7 @@ def _empty(parent: int, name: str) -> list[str]:
         for entry in os.listdir(folder):
             with contextlib.suppress(FileNotFoundError):
                 if stat.S_ISDIR(os.stat(entry, dir_fd=folder, follow_symlinks=False).st_mode):
-                    os.close(_open_closed_folder(entry, folder))  # to be moved, it must be writable
+                    os.close(_open_closed_folder(entry, folder))  # makes it writable, which a move needs
                     new = f".{os.urandom(12).hex()}"
                     os.rename(entry, new, src_dir_fd=folder, dst_dir_fd=parent)
                     moved.append(new)
@@ -158,16 +151,15 @@ def _read_file(root: int, path: str, limit: int, owner: int | None) -> bytes | N
 
 
 def _open_closed_folder(name: str, parent: int) -> int:
-    """Open a folder to change it, whatever its mode; links are not followed.
+    """Open a folder and make it accessible to its owner. Links are not followed.
 
     Raises:
-        NotADirectoryError: It is something else, or a link.
-        OSError: It belongs to somebody else.
+        NotADirectoryError: It is a link or a file.
     """
     handle = os.open(name, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=parent)
     try:
         if os.fstat(handle).st_mode & 0o700 != 0o700:
-            os.chmod(f"/proc/self/fd/{handle}", 0o700)  # the very folder that was opened, wherever its name leads now
+            os.chmod(f"/proc/self/fd/{handle}", 0o700)  # the folder that was opened, even if it was renamed
         return open_folder(".", handle)
     finally:
         os.close(handle)

@@ -1,4 +1,4 @@
-"""What another process could change about this one: limits, priority, processors. Standard library alone."""
+"""What another process could change about this one: limits, priority, processors. Standard library only."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from collections.abc import Mapping
 _LIMITS = sorted(name for name in dir(resource) if name.startswith("RLIMIT_"))
 
 
-def read_own_state() -> dict[str, object]:
+def read_process_state() -> dict[str, object]:
     """This process's limits, priority and processors, by name."""
     state: dict[str, object] = {name: resource.getrlimit(getattr(resource, name)) for name in _LIMITS}
     state["niceness"] = os.getpriority(os.PRIO_PROCESS, 0)
@@ -19,10 +19,6 @@ def read_own_state() -> dict[str, object]:
 
 
 def find_changes(before: Mapping[str, object]) -> list[str]:
-    """Say what is not as it was, one text for each; empty where all is.
-
-    Args:
-        before: From `read_own_state`.
-    """
-    now = read_own_state()
+    """Describe what has changed since `read_process_state` returned `before`; empty if nothing has."""
+    now = read_process_state()
     return [f"{name} was {value} and is {now[name]}" for name, value in before.items() if now[name] != value]

@@ -1,34 +1,35 @@
-"""The words of a text, of documents and of queries alike.
+"""Splits documents and queries into words.
 
-English is cut as bm25s cuts it: runs of two letters or digits at least, in lower case, without stop words, stemmed by
-Snowball. Two kinds of text would then not be found, and are cut further:
+English is split as in bm25s: runs of at least two letters or digits, in lower case, without stop words, stemmed by
+Snowball. That would not find two kinds of text, which are split further:
 
-- Scripts that put no spaces between words, and Hangul, whose words have endings: into each two neighbouring characters;
-  and into single ideographs and syllables, since these are words too.
-- Names that are short or hold symbols: `R`, `C++`, `C#`, `.NET`, `U.S.`, `AT&T`, `3.5`. They come beside the words, and
-  do not count for a document's length, so that English has the scores of bm25s.
+- Scripts without spaces between words, and Hangul, whose words have endings: into pairs of adjacent characters, and
+  into single ideographs and syllables, since these are words too.
+- Names that are short or contain symbols: `R`, `C++`, `C#`, `.NET`, `U.S.`, `AT&T`, `3.5`. They are added to the words,
+  but do not count for a document's length, so that English has the scores of bm25s.
 """
 
 from __future__ import annotations
 
 import re
+import threading
 import unicodedata
-from itertools import pairwise
+from itertools import chain, pairwise
 
 import Stemmer
 
 LANGUAGE = "english"
-"""Of the stemmer."""
+"""Language of the stemmer."""
 # fmt: off
 STOP_WORDS = frozenset((
     "a", "an", "and", "are", "as", "at", "be", "but", "by", "for", "if", "in", "into", "is", "it", "no", "not", "of",
     "on", "or", "such", "that", "the", "their", "then", "there", "these", "they", "this", "to", "was", "will", "with",
 ))
 # fmt: on
-"""Lucene's of English, which bm25s has too."""
+"""Lucene's English stop words, which bm25s uses too."""
 
 _WORD = re.compile(r"\w\w+")
-"""Finds what bm25s finds by `\\b\\w\\w+\\b`, sooner."""
+"""Equivalent to `\\b\\w\\w+\\b` of bm25s, and faster."""
 _IDEOGRAPHS = "\u3005\u3007\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"
 _SYLLABLES = "\uac00-\ud7a3"
 _OTHER_UNSPACED = (
@@ -39,11 +40,11 @@ _OTHER_UNSPACED = (
 _UNSPACED = re.compile(f"[{_IDEOGRAPHS}{_SYLLABLES}{_OTHER_UNSPACED}]+")
 _WORDS_ALONE = re.compile(f"[{_IDEOGRAPHS}{_SYLLABLES}]")
 _INDIC_WORD = re.compile("[\u0900-\u0963\u0971-\u0dff]{2,}")
-"""Their vowel signs are no letters to `\\w`."""
+"""`\\w` does not match their vowel signs."""
 _MARKS = {
     code: None for first, last in ((0x591, 0x5C7), (0x64B, 0x65F), (0x670, 0x670)) for code in range(first, last + 1)
 }
-"""Vowels of Hebrew and Arabic, which few texts write."""
+"""Vowels of Hebrew and Arabic, which most texts omit."""
 _NAME = re.compile(
     r"(?<!\w)[^\W_]+(?:\+\+|\#)(?!\w)"  # C++, C#
     r"|(?<!\w)\.[^\W\d_]\w+"  # .NET
@@ -52,50 +53,31 @@ _NAME = re.compile(
 )
 _JOINTS = re.compile(r"[.&,]")
 _NO_NAMES = ("a", "i")
-_LONGEST_REMEMBERED, _MOST_REMEMBERED = 32, 1 << 17
-_names_of_piece: dict[str, tuple[str, ...]] = {}
+_LONGEST_CACHED, _MAX_CACHED = 32, 1 << 17
 
 
-class WordFinder:
-    """Finds the words of texts. Not for several threads at once."""
+class Tokenizer(threading.local):
+    """Splits texts into words. Each thread has a stemmer of its own, since a stemmer is not thread-safe."""
 
     def __init__(self) -> None:
         self._stemmer = Stemmer.Stemmer(LANGUAGE)
 
-    def find(self, text: str) -> list[str]:
-        """Find all words by which a text is found.
-
-        Args:
-            text: A query, or a document.
-
-        Returns:
-            The words as an index holds them, as often as they occur.
-        """
+    def tokenize(self, text: str) -> list[str]:
+        """Find all words of a query or a document, as an index has them. Repeated words are repeated."""
         words, names = split(text)
         return self.stem([word for word in words if word not in STOP_WORDS]) + names
 
     def stem(self, words: list[str]) -> list[str]:
-        """Reduce words to their stems.
-
-        Args:
-            words: In lower case.
-
-        Returns:
-            A stem for each.
-        """
+        """The stem of each word, which must be in lower case."""
         stems: list[str] = self._stemmer.stemWords(words)
         return stems
 
 
 def split(text: str) -> tuple[list[str], list[str]]:
-    """Cut a text.
-
-    Args:
-        text: Any.
+    """Split a text, without stemming.
 
     Returns:
-        Its words, which make up its length, stop words among them; and its names and single ideographs, which do not.
-        Nothing is stemmed yet, and names never are.
+        Its words, which count for its length, including stop words; and its names and single ideographs, which do not.
     """
     if text.isascii():
         text = text.lower()
@@ -113,22 +95,27 @@ def split(text: str) -> tuple[list[str], list[str]]:
 
 
 def _find_names(text: str) -> list[str]:
-    """No name holds a space, and most texts have few different pieces between spaces: those are remembered."""
-    found: list[str] = []
-    for piece in text.split():
-        names = _names_of_piece.get(piece)
-        if names is None:
-            names = tuple(name for name in _NAME.findall(piece) if _is_name(name))
-            if len(piece) <= _LONGEST_REMEMBERED:
-                if len(_names_of_piece) >= _MOST_REMEMBERED:
-                    _names_of_piece.clear()
-                _names_of_piece[piece] = names
-        found += names
-    return found
+    """Find the names in each piece between spaces."""
+    return list(chain.from_iterable(map(_names_of_piece.__getitem__, text.split())))
+
+
+class _NameCache(dict[str, tuple[str, ...]]):
+    """The names in pieces of text. Texts repeat short pieces, and `functools.lru_cache` would be 20 % slower."""
+
+    def __missing__(self, piece: str) -> tuple[str, ...]:
+        names = tuple(name for name in _NAME.findall(piece) if _is_name(name))
+        if len(piece) <= _LONGEST_CACHED:
+            if len(self) >= _MAX_CACHED:
+                self.clear()
+            self[piece] = names
+        return names
+
+
+_names_of_piece = _NameCache()
 
 
 def _is_name(text: str) -> bool:
-    """Whether it says what its words do not: it holds a symbol that matters, or a letter or digit alone."""
+    """Whether the words lack this name: it has a symbol that matters, or a single letter or digit."""
     if text[0] == "." or text[-1] in "+#":
         return True
     return text not in _NO_NAMES and any(len(part) == 1 for part in _JOINTS.split(text))

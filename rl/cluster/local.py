@@ -1,0 +1,165 @@
+"""A whole run in one process: actor, reference, engine, agent loops, tools and rewards, for breakpoints and tests."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+from rl.cluster.actors import ActorGroup
+from rl.cluster.cluster import Cluster
+from rl.cluster.endings import SHARED_MEMORY
+from rl.cluster.ranks import LocalRanks
+from rl.cluster.rollouts import RolloutGroup
+from rl.config.schema import Config
+from rl.inference.environment import engine_environment
+from rl.interfaces import Engine
+from rl.observability.trajectories import write_records
+from rl.rewards.registry import RewardSet, load_rewards
+from rl.rollout.agent_loop import AgentLoop
+from rl.rollout.dialog import load_dialog
+from rl.rollout.group import run_group
+from rl.rollout.headers import header_of_group
+from rl.rollout.workers import PromptBatch
+from rl.services.owned_folder import owned_folder
+from rl.types import BusySeconds, Group, GroupHeader, Prompt, WeightUpdate
+
+T = TypeVar("T")
+_FOLDER = "turnwise-run-"
+_NO_CLOCKS = BusySeconds(engine_s=0.0, reward_s=0.0)
+
+
+class LocalWorkers:
+    """One rollout worker in this process (`rl.rollout.workers.Workers`). A failure keeps its traceback.
+
+    Args:
+        engine: Started on `events`.
+        loop: Runs trajectories on it.
+        rewards: Score them.
+        events: The event loop that all of it runs on, while the driver waits.
+    """
+
+    def __init__(self, engine: Engine, loop: AgentLoop, rewards: RewardSet, events: asyncio.AbstractEventLoop) -> None:
+        self._engine, self._loop, self._rewards, self._events = engine, loop, rewards, events
+
+    def run(self, batch: PromptBatch) -> Iterator[tuple[int, GroupHeader]]:
+        """See `Workers`."""
+        running: dict[asyncio.Task[Group], int] = {}
+        while batch.waiting or running:
+            while batch.waiting:
+                order, prompt = batch.waiting.popleft()
+                running[self._events.create_task(self._run_group(prompt, batch))] = order
+            done, _ = self._wait(asyncio.wait(running, return_when=asyncio.FIRST_COMPLETED))
+            for task in done:
+                yield running.pop(task), header_of_group(task.result())
+
+    def call(self, method: str, *, what: str) -> list[Any]:
+        """See `Workers`."""
+        if method == "sleep":
+            self._wait(self._engine.sleep())
+        return [_NO_CLOCKS] if method == "restart_clocks" else [None]
+
+    def update_weights(self, update: WeightUpdate) -> None:
+        """See `Workers`."""
+        self._wait(self._engine.update_weights(update))
+
+    def write(self, path: Path, groups: Sequence[GroupHeader]) -> None:
+        """See `Workers`; here it is done when the call returns."""
+        penalties = {t.id: t.kl_penalty for group in groups for t in group.trajectories if t.kl_penalty}
+        write_records(path, [group.record for group in groups], penalties)
+
+    def fetch(self, reference: Any) -> Any:
+        """See `Workers`; a reference is the value itself."""
+        return reference
+
+    def keep(self, value: Any) -> Any:
+        """See `Workers`; a reference is the value itself."""
+        return value
+
+    async def _run_group(self, prompt: Prompt, batch: PromptBatch) -> Group:
+        return await run_group(self._loop, prompt, batch.num_samples, batch.sampling, self._rewards.score)
+
+    def _wait(self, work: Awaitable[T]) -> T:
+        async def result() -> T:
+            return await work
+
+        return self._events.run_until_complete(result())
+
+
+@contextmanager
+def launch_locally(
+    config: Config,
+    prompts: list[Prompt] | None,
+    loss: Literal["policy", "sft"] | None,
+    model_folder: Path,
+    tool_overrides: dict[str, dict],
+    *,
+    on_group: Callable[[int, int], None],
+) -> Iterator[Cluster]:
+    """Start a run in this process: one rank of the actor, one engine, whose vLLM has processes of its own.
+
+    Args:
+        config: The run's.
+        prompts: Training prompts; None starts no rollout.
+        loss: What the actor minimizes; None starts no actor.
+        model_folder: The model the engine loads.
+        tool_overrides: Settings of embedded services.
+        on_group: See `RolloutGroup`.
+    """
+    with ExitStack() as stack:
+        shards = stack.enter_context(owned_folder(_FOLDER, SHARED_MEMORY))
+        sockets = stack.enter_context(owned_folder(_FOLDER, Path("/tmp")))
+        rollouts = actor = None
+        if prompts is not None:
+            cores = tuple(sorted(os.sched_getaffinity(0)))
+            os.environ.update(engine_environment(config, cores, sockets) | {"VLLM_LOGGING_LEVEL": "ERROR"})
+            workers = stack.enter_context(_local_workers(config, model_folder, tool_overrides))
+            rollouts = RolloutGroup(workers, prompts, config, on_group=on_group)
+        if loss is not None:
+            actor = stack.enter_context(_local_actor(config, shards, loss))
+        yield Cluster(actor, rollouts)
+
+
+@contextmanager
+def _local_workers(config: Config, model_folder: Path, tool_overrides: dict[str, dict]) -> Iterator[LocalWorkers]:
+    from rl.inference.engine import VllmEngine
+
+    rl = config.rl_config
+    dialog = load_dialog(config, tool_overrides=tool_overrides)
+    rewards = load_rewards(
+        rl.verifier_function, rl.verifier_weight, rl.verifier_kwargs, rl.verifier_timeout, rl.verifier_parallel
+    )
+    with asyncio.Runner() as runner, ExitStack() as stack:
+        stack.callback(rewards.close)
+        if (toolbox := dialog.toolbox) is not None:
+            stack.callback(lambda: runner.run(toolbox.close()))
+        engine = runner.run(
+            VllmEngine.create(
+                config,
+                model_folder=model_folder,
+                replica=0,
+                seed=config.megatron_training.seed,
+                stop_token_ids=dialog.renderer.end_of_turn_ids,
+            )
+        )
+        stack.callback(lambda: runner.run(engine.shutdown()))
+        stack.callback(logging.getLogger("vllm").setLevel, logging.CRITICAL)  # its end looks like a failure to vLLM
+        loop = AgentLoop(engine, dialog.renderer, dialog.toolbox, dialog.parser, config)
+        yield LocalWorkers(engine, loop, rewards, runner.get_loop())
+
+
+@contextmanager
+def _local_actor(config: Config, shards: Path, loss: Literal["policy", "sft"]) -> Iterator[ActorGroup]:
+    from rl.training.actor import Actor
+
+    make = partial(Actor, config, num_threads=len(os.sched_getaffinity(0)))
+    with make(loss=loss) as actor, ExitStack() as stack:
+        references = None
+        if loss == "policy" and config.rl_config.init_kl_coef > 0:
+            references = LocalRanks([stack.enter_context(make(loss="reference", parallel=actor.parallel))])
+        yield ActorGroup(LocalRanks([actor]), references, config, shards, nodes=["here"])

@@ -1,0 +1,39 @@
+"""The description of a dataset for `rl preprocess`."""
+
+from __future__ import annotations
+
+from dataclasses import field
+
+from pydantic import Field
+from pydantic.dataclasses import dataclass
+
+from rl.config.kinds import CHECKED, InputPath, OutputPath, Section, Seed
+
+
+@dataclass(config=CHECKED)
+class DatasetConfig(Section):
+    """One dataset to bring into rows of messages, ground truth and data source (configs/datasets/*.yaml)."""
+
+    input: InputPath = ""
+    """A jsonl, json or parquet file, or a folder of them."""
+    output_prefix: OutputPath = ""
+    """Path of the file to write, without `.parquet`."""
+    map_keys: dict[str, str] = field(default_factory=lambda: {"prompt": "prompt", "response": "response"})
+    """Column for each part: `prompt` (text or messages), `query` (appended to it), `response` (the ground truth; dots
+    reach into records, as in `reward_model.ground_truth`), `system` and `data_source`; an empty name or null leaves it
+    out."""
+    data_source: str = ""
+    """Source of rows that have no column for it; by default the stem of the input."""
+    dataset_additional_keys: list[str] = field(default_factory=list)
+    """Further columns to keep, for rewards; lists and records are stored as JSON text."""
+    drop_duplicates: bool = False
+    """Keep one of the rows with equal messages, ground truth and source."""
+    skip_bad_rows: bool = False
+    """Skip and count rows that cannot be used; otherwise the first of them is an error."""
+    prompt_type: str = "empty"
+    """Template in `rl.chat.templates.TEMPLATES` that the rows are meant for. It is rendered at run time, from
+    `rl_config.prompt_type`; here it is recorded with the rows, and a run with another one warns."""
+    seed: Seed = 1234
+    """Seed of the shuffle before the split."""
+    test_size: int = Field(default=0, ge=0, le=1_000_000_000)
+    """Rows to hold out in `<output_prefix>_test.parquet`; 0 splits nothing and keeps the order."""

@@ -1,0 +1,169 @@
+"""One trajectory in the making: its conversation, its turns, and what is left of its token budget.
+
+Token-in, token-out: what the engine sampled is appended as sampled (mask 1), what stands between two generations is
+appended by the ledger as context (mask 0), and nothing is ever encoded again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import itertools
+import time
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from rl.chat.ledger import Ledger
+from rl.chat.renderer import Renderer
+from rl.chat.stopping import begins_stop, completes_stop
+from rl.interfaces import Engine
+from rl.thoughts import OPEN, is_thinking
+from rl.types import FinishReason, Message, Prompt, Sampling, StopReason, TokenSequence, Trajectory, Turn
+
+_HEADER_TOKENS = 16
+"""Tokens that the end of a header is looked for in."""
+
+
+@dataclass(slots=True)
+class Episode:
+    """A trajectory in the making."""
+
+    engine: Engine
+    renderer: Renderer
+    prompt: Prompt
+    sample_index: int
+    sampling: Sampling
+    """`max_tokens` bounds one turn; `seed` is the base from which each request's seed is derived."""
+    stop: tuple[str, ...]
+    """Strings that end a turn, but not within a thought."""
+    max_context: int
+    """Tokens a context may reach: prompt and everything after it."""
+    max_response: int
+    """Tokens the response may reach, as `Trajectory.response_length` counts them."""
+    ledger: Ledger = field(init=False)
+    turns: list[Turn] = field(default_factory=list)
+    given: dict[str, Any] | None = None
+    """As `Trajectory.environment`, with `turn_scores` in the order in which turns began."""
+    _places: list[tuple[TokenSequence, int]] = field(default_factory=list)
+    """Where the tokens of each turn begin."""
+
+    def __post_init__(self) -> None:
+        self.ledger = Ledger(self.renderer)
+
+    @property
+    def id(self) -> str:
+        """`<prompt id>/<sample index>`."""
+        return f"{self.prompt.id}/{self.sample_index}"
+
+    def room(self, sequence: TokenSequence) -> int:
+        """Tokens that may still follow in a sequence."""
+        return self.room_behind(len(sequence.token_ids), self.ledger.response_length)
+
+    def room_behind(self, context_length: int, response_length: int) -> int:
+        """Tokens that may still follow behind a context."""
+        return min(self.max_context - context_length, self.max_response - response_length)
+
+    async def generate(self, sequence: TokenSequence, budget: int) -> Turn:
+        """Sample one turn of at most `budget` tokens, in as many spans as weight publishes cut it into.
+
+        A stop string inside a thought cuts it too. Where a span may end within a stop string, the next one is of a
+        single token, since the engine would not see the rest of that string.
+
+        Args:
+            sequence: As the ledger prepared it.
+            budget: At least 1; `sampling.max_tokens` bounds it too.
+
+        Returns:
+            The turn, the last of `turns`.
+
+        Raises:
+            RolloutError: The engine died.
+        """
+        start, first = time.monotonic(), len(sequence.token_ids)
+        turn = Turn(text="", num_tokens=0, begins_in_thought=self._begins_in_thought(sequence))
+        number = len(self.turns)
+        self.turns.append(turn)
+        self._places.append((sequence, first))
+        budget = min(budget, self.sampling.max_tokens)
+        stop = self.sampling.stop + self.stop
+        for span in itertools.count():
+            before = turn.text
+            is_watched = begins_stop(before, stop)
+            seed = request_seed(self.sampling.seed or 0, self.prompt.id, self.sample_index, number, span)
+            max_tokens = 1 if is_watched else budget - turn.num_tokens
+            generation = await self.engine.generate(
+                _ids(sequence), replace(self.sampling, max_tokens=max_tokens, stop=stop, seed=seed), session_id=self.id
+            )
+            sequence.append_sampled(generation.token_ids, generation.logprobs, generation.policy_version)
+            turn.num_tokens += len(generation.token_ids)
+            turn.text = self.renderer.decode(_ids(sequence, first))
+            turn.generate_s = time.monotonic() - start
+            finish = generation.finish_reason
+            if finish is FinishReason.STOP or (is_watched and completes_stop(turn.text, before, stop)):
+                if self._is_over(sequence, turn):
+                    return turn
+            elif finish is FinishReason.LENGTH and not is_watched:
+                break
+            if turn.num_tokens >= budget:
+                break
+            await asyncio.sleep(0)  # an engine that aborts again at once must not starve the other trajectories
+        turn.is_cut = True
+        return turn
+
+    def said(self, turn: Turn) -> Message:
+        """A turn as a message, in the model's own words."""
+        return {"role": "assistant", "content": self.renderer.strip_end_of_turn(turn.text)}
+
+    def finish(self, stop_reason: StopReason, wall_s: float) -> Trajectory:
+        """The trajectory, not yet scored.
+
+        Turns stand in the order of their tokens; where the conversation branched, the sequence that was sampled last
+        comes last, so that the last turn stays the last.
+        """
+        last_turn = {id(sequence): number for number, (sequence, _) in enumerate(self._places)}
+        sequences = sorted(self.ledger.sequences, key=lambda s: last_turn.get(id(s), -1))
+        rank = {id(sequence): number for number, sequence in enumerate(sequences)}
+        order = sorted(range(len(self.turns)), key=lambda i: (rank[id(self._places[i][0])], self._places[i][1]))
+        given = dict(self.given) if self.given is not None else None
+        if given is not None and given.get("turn_scores"):
+            given["turn_scores"] = [given["turn_scores"][i] for i in order]
+        return Trajectory(
+            prompt=self.prompt,
+            sample_index=self.sample_index,
+            sequences=sequences,
+            turns=[self.turns[i] for i in order],
+            stop_reason=stop_reason,
+            environment=given,
+            wall_s=wall_s,
+        )
+
+    def _is_over(self, sequence: TokenSequence, turn: Turn) -> bool:
+        """Whether a stop ends the turn: a stop string of the parser does not within a thought."""
+        is_ended = _ids(sequence, -1)[0] in self.renderer.end_of_turn_ids
+        return is_ended or not self.stop or not is_thinking(turn.text, is_open=turn.begins_in_thought)
+
+    def _begins_in_thought(self, sequence: TokenSequence) -> bool:
+        """Whether the template's header of the turn has opened a thought."""
+        return self.renderer.decode(_ids(sequence, -_HEADER_TOKENS)).rstrip().endswith(OPEN)
+
+
+def request_seed(base: int, prompt_id: str, sample_index: int, turn: int, span: int) -> int:
+    """Seed of one engine request: a hash of what names it, the same in every process and for every batch size.
+
+    Args:
+        base: The run's seed.
+        prompt_id: Of the dataset row.
+        sample_index: Number of the trajectory in its group.
+        turn: From 0.
+        span: From 0; counts the times a weight publish interrupted the turn.
+
+    Returns:
+        An integer of 32 bits.
+    """
+    name = f"{base}/{prompt_id}/{sample_index}/{turn}/{span}"
+    return int.from_bytes(hashlib.blake2b(name.encode(), digest_size=4).digest(), "big")
+
+
+def _ids(sequence: TokenSequence, start: int = 0) -> list[int]:
+    ids: list[int] = sequence.token_ids[start:].tolist()
+    return ids

@@ -1,0 +1,159 @@
+"""Rollouts that a function of the user's leads: it calls the policy by messages, and the ledger keeps the tokens.
+
+docs/environments.md shows one.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from rl.chat.messages import reply_to
+from rl.chat.parsers import Parser
+from rl.config.schema import RLConfig
+from rl.errors import ConfigError, RolloutError
+from rl.rewards.outcome import Outcome, read_outcome
+from rl.rollout.episode import Episode
+from rl.rollout.tool_environment import ToolEnvironment
+from rl.rollout.user_code import OutOfTokensError, UserCode, load_named
+from rl.types import Message, StopReason, ToolCall, Turn
+
+BUILT_IN = "agent_loop"
+"""The rollout function that is always there: policy and environment take turns (`rl.rollout.agent_loop`)."""
+
+
+@dataclass(slots=True, frozen=True)
+class Reply:
+    """A sampled turn."""
+
+    message: Message
+    """In OpenAI's form, to be appended to the conversation: `content`, and where there are any `reasoning_content` and
+    `tool_calls`. With the space around it, its thoughts or its ids changed or left out, it is still recognized."""
+    turn: Turn
+
+    @property
+    def text(self) -> str:
+        """What the turn says, without thoughts and calls."""
+        text: str = self.message["content"]
+        return text
+
+    @property
+    def calls(self) -> list[ToolCall]:
+        """Its tool calls; one that could not be read has an `error`."""
+        return self.turn.calls
+
+    @property
+    def is_cut(self) -> bool:
+        """The token budget ended the turn, not the model."""
+        return self.turn.is_cut
+
+
+class Policy:
+    """The model, as a rollout function sees it. All turns belong to one trajectory."""
+
+    def __init__(self, episode: Episode, parser: Parser, tools: ToolEnvironment) -> None:
+        self._episode, self._parser, self._tools = episode, parser, tools
+        self.engine_error: RolloutError | None = None
+        """The engine died, though the function may have caught it."""
+        self.stop_reason: StopReason | None = None
+        """Another end that the function may not have noticed."""
+
+    async def chat(self, messages: Sequence[Message], *, max_tokens: int | None = None) -> Reply:
+        """Sample the assistant's turn behind some messages.
+
+        Several calls may run at once. Earlier replies among the messages keep their sampled tokens.
+
+        Args:
+            messages: The whole conversation, in OpenAI's form.
+            max_tokens: Tokens of the turn at most; by default those of `sampling_config.max_tokens`.
+
+        Raises:
+            OutOfTokensError: The budget of the trajectory or of the context is used up.
+            RolloutError: The engine died.
+        """
+        episode = self._episode
+        extension = episode.ledger.plan(messages)
+        room = episode.room_behind(extension.context_length, episode.ledger.response_length + extension.num_added)
+        if room <= 0:
+            self.stop_reason = self.stop_reason or StopReason.LENGTH
+            raise OutOfTokensError(f"{episode.id}: no token is left for another turn.")
+        sequence, _ = episode.ledger.apply(extension)
+        number = len(episode.turns)
+        try:
+            turn = await episode.generate(sequence, min(room, max_tokens or room))
+        except RolloutError as error:
+            self.engine_error = error
+            raise
+        self._tools.read_calls(turn)
+        text = episode.renderer.strip_end_of_turn(turn.text)
+        reply = reply_to(turn, text, self._parser, f"call-{number}")
+        episode.ledger.record(sequence, reply)
+        return Reply(reply, turn)
+
+    async def run_calls(self, reply: Reply) -> list[Message]:
+        """Run the tool calls of a reply with the tools of `rl_config.tool_config_path`, within the limits of a run.
+
+        Returns:
+            A tool message for each call, to be appended to the conversation; empty where it has none.
+        """
+        if not reply.calls:
+            return []
+        step = await self._tools.answer(reply.turn)
+        if step.stop_reason is StopReason.TOOL_UNAVAILABLE:
+            self.stop_reason = step.stop_reason
+        ids = iter([call["id"] for call in reply.message.get("tool_calls", [])])
+        messages = []
+        for call, result in zip(reply.calls, reply.turn.results, strict=True):
+            name = {"tool_call_id": next(ids)} if call.error is None else {}
+            messages.append({"role": "tool", "content": result.text, **name})
+        return messages
+
+
+def load_rollout_function(rl: RLConfig) -> UserCode | None:
+    """Find the rollout function that the configuration names; None for the built-in agent loop.
+
+    Raises:
+        ConfigError: There is none of this name, or it cannot be called with a prompt, a policy and
+            `rollout_function_kwargs`.
+    """
+    where = "rl_config.rollout_function"
+    if rl.rollout_function == BUILT_IN:
+        return None
+    code = load_named(where, rl.rollout_function, [BUILT_IN], rl.rollout_function_kwargs)
+    if isinstance(code.function, type):
+        raise ConfigError(f"{where}: '{code.name}' is a class. Write `async def rollout(prompt, policy)`.")
+    if not inspect.iscoroutinefunction(code.function):
+        raise ConfigError(f"{where}: '{code.name}' must be `async def`, got {code.function!r:.80}.")
+    code.check_call(2, "as rollout(prompt, policy, **kwargs)")
+    return code
+
+
+async def run_rollout_function(code: UserCode, episode: Episode, parser: Parser, tools: ToolEnvironment) -> StopReason:
+    """Run a user's rollout function to its end.
+
+    Raises:
+        UserCodeError: It raised, or returned something that is not a score.
+        RolloutError: The engine died.
+    """
+    policy = Policy(episode, parser, tools)
+    try:
+        value = await code.call("rollout", lambda: code.function(episode.prompt, policy, **code.kwargs))
+    except OutOfTokensError:
+        value = 0.0
+    if policy.engine_error is not None:
+        raise policy.engine_error
+    if value is not None:
+        outcome = read_outcome(value, len(episode.turns))
+        if isinstance(outcome, str):
+            raise code.failure(outcome)
+        episode.given = _as_returned(outcome)
+    is_cut = any(turn.is_cut for turn in episode.turns[-1:])
+    return policy.stop_reason or (StopReason.LENGTH if is_cut else StopReason.FINISHED)
+
+
+def _as_returned(outcome: Outcome) -> dict[str, Any]:
+    """An outcome in the form that a reward function returns."""
+    given: dict[str, Any] = {"score": outcome.score, **outcome.metrics, **outcome.texts}
+    return {**given, "turn_scores": outcome.turn_scores} if outcome.turn_scores else given
