@@ -24,7 +24,7 @@ from tools.bench.figures import Figure, print_table, write_json
 
 logger = logging.getLogger("tools.bench")
 
-BENCHMARKS = ("update", "generation", "step", "algorithms", "retriever", "tools", "parsers", "sandbox")
+BENCHMARKS = ("update", "generation", "step", "driver", "algorithms", "retriever", "tools", "parsers", "sandbox")
 _IN_A_ROLLOUT_WORKER = ("generation", "tools")
 """These measure what runs in a rollout worker, and get its environment. It binds threads to cores, all of an actor's to
 the first one."""
