@@ -116,7 +116,7 @@ def test_preflight_says_that_a_finished_run_has_nothing_left_to_do(
     assert f"nothing is left to do: {run}/checkpoints/step_000004" in str(raised.value)
     assert message in str(raised.value)
     content["data"]["buffer"]["surplus"] = [
-        '{"prompt": {"id": "rows-1"}, "trajectories": []}'
+        '{"prompt": {"id": "rows-1"}, "trajectories": [], "rows": []}'
     ]  # a group that was not trained on
     state.write_text(json.dumps(content))
     if total_epochs:
