@@ -53,13 +53,13 @@ def train(config: Config, run: Run, actor: Actor, rollouts: Rollouts, held_out: 
             with metrics.time("adv"):
                 batch = plan_batch(groups, config, layout, metrics)
             if batch.rows:
-                with metrics.time("old_log_prob"):
-                    actor.fill_old_logprobs(batch)
                 with metrics.time("ref"):
                     metrics.update(actor.fill_ref_logprobs(batch))
                 with metrics.time("adv"):
-                    estimate_advantages(batch, config, layout, metrics)
+                    estimate_advantages(batch, groups, config, layout, metrics)
             if batch.rows:  # else nothing to learn from: no optimizer step, no publish
+                with metrics.time("old_log_prob"):
+                    actor.fill_old_logprobs(batch)
                 with metrics.time("update_actor"):
                     metrics.record_update(actor.update(batch, run.place(step)))
                 with metrics.time("update_weights"):

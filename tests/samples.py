@@ -48,11 +48,12 @@ def make_plan(
     num_data_parallel: int = 1,
 ) -> BatchPlan:
     layout = packing_layout(config, num_data_parallel=num_data_parallel)
-    plan = plan_batch(headers(groups), config, layout, metrics)
+    planned = headers(groups)
+    plan = plan_batch(planned, config, layout, metrics)
     if plan.rows:
         for member in plan.members:
             member.kl_penalty = (kl_penalties or {}).get(member.id, 0.0)
-        estimate_advantages(plan, config, layout, metrics)
+        estimate_advantages(plan, planned, config, layout, metrics)
     return plan
 
 

@@ -79,25 +79,26 @@ def plan_batch(
             first = _first_row(groups[group], trajectory)
             rows = [RowPlace(h, number, group, first + i) for i, h in enumerate(trajectory.rows)]
             plan.rows += rows
-    row_groups = [row.source for row in plan.rows]
-    prompts = {group: groups[group].prompt_ids for group in set(row_groups)}
-    plan.mini_batches = plan_mini_batches(plan.rows, row_groups, prompts, layout)
-    plan.weights = row_weights(plan, layout)
-    _summarize(metrics, "critic/rewards", _rewards([t for _, t in everything], rl))
-    metrics["training/dropped_groups"] = float(len(groups) - len(informative))
+    _cut(plan, groups, layout)
     metrics["training/masked_trajectories"] = float(sum(len(g.trajectories) for g in groups) - len(everything))
-    metrics["training/num_samples"] = float(len(plan.rows))
-    metrics["training/empty_batch"] = float(not plan.rows)
+    _report(plan, groups, rl, metrics)
     return plan
 
 
 def estimate_advantages(
-    plan: BatchPlan, config: Config, layout: PackingLayout, metrics: MutableMapping[str, float]
+    plan: BatchPlan,
+    groups: Sequence[GroupHeader],
+    config: Config,
+    layout: PackingLayout,
+    metrics: MutableMapping[str, float],
 ) -> None:
     """Fill in the advantages of every row, from scores, length shaping and the KL penalty.
 
+    With the KL term in the reward, groups whose advantages are all 0 are left out here, and the others cut anew.
+
     Args:
-        plan: Its trajectories' `kl_penalty` is known. It loses its rows where all advantages are 0.
+        plan: Its trajectories' `kl_penalty` is known.
+        groups: As in `plan_batch`.
         config: The run's.
         layout: As in `plan_batch`.
         metrics: Gets mean, max and min of `critic/advantages/*` (of the tokens trained on, a trajectory counting once)
@@ -105,33 +106,29 @@ def estimate_advantages(
     """
     rl = config.rl_config
     runs = _estimate(plan, rl)
-    plan.advantages = _row_advantages(plan, runs)
     if rl.use_kl_in_reward and rl.init_kl_coef > 0:
-        _summarize(metrics, "critic/rewards", _rewards(plan.members, rl))
-        _leave_out(plan, _informative_groups(plan.group_ids, runs), layout, metrics)
-    trained = {row.trajectory for row, weight in zip(plan.rows, plan.weights, strict=True) if weight}
-    _summarize(metrics, "critic/advantages", torch.tensor([runs[i].mean() for i in sorted(trained)]))
+        informative = _informative_groups(plan.group_ids, runs)
+        plan.rows = [row for row in plan.rows if plan.group_ids[row.trajectory] in informative]
+        _cut(plan, groups, layout)
+        _report(plan, groups, rl, metrics)
+    plan.advantages = _row_advantages(plan, runs)
+    trained = sorted({row.trajectory for row in plan.rows})
+    _summarize(metrics, "critic/advantages", torch.tensor([runs[i].mean() for i in trained]))
 
 
-def _leave_out(
-    plan: BatchPlan, informative: set[int], layout: PackingLayout, metrics: MutableMapping[str, float]
-) -> None:
-    """Take groups whose advantages are all 0 out of the loss and its denominators."""
-    useless = set(plan.group_ids) - informative
-    if not useless:
-        return
-    metrics["training/dropped_groups"] += len(useless)
-    kept = [row.source in informative for row in plan.rows]
-    metrics["training/num_samples"] = float(sum(kept))
-    metrics["training/empty_batch"] = float(not any(kept))
-    for mini_batch in plan.mini_batches:
-        trained = [plan.rows[number] for number in mini_batch.rows if kept[number]]
-        mini_batch.num_loss_tokens = sum(row.header.num_loss_tokens for row in trained)
-        mini_batch.num_trajectories = len({row.trajectory for row in trained})
-    plan.weights = row_weights(plan, layout, kept)
-    plan.mini_batches = [mini_batch for mini_batch in plan.mini_batches if mini_batch.num_loss_tokens]
-    if not plan.mini_batches:
-        plan.rows, plan.weights, plan.advantages = [], [], []
+def _cut(plan: BatchPlan, groups: Sequence[GroupHeader], layout: PackingLayout) -> None:
+    """Cut the rows of a plan into mini-batches, and weigh them."""
+    row_groups = [row.source for row in plan.rows]
+    prompts = {group: groups[group].prompt_ids for group in set(row_groups)}
+    plan.mini_batches = plan_mini_batches(plan.rows, row_groups, prompts, layout)
+    plan.weights = row_weights(plan, layout)
+
+
+def _report(plan: BatchPlan, groups: Sequence[GroupHeader], rl: RLConfig, metrics: MutableMapping[str, float]) -> None:
+    _summarize(metrics, "critic/rewards", _rewards([t for _, t in _members(groups, rl)], rl))
+    metrics["training/dropped_groups"] = float(len(groups) - len({row.source for row in plan.rows}))
+    metrics["training/num_samples"] = float(len(plan.rows))
+    metrics["training/empty_batch"] = float(not plan.rows)
 
 
 def _members(groups: Sequence[GroupHeader], rl: RLConfig) -> list[tuple[GroupHeader, TrajectoryHeader]]:

@@ -53,7 +53,7 @@ def fill_columns(
     weights: Mapping[int, float],
     advantages: Mapping[int, ArrayLike],
 ) -> None:
-    """Fill loss weights and advantages. A row of weight 0 is left out of the loss and of every mean over loss tokens.
+    """Fill loss weights and advantages.
 
     Args:
         micro_batch: Packed from `plan`; changed in place.
@@ -66,8 +66,6 @@ def fill_columns(
     weighed = {row: np.asarray(masks[row], np.float32) * np.float32(weights[row]) for row in own}
     micro_batch.loss_weights = _predicted(plan, weighed, np.float32)
     micro_batch.advantages = _predicted(plan, {row: np.asarray(advantages[row]) for row in own}, np.float32)
-    if any(weights[row] == 0 for row in own):
-        micro_batch.loss_mask = micro_batch.loss_mask * (micro_batch.loss_weights != 0)
 
 
 def expand_advantages(advantages: RowAdvantages, loss_mask: NDArray[np.uint8]) -> NDArray[np.float32]:
@@ -96,10 +94,14 @@ def plan_samples(samples: Sequence[Sample], layout: PackingLayout) -> BatchPlan:
         if np.asarray(sample.loss_mask)[1:].any():
             prompts.setdefault(group, prompt_of(sample))
         header = row_header(sample, prompts.get(group, prompt_of(sample)))
-        rows.append(RowPlace(header, trajectories[sample.trajectory_id], source=0, index=index))
+        rows.append(RowPlace(header, trajectories[sample.trajectory_id], source=index, index=0))
         group_ids.append(group)
     plan = BatchPlan(
-        rows, [list(samples)], plan_mini_batches(rows, group_ids, prompts, layout), layout.epochs, list(trajectories)
+        rows,
+        [[sample] for sample in samples],
+        plan_mini_batches(rows, group_ids, prompts, layout),
+        layout.epochs,
+        list(trajectories),
     )
     plan.weights = row_weights(plan, layout)
     plan.advantages = [_given_advantages(sample) for sample in samples]

@@ -67,18 +67,16 @@ def plan_mini_batches(
     return [_plan_mini_batch(rows, in_order[start:end], prompts, layout) for start, end in pairwise(bounds)]
 
 
-def row_weights(plan: BatchPlan, layout: PackingLayout, is_kept: Sequence[bool] | None = None) -> list[float]:
+def row_weights(plan: BatchPlan, layout: PackingLayout) -> list[float]:
     """The weight of each loss token of every row, with the denominator of the row's mini-batch.
 
     Args:
         plan: Its mini-batches and rows.
         layout: How losses are aggregated.
-        is_kept: Whether each row counts; the others get weight 0. None: all of them do.
     """
     weights = [0.0] * len(plan.rows)
     for mini_batch in plan.mini_batches:
-        kept = [number for number in mini_batch.rows if is_kept is None or is_kept[number]]
-        rows = [plan.rows[number] for number in kept]
+        rows = [plan.rows[number] for number in mini_batch.rows]
         numbers = {trajectory: i for i, trajectory in enumerate(dict.fromkeys(row.trajectory for row in rows))}
         of_rows = token_loss_weights(
             torch.tensor([float(row.header.num_loss_tokens) for row in rows], dtype=torch.float64),
@@ -86,7 +84,7 @@ def row_weights(plan: BatchPlan, layout: PackingLayout, is_kept: Sequence[bool] 
             layout.loss_aggregation,
             scale=layout.loss_scale,
         )
-        for number, weight in zip(kept, of_rows.tolist(), strict=True):
+        for number, weight in zip(mini_batch.rows, of_rows.tolist(), strict=True):
             weights[number] = weight
     return weights
 

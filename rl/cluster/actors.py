@@ -71,10 +71,11 @@ class ActorGroup:
         """
         if self.references is None:
             return {}
-        self._load(plan)
+        self._begin_turn()
         self._call_each(self.references, "load_batch", self._shares(plan), what="loading the reference's batch")
         if self.config.rl_config.use_kl_in_reward:
             return self._penalize(plan)
+        self._load(plan)
         columns = self.references.begin("batch_logprobs")
         self._call_each(self.actors, "fill_ref_logprobs", columns, what="the reference's log-probs")
         return {}

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import ray
-from ray.exceptions import OutOfMemoryError, RayActorError, RayError, RayTaskError
+from ray.exceptions import ObjectLostError, OutOfMemoryError, RayActorError, RayError, RayTaskError
 
 from rl.errors import RolloutError, TurnwiseError, WorkerDiedError
 
@@ -76,11 +76,21 @@ def result(ref: ray.ObjectRef, *, what: str) -> Any:
         told = _told_to_user(error.cause)
         if told is not None:
             raise told from None
+        if isinstance(error.cause, ObjectLostError):
+            raise _lost(what) from error
         raise
+    except ObjectLostError as error:
+        raise _lost(what) from error
     except (RayActorError, OutOfMemoryError) as error:
         raise WorkerDiedError(
             f"{what}: the worker process died ({_reason(error)}). Look at the run directory's logs."
         ) from None
+
+
+def _lost(what: str) -> RolloutError:
+    return RolloutError(
+        f"{what}: trajectories are gone, because a machine or Ray's daemon on it ended. Resume the run."
+    )
 
 
 def _told_to_user(cause: BaseException) -> TurnwiseError | None:

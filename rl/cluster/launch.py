@@ -8,7 +8,7 @@ import shutil
 import socket
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -325,11 +325,14 @@ def _log_ray_message(data: dict[str, Any], ignore_prefix: bool = False) -> None:
 
 
 def _finish_writing(workers: RayWorkers) -> Callable[..., None]:
-    """An exit callback that waits for the last trajectories, unless the run has failed."""
+    """An exit callback that waits for the last trajectories; after a failure for a short time."""
 
     def wait(kind: type[BaseException] | None, error: BaseException | None, trace: Any) -> None:
         if kind is None:
             workers.finish_writing()
+        elif issubclass(kind, Exception):  # not Ctrl-C
+            with suppress(Exception):  # the failure of the run is told
+                workers.finish_writing(_SHUTDOWN_TIMEOUT_S)
 
     return wait
 

@@ -17,7 +17,10 @@ from rl.cluster.cluster import Cluster
 from rl.cluster.endings import SHARED_MEMORY
 from rl.cluster.ranks import LocalRanks
 from rl.cluster.rollouts import RolloutGroup
+from rl.cluster.turns import Turns
+from rl.config.device import runs_on_cuda
 from rl.config.schema import Config
+from rl.errors import RolloutError
 from rl.inference.environment import engine_environment
 from rl.interfaces import Engine
 from rl.observability.trajectories import write_records
@@ -26,9 +29,9 @@ from rl.rollout.agent_loop import AgentLoop
 from rl.rollout.dialog import load_dialog
 from rl.rollout.group import run_group
 from rl.rollout.headers import header_of_group
-from rl.rollout.workers import PromptBatch
+from rl.rollout.workers import PromptBatch, groups_at_once
 from rl.services.owned_folder import owned_folder
-from rl.types import BusySeconds, Group, Prompt, WeightUpdate
+from rl.types import BusySeconds, Group, Prompt, Scores, StopReason, Trajectory, WeightUpdate
 
 T = TypeVar("T")
 _FOLDER = "turnwise-run-"
@@ -42,22 +45,35 @@ class LocalWorkers:
         engine: Started on `events`.
         loop: Runs trajectories on it.
         rewards: Score them.
+        config: The run's.
         events: The event loop that all of it runs on, while the driver waits.
     """
 
-    def __init__(self, engine: Engine, loop: AgentLoop, rewards: RewardSet, events: asyncio.AbstractEventLoop) -> None:
-        self._engine, self._loop, self._rewards, self._events = engine, loop, rewards, events
+    def __init__(
+        self,
+        engine: Engine,
+        loop: AgentLoop,
+        rewards: RewardSet,
+        config: Config,
+        events: asyncio.AbstractEventLoop,
+    ) -> None:
+        self._engine, self._loop, self._rewards = engine, loop, rewards
+        self._config, self._events = config, events
 
     def run(self, batch: PromptBatch) -> Iterator[tuple[int, GroupHeader]]:
         """See `Workers`."""
         running: dict[asyncio.Task[Group], int] = {}
+        room = groups_at_once(self._config, batch.num_samples)
         while batch.waiting or running:
-            while batch.waiting:
+            while batch.waiting and len(running) < room:
                 order, prompt = batch.waiting.popleft()
                 running[self._events.create_task(self._run_group(prompt, batch))] = order
             done, _ = self._wait(asyncio.wait(running, return_when=asyncio.FIRST_COMPLETED))
             for task in done:
-                yield running.pop(task), header_of_group(task.result())
+                group = header_of_group(task.result())
+                if any(t.stop_reason is StopReason.ENGINE_FAILED for t in group.trajectories):
+                    raise RolloutError("rollout: the engine died. Its own messages are above.")
+                yield running.pop(task), group
 
     def call(self, method: str, *, what: str) -> list[Any]:
         """See `Workers`."""
@@ -83,7 +99,10 @@ class LocalWorkers:
         return value
 
     async def _run_group(self, prompt: Prompt, batch: PromptBatch) -> Group:
-        return await run_group(self._loop, prompt, batch.num_samples, batch.sampling, self._rewards.score)
+        return await run_group(self._loop, prompt, batch.num_samples, batch.sampling, self._score)
+
+    async def _score(self, trajectory: Trajectory) -> Scores:
+        return await self._rewards.score(trajectory.without_tokens())
 
     def _wait(self, work: Awaitable[T]) -> T:
         async def result() -> T:
@@ -121,8 +140,13 @@ def launch_locally(
             os.environ.update(engine_environment(config, cores, sockets) | {"VLLM_LOGGING_LEVEL": "ERROR"})
             workers = stack.enter_context(_local_workers(config, model_folder, tool_overrides))
             rollouts = RolloutGroup(workers, prompts, config, on_group=on_group)
+        takes_turns = runs_on_cuda(config) and rollouts is not None and loss is not None
+        if rollouts is not None and takes_turns:
+            rollouts.leave_devices()
         if loss is not None:
             actor = stack.enter_context(_local_actor(config, shards, loss))
+        if rollouts is not None and actor is not None and takes_turns:
+            actor.turns = rollouts.turns = Turns(actor)
         yield Cluster(actor, rollouts)
 
 
@@ -151,7 +175,7 @@ def _local_workers(config: Config, model_folder: Path, tool_overrides: dict[str,
         stack.callback(lambda: runner.run(engine.shutdown()))
         stack.callback(logging.getLogger("vllm").setLevel, logging.CRITICAL)  # its end looks like a failure to vLLM
         loop = AgentLoop(engine, dialog.renderer, dialog.toolbox, dialog.parser, config)
-        yield LocalWorkers(engine, loop, rewards, runner.get_loop())
+        yield LocalWorkers(engine, loop, rewards, config, runner.get_loop())
 
 
 @contextmanager

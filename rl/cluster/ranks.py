@@ -81,17 +81,17 @@ class LocalRanks:
         return [answer(actor, method, *own) for actor, own in zip(self._actors, arguments, strict=True)]
 
 
-def answer(actor: Any, method: str, *args: Any, fetch: Callable[[Any], Any] = lambda value: value) -> Any:
+def answer(actor: Any, method: str, *args: Any, fetch: Callable[[list[Any]], list[Any]] = list) -> Any:
     """Call a method by its name, or read a property.
 
     Args:
         actor: The rank.
         method: Of it.
         args: For the method.
-        fetch: Gives what a reference in `Share.sources` refers to.
+        fetch: Gives what the references in `Share.sources` refer to.
     """
     if method == "load_batch":
         (share,) = args
-        args = share, [fetch(source) for source in share.sources]
+        args = share, fetch(share.sources)
     found = getattr(actor, method)
     return found(*args) if callable(found) else found

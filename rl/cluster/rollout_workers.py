@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import logging
-import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -21,7 +20,7 @@ from rl.cluster.relay import relay
 from rl.config.schema import Config
 from rl.errors import RolloutError, WorkerDiedError
 from rl.inference.router import Router
-from rl.rollout.workers import PromptBatch
+from rl.rollout.workers import PromptBatch, groups_at_once
 from rl.types import Prompt, StopReason, WeightUpdate
 
 logger = logging.getLogger(__name__)
@@ -29,8 +28,6 @@ logger = logging.getLogger(__name__)
 _GRACE_S = 120.0
 """Seconds beyond a trajectory's own deadline before its worker counts as hung."""
 _CALL_TIMEOUT_S = 600.0
-_OVERCOMMIT = 2
-"""Trajectories on a worker at once, over what its engine runs at once: some always wait for tools."""
 _NONE: Mapping[int, tuple[Any, ...]] = MappingProxyType({})
 
 
@@ -110,7 +107,7 @@ class RayWorkers:
         penalties = {t.id: t.kl_penalty for group in groups for t in group.trajectories if t.kl_penalty}
         self._writing = self.writer.write.remote(path, [group.record for group in groups], penalties)
 
-    def finish_writing(self) -> None:
+    def finish_writing(self, timeout_s: float = _CALL_TIMEOUT_S) -> None:
         """Wait for the file that is being written.
 
         Raises:
@@ -120,7 +117,7 @@ class RayWorkers:
             return
         writing, self._writing = self._writing, None
         try:
-            get_all([writing], what="writing trajectories", timeout_s=_CALL_TIMEOUT_S)
+            get_all([writing], what="writing trajectories", timeout_s=timeout_s)
         except RayTaskError as error:
             if isinstance(error.cause, OSError):
                 raise OSError(error.cause.errno or errno.EIO, str(error.cause)) from error
@@ -136,11 +133,13 @@ class RayWorkers:
 
     def _dispatch(self, batch: PromptBatch) -> None:
         """Send prompts to workers with room: a trajectory's deadline runs from here, so it must not wait in a queue."""
-        room = max(1, math.ceil(_OVERCOMMIT * self.config.generate_config.max_num_seqs / batch.num_samples))
+        room = groups_at_once(self.config, batch.num_samples)
         while batch.waiting and min(self.router.num_sessions(r) for r in self.router.replicas) < room:
             order, prompt = batch.waiting.popleft()
             replica = self.router.route(prompt.id)
-            ref, rows, record = self.workers[replica].run_group.remote(prompt, batch.num_samples, batch.sampling)
+            ref, rows, record = self.workers[replica].run_group.remote(
+                prompt, batch.num_samples, batch.sampling, batch.keeps_rows
+            )
             self._running[ref] = _Job(order, prompt, replica, rows, record)
 
     def _group(self, ref: ray.ObjectRef, job: _Job) -> GroupHeader:

@@ -58,7 +58,7 @@ class RolloutGroup:
         With `filter_groups_enable` each group whose trajectories all score the same is replaced by a new prompt as
         soon as it is known, up to `filter_groups_max_batches` times `num_prompts` prompts, or where that is 0 or less,
         up to as many as the dataset has. The uninformative groups are returned too: they count in the metrics, and
-        `make_samples` drops them. Which prompts are used does not depend on the order in which groups end, and groups
+        `plan_batch` drops them. Which prompts are used does not depend on the order in which groups end, and groups
         beyond those wanted come first in the next call (`rl.rollout.buffer`). At the end of the last of `total_epochs`
         the batch has what there is.
         """
@@ -82,7 +82,7 @@ class RolloutGroup:
     def evaluate(self, prompts: list[Prompt], sampling: Sampling, num_samples: int = 1) -> list[GroupHeader]:
         """Run given prompts; see `rl.interfaces.Rollouts`."""
         self._begin_turn()
-        batch = PromptBatch(num_samples, sampling)
+        batch = PromptBatch(num_samples, sampling, keeps_rows=False)
         batch.add(prompts)
         finished: dict[int, GroupHeader] = {}
         for order, group in self.workers.run(batch):

@@ -133,18 +133,18 @@ class RolloutWorker:
 
     @ray.method(num_returns=3)
     async def run_group(
-        self, prompt: Prompt, num_samples: int, sampling: Sampling
+        self, prompt: Prompt, num_samples: int, sampling: Sampling, keeps_rows: bool
     ) -> tuple[tuple[list[TrajectoryHeader], IntArray], list[Sample], list[Trajectory]]:
         """Run a prompt to a scored group; see `rl.rollout.group.run_group`.
 
         Returns:
             Three objects, of which the driver fetches the first alone: the headers and the group's `prompt_ids`; the
-            rows; the trajectories without tokens.
+            rows, none without `keeps_rows`; the trajectories without tokens.
         """
         group = await run_group(self.loop, prompt, num_samples, sampling, self._score)
         rows = rows_of(group.trajectories)
         records = [trajectory.without_tokens() for trajectory in group.trajectories]
-        return headers_of(records, rows), rows, records
+        return headers_of(records, rows), rows if keeps_rows else [], records
 
     async def _score(self, trajectory: Trajectory) -> Scores:
         number, worker = next(self.reward_workers)
@@ -186,5 +186,8 @@ def _log_to(log_file: Path) -> None:
     setup_logging()
 
 
-def _fetch(source: Any) -> Any:
-    return ray.get(source) if isinstance(source, ray.ObjectRef) else source
+def _fetch(sources: list[Any]) -> list[Any]:
+    """The rows of a share: references to the object store, all fetched at once, or rows that came with the call."""
+    refs = [source for source in sources if isinstance(source, ray.ObjectRef)]
+    found = dict(zip(refs, ray.get(refs), strict=True))
+    return [found[source] if isinstance(source, ray.ObjectRef) else source for source in sources]

@@ -102,6 +102,7 @@ def object_store_bytes(config: Config) -> int:
     """Size of Ray's object store: the trajectories of two steps, the one that is trained on and the one before.
 
     With dynamic sampling a step may hold as many groups again, which the next one starts with. Never below 512 MiB.
+    What does not fit (a large evaluation, the texts of many groups that were tried) Ray writes to disk meanwhile.
     """
     tokens = batch_arithmetic(config).num_trajectories * longest_sample(config)
     steps = 3 if config.rl_config.filter_groups_enable else 2

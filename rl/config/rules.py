@@ -25,6 +25,24 @@ def parallel_problems(config: Config, facts: ModelConfig | None) -> Iterator[Pro
     yield from map(error, filter(None, faults))
 
 
+def in_process_problems(config: Config) -> Iterator[Problem]:
+    """What a run in one process cannot have."""
+    rl = config.rl_config
+    if not rl.in_process:
+        return
+    for key, resource in (("actor_resource", rl.actor_resource), ("rollout_resource", rl.rollout_resource)):
+        if resource.num_devices > 1:
+            yield error(f"rl_config.{key}.num_devices: must be 1 with in_process, got {resource.num_devices}. Set 1.")
+    if rl.ray_address is not None:
+        yield error(
+            f"rl_config.ray_address: in_process starts no worker in a cluster, got '{rl.ray_address}'. Remove one."
+        )
+    if not rl.use_integrated_worker:
+        yield error("rl_config.use_integrated_worker: must be true with in_process, got false. Set true.")
+    if rl.num_reward_workers > 1:
+        yield warning("rl_config.num_reward_workers: has no effect with in_process.")
+
+
 def length_problems(config: Config, facts: ModelConfig | None) -> Iterator[Problem]:
     """Token lengths against each other and against the limits of engine and model."""
     rl, generate, training = config.rl_config, config.generate_config, config.megatron_training

@@ -12,6 +12,7 @@ from rl.config.problems import Problem
 from rl.config.rules import (
     algorithm_problems,
     engine_problems,
+    in_process_problems,
     length_problems,
     multi_turn_problems,
     parallel_problems,
@@ -46,6 +47,7 @@ def find_problems(config: Config, given: frozenset[str] = frozenset(), task: Tas
 def _rule_problems(config: Config, given: frozenset[str], task: Task) -> Iterator[Problem]:
     facts, model_problems = find_model_facts(config)
     yield from run_problems(config)
+    yield from in_process_problems(config)
     yield from model_problems
     yield from multi_turn_problems(config)
     if task is not Task.EVALUATE:

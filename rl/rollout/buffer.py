@@ -71,6 +71,8 @@ class Filling:
         self.finished[number] = group
         if self.metric is None or is_informative(group, self.metric, drop_overlong=self.drop_overlong):
             self.informative.add(number)
+        else:
+            group.rows = []  # nothing is learned from them: they may leave the object store
 
     @property
     def num_filled(self) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -9,7 +10,10 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from rl.batches import GroupHeader
+from rl.config.schema import Config
 from rl.types import Prompt, Sampling, WeightUpdate
+
+_OVERCOMMIT = 2
 
 
 @dataclass(slots=True)
@@ -18,6 +22,8 @@ class PromptBatch:
 
     num_samples: int
     sampling: Sampling
+    keeps_rows: bool = True
+    """Whether the groups are to be trained on; the rows of others are not stored."""
     num_added: int = 0
     waiting: deque[tuple[int, Prompt]] = field(default_factory=deque)
     """Those not yet started, each with its number."""
@@ -26,6 +32,14 @@ class PromptBatch:
         """Append prompts; `Workers.run` starts them."""
         self.waiting.extend(enumerate(prompts, start=self.num_added))
         self.num_added += len(prompts)
+
+
+def groups_at_once(config: Config, num_samples: int) -> int:
+    """Groups that one worker may have under way: a trajectory's deadline runs from its start, so none may wait long.
+
+    Twice what its engine runs at once, since some always wait for tools.
+    """
+    return max(1, math.ceil(_OVERCOMMIT * config.generate_config.max_num_seqs / num_samples))
 
 
 class Workers(Protocol):

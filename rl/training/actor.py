@@ -208,6 +208,7 @@ class Actor:
 
     def publish(self, directory: Path, version: int, with_checksum: bool) -> Shard | None:
         """Write this pipeline stage's weights to shared memory; one rank of each stage does, all take part."""
+        self._batch = None  # what was trained on is not needed while engines sample
         tensors = self.export_hf_weights()
         if not self.parallel.is_publisher:
             for _ in tensors:

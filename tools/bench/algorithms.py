@@ -114,15 +114,16 @@ def _train(algorithm: Algorithm, model_folder: Path, num_steps: int) -> list[flo
     rewards = []
     with Actor(config) as actor:
         layout = packing_layout(config, num_data_parallel=1)
-        group = ActorGroup(LocalRanks([actor]), None, config, model_folder, nodes=["here"])
+        ranks = ActorGroup(LocalRanks([actor]), None, config, model_folder, nodes=["here"])
         for step in range(num_steps):
             groups, reward = _play(sampler, game, rewards_turns=algorithm.rewards_turns)
             rewards.append(reward)
-            plan = plan_batch([header_of_group(g) for g in groups], config, layout, {})
+            headers = [header_of_group(group) for group in groups]
+            plan = plan_batch(headers, config, layout, {})
             if plan.rows:
-                group.fill_old_logprobs(plan)
-                estimate_advantages(plan, config, layout, {})
-                group.update(plan, RunPlace(step, num_steps))
+                ranks.fill_old_logprobs(plan)
+                estimate_advantages(plan, headers, config, layout, {})
+                ranks.update(plan, RunPlace(step, num_steps))
             sampler.load_state_dict(dict(actor.export_hf_weights()), strict=False)
     return rewards
 

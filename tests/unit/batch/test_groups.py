@@ -4,9 +4,10 @@ import math
 
 import pytest
 
+from rl.batch.plan import share_of
 from rl.config.schema import Config
 from rl.types import Group, Prompt, StopReason, TokenSequence, ToolResult, ToolStatus, Trajectory, Turn
-from tests.samples import make_samples
+from tests.samples import make_plan, make_samples
 
 
 def make_group(name: str, scores: list[float | None], *, lengths: list[int] | None = None) -> Group:
@@ -216,3 +217,37 @@ def test_turn_credit_keeps_a_tools_reward_that_is_not_finite_in_the_advantages(n
     first, second, *others = make_samples([bad, good], config, {})
     assert not any(math.isfinite(float(sample.advantages[1])) for sample in (first, second))
     assert [float(sample.advantages[1]) for sample in others] == [1.5, -1.5]
+
+
+def test_groups_that_the_kl_penalty_leaves_without_advantage_are_in_no_mini_batch():
+    """Two groups of two, and two whose second reward failed: one optimizer step on both, as without the lone ones."""
+    config = Config()
+    config.rl_config.use_kl_in_reward, config.rl_config.init_kl_coef, config.rl_config.mini_batch_size = True, 0.1, 2
+    groups = [make_group(name, [1.0, 0.0]) for name in "ab"] + [make_group(name, [1.0, None]) for name in "cd"]
+    metrics: dict[str, float] = {}
+    plan = make_plan([groups[2], groups[0], groups[3], groups[1]], config, metrics, kl_penalties={"a/0": 0.25})
+    (mini_batch,) = plan.mini_batches
+    assert [plan.trajectory_ids[plan.rows[i].trajectory] for i in mini_batch.rows] == ["a/0", "a/1", "b/0", "b/1"]
+    assert (mini_batch.num_trajectories, mini_batch.num_loss_tokens) == (4, 8)
+    assert plan.weights == [0.125] * 4
+    assert [round(float(a.values[0]), 4) for a in plan.advantages] == [0.7071, -0.7071, 0.7071, -0.7071]
+    assert (metrics["training/dropped_groups"], metrics["training/num_samples"]) == (2, 4)
+    assert metrics["critic/rewards/mean"] == pytest.approx((0.75 + 0 + 1 + 0 + 1 + 1) / 6)
+
+
+def test_a_batch_whose_advantages_the_kl_penalty_makes_0_is_empty():
+    config = Config()
+    config.rl_config.use_kl_in_reward, config.rl_config.init_kl_coef = True, 0.1
+    metrics: dict[str, float] = {}
+    plan = make_plan([make_group("a", [1.0, 0.0])], config, metrics, kl_penalties={"a/0": 1.0})
+    assert (plan.rows, plan.mini_batches, metrics["training/empty_batch"]) == ([], [], 1)
+
+
+def test_rows_are_planned_for_two_ranks_and_shares_have_their_own_sources_alone():
+    config = Config()
+    config.rl_config.share_prompt_prefix = False
+    plan = make_plan([make_group(name, [1.0, 0.0]) for name in "ab"], config, {}, num_data_parallel=2)
+    shares = [share_of(plan, rank) for rank in range(2)]
+    assert sorted(number for share in shares for number in share.rows) == [0, 1, 2, 3]
+    for share in shares:
+        assert len(share.sources) == len({source for source, _ in share.rows.values()})

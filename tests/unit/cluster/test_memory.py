@@ -132,8 +132,8 @@ class Rank:
         self._hold("resume")
 
 
-def get(source: Any) -> Any:
-    return source.value if isinstance(source, Ref) else source
+def get(sources: list[Any]) -> list[Any]:
+    return [source.value if isinstance(source, Ref) else source for source in sources]
 
 
 class EngineWorker:
@@ -161,7 +161,9 @@ class EngineWorker:
             self.ledger.hold("sleep", device, engine=PROCESS_BYTES)
         self.version = None
 
-    def _run_group(self, prompt: Prompt, num_samples: int, sampling: Sampling) -> tuple[Ref, Ref, Ref]:
+    def _run_group(
+        self, prompt: Prompt, num_samples: int, sampling: Sampling, keeps_rows: bool
+    ) -> tuple[Ref, Ref, Ref]:
         assert self.version is not None and self.version >= 0, "asked while it sleeps, or before the first publish"
         self._wake("evaluation" if sampling.temperature == 0 else "sampling", self.version)
         group = Group(prompt, [])

@@ -47,7 +47,7 @@ class Worker:
         self.restart_clocks = Method(lambda: BusySeconds(engine_s=0.0, reward_s=0.25))
         self.update_weights = Method(lambda update: self.called.append(f"update {update.version}"))
 
-    def _run_group(self, prompt: Prompt, num_samples: int, sampling: Sampling) -> Any:
+    def _run_group(self, prompt: Prompt, num_samples: int, sampling: Sampling, keeps_rows: bool) -> Any:
         self.prompts.append(prompt.id)
         answer = self.answer(prompt)
         if isinstance(answer, Ref):
