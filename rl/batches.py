@@ -1,6 +1,6 @@
 """The records of training, in the order the data flows: header, row, plan, micro-batch.
 
-Two alignments are used, and only two:
+There are two alignments:
 
 * *token-aligned* (`Sample`): index t belongs to token t; `loss_mask[0]` is always 0, because nothing predicts the first
   token.
@@ -25,18 +25,18 @@ if TYPE_CHECKING:  # rewards and tools start without loading torch
 
 @dataclass(slots=True, frozen=True)
 class RowHeader:
-    """What the plan of a step must know of one training row. The row itself stays where it was made."""
+    """What the plan of a step needs to know about a training row. The row itself stays where it was made."""
 
     length: int
     """Tokens."""
     num_loss_tokens: int
     shared_length: int
-    """Leading tokens that nobody sampled and that `GroupHeader.prompt_ids` begins with too."""
+    """Number of leading unsampled tokens in common with `GroupHeader.prompt_ids`."""
 
 
 @dataclass(slots=True)
 class TrajectoryHeader:
-    """What the driver must know of a trajectory: no tokens, no texts."""
+    """What the driver needs to know about a trajectory: no tokens, no texts."""
 
     id: str
     stop_reason: StopReason
@@ -48,21 +48,21 @@ class TrajectoryHeader:
     turn_tokens: list[int]
     """Sampled tokens of each turn."""
     turn_rewards: list[float]
-    """What tools and reward functions gave to each turn; 0 where nothing was given."""
+    """Rewards of each turn from tools and reward functions; 0 without any."""
     results: list[ToolResult]
-    """Of all turns, without their texts."""
+    """Tool results of all turns, without texts."""
     num_tool_calls: int
     prompt_length: int
     response_length: int
     num_sampled: int
     tool_s: float
-    """Seconds that the trajectory waited for tools."""
+    """Seconds spent waiting for tools."""
     wall_s: float
     policy_versions: list[int]
     rows: list[RowHeader]
     """One for each token sequence with sampled tokens."""
     kl_penalty: float = 0.0
-    """Taken off the score before advantages: the KL term, where it is in the reward."""
+    """The KL term in the reward, subtracted from the score before advantages."""
 
 
 @dataclass(slots=True)
@@ -72,7 +72,7 @@ class GroupHeader:
     prompt: Prompt
     trajectories: list[TrajectoryHeader]
     prompt_ids: IntArray
-    """[P] int32, the tokens before the first sampled one of the group's first row."""
+    """[P] int32, the tokens of the group's first row before its first sampled one."""
     rows: Any
     """Reference to the group's training rows, a `list[Sample]`, in the order of `TrajectoryHeader.rows`."""
     record: Any
@@ -90,7 +90,7 @@ class Sample:
     loss_mask: NDArray[np.uint8]
     """[L] uint8, 1 on sampled tokens."""
     advantages: FloatArray | None
-    """[L] float32, 0 where `loss_mask` is 0. None: they are made after the row was packed."""
+    """[L] float32, 0 where `loss_mask` is 0. None: estimated after packing."""
     rollout_logprobs: FloatArray
     """[L] float32, 0 where `loss_mask` is 0."""
     versions: IntArray | None = None
@@ -99,7 +99,7 @@ class Sample:
 
 @dataclass(slots=True)
 class MicroBatch:
-    """Samples packed one behind the other without padding, prediction-aligned. T tokens, S sequences."""
+    """Samples packed end to end without padding, prediction-aligned. T tokens, S sequences."""
 
     token_ids: Tensor
     """[T] int64."""
@@ -110,29 +110,29 @@ class MicroBatch:
     cu_seqlens: Tensor
     """[S + 1] int32, sequence boundaries, from 0 to T."""
     prefix_ids: Tensor
-    """[S] int64, the sequence of this micro-batch whose tokens come before this one's own, or -1; it stands earlier,
-    and may have one before it too. A group's prompt is held once, without its last token; each answer's sequence begins
-    with that token and names the prompt here. What all prompts begin with is a sequence before those."""
+    """[S] int64, index of the earlier sequence that is this one's prefix, or -1; it may have a prefix too. A group's
+    prompt is stored once, without its last token; each answer's sequence begins with that token and points to the
+    prompt here. The common start of all prompts is a sequence before them."""
     loss_mask: Tensor
     """[T] float32, 1 where `target_ids` was sampled by the model."""
     rollout_logprobs: Tensor
     """[T] float32."""
     loss_weights: Tensor | None = None
-    """[T] float32. The loss is sum(loss_weights * per-token loss) over micro-batches and ranks, no further division:
-    the denominator of the whole mini-batch is already in here (see `rl.algorithms.aggregation`). This and the next
-    columns are filled after packing."""
+    """[T] float32. The loss is sum(loss_weights * per-token loss) over micro-batches and ranks, without further
+    division: the weights include the denominator of the whole mini-batch (see `rl.algorithms.aggregation`). This and
+    the next three columns are filled after packing."""
     advantages: Tensor | None = None
     """[T] float32."""
     old_logprobs: Tensor | None = None
-    """[T] float32. None: the current ones are the old ones (one optimizer step per batch)."""
+    """[T] float32. None: the same as the current ones (one optimizer step per batch)."""
     ref_logprobs: Tensor | None = None
     """[T] float32. None: no KL term."""
     sample_ids: Tensor | None = None
-    """[S] int64, where each sequence's sample stands in `MiniBatch.trajectory_ids`; -1: a shared prompt or padding."""
+    """[S] int64, index of each sequence's sample in `MiniBatch.trajectory_ids`; -1: a shared prompt or padding."""
 
     @property
     def num_tokens(self) -> int:
-        """T, padding of the packing included."""
+        """T, including padding."""
         return int(self.token_ids.numel())
 
     def to(self, device: torch.device) -> MicroBatch:
@@ -143,14 +143,14 @@ class MicroBatch:
 
 @dataclass(slots=True)
 class MiniBatch:
-    """What one optimizer step consumes, packed for all ranks: for a script or a test in one process."""
+    """The input of one optimizer step, packed for all ranks, for scripts and tests in one process."""
 
     micro_batches: list[list[MicroBatch]]
-    """[data-parallel rank][i]; the same number on every rank, filled up with zero-weight ones."""
+    """[data-parallel rank][i]; the same number on every rank, some with zero weight."""
     num_loss_tokens: int
     num_trajectories: int
     trajectory_ids: list[str] = field(default_factory=list)
-    """Of each sample, in order."""
+    """Id of each sample's trajectory, in order."""
 
 
 @dataclass(slots=True)
@@ -165,35 +165,35 @@ class MicroBatchPlan:
     """Which tokens of which rows a micro-batch holds. S segments, in order."""
 
     segments: NDArray[np.int32]
-    """[S, 5]: the row's number in the mini-batch, the first token, the token after the last, the segment that comes
-    before it or -1, and 1 where the tokens are the row's own, 0 where several rows share them."""
+    """[S, 5]: row number in the mini-batch, first token, token after the last, prefix segment or -1, and 1 if the
+    tokens are the row's own, 0 if several rows share them."""
     padding: int
-    """Tokens of padding behind them."""
+    """Padding tokens at the end."""
 
 
 @dataclass(slots=True)
 class MiniBatchPlan:
-    """What one optimizer step consumes: row numbers in place of tokens."""
+    """The input of one optimizer step, with row numbers instead of tokens."""
 
     rows: list[int]
-    """Numbers of its rows in the batch."""
+    """Row numbers in the batch."""
     micro_batches: list[list[MicroBatchPlan]]
-    """[data-parallel rank][i]; the same number on every rank, filled up with empty ones."""
+    """[data-parallel rank][i]; the same number on every rank, some empty."""
     num_loss_tokens: int
     num_trajectories: int
 
 
 @dataclass(slots=True, frozen=True)
 class RowPlace:
-    """Where a row of the batch is found, and whose it is."""
+    """Location and trajectory of a row of the batch."""
 
     header: RowHeader
     trajectory: int
     """Number of its trajectory in the batch."""
     source: int
-    """Number of the object in `BatchPlan.sources` that holds it."""
+    """Index of the object in `BatchPlan.sources` that holds it."""
     index: int
-    """Its place there."""
+    """Index in that object."""
 
 
 @dataclass(slots=True)
@@ -201,22 +201,21 @@ class BatchPlan:
     """A step's batch as the driver sees it: headers and arithmetic. The ranks fetch the rows and pack them."""
 
     rows: list[RowPlace]
-    """The training rows; none where there is nothing to learn from."""
+    """The training rows; empty if there is nothing to learn from."""
     sources: list[Any]
     """References to lists of `Sample`, or the lists themselves."""
     mini_batches: list[MiniBatchPlan]
     epochs: int
     trajectory_ids: list[str]
-    """Of the trajectories that the rows belong to."""
+    """`RowPlace.trajectory` is an index into them."""
     members: list[TrajectoryHeader] = field(default_factory=list)
-    """The trajectories that advantages are estimated over, more than the rows' where groups were left out; empty for
-    demonstrations."""
+    """The trajectories for advantage estimation, including those of groups without rows; empty for demonstrations."""
     group_ids: list[int] = field(default_factory=list)
     """The group of each member."""
     advantages: list[RowAdvantages] = field(default_factory=list)
-    """Of each row, once they are estimated."""
+    """Advantages of each row, once estimated."""
     weights: list[float] = field(default_factory=list)
-    """The weight of each loss token of a row, from the row's mini-batch."""
+    """For each row, the weight of each of its loss tokens."""
 
 
 @dataclass(slots=True, frozen=True)
@@ -236,26 +235,26 @@ class Share:
     sources: list[Any]
     """References to lists of `Sample`, or the lists themselves."""
     rows: dict[int, tuple[int, int]]
-    """For each row number of the batch, its source and its place there."""
+    """Index of the source and index in it, by row number in the batch."""
     mini_batches: list[tuple[list[int], list[MicroBatchPlan]]]
-    """For each mini-batch its row numbers and this rank's micro-batches."""
+    """Row numbers and this rank's micro-batches, for each mini-batch."""
 
 
 @dataclass(slots=True, frozen=True)
 class RunPlace:
-    """How far a run is in one of its steps; the learning rate follows it."""
+    """Position of a step in the run; it determines the learning rate."""
 
     step: int
-    """Number of the step, from 0; one that trains on nothing counts too."""
+    """Step number, from 0; steps without an update count too."""
     num_steps: int
-    """Steps of the whole run, as the rows that were used up to this step let expect."""
+    """Steps of the whole run, estimated from the rows used so far."""
 
 
 @dataclass(slots=True, frozen=True)
 class UpdateReport:
-    """What came of the optimizer steps of one batch."""
+    """Results of the optimizer steps of one batch."""
 
     metrics: dict[str, float]
     offending: list[str] = field(default_factory=list)
-    """Ids of the trajectories whose NaN or Inf made an optimizer step be skipped; all of the mini-batch's where their
-    log-probs were finite and the gradient was not."""
+    """Ids of the trajectories whose NaN or Inf caused a skipped optimizer step; all of the mini-batch's if log-probs
+    were finite but the gradient was not."""

@@ -1,4 +1,4 @@
-"""What the rooms ask of each other. Structural types: implementations do not inherit from these."""
+"""The interfaces between packages. Structural types: implementations do not inherit from these."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class Engine(Protocol):
         Args:
             token_ids: The prompt, never empty.
             sampling: `max_tokens` bounds the new tokens.
-            session_id: Requests of one trajectory share it, so that a router can keep their prefix on one replica.
+            session_id: Requests of one trajectory share it, so a router can keep their prefix on one replica.
 
         Returns:
             The sampled ids and their log-probs; with `FinishReason.ABORT` when a weight publish interrupted it.
@@ -39,7 +39,7 @@ class Engine(Protocol):
         ...
 
     async def sleep(self) -> None:
-        """Free the accelerator's memory for the actor, weights included; nothing on CPU.
+        """Free the accelerator's memory for the actor, including weights; no-op on CPU.
 
         The next publish wakes the engine; until then it may refuse requests.
         """
@@ -51,11 +51,11 @@ class Engine(Protocol):
 
 
 Score = Callable[[Trajectory], Awaitable[Scores]]
-"""What the rewards give to a trajectory; never raises for a failing reward."""
+"""Scores a trajectory; a failing reward does not raise."""
 
 
 class Checkpointed(Protocol):
-    """What a checkpoint holds of the models."""
+    """Models that a checkpoint saves."""
 
     def save_checkpoint(self, directory: Path) -> None:
         """Write Hugging Face weights and the optimizer's state."""
@@ -67,23 +67,23 @@ class Checkpointed(Protocol):
 
 
 class DataPlace(Protocol):
-    """A place in the data, which a checkpoint keeps (`Rollouts`, `rl.data.cursor.PromptCursor`)."""
+    """A position in the data that a checkpoint saves (`Rollouts`, `rl.data.cursor.PromptCursor`)."""
 
     def expected_steps(self, completed: int) -> int | None:
-        """Steps of the whole run, as far as the data tells; None: without end."""
+        """Steps of the whole run, estimated from the data; None: endless."""
         ...
 
     def state_dict(self) -> dict[str, Any]:
-        """What a checkpoint keeps, as plain values."""
+        """State for a checkpoint, as plain values."""
         ...
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on where `state_dict` was taken."""
+        """Continue from a `state_dict`."""
         ...
 
 
 class Actor(Checkpointed, Protocol):
-    """The trained policy as the pages see it, with the reference where a KL term needs one.
+    """The trained policy as the driver sees it, with the reference if a KL term needs one.
 
     `rl.cluster.actors.ActorGroup` calls the ranks, each a `rl.training.actor.Actor`.
     """
@@ -94,18 +94,18 @@ class Actor(Checkpointed, Protocol):
         ...
 
     def fill_old_logprobs(self, plan: BatchPlan) -> None:
-        """Compute the log-probs of the policy as it is now, where the update needs them."""
+        """Compute the current policy's log-probs, if the update needs them."""
         ...
 
     def fill_ref_logprobs(self, plan: BatchPlan) -> dict[str, float]:
-        """Compute the reference's log-probs, where a KL term needs them; returns metrics.
+        """Compute the reference's log-probs, if a KL term needs them; returns metrics.
 
-        With the KL term in the reward it fills in `kl_penalty` of the batch's trajectories.
+        With the KL term in the reward, it fills `kl_penalty` of the batch's trajectories.
         """
         ...
 
     def update(self, plan: BatchPlan, place: RunPlace) -> UpdateReport:
-        """One optimizer step for each mini-batch and epoch; `plan.advantages` are filled."""
+        """Take one optimizer step for each mini-batch and epoch; needs `plan.advantages`."""
         ...
 
     def publish(self, version: int) -> WeightUpdate:
@@ -114,18 +114,18 @@ class Actor(Checkpointed, Protocol):
 
 
 class Rollouts(DataPlace, Protocol):
-    """Where scored groups come from (`rl.cluster.rollouts.RolloutGroup`)."""
+    """Source of scored groups (`rl.cluster.rollouts.RolloutGroup`)."""
 
     def take(self, num_prompts: int, metrics: MutableMapping[str, float]) -> list[GroupHeader]:
-        """Run the next prompts of the dataset to scored groups.
+        """Roll out and score the next prompts of the dataset.
 
         Args:
-            num_prompts: Groups to train on; with `filter_groups_enable` informative ones.
+            num_prompts: Groups to train on; with `filter_groups_enable`, informative ones.
             metrics: Gets `rollout/{carried,surplus,missing}_groups`, `rollout/engine_idle_share`, `timing_s/reward`.
 
         Raises:
             RolloutError: No rollout worker is left, or too many trajectories met an unavailable service.
-            RewardError: No reward gives `filter_groups_metric`.
+            RewardError: No reward returns `filter_groups_metric`.
         """
         ...
 
@@ -134,11 +134,11 @@ class Rollouts(DataPlace, Protocol):
         ...
 
     def update_weights(self, update: WeightUpdate) -> None:
-        """Load published weights into every engine, which wakes those that sleep."""
+        """Load published weights into every engine and wake sleeping ones."""
         ...
 
     def write_trajectories(self, path: Path, groups: Sequence[GroupHeader]) -> None:
-        """Write groups' trajectories to a file, a JSON line each, while the run goes on."""
+        """Write groups' trajectories to a file as JSON lines, in the background."""
         ...
 
     def fetch_rows(self, group: GroupHeader) -> list[Sample]:

@@ -1,11 +1,7 @@
-"""The records that pass between rooms, in the order the data flows: prompt, turn, trajectory, group, sample, batch.
+"""The records of rollouts, in the order the data flows: prompt, turn, trajectory, group. Training: `rl.batches`.
 
-Two alignments are used, and only two:
-
-* *token-aligned* (`TokenSequence`, `Sample`): index t belongs to token t. `logprobs[t]` is the log-probability of
-  token t given the tokens before it; `loss_mask[0]` is always 0, because nothing predicts the first token.
-* *prediction-aligned* (`MicroBatch`): index t belongs to the prediction made *at* token t, so `target_ids[t]` is the
-  next token and `loss_mask[t]`, `advantages[t]`, `*_logprobs[t]` belong to that target. `rl.batch.packing` shifts.
+A `TokenSequence` is token-aligned: index t belongs to token t. `logprobs[t]` is the log-probability of token t given
+the tokens before it; `loss_mask[0]` is always 0, because nothing predicts the first token.
 """
 
 from __future__ import annotations
@@ -21,7 +17,7 @@ from numpy.typing import NDArray
 IntArray = NDArray[np.int32]
 FloatArray = NDArray[np.float32]
 NOT_SAMPLED = -1
-"""In place of the policy version of a token that nobody sampled."""
+"""Policy version of a token that the model did not sample."""
 
 Message = dict[str, Any]
 """One chat message in OpenAI's form: `role`, `content`, and for an assistant optionally `tool_calls`."""
@@ -51,18 +47,18 @@ class StopReason(StrEnum):
 INFRASTRUCTURE_FAILURES = frozenset(
     {StopReason.DEADLINE, StopReason.ENGINE_FAILED, StopReason.ENVIRONMENT_FAILED, StopReason.TOOL_UNAVAILABLE}
 )
-"""Ends that say nothing about the model. Such a trajectory is not scored, and so masked out of the training."""
+"""Stop reasons that say nothing about the model. Such a trajectory is not scored, so training masks it out."""
 
 
 class ToolStatus(StrEnum):
-    """How one tool call went."""
+    """Outcome of one tool call."""
 
     OK = "ok"
     ERROR = "error"
     """The tool ran and failed: it raised, or the code exited with an error."""
     PARSE_ERROR = "parse_error"
     IN_THOUGHT = "in_thought"
-    """The call stands in a thought that is not closed; not executed."""
+    """The call is in an unclosed thought; not executed."""
     UNKNOWN_TOOL = "unknown_tool"
     INVALID_ARGUMENTS = "invalid_arguments"
     OVER_LIMIT = "over_limit"
@@ -77,7 +73,7 @@ class Prompt:
     """One dataset row."""
 
     id: str
-    """Unique and stable over runs: data file stem and row number, from the second epoch on with `@<epoch>`."""
+    """Unique and stable across runs: data file stem and row number, with `@<epoch>` from the second epoch on."""
     messages: list[Message]
     ground_truth: str
     data_source: str
@@ -87,7 +83,7 @@ class Prompt:
 
 @dataclass(slots=True, frozen=True)
 class ToolCall:
-    """One call parsed from a turn, or the error that stands in its place."""
+    """One call parsed from a turn, or the error in its place."""
 
     name: str
     arguments: dict[str, Any]
@@ -96,45 +92,44 @@ class ToolCall:
     error: str | None = None
     """Set when the call could not be parsed; `name` and `arguments` are then empty or partial."""
     is_in_thought: bool = False
-    """The call stands in a thought that is not closed; `error` says so."""
+    """The call is in an unclosed thought; `error` says so."""
     lacks_end: bool = False
-    """Its closing tag is missing, which counts only where the model ended the turn itself."""
+    """The closing tag is missing. This matters only if the model ended the turn itself."""
 
 
 @dataclass(slots=True)
 class ToolResult:
-    """The answer to one call, as the model sees it, and what it took."""
+    """The answer to one call, as the model sees it, with its timing."""
 
     name: str
     text: str
     status: ToolStatus
     is_truncated: bool = False
     queue_s: float = 0.0
-    """All time of the call but `run_s`: for a free worker, for its service, between attempts."""
+    """All other time of the call: waiting for a worker, for the service, between attempts."""
     run_s: float = 0.0
-    """Time in the tool itself, failed attempts included."""
+    """Time in the tool itself, including failed attempts."""
     reward: float | None = None
     """A reward for the turn that made the call."""
     stop: bool = False
     """The tool ends the trajectory."""
     metrics: dict[str, float] = field(default_factory=dict)
     num_failed_attempts: int = 0
-    """Attempts that failed for the service's reasons; all but the last of an unavailable call were made again."""
+    """Attempts that failed because of the service. Each was retried, except the last of an unavailable call."""
     outage_s: float = 0.0
-    """From the first such failure to the call's end; 0 where there was none."""
+    """Seconds from the first such failure to the call's end; 0 without one."""
     met_open_breaker: bool = False
-    """The tool's circuit breaker was open when an attempt began: it was held back, or went as the probe."""
+    """The tool's circuit breaker was open when an attempt began: it was delayed, or sent as the probe."""
     has_abandoned_thread: bool = False
-    """A plain function did not end at its deadline, and goes on in a thread that nobody waits for."""
+    """A plain function missed its deadline and still runs in a thread that nobody waits for."""
     has_abandoned_coroutine: bool = False
-    """A coroutine did not end within a second of its cancellation, and goes on until it is closed."""
+    """A coroutine did not end within a second of its cancellation and runs until it is closed."""
     blocked_s: float = 0.0
-    """Seconds in which coroutines of the tool held up the event loop, and with it all other trajectories, since the
-    tool's last result."""
+    """Seconds that the tool's coroutines blocked the event loop, and so all trajectories, since its last result."""
 
 
 class TokenSequence:
-    """Token ids with the mask of what was sampled. Grows only by `append_sampled` and `append_context`.
+    """Token ids with a mask of sampled tokens. Grows only by `append_sampled` and `append_context`.
 
     Example: prompt [1, 5, 9], the model samples [7, 2], the tool answers [1, 6], the model samples [8]:
 
@@ -152,7 +147,7 @@ class TokenSequence:
     """[L] int32, the `policy_version` that sampled each token, -1 elsewhere."""
     prompt_length: int
     results_length: int
-    """Tokens of the prompt that belong to the response: the results of the turn before, where history was rewritten."""
+    """Prompt tokens that belong to the response: the previous turn's results, if history was rewritten."""
 
     def __init__(self, prompt_ids: Sequence[int], *, results_length: int = 0) -> None:
         self.token_ids = np.array(prompt_ids, np.int32)
@@ -167,7 +162,7 @@ class TokenSequence:
         self._append(token_ids, 1, logprobs, policy_version)
 
     def append_context(self, token_ids: Sequence[int]) -> None:
-        """Append tokens nobody sampled: tool results, headers, a forced closing token (mask 0)."""
+        """Append unsampled tokens: tool results, headers, a forced closing token (mask 0)."""
         self._append(token_ids, 0, [0.0] * len(token_ids), NOT_SAMPLED)
 
     def _append(self, token_ids: Sequence[int], mask: int, logprobs: Sequence[float], version: int) -> None:
@@ -182,7 +177,7 @@ class TokenSequence:
 
     @property
     def response_length(self) -> int:
-        """Tokens after the prompt, sampled or not, and those of `results_length`."""
+        """Tokens after the prompt, sampled or not, plus `results_length`."""
         return len(self.token_ids) - self.prompt_length + self.results_length
 
     @property
@@ -207,58 +202,58 @@ class Turn:
     is_cut: bool = False
     """The token budget ended the turn, not the model."""
     is_last: bool = False
-    """Limits allow no turn after it."""
+    """The limits allow no further turn."""
     messages: list[Message] = field(default_factory=list)
-    """What the environment answered, beside the results of tools."""
+    """The environment's messages, besides tool results."""
 
 
 @dataclass(slots=True)
 class Scores:
-    """What the reward functions gave to one trajectory."""
+    """The reward functions' scores of one trajectory."""
 
     score: float | None = None
-    """The weighted sum of the rewards; None when a reward failed, and the trajectory is then masked out."""
+    """The weighted sum of the rewards; None if a reward failed, which masks the trajectory out."""
     rewards: dict[str, float] = field(default_factory=dict)
     """The score of each reward function under its name, and `<name>/<metric>` for the extra metrics it returned."""
     reward_texts: dict[str, str] = field(default_factory=dict)
-    """`<name>/<key>` for what a reward function returned beside its score that is no number; for the viewer."""
+    """`<name>/<key>`: values other than numbers that a reward function returned, for the viewer."""
     turn_rewards: list[float] = field(default_factory=list)
-    """What reward functions gave to each turn, weighted and summed; empty where none did."""
+    """Weighted sum of the reward functions' scores for each turn; empty without any."""
     reward_error: str | None = None
     """Why there is no score."""
 
 
 @dataclass(slots=True)
 class Trajectory:
-    """One prompt's turns up to a `StopReason`, its tokens, and after scoring its rewards."""
+    """One prompt's turns up to a `StopReason`, its tokens and, after scoring, its rewards."""
 
     prompt: Prompt
     sample_index: int
     sequences: list[TokenSequence]
-    """One, or several where the chat template rewrote history; empty in the copy that rewards and the viewer get."""
+    """One, or several if the chat template rewrote history; empty in the copy for rewards and the viewer."""
     turns: list[Turn]
     stop_reason: StopReason
     score: float | None = None
-    """See `Scores`, as for the next four."""
+    """This and the next four: see `Scores`."""
     rewards: dict[str, float] = field(default_factory=dict)
     reward_texts: dict[str, str] = field(default_factory=dict)
     turn_rewards: list[float] = field(default_factory=list)
     reward_error: str | None = None
     environment: dict[str, Any] | None = None
-    """What the environment or the rollout function gave, in the form that a reward function returns: the reward
-    `environment`. None where it gave nothing."""
+    """What the environment or rollout function returned, in the form of a reward function's result. The reward
+    `environment` reads it. None without a result."""
     failure: str | None = None
     """With `StopReason.ENVIRONMENT_FAILED`: what user code raised."""
     wall_s: float = 0.0
     prompt_length: int = 0
-    """Tokens of the first prompt. This and the next three follow from `sequences`, where there are any."""
+    """Tokens of the first prompt. This and the next three are computed from `sequences`, if any."""
     num_sampled: int = 0
     """Tokens the model sampled, over all sequences."""
     response_length: int = 0
-    """Tokens sampled in all turns, and those put between them (results, headers), each once.
+    """Tokens sampled in all turns, and those between them (results, headers), each counted once.
 
-    What `max_total_response_length` bounds, `response_length/*` shows and the overlong term penalizes. Where the chat
-    template rewrites history, what a later sequence repeats of an earlier one does not count again.
+    `max_total_response_length` limits it, `response_length/*` reports it, the overlong term penalizes it. If the chat
+    template rewrites history, tokens that a later sequence repeats do not count again.
     """
     policy_versions: list[int] = field(default_factory=list)
     """Versions that sampled at least one token, in increasing order."""
@@ -273,11 +268,11 @@ class Trajectory:
             self.policy_versions = [int(v) for v in found if v != NOT_SAMPLED]
 
     def without_tokens(self) -> Trajectory:
-        """A copy without token ids: what a reward reads and a record keeps."""
+        """A copy without token ids, for rewards and records."""
         return replace(self, sequences=[])
 
     def take_scores(self, scores: Scores) -> None:
-        """Note what the rewards gave."""
+        """Store the scores."""
         self.score, self.rewards, self.reward_texts = scores.score, scores.rewards, scores.reward_texts
         self.turn_rewards, self.reward_error = scores.turn_rewards, scores.reward_error
 
@@ -293,7 +288,7 @@ class Trajectory:
 
     @property
     def response_text(self) -> str:
-        """Text of the last turn: where a verifier looks for the answer."""
+        """Text of the last turn, where a verifier looks for the answer."""
         return self.turns[-1].text if self.turns else ""
 
 
@@ -320,7 +315,7 @@ class Sampling:
 
 @dataclass(slots=True, frozen=True)
 class BusySeconds:
-    """What a rollout worker did for how long, of some stretch of time."""
+    """How long a rollout worker was busy, within some interval."""
 
     engine_s: float
     """Its engine had a request."""
@@ -344,7 +339,7 @@ class Generation:
 
     token_ids: list[int]
     logprobs: list[float]
-    """Of the distribution sampled from (temperature applied)."""
+    """Under the sampling distribution (temperature applied)."""
     finish_reason: FinishReason
     policy_version: int
 
@@ -356,8 +351,8 @@ class WeightUpdate:
     version: int
     paths: tuple[str, ...]
     checksum: str | None = None
-    """Of all tensors in order of name (see `rl.weight_sync.plan`); None when not to be verified."""
+    """Over all tensors in order of name (see `rl.weight_sync.plan`); None: not verified."""
     nodes: tuple[str, ...] = ()
-    """The machine where each file lies, as Ray's node id."""
+    """Ray node id of each file's machine."""
     num_bytes: tuple[int, ...] = ()
-    """Of each file."""
+    """Size of each file."""

@@ -1,4 +1,4 @@
-"""Which rank and which micro-batch a sequence goes to: ranks that take equally long, within the token budget."""
+"""Assigns sequences to ranks and micro-batches: equal time per rank, within the token budget."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from rl.config.schema import ModelConfig
 
 @dataclass(slots=True, frozen=True)
 class CostModel:
-    """What an update costs, in multiples of one token's way through the matrices of all layers.
+    """Cost of an update, in units of one token's pass through the matrices of all layers.
 
     cost = tokens + attention * (pairs of a token and one it sees) + head * loss tokens
 
-    All three terms are multiply-adds: of a layer's parameters, of queries with keys and probabilities with values, and
-    of the head, which runs on loss tokens alone. The backward pass doubles each of them.
+    All three terms count multiply-adds: of a layer's parameters, of queries with keys and probabilities with values,
+    and of the head, which runs only on loss tokens. The backward pass doubles each.
     """
 
     attention: float = 0.0
@@ -24,7 +24,7 @@ class CostModel:
 
     @staticmethod
     def of(facts: ModelConfig | None) -> CostModel:
-        """The cost of an architecture; where it is not known, tokens alone count."""
+        """The cost model of an architecture; if unknown, only tokens count."""
         if facts is None:
             return CostModel()
         layer = count_layer_parameters(facts)
@@ -34,12 +34,12 @@ class CostModel:
         )
 
     def cost(self, lengths: list[int], prefix_length: int, num_loss_tokens: int) -> float:
-        """The cost of sequences that share their first tokens, or of one alone.
+        """The cost of sequences that share a prefix, or of a single sequence.
 
         Args:
-            lengths: Tokens of each sequence, the prefix included.
+            lengths: Tokens of each sequence, including the prefix.
             prefix_length: Tokens computed once for all of them.
-            num_loss_tokens: Of all sequences.
+            num_loss_tokens: Total over all sequences.
         """
         repeats = len(lengths) - 1
         num_tokens = sum(lengths) - repeats * prefix_length
@@ -50,20 +50,20 @@ class CostModel:
 def balance(
     lengths: list[int], costs: list[float], *, num_ranks: int, max_tokens: int, num_bins_multiple: int = 1
 ) -> list[list[list[int]]]:
-    """Distribute rows over ranks by their cost, and each rank's over bins by their length.
+    """Distribute rows over ranks by cost, and each rank's rows over bins by length.
 
-    Within a rank the longest row goes first, each into the emptiest bin, with the smallest number of bins that
-    respects `max_tokens` on every rank.
+    Within a rank, rows go longest first into the emptiest bin. The number of bins is the smallest that respects
+    `max_tokens` on every rank.
 
     Args:
         lengths: Tokens of each row.
         costs: Cost of each row.
         num_ranks: Ranks.
-        max_tokens: Tokens of one bin, unless a single row is longer.
+        max_tokens: Maximum tokens of a bin; a longer row gets its own.
         num_bins_multiple: The number of bins of a rank is a multiple of this.
 
     Returns:
-        [rank][bin][i] indices of rows; each rank has the same number of bins, the fullest first, some may be empty.
+        [rank][bin][i] row indices; each rank has the same number of bins, fullest first; some may be empty.
     """
     ranks = karmarkar_karp(costs, num_ranks)
     least = max(-(-sum(min(lengths[row], max_tokens) for row in rows) // max_tokens) for rows in ranks)
@@ -76,20 +76,20 @@ def balance(
 
 
 def karmarkar_karp(costs: list[float], num_parts: int) -> list[list[int]]:
-    """Cut rows into parts of nearly equal cost: the largest differencing method.
+    """Partition rows into parts of nearly equal cost: the largest differencing method.
 
-    At first each row is a partition of its own, with all but one part empty. Again and again the two partitions with
-    the largest spread between their fullest and emptiest part are joined, fullest with emptiest.
+    Each row starts as its own partition, with all but one part empty. Each step joins the two partitions with the
+    largest spread between fullest and emptiest part, fullest with emptiest.
 
-    Example: costs 8, 7, 6, 5, 4 in two parts: 8 | 7, then 6 | 5, then 4 joins 7: 11 | 8; at last 11 meets 5 and 8
-    meets 6: 16 | 14.
+    Example: costs 8, 7, 6, 5, 4 in two parts: 8 | 7, then 6 | 5, then 4 joins 7: 11 | 8; finally 11 joins 5 and 8 joins
+    6: 16 | 14.
 
     Args:
-        costs: Of each row, at least 0.
-        num_parts: Parts, at least 1.
+        costs: Cost of each row, at least 0.
+        num_parts: At least 1.
 
     Returns:
-        [part][i] indices of rows, the costliest part first; the same on every call.
+        [part][i] row indices, costliest part first; deterministic.
 
     Source: Karmarkar and Karp, "The differencing method of set partitioning", UCB/CSD-82-113, for several parts.
     """
@@ -118,5 +118,5 @@ def _fill(lengths: list[int], rows: list[int], num_bins: int) -> list[tuple[int,
 
 
 def _causal_pairs(length: int) -> int:
-    """Pairs of a token and one that it sees, itself included."""
+    """Pairs of a token and one it attends to, including itself."""
     return length * (length + 1) // 2

@@ -1,4 +1,4 @@
-"""From scored groups to the plan of a step's batch, and the advantages of its rows: arithmetic on headers."""
+"""Plans a step's batch from scored groups and estimates the rows' advantages, from headers alone."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class _Runs:
     num_tokens: list[int]
 
     def mean(self) -> float:
-        """Over the sampled tokens."""
+        """Mean over the sampled tokens."""
         counts = torch.tensor(self.num_tokens, dtype=torch.float64)
         return float((self.values * counts).sum() / counts.sum())
 
@@ -36,23 +36,23 @@ class _Runs:
 def plan_batch(
     groups: Sequence[GroupHeader], config: Config, layout: PackingLayout, metrics: MutableMapping[str, float]
 ) -> BatchPlan:
-    """Choose the rows to train on, and cut them into mini-batches, ranks and micro-batches.
+    """Choose the rows to train on, and split them into mini-batches, ranks and micro-batches.
 
-    It leaves out, and counts, trajectories without a score (their reward or the infrastructure failed), with
-    `overlong_filter_enable` those that the token budget cut off, groups whose trajectories do not differ in
+    It drops and counts trajectories without a score (the reward or the infrastructure failed), trajectories that the
+    token budget cut off (with `overlong_filter_enable`), groups whose trajectories do not differ in
     `filter_groups_metric` (with `filter_groups_enable`), and groups whose advantages are all 0. With the KL term in the
-    reward, advantages are known only when the reference's log-probs are: then `estimate_advantages` leaves those out.
+    reward, advantages need the reference's log-probs, so `estimate_advantages` drops those.
 
     Args:
         groups: Scored.
         config: The run's.
         layout: The sizes.
         metrics: Gets `training/dropped_groups`, `training/masked_trajectories`, `training/num_samples`,
-            `training/empty_batch`, 1 without any row, and mean, max and min of `critic/rewards/*`: scores after length
-            shaping, of all trajectories that take part.
+            `training/empty_batch` (1 without rows), and mean, max and min of `critic/rewards/*`: scores after length
+            shaping, over all trajectories that take part.
 
     Returns:
-        The plan, without rows where there is nothing to learn from.
+        The plan, without rows if there is nothing to learn from.
     """
     rl = config.rl_config
     everything = _members(groups, rl)
@@ -92,17 +92,17 @@ def estimate_advantages(
     layout: PackingLayout,
     metrics: MutableMapping[str, float],
 ) -> None:
-    """Fill in the advantages of every row, from scores, length shaping and the KL penalty.
+    """Fill the advantages of every row, from scores, length shaping and the KL penalty.
 
-    With the KL term in the reward, groups whose advantages are all 0 are left out here, and the others cut anew.
+    With the KL term in the reward, it drops groups whose advantages are all 0 and splits the others again.
 
     Args:
-        plan: Its trajectories' `kl_penalty` is known.
+        plan: Its trajectories' `kl_penalty` is filled.
         groups: As in `plan_batch`.
         config: The run's.
         layout: As in `plan_batch`.
-        metrics: Gets mean, max and min of `critic/advantages/*` (of the tokens trained on, a trajectory counting once)
-            and, with the KL term in the reward, corrects what `plan_batch` reported.
+        metrics: Gets mean, max and min of `critic/advantages/*` (over trained tokens, each trajectory counted once)
+            and, with the KL term in the reward, corrected values of `plan_batch`.
     """
     rl = config.rl_config
     runs = _estimate(plan, rl)
@@ -117,7 +117,7 @@ def estimate_advantages(
 
 
 def _cut(plan: BatchPlan, groups: Sequence[GroupHeader], layout: PackingLayout) -> None:
-    """Cut the rows of a plan into mini-batches, and weigh them."""
+    """Split a plan's rows into mini-batches, and set their weights."""
     row_groups = [row.source for row in plan.rows]
     prompts = {group: groups[group].prompt_ids for group in set(row_groups)}
     plan.mini_batches = plan_mini_batches(plan.rows, row_groups, prompts, layout)
@@ -137,7 +137,7 @@ def _members(groups: Sequence[GroupHeader], rl: RLConfig) -> list[tuple[GroupHea
 
 
 def _first_row(group: GroupHeader, trajectory: TrajectoryHeader) -> int:
-    """Where the trajectory's rows begin among the group's."""
+    """Index of the trajectory's first row in the group."""
     before = 0
     for other in group.trajectories:
         if other is trajectory:
@@ -147,7 +147,7 @@ def _first_row(group: GroupHeader, trajectory: TrajectoryHeader) -> int:
 
 
 def _rewards(trajectories: Sequence[TrajectoryHeader], rl: RLConfig) -> Tensor:
-    """[N] float32, scores after length shaping and the KL penalty: what advantages are made of."""
+    """[N] float32, scores after length shaping and the KL penalty, for advantages."""
     rewards = torch.tensor([t.score for t in trajectories], dtype=torch.float32)
     rewards -= torch.tensor([t.kl_penalty for t in trajectories], dtype=torch.float32)
     if rl.overlong_buffer_enable:
@@ -196,7 +196,7 @@ def _informative_groups(group_ids: Sequence[int], runs: Sequence[_Runs]) -> set[
 
 
 def _row_advantages(plan: BatchPlan, runs: Sequence[_Runs]) -> list[RowAdvantages]:
-    """Cut each trajectory's advantages into those of its rows, by their sampled tokens."""
+    """Split each trajectory's advantages over its rows, by sampled tokens."""
     cut: list[RowAdvantages] = []
     position: dict[int, int] = {}
     for row in plan.rows:

@@ -1,4 +1,4 @@
-"""The sizes that a step's rows are cut by: ranks, mini-batches and micro-batches."""
+"""Sizes for splitting a step's rows into mini-batches, ranks and micro-batches."""
 
 from __future__ import annotations
 
@@ -13,32 +13,32 @@ from rl.config.schema import Config, LossAggregation
 
 @dataclass(slots=True, frozen=True)
 class PackingLayout:
-    """How a step's samples are cut into mini-batches, ranks and micro-batches."""
+    """How a step's samples are split into mini-batches, ranks and micro-batches."""
 
     num_data_parallel: int
     """Ranks that get different micro-batches, at least 1."""
     max_tokens: int
-    """Tokens of one micro-batch; a longer sample stands alone."""
+    """Maximum tokens of a micro-batch; a longer sample gets its own."""
     mini_batch_prompts: int
-    """Groups of one optimizer step at most, at least 1."""
+    """Maximum groups of one optimizer step, at least 1."""
     epochs: int = 1
     """Passes over the mini-batches, at least 1."""
     loss_aggregation: LossAggregation = LossAggregation.TOKEN_MEAN
     """See `rl.algorithms.aggregation.token_loss_weights`."""
     loss_scale: float = 1.0
-    """Its constant, where it has one."""
+    """Constant of the aggregation, if any."""
     pad_to_multiple: int = 1
     """A micro-batch's length is a multiple of this: the tensor-parallel size, with sequence parallelism."""
     share_prefix: bool = False
-    """Hold what the samples of a group, and the groups, have in common once in each micro-batch."""
+    """Store the common prefix of a group's samples, and of all groups, once per micro-batch."""
     num_micro_batches_multiple: int = 1
     """A rank's number of micro-batches is a multiple of this: the pipeline size, with virtual pipeline stages."""
     cost: CostModel = field(default_factory=CostModel)
-    """What a sequence costs, for the balance of ranks."""
+    """Cost of a sequence, for balancing ranks."""
 
 
 def packing_layout(config: Config, *, num_data_parallel: int) -> PackingLayout:
-    """Read the sizes off the configuration.
+    """Derive the sizes from the configuration.
 
     Args:
         config: The run's configuration.
@@ -67,9 +67,9 @@ def packing_layout(config: Config, *, num_data_parallel: int) -> PackingLayout:
 
 
 def demonstration_layout(config: Config, *, num_data_parallel: int) -> PackingLayout:
-    """As `packing_layout`, for the cold start: one optimizer step a step, on the mean over its tokens.
+    """Like `packing_layout`, for the cold start: one optimizer step per step, on the mean over its tokens.
 
-    How rewards are learned from (`mini_batch_size`, `epochs`, `loss_agg_mode`) says nothing of demonstrations.
+    Settings of learning from rewards (`mini_batch_size`, `epochs`, `loss_agg_mode`) do not apply.
     """
     return replace(
         packing_layout(config, num_data_parallel=num_data_parallel),

@@ -1,4 +1,4 @@
-"""From rows and a plan to micro-batches: shifted, packed without padding, and their columns filled."""
+"""Builds micro-batches from rows and a plan: shifts, packs without padding and fills columns."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ _OWN = 4
 
 
 def pack_micro_batch(plan: MicroBatchPlan, samples: Mapping[int, Sample]) -> MicroBatch:
-    """Put the rows of a micro-batch one behind the other. The padding is a sequence of its own, of weight 0.
+    """Concatenate the rows of a micro-batch. The padding is a separate sequence with weight 0.
 
     Args:
         plan: Which tokens of which rows.
-        samples: The rows by their number in the mini-batch.
+        samples: By row number in the mini-batch.
 
     Returns:
         The micro-batch, without loss weights and advantages (`fill_columns`).
@@ -76,14 +76,14 @@ def expand_advantages(advantages: RowAdvantages, loss_mask: NDArray[np.uint8]) -
 
 
 def plan_samples(samples: Sequence[Sample], layout: PackingLayout) -> BatchPlan:
-    """Plan the batch of rows that are at hand: demonstrations, or a script's.
+    """Plan a batch of local rows: demonstrations, or a script's samples.
 
     Args:
-        samples: Token-aligned rows, of at least 2 tokens where they have loss tokens. Those without are left out.
+        samples: Token-aligned rows; those with loss tokens need at least 2 tokens, others are left out.
         layout: The sizes.
 
     Returns:
-        The plan, with loss weights, and with advantages where the samples have them.
+        The plan, with loss weights, and with advantages if the samples have them.
     """
     groups = {name: i for i, name in enumerate(dict.fromkeys(s.group_id for s in samples))}
     trajectories = {name: i for i, name in enumerate(dict.fromkeys(s.trajectory_id for s in samples))}
@@ -109,9 +109,9 @@ def plan_samples(samples: Sequence[Sample], layout: PackingLayout) -> BatchPlan:
 
 
 def pack_samples(samples: Sequence[Sample], layout: PackingLayout) -> Batch:
-    """Plan and pack a batch for all ranks at once: for a script or a test in one process. See `plan_mini_batches`.
+    """Plan and pack a batch for all ranks, for scripts and tests in one process. See `plan_mini_batches`.
 
-    The epochs hold the same micro-batch objects, so log-probs filled in once are there in each.
+    All epochs share the same micro-batch objects, so log-probs need filling only once.
 
     Args:
         samples: As in `plan_samples`, with advantages.
@@ -140,9 +140,9 @@ def _given_advantages(sample: Sample) -> RowAdvantages:
 
 
 def _predicted(plan: MicroBatchPlan, values: Mapping[int, ArrayLike], dtype: DTypeLike) -> Tensor:
-    """Token-aligned values of rows to a column: position t gets the value of token t + 1, a row's last one 0.
+    """Shift token-aligned values into a column: position t gets the value of token t + 1, a row's last one 0.
 
-    A shared segment gets that of the row it is taken from, or 0 where the row has none.
+    A shared segment gets the values of the row it comes from, or 0 if the row has none.
     """
     parts = []
     for row, start, end, _, _ in plan.segments:

@@ -1,4 +1,4 @@
-"""Which rows a mini-batch has, and which rank and micro-batch each goes to: arithmetic on headers, without tokens."""
+"""Assigns rows to mini-batches, ranks and micro-batches, from headers alone."""
 
 from __future__ import annotations
 
@@ -18,44 +18,44 @@ from rl.batches import BatchPlan, MicroBatchPlan, MiniBatchPlan, RowHeader, RowP
 from rl.types import IntArray
 
 _LEAST_ROOT = 16
-"""Tokens that all samples must begin with to be held apart: a sequence more costs attention calls."""
+"""Minimum common prefix of all samples to store once: an extra sequence costs attention calls."""
 
 
 @dataclass(slots=True, frozen=True)
 class _Bundle:
-    """Rows that go into one micro-batch together because they share their first tokens, or one row alone."""
+    """Rows that share a prefix and go into one micro-batch, or a single row."""
 
     rows: list[int]
-    """Their numbers in the mini-batch."""
+    """Row numbers in the mini-batch."""
     prefix_length: int
-    """Tokens held once for all of them, the root included."""
+    """Tokens stored once for all of them, including the root."""
     num_tokens: int
-    """Those and each row's own, without the root: what every row of the mini-batch begins with."""
+    """Prefix and own tokens without the root, the prefix of all rows of the mini-batch."""
 
 
 def plan_mini_batches(
     rows: Sequence[RowPlace], groups: Sequence[int], prompts: Mapping[int, IntArray], layout: PackingLayout
 ) -> list[MiniBatchPlan]:
-    """Cut rows into mini-batches of whole groups, and these into micro-batches.
+    """Split rows into mini-batches of whole groups, and these into micro-batches.
 
-    Groups keep the order in which they first appear. Rows without loss tokens are left out, and so is a group that has
-    no others. The others are cut into as few mini-batches as `mini_batch_prompts` allows, whose numbers of groups
-    differ by one at most: 17 groups in mini-batches of 16 are 9 and 8, since an optimizer step on the one left over
-    would move the weights as far as that on 16. Rows are distributed over ranks by their cost and over micro-batches by
-    their length (`rl.batch.balance`); the result is the same on every call. With `share_prefix` it is not rows that are
-    distributed but groups, cut where `max_tokens` or the balance of ranks demands it; and what all rows begin with, a
-    system prompt with tool schemas for example, is the first segment of every micro-batch.
+    Groups keep the order in which they first appear. Rows without loss tokens are dropped, and so are groups of only
+    such rows. The rest is split into as few mini-batches as `mini_batch_prompts` allows, whose numbers of groups differ
+    by at most one: 17 groups in mini-batches of 16 become 9 and 8, because a step on one remaining group would move the
+    weights as far as a step on 16. Rows are distributed over ranks by cost and over micro-batches by length
+    (`rl.batch.balance`), deterministically. With `share_prefix`, groups are distributed instead, and split if
+    `max_tokens` or the balance of ranks requires it. The common prefix of all rows, such as a system prompt with tool
+    schemas, is then the first segment of every micro-batch.
 
     Example: rows of 5, 4, 3 and 2 tokens, 2 ranks, at most 7 tokens: rank 0 gets [5, 2], rank 1 gets [4, 3].
 
     Args:
-        rows: Of the batch.
+        rows: The batch's.
         groups: The group of each row.
-        prompts: For each group the tokens that `RowHeader.shared_length` is measured on.
+        prompts: By group, the tokens that `RowHeader.shared_length` refers to.
         layout: The sizes.
 
     Returns:
-        Plans of one pass; every rank has the same number of micro-batches, filled up with empty ones.
+        Plans of one epoch; every rank has the same number of micro-batches, some empty.
     """
     members: dict[int, list[int]] = {}
     for number, row in enumerate(rows):
@@ -68,12 +68,7 @@ def plan_mini_batches(
 
 
 def row_weights(plan: BatchPlan, layout: PackingLayout) -> list[float]:
-    """The weight of each loss token of every row, with the denominator of the row's mini-batch.
-
-    Args:
-        plan: Its mini-batches and rows.
-        layout: How losses are aggregated.
-    """
+    """The weight of each loss token of every row, with the denominator of the row's mini-batch."""
     weights = [0.0] * len(plan.rows)
     for mini_batch in plan.mini_batches:
         rows = [plan.rows[number] for number in mini_batch.rows]
@@ -90,7 +85,7 @@ def row_weights(plan: BatchPlan, layout: PackingLayout) -> list[float]:
 
 
 def share_of(plan: BatchPlan, dp_rank: int) -> Share:
-    """What one data-parallel rank needs of a batch: its micro-batches, and where their rows are."""
+    """One data-parallel rank's part of a batch: its micro-batches and the location of their rows."""
     mini_batches = [(mini.rows, mini.micro_batches[dp_rank]) for mini in plan.mini_batches]
     needed = sorted(
         {rows[i] for rows, micro_batches in mini_batches for micro in micro_batches for i in micro.segments[:, 0]}
@@ -120,7 +115,7 @@ def _plan_mini_batch(
         groups = [[row] for own in groups for row in own]
     bundles = _bundle(headers, groups, budget, root)
     if layout.share_prefix and layout.num_data_parallel > 1:
-        # Groups of half a rank's share at most: whole ones may be too few, or too unequal, to balance.
+        # Bundles of at most half a rank's share: whole groups may be too few or too unequal to balance.
         share = sum(bundle.num_tokens for bundle in bundles) // (2 * layout.num_data_parallel)
         bundles = _bundle(headers, groups, min(budget, share), root)
     ranks = balance(
@@ -142,16 +137,16 @@ def _plan_mini_batch(
 
 
 def _root_length(headers: Sequence[RowHeader], prompts: Sequence[IntArray]) -> int:
-    """Tokens that all rows begin with and nobody sampled, less one (see `_shared_length`)."""
+    """Unsampled tokens that all rows begin with, minus one (see `_shared_length`)."""
     first = prompts[0]
     common = min(shared_length(first, prompt) for prompt in prompts)
     return max(min(common, *(header.shared_length for header in headers)) - 1, 0)
 
 
 def _shared_length(headers: Sequence[RowHeader]) -> int:
-    """Tokens that all rows of a group begin with and nobody sampled, less one.
+    """Unsampled tokens that all rows of a group begin with, minus one.
 
-    The last of them stays with each row: what it predicts, the first sampled token, differs.
+    Each row keeps the last of them, because the token it predicts is sampled and differs.
     """
     return max(min(header.shared_length for header in headers) - 1, 0)
 
@@ -164,7 +159,7 @@ def _cost(bundle: _Bundle, headers: Sequence[RowHeader], cost: CostModel, root: 
 
 
 def _bundle(headers: Sequence[RowHeader], groups: Sequence[Sequence[int]], max_tokens: int, root: int) -> list[_Bundle]:
-    """Cut each group into bundles of at most `max_tokens`, in order; a group of one row shares the root alone."""
+    """Split each group into bundles of at most `max_tokens`, in order; a group of one row shares only the root."""
     bundles: list[_Bundle] = []
     for rows in groups:
         shared = _shared_length([headers[row] for row in rows]) if len(rows) > 1 else root
@@ -182,7 +177,7 @@ def _bundle(headers: Sequence[RowHeader], groups: Sequence[Sequence[int]], max_t
 def _plan_micro_batch(
     bundles: Sequence[_Bundle], headers: Sequence[RowHeader], root: int, pad_to_multiple: int
 ) -> MicroBatchPlan:
-    """The root, then of each bundle what its rows share beyond it, and each row's own tokens."""
+    """The root, then for each bundle its other shared tokens and each row's own."""
     segments: list[tuple[int, int, int, int, int]] = []
     if bundles and root:
         segments.append((bundles[0].rows[0], 0, root, -1, 0))

@@ -1,4 +1,4 @@
-"""The part of a batch that one rank trains on: its rows, packed, and the columns that passes fill."""
+"""One rank's part of a batch: its packed rows, and the columns that passes fill."""
 
 from __future__ import annotations
 
@@ -17,15 +17,14 @@ class RankBatch:
     """Packs a share once; every pass over it reads and fills the same micro-batches.
 
     Args:
-        share: This rank's.
-        sources: What `share.sources` refers to.
+        sources: The lists that `share.sources` refers to.
     """
 
     def __init__(self, share: Share, sources: Sequence[Sequence[Sample]]) -> None:
         self._share = share
         self._masks: list[dict[int, np.ndarray]] = []
         self.mini_batches: list[list[MicroBatch]] = []
-        """For each mini-batch this rank's micro-batches."""
+        """This rank's micro-batches, for each mini-batch."""
         for numbers, plans in share.mini_batches:
             local = {int(i) for plan in plans for i in plan.segments[:, 0]}
             places = {i: share.rows[numbers[i]] for i in local}
@@ -35,7 +34,7 @@ class RankBatch:
 
     @property
     def micro_batches(self) -> list[MicroBatch]:
-        """Those of all mini-batches, in order."""
+        """The micro-batches of all mini-batches, in order."""
         return [micro for mini_batch in self.mini_batches for micro in mini_batch]
 
     def fill(self, column: str, values: Sequence[Tensor]) -> None:

@@ -1,4 +1,4 @@
-"""What is read off a training row for its header. Needs numpy alone: rollout and reward workers import it."""
+"""Computes the headers of training rows. Needs only numpy: rollout and reward workers import it."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ def prompt_of(sample: Sample) -> IntArray:
 
 
 def row_header(sample: Sample, prompt_ids: IntArray) -> RowHeader:
-    """What the plan must know of a row.
+    """What the plan needs to know about a row.
 
     Args:
         sample: The row.
-        prompt_ids: Of its group, [P] int32.
+        prompt_ids: [P] int32, the group's.
     """
     mask = np.asarray(sample.loss_mask)
     return RowHeader(
