@@ -1,5 +1,5 @@
-"""Stand-ins shared by tests: an engine that says what a script says, tools that answer from a function, a tokenizer
-whose tokens are words, so that token lists can be written by hand, and a clock that nothing but timers moves."""
+"""Fakes shared by tests: a scripted engine, tools that answer from a function, a word tokenizer, a clock moved by
+timers."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ class Request:
 
 @dataclass
 class ScriptedEngine:
-    """An `Engine` that gives the generations of a script one after the other, and keeps the requests.
+    """An `Engine` that returns the generations of a script in order and records the requests.
 
     A generation longer than `max_tokens` is cut as an engine would cut it. After the script the engine is dead, or
     hangs with `hangs`.
@@ -167,7 +167,7 @@ def answering(text: str, status: ToolStatus = ToolStatus.OK, *, stop: bool = Fal
 
 
 class _TimeSkipper(selectors.DefaultSelector):
-    """Does not wait for a timer, but takes the time until it for passed."""
+    """Advances the clock to the next timer instead of waiting."""
 
     now = 0.0
 
@@ -197,8 +197,8 @@ def hold_up_loop(seconds: float) -> None:
 def in_virtual_time(test: Callable[..., Coroutine[Any, Any, None]]) -> Callable[..., None]:
     """Run a coroutine on an event loop whose clock stands still while it computes, and skips all waits.
 
-    So a test of timers takes no time and has one outcome, however busy the machine is. Not for what runs in threads or
-    other processes: their time does not count.
+    Tests of timers then take no time and are deterministic on a busy machine. Not for threads or other processes: their
+    time does not count.
     """
 
     @functools.wraps(test)

@@ -1,4 +1,4 @@
-"""From groups to training rows with their advantages, as the page does it, without an object store between."""
+"""From groups to training rows with their advantages, as the training loop does it, without an object store."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from rl.types import Group, Trajectory
 
 
 def group_of(*trajectories: Trajectory) -> GroupHeader:
-    """The header of a group, its rows and records at hand."""
+    """The header of a local group, with its rows and records."""
     return header_of_group(Group(trajectories[0].prompt, [replace(t) for t in trajectories]))
 
 
 class AtHand:
-    """The part of `rl.interfaces.Rollouts` that reads groups whose rows and records are at hand."""
+    """The part of `rl.interfaces.Rollouts` that reads local groups."""
 
     def write_trajectories(self, path: Path, groups: Sequence[GroupHeader]) -> None:
         write_records(path, [group.record for group in groups], {})
@@ -35,7 +35,7 @@ class AtHand:
 
 
 def headers(groups: Sequence[Group]) -> list[GroupHeader]:
-    """Headers of groups; what a test has changed in a trajectory since it was made counts."""
+    """Headers of groups, including a test's later changes to trajectories."""
     return [header_of_group(Group(g.prompt, [replace(t) for t in g.trajectories])) for g in groups]
 
 

@@ -1,4 +1,4 @@
-"""Dynamic sampling: groups whose scores are all equal have no advantage and teach nothing."""
+"""Dynamic sampling: groups whose scores are all equal have zero advantage."""
 
 from __future__ import annotations
 
@@ -10,11 +10,12 @@ from rl.errors import RewardError, unknown_name
 from rl.types import StopReason
 
 _RELATIVE, _ABSOLUTE = 1e-6, 1e-8
-"""Values nearer than this differ by rounding alone: of the weighted sum of rewards, or to float32."""
+"""Smaller differences are rounding errors, of the weighted sum of rewards or of float32."""
 
 
 def takes_part(trajectory: TrajectoryHeader, *, drop_overlong: bool) -> bool:
-    """Whether a trajectory is trained on: it has a score, and the token budget did not cut it off where that counts.
+    """Whether a trajectory is trained on: it has a score and, with `drop_overlong`, the token budget did not cut it
+    off.
 
     Args:
         trajectory: A scored trajectory.
@@ -28,7 +29,7 @@ def takes_part(trajectory: TrajectoryHeader, *, drop_overlong: bool) -> bool:
 def drop_uninformative_groups(
     groups: Sequence[GroupHeader], metric: str = "score", *, drop_overlong: bool = False
 ) -> tuple[list[GroupHeader], int]:
-    """Keep the groups that `is_informative` finds so.
+    """Keep the groups for which `is_informative` is true.
 
     Args:
         groups: Scored groups.
@@ -43,10 +44,10 @@ def drop_uninformative_groups(
 
 
 def is_informative(group: GroupHeader, metric: str = "score", *, drop_overlong: bool = False) -> bool:
-    """Whether the trajectories of a group that take part in the training differ in a metric, beyond rounding.
+    """Whether the trajectories of a group that take part in training differ in a metric, beyond rounding.
 
-    Those without the metric are not compared, since that says nothing of what they are worth: a reward may give it in
-    some cases alone. Fewer than two that have it cannot differ.
+    Trajectories without the metric are not compared, because a reward may return it only in some cases. Fewer than two
+    with it cannot differ.
 
     Example: 0.3 and 0.1 + 0.2 are equal; with the metric `acc`, 1, none and 1 are equal, 1, none and 0 differ.
 
@@ -63,7 +64,7 @@ def is_informative(group: GroupHeader, metric: str = "score", *, drop_overlong: 
 
 
 def check_filter_metric(groups: Iterable[GroupHeader], metric: str) -> None:
-    """Refuse a metric that no reward gives: all groups would seem uninformative.
+    """Reject a metric that no reward returns: all groups would seem uninformative.
 
     Args:
         groups: Scored groups.

@@ -1,8 +1,8 @@
-"""Estimators of the divergence KL(policy || reference) from the log-probs of sampled tokens, and the weight they get.
+"""Estimators of KL(policy || reference) from the log-probs of sampled tokens, and the coefficient of the KL term.
 
-In value k1 and k3 are unbiased, and k2 nearly so. As a loss term the gradient matters as well: that of k1 is a score
-function whose expectation is 0, so it pulls towards nothing. `kl_estimate` therefore gives k1 the gradient of k2, which
-is the gradient of the divergence when sampling is on-policy. k3 keeps its own gradient, as GRPO has it.
+The values of k1 and k3 are unbiased, that of k2 nearly so. In a loss the gradient matters too: that of k1 is a score
+function with expectation 0, so it has no effect on average. `kl_estimate` therefore gives k1 the gradient of k2, which
+is the gradient of the divergence when sampling is on-policy. k3 keeps its own gradient, as in GRPO.
 """
 
 from __future__ import annotations
@@ -50,8 +50,8 @@ def kl_of_samples(micro_batches: list[MicroBatch], num_samples: int, kind: KlPen
     """Sum the estimates over the sampled tokens of each sample of a mini-batch, with the engine's log-probs.
 
     Args:
-        micro_batches: Of all ranks, with `ref_logprobs` and `sample_ids`.
-        num_samples: N, of the mini-batch.
+        micro_batches: Packed, with `ref_logprobs` and `sample_ids`.
+        num_samples: N, the mini-batch's.
         kind: The estimator.
 
     Returns:
@@ -69,7 +69,7 @@ def kl_of_samples(micro_batches: list[MicroBatch], num_samples: int, kind: KlPen
 
 @dataclass(slots=True)
 class KlCoefficient:
-    """The weight of the KL term, fixed or steered towards a target.
+    """The coefficient of the KL term, fixed or adapted towards a target.
 
     Adaptive: after a step with mean divergence d per token, over n trajectories,
 
@@ -77,11 +77,11 @@ class KlCoefficient:
 
     Example: 0.1, target 0.05, horizon 100; d = 0.2 over 10 trajectories: 0.1 (1 + 0.2 * 10 / 100) = 0.102.
 
-    Source: Ziegler et al., arXiv:1909.08593, section 2.2, which has the divergence of whole episodes.
+    Source: Ziegler et al., arXiv:1909.08593, section 2.2, which uses the divergence of whole episodes.
     """
 
     value: float
-    """The weight of the next step, at least 0."""
+    """Coefficient of the next step, at least 0."""
     is_adaptive: bool = False
     target: float = 1.0
     """Nats per token, above 0."""
@@ -90,16 +90,16 @@ class KlCoefficient:
 
     @staticmethod
     def of(rl: RLConfig) -> KlCoefficient:
-        """As the configuration says."""
+        """The coefficient that the configuration asks for."""
         is_adaptive = rl.kl_ctrl_type is KlControl.ADAPTIVE
         return KlCoefficient(rl.init_kl_coef, is_adaptive, rl.kl_target, rl.kl_horizon)
 
     def observe(self, divergence: float, num_trajectories: int) -> None:
-        """Steer by what a step measured; a fixed coefficient stays, and so does any where that is NaN or Inf.
+        """Adapt to a step's divergence; NaN, Inf or a fixed coefficient change nothing.
 
         Args:
             divergence: Mean estimate per token, nats.
-            num_trajectories: It was measured on.
+            num_trajectories: Trajectories it was measured on.
         """
         if self.is_adaptive and math.isfinite(divergence):
             error = min(max(divergence / self.target - 1.0, -0.2), 0.2)

@@ -16,7 +16,7 @@ _Z_95 = 1.959963984540054
 _CORRECT = 1.0 - 1e-6
 
 _NOT_A_TOOL = frozenset({ToolStatus.PARSE_ERROR, ToolStatus.IN_THOUGHT, ToolStatus.UNKNOWN_TOOL, ToolStatus.OVER_LIMIT})
-"""Results no tool gave: their name is what the model wrote, and would make a metric for each misspelling."""
+"""Results without a tool: their name is what the model wrote, so each misspelling would become a metric."""
 
 _COUNTED = {
     ToolStatus.PARSE_ERROR: "tools/parse_errors",
@@ -29,7 +29,7 @@ _COUNTED = {
 
 
 def rollout_metrics(groups: Sequence[GroupHeader], *, max_response_length: int | None = None) -> dict[str, float]:
-    """Everything that can be read off the trajectories of a step.
+    """All metrics that follow from the trajectories of a step.
 
     Args:
         groups: Scored groups, uninformative ones too.
@@ -78,7 +78,7 @@ def spread(name: str, values: Sequence[float]) -> dict[str, float]:
 
 
 def stop_reason_metrics(trajectories: Sequence[TrajectoryHeader]) -> dict[str, float]:
-    """Share of the trajectories that ended for each reason; all reasons are there, most of them 0."""
+    """Share of trajectories for each stop reason, zeros included."""
     return {
         f"stop_reason/{reason}": sum(t.stop_reason is reason for t in trajectories) / len(trajectories)
         for reason in StopReason
@@ -97,9 +97,9 @@ def reward_metrics(trajectories: Sequence[TrajectoryHeader]) -> dict[str, float]
 
 
 def tool_metrics(trajectories: Sequence[TrajectoryHeader]) -> dict[str, float]:
-    """How the calls went, over all tools and for each.
+    """Outcomes of the calls, over all tools and for each.
 
-    Latency is queue and run time in seconds of the calls that were executed; percentiles by the nearest rank.
+    Latency is queue plus run time of executed calls, in seconds; percentiles are nearest-rank.
     """
     results = [r for t in trajectories for r in t.results]
     metrics = {name: float(sum(r.status is status for r in results)) for status, name in _COUNTED.items()}
@@ -114,7 +114,7 @@ def tool_metrics(trajectories: Sequence[TrajectoryHeader]) -> dict[str, float]:
 
 
 def _one_tool_metrics(name: str, answers: Sequence[ToolResult]) -> dict[str, float]:
-    """Metrics of the results of one tool, of which there is at least one."""
+    """Metrics of the results of one tool, at least one."""
     metrics = {
         f"{name}/calls": float(len(answers)),
         f"{name}/errors": float(sum(r.status is ToolStatus.ERROR for r in answers)),
@@ -144,12 +144,12 @@ def _one_tool_metrics(name: str, answers: Sequence[ToolResult]) -> dict[str, flo
 
 
 def _num_retries(result: ToolResult) -> int:
-    """Failed attempts after which another one was made: all, but for the last of a call that was given up."""
+    """Failed attempts that were retried: all but the last of an unavailable call."""
     return max(0, result.num_failed_attempts - (result.status is ToolStatus.UNAVAILABLE))
 
 
 def tool_wait_share(trajectories: Sequence[TrajectoryHeader]) -> float:
-    """Time the trajectories spent waiting for tools, over the time they lived."""
+    """Time that trajectories waited for tools, divided by their wall time."""
     lived = sum(t.wall_s for t in trajectories)
     return sum(t.tool_s for t in trajectories) / lived if lived > 0 else 0.0
 
@@ -199,7 +199,7 @@ def evaluation_metrics(groups: Sequence[GroupHeader]) -> dict[str, float]:
 
 
 def is_correct(trajectory: TrajectoryHeader) -> bool:
-    """Whether the first reward gave the trajectory 1; False where it failed."""
+    """Whether the first reward is 1; False if a reward failed."""
     first = next(iter(trajectory.rewards.values()), None)
     return first is not None and trajectory.reward_error is None and first >= _CORRECT
 
@@ -210,8 +210,8 @@ def wilson_interval(share: float, num: int) -> tuple[float, float]:
     (p + z²/2n ± z sqrt(p(1-p)/n + z²/4n²)) / (1 + z²/n) with z = 1.96.
 
     Args:
-        share: The share found, 0 to 1.
-        num: Of how many, at least 1.
+        share: The observed share, 0 to 1.
+        num: Number of observations, at least 1.
 
     Returns:
         Lower and upper end.
@@ -233,7 +233,7 @@ def speed_metrics(
         num_tokens: Tokens of all samples, prompts included.
         num_sampled: Tokens that the model sampled.
         step_s: Seconds of the whole step.
-        gen_s: Seconds of it that rollouts took; 0 where there were none.
+        gen_s: Seconds of it spent on rollouts; 0 without any.
         num_devices: Devices of the actor.
 
     Returns:

@@ -1,4 +1,4 @@
-"""What a run samples and cannot learn from: in the step's line, once with its first cause, and summed up at the end."""
+"""Reports what a run samples but cannot learn from: in each step's line, by first cause, and in a summary."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ _STOPS = {
     StopReason.ENGINE_FAILED: "whose engine failed",
     StopReason.ENVIRONMENT_FAILED: "whose environment failed",
 }
-"""Ends that leave a trajectory without a score, in words."""
+"""Stop reasons that leave a trajectory without a score, in words."""
 
 
 class Shortfalls:
-    """Counts over the steps of a run what was sampled and not learned from, and says each kind's first cause.
+    """Counts what a run sampled but did not learn from, and reports each kind's first cause.
 
-    Counts come from the metrics, so that a resumed run has those of its earlier steps; causes from the trajectories.
+    Counts come from metrics, so a resumed run includes earlier steps; causes come from trajectories.
     """
 
     def __init__(self) -> None:
@@ -38,14 +38,14 @@ class Shortfalls:
         """Count the steps before a resume.
 
         Args:
-            rows: Of metrics.jsonl; those of evaluations are left out.
+            rows: Rows of metrics.jsonl; evaluations are ignored.
         """
         for row in rows:
             if "timing_s/step" in row:
                 self._add(row)
 
     def observe(self, step: int, metrics: Mapping[str, float], groups: Sequence[GroupHeader]) -> None:
-        """Count one step, and log the first cause of each kind that this process has not met before.
+        """Count one step, and log the first cause of each kind that is new to this process.
 
         Args:
             step: Its number, from 1.
@@ -64,7 +64,7 @@ class Shortfalls:
             logger.warning("step %d: no update. %s", step, _why_empty(_num_trajectories(metrics), counts))
 
     def summary(self) -> list[str]:
-        """What was lost over the run, a sentence each; empty where every step and every trajectory counted."""
+        """One sentence for each kind of loss in the run; empty if every step and trajectory counted."""
         lines = []
         if self._num_without_update:
             lines.append(f"{self._num_without_update} of {self._num_steps} steps made no update.")
@@ -95,7 +95,7 @@ def unscored_by_kind(trajectories: Sequence[TrajectoryHeader]) -> dict[str, list
 
 
 def shortfall_figures(metrics: Mapping[str, float]) -> list[str]:
-    """What a step's line says of trajectories and updates that did not count; nothing where all did.
+    """Parts of a step's line on trajectories and updates that did not count; empty if all did.
 
     Args:
         metrics: The step's.

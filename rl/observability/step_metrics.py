@@ -26,9 +26,9 @@ class StepMetrics(dict[str, float]):
         self._max_response_length, self._on_phase = max_response_length, on_phase
         self.groups: list[GroupHeader] = []
         self.rollouts: Rollouts | None = None
-        """Where the groups are from."""
+        """Source of the groups."""
         self.offending: list[str] = []
-        """Trajectories whose NaN or Inf made an optimizer step be skipped."""
+        """Trajectories whose NaN or Inf caused a skipped optimizer step."""
 
     @contextmanager
     def time(self, name: str) -> Iterator[None]:
@@ -42,12 +42,12 @@ class StepMetrics(dict[str, float]):
             self[key] = self.get(key, 0.0) + time.monotonic() - start
 
     def record_update(self, report: UpdateReport) -> None:
-        """Add the metrics of the step's update, and keep whose fault it was where one was skipped."""
+        """Add the metrics of the step's update, and keep the offending trajectories."""
         self.update(report.metrics)
         self.offending = report.offending
 
     def record(self, groups: Sequence[GroupHeader], rollouts: Rollouts) -> None:
-        """Add the metrics of the step's groups, and keep them to be written down."""
+        """Add the metrics of the step's groups, and keep the groups for writing."""
         self.groups, self.rollouts = list(groups), rollouts
         self.update(rollout_metrics(groups, max_response_length=self._max_response_length))
         self["perf/total_num_tokens"] = float(num_tokens(groups))

@@ -1,4 +1,4 @@
-"""Trajectories as JSON lines: what was asked, generated, called, answered and rewarded."""
+"""Trajectories as JSON lines: prompts, turns, tool calls, results and rewards."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from rl.types import Prompt, StopReason, Trajectory, Turn
 
 @dataclass(slots=True)
 class _Record:
-    """What a reader relies on of a record."""
+    """The fields of a record that readers rely on."""
 
     id: str
     data_source: str
@@ -38,12 +38,12 @@ _RECORD = TypeAdapter(_Record)
 
 
 def write_records(path: Path, groups: Iterable[Sequence[Trajectory]], kl_penalties: Mapping[str, float]) -> None:
-    """Write trajectories to a file, a JSON line each.
+    """Write trajectories to a file as JSON lines.
 
     Args:
-        path: Its folder is there.
+        path: Its folder must exist.
         groups: Groups of trajectories.
-        kl_penalties: By trajectory id, where the KL term is in the reward.
+        kl_penalties: By trajectory id, if the KL term is in the reward.
     """
     with path.open("w", encoding="utf-8") as stream:
         for trajectories in groups:
@@ -117,17 +117,17 @@ def turn_record(turn: Turn) -> dict[str, Any]:
 
 
 def from_record(record: dict[str, Any], prompt: Prompt | None = None) -> Trajectory:
-    """Undo `to_record` as far as a reward can tell.
+    """Undo `to_record`, as far as a reward needs it.
 
     Token ids are not recorded, and scores are left out.
 
     Args:
-        record: As `to_record` made it.
-        prompt: The data row; by default one of what was recorded, without the row's other columns.
+        record: From `to_record`.
+        prompt: The data row; by default rebuilt from the record, without the row's other columns.
     """
     prompt_id, _, index = record["id"].rpartition("/")
     return Trajectory(
-        replace(prompt, id=prompt_id)  # which names the epoch too
+        replace(prompt, id=prompt_id)  # includes the epoch
         if prompt
         else Prompt(prompt_id, record["messages"], record["ground_truth"], record["data_source"]),
         int(index),
@@ -166,7 +166,7 @@ def read_records(path: Path) -> list[dict[str, Any]]:
 
 
 def _record_problem(record: Any) -> str | None:
-    """What keeps a record from being one of `to_record`."""
+    """Why a record is invalid, if it is."""
     try:
         checked = _RECORD.validate_python(record)
     except ValidationError as error:

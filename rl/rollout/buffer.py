@@ -1,8 +1,8 @@
-"""Dynamic sampling: which prompts to start until a batch is full of groups that teach something, and what is kept over.
+"""Dynamic sampling: starts prompts until a batch is full of informative groups, and keeps the surplus.
 
-A batch takes the first groups *in order of their prompts* that are informative, whatever the order in which they end,
-and a prompt is started only when those started before it cannot be enough. So the prompts used, the batch and what is
-carried over are functions of what the groups turn out to be, and not of time.
+A batch takes the first informative groups *in order of their prompts*, whatever the order in which they end. A prompt
+is started only if those before it cannot be enough. So the prompts used, the batch and the surplus depend on the
+groups' results, not on timing.
 
 Source: DAPO, arXiv:2503.14476, section 3.2.
 """
@@ -38,12 +38,12 @@ _DTYPES = {
 
 @dataclass(slots=True)
 class Filling:
-    """A batch that is being filled. Prompts are numbered from 0 in the order in which they are started."""
+    """A batch being filled. Prompts are numbered from 0 in the order they are started."""
 
     num_wanted: int
-    """Informative groups the batch is to have."""
+    """Informative groups to collect."""
     limit: int
-    """Prompts that may be started for it."""
+    """Maximum prompts to start."""
     metric: str | None
     """What must differ within a group, as `rl_config.filter_groups_metric`; None: every group is taken."""
     carried: list[GroupHeader]
@@ -51,11 +51,11 @@ class Filling:
     num_ahead: int
     """Prompts to start at once."""
     drop_overlong: bool = False
-    """Trajectories that the token budget cut off are not trained on, so a difference of theirs does not count."""
+    """Trajectories cut off by the token budget are not trained on, so their differences do not count."""
     num_started: int = 0
     finished: dict[int, GroupHeader] = field(default_factory=dict)
     informative: set[int] = field(default_factory=set)
-    """Of `finished`."""
+    """Numbers of those in `finished`."""
 
     def num_to_start(self) -> int:
         """Prompts to start now; they count as started."""
@@ -67,12 +67,12 @@ class Filling:
         return num
 
     def add(self, number: int, group: GroupHeader) -> None:
-        """Take a group that has ended."""
+        """Add a finished group."""
         self.finished[number] = group
         if self.metric is None or is_informative(group, self.metric, drop_overlong=self.drop_overlong):
             self.informative.add(number)
         else:
-            group.rows = []  # nothing is learned from them: they may leave the object store
+            group.rows = []  # not trained on, so the object store may free them
 
     @property
     def num_filled(self) -> int:
@@ -81,7 +81,7 @@ class Filling:
 
 
 class GroupBuffer:
-    """What goes from one batch to the next: surplus groups, and the share of prompts that turns out useful.
+    """State carried between batches: surplus groups and the share of informative groups.
 
     Args:
         metric: What must differ within a group; None: every group is taken.
@@ -96,11 +96,10 @@ class GroupBuffer:
         """Share of informative groups, smoothed over batches."""
 
     def begin(self, num_wanted: int, limit: int) -> Filling:
-        """Begin a batch with the groups that are left over.
+        """Begin a batch with the surplus groups.
 
-        As many prompts are started at once as the share of useful ones suggests, so that the last group of a batch is
-        seldom waited for alone; what is then too much is carried over. It is never more than `num_wanted` groups: they
-        fit into the next batch, and none gets older than that.
+        The share of informative groups sets how many prompts start at once, so a batch seldom waits for its last group
+        alone. The surplus is at most `num_wanted` groups, so all of it fits into the next batch.
 
         Args:
             num_wanted: Informative groups.
@@ -112,11 +111,11 @@ class GroupBuffer:
         return Filling(num_wanted, limit, self.metric, carried, num_ahead, self.drop_overlong)
 
     def end(self, batch: Filling) -> list[GroupHeader]:
-        """Close a batch whose prompts have all ended; keep its surplus.
+        """End a batch whose prompts have all finished; keep its surplus.
 
         Returns:
-            The carried groups, and those of the batch in order of their prompts: the informative ones that were wanted,
-            and the others, which count in the metrics.
+            The carried groups, and those of the batch in order of their prompts: the wanted informative ones and the
+            uninformative ones, which count in the metrics.
         """
         informative = sorted(batch.informative)
         num_taken = batch.num_wanted - len(batch.carried)
@@ -128,18 +127,18 @@ class GroupBuffer:
         return batch.carried + [batch.finished[n] for n in sorted(batch.finished) if n not in surplus]
 
     def state_dict(self, fetch: Callable[[Any], Any]) -> dict[str, Any]:
-        """What a checkpoint keeps: the surplus groups whole, since the weights they came from are gone.
+        """State for a checkpoint, with whole surplus groups: the weights that sampled them are gone.
 
-        Of a prompt it is the name alone, whatever its row holds.
+        Prompts are saved by id only.
 
         Args:
-            fetch: Gives what a reference of a `GroupHeader` refers to.
+            fetch: Resolves a reference of a `GroupHeader`.
         """
         surplus = [_to_text(group.prompt.id, fetch(group.record), fetch(group.rows)) for group in self.surplus]
         return {"useful_share": self.useful_share, "surplus": surplus}
 
     def load_state_dict(self, state: dict[str, Any], prompts: Iterable[Prompt], keep: Callable[[Any], Any]) -> None:
-        """Go on where `state_dict` was taken.
+        """Continue from a `state_dict`.
 
         Args:
             state: What it gave.
@@ -147,7 +146,7 @@ class GroupBuffer:
             keep: Stores a value; returns a reference to it.
 
         Raises:
-            CheckpointError: The row of a group is not among them.
+            CheckpointError: The row of a group is not in `prompts`.
         """
         rows = {prompt.id: prompt for prompt in prompts}
         self.useful_share = state["useful_share"]
@@ -155,14 +154,14 @@ class GroupBuffer:
 
 
 def _to_text(name: str, record: list[Trajectory], rows: list[Sample]) -> str:
-    """A group as JSON text. A number of a library such as numpy becomes Python's; what JSON has no form for, text."""
+    """A group as JSON text. Numpy's and similar numbers become Python's; other values that JSON lacks become text."""
     trajectories = [{f.name: _plain(getattr(t, f.name)) for f in fields(t) if f.name != "prompt"} for t in record]
     saved = {"prompt": {"id": name}, "trajectories": trajectories, "rows": [_plain(row) for row in rows]}
     return json.dumps(saved, default=_to_plain, skipkeys=True)
 
 
 def _plain(value: Any) -> Any:
-    """Records as mappings, at any depth of lists; `asdict` would copy every value."""
+    """Convert records to mappings, also in nested lists; `asdict` would copy every value."""
     if is_dataclass(value):
         return {f.name: _plain(getattr(value, f.name)) for f in fields(value)}
     if isinstance(value, np.ndarray) and value.shape:

@@ -1,4 +1,4 @@
-"""One group: the trajectories of a prompt, run at once and each scored as soon as it ends."""
+"""Runs the trajectories of a prompt concurrently and scores each as soon as it ends."""
 
 from __future__ import annotations
 

@@ -31,11 +31,11 @@ def rows_of(trajectories: Sequence[Trajectory]) -> list[Sample]:
 
 
 def headers_of(records: Sequence[Trajectory], rows: Sequence[Sample]) -> tuple[list[TrajectoryHeader], IntArray]:
-    """What the driver must know of a group.
+    """What the driver needs to know about a group.
 
     Args:
         records: The trajectories; their tokens are not needed.
-        rows: As `rows_of` made them.
+        rows: From `rows_of`.
 
     Returns:
         A header for each trajectory, and the group's `prompt_ids`.
@@ -48,7 +48,7 @@ def headers_of(records: Sequence[Trajectory], rows: Sequence[Sample]) -> tuple[l
 
 
 def header_of_group(group: Group) -> GroupHeader:
-    """The header of a group whose rows and records are at hand, without an object store between."""
+    """The header of a local group: it holds rows and records directly, without an object store."""
     rows = rows_of(group.trajectories)
     records = [trajectory.without_tokens() for trajectory in group.trajectories]
     headers, prompt_ids = headers_of(records, rows)

@@ -1,4 +1,4 @@
-"""Where prompts become scored groups: what the driver asks of the rollout workers, wherever they run."""
+"""The driver's interface to the rollout workers, which turn prompts into scored groups."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ _OVERCOMMIT = 2
 
 @dataclass(slots=True)
 class PromptBatch:
-    """The prompts of one `take` or `evaluate`, numbered from 0 in the order in which they were added."""
+    """The prompts of one `take` or `evaluate`, numbered from 0 in the order they were added."""
 
     num_samples: int
     sampling: Sampling
     keeps_rows: bool = True
-    """Whether the groups are to be trained on; the rows of others are not stored."""
+    """Whether the groups are trained on; if not, their rows are not stored."""
     num_added: int = 0
     waiting: deque[tuple[int, Prompt]] = field(default_factory=deque)
-    """Those not yet started, each with its number."""
+    """Prompts not yet started, with their numbers."""
 
     def add(self, prompts: Sequence[Prompt]) -> None:
         """Append prompts; `Workers.run` starts them."""
@@ -35,9 +35,9 @@ class PromptBatch:
 
 
 def groups_at_once(config: Config, num_samples: int) -> int:
-    """Groups that one worker may have under way: a trajectory's deadline runs from its start, so none may wait long.
+    """Maximum groups in flight per worker: a trajectory's deadline runs from its start, so none may wait long.
 
-    Twice what its engine runs at once, since some always wait for tools.
+    Twice the engine's concurrency, because some always wait for tools.
     """
     return max(1, math.ceil(_OVERCOMMIT * config.generate_config.max_num_seqs / num_samples))
 
@@ -61,7 +61,7 @@ class Workers(Protocol):
             what: The work, for a message: "reading the clocks".
 
         Returns:
-            What the living ones gave.
+            Results of the living workers.
         """
         ...
 
@@ -70,11 +70,11 @@ class Workers(Protocol):
         ...
 
     def write(self, path: Path, groups: Sequence[GroupHeader]) -> None:
-        """Write groups' trajectories to a file, a JSON line each, while the caller goes on."""
+        """Write groups' trajectories to a file as JSON lines, in the background."""
         ...
 
     def fetch(self, reference: Any) -> Any:
-        """What a reference of a `GroupHeader` refers to."""
+        """Resolve a reference of a `GroupHeader`."""
         ...
 
     def keep(self, value: Any) -> Any:

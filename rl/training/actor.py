@@ -1,4 +1,4 @@
-"""The trained policy, one rank of it; with `loss="reference"` its frozen start."""
+"""One rank of the trained policy, or with `loss="reference"` of its frozen initial model."""
 
 from __future__ import annotations
 
@@ -33,8 +33,8 @@ logger = logging.getLogger(__name__)
 class Actor:
     """One rank of the actor (`rl.interfaces.Actor`), usable from a script, alone or under torchrun.
 
-    Every method is called on all ranks alike. Ranks go tensor first, then data, then pipeline: the data-parallel rank,
-    and so the share of a mini-batch, is `parallel.dp_rank`.
+    Call every method on all ranks. Rank order is tensor, then data, then pipeline; `parallel.dp_rank` selects the share
+    of a mini-batch.
 
     Example, in one process:
 
@@ -44,14 +44,14 @@ class Actor:
 
     Args:
         config: The run's configuration; the model comes from `actor_config.load`.
-        rank: Of this process among the actor's.
-        world_size: The actor's processes; over the tensor and pipeline sizes it is the data-parallel size.
+        rank: This process's rank in the actor.
+        world_size: Processes of the actor; divided by the tensor and pipeline sizes, the data-parallel size.
         init_method: Where the ranks meet: `tcp://host:port`, `env://` under torchrun; None for a single process.
-        loss: `policy` as the configuration says, `sft` for demonstrations, `reference` for log-probs alone.
-        num_threads: Of CPU operators; None leaves torch's own number.
-        device_index: The CUDA device among those that this process sees.
-        num_steps: Steps over which the learning rate decays, where `update` is not told; None: `train_iters`.
-        parallel: The groups of another model in this process, to be shared; None: its own.
+        loss: `policy` as the configuration says, `sft` for demonstrations, `reference` for log-probs only.
+        num_threads: Threads of CPU operators; None keeps torch's default.
+        device_index: Index among the CUDA devices that this process sees.
+        num_steps: Steps over which the learning rate decays, if `update` gets no `place`; None: `train_iters`.
+        parallel: Process groups to share with another model in this process; None: its own.
 
     Raises:
         ModelError: The model folder is missing, corrupt, not supported, or cannot be split as configured.
@@ -101,7 +101,7 @@ class Actor:
                 num_steps = config.megatron_training.train_iters
             self.optimizer = PolicyOptimizer(self.chunks, config, self.parallel, num_steps=num_steps)
         self.broken_samples: list[int] = []
-        """Of the last update: this rank's samples with a NaN or Inf, by their numbers in the mini-batch."""
+        """This rank's samples with a NaN or Inf in the last update, by number in the mini-batch."""
         self._batch: RankBatch | None = None
         self._stash = HostStash()
 
@@ -130,8 +130,8 @@ class Actor:
     ) -> dict[str, float]:
         """One optimizer step.
 
-        A gradient norm that is not finite leaves parameters and moments as they were, and counts in
-        `actor/skipped_steps`; `broken_samples` then tells whose NaN or Inf it was.
+        If the gradient norm is not finite, parameters and moments stay unchanged and `actor/skipped_steps` counts it;
+        `broken_samples` then lists the samples with a NaN or Inf.
 
         Args:
             mini_batch: This data-parallel rank's micro-batches, at least one, as many on every rank.
@@ -163,20 +163,20 @@ class Actor:
 
     @property
     def dp_rank(self) -> int:
-        """Which share of a batch is this rank's."""
+        """Index of this rank's share of a batch."""
         return self.parallel.dp_rank
 
     def load_batch(self, share: Share, sources: Sequence[Sequence[Sample]]) -> None:
         """Pack this rank's part of a step's batch, and keep it until the next one.
 
         Args:
-            share: As `rl.batch.plan.share_of` cut it.
-            sources: What `share.sources` refers to.
+            share: From `rl.batch.plan.share_of`.
+            sources: The lists that `share.sources` refers to.
         """
         self._batch = RankBatch(share, sources)
 
     def fill_old_logprobs(self) -> None:
-        """Fill `old_logprobs` of the batch: those under the current weights."""
+        """Fill `old_logprobs` of the batch, under the current weights."""
         self.batch.fill("old_logprobs", self.compute_logprobs(self.batch.micro_batches))
 
     def batch_logprobs(self) -> list[Tensor]:
@@ -184,7 +184,7 @@ class Actor:
         return self.compute_logprobs(self.batch.micro_batches)
 
     def fill_ref_logprobs(self, values: Sequence[Tensor]) -> None:
-        """Fill `ref_logprobs` of the batch with what the reference's `batch_logprobs` gave."""
+        """Fill `ref_logprobs` of the batch from the reference's `batch_logprobs`."""
         self.batch.fill("ref_logprobs", values)
 
     def kl_sums(self) -> dict[int, float]:
@@ -207,8 +207,8 @@ class Actor:
         return self._batch
 
     def publish(self, directory: Path, version: int, with_checksum: bool) -> Shard | None:
-        """Write this pipeline stage's weights to shared memory; one rank of each stage does, all take part."""
-        self._batch = None  # what was trained on is not needed while engines sample
+        """Write this pipeline stage's weights to shared memory. All ranks take part; one per stage writes."""
+        self._batch = None  # not needed while engines sample
         tensors = self.export_hf_weights()
         if not self.parallel.is_publisher:
             for _ in tensors:
@@ -235,7 +235,7 @@ class Actor:
         """Write a model folder with the optimizer's state beside it (`rl.training.checkpoint`).
 
         Args:
-            directory: Empty or not there yet, on a file system that all ranks share. It appears whole.
+            directory: Empty or missing, on a file system that all ranks share. It appears atomically.
 
         Raises:
             CheckpointError: The folder is not empty.
@@ -245,7 +245,7 @@ class Actor:
         save_checkpoint(directory, self.chunks, self.optimizer, self.parallel, source=self.source)
 
     def load_checkpoint(self, directory: Path) -> None:
-        """Restore weights, main parameters, moments and schedule, whatever layout they were saved under.
+        """Restore weights, main parameters, moments and schedule, saved under any layout.
 
         Args:
             directory: What `save_checkpoint` wrote.
@@ -258,7 +258,7 @@ class Actor:
         load_checkpoint(directory, self.chunks, self.optimizer, self.parallel)
 
     def offload(self) -> None:
-        """Move what `generate_config.offload_train_*` names to the host; the next call that needs it brings it back."""
+        """Move what `generate_config.offload_train_*` selects to the host; the next call that needs it restores it."""
         if not self._stash.is_empty:
             return
         offload = self.config.generate_config
@@ -273,10 +273,10 @@ class Actor:
             [*(parameters if offload.offload_train_param else ()), *(state if offload.offload_train_optimizer else ())],
             discard=gradients if offload.offload_train_grad else (),  # the next update starts by zeroing them
         )
-        torch.cuda.empty_cache()  # nothing on the CPU
+        torch.cuda.empty_cache()  # no-op on the CPU
 
     def onload(self) -> None:
-        """Undo `offload`; nothing where nothing is on the host."""
+        """Undo `offload`; no-op if nothing is on the host."""
         self._stash.restore()
 
     def shutdown(self) -> None:

@@ -1,6 +1,6 @@
 """One pass over a rank's micro-batches through Megatron's pipeline schedules: log-probs, or the loss and its gradient.
 
-Gradients are sums. Each token's weight already holds the denominator of the whole mini-batch, so nothing may divide
+Gradients are sums. Each token's weight already includes the denominator of the whole mini-batch, so nothing may divide
 again: with `calculate_per_token_loss` and a token count of 0 Megatron adds up micro-batches and data-parallel ranks.
 """
 
@@ -27,10 +27,10 @@ from rl.training.parallel import ParallelState
 
 @dataclass(slots=True, frozen=True)
 class GradientReport:
-    """What came of one pass forward and backward."""
+    """Results of one forward and backward pass."""
 
     metrics: dict[str, float]
-    """Of the whole mini-batch, the same on every rank."""
+    """Metrics of the whole mini-batch, the same on every rank."""
     broken_samples: list[int]
     """Samples of this data-parallel rank with a NaN or Inf, as `MicroBatch.sample_ids` numbers them; on the last
     pipeline stage."""
@@ -42,7 +42,7 @@ def accumulate_gradients(
     """Forward and backward over all micro-batches; gradients end in the buffers, summed over data-parallel ranks.
 
     Args:
-        chunks: As `rl.training.optimizer.wrap_chunks` returned them, gradients zero.
+        chunks: From `rl.training.optimizer.wrap_chunks`, with zero gradients.
         micro_batches: This data-parallel rank's, at least one, as many on every rank.
         objective: What is minimized.
         parallel: This rank's place.
@@ -72,7 +72,7 @@ def compute_logprobs(
     Args:
         chunks: The model's.
         micro_batches: This data-parallel rank's.
-        temperature: Of the distribution that was sampled from.
+        temperature: The sampling temperature.
         parallel: This rank's place.
 
     Returns:
@@ -101,7 +101,7 @@ def _run(
     *,
     forward_only: bool,
 ) -> list[Any]:
-    """Run Megatron's schedule; what `result_of` gave for each micro-batch, on the last stage, else nothing."""
+    """Run Megatron's schedule; return each micro-batch's `result_of` on the last stage, else nothing."""
 
     def forward_step(micro_batches: Iterator[MicroBatch], chunk: nn.Module) -> tuple[Tensor, Callable[..., Any]]:
         micro_batch = next(micro_batches)
@@ -139,7 +139,7 @@ def _run(
 def _reduce_metrics(
     results: list[TokenSums], correction: RolloutCorrection | None, parallel: ParallelState
 ) -> dict[str, float]:
-    """Join what the micro-batches of all ranks have to log; `results` is empty before the last stage."""
+    """Reduce the metrics of all ranks' micro-batches; `results` is empty before the last stage."""
     num_own = len(MEANS) + len(TOKEN_SUMS) + 2
     sums = torch.zeros(num_own + NUM_SUMS, device=parallel.device)
     maxima = torch.full((1 + NUM_MAXIMA,), -torch.inf, device=parallel.device)

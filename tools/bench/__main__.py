@@ -90,11 +90,11 @@ def run_in_time(command: list[str], environment: dict[str, str], log: Path, *, t
     Args:
         command: Program and arguments.
         environment: The program's environment.
-        log: File for what it prints.
-        timeout_s: Seconds it may take; then it is asked to end, and killed `_END_TIMEOUT_S` later.
+        log: File for its output.
+        timeout_s: Time limit in seconds; then it gets SIGTERM, and SIGKILL `_END_TIMEOUT_S` later.
 
     Returns:
-        Its exit code; None where the time ran out.
+        Its exit code; None after a timeout.
     """
     with log.open("wb") as stream:
         process = subprocess.Popen(command, env=environment, stdout=stream, stderr=stream, start_new_session=True)
@@ -107,7 +107,7 @@ def run_in_time(command: list[str], environment: dict[str, str], log: Path, *, t
 
 
 def _end_group(process: subprocess.Popen[bytes]) -> None:
-    """Ask first: `rl train` ends the processes that have left the group."""
+    """SIGTERM first: `rl train` then ends processes that left the group."""
     try:
         if process.poll() is None:
             os.killpg(process.pid, signal.SIGTERM)

@@ -70,9 +70,9 @@ class Game:
     """The right symbols."""
 
     first: Tensor
-    """[prompts], of each prompt."""
+    """[prompts], for each prompt."""
     second: Tensor
-    """[vocabulary], of each answer of the environment."""
+    """[vocabulary], for each answer of the environment."""
     answers: Tensor
     """[prompts] the environment's."""
 
@@ -91,7 +91,7 @@ def measure(algorithms: tuple[Algorithm, ...] = ALGORITHMS, num_steps: int = _NU
         num_steps: Steps of 8 prompts with 16 trajectories each, in two optimizer steps.
 
     Returns:
-        For each the mean reward of the last steps, of 1 for both symbols right.
+        The mean reward of each one's last steps; 1 if both symbols are right.
     """
     with tempfile.TemporaryDirectory(prefix="turnwise-bench-") as directory:
         _write_model(Path(directory))

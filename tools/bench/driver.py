@@ -1,7 +1,7 @@
-"""The driver's work of one training step, with engines and actor ranks that answer at once.
+"""The driver's work of one training step, with engines and actor ranks that answer immediately.
 
-The page (`rl.train.train`), Ray, the rollout, reward and actor workers are the real ones. Two things are replaced: what
-runs a trajectory makes its tokens from a seed, and an actor rank reads the data that it gets instead of computing.
+The training loop (`rl.train.train`), Ray, the rollout, reward and actor workers are real. Two parts are replaced: the
+agent loop makes tokens from a seed, and an actor rank reads its data instead of computing.
 
 Sizes are overrides: `num_prompts=512 samples=8 length=8192 ranks=4 engines=2 mini_batches=4`.
 """
@@ -52,7 +52,7 @@ _STAGES = {
     "ref": "reference",
     "update_actor": "update",
 }
-"""Timed parts of the page, and what they are called here."""
+"""Timers of the training loop, and their names here."""
 _NOT_COUNTED = ("save_checkpoint", "testing")
 _VOCABULARY = 49_000
 _TEXT = "The sum of 17 and 25 is 42, so we go on. " * 4096
@@ -60,7 +60,7 @@ _TEXT = "The sum of 17 and 25 is 42, so we go on. " * 4096
 
 @dataclass(slots=True, frozen=True)
 class Sizes:
-    """What a step is made of."""
+    """Sizes of a step."""
 
     num_prompts: int = 512
     samples: int = 8
@@ -74,7 +74,7 @@ class Sizes:
     """Optimizer steps."""
 
 
-# What is replaced, each in a worker that is otherwise the real one.
+# The replaced parts, each in an otherwise real worker.
 
 
 class InstantLoop:
@@ -106,7 +106,7 @@ class InstantRollout(RolloutWorker.__ray_metadata__.modified_class):  # type: ig
     """A rollout worker without an engine."""
 
     async def start(self) -> None:
-        """In the place of vLLM and the agent loop."""
+        """Replaces vLLM and the agent loop."""
         self.engine = FakeEngine(lambda token_ids: [])
         self.engine.busy = BusyClock()  # type: ignore[attr-defined]
         self.toolbox = None
@@ -117,7 +117,7 @@ class InstantRank(ActorWorker.__ray_metadata__.modified_class):  # type: ignore[
     """A rank of the actor without a model."""
 
     def start(self) -> None:
-        """In the place of Megatron."""
+        """Replaces Megatron."""
         self.actor = _instant_actor(**self.placement)
 
 
@@ -184,7 +184,7 @@ class Stages:
                 self._inner[-1] = (outer_wall + wall, outer_cpu + cpu)
 
     def follow_page(self) -> None:
-        """Take the page's own timers."""
+        """Use the training loop's own timers."""
         stages, page_time = self, StepMetrics.time
 
         @contextlib.contextmanager
@@ -286,7 +286,7 @@ def _overrides(sizes: Sizes, directory: Path) -> list[str]:
 
 
 def _start(config: Config, sizes: Sizes, directory: Path) -> tuple[ActorGroup, RolloutGroup]:
-    """Workers that have all run once."""
+    """Start the workers and run each once."""
     node = ray.get_runtime_context().get_node_id()
     logs = directory / "logs"
     reward = RewardWorker.options(max_concurrency=100_000).remote(config, log_file=logs / "reward.log")  # type: ignore[attr-defined]

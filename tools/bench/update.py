@@ -29,7 +29,7 @@ _CHILD_TIMEOUT_S = 300.0
 
 @dataclass(slots=True, frozen=True)
 class PaddedBatch:
-    """What a plain trainer feeds to transformers. B rows, L tokens of the longest."""
+    """The input of a plain transformers trainer. B rows, L tokens of the longest."""
 
     token_ids: Tensor
     """[B, L] int64, padded on the right."""
@@ -45,7 +45,7 @@ def equal_samples() -> list[Sample]:
 
 
 def ragged_samples() -> list[Sample]:
-    """16 samples of 64 to 512 tokens, evenly spread on a logarithmic scale, in no order; loss as in `equal_samples`."""
+    """16 samples of 64 to 512 tokens, evenly spread on a logarithmic scale, shuffled; loss as in `equal_samples`."""
     order = torch.randperm(16, generator=torch.Generator().manual_seed(0)).tolist()
     lengths = [round(64 * 8 ** (i / 15)) for i in order]
     return [_sample(f"{i}/0", _tokens(length, seed=i), prompt_length=1) for i, length in enumerate(lengths)]
@@ -63,7 +63,7 @@ def grouped_samples() -> list[Sample]:
 
 
 def pad_batches(samples: list[Sample], max_tokens: int) -> list[PaddedBatch]:
-    """Fill batches in the order of the samples, as long as padded they stay within the budget.
+    """Fill batches in the order of the samples, within the budget of padded tokens.
 
     Args:
         samples: In any order.
@@ -153,7 +153,7 @@ def _transformers_growth(config: Config) -> int:
 
 
 def _peak_growth(run: Callable[[], None]) -> int:
-    """Bytes of resident memory at the peak of `run` beyond what there was before. Linux alone can tell."""
+    """Peak increase of resident memory during `run`, in bytes. Linux only."""
     Path("/proc/self/clear_refs").write_text("5")  # resets VmHWM, the peak
     before = _status_bytes("VmRSS")
     run()
