@@ -207,7 +207,7 @@ class BatchPlan:
     mini_batches: list[MiniBatchPlan]
     epochs: int
     trajectory_ids: list[str]
-    """`RowPlace.trajectory` is an index into them."""
+    """Ids of the trajectories; `RowPlace.trajectory` is an index into them."""
     members: list[TrajectoryHeader] = field(default_factory=list)
     """The trajectories for advantage estimation, including those of groups without rows; empty for demonstrations."""
     group_ids: list[int] = field(default_factory=list)

@@ -1,5 +1,4 @@
-"""Fakes shared by tests: a scripted engine, tools that answer from a function, a word tokenizer, a clock moved by
-timers."""
+"""Fakes shared by tests: a scripted engine, tools that answer from a function, a word tokenizer, a virtual clock."""
 
 from __future__ import annotations
 
@@ -55,7 +54,7 @@ def word_tokenizer(*, forgetful: bool = False) -> PreTrainedTokenizerFast:
     """A tokenizer of whole words. A message reads `<role> words <end>`; `<assistant>` opens a turn.
 
     Args:
-        forgetful: The template drops what stands before `think` of every earlier message, as templates drop thoughts.
+        forgetful: The template drops the text before `think` in every message, as templates drop thoughts.
     """
     vocabulary = dict(WORDS)
     vocabulary.update({f"<unused{i}>": i for i in range(max(WORDS.values())) if i not in WORDS.values()})
@@ -80,8 +79,8 @@ class Request:
 class ScriptedEngine:
     """An `Engine` that returns the generations of a script in order and records the requests.
 
-    A generation longer than `max_tokens` is cut as an engine would cut it. After the script the engine is dead, or
-    hangs with `hangs`.
+    A generation longer than `max_tokens` is truncated, as in an engine. After the script the engine is dead, or hangs
+    if `hangs`.
     """
 
     script: list[Generation]
@@ -188,7 +187,7 @@ class _VirtualTimeLoop(asyncio.SelectorEventLoop):
 
 
 def hold_up_loop(seconds: float) -> None:
-    """What `time.sleep` does in a coroutine, where the test runs `in_virtual_time`."""
+    """Block the loop like `time.sleep`, in a test that runs `in_virtual_time`."""
     loop = asyncio.get_running_loop()
     assert isinstance(loop, _VirtualTimeLoop), "the clock is the test's own"
     loop.skipper.now += seconds

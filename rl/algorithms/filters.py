@@ -14,12 +14,11 @@ _RELATIVE, _ABSOLUTE = 1e-6, 1e-8
 
 
 def takes_part(trajectory: TrajectoryHeader, *, drop_overlong: bool) -> bool:
-    """Whether a trajectory is trained on: it has a score and, with `drop_overlong`, the token budget did not cut it
-    off.
+    """Whether a trajectory is trained on: it has a score and, with `drop_overlong`, was not cut off.
 
     Args:
         trajectory: A scored trajectory.
-        drop_overlong: As `rl_config.overlong_filter_enable`.
+        drop_overlong: Exclude those that the token budget cut off (`rl_config.overlong_filter_enable`).
 
     Source: DAPO, arXiv:2503.14476, section 3.4, overlong filtering.
     """

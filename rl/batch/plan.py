@@ -30,7 +30,7 @@ class _Bundle:
     prefix_length: int
     """Tokens stored once for all of them, including the root."""
     num_tokens: int
-    """Prefix and own tokens without the root, the prefix of all rows of the mini-batch."""
+    """The prefix and each row's own tokens, without the root: the prefix of all rows of the mini-batch."""
 
 
 def plan_mini_batches(

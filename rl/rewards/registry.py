@@ -1,4 +1,4 @@
-"""Loading of the configured reward functions, and scoring of trajectories."""
+"""Loads the configured reward functions and scores trajectories."""
 
 from __future__ import annotations
 

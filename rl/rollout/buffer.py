@@ -99,7 +99,7 @@ class GroupBuffer:
         """Begin a batch with the surplus groups.
 
         The share of informative groups sets how many prompts start at once, so a batch seldom waits for its last group
-        alone. The surplus is at most `num_wanted` groups, so all of it fits into the next batch.
+        alone. The surplus is at most `num_wanted` groups, so all of it fits into the next batch and none gets older.
 
         Args:
             num_wanted: Informative groups.

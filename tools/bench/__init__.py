@@ -1,1 +1,1 @@
-"""`python -m tools.bench`: measures the goals of the project and prints them beside what this machine reached."""
+"""`python -m tools.bench`: measures this machine against the project's goals and prints both."""

@@ -26,8 +26,8 @@ logger = logging.getLogger("tools.bench")
 
 BENCHMARKS = ("update", "generation", "step", "driver", "algorithms", "retriever", "tools", "parsers", "sandbox")
 _IN_A_ROLLOUT_WORKER = ("generation", "tools")
-"""These measure what runs in a rollout worker, and get its environment. It binds threads to cores, all of an actor's to
-the first one."""
+"""These measure code of a rollout worker and get its environment. The others do not: it would bind all of an actor's
+threads to one core."""
 _TIMEOUT_S = 1800
 _END_TIMEOUT_S = 40.0
 
@@ -85,7 +85,7 @@ def _measure(name: str, config_name: str, overrides: list[str]) -> list[Figure]:
 
 
 def run_in_time(command: list[str], environment: dict[str, str], log: Path, *, timeout_s: float) -> int | None:
-    """Run a command in a process group of its own, and end the whole group afterwards.
+    """Run a command in its own process group, and end the whole group afterwards.
 
     Args:
         command: Program and arguments.

@@ -1,7 +1,7 @@
-"""Each algorithm on a small game, in the same budget: samples, advantages, packing and updates as in a run, no engine.
+"""Each algorithm on a small game, same budget: samples, advantages, packing and updates as in a run, no engine.
 
-The game has two turns. A prompt is one of a few symbols; the model names a symbol, the environment answers with a third
-one, and the model names another. One symbol of the vocabulary is right in each turn, and has to be found by trying.
+The game has two turns. A prompt is a symbol; the model answers with a symbol, the environment with another, and the
+model with one more. In each turn one symbol of the vocabulary is right; the model finds it by trial.
 """
 
 from __future__ import annotations
@@ -74,7 +74,7 @@ class Game:
     second: Tensor
     """[vocabulary], for each answer of the environment."""
     answers: Tensor
-    """[prompts] the environment's."""
+    """[prompts], the environment's answers."""
 
     @staticmethod
     def deal(generator: torch.Generator) -> Game:

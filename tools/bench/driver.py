@@ -78,7 +78,7 @@ class Sizes:
 
 
 class InstantLoop:
-    """Runs a trajectory at once: a prompt, a turn, a tool's result and a turn, of random tokens."""
+    """Returns a trajectory of random tokens immediately: a prompt, a turn, a tool's result and a turn."""
 
     def __init__(self, engine: FakeEngine, length: int) -> None:
         self._engine, self._length = engine, length
@@ -122,7 +122,7 @@ class InstantRank(ActorWorker.__ray_metadata__.modified_class):  # type: ignore[
 
 
 def _instant_actor(dp_rank: int) -> Any:
-    """An actor that loads and packs its batch as the real one, and reads every value instead of computing."""
+    """An actor that loads and packs its batch like the real one, but reads every value instead of computing."""
     from rl.training.actor import Actor  # loads Megatron, which the driver's process does not
 
     class InstantActor(Actor):
@@ -156,11 +156,11 @@ def _read(micro: MicroBatch) -> float:
     return float(sum(float(value.sum()) for value in values if value is not None))
 
 
-# What is measured.
+# The measurements.
 
 
 class Stages:
-    """Wall and CPU seconds of this process by stage; an inner stage does not count for the outer one."""
+    """Wall and CPU seconds of this process by stage; an outer stage excludes its inner ones."""
 
     def __init__(self) -> None:
         self.wall: dict[str, float] = {}
@@ -243,7 +243,7 @@ def measure(config_name: str, sizes: Sizes, overrides: list[str]) -> list[Figure
     """One step after a warm-up of all workers.
 
     Returns:
-        CPU seconds of the driver in the step and in each of its stages, wall seconds beside them, bytes and memory.
+        CPU and wall seconds of the driver in the step and in each of its stages, bytes and memory.
     """
     with tempfile.TemporaryDirectory(prefix="turnwise-bench-") as directory:
         config = load_config(config_name, [*_overrides(sizes, Path(directory)), *overrides])

@@ -21,7 +21,7 @@ class Figure:
     unit: str
     goal: float | None = None
     at_least: bool = True
-    """The goal is a lower bound; false: an upper one."""
+    """The goal is a lower bound; False: an upper bound."""
     detail: str = ""
     """The figures behind a ratio, as text."""
 
@@ -40,8 +40,8 @@ def median_ratio(
 
     Args:
         ours: Round number to units per second.
-        other: The comparator, likewise.
-        rounds: Pairs of measurements, at least 1; the first of the two changes from round to round.
+        other: The baseline, likewise.
+        rounds: Pairs of measurements, at least 1; the order alternates.
 
     Returns:
         The median of the rounds' ratios ours / other, and the medians of each.

@@ -22,7 +22,7 @@ _GOAL = 0.85
 
 
 class _Recorder:
-    """Passes requests on to the engine and keeps them."""
+    """Forwards requests to the engine and records them."""
 
     def __init__(self, engine: VllmEngine) -> None:
         self.engine = engine
@@ -64,7 +64,7 @@ async def measure(config: Config) -> list[Figure]:
     """Tokens per second of the loop over those of the engine alone.
 
     The loop runs `global_batch_size` x `n_samples_per_prompt` trajectories of two turns. The bare engine then gets the
-    very requests the loop made (same ids, seeds and lengths), a trajectory's second one when its first has ended.
+    same requests (ids, seeds and lengths), a trajectory's second one after its first.
     """
     dialog = load_dialog(
         config, tool_overrides={"code_interpreter": {"sandbox_fusion_url": "http://127.0.0.1:9/run_code"}}

@@ -26,9 +26,9 @@ _LETTERS = ("bcdfglmnprst", "aeiou")
 
 
 def measure(num_documents: int) -> list[Figure]:
-    """Index a corpus of invented words with the frequencies of a language, and query words of random documents.
+    """Index a corpus of random words with natural frequencies, and query words of random documents.
 
-    All queries differ, so that none is in the cache. The client runs on the same machine. Building and starting have
+    All queries differ, so none is in the cache. The client runs on the same machine. Building and starting have
     goals for the usual size only.
     """
     rng = random.Random(0)

@@ -200,7 +200,7 @@ async def processor_share(pid: int, window_s: float) -> float:
     """Share of a core that a process and its descendants use, at least 0.
 
     The kernel adds the whole life of an ended process to its parent's time, so a window in which a process ended shows
-    too much. It is measured again, a few times.
+    too much. Such windows are repeated, a few times.
 
     Args:
         pid: The process.
@@ -217,7 +217,7 @@ async def processor_share(pid: int, window_s: float) -> float:
 
 
 def _processor_s(pid: int) -> dict[psutil.Process, float]:
-    """Seconds of each process in a tree, with those of its children that ended. For a process they only grow."""
+    """CPU seconds of each process in a tree, including its ended children. They only grow."""
     root = psutil.Process(pid)
     seconds = {}
     for process in (root, *root.children(recursive=True)):

@@ -202,5 +202,5 @@ def _cpu_s() -> float:
 
 if __name__ == "__main__":
     name, output, *overrides = sys.argv[1:]
-    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:  # as Ray gives it to a rollout worker
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:  # as in a Ray rollout worker
         write_json(runner.run(measure(load_config(name, overrides))), Path(output))

@@ -67,7 +67,7 @@ def pad_batches(samples: list[Sample], max_tokens: int) -> list[PaddedBatch]:
 
     Args:
         samples: In any order.
-        max_tokens: Tokens of one batch, padding included; a longer sample stands alone.
+        max_tokens: Tokens of one batch, including padding; a longer sample gets its own.
     """
     batches: list[list[Sample]] = []
     for sample in samples:
@@ -83,7 +83,7 @@ def pad_batches(samples: list[Sample], max_tokens: int) -> list[PaddedBatch]:
 def measure(config: Config) -> list[Figure]:
     """Speed and memory of forward and backward passes; the optimizer step is excluded on both sides.
 
-    A token of a sample counts once, padding never, a prompt once for each sample that begins with it.
+    Each token of a sample counts once, its prompt's included; padding does not count.
     """
     figures = [_memory_figure(config)]
     with Actor(config) as actor:
