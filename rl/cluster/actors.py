@@ -1,4 +1,4 @@
-"""The driver's side of the actor: its ranks and the reference's, called together."""
+"""The driver's side of the actor: calls all ranks of the actor and of the reference."""
 
 from __future__ import annotations
 
@@ -20,12 +20,11 @@ from rl.weight_sync.plan import join_checksums
 
 
 class ActorGroup:
-    """All ranks of the actor and, where a KL term needs one, of the reference (`rl.interfaces.Actor`).
+    """All ranks of the actor and, if a KL term needs one, of the reference (`rl.interfaces.Actor`).
 
     Args:
         actors: In order of rank.
-        references: In order of rank, with the actor's parallel layout; or none.
-        config: The run's.
+        references: In order of rank, with the actor's parallel layout; None without a reference.
         shard_directory: Folder in shared memory for published weights.
         nodes: Ray's id of each actor's node.
     """
@@ -36,7 +35,7 @@ class ActorGroup:
         self.actors, self.references, self.config = actors, references, config
         self.shard_directory, self.nodes = shard_directory, nodes
         self.turns: Turns | None = None
-        """With engines on the same accelerators."""
+        """Set if engines share the accelerators."""
         self.dp_ranks: list[int] = self._call(actors, "dp_rank", what="reading the actor's layout")
         self.num_publishes = 0
         self.kl = KlCoefficient.of(config.rl_config)
@@ -48,10 +47,9 @@ class ActorGroup:
         return max(self.dp_ranks) + 1
 
     def fill_old_logprobs(self, plan: BatchPlan) -> None:
-        """Compute the log-probs of the policy as it is now, where an optimizer step comes before one that needs them.
+        """Compute the current policy's log-probs, if the batch has more than one optimizer step.
 
-        With one optimizer step for the batch they are the current ones, and the update takes those; with `bypass_mode`
-        it takes the engine's.
+        With one step the update uses the log-probs of its own forward pass; with `bypass_mode` it uses the engine's.
         """
         num_updates = len(plan.mini_batches) * plan.epochs
         if num_updates > 1 and not self.config.rl_config.rollout_correction.bypass_mode:
@@ -59,15 +57,14 @@ class ActorGroup:
             self._call(self.actors, "fill_old_logprobs", what="the actor's old log-probs")
 
     def fill_ref_logprobs(self, plan: BatchPlan) -> dict[str, float]:
-        """Compute the reference's log-probs, where a KL term needs them.
+        """Compute the reference's log-probs, if a KL term needs them.
 
-        With the KL term in the reward they become each trajectory's penalty, coefficient * sum over the sampled tokens
-        of the estimate of KL(policy || reference), with the engine's log-probs, of the very distribution that was
-        sampled from.
+        With the KL term in the reward, each trajectory's penalty is coefficient * sum over the sampled tokens of the
+        estimate of KL(policy || reference). The policy's log-probs are the engine's, which sampled the tokens.
 
         Returns:
-            `actor/reward_kl_penalty`, the mean estimate per token, and `actor/reward_kl_penalty_coeff`; nothing where
-            the KL term is in the loss.
+            `actor/reward_kl_penalty`, the mean estimate per token, and `actor/reward_kl_penalty_coeff`; empty if the
+            KL term is in the loss.
         """
         if self.references is None:
             return {}
@@ -83,9 +80,9 @@ class ActorGroup:
     def update(self, plan: BatchPlan, place: RunPlace) -> UpdateReport:
         """One optimizer step for each mini-batch, all with the learning rate of the run's step.
 
-        Metrics are averaged over the optimizer steps; counts are added up. Of a skipped one what is not finite is left
-        out. `actor/entropy`, `actor/ppo_kl` and `actor/pg_clipfrac` are means here also where the loss is a sum over
-        tokens by a constant.
+        Metrics are averaged over the optimizer steps; counts are summed. Values that are not finite are dropped.
+        `actor/entropy`, `actor/ppo_kl` and `actor/pg_clipfrac` become weighted means, even if the loss divides by a
+        constant.
         """
         self._load(plan)
         weights = dict(enumerate(plan.weights))
@@ -134,32 +131,32 @@ class ActorGroup:
         )
 
     def save_checkpoint(self, directory: Path) -> None:
-        """Write Hugging Face weights, the optimizer's state, and the weight of the KL term where it is steered."""
+        """Write Hugging Face weights, the optimizer's state, and the KL coefficient if it is adaptive."""
         self._begin_turn()
         self._call(self.actors, "save_checkpoint", directory, what="writing the actor's checkpoint")
         if self.kl.is_adaptive:
             (directory / KL_FILE).write_text(json.dumps({"value": self.kl.value}) + "\n", encoding="utf-8")
 
     def load_checkpoint(self, directory: Path) -> None:
-        """Restore a checkpoint into the actor; the reference stays what `actor_config.load` is."""
+        """Restore a checkpoint into the actor; the reference keeps the weights of `actor_config.load`."""
         self._begin_turn()
         self._call(self.actors, "load_checkpoint", directory, what="reading the actor's checkpoint")
         if self.kl.is_adaptive and (directory / KL_FILE).is_file():
             self.kl.value = float(json.loads((directory / KL_FILE).read_text(encoding="utf-8"))["value"])
 
     def leave_devices(self) -> None:
-        """Move what `generate_config.offload_train_*` names to the host, of the actor and of the reference."""
+        """Move the parts that `generate_config.offload_train_*` names to the host, for actor and reference."""
         for ranks in (self.actors, self.references):
             if ranks is not None:
                 self._call(ranks, "offload", what="the actor's move to the host")
 
     def _begin_turn(self) -> None:
-        """Get the accelerators and bring the actor back; the reference comes back by itself where it is needed."""
+        """Take the accelerators and bring the actor back; the reference returns by itself when it is needed."""
         if self.turns is not None and self.turns.begin(self):
             self._call(self.actors, "onload", what="the actor's return to the accelerator")
 
     def _load(self, plan: BatchPlan) -> None:
-        """Have every rank fetch and pack its rows, once for each batch."""
+        """Have every rank fetch and pack its rows, once per batch."""
         self._begin_turn()
         if self._loaded is not plan:
             self._call_each(self.actors, "load_batch", self._shares(plan), what="loading the actor's batch")
@@ -170,7 +167,7 @@ class ActorGroup:
         return [shares[dp_rank] for dp_rank in self.dp_ranks]
 
     def _penalize(self, plan: BatchPlan) -> dict[str, float]:
-        """Fill in `kl_penalty` of the batch's trajectories."""
+        """Set `kl_penalty` of the batch's trajectories."""
         assert self.references is not None, "a KL term has a reference"
         by_row: dict[int, float] = {}
         for sums in self._call(self.references, "kl_sums", what="the reference's log-probs"):
@@ -190,7 +187,7 @@ class ActorGroup:
         return ranks.call(method, [(own,) for own in argument], what=what)
 
     def _offending(self, plan: BatchPlan, mini_batch: MiniBatchPlan) -> list[str]:
-        """Trajectories with a NaN or Inf; all of the mini-batch's where only the gradient had one."""
+        """Ids of trajectories with a NaN or Inf; all of the mini-batch if only the gradient had one."""
         found = self._call(self.actors, "broken_samples", what="finding the actor's NaN")
         samples = {i for own in found for i in own}
         ids = [plan.trajectory_ids[plan.rows[number].trajectory] for number in mini_batch.rows]
@@ -199,11 +196,11 @@ class ActorGroup:
 
 _COUNTS = ("actor/skipped_steps", "actor/broken_tokens")
 _MEANS = ("actor/entropy", "actor/ppo_kl", "actor/pg_clipfrac")
-"""Come weighted as in the loss, and are read as means."""
+"""Arrive weighted as in the loss and become means."""
 
 
 def _combine(name: str) -> Callable[[Sequence[float]], float]:
-    """How a metric's values of several optimizer steps become one."""
+    """How to combine a metric's values over several optimizer steps."""
     if name in _COUNTS:
         return sum
     if name.endswith("_max"):

@@ -1,4 +1,4 @@
-"""What a run works with, wherever it runs."""
+"""The workers of a run, in processes of their own or in this one."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from rl.cluster.rollouts import RolloutGroup
 
 @dataclass(slots=True)
 class Cluster:
-    """The running workers; `actor` or `rollouts` is None where the run asked for none."""
+    """The running workers; `actor` or `rollouts` is None if the run did not ask for it."""
 
     actor: ActorGroup | None
     rollouts: RolloutGroup | None

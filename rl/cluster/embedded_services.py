@@ -1,4 +1,4 @@
-"""Starts the services that the tool YAML wants to have with the run, and says where they listen."""
+"""Starts the services that the tool YAML marks `embedded`, and returns their addresses."""
 
 from __future__ import annotations
 
@@ -18,23 +18,20 @@ _STARTERS: dict[str, Callable[[dict[str, Any]], EmbeddedService]] = {
     "sandbox_fusion_url": lambda settings: EmbeddedSandbox(),
     "retrieval_service_url": lambda settings: EmbeddedRetriever(Path(settings["corpus_path"])),
 }
-"""What to start where a tool's setting of this name is `embedded`."""
+"""What to start if a tool's setting of this name is `embedded`."""
 
 
 @contextmanager
 def embedded_services(config: Config) -> Iterator[dict[str, dict[str, str]]]:
-    """Start the services of the tools whose address is `embedded`; they end with the context.
+    """Start the services of the tools in `rl_config.tool_config_path` whose address is `embedded`.
 
-    One sandbox serves all tools, one retriever all that search the same corpus.
-
-    Args:
-        config: `rl_config.tool_config_path` names the tools.
+    One sandbox serves all tools; tools that search the same corpus share a retriever. All end with the context.
 
     Yields:
-        Settings to replace, by tool name: `{"search": {"retrieval_service_url": "http://..."}}`.
+        Settings to override, by tool name: `{"search": {"retrieval_service_url": "http://..."}}`.
 
     Raises:
-        ServiceError: One did not start.
+        ServiceError: A service did not start.
     """
     path = config.rl_config.tool_config_path
     entries = read_entries(Path(path)) if config.rl_config.multi_turn_enable and path else []
@@ -53,7 +50,7 @@ def embedded_services(config: Config) -> Iterator[dict[str, dict[str, str]]]:
 
 
 def _default(entry: ToolEntry, key: str) -> Any:
-    """What the tool's class takes where the YAML does not say."""
+    """The default of the tool's class for a setting that the YAML does not give."""
     if entry.kind != "class_name":
         return None
     tool_class = import_tool_class(entry.where, entry.target)

@@ -1,4 +1,4 @@
-"""How a run ends whatever happens: signals, and processes whose parents are gone."""
+"""How a run always cleans up: signals, orphaned processes and shared memory."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _NOTE_EVERY_S = 2.0
 def terminated_like_interrupted() -> Iterator[None]:
     """SIGTERM, and SIGHUP of a closed terminal, unwind the stack as Ctrl-C does, so that nothing is left running.
 
-    After the block all are as before.
+    The block restores the previous handlers at its end.
     """
     previous = {number: signal.getsignal(number) for number in _SIGNALS}
     interrupt_on_termination()
@@ -41,7 +41,7 @@ def terminated_like_interrupted() -> Iterator[None]:
 
 
 def interrupt_on_termination() -> None:
-    """Raise `KeyboardInterrupt` at SIGTERM from here on, and at SIGHUP unless `nohup` had it ignored."""
+    """Raise `KeyboardInterrupt` at SIGTERM from here on, and at SIGHUP unless `nohup` ignores it."""
 
     def interrupt(signum: int, frame: Any) -> None:
         raise KeyboardInterrupt
@@ -52,16 +52,16 @@ def interrupt_on_termination() -> None:
 
 
 def ignore_interrupts() -> None:
-    """Let nothing disturb the clean-up, which has deadlines of its own, until `terminated_like_interrupted` ends."""
+    """Ignore signals during clean-up, which has its own deadlines, until `terminated_like_interrupted` ends."""
     for number in _SIGNALS:
         signal.signal(number, signal.SIG_IGN)
 
 
 @contextmanager
 def adopting_orphans() -> Iterator[None]:
-    """Processes whose parent was killed become children of this one, so that they are found and ended with the rest.
+    """Adopt processes whose parent was killed, so that they are found and ended with the rest.
 
-    An engine's own processes outlive a worker that the kernel kills for want of memory. Linux; elsewhere nothing.
+    An engine's processes outlive a worker that the kernel's OOM killer kills. Linux only; elsewhere it does nothing.
     """
     libc = ctypes.CDLL(None, use_errno=True)
     if not hasattr(libc, "prctl"):
@@ -75,10 +75,10 @@ def adopting_orphans() -> Iterator[None]:
 
 
 def kill_owners_of_trackers(processes: list[psutil.Process]) -> None:
-    """Kill those that have a resource tracker of `multiprocessing`, and all that they started but the tracker.
+    """Kill processes that have a `multiprocessing` resource tracker, and their descendants, but not the tracker.
 
-    To be done before Ray ends its workers: as a worker ends, Ray has it kill its children, its tracker too, which would
-    remove what they have in shared memory.
+    Call this before Ray ends its workers: an ending worker kills its children, including the tracker, which
+    would have removed their shared memory.
     """
     for tracker in filter(_is_resource_tracker, processes):
         with suppress(psutil.NoSuchProcess):
@@ -92,8 +92,8 @@ def kill_owners_of_trackers(processes: list[psutil.Process]) -> None:
 def end_processes(processes: list[psutil.Process]) -> None:
     """Wait for processes to end by themselves, and kill those that do not.
 
-    Resource trackers of `multiprocessing` are left for last: when all that they serve are gone, they remove what those
-    had in shared memory, and end.
+    Resource trackers of `multiprocessing` come last: once the processes they serve are gone, they remove the shared
+    memory of those and end.
     """
     trackers = [process for process in processes if _is_resource_tracker(process)]
     _kill_those_left([process for process in processes if process not in trackers])
@@ -101,7 +101,7 @@ def end_processes(processes: list[psutil.Process]) -> None:
 
 
 def remove_stale_marks() -> None:
-    """Remove Intel OpenMP's marks of processes that are gone from /dev/shm: each killed process leaves one."""
+    """Remove the files that Intel OpenMP leaves in /dev/shm for each killed process."""
     for path in SHARED_MEMORY.glob("__KMP_REGISTERED_LIB_*"):
         found = _OPENMP_MARK.fullmatch(path.name)
         if found is not None and not psutil.pid_exists(int(found[1])):
@@ -111,10 +111,10 @@ def remove_stale_marks() -> None:
 
 @contextmanager
 def noting_belongings(directory: Path) -> Iterator[None]:
-    """Write down, every few seconds of the block and after it, what the processes under this one are and have.
+    """Record the descendants of this process and their shared memory every few seconds, and at the end of the block.
 
-    Shared memory has random names, and whoever would remove it, vLLM or a resource tracker, may be killed with the
-    run; some of Ray's processes outlive a killed driver. `end_belongings` reads the notes.
+    Shared memory has random names, and vLLM or the resource tracker that would remove it may be killed with the run;
+    some of Ray's processes outlive a killed driver. `end_belongings` reads the record.
     """
     is_over = threading.Event()
 
@@ -133,15 +133,15 @@ def noting_belongings(directory: Path) -> Iterator[None]:
 
 
 def end_belongings(directory: Path) -> None:
-    """Kill the processes of a run that are noted in its folder and still run, and remove the shared memory noted."""
+    """Kill the processes recorded in a run's folder that still run, and remove the recorded shared memory."""
     try:
         notes = json.loads((directory / _NOTES).read_text())
-    except (OSError, ValueError):  # nothing was noted yet
+    except (OSError, ValueError):  # nothing was recorded yet
         return
     for pid, create_time in notes["processes"]:
         with suppress(psutil.Error):
             process = psutil.Process(pid)
-            if process.create_time() == create_time:  # else the number was given to another one since
+            if process.create_time() == create_time:  # else the pid was reused
                 process.kill()
     for name in notes["blocks"]:
         with suppress(OSError):
@@ -156,13 +156,13 @@ def _note_belongings(directory: Path) -> None:
             started.append((process.pid, process.create_time()))
     blocks = sorted({name for process in processes for name in _blocks_of(process)})
     partial = directory / f"{_NOTES}.partial"
-    with suppress(OSError):  # full shared memory ends the run where weights do not fit, and is told there
+    with suppress(OSError):  # full shared memory is reported where the weights do not fit
         partial.write_text(json.dumps({"processes": started, "blocks": blocks}))
         partial.rename(directory / _NOTES)
 
 
 def descendants(process: psutil.Process) -> list[psutil.Process]:
-    """Children and theirs; none of a process that has ended."""
+    """All descendants; empty if the process has ended."""
     try:
         return process.children(recursive=True)
     except psutil.NoSuchProcess:
@@ -170,7 +170,7 @@ def descendants(process: psutil.Process) -> list[psutil.Process]:
 
 
 def _blocks_of(process: psutil.Process) -> list[str]:
-    """Names of the shared memory and the semaphores of `multiprocessing` that a process has mapped."""
+    """Names of the `multiprocessing` shared memory and semaphores that a process has mapped."""
     try:
         return _BLOCK.findall(Path(f"/proc/{process.pid}/maps").read_text())
     except OSError:  # it has ended, or is another user's

@@ -1,4 +1,4 @@
-"""Waiting for remote work: always with a deadline, saying what is waited for, failing with the worker's own error."""
+"""Waiting for remote work with a deadline, progress messages and the worker's own error."""
 
 from __future__ import annotations
 
@@ -16,24 +16,24 @@ logger = logging.getLogger(__name__)
 
 
 _REMINDER_S = 30.0
-"""Seconds between two lines that say what is waited for."""
+"""Seconds between two log lines while waiting."""
 _NUM_NAMES = 4
-"""Of the workers that such a line names."""
+"""How many workers such a line names."""
 
 
 def get_all(refs: list[ray.ObjectRef], *, what: str, timeout_s: float, names: Sequence[str] | None = None) -> list[Any]:
-    """Fetch the results of calls that belong together, in order.
+    """Fetch the results of calls that belong together.
 
-    Fails as soon as one of them fails: with tensor parallelism the others would wait for it for ever.
+    Fails as soon as one call fails: with tensor parallelism the others would wait for it forever.
 
     Args:
-        refs: Calls under way.
-        what: What they do, for the log and the error: "the actor's update".
+        refs: Running calls.
+        what: Their task, for the log and the error: "the actor's update".
         timeout_s: Deadline for all of them, seconds.
-        names: What each of them does, for its error; by default `what` and its number.
+        names: Each call's task, for its error; by default `what` and the call's number.
 
     Returns:
-        Their results, in the order of `refs`.
+        Results in the order of `refs`.
 
     Raises:
         TurnwiseError: The worker's own, when it raised one.
@@ -94,7 +94,7 @@ def _lost(what: str) -> RolloutError:
 
 
 def _told_to_user(cause: BaseException) -> TurnwiseError | None:
-    """The error meant for the user, also where it is one of a group of tasks that ended together."""
+    """The error meant for the user, also if it is inside an exception group."""
     if isinstance(cause, TurnwiseError):
         return cause
     if isinstance(cause, BaseExceptionGroup):
@@ -103,11 +103,11 @@ def _told_to_user(cause: BaseException) -> TurnwiseError | None:
 
 
 def _some(names: list[str]) -> str:
-    """Names in a sentence; of many the first."""
+    """The first few names, joined by commas."""
     return ", ".join([*names[:_NUM_NAMES], *(["..."] if len(names) > _NUM_NAMES else [])])
 
 
 def _reason(error: RayError) -> str:
-    """Ray's message is many lines; the last of them tells the cause of death."""
+    """The last line of Ray's long message, which tells why the worker died."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return lines[-1].rpartition("Worker exit detail: ")[2].rstrip(".") if lines else "no reason given"

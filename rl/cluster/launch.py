@@ -54,14 +54,14 @@ from rl.types import Prompt
 
 logger = logging.getLogger(__name__)
 ray_log = logging.getLogger("raylet")
-"""Not below `ray`, of which the log file gets errors alone, nor below `rl`, whose warnings the terminal shows."""
+"""Neither a child of `ray`, whose warnings the log file drops, nor of `rl`, whose warnings the terminal shows."""
 
 _START_TIMEOUT_S = 900.0
 _SHUTDOWN_TIMEOUT_S = 10.0
 _CONNECT_TIMEOUT_S = 10.0
 _FOLDER = "turnwise-run-"
 _LONGEST_PARENT = 20
-"""Of the folder of a run, whose longest path, of a socket of Ray, has 86 characters more."""
+"""Maximum characters of the parent folder; the longest path in a run's folder, of a Ray socket, has 86 more."""
 _HOST_AND_PORT = re.compile(r"(ray://)?(?P<host>[^:/]+):(?P<port>\d+)")
 
 
@@ -75,14 +75,14 @@ def launch(
     model_folder: Path | None = None,
     on_group: Callable[[int, int], None] = lambda done, wanted: None,
 ) -> Iterator[Cluster]:
-    """Start the workers of a run, and end every process of it on the way out, whatever happened.
+    """Start the workers of a run, and always end all its processes on exit.
 
     Args:
         config: A validated configuration.
-        log_directory: Each worker's output goes to a file of its own there.
+        log_directory: Folder for each worker's log file.
         prompts: Training prompts for the rollout; None starts no rollout.
-        loss: `policy` or `sft`: what the actor minimizes; None starts no actor.
-        model_folder: The model the engines load; by default `actor_config.load`.
+        loss: The actor's loss, `policy` or `sft`; None starts no actor.
+        model_folder: Model that the engines load; by default `actor_config.load`.
         on_group: See `RolloutGroup`.
 
     Yields:
@@ -106,7 +106,7 @@ def launch(
         if prompts is not None:
             workers, starts = _start_rollouts(site, model_folder, overrides, stack)
             rollouts = RolloutGroup(workers, prompts, config, on_group=on_group)
-            if colocated:  # the actor loads where the engines are; elsewhere they start side by side
+            if colocated:  # the engines free their memory before the actor loads; apart, both start in parallel
                 _wait_for(starts)
                 rollouts.leave_devices()
                 starts = {}
@@ -117,13 +117,13 @@ def launch(
         else:
             _wait_for(starts)
         with_notes.close()
-        stack.callback(ignore_interrupts)  # the first of all endings
+        stack.callback(ignore_interrupts)  # runs before all other exit callbacks
         yield Cluster(actor, rollouts)
 
 
 @dataclass(slots=True, frozen=True)
 class _Site:
-    """Where the workers of a run are, and what they share."""
+    """Where the workers of a run are placed, and the folders they share."""
 
     config: Config
     layout: Placement
@@ -143,10 +143,10 @@ def _needs_reference(config: Config, loss: str | None) -> bool:
 def _open_site(
     config: Config, log_directory: Path, stack: ExitStack, with_notes: ExitStack, *, with_reference: bool
 ) -> _Site:
-    """Start Ray or connect to it, and lay the workers out."""
+    """Start Ray or connect to it, and place the workers."""
     shards, sockets = stack.enter_context(_own_place(config, log_directory))
     with_notes.enter_context(noting_belongings(shards))
-    interrupt_on_termination()  # again: Ray has set a handler of its own
+    interrupt_on_termination()  # again, because Ray replaced the handler
     stack.callback(ignore_interrupts)  # a second Ctrl-C must not leave processes behind
     here, *others = machines()
     layout = place(
@@ -166,7 +166,7 @@ def _open_site(
 def _start_actor(
     site: _Site, loss: Literal["policy", "sft"], starts: dict[str, ray.ObjectRef], stack: ExitStack
 ) -> ActorGroup:
-    """Start the ranks, and wait for them and for `starts`; then the reference's."""
+    """Start the actor's ranks, wait for them and for `starts`, then start the reference's ranks."""
     actors, loads = _start_ranks(site, site.layout.actors, loss=loss)
     stack.push(_shut_down(actors))
     _wait_for(starts | loads)
@@ -181,7 +181,7 @@ def _start_actor(
 def _start_ranks(
     site: _Site, processes: tuple[Process, ...], *, loss: str
 ) -> tuple[list[Any], dict[str, ray.ObjectRef]]:
-    """The ranks, and the start of each under its name."""
+    """Create the ranks; returns them and the ref of each start, by name."""
     if not processes:
         return [], {}
     init_method = site.nodes.rendezvous(processes[0])
@@ -203,7 +203,7 @@ def _start_ranks(
 def _start_rollouts(
     site: _Site, model_folder: Path, overrides: dict[str, dict], stack: ExitStack
 ) -> tuple[RayWorkers, dict[str, ray.ObjectRef]]:
-    """The reward workers and the engines, and the start of each under its name."""
+    """Create reward workers and engines; returns them and the ref of each start, by name."""
     config, layout, nodes = site.config, site.layout, site.nodes
     homes = [nodes.node_of(process) for process in layout.rollouts]
     _check_services_reach(overrides, set(homes) - {site.here})
@@ -238,13 +238,13 @@ def _start_rollouts(
 
 
 def _wait_for(starts: dict[str, ray.ObjectRef]) -> None:
-    """Wait until all have started, or one has failed."""
+    """Wait until all workers have started or one has failed."""
     get_all(list(starts.values()), what="the workers' start", names=list(starts), timeout_s=_START_TIMEOUT_S)
 
 
 @contextmanager
 def _own_place(config: Config, log_directory: Path) -> Iterator[tuple[Path, Path]]:
-    """Ray, a folder in shared memory for published weights, and one for sockets; nothing is left after the block."""
+    """Start Ray and make folders for published weights and sockets; all of it is removed after the block."""
     with ExitStack() as stack:
         stack.callback(remove_stale_marks)
         shards = stack.enter_context(owned_folder(_FOLDER, SHARED_MEMORY, on_abandoned=end_belongings))
@@ -255,19 +255,19 @@ def _own_place(config: Config, log_directory: Path) -> Iterator[tuple[Path, Path
 
 
 def _short_folder() -> Path:
-    """Where a run's folder lies: sockets in it have paths of at most 107 bytes."""
+    """Parent of a run's folder, short because a socket's path has at most 107 bytes."""
     usual = Path(tempfile.gettempdir())
     return usual if len(str(usual)) <= _LONGEST_PARENT else Path("/tmp")
 
 
 @contextmanager
 def _ray(config: Config, folder: Path, log_directory: Path) -> Iterator[None]:
-    """A Ray of our own on this machine, or a connection to a running cluster.
+    """Start Ray on this machine, or connect to a running cluster.
 
-    Ray of our own keeps its sockets and logs in `folder`; its logs are copied to the run's after a failure.
+    A local Ray keeps its sockets and logs in `folder`; after a failure its logs are copied to the run's.
 
-    Engines put processes of their own under Ray's workers, which outlive a killed worker: all descendants of this
-    process that Ray added are ended by process id.
+    Engines start processes under Ray's workers that outlive a killed worker, so all descendants of this process that
+    Ray added are ended by process id.
     """
     before = {p.pid for p in psutil.Process().children()}
     try:
@@ -277,7 +277,7 @@ def _ray(config: Config, folder: Path, log_directory: Path) -> Iterator[None]:
         _keep_logs(folder, log_directory / "ray")
         raise
     finally:
-        ignore_interrupts()  # also where Ray was not up yet
+        ignore_interrupts()  # also if Ray has not started yet
         children = [p for p in psutil.Process().children() if p.pid not in before]
         ours = [p for child in children for p in (child, *descendants(child))]
         kill_owners_of_trackers(ours)
@@ -286,7 +286,7 @@ def _ray(config: Config, folder: Path, log_directory: Path) -> Iterator[None]:
 
 
 def _keep_logs(folder: Path, target: Path) -> None:
-    """Copy Ray's logs; where that fails, on a full disk for example, the failure that they are kept for is told."""
+    """Copy Ray's logs. An error here, such as a full disk, must not hide the run's failure."""
     try:
         if logs := next(folder.glob("session_*_*/logs"), None):
             shutil.copytree(logs, target, ignore_dangling_symlinks=True, dirs_exist_ok=True)
@@ -305,10 +305,10 @@ def _connect(config: Config, folder: Path) -> None:
         )  # fmt: skip
         return
     try:
-        if found := _HOST_AND_PORT.fullmatch(address):  # Ray itself would try for many minutes
+        if found := _HOST_AND_PORT.fullmatch(address):  # Ray itself would retry for many minutes
             socket.create_connection((found["host"], int(found["port"])), timeout=_CONNECT_TIMEOUT_S).close()
         ray.init(address=address, **quiet)
-    except (OSError, OverflowError, RuntimeError, ValueError) as error:  # Ray: any of the last two and ConnectionError
+    except (OSError, OverflowError, RuntimeError, ValueError) as error:  # Ray raises the last two and ConnectionError
         reason = str(error).partition("\n")[0].rstrip(".")
         raise ConfigError(
             f"rl_config.ray_address: no Ray cluster answers there, got '{address}' ({reason}). Start one with "
@@ -317,21 +317,21 @@ def _connect(config: Config, folder: Path) -> None:
 
 
 def _log_ray_message(data: dict[str, Any], ignore_prefix: bool = False) -> None:
-    """Take what Ray would print of its own between the lines of the run, pages long where a worker dies.
+    """Log Ray's own messages instead of printing them; they fill pages when a worker dies.
 
-    Ray has a setting for what workers print (`log_to_driver`), and none for these messages.
+    Ray has a setting for the output of workers (`log_to_driver`), but none for these messages.
     """
     ray_log.warning("%s", "\n".join(data["lines"]))
 
 
 def _finish_writing(workers: RayWorkers) -> Callable[..., None]:
-    """An exit callback that waits for the last trajectories; after a failure for a short time."""
+    """An exit callback that waits until the last trajectories are written; only briefly after a failure."""
 
     def wait(kind: type[BaseException] | None, error: BaseException | None, trace: Any) -> None:
         if kind is None:
             workers.finish_writing()
         elif issubclass(kind, Exception):  # not Ctrl-C
-            with suppress(Exception):  # the failure of the run is told
+            with suppress(Exception):  # the run's own failure is reported
                 workers.finish_writing(_SHUTDOWN_TIMEOUT_S)
 
     return wait
@@ -340,7 +340,7 @@ def _finish_writing(workers: RayWorkers) -> Callable[..., None]:
 def _shut_down(workers: list[Any]) -> Callable[..., None]:
     """An exit callback that asks workers to end their own processes.
 
-    After an error or Ctrl-C they may be busy for minutes: they are not asked, and end with Ray.
+    After an error or Ctrl-C workers may be busy for minutes, so they are not asked and end with Ray.
     """
 
     def leave(kind: type[BaseException] | None, error: BaseException | None, trace: Any) -> None:
@@ -355,7 +355,7 @@ def _shut_down(workers: list[Any]) -> Callable[..., None]:
 
 
 def _check_services_reach(overrides: dict[str, dict], away: set[str]) -> None:
-    """An embedded service answers on its own machine alone: what runs programs must not listen to a network."""
+    """Embedded services listen on localhost only, since a sandbox must not be open to a network."""
     if overrides and away:
         raise ConfigError(
             f"rl_config.tool_config_path: {', '.join(overrides)} is set to `embedded`, but engines run on "

@@ -39,14 +39,11 @@ _NO_CLOCKS = BusySeconds(engine_s=0.0, reward_s=0.0)
 
 
 class LocalWorkers:
-    """One rollout worker in this process (`rl.rollout.workers.Workers`). A failure keeps its traceback.
+    """One rollout worker in this process (`rl.rollout.workers.Workers`). Errors keep their traceback.
 
     Args:
         engine: Started on `events`.
-        loop: Runs trajectories on it.
-        rewards: Score them.
-        config: The run's.
-        events: The event loop that all of it runs on, while the driver waits.
+        events: The event loop that runs everything while the driver waits.
     """
 
     def __init__(
@@ -86,7 +83,7 @@ class LocalWorkers:
         self._wait(self._engine.update_weights(update))
 
     def write(self, path: Path, groups: Sequence[GroupHeader]) -> None:
-        """See `Workers`; here it is done when the call returns."""
+        """See `Workers`; here the file is written when the call returns."""
         penalties = {t.id: t.kl_penalty for group in groups for t in group.trajectories if t.kl_penalty}
         write_records(path, [group.record for group in groups], penalties)
 
@@ -121,13 +118,13 @@ def launch_locally(
     *,
     on_group: Callable[[int, int], None],
 ) -> Iterator[Cluster]:
-    """Start a run in this process: one rank of the actor, one engine, whose vLLM has processes of its own.
+    """Start a run in this process: one rank of the actor and one engine. Only vLLM starts processes.
 
     Args:
-        config: The run's.
+        config: A validated configuration.
         prompts: Training prompts; None starts no rollout.
-        loss: What the actor minimizes; None starts no actor.
-        model_folder: The model the engine loads.
+        loss: The actor's loss; None starts no actor.
+        model_folder: Model that the engine loads.
         tool_overrides: Settings of embedded services.
         on_group: See `RolloutGroup`.
     """
@@ -173,7 +170,7 @@ def _local_workers(config: Config, model_folder: Path, tool_overrides: dict[str,
             )
         )
         stack.callback(lambda: runner.run(engine.shutdown()))
-        stack.callback(logging.getLogger("vllm").setLevel, logging.CRITICAL)  # its end looks like a failure to vLLM
+        stack.callback(logging.getLogger("vllm").setLevel, logging.CRITICAL)  # vLLM reports its shutdown as a failure
         loop = AgentLoop(engine, dialog.renderer, dialog.toolbox, dialog.parser, config)
         yield LocalWorkers(engine, loop, rewards, config, runner.get_loop())
 

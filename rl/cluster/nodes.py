@@ -1,4 +1,4 @@
-"""The machines of a Ray cluster: where each process goes, and the accelerators and cores that it finds there."""
+"""The machines of a Ray cluster: each process's node, accelerators and cores."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class Machine:
 
 
 def machines() -> list[Machine]:
-    """The cluster's nodes, the driver's own first, the others in order of id."""
+    """The cluster's nodes: the driver's own first, then the others by id."""
     own = ray.get_runtime_context().get_node_id()
     others = sorted(
         (node["NodeID"], int(node["Resources"].get("CPU", 1)))
@@ -51,10 +51,10 @@ class Nodes:
 
     Args:
         layout: The processes.
-        machines: As `machines` returned them.
+        machines: The result of `machines()`.
 
     Raises:
-        ConfigError: The accelerators of one engine lie on two machines.
+        ConfigError: The accelerators of one engine are on two machines.
         RolloutError: The cluster does not have the accelerators.
     """
 
@@ -62,7 +62,7 @@ class Nodes:
         self.machines = machines
         self._group: PlacementGroup | None = None
         self._bundles: list[int] = []
-        """By device of the placement, neighbours on one machine."""
+        """Indexed by the placement's devices; those of one machine are adjacent."""
         self._node_ids: list[str] = []
         self._devices: list[str] = []
         if layout.num_devices:
@@ -75,7 +75,7 @@ class Nodes:
         return self._node_ids[process.devices[0]] if process.devices else self.machines[process.machine].id
 
     def options(self, process: Process, environment: dict[str, str]) -> dict[str, Any]:
-        """Ray's options for a worker process: its place and its environment, which names its accelerators."""
+        """Ray's options for a worker process: its node and its environment, including its accelerators."""
         environment = environment | _ENVIRONMENT
         if process.devices:
             environment["CUDA_VISIBLE_DEVICES"] = ",".join(self._devices[i] for i in process.devices)
@@ -87,7 +87,7 @@ class Nodes:
         }
 
     def rendezvous(self, process: Process) -> str:
-        """An address where the ranks of a process group can meet: a free port beside rank 0."""
+        """The address where the ranks of a process group meet: a free port on rank 0's machine."""
         task = ray.remote(num_cpus=0)(_free_address).options(scheduling_strategy=self._strategy(process))
         address: str = get_all([task.remote()], what="choosing a port", timeout_s=_TIMEOUT_S)[0]
         return address
@@ -123,7 +123,7 @@ def on_node(node_id: str) -> NodeAffinitySchedulingStrategy:
 
 
 def _device_order(device: str) -> tuple[int, str]:
-    """Numbers in their order; UUIDs of GPUs and of their MIG slices, which are equally long, by the alphabet."""
+    """Sort key: numbers numerically; UUIDs of GPUs or MIG slices, all equally long, alphabetically."""
     return len(device), device
 
 

@@ -1,4 +1,4 @@
-"""Which process runs where: a pure function of the configuration and the machine."""
+"""Which process runs where, as a pure function of the configuration and the machines."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ class Process:
     role: str
     """actor, reference, rollout or reward."""
     index: int
-    """Rank of an actor or reference, replica of a rollout, 0 of the reward worker."""
+    """Rank of an actor or reference, replica of a rollout, number of a reward worker."""
     cores: tuple[int, ...] = ()
     """Cores its threads may use, on CPU."""
     devices: tuple[int, ...] = ()
     """Accelerators it sees, as indices into the placement's devices."""
     machine: int = 0
-    """Where it runs on CPU: 0 is the driver's machine, 1 the first of the others."""
+    """Its machine on CPU: 0 is the driver's, 1 the first of the others."""
 
 
 @dataclass(slots=True, frozen=True)
 class Placement:
-    """All worker processes of a run, and how many accelerators to reserve for them (0 on CPU)."""
+    """All worker processes of a run, and the number of accelerators to reserve for them (0 on CPU)."""
 
     actors: tuple[Process, ...]
     references: tuple[Process, ...]
@@ -43,26 +43,23 @@ def place(
     with_reference: bool,
     other_cores: tuple[tuple[int, ...], ...] = (),
 ) -> Placement:
-    """Lay out the workers.
+    """Place the workers.
 
     On CUDA each actor rank has one device. Colocated engines take the actor's devices in order,
-    `infer_tensor_parallel_size` each; apart, they take the `rollout_resource.num_devices` that follow the actor's.
-    On CPU the actor's ranks split the cores, and `rollout_resource.num_devices` engines split them too: the phases
-    take turns, so every phase has the whole machine. In a cluster of several machines without accelerators,
-    `use_integrated_worker: false` puts the engines on the others, in turn.
+    `infer_tensor_parallel_size` each; otherwise they take the `rollout_resource.num_devices` after the actor's.
+    On CPU the actor's ranks split the cores, and `rollout_resource.num_devices` engines split the same cores: the
+    phases take turns, so each has the whole machine. In a cluster of several machines without accelerators,
+    `use_integrated_worker: false` distributes the engines over the other machines, round-robin.
 
     Args:
-        config: The run's configuration.
+        config: A validated configuration.
         cores: Cores of the driver's machine, for processes on CPU.
         on_cuda: Models run on accelerators.
         with_reference: A KL term needs the reference; it shares the actor's devices.
         other_cores: Cores of each other machine.
 
-    Returns:
-        The placement.
-
     Raises:
-        ConfigError: Devices cannot be divided among the engines.
+        ConfigError: The engines cannot divide the devices evenly.
     """
     rl, generate = config.rl_config, config.generate_config
     world_size = rl.actor_resource.num_devices
@@ -113,6 +110,6 @@ def _engines_on_cpu(
 
 
 def _split(cores: tuple[int, ...], num_processes: int, num_cpus: int | None) -> list[tuple[int, ...]]:
-    """Give each process its own cores, or where there are fewer cores than processes, share them in turn."""
+    """Give each process its own cores; with fewer cores than processes they share, round-robin."""
     share = min(num_cpus or len(cores), max(1, len(cores) // num_processes))
     return [tuple(cores[(i * share + k) % len(cores)] for k in range(share)) for i in range(num_processes)]

@@ -1,4 +1,4 @@
-"""The ranks of the actor or of the reference, called together: as Ray actors, or in this process."""
+"""The ranks of the actor or of the reference, as Ray actors or in this process."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ _TIMEOUT_S = 3600.0
 
 
 class Ranks(Protocol):
-    """What `rl.cluster.actors.ActorGroup` calls."""
+    """The interface that `rl.cluster.actors.ActorGroup` calls."""
 
     def __len__(self) -> int:
         """Number of ranks."""
         ...
 
     def begin(self, method: str, *args: Any) -> list[Any]:
-        """Call every rank. A result that is passed on as an argument of another call goes there directly.
+        """Call every rank. A result passed as an argument of another call does not go through the driver.
 
         Returns:
-            A handle for each result, or the results themselves.
+            A handle for each result, or the result itself.
         """
         ...
 
@@ -29,9 +29,9 @@ class Ranks(Protocol):
         """Call each rank with its own arguments and wait.
 
         Args:
-            method: Of `rl.training.actor.Actor`, or the name of a property.
-            arguments: For each rank.
-            what: The work, for a message: "the actor's update".
+            method: A method or property of `rl.training.actor.Actor`.
+            arguments: One tuple per rank.
+            what: The task, for error messages: "the actor's update".
         """
         ...
 
@@ -53,17 +53,17 @@ class RayRanks:
         """See `Ranks`.
 
         Raises:
-            RolloutError: A worker died, or has not answered within an hour.
+            RolloutError: A worker died or did not answer within an hour.
         """
         refs = [worker.call.remote(method, *own) for worker, own in zip(self._workers, arguments, strict=True)]
         return get_all(refs, what=what, timeout_s=_TIMEOUT_S)
 
 
 class LocalRanks:
-    """Ranks in this process, for tests and breakpoints; rows are given as they are, without references.
+    """Ranks in this process, for tests and breakpoints. Rows are passed as values, not as references.
 
     Args:
-        actors: `rl.training.actor.Actor`, or what stands for it.
+        actors: `rl.training.actor.Actor` or a fake of it, one per rank.
     """
 
     def __init__(self, actors: Sequence[Any]) -> None:
@@ -82,13 +82,13 @@ class LocalRanks:
 
 
 def answer(actor: Any, method: str, *args: Any, fetch: Callable[[list[Any]], list[Any]] = list) -> Any:
-    """Call a method by its name, or read a property.
+    """Call a rank's method by name, or read a property.
 
     Args:
         actor: The rank.
-        method: Of it.
-        args: For the method.
-        fetch: Gives what the references in `Share.sources` refer to.
+        method: Name of the method or property.
+        args: The method's arguments.
+        fetch: Resolves the references in `Share.sources`.
     """
     if method == "load_batch":
         (share,) = args

@@ -1,4 +1,4 @@
-"""The tools' rate limits that several rollout workers share, kept by one small Ray actor."""
+"""Rate limits of tools that several rollout workers share, in one small Ray actor."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from rl.tools.limits import PermitPool
 
 @ray.remote(num_cpus=0, max_concurrency=100_000, max_restarts=-1, max_task_retries=-1)
 class RateLimits:
-    """A `PermitPool` for each tool, made when it is first asked for. A restarted one begins with all permits free."""
+    """A `PermitPool` for each tool, made at its first request. After a restart all permits are free."""
 
     def __init__(self) -> None:
         self.pools: dict[str, PermitPool] = {}
@@ -32,12 +32,12 @@ class RateLimits:
 
 
 class RemotePermits:
-    """The permits of one tool at a `RateLimits` actor, as `rl.tools.limits.PermitSource`.
+    """One tool's permits from a `RateLimits` actor, as `rl.tools.limits.PermitSource`.
 
     Args:
-        actor: Handle of the actor.
+        actor: Handle of the `RateLimits` actor.
         tool: Name of the tool.
-        limit: Its `rate_limit`.
+        limit: The tool's `rate_limit`.
     """
 
     def __init__(self, actor: Any, tool: str, limit: int) -> None:
@@ -54,10 +54,10 @@ class RemotePermits:
 
 
 def start_rate_limits(config: Config, num_rollout_workers: int) -> Any | None:
-    """Start the actor where it is needed: several rollout workers, and a tool with `enable_global_rate_limit`.
+    """Start the actor if there are several rollout workers and a tool has `enable_global_rate_limit`.
 
     Returns:
-        Its handle, or None: each worker then has the limits for itself.
+        Its handle, or None; each worker then applies the limits separately.
     """
     path = config.rl_config.tool_config_path
     if num_rollout_workers < 2 or not config.rl_config.multi_turn_enable or not path:

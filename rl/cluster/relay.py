@@ -1,4 +1,4 @@
-"""Published weights for engines on other machines: the files are copied into shared memory there, by Ray's objects."""
+"""Copies published weights into shared memory of other machines, through Ray's object store."""
 
 from __future__ import annotations
 
@@ -16,26 +16,26 @@ from rl.cluster.nodes import on_node
 from rl.types import WeightUpdate
 
 _PIECE_BYTES = 256 << 20
-"""What one object holds; several are under way at once."""
+"""Bytes in one object; several are in flight at once."""
 _TIMEOUT_S = 600.0
 _REMOVE_TIMEOUT_S = 10.0
 
 
 def relay(update: WeightUpdate, nodes: Iterable[str]) -> dict[str, WeightUpdate]:
-    """Bring the files of a publish to every machine that has an engine.
+    """Copy the files of a publish to every machine that has an engine.
 
-    A piece of a file is read once and goes to every machine that lacks it; Ray moves it. A copy lies in a folder beside
-    the original's place, named after its node, and is written over by the next publish.
+    Each piece of a file is read once, and Ray sends it to every machine that lacks it. A copy is in a subfolder of
+    the original's folder, named after the node; the next publish overwrites it.
 
     Args:
-        update: As published; `nodes` says where each file lies.
+        update: As published; `nodes` names each file's machine.
         nodes: Ray's ids of the engines' nodes.
 
     Returns:
-        What the engines of each node are to load.
+        For each node, the update that its engines load.
 
     Raises:
-        RolloutError: A machine did not take its copy.
+        RolloutError: A machine could not write its copy in time.
     """
     updates: dict[str, WeightUpdate] = {}
     pieces: dict[tuple[int, int], ray.ObjectRef] = {}
@@ -59,7 +59,7 @@ def relay(update: WeightUpdate, nodes: Iterable[str]) -> dict[str, WeightUpdate]
 
 
 def remove_folder(directory: Path, nodes: Iterable[str]) -> None:
-    """Remove a folder of published weights on other machines; one that does not answer keeps it until its next run."""
+    """Remove a folder of published weights on other machines; an unresponsive one keeps it until its next run."""
     refs = [_remove.options(scheduling_strategy=on_node(node)).remote(str(directory)) for node in nodes]
     if refs:
         ray.wait(refs, num_returns=len(refs), timeout=_REMOVE_TIMEOUT_S)

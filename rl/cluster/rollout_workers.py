@@ -1,4 +1,4 @@
-"""The rollout workers as Ray actors: hands prompts to them, and survives the death of one."""
+"""The rollout workers as Ray actors: sends prompts to them and survives the death of a worker."""
 
 from __future__ import annotations
 
@@ -50,10 +50,9 @@ class RayWorkers:
     the worker.
 
     Args:
-        workers: Handles by replica number.
-        config: The run's.
+        workers: Handles in order of replica.
         nodes: Ray's id of each worker's node.
-        writer: The reward worker, which writes trajectories.
+        writer: The reward worker that writes trajectories.
     """
 
     def __init__(self, workers: Sequence[Any], config: Config, *, nodes: Sequence[str], writer: Any = None) -> None:
@@ -64,7 +63,7 @@ class RayWorkers:
         self._writing: ray.ObjectRef | None = None
 
     def run(self, batch: PromptBatch) -> Iterator[tuple[int, GroupHeader]]:
-        """See `Workers`. A worker that dies is left out, and its prompts go to the others."""
+        """See `Workers`. If a worker dies, its prompts go to the others."""
         self._running.clear()
         while batch.waiting or self._running:
             self._dispatch(batch)
@@ -82,7 +81,7 @@ class RayWorkers:
             self._end_hung()
 
     def call(self, method: str, arguments: Mapping[int, tuple[Any, ...]] = _NONE, *, what: str) -> list[Any]:
-        """See `Workers`; each worker may get arguments of its own. One that has died is left out."""
+        """See `Workers`; each worker may get its own arguments. Dead workers are skipped."""
         refs = {
             replica: getattr(worker, method).remote(*arguments.get(replica, ()))
             for replica, worker in self.workers.items()
@@ -102,16 +101,16 @@ class RayWorkers:
         self.call("update_weights", updates, what="loading published weights")
 
     def write(self, path: Path, groups: Sequence[GroupHeader]) -> None:
-        """See `Workers`. One file at a time: the next call waits for the one before."""
+        """See `Workers`. One file at a time: each call waits for the previous file."""
         self.finish_writing()
         penalties = {t.id: t.kl_penalty for group in groups for t in group.trajectories if t.kl_penalty}
         self._writing = self.writer.write.remote(path, [group.record for group in groups], penalties)
 
     def finish_writing(self, timeout_s: float = _CALL_TIMEOUT_S) -> None:
-        """Wait for the file that is being written.
+        """Wait until the current file is written.
 
         Raises:
-            OSError: It could not be written.
+            OSError: The file could not be written.
         """
         if self._writing is None:
             return
@@ -132,7 +131,7 @@ class RayWorkers:
         return ray.put(value)
 
     def _dispatch(self, batch: PromptBatch) -> None:
-        """Send prompts to workers with room: a trajectory's deadline runs from here, so it must not wait in a queue."""
+        """Send prompts to workers with room. Deadlines run from here, so prompts must not wait in a worker's queue."""
         room = groups_at_once(self.config, batch.num_samples)
         while batch.waiting and min(self.router.num_sessions(r) for r in self.router.replicas) < room:
             order, prompt = batch.waiting.popleft()
@@ -160,7 +159,7 @@ class RayWorkers:
             raise RolloutError(f"no rollout worker is left. {error}") from error
 
     def _end_hung(self) -> None:
-        """Kill workers that are long past a trajectory's deadline; their prompts then fail over to others."""
+        """Kill workers that are long past a trajectory's deadline; their prompts go to other workers."""
         rl, now = self.config.rl_config, time.monotonic()
         deadline = rl.trajectory_timeout + rl.verifier_timeout + _GRACE_S
         for job in list(self._running.values()):

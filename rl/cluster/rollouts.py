@@ -1,4 +1,4 @@
-"""The driver's side of the rollout: chooses prompts, collects scored groups, and keeps the place in the data."""
+"""The driver's side of the rollout: chooses prompts, collects scored groups, tracks the place in the data."""
 
 from __future__ import annotations
 
@@ -27,10 +27,9 @@ class RolloutGroup:
     """All rollout workers (`rl.interfaces.Rollouts`).
 
     Args:
-        workers: With engines already started.
-        prompts: The training prompts, those too long already dropped.
-        config: The run's.
-        on_group: Called with (groups done, groups wanted) as they finish, for the progress bar.
+        workers: Their engines must be started.
+        prompts: The training prompts, without those that are too long.
+        on_group: Called with (groups done, groups wanted) after each group, for the progress bar.
     """
 
     def __init__(
@@ -48,19 +47,18 @@ class RolloutGroup:
         metric = rl.filter_groups_metric if rl.filter_groups_enable else None
         self.buffer = GroupBuffer(metric, drop_overlong=rl.overlong_filter_enable)
         self.turns: Turns | None = None
-        """With an actor on the same accelerators."""
+        """Set if an actor shares the accelerators."""
         self._published: WeightUpdate | None = None
         self._has_weights = True
 
     def take(self, num_prompts: int, metrics: MutableMapping[str, float]) -> list[GroupHeader]:
         """Run the next prompts to scored groups; see `rl.interfaces.Rollouts`.
 
-        With `filter_groups_enable` each group whose trajectories all score the same is replaced by a new prompt as
-        soon as it is known, up to `filter_groups_max_batches` times `num_prompts` prompts, or where that is 0 or less,
-        up to as many as the dataset has. The uninformative groups are returned too: they count in the metrics, and
-        `plan_batch` drops them. Which prompts are used does not depend on the order in which groups end, and groups
-        beyond those wanted come first in the next call (`rl.rollout.buffer`). At the end of the last of `total_epochs`
-        the batch has what there is.
+        With `filter_groups_enable` each group whose trajectories all score the same is replaced by a new prompt at
+        once, up to `filter_groups_max_batches` * `num_prompts` prompts; if that is 0 or less, up to the size of the
+        dataset. The uninformative groups are returned too: they count in the metrics, and `plan_batch` drops them.
+        The choice of prompts does not depend on the order in which groups end. Surplus groups come first in the next
+        call (`rl.rollout.buffer`). The last batch of `total_epochs` may be smaller.
         """
         self._begin_turn()
         self.workers.call("restart_clocks", what="restarting the clocks")
@@ -93,19 +91,19 @@ class RolloutGroup:
         return groups
 
     def update_weights(self, update: WeightUpdate) -> None:
-        """Load published weights into every engine, which wakes those that sleep."""
+        """Load published weights into every engine; this wakes sleeping engines."""
         if self.turns is not None:
             self.turns.begin(self)
         self.workers.update_weights(update)
         self._published, self._has_weights = update, True
 
     def leave_devices(self) -> None:
-        """Put the engines to sleep, which forget their weights."""
+        """Put the engines to sleep; they lose their weights."""
         self.workers.call("sleep", what="putting the engines to sleep")
         self._has_weights = False
 
     def write_trajectories(self, path: Path, groups: Sequence[GroupHeader]) -> None:
-        """Write groups' trajectories to a file, a JSON line each, while the run goes on."""
+        """Write groups' trajectories to a file in the background, one JSON line each."""
         self.workers.write(path, groups)
 
     def fetch_rows(self, group: GroupHeader) -> list[Sample]:
@@ -119,21 +117,21 @@ class RolloutGroup:
         return record
 
     def expected_steps(self, completed: int) -> int | None:
-        """Steps of the whole run, as far as the prompts tell; see `PromptCursor.expected_steps`."""
+        """Expected steps of the whole run; see `PromptCursor.expected_steps`."""
         return self.cursor.expected_steps(completed, len(self.buffer.surplus))
 
     def state_dict(self) -> dict[str, Any]:
-        """What a checkpoint keeps: the place in the data, and the groups that are left over."""
+        """A checkpoint's state: the place in the data and the surplus groups."""
         return {"cursor": self.cursor.state_dict(), "buffer": self.buffer.state_dict(self.workers.fetch)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from the place in the data that a checkpoint kept."""
+        """Restore the place in the data and the surplus groups from a checkpoint."""
         self.cursor.load_state_dict(state["cursor"])
-        if "buffer" in state:  # not in checkpoints from before groups were carried over
+        if "buffer" in state:  # older checkpoints have none
             self.buffer.load_state_dict(state["buffer"], self.prompts, self.workers.keep)
 
     def _begin_turn(self) -> None:
-        """Get the accelerators; where the actor had them without a publish, its last one is still there to load."""
+        """Take the accelerators. If the actor did not publish meanwhile, load its last publish again."""
         if self.turns is not None:
             self.turns.begin(self)
         if not self._has_weights:
@@ -141,7 +139,7 @@ class RolloutGroup:
             self.update_weights(self._published)
 
     def _prompt_limit(self, num_prompts: int) -> int:
-        """Prompts that one batch may use."""
+        """The maximum number of prompts for one batch."""
         rl = self.config.rl_config
         if not rl.filter_groups_enable:
             return num_prompts
@@ -156,7 +154,7 @@ class RolloutGroup:
             check_filter_metric(groups, filling.metric)
 
     def _report(self, filling: Filling, elapsed_s: float, metrics: MutableMapping[str, float]) -> None:
-        """Say how the batch was filled, and what engines and rewards did meanwhile."""
+        """Report how the batch was filled, and how busy engines and rewards were."""
         missing = filling.num_wanted - filling.num_filled
         if missing and not self.cursor.num_left:
             logger.info("the prompts are used up: %d of %d groups are left", filling.num_filled, filling.num_wanted)
@@ -175,7 +173,7 @@ class RolloutGroup:
             metrics["timing_s/reward"] = max(one.reward_s for one in busy)
 
     def _next_prompts(self, count: int) -> list[Prompt]:
-        """The next prompts, named after their epoch: met again, a prompt is sampled with other noise."""
+        """The next prompts. Ids contain the epoch, so a repeated prompt is sampled with a different seed."""
         visits = self.cursor.take_with_epochs(count)
         return [replace(self.prompts[i], id=id_in_epoch(self.prompts[i].id, epoch)) for i, epoch in visits]
 

@@ -1,4 +1,4 @@
-"""Actor and engines on the same accelerators take turns: whose turn begins waits until the other gave up its memory."""
+"""Actor and engines on shared accelerators take turns: each frees its memory before the other's turn begins."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import Protocol
 
 
 class Tenant(Protocol):
-    """One of the two (`ActorGroup`, `RolloutGroup`)."""
+    """A user of the shared accelerators (`ActorGroup` or `RolloutGroup`)."""
 
     def leave_devices(self) -> None:
         """Free the accelerators' memory, as far as the configuration says."""
@@ -14,20 +14,20 @@ class Tenant(Protocol):
 
 
 class Turns:
-    """Whose turn it is. Both begin their turn before any work on a device, so their memory never adds up.
+    """Tracks whose turn it is. Both must begin their turn before any work on a device.
 
     Args:
-        holder: Whose memory lies on the accelerators now.
+        holder: The tenant whose memory is on the accelerators now.
     """
 
     def __init__(self, holder: Tenant) -> None:
         self._holder = holder
 
     def begin(self, tenant: Tenant) -> bool:
-        """Make it this one's turn.
+        """Begin a tenant's turn.
 
         Returns:
-            Whether it was the other's until now.
+            Whether it was the other's turn until now.
         """
         if tenant is self._holder:
             return False

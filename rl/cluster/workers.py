@@ -1,7 +1,7 @@
-"""The Ray actors: thin shells around `Actor`, `VllmEngine` with its agent loops, and `RewardSet`.
+"""The Ray actors: thin wrappers of `Actor`, `VllmEngine` with its agent loops, and `RewardSet`.
 
-Each imports what it runs when it starts. With torch, vLLM and Megatron at the top, every process of a run would import
-all three, the driver and the reward worker too.
+Each imports what it needs in `start`. With imports at the top every process, even the driver and the reward worker,
+would import torch, vLLM and Megatron.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ class ActorWorker:
         self.actor = Actor(self.config, **self.placement)
 
     def call(self, method: str, *args: Any) -> Any:
-        """Call a method of `rl.training.actor.Actor`; rows that lie in the object store are fetched first."""
+        """Call a method of `rl.training.actor.Actor`, after fetching rows from the object store."""
         return answer(self.actor, method, *args, fetch=_fetch)
 
     def shutdown(self) -> None:
@@ -57,14 +57,14 @@ class ActorWorker:
 
 @ray.remote
 class RewardWorker:
-    """Scores trajectories, and writes them down."""
+    """Scores trajectories and writes them to files."""
 
     def __init__(self, config: Config, *, log_file: Path) -> None:
         _log_to(log_file)
         self.config = config
 
     def start(self) -> None:
-        """Look the reward functions up."""
+        """Load the reward functions."""
         rl = self.config.rl_config
         self.rewards = load_rewards(
             rl.verifier_function,
@@ -116,7 +116,7 @@ class RolloutWorker:
         from rl.rollout.agent_loop import AgentLoop
         from rl.rollout.dialog import load_dialog
 
-        self.socket_folder.mkdir(parents=True, exist_ok=True)  # on another machine than the driver's
+        self.socket_folder.mkdir(parents=True, exist_ok=True)  # the driver made it on its own machine only
         dialog = load_dialog(self.config, tool_overrides=self.tool_overrides)
         self.toolbox = dialog.toolbox
         if self.toolbox is not None and self.rate_limits is not None:
@@ -138,8 +138,8 @@ class RolloutWorker:
         """Run a prompt to a scored group; see `rl.rollout.group.run_group`.
 
         Returns:
-            Three objects, of which the driver fetches the first alone: the headers and the group's `prompt_ids`; the
-            rows, none without `keeps_rows`; the trajectories without tokens.
+            Three objects: the headers with the group's `prompt_ids`; the rows, empty without `keeps_rows`; the
+            trajectories without tokens. The driver fetches only the first.
         """
         group = await run_group(self.loop, prompt, num_samples, sampling, self._score)
         rows = rows_of(group.trajectories)
@@ -159,7 +159,7 @@ class RolloutWorker:
         return scores
 
     async def restart_clocks(self) -> BusySeconds:
-        """Seconds since the last call in which the engine had a request, and in which a trajectory was being scored."""
+        """Seconds since the last call during which the engine had requests, and during which rewards were scoring."""
         return BusySeconds(engine_s=self.engine.busy.restart(), reward_s=self.scoring.restart())
 
     async def update_weights(self, update: WeightUpdate) -> None:
@@ -178,7 +178,7 @@ class RolloutWorker:
 
 
 def _log_to(log_file: Path) -> None:
-    """Send everything this process and its children print to a file, under the levels of the run."""
+    """Redirect the output of this process and its children to a file, and set up logging."""
     log_file.parent.mkdir(parents=True, exist_ok=True)
     with log_file.open("a") as stream:
         os.dup2(stream.fileno(), 1)
@@ -187,7 +187,7 @@ def _log_to(log_file: Path) -> None:
 
 
 def _fetch(sources: list[Any]) -> list[Any]:
-    """The rows of a share: references to the object store, all fetched at once, or rows that came with the call."""
+    """A share's rows. References to the object store are fetched all at once; other rows came with the call."""
     refs = [source for source in sources if isinstance(source, ray.ObjectRef)]
     found = dict(zip(refs, ray.get(refs), strict=True))
     return [found[source] if isinstance(source, ray.ObjectRef) else source for source in sources]

@@ -1,4 +1,4 @@
-"""Steps with NaN or Inf, or without any reward: their trajectories are kept, and too many in a row end the run."""
+"""Saves the trajectories of steps with NaN, Inf or no reward, and ends the run after too many in a row."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ logger = logging.getLogger(__name__)
 
 
 class SkipGuard:
-    """Watches over the steps of a run.
+    """Checks each step of a run for NaN, Inf and missing rewards.
 
     Args:
-        directory: Of the run.
-        max_in_a_row: As `rl_config.max_skipped_steps`.
+        directory: The run's directory.
+        max_in_a_row: `rl_config.max_skipped_steps`.
     """
 
     def __init__(self, directory: RunDirectory, max_in_a_row: int) -> None:
@@ -33,16 +33,16 @@ class SkipGuard:
     def check(
         self, step: int, offending: Sequence[str], groups: Sequence[GroupHeader], rollouts: Rollouts | None
     ) -> None:
-        """Keep the trajectories of a step in which an optimizer step was skipped, or no trajectory got a score.
+        """Save the trajectories of a step that skipped an optimizer step or in which no trajectory got a score.
 
         Args:
-            step: Its number, from 1.
-            offending: As `UpdateReport.offending`; empty where no optimizer step was skipped.
-            groups: Of the step; none in the cold start.
-            rollouts: Where they are from.
+            step: The step's number, from 1.
+            offending: `UpdateReport.offending`; empty if no optimizer step was skipped.
+            groups: The step's groups; empty in the cold start.
+            rollouts: The source of the groups.
 
         Raises:
-            TrainingError: It is the last that is tolerated in a row.
+            TrainingError: This is the `max_in_a_row`-th such step in a row.
         """
         unscored = _without_any_score(groups)
         if not offending and not unscored:
@@ -79,7 +79,7 @@ class SkipGuard:
 
 
 def _without_any_score(groups: Sequence[GroupHeader]) -> list[TrajectoryHeader]:
-    """The trajectories whose reward or environment failed, where none of the step has a score."""
+    """Trajectories whose reward or environment failed, if no trajectory of the step has a score."""
     trajectories = [t for group in groups for t in group.trajectories]
     if any(t.score is not None for t in trajectories):
         return []
@@ -92,7 +92,7 @@ def _cause_of(unscored: TrajectoryHeader) -> str:
 
 
 def _records(names: Set[str], groups: Sequence[GroupHeader], rollouts: Rollouts) -> dict[str, dict[str, Any]]:
-    """What is kept of any trajectory, and the numbers that went into the loss, by trajectory id."""
+    """By trajectory id, its usual record and the token-level inputs of the loss."""
     found: dict[str, dict[str, Any]] = {}
     for group in groups:
         penalties = {t.id: t.kl_penalty for t in group.trajectories if t.id in names}

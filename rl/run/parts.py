@@ -1,4 +1,4 @@
-"""What a run reads on this machine before it starts: tools, tokenizer, rewards and prompts, each loaded once."""
+"""The inputs that a run reads before it starts: tools, tokenizer, rewards and prompts, each loaded once."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from rl.types import Prompt
 
 
 class RunParts:
-    """What a run reads on this machine. Each part is loaded once, when it is first needed."""
+    """The inputs of a run. Each part is loaded once, when it is first needed."""
 
     def __init__(self, config: Config) -> None:
         self.config = config
@@ -34,10 +34,10 @@ class RunParts:
 
     @cached_property
     def rewards(self) -> list[Reward | RewardError]:
-        """Each reward, or what is wrong with it."""
+        """Each reward, or the error that loading it raised."""
         rl = self.config.rl_config
         if len(rl.verifier_function) != len(rl.verifier_weight):
-            return []  # reported by the rules between keys
+            return []  # another check reports it
         found: list[Reward | RewardError] = []
         for name, weight in zip(rl.verifier_function, rl.verifier_weight, strict=True):
             kwargs = {name: rl.verifier_kwargs[name]} if name in rl.verifier_kwargs else {}
@@ -55,7 +55,7 @@ class RunParts:
         return self._prompts[key]
 
     def short_prompts(self, key: str) -> list[Prompt]:
-        """The rows of at most `max_prompt_length` tokens; none where the key is not set. Raises DataError."""
+        """The rows of at most `max_prompt_length` tokens; empty if the key is not set. Raises DataError."""
         if not getattr(self.config.megatron_training, key):
             return []
         return drop_long_prompts(self.prompts(key), self.dialog.renderer, self.config.rl_config.max_prompt_length)[0]

@@ -1,4 +1,4 @@
-"""What can be known of a checkpoint before the run that resumes it starts a process."""
+"""Checks of a checkpoint before the run that resumes it starts any process."""
 
 from __future__ import annotations
 
@@ -28,19 +28,19 @@ _SHAPES = (
     "model_type", "num_hidden_layers", "hidden_size", "intermediate_size", "num_attention_heads",
     "num_key_value_heads", "head_dim", "vocab_size", "tie_word_embeddings",
 )  # fmt: skip
-"""Facts that the sizes of the tensors follow from."""
+"""Facts that determine the shapes of the tensors."""
 _MALFORMED = (AttributeError, KeyError, TypeError, ValueError)
-"""What reading a value of an unforeseen kind or shape raises."""
+"""Raised when a state file has a value of an unexpected type or structure."""
 
 
 def resume_problems(config: Config, command: Literal["train", "sft"]) -> Iterator[Problem]:
-    """Compare the checkpoint that `megatron_training.resume` names, if any, with itself and with the configuration.
+    """Check the checkpoint that `megatron_training.resume` names, if any, for damage and against the configuration.
 
-    Whether it is of the same seed and training rows is left to `check_place`, which needs those.
+    `check_place` checks the seed and the training rows, since it has the rows.
 
     Args:
-        config: The run's configuration.
-        command: That goes on with it.
+        config: A validated configuration.
+        command: The command that resumes it.
     """
     if not config.megatron_training.resume:
         return
@@ -65,15 +65,15 @@ def resume_problems(config: Config, command: Literal["train", "sft"]) -> Iterato
 
 
 def check_place(config: Config, rows: PromptCursor, prompts: Sequence[Prompt] = ()) -> None:
-    """Refuse a checkpoint of another seed or other training rows, or whose place in them cannot be read.
+    """Reject a checkpoint with another seed or other training rows, or whose place in the data cannot be read.
 
     Args:
         config: The run's configuration.
-        rows: The run's own, from the start; moved to the checkpoint's place.
-        prompts: Those of reinforcement learning, for the groups that were left over.
+        rows: The run's cursor at its start; moved to the checkpoint's place.
+        prompts: Prompts of reinforcement learning, for the surplus groups.
 
     Raises:
-        CheckpointError: They are not those that the checkpoint was made on.
+        CheckpointError: Seed or rows differ from the checkpoint's, or its place cannot be read.
     """
     if not config.megatron_training.resume:
         return
@@ -88,15 +88,15 @@ def check_place(config: Config, rows: PromptCursor, prompts: Sequence[Prompt] = 
 
 
 def check_weights(folder: Path, facts: ModelConfig, tensors: Path | None = None) -> None:
-    """Each tensor that the family has must be there, and be of the size that config.json says.
+    """Check that each tensor of the model family exists and has the shape that config.json implies.
 
     Args:
         folder: A Hugging Face model folder.
-        facts: Of its config.json.
-        tensors: Where they are, if it is not the folder itself.
+        facts: The facts of its config.json.
+        tensors: The folder of the tensors, if different.
 
     Raises:
-        ModelError: A file is missing or corrupt, a tensor is missing, or has another size.
+        ModelError: A file is missing or corrupt, or a tensor is missing or has another shape.
     """
     tensors = tensors or folder
     hf_config = AutoConfig.from_pretrained(str(folder), local_files_only=True)
@@ -121,7 +121,7 @@ def check_weights(folder: Path, facts: ModelConfig, tensors: Path | None = None)
 
 
 def _place_problems(config: Config, command: str, checkpoint: Path, state: dict[str, Any]) -> Iterator[Problem]:
-    """The command, and whether anything is left to do."""
+    """Check the command, and whether any step is left."""
     training, data = config.megatron_training, state["data"]
     try:
         cursor, surplus = data.get("cursor", data), data.get("buffer", {}).get("surplus")
@@ -155,7 +155,7 @@ def _unreadable(checkpoint: Path, failure: Exception) -> str:
 
 
 def _model_problems(config: Config, checkpoint: Path) -> Iterator[Problem]:
-    """The architecture against that of `actor_config.load`, and every tensor."""
+    """Compare the architecture with that of `actor_config.load`, and check every tensor."""
     facts, _ = find_model_facts(config)
     try:
         found = read_model_facts(checkpoint)

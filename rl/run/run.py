@@ -1,4 +1,4 @@
-"""A run as the pages see it: its directory, steps, evaluations and checkpoints, and what of them is shown and kept."""
+"""A run's lifecycle: its directory, resume, steps, evaluations, checkpoints, metrics and progress."""
 
 from __future__ import annotations
 
@@ -30,13 +30,13 @@ from rl.run.guard import SkipGuard
 logger = logging.getLogger(__name__)
 
 _FULL_DISK_MB = 100
-"""A checkpoint that failed with less left than this failed for want of room; few files fit to the last byte."""
+"""A checkpoint that fails with less free space than this has filled the disk; files rarely fit to the last byte."""
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 _PHASES = {"gen": "rollout", "testing": "evaluation", "update_actor": "update", "save_checkpoint": "checkpoint"}
 
 
 class Run:
-    """One run under way; `Run.open` makes it."""
+    """A run in progress; create it with `Run.open`."""
 
     def __init__(self, config: Config, directory: RunDirectory) -> None:
         self.config, self.directory = config, directory
@@ -52,19 +52,19 @@ class Run:
     @classmethod
     @contextmanager
     def open(cls, config: Config, name: str) -> Iterator[Run]:
-        """Make the run's directory and keep its trackers, log and progress open.
+        """Create the run's directory and open its trackers, log and progress display.
 
         Args:
             config: A validated configuration.
             name: The configuration's name.
 
         Yields:
-            The run. When the block ends by itself, `summary.json` is written; when it is interrupted or fails, how to
-            resume is shown. A block that fails before it has written a metric gives its `run_name` free: the
-            directory gets `-failed-1` (2, 3, ...) appended.
+            The run. A block that succeeds writes `summary.json`; one that fails or is interrupted shows how to resume.
+            A failure before the first metric frees the `run_name`: the directory gets `-failed-1` (2, 3, ...)
+            appended.
 
         Raises:
-            ConfigError: The directory cannot be made, or a wanted tracker is not installed.
+            ConfigError: The directory cannot be created, or a configured tracker is not installed.
         """
         check_trackers(config)
         directory = RunDirectory.create(config, name)
@@ -77,7 +77,7 @@ class Run:
             except KeyboardInterrupt:
                 run.progress.note(f"interrupted. {_how_to_resume(directory)}")
                 raise
-            except Exception as failure:  # a bug too: what was trained is not lost with it
+            except Exception as failure:  # even after a bug the last checkpoint is usable
                 if directory.latest_checkpoint():
                     run.progress.note(_how_to_resume(directory))
                 if isinstance(failure, OSError) and failure.errno in _FULL:
@@ -86,14 +86,14 @@ class Run:
             run._finish()
 
     def resume(self, actor: Checkpointed, rows: DataPlace) -> int:
-        """Restore what `megatron_training.resume` names, if anything.
+        """Restore the checkpoint that `megatron_training.resume` names, if any.
 
         Args:
-            actor: Gets its weights and optimizer back.
-            rows: Gets its place in the data back; it tells from then on when the data ends.
+            actor: Its weights and optimizer are restored.
+            rows: Its place in the data is restored; from then on the run asks it when the data ends.
 
         Returns:
-            Steps completed: the number of the first step to run.
+            Completed steps, which is the number of the first step to run.
 
         Raises:
             CheckpointError: There is no complete checkpoint.
@@ -124,42 +124,42 @@ class Run:
         return start_step
 
     def num_steps(self, completed: int) -> int:
-        """Steps of the whole run: `train_iters`, or fewer where `total_epochs` ends it earlier.
+        """Steps of the whole run: `train_iters`, or fewer if `total_epochs` ends it earlier.
 
-        How many steps the data is enough for is known only at its end: dynamic sampling needs more prompts for a step
-        the fewer are useful. Before, it is what the prompts used so far let expect.
+        With dynamic sampling the prompts per step vary, so the end of `total_epochs` is estimated from the prompts used
+        so far until it is reached.
 
         Args:
-            completed: Steps done, that included whose prompts have just been used.
+            completed: Completed steps, including one whose prompts have just been used.
         """
         expected = self._rows.expected_steps(completed) if self._rows is not None else None
         train_iters = self.config.megatron_training.train_iters
         return train_iters if expected is None else min(train_iters, expected)
 
     def steps(self, start_step: int) -> Iterator[int]:
-        """Numbers of the steps that are left, to the end of the run."""
+        """Numbers of the remaining steps, to the end of the run."""
         step = start_step
         while step < self.num_steps(step):
             yield step
             step += 1
-        self._summarize()  # nothing is left to do; that processes still end does not make the run unfinished
+        self._summarize()  # the run is complete, even if the shutdown fails
 
     def place(self, step: int) -> RunPlace:
-        """Where in the run a step is whose prompts have been used, for its learning rate."""
+        """A step's place in the run, for its learning rate. Call it after the step's prompts are used."""
         return RunPlace(step, self.num_steps(step + 1))
 
     @contextmanager
     def step(self, step: int) -> Iterator[StepMetrics]:
-        """Collect, show and keep the metrics of one step.
+        """Collect, show and write the metrics of one step.
 
         Args:
-            step: Its number, from 0. Metrics carry the number of completed steps, `step + 1`.
+            step: The step's number, from 0. Metrics are written under the number of completed steps, `step + 1`.
 
         Yields:
-            The metrics, to be filled. Nothing is kept of a step that fails.
+            The metrics to fill. A step that fails writes nothing.
 
         Raises:
-            TrainingError: Too many steps in a row had NaN or Inf in their update, or no reward; this one is kept.
+            TrainingError: Too many steps in a row had NaN or Inf in their update, or no reward; this one is written.
         """
         metrics = StepMetrics(max_response_length=longest_response(self.config), on_phase=self._on_phase)
         start = time.monotonic()
@@ -184,12 +184,12 @@ class Run:
         self._guard.check(step + 1, metrics.offending, metrics.groups, metrics.rollouts)
 
     def log_evaluation(self, step: int, groups: Sequence[GroupHeader], rollouts: Rollouts) -> None:
-        """Keep and show an evaluation.
+        """Write and show an evaluation.
 
         Args:
-            step: Steps completed.
-            groups: Scored groups of the held-out prompts; without any nothing happens.
-            rollouts: Where they are from.
+            step: Completed steps.
+            groups: Scored groups of the held-out prompts; if empty, nothing happens.
+            rollouts: The source of the groups.
         """
         metrics = evaluation_metrics(groups)
         if not metrics:
@@ -218,23 +218,22 @@ class Run:
         return training.test_freq > 0 and (step + 1) % training.test_freq == 0
 
     def is_save_due(self, step: int) -> bool:
-        """Whether a checkpoint follows the step with this number, from 0; the last one always has one."""
+        """Whether a checkpoint follows the step with this number, from 0; always true for the last step."""
         return self._is_last(step) or (step + 1) % self.config.megatron_training.save_interval == 0
 
     def save(self, step: int, actor: Checkpointed, rows: DataPlace) -> Path:
-        """Write a checkpoint, which gets its name only when it is complete, and remove those too old to keep.
+        """Write a checkpoint, rename it once it is complete, and remove the oldest beyond `max_checkpoints`.
 
         Args:
-            step: Steps completed.
+            step: Completed steps.
             actor: Writes weights and optimizer.
-            rows: Gives its place in the data.
+            rows: Provides the place in the data.
 
         Returns:
             The checkpoint's folder.
 
         Raises:
-            CheckpointError: It could not be written. Of the actor's part nothing is left, unless it was complete;
-                earlier checkpoints stay.
+            CheckpointError: It could not be written. An incomplete actor part is removed; earlier checkpoints stay.
         """
         final = self.directory.checkpoint(step)
         partial = final.with_name(f"{final.name}.partial")
@@ -302,10 +301,10 @@ def find_checkpoint(source: Path) -> Path:
     """The checkpoint that a path names.
 
     Args:
-        source: A run directory, for its newest checkpoint, or a checkpoint folder.
+        source: A checkpoint folder, or a run directory for its newest checkpoint.
 
     Raises:
-        CheckpointError: There is none, or it is not complete.
+        CheckpointError: There is no complete checkpoint.
     """
     if (source / RUN_STATE_FILE).is_file():
         return source.resolve()
@@ -339,7 +338,7 @@ def read_state(checkpoint: Path) -> dict[str, Any]:
 
 @contextmanager
 def _freeing_the_name(directory: RunDirectory) -> Iterator[None]:
-    """Set a run aside that ends before its first metric, so that the same command can be given again."""
+    """Rename the directory of a run that fails before its first metric, so that the same command works again."""
     has_ended_by_itself = False
     try:
         yield
@@ -347,7 +346,7 @@ def _freeing_the_name(directory: RunDirectory) -> Iterator[None]:
     finally:
         if not has_ended_by_itself and directory.is_empty:
             aside = directory.set_aside()
-            setup_logging(aside.log_file)  # what the process still has to say finds the file
+            setup_logging(aside.log_file)  # later log lines go to the moved file
             logger.error("no step was completed; the logs are in %s", aside.path)
 
 
@@ -368,7 +367,7 @@ def _is_nearly_full(folder: Path) -> bool:
 
 
 def _disk_full(directory: RunDirectory) -> CheckpointError:
-    """Name the disk by a folder that stays, whatever becomes of the run's."""
+    """The error names the run's parent folder, since the run's own may be renamed."""
     base = directory.path.parent
     free_mb = shutil.disk_usage(base).free // 1_000_000
     go_on = "resume the run" if directory.latest_checkpoint() else "start the run again"
