@@ -17,11 +17,11 @@ def main(config: Config, name: str) -> None:
     """Train from a configuration, in a run directory of its own.
 
     Args:
-        config: As composed from YAML and the command line.
-        name: The configuration's name, for the run directory.
+        config: The composed configuration.
+        name: Name of the configuration, for the run directory.
 
     Raises:
-        TurnwiseError: Anything a user can mend.
+        TurnwiseError: An error that the user can fix.
     """
     prompts, held_out = preflight(config)
     with (
@@ -38,7 +38,7 @@ def main(config: Config, name: str) -> None:
 
 
 def train(config: Config, run: Run, actor: Actor, rollouts: Rollouts, held_out: list[Prompt]) -> None:
-    """Run the steps that are left; a resumed run goes on where its checkpoint was taken."""
+    """Run the remaining steps; a resumed run continues from its checkpoint."""
     training = config.megatron_training
     layout = packing_layout(config, num_data_parallel=actor.num_data_parallel)
     start_step = run.resume(actor, rollouts)

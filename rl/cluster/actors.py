@@ -10,13 +10,15 @@ from typing import Any
 
 from rl.algorithms.kl import KlCoefficient
 from rl.batch.plan import share_of
-from rl.batches import BatchPlan, MiniBatchPlan, RunPlace, UpdateReport
+from rl.batches import BatchPlan, MiniBatchPlan, RunPlace, Share, UpdateReport
 from rl.cluster.ranks import Ranks
 from rl.cluster.turns import Turns
 from rl.config.model_folder import KL_FILE
 from rl.config.schema import Config
 from rl.types import WeightUpdate
 from rl.weight_sync.plan import join_checksums
+
+_PUBLISH_TIMEOUT_S = 600.0
 
 
 class ActorGroup:
@@ -39,7 +41,8 @@ class ActorGroup:
         self.dp_ranks: list[int] = self._call(actors, "dp_rank", what="reading the actor's layout")
         self.num_publishes = 0
         self.kl = KlCoefficient.of(config.rl_config)
-        self._loaded: BatchPlan | None = None
+        self._loaded: tuple[BatchPlan, list[Share]] | None = None
+        """The batch that the actor's ranks have packed, and each rank's share."""
 
     @property
     def num_data_parallel(self) -> int:
@@ -69,10 +72,11 @@ class ActorGroup:
         if self.references is None:
             return {}
         self._begin_turn()
-        self._call_each(self.references, "load_batch", self._shares(plan), what="loading the reference's batch")
-        if self.config.rl_config.use_kl_in_reward:
+        in_reward = self.config.rl_config.use_kl_in_reward
+        shares = self._shares(plan) if in_reward else self._load(plan)
+        self._call_each(self.references, "load_batch", shares, what="loading the reference's batch")
+        if in_reward:  # the batch may still lose rows, so the actor does not load it yet
             return self._penalize(plan)
-        self._load(plan)
         columns = self.references.begin("batch_logprobs")
         self._call_each(self.actors, "fill_ref_logprobs", columns, what="the reference's log-probs")
         return {}
@@ -84,14 +88,11 @@ class ActorGroup:
         `actor/entropy`, `actor/ppo_kl` and `actor/pg_clipfrac` become weighted means, even if the loss divides by a
         constant.
         """
-        self._load(plan)
-        weights = dict(enumerate(plan.weights))
-        advantages = dict(enumerate(plan.advantages))
-        arguments = []
-        for dp_rank in self.dp_ranks:
-            own = share_of(plan, dp_rank).rows
-            arguments.append(({i: weights[i] for i in own}, {i: advantages[i] for i in own}))
-        self.actors.call("fill_loss", arguments, what="filling the actor's advantages")
+        columns = [
+            ({i: plan.weights[i] for i in share.rows}, {i: plan.advantages[i] for i in share.rows})
+            for share in self._load(plan)
+        ]
+        self.actors.call("fill_loss", columns, what="filling the actor's advantages")
         totals: dict[str, list[float]] = {}
         offending: dict[str, None] = {}
         for number in list(range(len(plan.mini_batches))) * plan.epochs:
@@ -118,9 +119,9 @@ class ActorGroup:
         self._begin_turn()
         with_checksum = self.num_publishes == 0
         self.num_publishes += 1
-        written = self._call(
-            self.actors, "publish", self.shard_directory, version, with_checksum, what="publishing the actor's weights"
-        )
+        arguments = [(self.shard_directory, version, with_checksum)] * len(self.actors)
+        what = "publishing the actor's weights"
+        written = self.actors.call("publish", arguments, what=what, timeout_s=_PUBLISH_TIMEOUT_S)
         places = [(node, shard) for node, shard in zip(self.nodes, written, strict=True) if shard]
         return WeightUpdate(
             version=version,
@@ -155,14 +156,16 @@ class ActorGroup:
         if self.turns is not None and self.turns.begin(self):
             self._call(self.actors, "onload", what="the actor's return to the accelerator")
 
-    def _load(self, plan: BatchPlan) -> None:
-        """Have every rank fetch and pack its rows, once per batch."""
+    def _load(self, plan: BatchPlan) -> list[Share]:
+        """Have every rank fetch and pack its rows, once per batch; returns each rank's share."""
         self._begin_turn()
-        if self._loaded is not plan:
-            self._call_each(self.actors, "load_batch", self._shares(plan), what="loading the actor's batch")
-            self._loaded = plan
+        if self._loaded is None or self._loaded[0] is not plan:
+            shares = self._shares(plan)
+            self._call_each(self.actors, "load_batch", shares, what="loading the actor's batch")
+            self._loaded = plan, shares
+        return self._loaded[1]
 
-    def _shares(self, plan: BatchPlan) -> list[Any]:
+    def _shares(self, plan: BatchPlan) -> list[Share]:
         shares = [share_of(plan, dp_rank) for dp_rank in range(self.num_data_parallel)]
         return [shares[dp_rank] for dp_rank in self.dp_ranks]
 

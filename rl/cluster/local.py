@@ -9,7 +9,7 @@ from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from rl.batches import GroupHeader
 from rl.cluster.actors import ActorGroup
@@ -22,7 +22,7 @@ from rl.config.device import runs_on_cuda
 from rl.config.schema import Config
 from rl.errors import RolloutError
 from rl.inference.environment import engine_environment
-from rl.interfaces import Engine
+from rl.observability.busy_clock import BusyClock
 from rl.observability.trajectories import write_records
 from rl.rewards.registry import RewardSet, load_rewards
 from rl.rollout.agent_loop import AgentLoop
@@ -33,9 +33,11 @@ from rl.rollout.workers import PromptBatch, groups_at_once
 from rl.services.owned_folder import owned_folder
 from rl.types import BusySeconds, Group, Prompt, Scores, StopReason, Trajectory, WeightUpdate
 
+if TYPE_CHECKING:  # imported when the environment that vLLM reads is set
+    from rl.inference.engine import VllmEngine
+
 T = TypeVar("T")
 _FOLDER = "turnwise-run-"
-_NO_CLOCKS = BusySeconds(engine_s=0.0, reward_s=0.0)
 
 
 class LocalWorkers:
@@ -48,7 +50,7 @@ class LocalWorkers:
 
     def __init__(
         self,
-        engine: Engine,
+        engine: VllmEngine,
         loop: AgentLoop,
         rewards: RewardSet,
         config: Config,
@@ -56,6 +58,7 @@ class LocalWorkers:
     ) -> None:
         self._engine, self._loop, self._rewards = engine, loop, rewards
         self._config, self._events = config, events
+        self._scoring = BusyClock()
 
     def run(self, batch: PromptBatch) -> Iterator[tuple[int, GroupHeader]]:
         """See `Workers`."""
@@ -74,9 +77,10 @@ class LocalWorkers:
 
     def call(self, method: str, *, what: str) -> list[Any]:
         """See `Workers`."""
-        if method == "sleep":
-            self._wait(self._engine.sleep())
-        return [_NO_CLOCKS] if method == "restart_clocks" else [None]
+        if method == "restart_clocks":
+            return [BusySeconds(engine_s=self._engine.busy.restart(), reward_s=self._scoring.restart())]
+        assert method == "sleep", f"no such call of a rollout worker: {method}"
+        return [self._wait(self._engine.sleep())]
 
     def update_weights(self, update: WeightUpdate) -> None:
         """See `Workers`."""
@@ -99,7 +103,8 @@ class LocalWorkers:
         return await run_group(self._loop, prompt, batch.num_samples, batch.sampling, self._score)
 
     async def _score(self, trajectory: Trajectory) -> Scores:
-        return await self._rewards.score(trajectory.without_tokens())
+        with self._scoring:
+            return await self._rewards.score(trajectory.without_tokens())
 
     def _wait(self, work: Awaitable[T]) -> T:
         async def result() -> T:

@@ -7,7 +7,8 @@ from typing import Any, Protocol
 
 from rl.cluster.health import get_all
 
-_TIMEOUT_S = 3600.0
+TIMEOUT_S = 3600.0
+"""Deadline of a pass or an update, seconds."""
 
 
 class Ranks(Protocol):
@@ -25,13 +26,16 @@ class Ranks(Protocol):
         """
         ...
 
-    def call(self, method: str, arguments: Sequence[tuple[Any, ...]], *, what: str) -> list[Any]:
+    def call(
+        self, method: str, arguments: Sequence[tuple[Any, ...]], *, what: str, timeout_s: float = TIMEOUT_S
+    ) -> list[Any]:
         """Call each rank with its own arguments and wait.
 
         Args:
             method: A method or property of `rl.training.actor.Actor`.
             arguments: One tuple per rank.
             what: The task, for error messages: "the actor's update".
+            timeout_s: Deadline of ranks in other processes.
         """
         ...
 
@@ -49,14 +53,16 @@ class RayRanks:
         """See `Ranks`."""
         return [worker.call.remote(method, *args) for worker in self._workers]
 
-    def call(self, method: str, arguments: Sequence[tuple[Any, ...]], *, what: str) -> list[Any]:
+    def call(
+        self, method: str, arguments: Sequence[tuple[Any, ...]], *, what: str, timeout_s: float = TIMEOUT_S
+    ) -> list[Any]:
         """See `Ranks`.
 
         Raises:
-            RolloutError: A worker died or did not answer within an hour.
+            RolloutError: A worker died or did not answer in time.
         """
         refs = [worker.call.remote(method, *own) for worker, own in zip(self._workers, arguments, strict=True)]
-        return get_all(refs, what=what, timeout_s=_TIMEOUT_S)
+        return get_all(refs, what=what, timeout_s=timeout_s)
 
 
 class LocalRanks:
@@ -76,7 +82,9 @@ class LocalRanks:
         """See `Ranks`."""
         return [answer(actor, method, *args) for actor in self._actors]
 
-    def call(self, method: str, arguments: Sequence[tuple[Any, ...]], *, what: str) -> list[Any]:
+    def call(
+        self, method: str, arguments: Sequence[tuple[Any, ...]], *, what: str, timeout_s: float = TIMEOUT_S
+    ) -> list[Any]:
         """See `Ranks`."""
         return [answer(actor, method, *own) for actor, own in zip(self._actors, arguments, strict=True)]
 

@@ -12,6 +12,7 @@ from rl.cluster.rollouts import RolloutGroup
 from rl.config.schema import Config
 from rl.config.validate import find_problems
 from rl.errors import RolloutError
+from rl.observability.busy_clock import BusyClock
 from rl.observability.trajectories import read_records
 from rl.rewards.registry import load_rewards
 from rl.rollout.agent_loop import AgentLoop
@@ -27,13 +28,15 @@ class Engine(ScriptedEngine):
     def __init__(self, *, is_dead: bool = False) -> None:
         super().__init__([])
         self.is_dead, self.num_running, self.most_running = is_dead, 0, 0
+        self.busy = BusyClock()
 
     async def generate(self, token_ids: list[int], sampling: Sampling, *, session_id: str) -> Generation:
         if self.is_dead:
             raise RolloutError("engine 0: died. See its log.")
         self.num_running += 1
         self.most_running = max(self.most_running, self.num_running)
-        await asyncio.sleep(0.001)
+        with self.busy:
+            await asyncio.sleep(0.001)
         self.num_running -= 1
         return said([21, 2])
 
@@ -54,9 +57,12 @@ def test_local_workers_give_scored_groups_in_order_with_rows_and_records_at_hand
     with asyncio.Runner() as runner:
         rollouts = make_rollouts(engine, runner.get_loop())
         rollouts.update_weights(WeightUpdate(3, ()))
-        groups = rollouts.take(3, {})
+        metrics: dict[str, float] = {}
+        groups = rollouts.take(3, metrics)
         rollouts.write_trajectories(tmp_path / "step.jsonl", groups)
     assert engine.version == 3
+    assert 0.0 < metrics["rollout/engine_idle_share"] < 1.0
+    assert metrics["timing_s/reward"] > 0.0
     assert sorted(group.prompt.id for group in groups) == ["p0", "p1", "p2"]
     assert all(t.score is not None for group in groups for t in group.trajectories)
     rows = rollouts.fetch_rows(groups[0])

@@ -2,10 +2,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from ray.exceptions import RayActorError
+from ray.exceptions import RayActorError, RayTaskError
 
 from rl.cluster import rollout_workers as module
 from rl.cluster.rollout_workers import RayWorkers
@@ -281,3 +282,30 @@ def test_update_weights_goes_on_without_a_dead_worker() -> None:
     rollouts.update_weights(WeightUpdate(3, ()))
     assert alive.called == ["update 3"]
     assert list(rollouts.workers.workers) == [1]
+
+
+@pytest.mark.parametrize(
+    ("cause", "expected"), [(OSError(28, "No space left"), OSError), (ValueError("a bug"), RayTaskError)]
+)
+def test_a_file_that_could_not_be_written_is_told_at_the_next_one(cause: Exception, expected: type, tmp_path) -> None:
+    """As an OSError with its number: a full disk has advice of its own."""
+    answers = iter([Ref(error=RayTaskError("write", "traceback", cause)), Ref()])
+    writer = SimpleNamespace(write=Method(lambda path, records, penalties: next(answers)))
+    workers = RayWorkers([Worker(mixed)], Config(), nodes=["here"], writer=writer)
+    workers.write(tmp_path / "first", [])
+    with pytest.raises(expected) as caught:
+        workers.write(tmp_path / "second", [])
+    assert getattr(caught.value, "errno", None) == getattr(cause, "errno", None)
+    workers.write(tmp_path / "third", [])
+    workers.finish_writing()
+
+
+def test_groups_of_an_evaluation_keep_no_rows() -> None:
+    asked: list[bool] = []
+    worker = Worker(mixed)
+    answer = worker.run_group.function
+    worker.run_group = Method(lambda *args: asked.append(args[3]) or answer(*args))
+    rollouts = make_rollouts(worker)
+    rollouts.evaluate([Prompt("held-out", [], "", "test")], GREEDY)
+    rollouts.take(1, {})
+    assert asked == [False, True]
