@@ -19,7 +19,7 @@ from rl.observability.metrics import percentile
 from rl.observability.run_directory import RunDirectory
 from rl.observability.trajectories import from_record, read_records
 from rl.observability.viewer import trajectory_file
-from rl.rewards.registry import RewardSet, load_rewards
+from rl.rewards.registry import RewardSet, configured_rewards
 from rl.types import INFRASTRUCTURE_FAILURES, Prompt, Trajectory
 
 logger = logging.getLogger(__name__)
@@ -68,14 +68,7 @@ def main(config: Config, source: Path, step: int | None) -> int:
             "there. Their rewards get the recorded question and ground truth, but no other columns.",
             missing, len(records),
         )  # fmt: skip
-    rl = config.rl_config
-    rewards = load_rewards(
-        rl.verifier_function,
-        rl.verifier_weight,
-        rl.verifier_kwargs,
-        rl.verifier_timeout,
-        num_processes=rl.verifier_parallel,
-    )
+    rewards = configured_rewards(config.rl_config)
     start = time.monotonic()
     try:
         times = asyncio.run(_score_all(rewards, trajectories))

@@ -24,7 +24,7 @@ from rl.errors import RolloutError
 from rl.inference.environment import engine_environment
 from rl.observability.busy_clock import BusyClock
 from rl.observability.trajectories import write_records
-from rl.rewards.registry import RewardSet, load_rewards
+from rl.rewards.registry import RewardSet, configured_rewards
 from rl.rollout.agent_loop import AgentLoop
 from rl.rollout.dialog import load_dialog
 from rl.rollout.group import run_group
@@ -156,11 +156,8 @@ def launch_locally(
 def _local_workers(config: Config, model_folder: Path, tool_overrides: dict[str, dict]) -> Iterator[LocalWorkers]:
     from rl.inference.engine import VllmEngine
 
-    rl = config.rl_config
     dialog = load_dialog(config, tool_overrides=tool_overrides)
-    rewards = load_rewards(
-        rl.verifier_function, rl.verifier_weight, rl.verifier_kwargs, rl.verifier_timeout, rl.verifier_parallel
-    )
+    rewards = configured_rewards(config.rl_config)
     with asyncio.Runner() as runner, ExitStack() as stack:
         stack.callback(rewards.close)
         if (toolbox := dialog.toolbox) is not None:

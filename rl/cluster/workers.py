@@ -25,7 +25,7 @@ from rl.errors import RewardError
 from rl.observability.busy_clock import BusyClock
 from rl.observability.log import setup_logging
 from rl.observability.trajectories import write_records
-from rl.rewards.registry import load_rewards
+from rl.rewards.registry import configured_rewards
 from rl.rollout.garbage_collection import collect_seldom
 from rl.rollout.group import run_group
 from rl.rollout.headers import headers_of, rows_of
@@ -65,14 +65,7 @@ class RewardWorker:
 
     def start(self) -> None:
         """Load the reward functions."""
-        rl = self.config.rl_config
-        self.rewards = load_rewards(
-            rl.verifier_function,
-            rl.verifier_weight,
-            rl.verifier_kwargs,
-            rl.verifier_timeout,
-            num_processes=rl.verifier_parallel,
-        )
+        self.rewards = configured_rewards(self.config.rl_config)
 
     async def score(self, trajectory: Trajectory) -> Scores:
         """See `rl.rewards.registry.RewardSet`."""

@@ -12,6 +12,7 @@ from functools import partial
 from typing import Any
 
 from rl.config.imports import import_target
+from rl.config.schema import RLConfig
 from rl.errors import RewardError, unknown_name
 from rl.rewards import rules, search
 from rl.rewards.outcome import LARGEST_SCORE, Outcome, read_outcome
@@ -135,6 +136,13 @@ async def _call_here(reward: Reward, trajectory: Trajectory) -> Outcome | str:
     else:
         value = await asyncio.to_thread(reward.function, trajectory, **reward.kwargs)
     return read_outcome(value, len(trajectory.turns))
+
+
+def configured_rewards(rl: RLConfig) -> RewardSet:
+    """Load the rewards of a configuration; see `load_rewards`."""
+    return load_rewards(
+        rl.verifier_function, rl.verifier_weight, rl.verifier_kwargs, rl.verifier_timeout, rl.verifier_parallel
+    )
 
 
 def load_rewards(
