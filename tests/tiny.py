@@ -123,13 +123,13 @@ def make_tiny_model(
         family: `llama`, `qwen2`, `qwen2-untied` or `qwen3`.
         vocab_size: Rows of the embedding.
         tied: Whether embedding and head are one matrix; by default only `qwen2-untied` and `qwen3` are untied.
-        dtype: Of the saved tensors.
+        dtype: The type of the saved tensors.
         hidden_size: A multiple of `num_heads`.
         num_layers: Layers.
         num_heads: Query heads.
         num_kv_heads: Key-value heads.
         max_shard_size: A small one such as `100KB` writes several safetensors files and an index.
-        seed: Of the weights.
+        seed: The seed of the weights.
         **config_overrides: Further fields of the transformers config, `rope_parameters` for example.
 
     Returns:

@@ -72,7 +72,7 @@ class Ledger:
         """Begin without messages.
 
         Args:
-            renderer: Of the tokenizer that the tokens are of.
+            renderer: Encodes and decodes the tokens.
         """
         self._renderer = renderer
         self._lines: list[_Line] = []
@@ -173,7 +173,7 @@ class Ledger:
     def _longest_known(self, given: list[Message]) -> tuple[_Line, _End] | None:
         """The longest prefix of some messages that ends in a sampled turn, or all of them where they are known.
 
-        Of equally long ones, one that nothing follows yet.
+        Among equally long ones it prefers one that nothing follows yet.
         """
         best: tuple[_Line, _End] | None = None
         best_rank = (0, False)

@@ -98,7 +98,7 @@ class Renderer:
         r"""What is between an assistant's turn and the next: its end, some messages, the next header.
 
         Args:
-            messages: Of any role, in order. Without any, the end of the turn and the header of another; empty if the
+            messages: In order, any role. Without any, the end of the turn and the header of another; empty if the
                 template has no header, like Llama 2's: what follows then continues the same turn.
             closed: The end-of-turn token was sampled and must not be repeated.
 

@@ -10,9 +10,9 @@ from rl.config.schema import Config, ModelConfig
 
 GIB = 1024**3
 _ROW_BYTES = 13
-"""Of a token in the object store: id, mask, log-prob, version."""
+"""Bytes of one token in the object store: id, mask, log-prob, version."""
 _RECORD_BYTES = 8
-"""Of a token in the object store: its text, in calls and results too."""
+"""Bytes of one token's text in the object store, including calls and results."""
 _LEAST_STORE_BYTES = 512 * 1024**2
 
 

@@ -38,7 +38,7 @@ class AgentLoop:
 
     Args:
         engine: Samples tokens.
-        renderer: Of the engine's tokenizer.
+        renderer: Built on the engine's tokenizer.
         toolbox: The tools; None without any.
         parser: Reads tool calls out of a turn.
         config: The run's configuration; names the environment or the rollout function.

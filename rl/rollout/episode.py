@@ -160,7 +160,7 @@ def request_seed(base: int, prompt_id: str, sample_index: int, turn: int, span: 
 
     Args:
         base: The run's seed.
-        prompt_id: Of the dataset row.
+        prompt_id: Id of the dataset row.
         sample_index: Number of the trajectory in its group.
         turn: From 0.
         span: From 0; counts the times a weight publish interrupted the turn.

@@ -47,7 +47,7 @@ class ToolEnvironment:
 
     Args:
         session: Runs calls; None without tools: a turn has no calls then.
-        renderer: Of the engine's tokenizer.
+        renderer: Built on the engine's tokenizer.
         parser: Reads calls out of a turn.
         rl: Limits of calls and results.
         inner: Where the environment of turns without a call comes from; None: such a turn is the answer.

@@ -21,7 +21,7 @@ pytestmark = pytest.mark.timeout(3 * TIMEOUT_S)
 
 OUTAGE_S = 10.0
 NUM_TRAJECTORIES = 16
-"""Of a step of configs/tiny.yaml."""
+"""Trajectories of one step of configs/tiny.yaml."""
 
 
 class Sandbox:

@@ -44,7 +44,7 @@ class Ledger:
     """The bytes on each device, by who has them."""
 
     size: float
-    """Of a device."""
+    """Bytes of one device."""
     held: dict[int, dict[str, float]] = field(default_factory=dict)
     peaks: dict[str, float] = field(default_factory=dict)
     """The most on any device, by what was going on."""
