@@ -12,9 +12,11 @@ import base64
 import gzip
 import hashlib
 import html
+import json
 from collections.abc import Iterable, Iterator
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 _ASSETS = Path(__file__).parent / "assets"
 
@@ -32,6 +34,11 @@ def read_asset(name: str) -> str:
 def pack_chunk(content: bytes) -> bytes:
     """Compress a chunk, as the page's script expects it; the same content always gives the same bytes."""
     return gzip.compress(content, compresslevel=6, mtime=0)
+
+
+def pack_json(value: Any) -> bytes:
+    """Compress a value as a chunk of JSON. A lone surrogate becomes `?`; the page's script reads NaN as null."""
+    return pack_chunk(json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode("utf-8", "replace"))
 
 
 def render_page(

@@ -14,13 +14,23 @@ export async function readChunk(name: string): Promise<Uint8Array> {
 
 /** Read a chunk of JSON. */
 export async function readJson<T>(name: string): Promise<T> {
-  return JSON.parse(new TextDecoder().decode(await readChunk(name))) as T;
+  return parseJson<T>(new TextDecoder().decode(await readChunk(name)));
 }
 
 /** Read a chunk of JSON lines. */
 export async function readLines<T>(name: string): Promise<T[]> {
   const text = new TextDecoder().decode(await readChunk(name));
-  return text.split("\n").filter(Boolean).map((line) => JSON.parse(line) as T);
+  return text.split("\n").filter(Boolean).map((line) => parseJson<T>(line));
+}
+
+/** Read JSON as Python writes it: NaN and Infinity become null. */
+export function parseJson<T>(text: string): T {
+  try {
+    return JSON.parse(text) as T;
+  } catch {
+    const clean = text.replace(/"(?:[^"\\]|\\.)*"|-?\b(?:NaN|Infinity)\b/g, (part) => (part[0] === '"' ? part : "null"));
+    return JSON.parse(clean) as T;
+  }
 }
 
 async function fetchChunk(name: string): Promise<Uint8Array<ArrayBuffer>> {

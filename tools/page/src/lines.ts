@@ -74,7 +74,7 @@ function make(target: HTMLElement, options: ChartOptions): uPlot {
     const points = { show: line.values.length < 60 || line.isPoints, size: 5, fill: stroke, stroke };
     const paths = line.isPoints ? () => null : undefined;
     series.push({
-      label: line.label, stroke, width: 1.75, points, paths, spanGaps: true, value: (_, value) => short(value),
+      label: line.label, stroke, fill: undefined, width: 1.75, points, paths, spanGaps: true, value: (_, value) => short(value),
     });
   });
   const axis = { stroke: color("--muted"), font: "11px system-ui", ticks: { show: false } };
@@ -88,7 +88,7 @@ function make(target: HTMLElement, options: ChartOptions): uPlot {
         { ...axis, grid: { show: false }, incrs: [1, 2, 5, 10, 20, 50, 100, 200, 500, 1e3, 2e3, 5e3, 1e4], size: 28 },
         { ...axis, grid, size: 56, values: (_, ticks) => ticks.map(short) },
       ],
-      legend: { show: true, live: true },
+      legend: { show: true, live: true, markers: { fill: (u, i) => u.series[i].stroke as unknown as string } },
       cursor: { sync: options.sync ? { key: options.sync, setSeries: false } : undefined, drag: { x: true, y: false } },
       series,
       bands,
