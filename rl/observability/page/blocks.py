@@ -1,4 +1,4 @@
-"""Blocks of trajectory files: the index of their rows, the index of their words, and where their records lie on disk."""
+"""Blocks of trajectory files: the index of their rows and of their words, and where their records lie on disk."""
 
 from __future__ import annotations
 

@@ -114,7 +114,7 @@ def _add_blocks(chunks: _Chunks, blocks: list[Block]) -> dict[str, Any]:
 def _by_depth(blocks: list[Block]) -> list[tuple[str, RecordChunk]]:
     """Names and chunks of records: the first of each file, from the last file to the first, then the second of each."""
     seen: Counter[Path] = Counter()
-    found = []
+    found: list[tuple[int, int, str, RecordChunk]] = []
     for i, block in enumerate(blocks):
         for j, chunk in enumerate(block.records):
             found.append((seen[chunk.path], -len(found), f"records/{i}/{j}", chunk))

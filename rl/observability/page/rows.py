@@ -6,6 +6,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 _PREVIEW_CHARACTERS = 160
+_COLUMNS = (
+    "sample", "task", "set", "stop", "score", "turns", "calls", "sampled", "response", "wall_s", "generate_s", "tool_s",
+    "is_failed",
+)  # fmt: skip
 
 
 @dataclass(slots=True)
@@ -88,12 +92,6 @@ class RowIndex:
             self._numbers[name] = len(self.names)
             self.names.append(name)
         return self._numbers[name]
-
-
-_COLUMNS = (
-    "sample", "task", "set", "stop", "score", "turns", "calls", "sampled", "response", "wall_s", "generate_s", "tool_s",
-    "is_failed",
-)  # fmt: skip
 
 
 def _preview(record: dict[str, Any]) -> str:

@@ -20,6 +20,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 _WORD = re.compile(r"\w+")
+_VARINT_ENDS = [1 << 7 * i for i in range(1, 5)]
+"""The smallest values that take 2, 3, 4 and 5 bytes."""
 
 
 class WordIndex:
@@ -56,7 +58,7 @@ class WordIndex:
 
 
 def record_texts(record: dict[str, Any]) -> Iterator[str]:
-    """The texts of a trajectory that the text filter looks at: what was said, called and returned, and why it failed."""
+    """The texts that the text filter looks at: what was said, called and returned, and why the trajectory failed."""
     yield from _message_texts(record["messages"])
     for turn in record["turns"]:
         yield turn["text"]
@@ -78,7 +80,7 @@ def _message_texts(messages: Any) -> Iterator[str]:
 
 def _varints(values: NDArray[np.uint32]) -> bytes:
     """Base-128 varints, low bits first; the high bit says that another byte follows."""
-    sizes = 1 + sum((values >= 1 << 7 * i).astype(np.int64) for i in range(1, 5))
+    sizes = np.searchsorted(_VARINT_ENDS, values, side="right") + 1
     ends = np.cumsum(sizes)
     packed = np.zeros(int(ends[-1]) if len(ends) else 0, np.uint8)
     for i in range(5):

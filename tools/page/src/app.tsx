@@ -76,6 +76,10 @@ function Trajectories({ store, place, go, version }: {
   const { rows } = store;
   const { filter } = place;
   const [hits, searched] = useSearch(store, filter.text, version);
+  useEffect(() => {
+    const idle = requestIdleCallback(() => store.words.load(store.overview.contents.blocks)); // before the first search
+    return () => cancelIdleCallback(idle);
+  }, [store, version]);
   const selection = useMemo(() => select(rows, filter, hits), [JSON.stringify(filter), hits, version]);
   const row = useMemo(() => (place.id ? rows.find(place.file, place.id) : -1), [place.file, place.id, version]);
   const open = (next: number): void => go({ view: "trajectories", file: rows.fileName(next), id: rows.id(next) });
@@ -102,7 +106,7 @@ function Trajectories({ store, place, go, version }: {
       <List {...{ rows, filter, selection, open, change }} chosen={row} />
       {row >= 0
         ? <Detail store={store} row={row} tab={place.tab} text={filter.text} open={open} setTab={(tab) => go({ tab })} close={close} />
-        : <section class="detail none"><p class="hint">{place.id && rows.num ? `${place.file} has no trajectory ${place.id}.` : "Choose a trajectory, or press j."}</p></section>}
+        : <section class="detail none"><p class="hint">{store.isReading ? "Reading …" : place.id ? `${place.file} has no trajectory ${place.id}.` : "Choose a trajectory, or press j."}</p></section>}
     </main>
   );
 }

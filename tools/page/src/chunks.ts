@@ -5,16 +5,20 @@ const address = document.documentElement.dataset.chunks; // set by the server
 /** Whether the page belongs to a live run. */
 export const isServed = address !== undefined;
 
-/** Read a chunk. Waits for an embedded one that the browser has not parsed yet. */
-export async function readChunk(name: string): Promise<Uint8Array> {
-  const packed = isServed ? await fetchChunk(name) : decodeBase64(await embedded(name));
+/**
+ * Read a chunk. Waits for an embedded one that the browser has not parsed yet.
+ *
+ * `isLast`: it is not read again, so that an embedded one can give its memory back.
+ */
+export async function readChunk(name: string, isLast = false): Promise<Uint8Array> {
+  const packed = isServed ? await fetchChunk(name) : decodeBase64(await embedded(name, isLast));
   const stream = new Blob([packed]).stream().pipeThrough(new DecompressionStream("gzip"));
   return new Uint8Array(await new Response(stream).arrayBuffer());
 }
 
 /** Read a chunk of JSON. */
-export async function readJson<T>(name: string): Promise<T> {
-  return parseJson<T>(new TextDecoder().decode(await readChunk(name)));
+export async function readJson<T>(name: string, isLast = false): Promise<T> {
+  return parseJson<T>(new TextDecoder().decode(await readChunk(name, isLast)));
 }
 
 /** Read a chunk of JSON lines. */
@@ -39,12 +43,16 @@ async function fetchChunk(name: string): Promise<Uint8Array<ArrayBuffer>> {
   return new Uint8Array(await answer.arrayBuffer());
 }
 
-async function embedded(name: string): Promise<string> {
+async function embedded(name: string, isLast: boolean): Promise<string> {
   for (;;) {
     const isParsed = document.readyState !== "loading";
     const element = document.getElementById(`chunk:${name}`);
     // An element whose end the browser has not seen yet may be incomplete: something must follow it.
-    if (element && (isParsed || element.nextElementSibling)) return element.textContent ?? "";
+    if (element && (isParsed || element.nextElementSibling)) {
+      const text = element.textContent ?? "";
+      if (isLast) element.remove();
+      return text;
+    }
     if (isParsed) throw new Error(`${name}: the page has no such chunk`);
     await new Promise((resolve) => setTimeout(resolve, 20));
   }

@@ -49,11 +49,12 @@ export class Rows {
     for (const name of CODES) this.codes[name] = new Uint16Array(0);
   }
 
-  /** Read the blocks that the run has got since the last call. */
-  async load(overview: Overview): Promise<void> {
+  /** Read the blocks that the run has got since the last call; `changed` is called after each. */
+  async load(overview: Overview, changed: () => void): Promise<void> {
     while (this.numBlocks < overview.contents.blocks.length) {
-      this.append(await readJson<RowChunk>(`rows/${this.numBlocks}`));
+      this.append(await readJson<RowChunk>(`rows/${this.numBlocks}`, true));
       this.numBlocks += 1;
+      changed();
     }
   }
 

@@ -21,16 +21,20 @@ export class Store {
 
   /** Read the index; then, when served, look for new steps for ever. `changed` is called after each change. */
   async follow(changed: () => void): Promise<void> {
-    await this.rows.load(this.overview);
-    changed();
+    await this.rows.load(this.overview, changed);
     while (isServed) {
       await new Promise((resolve) => setTimeout(resolve, this.overview.contents.num_pending ? 300 : POLL_MS));
       const next = await readJson<Overview>("run").catch(() => null); // the server may be gone
       if (!next || JSON.stringify(next) === JSON.stringify(this.overview)) continue;
       this.overview = next;
-      await this.rows.load(next);
       changed();
+      await this.rows.load(next, changed);
     }
+  }
+
+  /** Whether rows of the index are still to be read. */
+  get isReading(): boolean {
+    return this.rows.num < this.overview.contents.blocks.reduce((sum, block) => sum + block.num_rows, 0);
   }
 
   /** The record of a row; null if the page does not have it. */

@@ -28,8 +28,7 @@ interface Block {
   vocabulary: string;
   /** Where each word starts in the vocabulary. */
   starts: Uint32Array;
-  counts: Uint32Array;
-  /** Where each word's rows start in `postings`. */
+  /** Where each word's rows start in `postings`; one more for the end. */
   offsets: Uint32Array;
   postings: Uint8Array;
 }
@@ -64,7 +63,7 @@ export class Words {
 }
 
 async function readBlock(number: number, base: number, numRows: number): Promise<Block> {
-  const bytes = await readChunk(`words/${number}`);
+  const bytes = await readChunk(`words/${number}`, true);
   const end = bytes.indexOf(10);
   const decode = (from: number, to: number): string => new TextDecoder().decode(bytes.subarray(from, to));
   const header = JSON.parse(decode(0, end)) as { num_words: number; vocabulary_bytes: number };
@@ -86,12 +85,12 @@ async function readBlock(number: number, base: number, numRows: number): Promise
     counts[word] = value;
   }
   const postings = bytes.slice(at);
-  const offsets = new Uint32Array(header.num_words);
+  const offsets = new Uint32Array(header.num_words + 1).fill(postings.length);
   for (let word = 0, i = 0; word < header.num_words; word++) {
     offsets[word] = i;
     for (let left = counts[word]; left > 0; i++) if (postings[i] < 128) left -= 1;
   }
-  return { base, numRows, vocabulary, starts, counts, offsets, postings };
+  return { base, numRows, vocabulary, starts, offsets, postings };
 }
 
 function rowsWith(block: Block, part: string): Uint8Array {
@@ -121,9 +120,8 @@ function wordAt(starts: Uint32Array, position: number, from: number): number {
 
 function mark(block: Block, word: number, found: Uint8Array): void {
   const { postings } = block;
-  let at = block.offsets[word];
   let row = 0;
-  for (let left = block.counts[word]; left > 0; left--) {
+  for (let at = block.offsets[word]; at < block.offsets[word + 1]; ) {
     let value = 0;
     let shift = 0;
     do {
