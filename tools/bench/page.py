@@ -1,4 +1,4 @@
-"""The page of a run with 100,000 trajectories in headless Chromium: time to the first paint, of a filter, and memory."""
+"""The page of a run with 100,000 trajectories in headless Chromium: seconds to paint and to filter, and memory."""
 
 from __future__ import annotations
 
@@ -175,7 +175,8 @@ def browse(page: Page, num_trajectories: int) -> list[Figure]:
 _WAIT = """
 const shown = () => document.querySelector('.list > header').textContent;
 const changed = (before) => new Promise((resolve) => {
-  const look = () => (shown() !== before ? requestAnimationFrame(() => setTimeout(resolve)) : requestAnimationFrame(look));
+  const painted = () => requestAnimationFrame(() => setTimeout(resolve));
+  const look = () => (shown() !== before ? painted() : requestAnimationFrame(look));
   look();
 });
 """
@@ -188,7 +189,8 @@ _FILTER = f"""async (text) => {{ {_WAIT}
   return performance.now() - start;
 }}"""
 _PRESS = f"""async (name) => {{ {_WAIT}
-  const button = [...document.querySelectorAll('.facet button')].find((b) => b.querySelector('.name').textContent === name);
+  const buttons = [...document.querySelectorAll('.facet button')];
+  const button = buttons.find((b) => b.querySelector('.name').textContent === name);
   const before = shown(), start = performance.now();
   button.click();
   await changed(before);
