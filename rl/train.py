@@ -49,7 +49,8 @@ def train(config: Config, run: Run, actor: Actor, rollouts: Rollouts, held_out: 
     for step in run.steps(start_step):
         with run.step(step) as metrics:
             with metrics.time("gen"):
-                groups = rollouts.take(training.global_batch_size, metrics)
+                is_recorded = run.is_recorded(step)
+                groups = rollouts.take(training.global_batch_size, metrics, step=step, is_recorded=is_recorded)
             with metrics.time("adv"):
                 batch = plan_batch(groups, config, layout, metrics)
             if batch.rows:
@@ -62,6 +63,9 @@ def train(config: Config, run: Run, actor: Actor, rollouts: Rollouts, held_out: 
                     actor.fill_old_logprobs(batch)
                 with metrics.time("update_actor"):
                     metrics.record_update(actor.update(batch, run.place(step)))
+                if is_recorded:
+                    with metrics.time("record_tokens"):
+                        actor.record_tokens(run.directory.tokens_file(step + 1))
                 with metrics.time("update_weights"):
                     publish_weights(actor, rollouts, version=step + 1)
             metrics.record(groups, rollouts)

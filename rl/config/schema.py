@@ -97,6 +97,9 @@ class MegatronTraining(Section):
     """Steps between checkpoints; the last step always saves."""
     max_checkpoints: Count | None = None
     """Newest checkpoints of this run to keep; by default all."""
+    record_tokens_every: StepsOrZero = 10
+    """Steps between recordings of every token with its log-probs (`tokens/` of the run directory); the first step is
+    recorded too, 0 records none. A recorded step takes one more forward pass. Not read by `rl sft`."""
     test_freq: StepsOrZero = 0
     """Steps between evaluations; 0 evaluates only as `test_before_train` and `test_after_train` say."""
     test_before_train: bool = True

@@ -7,6 +7,7 @@
     summary.json           written last, so its presence marks a finished run
     report.png             curves (`python -m rl report`)
     trajectories/          step_000000.jsonl and eval_000000.jsonl
+    tokens/                step_000000.parquet and step_000000.rank_0.parquet: tokens of recorded steps
     skipped/               step_000000.jsonl: trajectories of steps with NaN or Inf, if any
     checkpoints/step_000012/
     tensorboard/  logs/
@@ -122,6 +123,15 @@ class RunDirectory:
     def evaluation_file(self, step: int) -> Path:
         """Trajectories of the evaluation after `step` steps."""
         return self.trajectories / f"eval_{step:06d}.jsonl"
+
+    @property
+    def tokens(self) -> Path:
+        """Folder of the tokens of recorded steps; created on demand."""
+        return self.path / "tokens"
+
+    def tokens_file(self, step: int) -> Path:
+        """Tokens of a step, numbered from 1; see `rl.observability.token_records`."""
+        return self.tokens / f"step_{step:06d}.parquet"
 
     @property
     def skipped(self) -> Path:

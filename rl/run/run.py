@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from rl.batches import GroupHeader, RunPlace
+from rl.batches import GroupHeader, Recording, RunPlace
 from rl.config.estimates import longest_response
 from rl.config.model_folder import RUN_STATE_FILE
 from rl.config.schema import Config
@@ -138,15 +138,20 @@ class Run:
 
     def steps(self, start_step: int) -> Iterator[int]:
         """Numbers of the remaining steps, to the end of the run."""
-        step = start_step
-        while step < self.num_steps(step):
+        step = self._next_step(start_step)
+        while step is not None and step < self.num_steps(step):
             yield step
-            step += 1
+            step = self._next_step(step + 1)
         self._summarize()  # the run is complete, even if the shutdown fails
 
     def place(self, step: int) -> RunPlace:
         """A step's place in the run, for its learning rate. Call it after the step's prompts are used."""
-        return RunPlace(step, self.num_steps(step + 1))
+        return RunPlace(step, self.num_steps(step + 1), self.is_recorded(step))
+
+    def is_recorded(self, step: int) -> bool:
+        """Whether the tokens of the step with this number, from 0, are recorded."""
+        every = self.config.megatron_training.record_tokens_every
+        return every > 0 and (step == 0 or (step + 1) % every == 0)
 
     @contextmanager
     def step(self, step: int) -> Iterator[StepMetrics]:
@@ -176,8 +181,10 @@ class Run:
         self._tokens += tokens
         self._completed = step + 1
         self._writer.write(step + 1, metrics)
+        place = self.place(step)
         if metrics.rollouts is not None:
-            metrics.rollouts.write_trajectories(self.directory.step_file(step + 1), metrics.groups)
+            recording = Recording(self.directory.tokens_file(step + 1), place) if place.is_recorded else None
+            metrics.rollouts.write_trajectories(self.directory.step_file(step + 1), metrics.groups, recording)
         self._shortfalls.observe(step + 1, metrics, metrics.groups)
         self.progress.num_steps = self.num_steps(step + 1)
         self.progress.step(step + 1, metrics)
@@ -265,8 +272,12 @@ class Run:
         self._remove_old_checkpoints()
         return final
 
+    def _next_step(self, completed: int) -> int | None:
+        return completed if self._rows is None else self._rows.next_step(completed)
+
     def _is_last(self, step: int) -> bool:
-        return step + 1 >= self.num_steps(step + 1)
+        following = self._next_step(step + 1)
+        return following is None or following >= self.num_steps(following)
 
     def _remove_old_checkpoints(self) -> None:
         kept = self.config.megatron_training.max_checkpoints
