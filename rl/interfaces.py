@@ -133,7 +133,12 @@ class Actor(Checkpointed, Protocol):
 
 
 class Rollouts(DataPlace, Protocol):
-    """Source of scored groups (`rl.cluster.rollouts.RolloutGroup`)."""
+    """Source of scored groups (`rl.cluster.rollouts.RolloutGroup`, `rl.rollout.replay.Replay`)."""
+
+    @property
+    def has_engines(self) -> bool:
+        """Whether there are engines to give weights to."""
+        ...
 
     def take(
         self, num_prompts: int, metrics: MutableMapping[str, float], *, step: int = 0, is_recorded: bool = False

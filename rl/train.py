@@ -8,13 +8,13 @@ from rl.cluster.launch import launch
 from rl.config.schema import Config
 from rl.evaluate import evaluate
 from rl.interfaces import Actor, Rollouts
-from rl.preflight import preflight
+from rl.preflight import preflight, preflight_replay
 from rl.run.run import Run
 from rl.types import Prompt
 
 
 def main(config: Config, name: str) -> None:
-    """Train from a configuration, in a run directory of its own.
+    """Train from a configuration, in a run directory of its own; with `replay`, on recorded groups.
 
     Args:
         config: The composed configuration.
@@ -23,13 +23,15 @@ def main(config: Config, name: str) -> None:
     Raises:
         TurnwiseError: An error that the user can fix.
     """
-    prompts, held_out = preflight(config)
+    recorded = preflight_replay(config) if config.megatron_training.replay else None
+    prompts, held_out = preflight(config) if recorded is None else (None, [])
     with (
         Run.open(config, name) as run,
         launch(
             config,
             log_directory=run.directory.logs,
             prompts=prompts,
+            replay=recorded,
             on_group=run.progress.groups,
         ) as cluster,
     ):
@@ -79,4 +81,5 @@ def train(config: Config, run: Run, actor: Actor, rollouts: Rollouts, held_out: 
 
 def publish_weights(actor: Actor, rollouts: Rollouts, version: int) -> None:
     """Give every engine the actor's weights; what they sample from now on carries `version`."""
-    rollouts.update_weights(actor.publish(version))
+    if rollouts.has_engines:
+        rollouts.update_weights(actor.publish(version))

@@ -32,6 +32,8 @@ class RolloutGroup:
         on_group: Called with (groups done, groups wanted) after each group, for the progress bar.
     """
 
+    has_engines = True
+
     def __init__(
         self,
         workers: Workers,

@@ -10,7 +10,7 @@ import asyncio
 import itertools
 import os
 from collections.abc import Sequence
-from functools import cached_property, partial
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -63,6 +63,8 @@ class RewardWorker:
     def __init__(self, config: Config, *, log_file: Path) -> None:
         _log_to(log_file)
         self.config = config
+        self.tokenizer: Any = None
+        """Loaded for the first recorded step."""
 
     def start(self) -> None:
         """Load the reward functions."""
@@ -90,15 +92,12 @@ class RewardWorker:
 
     def _write_rows(self, rows: list[Any], recording: Recording) -> None:
         from rl.chat.pieces import token_pieces
+        from rl.rollout.dialog import configured_tokenizer
 
-        pieces = partial(token_pieces, self._tokenizer)
-        write_sampled_rows(recording, (group for source in rows for group in _fetch([source])), pieces)
-
-    @cached_property
-    def _tokenizer(self) -> Any:
-        from rl.rollout.dialog import configured_tokenizer  # not every run records tokens
-
-        return configured_tokenizer(self.config)
+        if self.tokenizer is None:
+            self.tokenizer = configured_tokenizer(self.config)
+        groups = (group for source in rows for group in _fetch([source]))
+        write_sampled_rows(recording, groups, partial(token_pieces, self.tokenizer))
 
     async def shutdown(self) -> None:
         """End the processes of the rewards."""

@@ -25,7 +25,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from rl.config.load import save_resolved
+from rl.config.load import compose_config, save_resolved
 from rl.config.model_folder import complete_checkpoints
 from rl.config.schema import Config
 from rl.errors import ConfigError, DataError
@@ -170,6 +170,14 @@ class RunDirectory:
         """The newest complete checkpoint."""
         found = self.complete_checkpoints()
         return found[-1] if found else None
+
+    def read_config(self) -> Config:
+        """Read the resolved configuration. A key that this version does not know is left out.
+
+        Raises:
+            ConfigError: The file is not YAML.
+        """
+        return compose_config(str(self.config_file.absolute())).config
 
     def read_metrics(self) -> list[dict[str, Any]]:
         """Read metrics.jsonl. A last line that was cut off by a crash is ignored.

@@ -11,7 +11,7 @@ import json
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -154,10 +154,17 @@ def read_tokens(run: RunDirectory, step: int) -> list[TokenRecord]:
     for of_rank in sorted(path.parent.glob(f"{path.stem}.rank_*.parquet")):
         for row in _read_rows(of_rank, _TRAINED):
             trained[row["trajectory_id"], row["sequence"]] = TrainedRow(**row)
-    return [
-        TokenRecord(**row, trained=trained.get((row["trajectory_id"], row["sequence"])))
-        for row in _read_rows(path, _SAMPLED)
-    ]
+    rows = read_sampled_rows(path)
+    return [replace(row, trained=trained.get((row.trajectory_id, row.sequence))) for row in rows]
+
+
+def read_sampled_rows(path: Path) -> list[TokenRecord]:
+    """Read a step's tokens file by itself, without what the ranks recorded.
+
+    Raises:
+        DataError: The file is damaged.
+    """
+    return [TokenRecord(**row) for row in _read_rows(path, _SAMPLED)]
 
 
 def read_place(path: Path) -> RunPlace:
@@ -175,6 +182,18 @@ def read_place(path: Path) -> RunPlace:
 def recorded_steps(run: RunDirectory) -> list[int]:
     """Numbers of the steps whose tokens are recorded, from 1, in order."""
     return sorted(int(path.stem.removeprefix("step_")) for path in run.tokens.glob("step_" + "[0-9]" * 6 + ".parquet"))
+
+
+def last_recorded_step(run: RunDirectory) -> int:
+    """Number of the last step whose tokens are recorded.
+
+    Raises:
+        DataError: There is none.
+    """
+    steps = recorded_steps(run)
+    if not steps:
+        raise DataError(_not_recorded(run, 0))
+    return steps[-1]
 
 
 def _not_recorded(run: RunDirectory, step: int) -> str:

@@ -118,10 +118,19 @@ class Run:
             self._earlier_s = sum(row.get("timing_s/step", 0.0) for row in history)
             self._shortfalls.recall(history)
             self.progress.note(f"resumed after step {start_step} from {checkpoint}")
+        self.begin(rows, start_step)
+        return start_step
+
+    def begin(self, rows: DataPlace, start_step: int = 0) -> None:
+        """Begin without an actor or, as `resume` does, after completed steps.
+
+        Args:
+            rows: From now on the run asks it when the data ends.
+            start_step: Completed steps.
+        """
         self._completed, self._rows = start_step, rows
         self.progress.num_steps = self.num_steps(start_step)
         self.progress.begin(start_step)
-        return start_step
 
     def num_steps(self, completed: int) -> int:
         """Steps of the whole run: `train_iters`, or fewer if `total_epochs` ends it earlier.
@@ -150,8 +159,9 @@ class Run:
 
     def is_recorded(self, step: int) -> bool:
         """Whether the tokens of the step with this number, from 0, are recorded."""
-        every = self.config.megatron_training.record_tokens_every
-        return every > 0 and (step == 0 or (step + 1) % every == 0)
+        training = self.config.megatron_training
+        every = training.record_tokens_every
+        return every > 0 and (step == 0 or (step + 1) % every == 0 or training.rollout_only)
 
     @contextmanager
     def step(self, step: int) -> Iterator[StepMetrics]:
