@@ -7,7 +7,8 @@ from typing import Any
 
 _PREVIEW_CHARACTERS = 160
 _COLUMNS = (
-    "sample", "task", "set", "stop", "score", "turns", "calls", "sampled", "response", "wall_s", "generate_s", "tool_s",
+    "sample", "task", "set", "stop", "exclusion", "score", "advantage", "turns", "calls", "sampled", "response",
+    "wall_s", "generate_s", "tool_s",
     "is_failed",
 )  # fmt: skip
 
@@ -61,7 +62,9 @@ class RowIndex:
             "task": self._number(record["data_source"]),
             "set": self._number(record.get("evaluation_set") or ""),
             "stop": self._number(record["stop_reason"]),
+            "exclusion": self._number(record.get("exclusion") or ""),
             "score": _rounded(record["score"]),
+            "advantage": _rounded(record.get("advantage")),
             "turns": len(turns),
             "calls": sum(len(turn["calls"]) for turn in turns),
             "sampled": record["num_sampled"],

@@ -132,6 +132,9 @@ function Outcome({ record, words }: { record: Trajectory; words: string[] }): JS
         <dt>stopped</dt><dd>{record.stop_reason}</dd>
         {Object.entries(record.rewards).map(([name, value]) => [<dt key={name}>{name}</dt>, <dd>{value ?? "–"}</dd>])}
         {Object.entries(record.reward_texts ?? {}).map(([name, text]) => [<dt key={name}>{name}</dt>, <dd><pre dir="auto"><Text text={text} words={words} /></pre></dd>])}
+        {record.reward != null && record.reward !== record.score && [<dt>reward, shaped</dt>, <dd>{record.reward}</dd>]}
+        {record.advantage != null && [<dt>advantage</dt>, <dd>{record.advantage}</dd>]}
+        {record.exclusion && [<dt class="warn">not trained on</dt>, <dd>{record.exclusion}</dd>]}
         {record.kl_penalty ? [<dt>KL penalty</dt>, <dd>{record.kl_penalty}</dd>] : null}
         {record.failure && [<dt class="bad">failed</dt>, <dd><Text text={record.failure} words={words} /></dd>]}
         {record.reward_error && [<dt class="bad">reward failed</dt>, <dd><Text text={record.reward_error} words={words} /></dd>]}

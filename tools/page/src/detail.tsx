@@ -77,6 +77,8 @@ function Facts({ store: { rows }, row }: { store: Store; row: number }): JSX.Ele
       <span><b>{short(numbers.score[row])}</b> score</span>
       {[...rows.rewards].map(([name, column]) => !Number.isNaN(column[row]) && <span key={name}><b>{short(column[row])}</b> {name}</span>)}
       <span class={stop === "finished" ? "" : "warn"}><b>{stop}</b></span>
+      {!Number.isNaN(numbers.advantage[row]) && <span><b>{short(numbers.advantage[row])}</b> advantage</span>}
+      {rows.codeName("exclusion", row) && <span class="warn">not trained on: <b>{rows.codeName("exclusion", row)}</b></span>}
       {errors.length > 0 && <span class="bad"><b>{errors.join(", ")}</b></span>}
       <span><b>{numbers.turns[row]}</b> {numbers.turns[row] === 1 ? "turn" : "turns"}</span>
       <span><b>{numbers.calls[row]}</b> {numbers.calls[row] === 1 ? "call" : "calls"}</span>

@@ -1,6 +1,6 @@
 // Which trajectories the list shows, in which order, and how many each choice of a filter would show.
 
-import type { NumberName, Rows } from "./rows";
+import type { CodeName, NumberName, Rows } from "./rows";
 
 /** All texts, because the filter is also the query of the page's address. */
 export interface Filter {
@@ -10,6 +10,8 @@ export interface Filter {
   task: string;
   set: string;
   stop: string;
+  /** Why training left it out. */
+  exclusion: string;
   /** `` all, `any` error, `none`, or a status. */
   error: string;
   /** `score` or the name of a reward, limited by `min` and `max`; `missing` as `min`: those without. */
@@ -20,10 +22,10 @@ export interface Filter {
 }
 
 export const NO_FILTER: Filter = {
-  text: "", file: "", task: "", set: "", stop: "", error: "", reward: "score", min: "", max: "", sort: "",
+  text: "", file: "", task: "", set: "", stop: "", exclusion: "", error: "", reward: "score", min: "", max: "", sort: "",
 };
 
-export const FACETS = ["file", "set", "task", "stop", "error"] as const;
+export const FACETS = ["file", "set", "task", "stop", "exclusion", "error"] as const;
 export type Facet = (typeof FACETS)[number];
 export type Counts = Record<Facet, Map<string, number>>;
 
@@ -82,7 +84,7 @@ function limits(filter: Filter): [number, number] {
 /** One test for each facet, in their order. */
 function makeTests(rows: Rows, filter: Filter): ((row: number) => boolean)[] {
   const all = (): boolean => true;
-  const code = (column: "task" | "set" | "stop", wanted: string): ((row: number) => boolean) => {
+  const code = (column: CodeName, wanted: string): ((row: number) => boolean) => {
     if (wanted === "") return all;
     const number = rows.names.indexOf(wanted);
     return (row) => rows.codes[column][row] === number;
@@ -99,13 +101,14 @@ function makeTests(rows: Rows, filter: Filter): ((row: number) => boolean)[] {
   };
   return [
     filter.file ? file : all, code("set", filter.set), code("task", filter.task), code("stop", filter.stop),
-    filter.error ? error : all,
+    code("exclusion", filter.exclusion), filter.error ? error : all,
   ];
 }
 
 function makeCounters(rows: Rows): { add: ((row: number) => void)[]; finish: () => Counts } {
   const files = new Uint32Array(rows.files.length);
-  const codes = { set: rows.names.map(() => 0), task: rows.names.map(() => 0), stop: rows.names.map(() => 0) };
+  const zeros = (): number[] => rows.names.map(() => 0);
+  const codes = { set: zeros(), task: zeros(), stop: zeros(), exclusion: zeros() };
   const errors = rows.errorNames.map(() => 0);
   let any = 0;
   let none = 0;
@@ -114,6 +117,7 @@ function makeCounters(rows: Rows): { add: ((row: number) => void)[]; finish: () 
     (row: number) => void (codes.set[rows.codes.set[row]] += 1),
     (row: number) => void (codes.task[rows.codes.task[row]] += 1),
     (row: number) => void (codes.stop[rows.codes.stop[row]] += 1),
+    (row: number) => void (codes.exclusion[rows.codes.exclusion[row]] += 1),
     (row: number) => {
       const bits = rows.errors[row];
       if (bits === 0) none += 1;
@@ -128,6 +132,7 @@ function makeCounters(rows: Rows): { add: ((row: number) => void)[]; finish: () 
     set: named(codes.set),
     task: named(codes.task),
     stop: named(codes.stop),
+    exclusion: named(codes.exclusion),
     error: new Map([["any", any], ["none", none], ...rows.errorNames.map((name, bit) => [name, errors[bit]] as const)]),
   });
   return { add, finish };

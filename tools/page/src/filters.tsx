@@ -7,7 +7,7 @@ import { type Counts, type Facet, type Filter, NO_FILTER, type Selection } from 
 import { fileLabel, type Rows } from "./rows";
 
 const TITLES: Record<Facet, string> = {
-  file: "Step", set: "Evaluation set", task: "Task", stop: "Stop reason", error: "Tool errors",
+  file: "Step", set: "Evaluation set", task: "Task", stop: "Stop reason", exclusion: "Left out of training", error: "Tool errors",
 };
 const MANY = 12;
 
@@ -33,7 +33,7 @@ export function Filters({ rows, filter, selection, searched, change }: Props): J
       {searched < 1 && <progress value={searched} aria-label="searching" />}
       <Reward {...{ rows, filter, selection, change }} />
       <StepFilter {...{ rows, filter, change }} counts={selection.counts.file} />
-      {(["set", "task", "stop", "error"] as const).map((facet) => (
+      {(["set", "task", "stop", "error", "exclusion"] as const).map((facet) => (
         <FacetFilter key={facet} facet={facet} chosen={filter[facet]} counts={selection.counts} choose={(value) => change({ [facet]: value })} />
       ))}
       {isFiltered && <button type="button" class="clear" onClick={() => change({ ...NO_FILTER, sort: filter.sort })}>Clear all filters</button>}

@@ -16,8 +16,11 @@ export interface Lane {
 }
 
 const COLORS: Record<string, string> = {
-  generation: "--model", tool: "--tool", "tool queue": "--queue", reward: "--call", waiting: "--none",
+  generation: "--model", generate: "--model", tool: "--tool", "tool queue": "--queue", wait: "--queue", reward: "--call",
+  waiting: "--none", trajectory: "--none", step: "--none",
 };
+/** Spans that other spans of the lane lie within: drawn thin, behind them. */
+const ENCLOSING = new Set(["waiting", "trajectory", "step"]);
 
 /** Spans of a trajectory, in seconds since it began; exact where the run recorded when each part began. */
 export function trajectorySpans(record: Trajectory): { spans: Lane["spans"]; isExact: boolean } {
@@ -72,14 +75,19 @@ export function StepTimeline({ spans }: { spans: Span[] }): JSX.Element {
 }
 
 function packed(spans: Span[]): Lane[] {
-  const origin = Math.min(...spans.map((span) => span.start));
+  const origin = spans.reduce((low, span) => Math.min(low, span.start), Infinity);
   const by = new Map<string, Lane[]>();
-  for (const { who, name, start, end } of [...spans].sort((a, b) => a.start - b.start)) {
+  const ends = new Map<Lane, number>();
+  const laneOf = new Map<string, Lane>();
+  for (const { who, name, start, end, trajectory } of [...spans].sort((a, b) => a.start - b.start || b.end - a.end)) {
     const lanes = by.get(who) ?? [];
     by.set(who, lanes);
-    let lane = lanes.find((one) => one.spans.at(-1)!.end <= start - origin + 1e-6);
+    const key = trajectory ? `${who} ${trajectory}` : "";
+    let lane = laneOf.get(key) ?? lanes.find((one) => (ends.get(one) ?? 0) <= start + 1e-6);
     if (!lane) lanes.push((lane = { label: lanes.length ? "" : who, spans: [] }));
-    lane.spans.push({ name, start: start - origin, end: end - origin, note: who });
+    if (trajectory) laneOf.set(key, lane); // what belongs to a trajectory lies within its span
+    if (trajectory || !ENCLOSING.has(name)) ends.set(lane, Math.max(ends.get(lane) ?? 0, end));
+    lane.spans.push({ name, start: start - origin, end: end - origin, note: trajectory ?? who });
   }
   const order = (who: string): string => (who === "driver" ? "0" : who.startsWith("actor") ? `1${who}` : `2${who}`);
   return [...by.entries()].sort(([a], [b]) => order(a).localeCompare(order(b), "en", { numeric: true })).flatMap(([, lanes]) => lanes);
@@ -109,7 +117,7 @@ function Lanes({ lanes }: { lanes: Lane[] }): JSX.Element {
   const point = (event: MouseEvent): void => {
     const time = timeAt(event.offsetX);
     const lane = lanes[Math.floor((event.offsetY - AXIS) / LANE)];
-    const span = lane?.spans.find((one) => one.start <= time && time <= one.end);
+    const span = lane?.spans.findLast((one) => one.start <= time && time <= one.end);
     setReadout(span ? `${span.name}${span.note ? `, ${span.note}` : ""}: ${seconds(span.end - span.start)}, from ${seconds(span.start)} to ${seconds(span.end)}` : "");
   };
   const zoom = (factor: number, around = (window_[0] + window_[1]) / 2): void => {
@@ -177,10 +185,11 @@ function drawLanes(canvas: HTMLCanvasElement, lanes: Lane[], names: string[], [l
       const to = Math.max(from + 1, x(span.end));
       const property = colorOf(span.name, names).slice(4, -1);
       ink.fillStyle = color(property);
-      ink.globalAlpha = span.name === "waiting" ? 0.45 : 0.9;
-      ink.fillRect(from, y + (span.name === "waiting" ? 9 : 4), to - from - (to - from > 3 ? 0.5 : 0), span.name === "waiting" ? 4 : LANE - 8);
+      const isThin = ENCLOSING.has(span.name);
+      ink.globalAlpha = isThin ? 0.6 : 0.9;
+      ink.fillRect(from, y + (isThin ? 9 : 4), to - from - (to - from > 3 ? 0.5 : 0), isThin ? 4 : LANE - 8);
       ink.globalAlpha = 1;
-      if (to - from > 7 * span.name.length && span.name !== "waiting") {
+      if (to - from > 7 * span.name.length && !isThin) {
         ink.fillStyle = color("--paper");
         ink.fillText(span.name, from + 4, y + LANE / 2);
       }
@@ -191,8 +200,8 @@ function drawLanes(canvas: HTMLCanvasElement, lanes: Lane[], names: string[], [l
 }
 
 function colorOf(name: string, names: string[]): string {
-  const known = COLORS[name];
-  return `var(${known ?? `--line-${names.filter((one) => !COLORS[one]).indexOf(name) % 8}`})`;
+  const known = COLORS[name] ?? COLORS[name.split(" ")[0]];
+  return `var(${known ?? `--line-${names.filter((one) => !COLORS[one.split(" ")[0]]).indexOf(name) % 8}`})`;
 }
 
 function sumOf(lanes: Lane[], name: string): number {

@@ -74,7 +74,7 @@ function make(target: HTMLElement, options: ChartOptions): uPlot {
     const points = { show: line.values.length < 60 || line.isPoints, size: 5, fill: stroke, stroke };
     const paths = line.isPoints ? () => null : undefined;
     series.push({
-      label: line.label, stroke, fill: undefined, width: 1.75, points, paths, spanGaps: true, value: (_, value) => short(value),
+      label: line.label, stroke, width: 1.75, points, paths, spanGaps: true, value: (_, value) => short(value),
     });
   });
   const axis = { stroke: color("--muted"), font: "11px system-ui", ticks: { show: false } };
@@ -92,6 +92,7 @@ function make(target: HTMLElement, options: ChartOptions): uPlot {
       cursor: { sync: options.sync ? { key: options.sync, setSeries: false } : undefined, drag: { x: true, y: false } },
       series,
       bands,
+      hooks: { setCursor: [showLast], ready: [showLast] },
     },
     data as uPlot.AlignedData,
     target,
@@ -104,6 +105,11 @@ function make(target: HTMLElement, options: ChartOptions): uPlot {
     if (index !== null && index !== undefined && !isDrag) options.onPick?.(options.x[index]);
   });
   return plot;
+}
+
+/** Without a cursor the legend shows the last step. */
+function showLast(plot: uPlot): void {
+  if (plot.cursor.idx == null || (plot.cursor.left ?? -1) < 0) plot.setLegend({ idx: plot.data[0].length - 1 }, false);
 }
 
 function stepRange(_: uPlot, low: number | null, high: number | null): [number, number] {

@@ -10,7 +10,7 @@ import { visible } from "./text";
 
 const ROW_HEIGHT = 30;
 const SORTS = [
-  ["", "by step and group"], ["-file", "last step first"], ["-reward", "highest reward"], ["reward", "lowest reward"], ["-sampled", "most tokens"],
+  ["", "by step"], ["-file", "last step first"], ["-reward", "highest reward"], ["reward", "lowest reward"], ["-sampled", "most tokens"],
   ["-turns", "most turns"], ["-calls", "most calls"], ["-wall_s", "longest time"], ["-tool_s", "longest in tools"],
 ] as const;
 
@@ -109,7 +109,7 @@ function Row({ rows, reward, limits, row, isChosen, isFlat, open }: Shared & { r
   const value = reward[row];
   return (
     <a
-      class={`row${isChosen ? " chosen" : ""}`} aria-current={isChosen} href={`#${encodeURIComponent(rows.fileName(row))}`}
+      class={`row${isChosen ? " chosen" : ""}${group.count === 1 ? " alone" : ""}`} aria-current={isChosen} href={`#${encodeURIComponent(rows.fileName(row))}`}
       onClick={(event) => { event.preventDefault(); open(row); }}
     >
       <span class="score" style={{ "--reward": rewardColor(value, ...limits) }}>{short(value)}</span>

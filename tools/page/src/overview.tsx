@@ -3,6 +3,7 @@
 import type { JSX } from "preact";
 import { useMemo, useState } from "preact/hooks";
 import { readEvaluations } from "./evaluations";
+import { NO_FILTER } from "./filter";
 import { type Line, short } from "./lines";
 import { Chart, seconds, Text } from "./parts";
 import type { Place } from "./place";
@@ -38,7 +39,7 @@ export function OverviewView({ store, go }: Props): JSX.Element {
   const [wanted, setWanted] = useState("");
   const pick = (step: number): void => {
     const file = store.rows.files.find((one) => one.kind === "step" && one.step === step);
-    if (file) go({ view: "trajectories", id: "", filter: { ...filterOf(file.name) } });
+    if (file) go({ view: "trajectories", id: "", filter: filterOf(file.name) });
   };
   const charts = useMemo(() => firstCharts(overview), [overview]);
   const all = Object.keys(overview.metrics).filter((name) => name !== "time");
@@ -67,7 +68,7 @@ export function OverviewView({ store, go }: Props): JSX.Element {
 }
 
 function filterOf(file: string): Place["filter"] {
-  return { text: "", file, task: "", set: "", stop: "", error: "", reward: "score", min: "", max: "", sort: "" };
+  return { ...NO_FILTER, file };
 }
 
 function RunFacts({ store: { overview, rows } }: { store: Store }): JSX.Element {
@@ -103,7 +104,7 @@ function Warnings({ warnings, store, go }: { warnings: Warning[]; store: Store; 
   };
   return (
     <section class="warnings" aria-label="Warnings">
-      <h2>{warnings.length} warnings</h2>
+      <h2>{warnings.length === 1 ? "1 warning" : `${warnings.length} warnings`}</h2>
       <ul>
         {warnings.map((warning, i) => (
           <li key={i}>
@@ -131,7 +132,7 @@ function firstCharts(overview: Overview): Drawn[] {
   const charts: Drawn[] = [];
   for (const [title, patterns] of CHARTS) {
     const names = patterns.flatMap((pattern) => matching(overview, pattern));
-    const chart = chartOf(overview, names, (name) => labelOf(name, names.length));
+    const chart = chartOf(overview, names, labeling(names));
     const isRepeated = title === "Parts of the reward" && names.length < 2;
     if (chart && !isRepeated) charts.push({ title, ...chart });
     if (title === "Reward") {
@@ -159,9 +160,15 @@ function chartOf({ steps, metrics }: Overview, names: string[], label: (name: st
   return { x: kept.map((i) => steps[i]), lines: names.map((name) => ({ label: label(name), values: kept.map((i) => metrics[name][i]) })) };
 }
 
-function labelOf(name: string, count: number): string {
-  if (count === 1) return "value";
-  return name.replace(/^(stop_reason|timing_s|training|actor|tools)\//, "").replace(/^reward\/(.*)\/mean$/, "$1");
+/** Labels without the parts that all names of a chart begin or end with. */
+function labeling(names: string[]): (name: string) => string {
+  if (names.length === 1) return () => "value";
+  const parts = names.map((name) => name.split("/"));
+  const isShared = (part: (of: string[]) => string | undefined): boolean => new Set(parts.map(part)).size === 1;
+  let [first, last] = [0, 0];
+  while (isShared((of) => of[first])) first += 1;
+  while (isShared((of) => of.at(-1 - last))) last += 1;
+  return (name) => name.split("/").slice(first, last ? -last : undefined).join("/");
 }
 
 function last(line: Line): string {

@@ -20,8 +20,8 @@ export interface Group {
   count: number;
 }
 
-const NUMBERS = ["score", "sample", "turns", "calls", "sampled", "response", "wall_s", "generate_s", "tool_s"] as const;
-const CODES = ["task", "set", "stop"] as const;
+const NUMBERS = ["score", "advantage", "sample", "turns", "calls", "sampled", "response", "wall_s", "generate_s", "tool_s"] as const;
+const CODES = ["task", "set", "stop", "exclusion"] as const;
 export type NumberName = (typeof NUMBERS)[number];
 export type CodeName = (typeof CODES)[number];
 

@@ -28,8 +28,8 @@ const MODES: Record<string, Mode> = {
   author: { label: "author", meaning: "who wrote the token" },
   logprob: { label: "log-prob", meaning: "log-probability when the engine sampled the token", value: get("rollout_logprobs") },
   difference: {
-    label: "actor − engine", meaning: "log-prob of the actor minus the engine's; far from 0 means that they disagree",
-    value: difference("old_logprobs", "rollout_logprobs"), isSigned: true,
+    label: "engine − actor", meaning: "log-prob of the engine minus the actor's; far from 0 means that they disagree",
+    value: difference("rollout_logprobs", "old_logprobs"), isSigned: true,
   },
   advantage: { label: "advantage", meaning: "advantage: above 0 the token becomes more likely, below 0 less", value: get("advantages"), isSigned: true },
   moved: {
@@ -37,6 +37,8 @@ const MODES: Record<string, Mode> = {
   },
   reference: { label: "actor − reference", meaning: "log-prob of the actor minus the reference model's", value: difference("old_logprobs", "ref_logprobs"), isSigned: true },
   entropy: { label: "entropy", meaning: "entropy of the distribution that the token was sampled from", value: get("entropy") },
+  ratio: { label: "ratio", meaning: "probability in the update over the one that the loss compares it with", value: get("ratios") },
+  clipped: { label: "clipped", meaning: "1: the loss clipped the ratio", value: get("is_clipped") },
   weight: { label: "loss weight", meaning: "weight of the token in the loss; 0 means that it does not count", value: get("loss_weights") },
   correction: { label: "correction weight", meaning: "weight that corrects for the engine's distribution", value: get("correction_weights") },
 };

@@ -96,6 +96,10 @@ export interface Trajectory {
   reward_texts?: Record<string, string>;
   turn_rewards?: number[];
   kl_penalty?: number;
+  /** The score after shaping and penalties, from which advantages follow. */
+  reward?: number | null;
+  advantage?: number | null;
+  exclusion?: string | null;
   reward_error: string | null;
   environment?: string | null;
   failure?: string | null;
@@ -124,4 +128,6 @@ export interface Span {
   name: string;
   start: number;
   end: number;
+  /** Id of the trajectory that the work was for. */
+  trajectory: string | null;
 }
