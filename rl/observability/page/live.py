@@ -6,10 +6,10 @@ import asyncio
 import logging
 import socket
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from aiohttp import web
 
@@ -23,6 +23,8 @@ from rl.services.http_guard import make_application
 from rl.services.http_server import listen, serve_until_stopped
 
 logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 HOST = "127.0.0.1"
 _CHUNKS = "/chunks/"
@@ -69,15 +71,11 @@ class LiveRun:
         kind, *numbers = name.split("/")
         if kind == "run":
             return pack_json(overview(self._run) | {"contents": self._contents()})
-        try:
-            place = [int(number) for number in numbers]
-            if kind in ("rows", "words"):
-                block = self._blocks[place[0]]
-                return block.rows if kind == "rows" else block.words
-            if kind == "records":
-                return self._blocks[place[0]].records[place[1]].pack()
-        except (ValueError, IndexError) as error:
-            raise KeyError(name) from error
+        if kind in ("rows", "words") and len(numbers) == 1:
+            block = _entry(self._blocks, numbers[0])
+            return block.rows if kind == "rows" else block.words
+        if kind == "records" and len(numbers) == 2:
+            return _entry(_entry(self._blocks, numbers[0]).records, numbers[1]).pack()
         for detail in step_details(self._run):
             if detail.name == name:
                 return pack_chunk(detail.make())
@@ -94,6 +92,13 @@ class LiveRun:
 
     def _pending(self) -> list[Path]:
         return [path for path in trajectory_files(self._run) if path not in self._seen]
+
+
+def _entry(entries: Sequence[T], number: str) -> T:
+    """The entry with a number that came as text."""
+    if not number.isdecimal() or int(number) >= len(entries):
+        raise KeyError(number)
+    return entries[int(number)]
 
 
 def serve(run: RunDirectory, port: int) -> None:

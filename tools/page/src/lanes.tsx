@@ -102,8 +102,9 @@ function Lanes({ lanes }: { lanes: Lane[] }): JSX.Element {
   const [width, setWidth] = useState(600);
   useEffect(() => setWindow([0, total]), [total]);
   useEffect(() => {
-    const resized = new ResizeObserver(() => setWidth(canvas.current!.parentElement!.clientWidth));
-    resized.observe(canvas.current!.parentElement!);
+    const frame = canvas.current!.parentElement!;
+    const resized = new ResizeObserver(() => setWidth(frame.clientWidth));
+    resized.observe(frame);
     return () => resized.disconnect();
   }, []);
   useEffect(() => {
