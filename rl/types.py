@@ -314,6 +314,8 @@ class Sampling:
     min_p: float = 0.0
     stop: tuple[str, ...] = ()
     seed: int | None = None
+    json_schema: str | None = None
+    """JSON schema, as text, that the generated text must follow. A weight publish in the middle starts it anew."""
 
 
 @dataclass(slots=True, frozen=True)

@@ -198,9 +198,9 @@ class Episode:
         return self.renderer.decode(_ids(sequence, -_HEADER_TOKENS)).rstrip().endswith(OPEN)
 
 
-def distribution_of(sampling: Sampling) -> tuple[float, float, int, float]:
+def distribution_of(sampling: Sampling) -> tuple[float, float, int, float, str | None]:
     """What log-probs depend on."""
-    return sampling.temperature, sampling.top_p, sampling.top_k, sampling.min_p
+    return sampling.temperature, sampling.top_p, sampling.top_k, sampling.min_p, sampling.json_schema
 
 
 def request_seed(base: int, prompt_id: str, sample_index: int, turn: int, span: int) -> int:

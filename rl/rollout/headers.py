@@ -78,6 +78,7 @@ def _header(trajectory: Trajectory, rows: Sequence[Sample], prompt_ids: IntArray
         wall_s=trajectory.wall_s,
         policy_versions=trajectory.policy_versions,
         rows=[row_header(row, prompt_ids) for row in rows],
+        num_untrained=sum(turn.num_tokens for turn in trajectory.turns if not turn.is_trained),
     )
 
 

@@ -10,7 +10,7 @@ Source: OpenAI's API reference, "Create chat completion"; vLLM's `ChatCompletion
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
 
@@ -34,7 +34,6 @@ _NEUTRAL: dict[str, tuple[Any, ...]] = {
     "parallel_tool_calls": (True,),
     "presence_penalty": (0,),
     "repetition_penalty": (1,),
-    "response_format": ({"type": "text"},),
     "skip_special_tokens": (True,),
     "top_logprobs": (0,),
     "use_beam_search": (False,),
@@ -85,6 +84,26 @@ class ChatRequest:
     stream: bool = False
     stream_options: _Stream = field(default_factory=_Stream)
     return_token_ids: bool = False
+    response_format: dict[str, Any] | None = None
+
+    @property
+    def json_schema(self) -> str | None:
+        """The JSON schema that the answer must follow, as text.
+
+        Raises:
+            ApiError: The response format is not text, json_object or json_schema.
+        """
+        given = self.response_format or {}
+        schema = given.get("json_schema")
+        if given.get("type", "text") == "text":
+            return None
+        if given["type"] == "json_object":
+            return json.dumps({"type": "object"})
+        if given["type"] == "json_schema" and isinstance(schema, dict) and isinstance(schema.get("schema"), dict):
+            return json.dumps(schema["schema"])
+        raise bad_request(
+            "response_format", f"must be of type text, json_object or json_schema, got {json.dumps(given):.80}."
+        )
 
     @property
     def limit(self) -> int | None:
@@ -111,6 +130,7 @@ class ChatRequest:
             min_p=own.min_p if self.min_p is None else self.min_p,
             stop=own.stop + stop,
             seed=own.seed if self.seed is None else self.seed,
+            json_schema=self.json_schema,
         )
 
 
@@ -118,11 +138,11 @@ _REQUEST = TypeAdapter(ChatRequest)
 _FIELDS = frozenset(ChatRequest.__dataclass_fields__)
 
 
-def read_chat_request(body: bytes | bytearray) -> ChatRequest:
-    """Read the body of a request.
+def read_body(body: bytes | bytearray) -> Mapping[str, Any]:
+    """Decode the body of a request.
 
     Raises:
-        ApiError: It is not JSON, or a key is unknown, wrong, or has an effect that is not supported. Names the key.
+        ApiError: It is not a JSON object.
     """
     try:
         given = json.loads(body)
@@ -130,40 +150,80 @@ def read_chat_request(body: bytes | bytearray) -> ChatRequest:
         raise ApiError(400, f"The body is not JSON: {error}.") from error
     if not isinstance(given, Mapping):
         raise ApiError(400, f"The body must be a JSON object, got {type(given).__name__}.")
-    given = {key: value for key, value in given.items() if value is not None}
-    _check_keys(given)
-    try:
-        request = _REQUEST.validate_python({key: given[key] for key in given.keys() & _FIELDS})
-    except ValidationError as error:
-        param = str(error.errors()[0]["loc"][0])
-        raise ApiError(400, f"{first_problem(error)}.", param=param) from None
-    _check_tools(request)
-    return request
+    return given
 
 
-def _check_keys(given: Mapping[str, Any]) -> None:
+def read_chat_request(given: Mapping[str, Any]) -> ChatRequest:
+    """Read a chat request.
+
+    Raises:
+        ApiError: A key is unknown, wrong, or has an effect that is not supported. Names the key.
+    """
+    return check_request(neutral(given, _FIELDS, _WITHOUT_EFFECT, _NEUTRAL))
+
+
+def neutral(
+    given: Mapping[str, Any], known: Set[str], without_effect: Set[str], accepted: Mapping[str, tuple[Any, ...]]
+) -> dict[str, Any]:
+    """Leave out keys without effect and keys that are null.
+
+    Args:
+        given: The body.
+        known: Keys to keep.
+        without_effect: Keys that are ignored.
+        accepted: Keys that are ignored with these values alone.
+
+    Raises:
+        ApiError: There is another key, or another value of such a key.
+    """
+    kept = {}
     for key, value in given.items():
-        if key in _FIELDS or key in _WITHOUT_EFFECT:
+        if value is None or key in without_effect:
             continue
-        if key not in _NEUTRAL:
-            raise ApiError(400, unknown_name("request", key, [*_FIELDS, *_NEUTRAL]), param=key)
-        if value not in _NEUTRAL[key]:
-            allowed = " or ".join(json.dumps(v) for v in _NEUTRAL[key])
+        if key in known:
+            kept[key] = value
+        elif key not in accepted:
+            raise ApiError(400, unknown_name("request", key, [*known, *accepted]), param=key)
+        elif value not in accepted[key]:
+            allowed = " or ".join(json.dumps(v) for v in accepted[key])
             raise bad_request(key, f"only {allowed} is supported, got {json.dumps(value):.80}. Remove the key.")
+    return kept
+
+
+def check_request(given: Mapping[str, Any]) -> ChatRequest:
+    """Check the fields of a chat request.
+
+    Raises:
+        ApiError: A field is missing or wrong. Names it.
+    """
     choice = given.get("tool_choice")
     if choice not in (None, "auto", "none"):
         raise bad_request("tool_choice", f"must be auto or none, got {json.dumps(choice):.80}.")
-
-
-def _check_tools(request: ChatRequest) -> None:
+    try:
+        request = _REQUEST.validate_python(given)
+    except ValidationError as error:
+        param = str(error.errors()[0]["loc"][0])
+        raise ApiError(400, f"{first_problem(error)}.", param=param) from None
     for number, tool in enumerate(request.tools or []):
         function = tool.get("function")
-        if (
-            tool.get("type") != "function"
-            or not isinstance(function, dict)
-            or not isinstance(function.get("name"), str)
-        ):
-            where = f"tools[{number}]"
-            raise bad_request(
-                "tools", f"{where} must be of type function with function.name, got {json.dumps(tool):.80}."
-            )
+        name = function.get("name") if isinstance(function, dict) else None
+        if tool.get("type") != "function" or not isinstance(name, str):
+            got = json.dumps(tool)
+            raise bad_request("tools", f"[{number}] must be of type function with function.name, got {got:.80}.")
+    _ = request.json_schema  # so that a wrong format is told now
+    return request
+
+
+def json_objects(key: str, values: Any) -> list[Mapping[str, Any]]:
+    """A value that must be a list of JSON objects.
+
+    Args:
+        key: Where it stands, for the message.
+        values: The value.
+
+    Raises:
+        ApiError: It is not.
+    """
+    if not isinstance(values, list) or not all(isinstance(value, Mapping) for value in values):
+        raise bad_request(key, f"must be JSON objects, got {json.dumps(values):.80}.")
+    return values

@@ -6,12 +6,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from anthropic import AsyncAnthropic
     from openai import AsyncOpenAI, OpenAI
 
 
 @dataclass(slots=True, frozen=True)
 class AgentClient:
-    """Access of one trajectory to the model. Works with any client of OpenAI's API.
+    """Access of one trajectory to the model. Works with any client of OpenAI's or Anthropic's API.
 
     Attributes:
         base_url: The API's address, `http://127.0.0.1:PORT/rollouts/KEY/v1`. It names the trajectory.
@@ -34,3 +35,9 @@ class AgentClient:
         from openai import OpenAI
 
         return OpenAI(base_url=self.base_url, api_key=self.api_key, max_retries=0)
+
+    def anthropic(self) -> AsyncAnthropic:
+        """A client of the `anthropic` package, for agents on Anthropic's API."""
+        from anthropic import AsyncAnthropic
+
+        return AsyncAnthropic(base_url=self.base_url.removesuffix("/v1"), api_key=self.api_key, max_retries=0)

@@ -1,4 +1,4 @@
-"""OpenAI's chat API for the trajectories that are open: requests of one trajectory share its ledger.
+"""The APIs of OpenAI and Anthropic for the trajectories that are open: requests of one trajectory share its ledger.
 
 A key names a trajectory, in the address (`/rollouts/KEY/v1/...`) or as API key, so any client works unchanged.
 Requests are answered with the tokens of the trained model, which are kept as sampled for the update.
@@ -11,6 +11,7 @@ import itertools
 import json
 import secrets
 from collections.abc import Awaitable, Callable, Coroutine, Iterable
+from functools import partial
 from typing import Any
 
 from aiohttp import web
@@ -19,9 +20,10 @@ from rl.errors import DataError, ModelError, RolloutError
 from rl.rollout.rollout_function import Policy, Reply
 from rl.rollout.user_code import OutOfTokensError
 from rl.services.http_guard import Bodies, make_application
-from rl.serving.chat_answer import Answer, chat_answer, chat_events
-from rl.serving.chat_request import ChatRequest, read_chat_request
+from rl.serving.chat_answer import Answer
+from rl.serving.chat_request import ChatRequest, read_body
 from rl.serving.client import AgentClient
+from rl.serving.dialects import DIALECTS, Dialect
 from rl.serving.dialogs import Dialogs
 from rl.serving.errors import ApiError
 from rl.types import Sampling
@@ -52,8 +54,10 @@ class Endpoint:
         """Listen on any free port."""
         application = make_application([])
         for prefix in ("", "/rollouts/{key}"):
-            application.router.add_get(f"{prefix}/v1/models", _answering(self._models))
-            application.router.add_post(f"{prefix}/v1/chat/completions", _answering(self._chat))
+            application.router.add_get(f"{prefix}/v1/models", _answering(self._models, ApiError.body))
+            for dialect in DIALECTS:
+                handler = partial(self._sampled, dialect)
+                application.router.add_post(f"{prefix}/v1/{dialect.path}", _answering(handler, dialect.error))
         self._runner = web.AppRunner(application, access_log=None, shutdown_timeout=1.0, handler_cancellation=True)
         await self._runner.setup()
         site = web.TCPSite(self._runner, "127.0.0.1", 0)
@@ -82,7 +86,9 @@ class Endpoint:
         del self._open[client.api_key]
 
     def _find(self, http: web.Request) -> tuple[Policy, Sampling]:
-        given = http.match_info.get("key") or http.headers.get("Authorization", "").removeprefix("Bearer ").strip()
+        headers = http.headers
+        sent = headers.get("Authorization", "").removeprefix("Bearer ").strip() or headers.get("X-Api-Key", "")
+        given = http.match_info.get("key") or sent
         found = self._open.get(given)
         if found is None:
             raise ApiError(
@@ -97,14 +103,14 @@ class Endpoint:
         model = {"id": self._model, "object": "model", "owned_by": "turnwise", "max_model_len": self._max_model_len}
         return web.json_response({"object": "list", "data": [model]})
 
-    async def _chat(self, http: web.Request) -> web.Response:
+    async def _sampled(self, dialect: Dialect, http: web.Request) -> web.Response:
         policy, own = self._find(http)
         async with self._bodies.read(http) as body:
-            request = read_chat_request(body)
+            request = dialect.read(read_body(body))
         answer = await self._sample(policy, own, request)
         if request.stream:
-            return web.Response(text="".join(chat_events(request, answer)), content_type="text/event-stream")
-        return web.json_response(chat_answer(request, answer))
+            return web.Response(text="".join(dialect.events(request, answer)), content_type="text/event-stream")
+        return web.json_response(dialect.whole(request, answer))
 
     async def _sample(self, policy: Policy, own: Sampling, request: ChatRequest) -> Answer:
         dialog = await self._dialogs.of(request.offered_tools)
@@ -115,7 +121,7 @@ class Endpoint:
                 for _ in range(request.n)
             )
         except (DataError, ModelError) as error:
-            raise ApiError(400, f"{error}", param="messages") from error
+            raise ApiError(400, f"{error}") from error
         except OutOfTokensError as error:
             raise ApiError(400, f"{error}", param="messages", code="context_length_exceeded") from error
         except RolloutError as error:
@@ -139,16 +145,16 @@ async def _all(turns: Iterable[Coroutine[Any, Any, Reply]]) -> list[Reply]:
     return [task.result() for task in running]
 
 
-def _answering(handler: _Handler) -> _Handler:
-    """Answer errors in OpenAI's form."""
+def _answering(handler: _Handler, body_of: Callable[[ApiError], dict[str, Any]]) -> _Handler:
+    """Answer errors in the form of a dialect."""
 
     async def answer(http: web.Request) -> web.Response:
         try:
             return await handler(http)
         except ApiError as error:
-            return web.json_response(error.body(), status=error.status)
+            return web.json_response(body_of(error), status=error.status)
         except web.HTTPException as error:
             told: Any = json.loads(error.text or "{}").get("detail", error.reason)
-            return web.json_response(ApiError(error.status, f"{told}").body(), status=error.status)
+            return web.json_response(body_of(ApiError(error.status, f"{told}")), status=error.status)
 
     return answer

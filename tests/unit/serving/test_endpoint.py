@@ -9,6 +9,7 @@ from typing import Any
 
 import aiohttp
 import pytest
+from anthropic import BadRequestError as AnthropicBadRequest
 from openai import AsyncOpenAI, BadRequestError
 
 from rl.chat.parsers import PARSERS
@@ -132,8 +133,8 @@ async def test_a_dead_engine_is_an_error_of_the_server():
         ({}, "messages", "missing"),
         ({"messages": []}, "messages", "at least 1 item"),
         ({"messages": "hello"}, "messages", "list"),
-        ({"messages": [{"content": "hello"}]}, "messages", "needs a role"),
-        ({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, "messages", "must be text"),
+        ({"messages": [{"content": "hello"}]}, None, "needs a role"),
+        ({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, None, "must be text"),
         ({"messages": [USER], "n": 0}, "n", "greater than or equal to 1"),
         ({"messages": [USER], "n": 10**9}, "n", "less than or equal to 128"),
         ({"messages": [USER], "max_tokens": 0}, "max_tokens", "greater than or equal to 1"),
@@ -141,7 +142,8 @@ async def test_a_dead_engine_is_an_error_of_the_server():
         ({"messages": [USER], "temperature": "hot"}, "temperature", "number"),
         ({"messages": [USER], "top_p": 0}, "top_p", "greater than 0"),
         ({"messages": [USER], "frequency_penalty": 0.5}, "frequency_penalty", "only 0 is supported, got 0.5"),
-        ({"messages": [USER], "response_format": {"type": "json_object"}}, "response_format", "only"),
+        ({"messages": [USER], "response_format": {"type": "grammar"}}, "response_format", "text, json_object"),
+        ({"messages": [USER], "response_format": {"type": "json_schema"}}, "response_format", "json_schema"),
         ({"messages": [USER], "tool_choice": "required"}, "tool_choice", "auto or none"),
         ({"messages": [USER], "top_logprobs": 5}, "top_logprobs", "only 0"),
         ({"messages": [USER], "temprature": 1}, "temprature", "Did you mean 'temperature'"),
@@ -160,3 +162,108 @@ async def test_habitual_keys_without_effect_are_accepted():
     neutral = {"response_format": {"type": "text"}, "parallel_tool_calls": True, "logit_bias": {}, "seed": None}
     status, _ = await ask([saying("3")], {"messages": [USER], **habits, **neutral})
     assert status == 200
+
+
+async def test_the_responses_api_keeps_the_same_tokens_as_the_chat_api():
+    async with serving([saying(CALL), saying("3")]) as (_, client, chat), client.openai() as openai:
+        messages: list[Any] = [USER]
+        for _ in range(2):
+            done = await openai.chat.completions.create(model="any", messages=messages, tools=[ADD])
+            message = done.choices[0].message
+            messages.append(message.model_dump(exclude_none=True))
+            messages += [{"role": "tool", "tool_call_id": c.id, "content": "3"} for c in message.tool_calls or []]
+    async with serving([saying(CALL), saying("3")]) as (_, client, responses), client.openai() as openai:
+        items: list[Any] = [USER]
+        tool = {"type": "function", **ADD["function"], "strict": None}
+        for _ in range(2):
+            answer = await openai.responses.create(model="any", input=items, tools=[tool])
+            items += [item.model_dump(exclude_none=True) for item in answer.output]
+            calls = [item for item in answer.output if item.type == "function_call"]
+            items += [{"type": "function_call_output", "call_id": c.call_id, "output": "3"} for c in calls]
+    assert (answer.output_text, answer.status, answer.usage.output_tokens) == ("3", "completed", 2)
+    assert tokens_of(responses) == tokens_of(chat)
+
+
+async def test_the_messages_api_keeps_the_same_tokens_as_the_chat_api():
+    async with serving([saying(CALL), saying("3")]) as (_, client, chat), client.openai() as openai:
+        messages: list[Any] = [{"role": "system", "content": "Be short."}, USER]
+        for _ in range(2):
+            done = await openai.chat.completions.create(model="any", messages=messages, tools=[ADD])
+            message = done.choices[0].message
+            messages.append(message.model_dump(exclude_none=True))
+            messages += [{"role": "tool", "tool_call_id": c.id, "content": "3"} for c in message.tool_calls or []]
+    function = ADD["function"]
+    tool = {"name": function["name"], "description": function["description"], "input_schema": function["parameters"]}
+    async with serving([saying(CALL), saying("3")]) as (_, client, anthropic_episode), client.anthropic() as anthropic:
+        said: list[Any] = [USER]
+        for _ in range(2):
+            answer = await anthropic.messages.create(
+                model="any", system="Be short.", messages=said, tools=[tool], max_tokens=50
+            )
+            said.append({"role": "assistant", "content": [block.model_dump() for block in answer.content]})
+            calls = [block for block in answer.content if block.type == "tool_use"]
+            said.append(
+                {
+                    "role": "user",
+                    "content": [{"type": "tool_result", "tool_use_id": c.id, "content": "3"} for c in calls],
+                }
+            )
+    assert (answer.content[0].text, answer.stop_reason, answer.usage.output_tokens) == ("3", "end_turn", 2)
+    assert tokens_of(anthropic_episode) == tokens_of(chat)
+
+
+async def test_streams_of_the_other_apis_end_in_the_whole_answer():
+    async with serving([saying(CALL), saying("3"), saying("3")]) as (_, client, _):
+        async with client.openai() as openai:
+            tool = {"type": "function", **ADD["function"], "strict": None}
+            async with openai.responses.stream(model="any", input="What is 1 + 2?", tools=[tool]) as stream:
+                (call,) = (await stream.get_final_response()).output
+            assert (call.type, call.name, json.loads(call.arguments)) == ("function_call", "add", {"a": 1})
+            async with openai.responses.stream(model="any", input="What is 1 + 2?") as stream:
+                assert (await stream.get_final_response()).output_text == "3"
+        async with client.anthropic() as anthropic:
+            async with anthropic.messages.stream(model="any", messages=[USER], max_tokens=50) as events:
+                final = await events.get_final_message()
+            assert (final.content[0].text, final.stop_reason) == ("3", "end_turn")
+
+
+async def test_errors_of_the_messages_api_have_its_form():
+    async with serving([]) as (_, client, _), client.anthropic() as anthropic:
+        with pytest.raises(AnthropicBadRequest) as caught:
+            await anthropic.messages.create(model="any", messages=[USER], max_tokens=0)
+    assert caught.value.body["error"]["type"] == "invalid_request_error"
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "param", "message"),
+    [
+        ("responses", {}, "input", "missing"),
+        ("responses", {"input": "x", "previous_response_id": "r1"}, "previous_response_id", "unknown name"),
+        ("responses", {"input": [{"type": "web_search_call"}]}, "input", "not supported"),
+        ("responses", {"input": "x", "tools": [{"type": "web_search"}]}, "tools", "only functions"),
+        ("responses", {"input": "x", "truncation": "auto"}, "truncation", "disabled"),
+        ("messages", {"messages": [USER]}, None, "max_tokens: is missing"),
+        ("messages", {"messages": [USER], "max_tokens": 5, "thinking": {"type": "enabled"}}, None, "only disabled"),
+        ("messages", {"messages": [{"role": "user", "content": [{"type": "image"}]}], "max_tokens": 5}, None, "image"),
+        ("messages", {"messages": [USER], "max_tokens": 5, "tool_choice": {"type": "any"}}, None, "auto or none"),
+    ],
+)
+async def test_wrong_requests_of_the_other_apis_are_refused_by_name(
+    path: str, body: dict[str, Any], param: str | None, message: str
+):
+    status, answer = await ask([saying("3")], body, path)
+    assert (status, answer["error"]["type"]) == (400, "invalid_request_error")
+    assert answer["error"].get("param") == param
+    assert message in answer["error"]["message"]
+
+
+async def test_tokens_under_a_json_schema_are_not_trained_on():
+    async with serving([saying('{"a": 1}')]) as (_, client, episode), client.openai() as openai:
+        await openai.chat.completions.create(
+            model="any", messages=[USER], response_format={"type": "json_object"}
+        )  # fmt: skip
+    assert [turn.is_trained for turn in episode.turns] == [False]
+
+
+def tokens_of(episode: Episode) -> list[tuple[list[int], list[int]]]:
+    return [(s.token_ids.tolist(), s.loss_mask.tolist()) for s in episode.ledger.sequences]
