@@ -91,7 +91,7 @@ def test_page_shows_python_that_runs(path: Path, tmp_path: Path, monkeypatch: py
             try:
                 exec(program, {"__name__": "documentation"})
             except ModuleNotFoundError as error:
-                assert error.name in FRAMEWORKS  # noqa: PT017  their own test runs them where they are installed
+                assert error.name in FRAMEWORKS
 
 
 @pages
