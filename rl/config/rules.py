@@ -8,7 +8,7 @@ from rl.config.divisibility import devices_fault, engine_fault, pipeline_fault, 
 from rl.config.estimates import GIB, longest_response, memory_estimate
 from rl.config.objective_rules import objective_problems
 from rl.config.problems import Problem, error, warning
-from rl.config.schema import Config, Device, ModelConfig, RLConfig
+from rl.config.schema import Config, Device, MegatronTraining, ModelConfig, RLConfig
 
 
 def parallel_problems(config: Config, facts: ModelConfig | None) -> Iterator[Problem]:
@@ -175,10 +175,27 @@ def run_problems(config: Config) -> Iterator[Problem]:
     training = config.megatron_training
     if training.test_freq > 0 and not training.test_data_path:
         yield warning("megatron_training.test_freq: has no effect without test_data_path. Set that, or remove this.")
+    yield from _half_problems(training)
     if training.run_name is not None and ("/" in training.run_name or training.run_name in ("", ".", "..")):
         yield error(
             f"megatron_training.run_name: must be the name of one folder, got '{training.run_name}'. "
             "Put its place into output_dir."
+        )
+
+
+def _half_problems(training: MegatronTraining) -> Iterator[Problem]:
+    """Runs of one half alone: sampling, or training on what was recorded."""
+    if not training.rollout_only:
+        return
+    if training.replay:
+        yield error(
+            f"megatron_training.replay: rollout_only samples without training, a replay trains without sampling, got "
+            f"both ('{training.replay}'). Remove one."
+        )
+    if training.resume:
+        yield error(
+            f"megatron_training.resume: rollout_only has no actor that a checkpoint restores, got '{training.resume}'. "
+            "Set actor_config.load to the checkpoint instead."
         )
 
 

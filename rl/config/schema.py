@@ -97,6 +97,10 @@ class MegatronTraining(Section):
     """Steps between checkpoints; the last step always saves."""
     max_checkpoints: Count | None = None
     """Newest checkpoints of this run to keep; by default all."""
+    record_tokens_every: StepsOrZero = 10
+    """Steps between recordings of every token with its log-probs (`tokens/` of the run directory), for `rl explain`,
+    `rl view --tokens` and `replay`; the first step is recorded too, 0 records none. A recorded step takes one more
+    forward pass. Not read by `rl sft`."""
     test_freq: StepsOrZero = 0
     """Steps between evaluations; 0 evaluates only as `test_before_train` and `test_after_train` say."""
     test_before_train: bool = True
@@ -117,6 +121,11 @@ class MegatronTraining(Section):
     """Name of the run directory; by default the config's name and the time. An existing one is never overwritten."""
     resume: InputPath | None = None
     """Run directory to continue from (its newest checkpoint), or one checkpoint folder."""
+    rollout_only: bool = False
+    """Sample, score and record every step without an actor: the weights stay those of `actor_config.load`."""
+    replay: InputPath | None = None
+    """Train on what a run recorded instead of sampling: its directory, or the tokens file of one step. No engine,
+    tool, reward or evaluation runs."""
     device: Device = Device.AUTO
     """`auto` takes CUDA where there is a device."""
     dataset_additional_keys: list[str] = field(default_factory=list)

@@ -9,6 +9,8 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Protocol
 
+from transformers import PreTrainedTokenizerFast
+
 from rl.chat.ledger import Extension
 from rl.chat.parsers import Parser
 from rl.chat.renderer import Renderer
@@ -78,6 +80,11 @@ class AgentLoop:
         self._seed = config.megatron_training.seed
         self._environment = load_environment(config.rl_config)
         self._function = load_rollout_function(config.rl_config)
+
+    @property
+    def tokenizer(self) -> PreTrainedTokenizerFast:
+        """The engine's tokenizer."""
+        return self._renderer.tokenizer
 
     async def run(self, prompt: Prompt, sample_index: int, sampling: Sampling) -> Trajectory:
         """Run one trajectory to its end. A dead engine, a deadline, a broken service or user code is its `StopReason`.

@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 
 from rl.batch.rows import prompt_of, row_header
-from rl.batches import GroupHeader, Sample, TrajectoryHeader
+from rl.batches import GroupHeader, Sample, TrajectoryHeader, Use
 from rl.types import Group, IntArray, StopReason, ToolStatus, Trajectory
 
 
@@ -53,6 +53,11 @@ def header_of_group(group: Group) -> GroupHeader:
     records = [trajectory.without_tokens() for trajectory in group.trajectories]
     headers, prompt_ids = headers_of(records, rows)
     return GroupHeader(group.prompt, headers, prompt_ids, rows, records)
+
+
+def uses_of(groups: Sequence[GroupHeader]) -> dict[str, Use]:
+    """What training made of each trajectory, by id."""
+    return {trajectory.id: trajectory.use for group in groups for trajectory in group.trajectories}
 
 
 def _header(trajectory: Trajectory, rows: Sequence[Sample], prompt_ids: IntArray) -> TrajectoryHeader:

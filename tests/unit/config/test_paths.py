@@ -135,6 +135,7 @@ def test_the_rule_holds_for_these_keys() -> None:
         "megatron_training.data_path",
         "megatron_training.test_data_path",
         "megatron_training.resume",
+        "megatron_training.replay",
         "actor_config.load",
         "rl_config.tool_config_path",
     )
