@@ -16,7 +16,7 @@ from aiohttp import web
 from rl.errors import DataError
 from rl.observability.page import content_policy, pack_chunk, pack_json, read_asset, render_page
 from rl.observability.page.blocks import Block, make_blocks
-from rl.observability.page.details import step_details
+from rl.observability.page.details import Detail, step_details
 from rl.observability.page.overview import overview, trajectory_files
 from rl.observability.run_directory import RunDirectory
 from rl.services.http_guard import make_application
@@ -40,6 +40,7 @@ class LiveRun:
         self._run = run
         self._blocks: list[Block] = []
         self._seen: set[Path] = set()
+        self._details: dict[str, Detail] = {}
 
     def read_next_file(self, now: float) -> bool:
         """Index the next complete trajectory file; a malformed one is skipped with a warning.
@@ -76,17 +77,15 @@ class LiveRun:
             return block.rows if kind == "rows" else block.words
         if kind == "records" and len(numbers) == 2:
             return _entry(_entry(self._blocks, numbers[0]).records, numbers[1]).pack()
-        for detail in step_details(self._run):
-            if detail.name == name:
-                return pack_chunk(detail.make())
-        raise KeyError(name)
+        return pack_chunk(self._details[name].make())
 
     def _contents(self) -> dict[str, Any]:
+        self._details = {detail.name: detail for detail in step_details(self._run)}
         return {
             "blocks": [block.entry() for block in self._blocks],
             "left_out": [],
             "num_left_out": 0,
-            "details": {detail.name: detail.covers for detail in step_details(self._run)},
+            "details": {name: detail.covers for name, detail in self._details.items()},
             "num_pending": len(self._pending()),
         }
 

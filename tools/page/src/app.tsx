@@ -115,6 +115,7 @@ function TimelineView({ store, place, go }: { store: Store; place: Place; go: (c
   const steps = store.timelineSteps;
   const step = steps.includes(Number(place.file)) && place.file ? Number(place.file) : steps[steps.length - 1];
   const spans = useLoaded(() => store.timeline(step), [step]);
+  const open = (id: string): void => go({ view: "trajectories", file: `step_${String(step).padStart(6, "0")}`, id, tab: "timeline" });
   return (
     <main class="overview">
       <h2>
@@ -123,7 +124,7 @@ function TimelineView({ store, place, go }: { store: Store; place: Place; go: (c
           {steps.map((one) => <option key={one} value={one}>{one}</option>)}
         </select>
       </h2>
-      {Array.isArray(spans) ? (spans.length ? <StepTimeline spans={spans} /> : <p class="hint">Nothing was recorded.</p>) : spans ? <p class="hint bad">{spans.message}</p> : <p class="hint">Reading …</p>}
+      {Array.isArray(spans) ? (spans.length ? <StepTimeline spans={spans} open={open} /> : <p class="hint">Nothing was recorded.</p>) : spans ? <p class="hint bad">{spans.message}</p> : <p class="hint">Reading …</p>}
     </main>
   );
 }

@@ -99,7 +99,7 @@ function Body({ store, row, tab, record, members, words, open }: {
   store: Store; row: number; tab: Tab; record: Trajectory; members: number[]; words: string[]; open: (row: number) => void;
 }): JSX.Element {
   if (tab === "group") return <Beside {...{ store, row, members, words, open }} />;
-  if (tab === "timeline") return <GroupLanes {...{ store, members }} chosen={record.id} />;
+  if (tab === "timeline") return <GroupLanes {...{ store, members, open }} chosen={record.id} />;
   if (tab === "tokens") return <TokensTab store={store} row={row} id={record.id} />;
   if (tab === "record") return <pre class="json"><Text text={JSON.stringify(record, null, 2)} words={words} /></pre>;
   return <Conversation record={record} words={words} />;
@@ -141,10 +141,13 @@ function unlike(score: Float64Array, row: number, members: number[]): number[] {
   return other === undefined ? [] : [other];
 }
 
-function GroupLanes({ store, members, chosen }: { store: Store; members: number[]; chosen: string }): JSX.Element {
+function GroupLanes({ store, members, chosen, open }: {
+  store: Store; members: number[]; chosen: string; open: (row: number) => void;
+}): JSX.Element {
   const records = useLoaded(() => Promise.all(members.map((one) => store.trajectory(one))), members);
   if (!Array.isArray(records)) return <p class="hint">Reading …</p>;
-  return <GroupTimeline records={records.filter((record) => record !== null)} chosen={chosen} />;
+  const pick = (id: string): void => open(members.find((one) => store.rows.id(one) === id) ?? members[0]);
+  return <GroupTimeline records={records.filter((record) => record !== null)} chosen={chosen} open={pick} />;
 }
 
 function TokensTab({ store, row, id }: { store: Store; row: number; id: string }): JSX.Element {

@@ -8,10 +8,11 @@ import type { Span, Trajectory } from "./types";
 const LANE = 22;
 const LABEL = 132;
 const AXIS = 22;
+const MOST = 600; // a canvas cannot be arbitrarily high
 
 export interface Lane {
   label: string;
-  spans: { name: string; start: number; end: number; note?: string }[];
+  spans: { name: string; start: number; end: number; note?: string; trajectory?: string }[];
   isChosen?: boolean;
 }
 
@@ -48,14 +49,16 @@ export function trajectorySpans(record: Trajectory): { spans: Lane["spans"]; isE
 }
 
 /** The trajectories of a group, one lane each, by the clock where the run recorded it. */
-export function GroupTimeline({ records, chosen }: { records: Trajectory[]; chosen: string }): JSX.Element {
+export function GroupTimeline({ records, chosen, open }: {
+  records: Trajectory[]; chosen: string; open: (trajectory: string) => void;
+}): JSX.Element {
   const starts = records.map((record) => record.started_at);
   const hasClock = starts.every((start) => start !== undefined);
   const origin = hasClock ? Math.min(...(starts as number[])) : 0;
   const found = records.map(trajectorySpans);
   const lanes = records.map((record, i) => {
     const offset = hasClock ? record.started_at! - origin : 0;
-    const spans = found[i].spans.map((span) => ({ ...span, start: span.start + offset, end: span.end + offset }));
+    const spans = found[i].spans.map((span) => ({ ...span, start: span.start + offset, end: span.end + offset, trajectory: record.id }));
     return { label: `/${record.id.split("/").at(-1)}  ${record.score ?? "–"}`, spans, isChosen: record.id === chosen };
   });
   const isExact = found.every((one) => one.isExact);
@@ -63,15 +66,20 @@ export function GroupTimeline({ records, chosen }: { records: Trajectory[]; chos
     <>
       {!isExact && <p class="hint">This run did not record when each part began: the parts are in their order, and the time that belongs to none of them comes last.</p>}
       {!hasClock && <p class="hint">Every lane begins at 0, because the run did not record when each trajectory began.</p>}
-      <Lanes lanes={lanes} />
+      <Lanes lanes={lanes} open={open} />
     </>
   );
 }
 
 /** A step: one lane for each of who did something; spans that overlap take more lanes. */
-export function StepTimeline({ spans }: { spans: Span[] }): JSX.Element {
+export function StepTimeline({ spans, open }: { spans: Span[]; open: (trajectory: string) => void }): JSX.Element {
   const lanes = useMemo(() => packed(spans), [spans]);
-  return <Lanes lanes={lanes} />;
+  return (
+    <>
+      {lanes.length > MOST && <p class="hint">The first {MOST} of {lanes.length} lanes. <code>rl timeline</code> writes all of them for Perfetto.</p>}
+      <Lanes lanes={lanes.slice(0, MOST)} open={open} />
+    </>
+  );
 }
 
 function packed(spans: Span[]): Lane[] {
@@ -87,13 +95,13 @@ function packed(spans: Span[]): Lane[] {
     if (!lane) lanes.push((lane = { label: lanes.length ? "" : who, spans: [] }));
     if (trajectory) laneOf.set(key, lane); // what belongs to a trajectory lies within its span
     if (trajectory || !ENCLOSING.has(name)) ends.set(lane, Math.max(ends.get(lane) ?? 0, end));
-    lane.spans.push({ name, start: start - origin, end: end - origin, note: trajectory ?? who });
+    lane.spans.push({ name, start: start - origin, end: end - origin, note: trajectory ?? who, trajectory: trajectory ?? undefined });
   }
   const order = (who: string): string => (who === "driver" ? "0" : who.startsWith("actor") ? `1${who}` : `2${who}`);
   return [...by.entries()].sort(([a], [b]) => order(a).localeCompare(order(b), "en", { numeric: true })).flatMap(([, lanes]) => lanes);
 }
 
-function Lanes({ lanes }: { lanes: Lane[] }): JSX.Element {
+function Lanes({ lanes, open }: { lanes: Lane[]; open: (trajectory: string) => void }): JSX.Element {
   const canvas = useRef<HTMLCanvasElement>(null);
   const total = useMemo(() => Math.max(1e-6, ...lanes.flatMap((lane) => lane.spans.map((span) => span.end))), [lanes]);
   const names = useMemo(() => [...new Set(lanes.flatMap((lane) => lane.spans.map((span) => span.name)))], [lanes]);
@@ -115,10 +123,13 @@ function Lanes({ lanes }: { lanes: Lane[] }): JSX.Element {
     return () => scheme.removeEventListener("change", draw);
   }, [lanes, window_, width]);
   const timeAt = (x: number): number => window_[0] + ((x - LABEL) / Math.max(1, width - LABEL)) * (window_[1] - window_[0]);
-  const point = (event: MouseEvent): void => {
+  const spanAt = (event: MouseEvent): Lane["spans"][number] | undefined => {
     const time = timeAt(event.offsetX);
     const lane = lanes[Math.floor((event.offsetY - AXIS) / LANE)];
-    const span = lane?.spans.findLast((one) => one.start <= time && time <= one.end);
+    return lane?.spans.findLast((one) => one.start <= time && time <= one.end);
+  };
+  const point = (event: MouseEvent): void => {
+    const span = spanAt(event);
     setReadout(span ? `${span.name}${span.note ? `, ${span.note}` : ""}: ${seconds(span.end - span.start)}, from ${seconds(span.start)} to ${seconds(span.end)}` : "");
   };
   const zoom = (factor: number, around = (window_[0] + window_[1]) / 2): void => {
@@ -145,11 +156,11 @@ function Lanes({ lanes }: { lanes: Lane[] }): JSX.Element {
       </div>
       <div class="canvas">
         <canvas
-          ref={canvas} role="img" aria-label={`Timeline of ${lanes.length} lanes over ${seconds(total)}`} onMouseMove={point} onMouseLeave={() => setReadout("")}
+          ref={canvas} role="img" aria-label={`Timeline of ${lanes.length} lanes over ${seconds(total)}`} onMouseMove={point} onClick={(event) => { const id = spanAt(event)?.trajectory; if (id) open(id); }} onMouseLeave={() => setReadout("")}
           onWheel={(event) => { if (event.ctrlKey) { event.preventDefault(); zoom(event.deltaY > 0 ? 1.25 : 0.8, timeAt(event.offsetX)); } }}
         />
       </div>
-      <p class="readout" aria-live="polite">{readout || "Point at a span for its times. Ctrl and the wheel zoom."}</p>
+      <p class="readout" aria-live="polite">{readout || "Point at a span for its times; a click opens its trajectory. Ctrl and the wheel zoom."}</p>
     </div>
   );
 }
@@ -158,7 +169,7 @@ function drawLanes(canvas: HTMLCanvasElement, lanes: Lane[], names: string[], [l
   const ratio = devicePixelRatio || 1;
   const height = AXIS + lanes.length * LANE + 4;
   canvas.width = width * ratio;
-  canvas.height = Math.min(height, 16000) * ratio;
+  canvas.height = height * ratio;
   canvas.style.width = `${width}px`;
   canvas.style.height = `${canvas.height / ratio}px`;
   const style = getComputedStyle(document.documentElement);
