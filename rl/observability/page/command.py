@@ -50,7 +50,8 @@ def show_page(run: RunDirectory, arguments: argparse.Namespace) -> int:
 
     output = arguments.output or run.path / "view.html"
     try:
-        size = write_page(run, output, arguments.max_mb << 20)
+        with console().status("reading the trajectories"):
+            size = write_page(run, output, arguments.max_mb << 20)
     except OSError as error:
         raise DataError(f"--output: cannot write {output}, {error.strerror}. Choose another file with -o.") from error
     left_out = f", {size.num_left_out:,} of them without content (--max-mb)" if size.num_left_out else ""
