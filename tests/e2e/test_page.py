@@ -15,6 +15,9 @@ from aiohttp.test_utils import TestServer
 from rl.observability.page.export import write_page
 from rl.observability.page.live import make_page_application
 from rl.observability.run_directory import RunDirectory
+from tests.samples import AtHand
+from tests.unit.observability.examples import make_group
+from tests.unit.observability.test_token_records import make_recording
 from tools.bench.page import ARGUMENTS, CHROMIUM, browse, make_run
 
 playwright_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
@@ -136,6 +139,52 @@ def test_keys_move_through_the_list_and_the_address_follows(browser: Any, run: R
     page.get_by_text("1 of 16").wait_for()
     page.go_back()
     page.get_by_role("heading", name="train-0/7").wait_for()
+    assert page.problems == []
+
+
+def test_tokens_are_colored_by_what_is_known_of_them(browser: Any, tmp_path: Path) -> None:
+    run = make_recording(tmp_path)
+    run.config_file.write_text("")
+    run.trajectories.mkdir()
+    AtHand().write_trajectories(run.step_file(5), [make_group(prompt_id="train-1"), make_group(prompt_id="train-2")])
+    page = opened(browser, run, "#step_000005/train-1/0?tab=tokens")
+    tokens = page.locator(".token-text > span")
+    tokens.first.wait_for()
+    authors = ["by-prompt"] * 3 + ["by-model"] * 2 + ["by-tool", "by-model"]
+    assert [tokens.nth(i).get_attribute("class") for i in range(7)] == authors
+    page.get_by_role("button", name="engine − actor").click()
+    page.locator(".legend", has_text="far from 0 means that they disagree").wait_for()
+    gray = [tokens.nth(i).get_attribute("class") == "none" for i in range(7)]
+    assert gray == [True, True, True, False, False, True, False]
+    tokens.nth(6).hover()
+    readout = page.locator(".readout").inner_text()
+    assert "token 6 “<2>” · id 2 · model · rollout_logprobs -0.3" in readout
+    assert "old_logprobs -0.5" in readout
+    page.keyboard.press("j")
+    page.get_by_role("heading", name="train-2/0").wait_for()
+    tokens.first.wait_for()
+    assert page.locator(".modes button").all_inner_texts() == ["author", "log-prob"]  # it was not trained on
+    assert page.problems == []
+
+
+def test_questions_that_changed_sides_open_their_answers(browser: Any, tmp_path: Path) -> None:
+    run = RunDirectory(tmp_path)
+    run.config_file.write_text("")
+    run.trajectories.mkdir()
+    for step, scores in {0: (0.0, 1.0, 0.0), 4: (1.0, 1.0, 0.5)}.items():
+        groups = [make_group(prompt_id=f"test-{i}", score=score) for i, score in enumerate(scores)]
+        AtHand().write_trajectories(run.evaluation_file(step), groups)
+    key = "val-core/all/acc"
+    figures = {f"{key}/mean@1": 0.3, f"{key}/ci95_low": 0.1, f"{key}/ci95_high": 0.5, "val-core/all/num_questions": 3.0}
+    run.metrics_file.write_text("".join(json.dumps({"step": step, **figures}) + "\n" for step in (0, 4)))
+    page = opened(browser, run, "#evaluations")
+    page.get_by_role("button", name="became right 1").click()
+    assert page.locator(".question").count() == 1
+    assert page.get_by_role("button", name="always wrong").inner_text() == "always wrong 1"
+    assert page.get_by_role("cell", name="0.300 0.10–0.50").count() == 2
+    page.locator(".question button").nth(1).click()
+    page.get_by_role("heading", name="test-0/0").wait_for()
+    assert page.url.endswith("#eval_000004/test-0/0")
     assert page.problems == []
 
 

@@ -1,12 +1,11 @@
-// Bundles the pages' scripts and styles into rl/observability/page/assets: `npm ci && npm run build`.
+// Bundles the pages' scripts and styles into rl/observability/page/assets, or into the folder that is named.
 import { build } from "esbuild";
 import { readFileSync, writeFileSync } from "node:fs";
 import { fileURLToPath } from "node:url";
-import { existsSync } from "node:fs";
 
 const here = fileURLToPath(new URL(".", import.meta.url));
-const target = `${here}../../rl/observability/page/assets`;
-const entries = ["charts", "viewer"].map((name) => `${here}src/${name}.ts`).filter(existsSync);
+const target = process.argv[2] ?? `${here}../../rl/observability/page/assets`;
+const entries = ["charts", "viewer"].map((name) => `${here}src/${name}.ts`);
 
 await build({
   entryPoints: entries,

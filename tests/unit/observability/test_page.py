@@ -8,6 +8,7 @@ import gzip
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -20,6 +21,7 @@ from aiohttp.test_utils import TestClient, TestServer
 from rl.config.schema import Config
 from rl.observability import viewer
 from rl.observability.page import pack_chunk, pack_json, render_page
+from rl.observability.page.details import step_details
 from rl.observability.page.export import write_page
 from rl.observability.page.live import make_page_application
 from rl.observability.page.overview import metric_columns
@@ -30,6 +32,7 @@ from rl.observability.trajectories import to_record
 from rl.types import StopReason, ToolStatus
 from tests.samples import AtHand
 from tests.unit.observability.examples import make_group, make_trajectory
+from tests.unit.observability.test_token_records import make_recording
 
 ROOT = Path(__file__).resolve().parents[3]
 LONG_AGO = 1e9
@@ -215,8 +218,32 @@ async def blocks_of(client: TestClient[Any, Any], num: int) -> list[dict[str, An
     return blocks
 
 
+def test_details_have_the_tokens_of_each_group(tmp_path: Path) -> None:
+    first, second = step_details(make_recording(tmp_path))
+    assert (first.name, first.covers) == ("tokens/5/0", ["train-1/0"])
+    assert (second.name, second.covers) == ("tokens/5/1", ["train-2/0"])
+    (row,), (left_out,) = json.loads(first.make()), json.loads(second.make())
+    assert row["pieces"] == ["<1>", "<2>", "<3>", "<4>", "<5>", "<7>", "<2>"]
+    assert (row["loss_mask"], row["prompt_length"]) == ([0, 0, 0, 1, 1, 0, 1], 3)
+    assert row["values"]["rollout_logprobs"] == [0, 0, 0, -0.1, -0.2, 0, -0.3]
+    assert row["values"]["old_logprobs"] == [0, 0, 0, -0.125, -0.25, 0, -0.5]
+    assert "ref_logprobs" not in row["values"]
+    assert set(left_out["values"]) == {"rollout_logprobs", "versions"}
+
+
 def test_packed_chunks_are_the_same_for_the_same_content() -> None:
     assert pack_chunk(b"abc") == pack_chunk(b"abc")
+
+
+def test_committed_assets_are_what_their_sources_give(tmp_path: Path) -> None:
+    sources = ROOT / "tools" / "page"
+    if shutil.which("node") is None or not (sources / "node_modules").is_dir():
+        pytest.skip("node, or tools/page/node_modules (npm ci), is not installed")
+    subprocess.run(["node", "build.mjs", str(tmp_path)], cwd=sources, check=True, timeout=60, capture_output=True)
+    for built in tmp_path.iterdir():
+        assert built.read_bytes() == (ROOT / "rl/observability/page/assets" / built.name).read_bytes(), (
+            f"{built.name}: run npm run build in tools/page"
+        )
 
 
 def test_installed_package_has_the_assets(tmp_path: Path) -> None:

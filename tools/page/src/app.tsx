@@ -6,13 +6,14 @@ import { isServed } from "./chunks";
 import { Detail } from "./detail";
 import { EvaluationsView } from "./evaluations";
 import { type Filter, select } from "./filter";
-import { Filters } from "./filters";
+import { Filters, numFilters } from "./filters";
 import { StepTimeline } from "./lanes";
 import { List } from "./list";
 import { OverviewView } from "./overview";
 import { useLoaded } from "./parts";
 import { type Place, TABS, usePlace, type View, VIEWS } from "./place";
 import type { Store } from "./store";
+import { parseQuery } from "./words";
 
 const KEYS: [string, string][] = [
   ["j  k", "next and previous trajectory"], ["J  K", "next and previous group"], ["/", "filter by text"],
@@ -100,7 +101,7 @@ function Trajectories({ store, place, go, version }: {
   return (
     <main class={`panes${row >= 0 ? " has-detail" : ""}`}>
       <details class="filter-pane" open={matchMedia("(min-width: 900px)").matches}>
-        <summary>Filters</summary>
+        <summary>Filters{numFilters(filter) > 0 && ` (${numFilters(filter)})`}</summary>
         <Filters {...{ rows, filter, selection, searched, change }} />
       </details>
       <List {...{ rows, filter, selection, open, change }} chosen={row} />
@@ -134,7 +135,8 @@ function useSearch(store: Store, text: string, version: number): [Uint8Array | n
   const [state, setState] = useState<{ hits: Uint8Array | null; share: number }>({ hits: null, share: 1 });
   useEffect(() => {
     const { signal, abort } = abortable();
-    const isEmpty = !/[\p{L}\p{N}_]/u.test(text); // nothing that the index of words could find
+    const { words, exact } = parseQuery(text);
+    const isEmpty = words.length === 0 && exact.length === 0;
     if (isEmpty) setState({ hits: null, share: 1 });
     else void store.search(text, (hits, share) => setState({ hits, share }), signal).catch((error) => console.error(error));
     return abort;

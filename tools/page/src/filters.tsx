@@ -21,12 +21,11 @@ interface Props {
 }
 
 export function Filters({ rows, filter, selection, searched, change }: Props): JSX.Element {
-  const isFiltered = Object.entries(filter).some(([name, value]) => name !== "sort" && value !== NO_FILTER[name as keyof Filter]);
   return (
     <form class="filters" aria-label="Filters" onSubmit={(event) => event.preventDefault()}>
       <label class="search">
         <input
-          id="search" type="search" placeholder='Text: words, or "exact text"   ( / )' value={filter.text} aria-label="Text"
+          id="search" type="search" placeholder="Text   ( / )" title='Words in any order, or "an exact text"' value={filter.text} aria-label="Text"
           onInput={(event) => change({ text: event.currentTarget.value })}
         />
       </label>
@@ -36,9 +35,15 @@ export function Filters({ rows, filter, selection, searched, change }: Props): J
       {(["set", "task", "stop", "error", "exclusion"] as const).map((facet) => (
         <FacetFilter key={facet} facet={facet} chosen={filter[facet]} counts={selection.counts} choose={(value) => change({ [facet]: value })} />
       ))}
-      {isFiltered && <button type="button" class="clear" onClick={() => change({ ...NO_FILTER, sort: filter.sort })}>Clear all filters</button>}
+      {numFilters(filter) > 0 && <button type="button" class="clear" onClick={() => change({ ...NO_FILTER, sort: filter.sort })}>Clear all filters</button>}
     </form>
   );
+}
+
+/** How many filters are set. */
+export function numFilters(filter: Filter): number {
+  const isSet = (name: keyof Filter): boolean => name !== "sort" && name !== "reward" && filter[name] !== NO_FILTER[name];
+  return (Object.keys(filter) as (keyof Filter)[]).filter(isSet).length;
 }
 
 function Reward({ rows, filter, selection, change }: Omit<Props, "searched">): JSX.Element {

@@ -32,7 +32,7 @@ export function List({ rows, filter, selection, chosen, open, change }: Props): 
   return (
     <section class="list" aria-label="Trajectories">
       <header>
-        <span><strong>{selection.rows.length.toLocaleString("en-US")}</strong> of {rows.num.toLocaleString("en-US")}</span>
+        <span role="status"><strong>{selection.rows.length.toLocaleString("en-US")}</strong> of {rows.num.toLocaleString("en-US")}</span>
         {selection.rows.length > 0 && <span class="muted"> · mean {filter.reward} {short(selection.mean)}</span>}
         <select aria-label="Order" value={filter.sort} onChange={(event) => change({ sort: event.currentTarget.value })}>
           {SORTS.map(([value, label]) => <option key={value} value={value}>{label}</option>)}
