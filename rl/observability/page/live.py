@@ -42,25 +42,21 @@ class LiveRun:
         self._seen: set[Path] = set()
         self._details: dict[str, Detail] = {}
 
-    def read_next_file(self, now: float) -> bool:
-        """Index the next complete trajectory file; a malformed one is skipped with a warning.
+    def complete_files(self, now: float) -> list[Path]:
+        """Trajectory files that are complete and not read yet.
 
         Args:
             now: Seconds since 1970.
-
-        Returns:
-            Whether there was one.
         """
-        for path in self._pending():
-            if now - path.stat().st_mtime < _SETTLED_AFTER_S:
-                continue
-            try:
-                self._blocks += make_blocks([path], 1)
-            except DataError as error:
-                logger.warning("%s", error)
-            self._seen.add(path)
-            return True
-        return False
+        return [path for path in self._pending() if now - path.stat().st_mtime >= _SETTLED_AFTER_S]
+
+    def read(self, path: Path) -> None:
+        """Index a trajectory file; a malformed one is skipped with a warning."""
+        try:
+            self._blocks += make_blocks([path], 1)
+        except DataError as error:
+            logger.warning("%s", error)
+        self._seen.add(path)
 
     def chunk(self, name: str) -> bytes:
         """The content of a chunk, packed.
@@ -70,6 +66,8 @@ class LiveRun:
             DataError: A file of the run is malformed.
         """
         kind, *numbers = name.split("/")
+        if kind == "state":
+            return pack_json(self._state())
         if kind == "run":
             return pack_json(overview(self._run) | {"contents": self._contents()})
         if kind in ("rows", "words") and len(numbers) == 1:
@@ -78,6 +76,14 @@ class LiveRun:
         if kind == "records" and len(numbers) == 2:
             return _entry(_entry(self._blocks, numbers[0]).records, numbers[1]).pack()
         return pack_chunk(self._details[name].make())
+
+    def _state(self) -> list[int]:
+        """Changes when the page has to read the run's overview again; small, because the page asks all the time."""
+        run = self._run
+        files = (run.metrics_file, run.path / "warnings.jsonl", run.summary_file)
+        sizes = [path.stat().st_size if path.is_file() else 0 for path in files]
+        folders = [sum(1 for _ in folder.glob("step_*")) for folder in (run.tokens, run.path / "timeline")]
+        return [*sizes, *folders, len(self._blocks), len(self._pending())]
 
     def _contents(self) -> dict[str, Any]:
         self._details = {detail.name: detail for detail in step_details(self._run)}
@@ -158,5 +164,6 @@ def make_page_application(run: RunDirectory) -> web.Application:
 
 async def _read_files(live: LiveRun) -> None:
     while True:
-        if not await asyncio.to_thread(live.read_next_file, time.time()):
-            await asyncio.sleep(_SCAN_EVERY_S)
+        for path in live.complete_files(time.time()):
+            await asyncio.to_thread(live.read, path)
+        await asyncio.sleep(_SCAN_EVERY_S)

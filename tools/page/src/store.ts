@@ -6,7 +6,7 @@ import type { Overview, Span, Tokens, Trajectory } from "./types";
 import { parseQuery, Words } from "./words";
 
 const KEPT_CHUNKS = 12;
-const POLL_MS = 3000;
+const POLL_MS = 2000;
 
 export class Store {
   rows = new Rows();
@@ -22,13 +22,19 @@ export class Store {
   /** Read the index; then, when served, look for new steps for ever. `changed` is called after each change. */
   async follow(changed: () => void): Promise<void> {
     await this.rows.load(this.overview, changed);
+    let known = "";
     while (isServed) {
-      await new Promise((resolve) => setTimeout(resolve, this.overview.contents.num_pending ? 300 : POLL_MS));
-      const next = await readJson<Overview>("run").catch(() => null); // the server may be gone
-      if (!next || JSON.stringify(next) === JSON.stringify(this.overview)) continue;
-      this.overview = next;
-      changed();
-      await this.rows.load(next, changed);
+      await new Promise((resolve) => setTimeout(resolve, POLL_MS));
+      try {
+        const state = JSON.stringify(await readJson("state"));
+        if (state === known) continue;
+        this.overview = await readJson<Overview>("run");
+        known = state;
+        changed();
+        await this.rows.load(this.overview, changed);
+      } catch (error) {
+        console.warn("the server does not answer", error); // it may come back
+      }
     }
   }
 
