@@ -15,6 +15,7 @@ from pydantic.dataclasses import dataclass
 
 from rl.config.correction import RolloutCorrection
 from rl.config.dataset import DatasetConfig as DatasetConfig
+from rl.config.early_warning import EarlyWarning
 from rl.config.generate import GenerateConfig
 from rl.config.kinds import (
     CHECKED,
@@ -126,6 +127,8 @@ class MegatronTraining(Section):
     replay: InputPath | None = None
     """Train on what a run recorded instead of sampling: its directory, or the tokens file of one step. No engine,
     tool, reward or evaluation runs."""
+    early_warning: EarlyWarning = field(default_factory=EarlyWarning)
+    """Thresholds that warn or end the run (docs/warnings.md)."""
     device: Device = Device.AUTO
     """`auto` takes CUDA where there is a device."""
     dataset_additional_keys: list[str] = field(default_factory=list)

@@ -107,6 +107,11 @@ class RunDirectory:
         return self.path / "metrics.jsonl"
 
     @property
+    def warnings_file(self) -> Path:
+        """One JSON object per early warning; created with the first."""
+        return self.path / "warnings.jsonl"
+
+    @property
     def summary_file(self) -> Path:
         """Written when a run finishes."""
         return self.path / "summary.json"

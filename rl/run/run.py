@@ -16,7 +16,7 @@ from rl.batches import GroupHeader, Recording, RunPlace
 from rl.config.estimates import longest_response
 from rl.config.model_folder import RUN_STATE_FILE
 from rl.config.schema import Config
-from rl.errors import CheckpointError
+from rl.errors import CheckpointError, TrainingError
 from rl.interfaces import Checkpointed, DataPlace, Rollouts
 from rl.observability.log import setup_logging
 from rl.observability.metrics import evaluation_metrics, speed_metrics
@@ -25,6 +25,7 @@ from rl.observability.run_directory import RunDirectory
 from rl.observability.shortfall import Shortfalls, unscored_by_kind
 from rl.observability.step_metrics import StepMetrics
 from rl.observability.trackers import MetricsWriter, check_trackers
+from rl.run.early_warnings import EarlyWarnings
 from rl.run.guard import SkipGuard
 
 logger = logging.getLogger(__name__)
@@ -44,6 +45,7 @@ class Run:
         self._writer = MetricsWriter(directory, config)
         self._guard = SkipGuard(directory, config.rl_config.max_skipped_steps)
         self._shortfalls = Shortfalls()
+        self._warnings = EarlyWarnings(directory, config.megatron_training.early_warning)
         self._start = time.monotonic()
         self._completed = 0
         self._rows: DataPlace | None = None
@@ -117,6 +119,7 @@ class Run:
             self._tokens = sum(row.get("perf/total_num_tokens", 0.0) for row in history)
             self._earlier_s = sum(row.get("timing_s/step", 0.0) for row in history)
             self._shortfalls.recall(history)
+            self._warnings.recall(history)
             self.progress.note(f"resumed after step {start_step} from {checkpoint}")
         self.begin(rows, start_step)
         return start_step
@@ -174,7 +177,8 @@ class Run:
             The metrics to fill. A step that fails writes nothing.
 
         Raises:
-            TrainingError: Too many steps in a row had NaN or Inf in their update, or no reward; this one is written.
+            TrainingError: Too many steps in a row had NaN or Inf in their update, or no reward, or an early warning
+                ends the run; this step is written.
         """
         metrics = StepMetrics(max_response_length=longest_response(self.config), on_phase=self._on_phase)
         start = time.monotonic()
@@ -190,6 +194,8 @@ class Run:
         metrics.update(speed_metrics(tokens, num_sampled, learning_s, gen_s, num_devices))
         self._tokens += tokens
         self._completed = step + 1
+        raised, reason_to_end = self._warnings.observe(step + 1, metrics, metrics.groups)
+        metrics.update(raised)
         self._writer.write(step + 1, metrics)
         place = self.place(step)
         if metrics.rollouts is not None:
@@ -199,6 +205,8 @@ class Run:
         self.progress.num_steps = self.num_steps(step + 1)
         self.progress.step(step + 1, metrics)
         self._guard.check(step + 1, metrics.offending, metrics.groups, metrics.rollouts)
+        if reason_to_end is not None:
+            raise TrainingError(reason_to_end)
 
     def log_evaluation(self, step: int, groups: Sequence[GroupHeader], rollouts: Rollouts) -> None:
         """Write and show an evaluation.
@@ -301,7 +309,7 @@ class Run:
     def _finish(self) -> None:
         self._summarize()
         self.progress.note(f"finished in {duration(time.monotonic() - self._start)}: {self.directory.path}")
-        for line in self._shortfalls.summary():
+        for line in [*self._shortfalls.summary(), *self._warnings.summary()]:
             self.progress.note(line)
 
     def _summarize(self) -> None:
@@ -314,6 +322,7 @@ class Run:
                 "wall_s": round(self._earlier_s + wall_s, 3),
                 "checkpoint": str(checkpoint) if checkpoint else None,
                 "shortfalls": self._shortfalls.summary(),
+                "warnings": self._warnings.summary(),
             }
         )
 
