@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -91,6 +91,8 @@ class MovedToken:
     """Log-prob after the update minus before, nats."""
     old_logprob: float
     advantage: float
+    num_alike: int
+    """Trajectories with the same token in the same context, this one included."""
 
 
 @dataclass(slots=True, frozen=True)
@@ -276,16 +278,27 @@ def _direction(trained: Sequence[TokenRecord], sign: float) -> Direction | None:
 
 
 def _moved_tokens(trained: Sequence[TokenRecord]) -> tuple[list[MovedToken], list[MovedToken]]:
-    """The tokens that moved most, up and down."""
-    places = [
-        (float(row.change[position]), row, int(position))
-        for row in trained
-        if row.change is not None
-        for position in np.flatnonzero(row.loss_mask)
-    ]
+    """The tokens that moved most, up and down; those with the same context count as one."""
+    places = []
+    for row in trained:
+        assert row.change is not None, "only trained rows are asked for"
+        places += [(float(row.change[position]), row, int(position)) for position in np.flatnonzero(row.loss_mask)]
     places.sort(key=lambda place: place[0])
-    up = [_moved(*place) for place in reversed(places[-_NUM_MOVED:]) if place[0] > 0]
-    return up, [_moved(*place) for place in places[:_NUM_MOVED] if place[0] < 0]
+    up = _first_moved(place for place in reversed(places) if place[0] > 0)
+    return up, _first_moved(place for place in places if place[0] < 0)
+
+
+def _first_moved(places: Iterable[tuple[float, TokenRecord, int]]) -> list[MovedToken]:
+    """The first tokens, each with the number of its like among all."""
+    found: dict[tuple[str, ...], MovedToken] = {}
+    for move, row, position in places:
+        around = row.pieces[max(0, position - _CONTEXT) : position + 1 + _CONTEXT]
+        key = (*around, str(position))
+        if key in found:
+            found[key] = replace(found[key], num_alike=found[key].num_alike + 1)
+        elif len(found) < _NUM_MOVED:
+            found[key] = _moved(move, row, position)
+    return list(found.values())
 
 
 def _moved(move: float, row: TokenRecord, position: int) -> MovedToken:
@@ -300,6 +313,7 @@ def _moved(move: float, row: TokenRecord, position: int) -> MovedToken:
         move=move,
         old_logprob=float(row.trained.old_logprobs[position]),
         advantage=float(row.trained.advantages[position]),
+        num_alike=1,
     )
 
 

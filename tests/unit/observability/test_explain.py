@@ -7,6 +7,7 @@ import json
 import re
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -114,6 +115,17 @@ def test_view_shows_tokens_by_every_measure(run: RunDirectory, choice: str, caps
     text = capsys.readouterr().out
     assert "step 4  p-2/3" in text  # the last recorded step
     assert "<|im_start|>" in text
+
+
+def test_docs_show_how_to_read_tokens(run: RunDirectory) -> None:
+    page = (Path(__file__).parents[3] / "docs/explain.md").read_text()
+    (code,) = re.findall(r"```python\n(.*?)```", page, re.S)
+    names: dict[str, Any] = {}
+    exec(code, names)
+    moves = names["mean_moves"](run.path, 4)
+    updates = {t.id: t.update for prompt in explain_step(run, 4).prompts for t in prompt.trajectories if t.update}
+    assert moves == {name: pytest.approx(update.mean_move) for name, update in updates.items()}
+    assert len(moves) == 3
 
 
 def test_view_of_tokens_colors_authors_and_values_with_a_legend(tmp_path: Path) -> None:
