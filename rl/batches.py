@@ -91,6 +91,8 @@ class TrajectoryHeader:
     policy_versions: list[int]
     rows: list[RowHeader]
     """One for each token sequence with sampled tokens."""
+    num_untrained: int = 0
+    """Tokens that were sampled from another distribution than the run's, and are context."""
     kl_penalty: float = 0.0
     """This and the next three: see `Use`."""
     reward: float | None = None

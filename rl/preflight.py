@@ -36,6 +36,7 @@ from rl.rollout.rollout_function import load_rollout_function
 from rl.run.parts import RunParts
 from rl.run.replay import replay_problems
 from rl.run.resume import check_place, check_weights, resume_problems
+from rl.serving.agents import load_agent_function
 from rl.tools.registry import Toolbox
 from rl.training.families import FAMILIES
 from rl.training.hf_files import damaged_files
@@ -252,8 +253,8 @@ def _tool_problems(parts: RunParts, *, is_strict: bool) -> Iterator[Problem]:
 
 
 def _environment_problems(config: Config) -> Iterator[Problem]:
-    """The user's environment and rollout function: name, signature and keyword arguments."""
-    for load in (load_environment, load_rollout_function):
+    """The user's environment, rollout function and agent function: name, signature and keyword arguments."""
+    for load in (load_environment, load_rollout_function, load_agent_function):
         try:
             load(config.rl_config)
         except ConfigError as failure:

@@ -33,6 +33,7 @@ from rl.rollout.group import run_group
 from rl.rollout.headers import header_of_group, uses_of
 from rl.rollout.workers import PromptBatch, groups_at_once
 from rl.services.owned_folder import owned_folder
+from rl.serving.agents import Agents
 from rl.types import BusySeconds, Group, Prompt, Scores, StopReason, Trajectory, WeightUpdate
 
 if TYPE_CHECKING:  # imported when the environment that vLLM reads is set
@@ -177,7 +178,9 @@ def _local_workers(config: Config, model_folder: Path, tool_overrides: dict[str,
         )
         stack.callback(lambda: runner.run(engine.shutdown()))
         stack.callback(logging.getLogger("vllm").setLevel, logging.CRITICAL)  # vLLM reports its shutdown as a failure
-        loop = AgentLoop(engine, dialog.renderer, dialog.toolbox, dialog.parser, config)
+        if (agents := runner.run(Agents.start(config, dialog))) is not None:
+            stack.callback(lambda: runner.run(agents.close()))
+        loop = AgentLoop(engine, dialog.renderer, dialog.toolbox, dialog.parser, config, agents=agents)
         yield LocalWorkers(engine, loop, rewards, config, runner.get_loop())
 
 

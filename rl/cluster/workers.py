@@ -132,6 +132,7 @@ class RolloutWorker:
         from rl.inference.engine import VllmEngine
         from rl.rollout.agent_loop import AgentLoop
         from rl.rollout.dialog import load_dialog
+        from rl.serving.agents import Agents
 
         self.socket_folder.mkdir(parents=True, exist_ok=True)  # the driver made it on its own machine only
         dialog = load_dialog(self.config, tool_overrides=self.tool_overrides)
@@ -145,7 +146,10 @@ class RolloutWorker:
             seed=self.config.megatron_training.seed,
             stop_token_ids=dialog.renderer.end_of_turn_ids,
         )
-        self.loop = AgentLoop(self.engine, dialog.renderer, dialog.toolbox, dialog.parser, self.config)
+        self.agents = await Agents.start(self.config, dialog)
+        self.loop = AgentLoop(
+            self.engine, dialog.renderer, dialog.toolbox, dialog.parser, self.config, agents=self.agents
+        )
         collect_seldom()
 
     @ray.method(num_returns=3)
@@ -188,7 +192,9 @@ class RolloutWorker:
         await self.engine.sleep()
 
     async def shutdown(self) -> None:
-        """End the engine and close the tools."""
+        """End the agents and the engine, and close the tools."""
+        if self.agents is not None:
+            await self.agents.close()
         await self.engine.shutdown()
         if self.toolbox is not None:
             await self.toolbox.close()

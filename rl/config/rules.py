@@ -145,7 +145,7 @@ def algorithm_problems(config: Config) -> Iterator[Problem]:
 def multi_turn_problems(config: Config) -> Iterator[Problem]:
     """Requirements of tools, environments and rollout functions."""
     rl = config.rl_config
-    named = [key for key in ("environment", "rollout_function") if not is_built_in(rl, key)]
+    named = [key for key in ("environment", "rollout_function", "agent_function") if not is_built_in(rl, key)]
     if rl.multi_turn_enable and not rl.tool_config_path and not named:
         yield error(
             "rl_config.tool_config_path: must name a tool YAML with multi_turn_enable, got nothing. "
@@ -155,7 +155,8 @@ def multi_turn_problems(config: Config) -> Iterator[Problem]:
         yield error(f"rl_config.{named[0]}: needs multi_turn_enable, got '{getattr(rl, named[0])}'. Set that to true.")
     if len(named) > 1:
         yield error(
-            "rl_config.environment: a rollout function leads its trajectories alone, got both. Remove one of them."
+            f"rl_config.{named[0]}: only one of environment, rollout_function and agent_function can lead the "
+            f"trajectories, got {' and '.join(named)}. Remove one of them."
         )
     if named and "environment" not in rl.verifier_function:
         yield warning(
@@ -165,7 +166,7 @@ def multi_turn_problems(config: Config) -> Iterator[Problem]:
 
 
 def is_built_in(rl: RLConfig, key: str) -> bool:
-    """Whether `environment` or `rollout_function` has its default."""
+    """Whether `environment`, `rollout_function` or `agent_function` has its default."""
     return bool(getattr(rl, key) == getattr(RLConfig(), key))
 
 

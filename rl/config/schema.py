@@ -280,7 +280,8 @@ class RLConfig(Section):
     """Processes that call rewards, in turn. One is enough unless a reward holds up its own event loop."""
     # Multi-turn
     multi_turn_enable: bool = False
-    """Run turns until an answer, with the tools of `tool_config_path`, an `environment` or a `rollout_function`."""
+    """Run turns until an answer, with the tools of `tool_config_path`, an `environment`, a `rollout_function` or an
+    `agent_function`."""
     tool_config_path: InputPath | None = None
     """Tool YAML."""
     environment: CodeName = "tools"
@@ -293,6 +294,13 @@ class RLConfig(Section):
     or `path/file.py:function`."""
     rollout_function_kwargs: dict[str, Any] = field(default_factory=dict)
     """Keyword arguments of the rollout function."""
+    agent_function: CodeName | None = None
+    """Your own agent, `package.module:function` or `path/file.py:function`. It reaches the model through an address of
+    OpenAI's API, and runs in processes of its own."""
+    agent_function_kwargs: dict[str, Any] = field(default_factory=dict)
+    """Keyword arguments of the agent function."""
+    num_agent_processes: Ranks = 1
+    """Processes of each rollout worker that run agent functions. More help where agents compute much themselves."""
     max_tool_calls: int = Field(default=1, ge=0, le=1_000_000)
     """Executed tool calls in a trajectory; then one final turn to answer."""
     max_parallel_calls: Count = 1
@@ -337,8 +345,9 @@ class RLConfig(Section):
     """Run name in W&B; by default the name of the run directory."""
 
     def __post_init__(self) -> None:
-        """Without a reward, what an environment or a rollout function gives is the score."""
-        if not self.verifier_function and (self.environment, self.rollout_function) != ("tools", "agent_loop"):
+        """Without a reward, what an environment, a rollout function or an agent function gives is the score."""
+        own = (self.environment, self.rollout_function, self.agent_function)
+        if not self.verifier_function and own != ("tools", "agent_loop", None):
             self.verifier_function, self.verifier_weight = ["environment"], [1.0]
 
 

@@ -117,6 +117,7 @@ def turn_record(turn: Turn) -> dict[str, Any]:
         ],
         "messages": turn.messages,
         "is_cut": turn.is_cut,
+        "is_trained": turn.is_trained,
         "generate_s": round(turn.generate_s, 4),
         "tool_s": round(turn.tool_s, 4),
     }

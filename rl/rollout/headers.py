@@ -69,7 +69,7 @@ def _header(trajectory: Trajectory, rows: Sequence[Sample], prompt_ids: IntArray
         rewards=trajectory.rewards,
         reward_error=trajectory.reward_error,
         failure=_failure(trajectory),
-        turn_tokens=[turn.num_tokens for turn in trajectory.turns],
+        turn_tokens=[turn.num_tokens if turn.is_trained else 0 for turn in trajectory.turns],
         turn_rewards=[
             reward + sum(r.reward or 0.0 for r in turn.results)
             for turn, reward in zip(trajectory.turns, given, strict=True)
@@ -83,6 +83,7 @@ def _header(trajectory: Trajectory, rows: Sequence[Sample], prompt_ids: IntArray
         wall_s=trajectory.wall_s,
         policy_versions=trajectory.policy_versions,
         rows=[row_header(row, prompt_ids) for row in rows],
+        num_untrained=sum(turn.num_tokens for turn in trajectory.turns if not turn.is_trained),
     )
 
 

@@ -87,7 +87,9 @@ def _without_any_score(groups: Sequence[GroupHeader]) -> list[TrajectoryHeader]:
 
 
 def _cause_of(unscored: TrajectoryHeader) -> str:
-    key = "verifier_function" if unscored.reward_error is not None else "environment or rollout_function"
+    key = (
+        "verifier_function" if unscored.reward_error is not None else "environment, rollout_function or agent_function"
+    )
     return f"the first says '{unscored.reward_error or unscored.failure}'. Correct rl_config.{key}."
 
 

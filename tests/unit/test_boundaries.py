@@ -34,8 +34,9 @@ MAY_IMPORT["rollout"] = GROUND | SOURCES | {"batch", "config", "observability"}
 MAY_IMPORT["weight_sync"] = MAY_IMPORT["rollout"] | {"rollout"}
 MAY_IMPORT["training"] = MAY_IMPORT["rollout"] | {"rollout", "weight_sync"}
 MAY_IMPORT["inference"] = MAY_IMPORT["rollout"] | {"rollout", "weight_sync"}
+MAY_IMPORT["serving"] = MAY_IMPORT["rollout"] | {"rollout", "services"}
 MAY_IMPORT["run"] = MAY_IMPORT["training"] | {"training"}
-MAY_IMPORT["cluster"] = MAY_IMPORT["training"] | {"training", "inference", "services"}
+MAY_IMPORT["cluster"] = MAY_IMPORT["training"] | {"training", "inference", "services", "serving"}
 TOP = {"train", "sft", "evaluate", "play", "rollout_only", "preflight", "score", "__main__", "__init__"}
 
 HOMES = {"ray": {"cluster"}, "megatron": {"training"}, "vllm": {"inference"}}
