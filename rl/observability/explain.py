@@ -18,7 +18,7 @@ from rl.observability.trajectories import read_records
 
 UPDATE_METRICS = (
     "actor/pg_loss", "actor/grad_norm", "actor/lr", "actor/pg_clipfrac", "actor/ppo_kl", "actor/entropy",
-    "actor/kl", "actor/skipped_steps",
+    "actor/kl", "actor/skipped_steps", "training/rollout_probs_diff_max",
 )  # fmt: skip
 _NUM_MOVED = 6
 """Tokens and texts to name in each direction."""
@@ -36,6 +36,8 @@ class Update:
     weight_min: float
     """Correction weights; 0 if `rollout_correction` rejected a sequence."""
     weight_mean: float
+    reference_kl: float | None
+    """Mean over tokens of the actor's log-prob minus the reference's, nats; None without a KL term in the loss."""
     largest_difference: float
     """Largest distance between the engine's log-prob of a token and the actor's, nats."""
     mean_move: float
@@ -228,6 +230,7 @@ def _update(rows: Iterable[TokenRecord]) -> Update | None:
     ratios = np.concatenate([t.ratios[mask] for _, t, mask in trained])
     weights = np.concatenate([t.correction_weights[mask] for _, t, mask in trained])
     moves = np.concatenate([(t.new_logprobs - t.old_logprobs)[mask] for _, t, mask in trained])
+    references = [(t.old_logprobs - t.ref_logprobs)[mask] for _, t, mask in trained if t.ref_logprobs is not None]
     differences = np.concatenate([(row.rollout_logprobs - t.old_logprobs)[mask] for row, t, mask in trained])
     return Update(
         ratio_min=float(ratios.min()),
@@ -235,6 +238,7 @@ def _update(rows: Iterable[TokenRecord]) -> Update | None:
         clip_fraction=float(np.concatenate([t.is_clipped[mask] for _, t, mask in trained]).mean()),
         weight_min=float(weights.min()),
         weight_mean=float(weights.mean()),
+        reference_kl=None if not references else float(np.concatenate(references).mean()),
         largest_difference=float(np.abs(differences).max()),
         mean_move=float(moves.mean()),
     )

@@ -162,6 +162,7 @@ def _columns(reward_names: Sequence[str]) -> dict[str, _Column]:
         "ratio": lambda t: _ratios(t.update),
         "clipped": lambda t: None if t.update is None else t.update.clip_fraction or None,
         "weight": lambda t: _weights(t.update),
+        "KL to reference": of_update("reference_kl"),
         "max |engine - actor|": of_update("largest_difference"),
         "moved": of_update("mean_move"),
         "left out": _why_left_out,

@@ -56,6 +56,8 @@ def main(argv: list[str]) -> int:
         _print_list(run, console())
         return 0
     step = arguments.step
+    if arguments.tokens and arguments.eval:
+        raise DataError("--tokens: the tokens of evaluations are not recorded, got --eval too. Remove one of them.")
     if arguments.tokens and step is None:
         step = last_recorded_step(run)
     path = trajectory_file(run, "step" if arguments.tokens else kind, step)
