@@ -154,7 +154,7 @@ def _columns(reward_names: Sequence[str]) -> dict[str, _Column]:
         "score": lambda t: t.score,
         **(rewards if len(rewards) > 1 else {}),
         "KL penalty": lambda t: t.kl_penalty or None,
-        "reward": lambda t: t.reward if t.reward != t.score else None,
+        "reward": _shaped_reward,
         "advantage": lambda t: t.advantage,
         "tokens": lambda t: t.num_sampled,
         "turns": lambda t: t.num_turns,
@@ -179,6 +179,13 @@ def _why_left_out(trajectory: Sampled) -> str | None:
         failure = visible(trajectory.failure)
         return failure if len(failure) <= _LONGEST else f"{failure[:_LONGEST]}…"
     return None if trajectory.exclusion is None else str(trajectory.exclusion)
+
+
+def _shaped_reward(trajectory: Sampled) -> float | None:
+    """The reward, if it differs from the score beyond the rounding of float32."""
+    score, reward = trajectory.score, trajectory.reward
+    is_same = score is None or reward is None or math.isclose(score, reward, rel_tol=1e-6, abs_tol=1e-7)
+    return None if is_same else reward
 
 
 def _ratios(update: Update | None) -> str | None:

@@ -48,6 +48,7 @@ def test_explain_says_which_groups_are_left_out_and_why(run: RunDirectory, capsy
     assert "p-3  left out: 4 with the same reward, 0: nothing to learn from" in text
     assert "p-2  trained on 3 of 4; left out: 1 without a score" in text
     assert "length: boom" in text
+    assert not re.search(r"score +reward", text)  # equal, so not shown
     assert re.search(r"advantage > 0 \d+ tokens moved \+0\.\d+ nats on average", text)
 
 
