@@ -6,6 +6,7 @@
     metrics.jsonl          one line per step
     summary.json           written last, so its presence marks a finished run
     report.png             curves (`python -m rl report`)
+    view.html              the run as a page (`python -m rl view RUN --html`)
     trajectories/          step_000000.jsonl and eval_000000.jsonl
     tokens/                step_000000.parquet and step_000000.rank_0.parquet: tokens of recorded steps
     skipped/               step_000000.jsonl: trajectories of steps with NaN or Inf, if any
