@@ -219,6 +219,13 @@ def report(argv: list[str]) -> int:
     return summarize(argv)
 
 
+def timeline(argv: list[str]) -> int:
+    """Show when driver and workers did what in a step, and write it for Perfetto."""
+    from rl.observability.trace import main as show
+
+    return show(argv)
+
+
 COMMANDS: dict[str, Callable[[list[str]], int]] = {
     "train": train,
     "sft": sft,
@@ -231,6 +238,7 @@ COMMANDS: dict[str, Callable[[list[str]], int]] = {
     "score": score,
     "view": view,
     "report": report,
+    "timeline": timeline,
 }
 """Commands; each takes the arguments after its name and returns the exit code."""
 

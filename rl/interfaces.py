@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 from rl.batches import BatchPlan, GroupHeader, RunPlace, Sample, UpdateReport
-from rl.types import Generation, Prompt, Sampling, Scores, Trajectory, WeightUpdate
+from rl.types import Generation, Prompt, Sampling, Scores, Span, Trajectory, WeightUpdate
 
 
 @runtime_checkable
@@ -112,6 +112,10 @@ class Actor(Checkpointed, Protocol):
         """Write the weights where engines can load them."""
         ...
 
+    def take_spans(self) -> list[Span]:
+        """What each rank did since the last call, for the timeline."""
+        ...
+
 
 class Rollouts(DataPlace, Protocol):
     """Source of scored groups (`rl.cluster.rollouts.RolloutGroup`)."""
@@ -139,6 +143,10 @@ class Rollouts(DataPlace, Protocol):
 
     def write_trajectories(self, path: Path, groups: Sequence[GroupHeader]) -> None:
         """Write groups' trajectories to a file as JSON lines, in the background."""
+        ...
+
+    def take_spans(self) -> list[Span]:
+        """When engines loaded weights since the last call, for the timeline."""
         ...
 
     def fetch_rows(self, group: GroupHeader) -> list[Sample]:

@@ -13,7 +13,7 @@ from rl.batches import BatchPlan, GroupHeader, Sample
 from rl.config.schema import Config
 from rl.observability.trajectories import write_records
 from rl.rollout.headers import header_of_group
-from rl.types import Group, Trajectory
+from rl.types import Group, Span, Trajectory
 
 
 def group_of(*trajectories: Trajectory) -> GroupHeader:
@@ -26,6 +26,9 @@ class AtHand:
 
     def write_trajectories(self, path: Path, groups: Sequence[GroupHeader]) -> None:
         write_records(path, [group.record for group in groups], {})
+
+    def take_spans(self) -> list[Span]:
+        return []
 
     def fetch_rows(self, group: GroupHeader) -> list[Sample]:
         return group.rows

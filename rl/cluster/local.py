@@ -23,6 +23,7 @@ from rl.config.schema import Config
 from rl.errors import RolloutError
 from rl.inference.environment import engine_environment
 from rl.observability.busy_clock import BusyClock
+from rl.observability.clock import wall_time
 from rl.observability.trajectories import write_records
 from rl.rewards.registry import RewardSet, configured_rewards
 from rl.rollout.agent_loop import AgentLoop
@@ -31,7 +32,7 @@ from rl.rollout.group import run_group
 from rl.rollout.headers import header_of_group
 from rl.rollout.workers import PromptBatch, groups_at_once
 from rl.services.owned_folder import owned_folder
-from rl.types import BusySeconds, Group, Prompt, Scores, StopReason, Trajectory, WeightUpdate
+from rl.types import BusySeconds, Group, Prompt, Scores, Span, StopReason, Trajectory, WeightUpdate
 
 if TYPE_CHECKING:  # imported when the environment that vLLM reads is set
     from rl.inference.engine import VllmEngine
@@ -82,9 +83,11 @@ class LocalWorkers:
         assert method == "sleep", f"no such call of a rollout worker: {method}"
         return [self._wait(self._engine.sleep())]
 
-    def update_weights(self, update: WeightUpdate) -> None:
+    def update_weights(self, update: WeightUpdate) -> list[Span]:
         """See `Workers`."""
+        start = wall_time()
         self._wait(self._engine.update_weights(update))
+        return [Span("rollout 0", "update_weights", start, wall_time())]
 
     def write(self, path: Path, groups: Sequence[GroupHeader]) -> None:
         """See `Workers`; here the file is written when the call returns."""

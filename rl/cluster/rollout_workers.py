@@ -21,7 +21,7 @@ from rl.config.schema import Config
 from rl.errors import RolloutError, WorkerDiedError
 from rl.inference.router import Router
 from rl.rollout.workers import PromptBatch, groups_at_once
-from rl.types import Prompt, StopReason, WeightUpdate
+from rl.types import Prompt, Span, StopReason, WeightUpdate
 
 logger = logging.getLogger(__name__)
 
@@ -94,11 +94,11 @@ class RayWorkers:
                 self._remove(replica, error)
         return results
 
-    def update_weights(self, update: WeightUpdate) -> None:
+    def update_weights(self, update: WeightUpdate) -> list[Span]:
         """See `Workers`."""
         local = relay(update, [self.nodes[replica] for replica in self.workers])
         updates = {replica: (local[self.nodes[replica]],) for replica in self.workers}
-        self.call("update_weights", updates, what="loading published weights")
+        return self.call("update_weights", updates, what="loading published weights")
 
     def write(self, path: Path, groups: Sequence[GroupHeader]) -> None:
         """See `Workers`. One file at a time: each call waits for the previous file."""

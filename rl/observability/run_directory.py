@@ -7,6 +7,8 @@
     summary.json           written last, so its presence marks a finished run
     report.png             curves (`python -m rl report`)
     trajectories/          step_000000.jsonl and eval_000000.jsonl
+    timeline/              step_000000.json: when driver and ranks did what (`python -m rl timeline`)
+    profile/               of the step that --profile-step names
     skipped/               step_000000.jsonl: trajectories of steps with NaN or Inf, if any
     checkpoints/step_000012/
     tensorboard/  logs/
@@ -122,6 +124,15 @@ class RunDirectory:
     def evaluation_file(self, step: int) -> Path:
         """Trajectories of the evaluation after `step` steps."""
         return self.trajectories / f"eval_{step:06d}.jsonl"
+
+    def timeline_file(self, step: int) -> Path:
+        """Spans of a step's driver and ranks, numbered from 1."""
+        return self.path / "timeline" / f"step_{step:06d}.json"
+
+    @property
+    def profile(self) -> Path:
+        """Folder of profiles; created on demand."""
+        return self.path / "profile"
 
     @property
     def skipped(self) -> Path:

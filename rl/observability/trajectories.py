@@ -59,7 +59,7 @@ def to_record(trajectory: Trajectory, *, kl_penalty: float = 0.0) -> dict[str, A
         `id`, `data_source`, `messages`, `ground_truth`, `turns` (text, start and end of each thought in it, whether
         it begins in one, number of tokens, calls, results with status and times), `stop_reason`, `score`, `rewards`,
         `reward_texts`, `turn_rewards`, `kl_penalty`, `reward_error`, `environment`, `failure`, `num_sampled`,
-        `response_length`, `policy_versions` and `wall_s`.
+        `response_length`, `policy_versions`, `wall_s`, `started_at`, `reward_s` and `worker`.
     """
     return {
         "id": trajectory.id,
@@ -80,6 +80,9 @@ def to_record(trajectory: Trajectory, *, kl_penalty: float = 0.0) -> dict[str, A
         "response_length": trajectory.response_length,
         "policy_versions": trajectory.policy_versions,
         "wall_s": round(trajectory.wall_s, 4),
+        "started_at": round(trajectory.started_at, 4),
+        "reward_s": round(trajectory.reward_s, 4),
+        "worker": trajectory.worker,
     }
 
 
@@ -102,6 +105,7 @@ def turn_record(turn: Turn) -> dict[str, Any]:
                 "is_truncated": result.is_truncated,
                 "queue_s": round(result.queue_s, 4),
                 "run_s": round(result.run_s, 4),
+                "start_s": round(result.start_s, 4),
                 "num_failed_attempts": result.num_failed_attempts,
                 "reward": result.reward,
                 "stop": result.stop,
@@ -111,6 +115,7 @@ def turn_record(turn: Turn) -> dict[str, Any]:
         ],
         "messages": turn.messages,
         "is_cut": turn.is_cut,
+        "start_s": round(turn.start_s, 4),
         "generate_s": round(turn.generate_s, 4),
         "tool_s": round(turn.tool_s, 4),
     }
@@ -136,6 +141,9 @@ def from_record(record: dict[str, Any], prompt: Prompt | None = None) -> Traject
         StopReason(record["stop_reason"]),
         environment=record.get("environment"),
         wall_s=record["wall_s"],
+        started_at=record.get("started_at", 0.0),
+        reward_s=record.get("reward_s", 0.0),
+        worker=record.get("worker", 0),
         num_sampled=record["num_sampled"],
         response_length=record["response_length"],
         policy_versions=record["policy_versions"],

@@ -98,8 +98,11 @@ class AgentLoop:
             stop=self._parser.stop if session is not None else (),
             max_context=self._max_model_len,
             max_response=self._rl.max_total_response_length if self._rl.multi_turn_enable else self._max_model_len,
+            began_at=start,
         )
-        environment = ToolEnvironment(session, self._renderer, self._parser, self._rl, self._environment, self._on_turn)
+        environment = ToolEnvironment(
+            session, self._renderer, self._parser, self._rl, self._environment, self._on_turn, began_at=start
+        )
         failure = None
         try:
             stop_reason = await self._run_in_time(episode, environment)

@@ -17,15 +17,18 @@ from rl.config.estimates import longest_response
 from rl.config.model_folder import RUN_STATE_FILE
 from rl.config.schema import Config
 from rl.errors import CheckpointError
-from rl.interfaces import Checkpointed, DataPlace, Rollouts
+from rl.interfaces import Actor, Checkpointed, DataPlace, Rollouts
+from rl.observability.clock import wall_time
 from rl.observability.log import setup_logging
 from rl.observability.metrics import evaluation_metrics, speed_metrics
 from rl.observability.progress import RunProgress, duration
 from rl.observability.run_directory import RunDirectory
 from rl.observability.shortfall import Shortfalls, unscored_by_kind
 from rl.observability.step_metrics import StepMetrics
+from rl.observability.timeline import DRIVER, STEP, write_spans
 from rl.observability.trackers import MetricsWriter, check_trackers
 from rl.run.guard import SkipGuard
+from rl.types import Span
 
 logger = logging.getLogger(__name__)
 
@@ -47,6 +50,7 @@ class Run:
         self._start = time.monotonic()
         self._completed = 0
         self._rows: DataPlace | None = None
+        self._actor: Actor | None = None
         self._tokens = self._earlier_s = 0.0
 
     @classmethod
@@ -85,11 +89,11 @@ class Run:
                 raise
             run._finish()
 
-    def resume(self, actor: Checkpointed, rows: DataPlace) -> int:
+    def resume(self, actor: Actor, rows: DataPlace) -> int:
         """Restore the checkpoint that `megatron_training.resume` names, if any.
 
         Args:
-            actor: Its weights and optimizer are restored.
+            actor: Its weights and optimizer are restored; from then on the run asks it what each rank did.
             rows: Its place in the data is restored; from then on the run asks it when the data ends.
 
         Returns:
@@ -118,7 +122,7 @@ class Run:
             self._earlier_s = sum(row.get("timing_s/step", 0.0) for row in history)
             self._shortfalls.recall(history)
             self.progress.note(f"resumed after step {start_step} from {checkpoint}")
-        self._completed, self._rows = start_step, rows
+        self._completed, self._rows, self._actor = start_step, rows, actor
         self.progress.num_steps = self.num_steps(start_step)
         self.progress.begin(start_step)
         return start_step
@@ -176,6 +180,7 @@ class Run:
         self._tokens += tokens
         self._completed = step + 1
         self._writer.write(step + 1, metrics)
+        self._write_timeline(step + 1, metrics, start)
         if metrics.rollouts is not None:
             metrics.rollouts.write_trajectories(self.directory.step_file(step + 1), metrics.groups)
         self._shortfalls.observe(step + 1, metrics, metrics.groups)
@@ -273,6 +278,12 @@ class Run:
         for old in self.directory.complete_checkpoints()[:-kept] if kept else ():
             shutil.rmtree(old)
             logger.info("removed %s: max_checkpoints is %d", old, kept)
+
+    def _write_timeline(self, step: int, metrics: StepMetrics, start: float) -> None:
+        spans = [Span(DRIVER, STEP, wall_time(start), wall_time(start + metrics["timing_s/step"])), *metrics.spans]
+        for workers in (self._actor, metrics.rollouts):
+            spans += workers.take_spans() if workers is not None else ()
+        write_spans(self.directory.timeline_file(step), [span for span in spans if span.end > spans[0].start])
 
     def _on_phase(self, name: str) -> None:
         self.progress.phase(_PHASES.get(name, name.replace("_", " ")))
