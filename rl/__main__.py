@@ -55,7 +55,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def train(argv: list[str]) -> int:
     """Reinforcement learning: sample, learn, publish."""
-    arguments = _config_parser("train", train).parse_intermixed_args(argv)
+    arguments = _parse_run(_config_parser("train", train), argv)
     _log_to_terminal()
     config = _checked_config(arguments, "train")
     from rl import train as page
@@ -66,7 +66,7 @@ def train(argv: list[str]) -> int:
 
 def sft(argv: list[str]) -> int:
     """Cold start: supervised training on demonstrations."""
-    arguments = _config_parser("sft", sft).parse_intermixed_args(argv)
+    arguments = _parse_run(_config_parser("sft", sft), argv)
     _log_to_terminal()
     config = _checked_config(arguments, "sft")
     from rl import sft as page
@@ -79,7 +79,7 @@ def evaluate(argv: list[str]) -> int:
     """Score a model on the held-out prompts."""
     parser = _config_parser("evaluate", evaluate)
     parser.add_argument("--model", help="model folder or checkpoint; short for actor_config.load=MODEL")
-    arguments = parser.parse_intermixed_args(argv)
+    arguments = _parse_run(parser, argv, learns=False)
     if arguments.model:
         arguments.overrides.append(f"actor_config.load={arguments.model}")
     _log_to_terminal()
@@ -266,6 +266,21 @@ def _config_parser(
     parser.add_argument("--config-dir", type=Path, metavar="FOLDER", help="folder of your YAML files; default: configs")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="for example rl_config.epochs=2")
     return parser
+
+
+def _parse_run(parser: argparse.ArgumentParser, argv: list[str], *, learns: bool = True) -> argparse.Namespace:
+    """Parse the arguments of a run; short forms of keys become overrides."""
+    text = "run without Ray in this process, for breakpoints; short for rl_config.in_process=true"
+    parser.add_argument("--in-process", action="store_true", help=text)
+    if learns:
+        text = "profile this step, from 1; short for megatron_training.profile_step=N"
+        parser.add_argument("--profile-step", metavar="N", help=text)
+    arguments = parser.parse_intermixed_args(argv)
+    if arguments.in_process:
+        arguments.overrides.append("rl_config.in_process=true")
+    if learns and arguments.profile_step is not None:
+        arguments.overrides.append(f"megatron_training.profile_step={arguments.profile_step}")
+    return arguments
 
 
 def _compose(arguments: argparse.Namespace) -> Composed[Config]:

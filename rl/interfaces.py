@@ -116,6 +116,14 @@ class Actor(Checkpointed, Protocol):
         """What each rank did since the last call, for the timeline."""
         ...
 
+    def start_profile(self) -> None:
+        """Begin to profile every rank."""
+        ...
+
+    def stop_profile(self, folder: Path, name: str) -> list[str]:
+        """Write each rank's profile, to files whose names begin with `name`; returns what went wrong."""
+        ...
+
 
 class Rollouts(DataPlace, Protocol):
     """Source of scored groups (`rl.cluster.rollouts.RolloutGroup`)."""

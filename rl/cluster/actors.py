@@ -154,6 +154,16 @@ class ActorGroup:
                 spans += [Span(f"{role} {i}", *time) for i, own in enumerate(times) for time in own]
         return spans
 
+    def start_profile(self) -> None:
+        """Begin to profile the actor's ranks."""
+        self._call(self.actors, "start_profile", what="starting the actor's profile")
+
+    def stop_profile(self, folder: Path, name: str) -> list[str]:
+        """Write `NAME.rank_K.json.gz` and `.txt` for each rank of the actor; returns what went wrong."""
+        arguments = [(folder, f"{name}.rank_{rank}") for rank in range(len(self.actors))]
+        failures = self.actors.call("stop_profile", arguments, what="writing the actor's profile")
+        return [failure for failure in failures if failure is not None]
+
     def leave_devices(self) -> None:
         """Move the parts that `generate_config.offload_train_*` names to the host, for actor and reference."""
         for ranks in (self.actors, self.references):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
@@ -39,6 +39,7 @@ if TYPE_CHECKING:  # imported when the environment that vLLM reads is set
 
 T = TypeVar("T")
 _FOLDER = "turnwise-run-"
+_END_TIMEOUT_S = 10.0
 
 
 class LocalWorkers:
@@ -65,16 +66,19 @@ class LocalWorkers:
         """See `Workers`."""
         running: dict[asyncio.Task[Group], int] = {}
         room = groups_at_once(self._config, batch.num_samples)
-        while batch.waiting or running:
-            while batch.waiting and len(running) < room:
-                order, prompt = batch.waiting.popleft()
-                running[self._events.create_task(self._run_group(prompt, batch))] = order
-            done, _ = self._wait(asyncio.wait(running, return_when=asyncio.FIRST_COMPLETED))
-            for task in done:
-                group = header_of_group(task.result())
-                if any(t.stop_reason is StopReason.ENGINE_FAILED for t in group.trajectories):
-                    raise RolloutError("rollout: the engine died. Its own messages are above.")
-                yield running.pop(task), group
+        try:
+            while batch.waiting or running:
+                while batch.waiting and len(running) < room:
+                    order, prompt = batch.waiting.popleft()
+                    running[self._events.create_task(self._run_group(prompt, batch))] = order
+                done, _ = self._wait(asyncio.wait(running, return_when=asyncio.FIRST_COMPLETED))
+                for task in done:
+                    group = header_of_group(task.result())
+                    if any(t.stop_reason is StopReason.ENGINE_FAILED for t in group.trajectories):
+                        raise RolloutError("rollout: the engine died. Its own messages are above.")
+                    yield running.pop(task), group
+        finally:
+            self._cancel(running)
 
     def call(self, method: str, *, what: str) -> list[Any]:
         """See `Workers`."""
@@ -108,6 +112,16 @@ class LocalWorkers:
     async def _score(self, trajectory: Trajectory) -> Scores:
         with self._scoring:
             return await self._rewards.score(trajectory.without_tokens())
+
+    def _cancel(self, tasks: Collection[asyncio.Task[Group]]) -> None:
+        """End what still runs when a step fails or a debugger is left."""
+        for task in tasks:
+            task.cancel()
+        if tasks:
+            done, _ = self._wait(asyncio.wait(tasks, timeout=_END_TIMEOUT_S))
+            for task in done:
+                if not task.cancelled():
+                    task.exception()  # retrieved, so that asyncio does not print it
 
     def _wait(self, work: Awaitable[T]) -> T:
         async def result() -> T:
@@ -164,6 +178,7 @@ def _local_workers(config: Config, model_folder: Path, tool_overrides: dict[str,
     with asyncio.Runner() as runner, ExitStack() as stack:
         stack.callback(rewards.close)
         if (toolbox := dialog.toolbox) is not None:
+            toolbox.run_in_caller()
             stack.callback(lambda: runner.run(toolbox.close()))
         engine = runner.run(
             VllmEngine.create(

@@ -115,7 +115,7 @@ class AgentLoop:
         return trajectory
 
     async def _run_in_time(self, episode: Episode, environment: ToolEnvironment) -> StopReason:
-        deadline = asyncio.timeout(self._rl.trajectory_timeout)
+        deadline = asyncio.timeout(None if self._rl.in_process else self._rl.trajectory_timeout)
         try:
             async with deadline:
                 if self._function is not None:

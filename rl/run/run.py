@@ -8,7 +8,7 @@ import logging
 import shutil
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,7 @@ from rl.observability.step_metrics import StepMetrics
 from rl.observability.timeline import DRIVER, STEP, write_spans
 from rl.observability.trackers import MetricsWriter, check_trackers
 from rl.run.guard import SkipGuard
+from rl.run.profile import profiled
 from rl.types import Span
 
 logger = logging.getLogger(__name__)
@@ -43,7 +44,7 @@ class Run:
 
     def __init__(self, config: Config, directory: RunDirectory) -> None:
         self.config, self.directory = config, directory
-        self.progress = RunProgress(config.megatron_training.train_iters)
+        self.progress = RunProgress(config.megatron_training.train_iters, has_bar=not config.rl_config.in_process)
         self._writer = MetricsWriter(directory, config)
         self._guard = SkipGuard(directory, config.rl_config.max_skipped_steps)
         self._shortfalls = Shortfalls()
@@ -167,8 +168,9 @@ class Run:
         """
         metrics = StepMetrics(max_response_length=longest_response(self.config), on_phase=self._on_phase)
         start = time.monotonic()
-        yield metrics
-        metrics["timing_s/step"] = time.monotonic() - start
+        with self._profiled(step + 1):
+            yield metrics
+            metrics["timing_s/step"] = time.monotonic() - start
         num_sampled = sum(t.num_sampled for g in metrics.groups for t in g.trajectories)
         learning_s = (
             metrics["timing_s/step"] - metrics.get("timing_s/testing", 0) - metrics.get("timing_s/save_checkpoint", 0)
@@ -278,6 +280,11 @@ class Run:
         for old in self.directory.complete_checkpoints()[:-kept] if kept else ():
             shutil.rmtree(old)
             logger.info("removed %s: max_checkpoints is %d", old, kept)
+
+    def _profiled(self, step: int) -> AbstractContextManager[None]:
+        if step != self.config.megatron_training.profile_step or self._actor is None:
+            return nullcontext()
+        return profiled(self._actor, self.directory.profile, step)
 
     def _write_timeline(self, step: int, metrics: StepMetrics, start: float) -> None:
         spans = [Span(DRIVER, STEP, wall_time(start), wall_time(start + metrics["timing_s/step"])), *metrics.spans]
