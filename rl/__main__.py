@@ -226,6 +226,13 @@ def timeline(argv: list[str]) -> int:
     return show(argv)
 
 
+def doctor(argv: list[str]) -> int:
+    """Check the machine, and a configuration on it, before a long run."""
+    from rl.doctor.main import main as examine
+
+    return examine(argv)
+
+
 COMMANDS: dict[str, Callable[[list[str]], int]] = {
     "train": train,
     "sft": sft,
@@ -239,6 +246,7 @@ COMMANDS: dict[str, Callable[[list[str]], int]] = {
     "view": view,
     "report": report,
     "timeline": timeline,
+    "doctor": doctor,
 }
 """Commands; each takes the arguments after its name and returns the exit code."""
 
