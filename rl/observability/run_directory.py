@@ -9,6 +9,7 @@
     trajectories/          step_000000.jsonl and eval_000000.jsonl
     timeline/              step_000000.json: when driver and ranks did what (`python -m rl timeline`)
     profile/               of the step that --profile-step names
+    tokens/                step_000000.parquet and step_000000.rank_0.parquet: tokens of recorded steps
     skipped/               step_000000.jsonl: trajectories of steps with NaN or Inf, if any
     checkpoints/step_000012/
     tensorboard/  logs/
@@ -26,7 +27,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from rl.config.load import save_resolved
+from rl.config.load import compose_config, save_resolved
 from rl.config.model_folder import complete_checkpoints
 from rl.config.schema import Config
 from rl.errors import ConfigError, DataError
@@ -135,6 +136,15 @@ class RunDirectory:
         return self.path / "profile"
 
     @property
+    def tokens(self) -> Path:
+        """Folder of the tokens of recorded steps; created on demand."""
+        return self.path / "tokens"
+
+    def tokens_file(self, step: int) -> Path:
+        """Tokens of a step, numbered from 1; see `rl.observability.token_records`."""
+        return self.tokens / f"step_{step:06d}.parquet"
+
+    @property
     def skipped(self) -> Path:
         """Folder of trajectories with NaN or Inf, whose steps were skipped; created on demand."""
         return self.path / "skipped"
@@ -171,6 +181,14 @@ class RunDirectory:
         """The newest complete checkpoint."""
         found = self.complete_checkpoints()
         return found[-1] if found else None
+
+    def read_config(self) -> Config:
+        """Read the resolved configuration. A key that this version does not know is left out.
+
+        Raises:
+            ConfigError: The file is not YAML.
+        """
+        return compose_config(str(self.config_file.absolute())).config
 
     def read_metrics(self) -> list[dict[str, Any]]:
         """Read metrics.jsonl. A last line that was cut off by a crash is ignored.

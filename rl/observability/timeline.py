@@ -37,18 +37,22 @@ def step_spans(run: RunDirectory, step: int) -> list[Span]:
         step: The step's number, from 1.
 
     Returns:
-        The spans that `write_spans` wrote, then those of the step's trajectories, and of the evaluation after it if it
-        ran within the step.
+        The spans that `write_spans` wrote, then those of all trajectories that ran within the step: its own, those that
+        were carried over to the next step, and those of an evaluation. Recorded ones of a replay ran in another run.
 
     Raises:
         DataError: The step has no timeline, or a file is malformed.
     """
     spans = _read_spans(run.timeline_file(step))
     start, end = min(span.start for span in spans), max(span.end for span in spans)
-    for path in (run.step_file(step), run.evaluation_file(step)):
-        if path.is_file():
-            found = [span for record in read_records(path) for span in trajectory_spans(record)]
-            spans += [span for span in found if path == run.step_file(step) or start <= span.start <= end]
+    files = [run.step_file(step), run.evaluation_file(step)]
+    if any(row["step"] == step and row.get("rollout/surplus_groups") for row in run.read_metrics()):
+        files.append(run.step_file(step + 1))
+    for path in filter(Path.is_file, files):
+        for record in read_records(path):
+            own = list(trajectory_spans(record))
+            if own and own[0].start < end and own[0].end > start:
+                spans += own
     return spans
 
 

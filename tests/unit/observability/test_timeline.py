@@ -93,6 +93,15 @@ def test_trace_has_a_thread_for_each_trajectory_that_runs_at_once_and_for_calls_
     assert (max(running), running[-1]) == (2, 0)
 
 
+def test_only_trajectories_that_ran_in_the_step_are_in_its_timeline(tmp_path: Path) -> None:
+    run = make_run(tmp_path, [make_trajectory(0, start_s=-9.0), make_trajectory(1, start_s=1.0)])
+    run.evaluation_file(2).write_text(json.dumps(to_record(make_trajectory(2, start_s=4.5))) + "\n")
+    run.step_file(3).write_text(json.dumps(to_record(make_trajectory(3, start_s=1.0))) + "\n")  # carried over
+    assert {span.trajectory for span in step_spans(run, 2)} == {None, "p/1", "p/2"}
+    run.metrics_file.write_text('{"step": 2, "rollout/surplus_groups": 1.0}\n')
+    assert {span.trajectory for span in step_spans(run, 2)} == {None, "p/1", "p/2", "p/3"}
+
+
 def test_reader_refuses_spans_that_cross_within_a_thread() -> None:
     """The check of the trace can fail."""
 
