@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 from rl.batches import BatchPlan, GroupHeader, Recording, RunPlace, Sample, UpdateReport
-from rl.types import Generation, Prompt, Sampling, Scores, Trajectory, WeightUpdate
+from rl.types import Generation, Prompt, Sampling, Scores, Span, Trajectory, WeightUpdate
 
 
 @runtime_checkable
@@ -132,6 +132,18 @@ class Actor(Checkpointed, Protocol):
         """Write the weights where engines can load them."""
         ...
 
+    def take_spans(self) -> list[Span]:
+        """What each rank did since the last call, for the timeline."""
+        ...
+
+    def start_profile(self) -> None:
+        """Begin to profile every rank."""
+        ...
+
+    def stop_profile(self, folder: Path, name: str) -> list[str]:
+        """Write each rank's profile, to files whose names begin with `name`; returns what went wrong."""
+        ...
+
 
 class Rollouts(DataPlace, Protocol):
     """Source of scored groups (`rl.cluster.rollouts.RolloutGroup`, `rl.rollout.replay.Replay`)."""
@@ -168,6 +180,10 @@ class Rollouts(DataPlace, Protocol):
 
     def write_trajectories(self, path: Path, groups: Sequence[GroupHeader], recording: Recording | None = None) -> None:
         """Write groups' trajectories to a file as JSON lines, in the background, and their tokens to another."""
+        ...
+
+    def take_spans(self) -> list[Span]:
+        """When engines loaded weights since the last call, for the timeline."""
         ...
 
     def fetch_rows(self, group: GroupHeader) -> list[Sample]:

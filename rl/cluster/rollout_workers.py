@@ -22,7 +22,7 @@ from rl.errors import RolloutError, WorkerDiedError
 from rl.inference.router import Router
 from rl.rollout.headers import uses_of
 from rl.rollout.workers import PromptBatch, groups_at_once
-from rl.types import Prompt, StopReason, WeightUpdate
+from rl.types import Prompt, Span, StopReason, WeightUpdate
 
 logger = logging.getLogger(__name__)
 
@@ -95,11 +95,11 @@ class RayWorkers:
                 self._remove(replica, error)
         return results
 
-    def update_weights(self, update: WeightUpdate) -> None:
+    def update_weights(self, update: WeightUpdate) -> list[Span]:
         """See `Workers`."""
         local = relay(update, [self.nodes[replica] for replica in self.workers])
         updates = {replica: (local[self.nodes[replica]],) for replica in self.workers}
-        self.call("update_weights", updates, what="loading published weights")
+        return self.call("update_weights", updates, what="loading published weights")
 
     def write(self, path: Path, groups: Sequence[GroupHeader], recording: Recording | None = None) -> None:
         """See `Workers`. One step at a time: each call waits for the previous files."""

@@ -18,7 +18,7 @@ from rl.data.prompts import id_in_epoch
 from rl.errors import RolloutError
 from rl.rollout.buffer import Filling, GroupBuffer
 from rl.rollout.workers import PromptBatch, Workers
-from rl.types import Prompt, Sampling, StopReason, ToolStatus, Trajectory, WeightUpdate
+from rl.types import Prompt, Sampling, Span, StopReason, ToolStatus, Trajectory, WeightUpdate
 
 logger = logging.getLogger(__name__)
 
@@ -52,6 +52,7 @@ class RolloutGroup:
         """Set if an actor shares the accelerators."""
         self._published: WeightUpdate | None = None
         self._has_weights = True
+        self._spans: list[Span] = []
 
     def take(
         self, num_prompts: int, metrics: MutableMapping[str, float], *, step: int = 0, is_recorded: bool = False
@@ -99,13 +100,18 @@ class RolloutGroup:
         """Load published weights into every engine; this wakes sleeping engines."""
         if self.turns is not None:
             self.turns.begin(self)
-        self.workers.update_weights(update)
+        self._spans += self.workers.update_weights(update)
         self._published, self._has_weights = update, True
 
     def leave_devices(self) -> None:
         """Put the engines to sleep; they lose their weights."""
         self.workers.call("sleep", what="putting the engines to sleep")
         self._has_weights = False
+
+    def take_spans(self) -> list[Span]:
+        """When engines loaded weights since the last call. What trajectories did is in their records."""
+        spans, self._spans = self._spans, []
+        return spans
 
     def write_trajectories(self, path: Path, groups: Sequence[GroupHeader], recording: Recording | None = None) -> None:
         """Write groups' trajectories and tokens to files; see `rl.interfaces.Rollouts`."""

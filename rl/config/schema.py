@@ -122,6 +122,9 @@ class MegatronTraining(Section):
     """Name of the run directory; by default the config's name and the time. An existing one is never overwritten."""
     resume: InputPath | None = None
     """Run directory to continue from (its newest checkpoint), or one checkpoint folder."""
+    profile_step: Steps | None = None
+    """Step, from 1, of which `profile/` of the run gets a trace and a table of operators for each rank, and with
+    py-spy a flame graph of each process."""
     rollout_only: bool = False
     """Sample, score and record every step without an actor: the weights stay those of `actor_config.load`."""
     replay: InputPath | None = None
@@ -334,7 +337,7 @@ class RLConfig(Section):
     """Devices of the rollout; with `use_integrated_worker` the actor's."""
     in_process: bool = False
     """Run actor, reference, engine, tools and rewards in the driver's process, without Ray: for breakpoints. One rank
-    of the actor and one engine."""
+    of the actor and one engine. Nothing of the user's code has a deadline, and there is no progress bar."""
     ray_address: str | None = None
     """Address of a running Ray cluster; by default the run starts one on this machine."""
     # Trackers

@@ -16,7 +16,7 @@ from rl.observability.run_directory import RunDirectory
 from rl.observability.token_records import TokenRecord, read_place, read_sampled_rows, recorded_steps
 from rl.observability.trajectories import from_record, read_records, write_records
 from rl.rollout.headers import headers_of, uses_of
-from rl.types import Prompt, Sampling, Scores, Trajectory, WeightUpdate
+from rl.types import Prompt, Sampling, Scores, Span, Trajectory, WeightUpdate
 
 _TOKENS_FILE = re.compile(r"step_(\d{6})\.parquet")
 
@@ -117,6 +117,10 @@ class Replay:
 
     def update_weights(self, update: WeightUpdate) -> None:
         """Nothing, since there is no engine."""
+
+    def take_spans(self) -> list[Span]:
+        """Nothing, since there is no engine."""
+        return []
 
     def write_trajectories(self, path: Path, groups: Sequence[GroupHeader], recording: Recording | None = None) -> None:
         """Write groups' trajectories, with what this run made of them, and copy their tokens."""

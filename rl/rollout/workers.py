@@ -11,7 +11,7 @@ from typing import Any, Protocol
 
 from rl.batches import GroupHeader, Recording
 from rl.config.schema import Config
-from rl.types import Prompt, Sampling, WeightUpdate
+from rl.types import Prompt, Sampling, Span, WeightUpdate
 
 _OVERCOMMIT = 2
 
@@ -65,8 +65,8 @@ class Workers(Protocol):
         """
         ...
 
-    def update_weights(self, update: WeightUpdate) -> None:
-        """Load published weights into every engine."""
+    def update_weights(self, update: WeightUpdate) -> list[Span]:
+        """Load published weights into every engine; returns when each did."""
         ...
 
     def write(self, path: Path, groups: Sequence[GroupHeader], recording: Recording | None = None) -> None:

@@ -8,7 +8,7 @@ import logging
 import shutil
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -17,16 +17,20 @@ from rl.config.estimates import longest_response
 from rl.config.model_folder import RUN_STATE_FILE
 from rl.config.schema import Config
 from rl.errors import CheckpointError, TrainingError
-from rl.interfaces import Checkpointed, DataPlace, Rollouts
+from rl.interfaces import Actor, Checkpointed, DataPlace, Rollouts
+from rl.observability.clock import wall_time
 from rl.observability.log import setup_logging
 from rl.observability.metrics import evaluation_metrics, speed_metrics
 from rl.observability.progress import RunProgress, duration
 from rl.observability.run_directory import RunDirectory
 from rl.observability.shortfall import Shortfalls, unscored_by_kind
 from rl.observability.step_metrics import StepMetrics
+from rl.observability.timeline import DRIVER, STEP, write_spans
 from rl.observability.trackers import MetricsWriter, check_trackers
 from rl.run.early_warnings import EarlyWarnings
 from rl.run.guard import SkipGuard
+from rl.run.profile import profiled
+from rl.types import Span
 
 logger = logging.getLogger(__name__)
 
@@ -41,7 +45,7 @@ class Run:
 
     def __init__(self, config: Config, directory: RunDirectory) -> None:
         self.config, self.directory = config, directory
-        self.progress = RunProgress(config.megatron_training.train_iters)
+        self.progress = RunProgress(config.megatron_training.train_iters, has_bar=not config.rl_config.in_process)
         self._writer = MetricsWriter(directory, config)
         self._guard = SkipGuard(directory, config.rl_config.max_skipped_steps)
         self._shortfalls = Shortfalls()
@@ -49,6 +53,7 @@ class Run:
         self._start = time.monotonic()
         self._completed = 0
         self._rows: DataPlace | None = None
+        self._actor: Actor | None = None
         self._tokens = self._earlier_s = 0.0
 
     @classmethod
@@ -87,11 +92,11 @@ class Run:
                 raise
             run._finish()
 
-    def resume(self, actor: Checkpointed, rows: DataPlace) -> int:
+    def resume(self, actor: Actor, rows: DataPlace) -> int:
         """Restore the checkpoint that `megatron_training.resume` names, if any.
 
         Args:
-            actor: Its weights and optimizer are restored.
+            actor: Its weights and optimizer are restored; from then on the run asks it what each rank did.
             rows: Its place in the data is restored; from then on the run asks it when the data ends.
 
         Returns:
@@ -121,6 +126,7 @@ class Run:
             self._shortfalls.recall(history)
             self._warnings.recall(history)
             self.progress.note(f"resumed after step {start_step} from {checkpoint}")
+        self._actor = actor
         self.begin(rows, start_step)
         return start_step
 
@@ -182,8 +188,9 @@ class Run:
         """
         metrics = StepMetrics(max_response_length=longest_response(self.config), on_phase=self._on_phase)
         start = time.monotonic()
-        yield metrics
-        metrics["timing_s/step"] = time.monotonic() - start
+        with self._profiled(step + 1):
+            yield metrics
+            metrics["timing_s/step"] = time.monotonic() - start
         num_sampled = sum(t.num_sampled for g in metrics.groups for t in g.trajectories)
         learning_s = (
             metrics["timing_s/step"] - metrics.get("timing_s/testing", 0) - metrics.get("timing_s/save_checkpoint", 0)
@@ -197,6 +204,7 @@ class Run:
         raised, reason_to_end = self._warnings.observe(step + 1, metrics, metrics.groups)
         metrics.update(raised)
         self._writer.write(step + 1, metrics)
+        self._write_timeline(step + 1, metrics, start)
         place = self.place(step)
         if metrics.rollouts is not None:
             recording = Recording(self.directory.tokens_file(step + 1), place) if place.is_recorded else None
@@ -302,6 +310,17 @@ class Run:
         for old in self.directory.complete_checkpoints()[:-kept] if kept else ():
             shutil.rmtree(old)
             logger.info("removed %s: max_checkpoints is %d", old, kept)
+
+    def _profiled(self, step: int) -> AbstractContextManager[None]:
+        if step != self.config.megatron_training.profile_step or self._actor is None:
+            return nullcontext()
+        return profiled(self._actor, self.directory.profile, step)
+
+    def _write_timeline(self, step: int, metrics: StepMetrics, start: float) -> None:
+        spans = [Span(DRIVER, STEP, wall_time(start), wall_time(start + metrics["timing_s/step"])), *metrics.spans]
+        for workers in (self._actor, metrics.rollouts):
+            spans += workers.take_spans() if workers is not None else ()
+        write_spans(self.directory.timeline_file(step), [span for span in spans if span.end > spans[0].start])
 
     def _on_phase(self, name: str) -> None:
         self.progress.phase(_PHASES.get(name, name.replace("_", " ")))

@@ -29,10 +29,10 @@ from rl import train as page
 from rl.batches import MicroBatch
 from rl.cluster.actors import ActorGroup
 from rl.cluster.health import get_all
-from rl.cluster.ranks import RayRanks
+from rl.cluster.ranks import Rank, RayRanks
 from rl.cluster.rollout_workers import RayWorkers
 from rl.cluster.rollouts import RolloutGroup
-from rl.cluster.workers import ActorWorker, RewardWorker, RolloutWorker
+from rl.cluster.workers import ActorWorker, RewardWorker, RolloutWorker, fetch_rows
 from rl.config.estimates import object_store_bytes
 from rl.config.load import load_config
 from rl.config.schema import Config
@@ -118,7 +118,7 @@ class InstantRank(ActorWorker.__ray_metadata__.modified_class):  # type: ignore[
 
     def start(self) -> None:
         """Replaces Megatron."""
-        self.actor = _instant_actor(**self.placement)
+        self.rank = Rank(_instant_actor(**self.placement), fetch_rows)
 
 
 def _instant_actor(dp_rank: int) -> Any:

@@ -15,7 +15,7 @@ from rl.cluster.rollout_workers import RayWorkers
 from rl.cluster.rollouts import RolloutGroup
 from rl.config.schema import Config
 from rl.run.run import Run
-from rl.types import Group, Prompt, StopReason, TokenSequence, Trajectory
+from rl.types import Group, Prompt, Span, StopReason, TokenSequence, Trajectory
 from tests.unit.cluster.test_rollouts import Worker
 
 
@@ -25,6 +25,9 @@ class NoActor:
     def save_checkpoint(self, directory: Path) -> None: ...
 
     def load_checkpoint(self, directory: Path) -> None: ...
+
+    def take_spans(self) -> list[Span]:
+        return []
 
 
 def make_config(folder: Path, *, epochs: int, is_filtered: bool = True) -> Config:

@@ -15,8 +15,11 @@ import yaml
 from rl.batches import UpdateReport
 from rl.config.schema import Config
 from rl.errors import CheckpointError, ConfigError, DataError, RolloutError, TrainingError
+from rl.observability.clock import wall_time
 from rl.observability.run_directory import RunDirectory
+from rl.observability.timeline import step_spans
 from rl.run.run import Run, find_checkpoint
+from rl.types import Span
 from tests.samples import AtHand
 from tests.unit.observability.examples import make_group
 
@@ -44,6 +47,10 @@ class Counter:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.value = state["value"]
+
+    def take_spans(self) -> list[Span]:
+        now = wall_time()
+        return [Span("actor 0", "before the step", now - 100.0, now - 50.0), Span("actor 0", "update_on", now, now)]
 
 
 @pytest.fixture
@@ -86,6 +93,19 @@ def test_run_leaves_everything_in_its_directory(config: Config, tmp_path: Path) 
     assert len(list(run.directory.trajectories.glob("step_*.jsonl"))) == 4
     assert yaml.safe_load(run.directory.config_file.read_text())["megatron_training"]["train_iters"] == 4
     assert "torch 2." in run.directory.versions_file.read_text()
+
+
+def test_timeline_has_the_driver_and_what_workers_did_within_the_step(config: Config) -> None:
+    run = run_steps(config)
+    metrics = run.directory.read_metrics()[1]
+    spans = [span for span in step_spans(run.directory, 2) if span.trajectory is None]
+    assert [(span.who, span.name) for span in spans] == [
+        ("driver", "step"),
+        ("driver", "gen"),
+        ("actor 0", "update_on"),
+    ]
+    for span in spans[:2]:
+        assert span.end - span.start == pytest.approx(metrics[f"timing_s/{span.name}"], abs=1e-5)
 
 
 def test_resumed_run_goes_on_from_its_last_checkpoint(config: Config, tmp_path: Path) -> None:
