@@ -11,6 +11,8 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
+from prometheus_client.core import Metric
+
 from rl.batches import GroupHeader
 from rl.cluster.actors import ActorGroup
 from rl.cluster.cluster import Cluster
@@ -59,6 +61,7 @@ class LocalWorkers:
         self._engine, self._loop, self._rewards = engine, loop, rewards
         self._config, self._events = config, events
         self._scoring = BusyClock()
+        self._num_running = 0
 
     def run(self, batch: PromptBatch) -> Iterator[tuple[int, GroupHeader]]:
         """See `Workers`."""
@@ -68,12 +71,27 @@ class LocalWorkers:
             while batch.waiting and len(running) < room:
                 order, prompt = batch.waiting.popleft()
                 running[self._events.create_task(self._run_group(prompt, batch))] = order
+            self._num_running = len(running)
             done, _ = self._wait(asyncio.wait(running, return_when=asyncio.FIRST_COMPLETED))
             for task in done:
                 group = header_of_group(task.result())
                 if any(t.stop_reason is StopReason.ENGINE_FAILED for t in group.trajectories):
                     raise RolloutError("rollout: the engine died. Its own messages are above.")
                 yield running.pop(task), group
+
+    @property
+    def num_alive(self) -> int:
+        """See `Workers`."""
+        return 1
+
+    @property
+    def num_running(self) -> int:
+        """See `Workers`."""
+        return self._num_running
+
+    def engine_metrics(self, timeout_s: float) -> dict[int, list[Metric]]:
+        """See `Workers`."""
+        return {0: self._engine.metrics()}
 
     def call(self, method: str, *, what: str) -> list[Any]:
         """See `Workers`."""
