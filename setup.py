@@ -56,6 +56,7 @@ setup(
             "ruff",
             "mypy",
             "types-PyYAML",
+            "wandb",
         ],
     },
     entry_points={"console_scripts": ["rl = rl.__main__:main"]},
