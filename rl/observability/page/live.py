@@ -80,7 +80,7 @@ class LiveRun:
     def _state(self) -> list[int]:
         """Changes when the page has to read the run's overview again; small, because the page asks all the time."""
         run = self._run
-        files = (run.metrics_file, run.path / "warnings.jsonl", run.summary_file)
+        files = (run.metrics_file, run.warnings_file, run.summary_file)
         sizes = [path.stat().st_size if path.is_file() else 0 for path in files]
         folders = [sum(1 for _ in folder.glob("step_*")) for folder in (run.tokens, run.path / "timeline")]
         return [*sizes, *folders, len(self._blocks), len(self._pending())]
