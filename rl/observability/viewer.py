@@ -1,4 +1,4 @@
-"""`rl view RUN`: prints one trajectory in color, turn by turn: prompt, generations, tool results, rewards."""
+"""`rl view RUN`: prints one trajectory in color, turn by turn, or shows the whole run as a page."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from rich.text import Text
 
 from rl.errors import DataError
 from rl.observability.log import console
+from rl.observability.page.command import add_page_options, show_page
 from rl.observability.run_directory import RunDirectory
 from rl.observability.terminal import visible
 from rl.observability.token_records import last_recorded_step, read_tokens
@@ -27,13 +28,15 @@ THOUGHT_STYLE = "dim italic"
 
 
 def main(argv: list[str]) -> int:
-    """Print a trajectory of a run in color; return the exit code.
+    """Print a trajectory of a run in color, or show the run as a page; return the exit code.
 
     Raises:
         DataError: The run, step or trajectory does not exist.
     """
     arguments = _parser().parse_args(argv)
     run = RunDirectory.open(arguments.run)
+    if arguments.html or arguments.serve:
+        return show_page(run, arguments)
     if not any(run.trajectories.glob("*.jsonl")):
         raise DataError(f"{run.path}: no trajectories. A run has some after its first step; a cold start has none.")
     has_steps = any(run.trajectories.glob("step_*.jsonl"))  # `rl evaluate` writes none
@@ -67,7 +70,9 @@ def main(argv: list[str]) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="rl view", description="Print a trajectory of a run in color.")
+    parser = argparse.ArgumentParser(
+        prog="rl view", description="Print a trajectory of a run in color, or show the run as a page."
+    )
     parser.add_argument("run", type=Path, metavar="RUN", help="a run directory")
     parser.add_argument(
         "--step", type=int, help="number of the step, or number of steps before an evaluation; default: the last"
@@ -81,6 +86,7 @@ def _parser() -> argparse.ArgumentParser:
     which.add_argument("--id", help="id of the trajectory, such as train-17/3")
     which.add_argument("--best", action="store_true", help="the trajectory with the highest score")
     which.add_argument("--worst", action="store_true", help="the trajectory with the lowest score")
+    add_page_options(parser)
     return parser
 
 
