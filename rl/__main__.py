@@ -226,6 +226,13 @@ def explain(argv: list[str]) -> int:
     return tell(argv)
 
 
+def compare(argv: list[str]) -> int:
+    """Compare runs: settings, curves with the seeds' band, final values with intervals."""
+    from rl.observability.compare import main as show
+
+    return show(argv)
+
+
 def report(argv: list[str]) -> int:
     """Print accuracy before and after a run, and draw its curves."""
     from rl.observability.report import main as summarize
@@ -262,6 +269,7 @@ COMMANDS: dict[str, Callable[[list[str]], int]] = {
     "report": report,
     "timeline": timeline,
     "doctor": doctor,
+    "compare": compare,
 }
 """Commands; each takes the arguments after its name and returns the exit code."""
 
