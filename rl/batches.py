@@ -353,6 +353,17 @@ class TrainedRow:
 
 
 @dataclass(slots=True, frozen=True)
+class RolloutStatus:
+    """What the rollouts are doing at this moment, for monitoring."""
+
+    groups_done: int
+    groups_wanted: int
+    groups_running: int
+    prompts_waiting: int
+    workers_alive: int
+
+
+@dataclass(slots=True, frozen=True)
 class UpdateReport:
     """Results of the optimizer steps of one batch."""
 

@@ -178,6 +178,11 @@ def run_problems(config: Config) -> Iterator[Problem]:
     training = config.megatron_training
     if training.test_freq > 0 and not training.test_data_path:
         yield warning("megatron_training.test_freq: has no effect without test_data_path. Set that, or remove this.")
+    if training.profile_step is not None and training.profile_step > training.train_iters:
+        yield warning(
+            f"megatron_training.profile_step: has no effect, the run has {training.train_iters} steps, got "
+            f"{training.profile_step}. Name one of them."
+        )
     yield from _half_problems(training)
     figures = {f.name for f in fields(EarlyWarning)} - {"patience", "stop"}
     for name in training.early_warning.stop.keys() - figures:
