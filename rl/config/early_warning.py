@@ -19,9 +19,9 @@ class EarlyWarning(Section):
     """Further thresholds, by the names below, that end the run: `{logprob_difference: 0.2}`."""
     entropy_low: Weight | None = 0.005
     """Entropy of the policy, nats per token: at or below."""
-    entropy_rise: Weight | None = 4.0
-    """Entropy over the median of the run's first three steps, once it is above 0.5: at or above."""
-    logprob_difference: Weight | None = 0.05
+    entropy_rise: Weight | None = 3.0
+    """Entropy over that of the run's first step, once it is above 0.5: at or above."""
+    logprob_difference: Weight | None = 0.02
     """Mean difference of the probabilities that engine and actor give to sampled tokens: at or above."""
     policy_shift: Weight | None = 0.1
     """Divergence of the policy within one update, nats per token: at or above."""
@@ -39,5 +39,5 @@ class EarlyWarning(Section):
     """Share of repeated stretches of 8 tokens in the sampled text, mean over trajectories: at or above."""
     length_drift: Weight | None = 3.0
     """Mean response length over the median of up to 20 steps before, or the inverse: at or above."""
-    length_reward: Weight | None = 0.9
+    length_reward: Weight | None = 0.95
     """Correlation of score and response length within groups, mean over groups: at or above."""
