@@ -139,14 +139,16 @@ def test_resumed_run_keeps_the_early_warnings_of_its_steps(config: Config, tmp_p
 def test_early_warning_ends_the_run_after_its_step_is_written(config: Config, tmp_path: Path) -> None:
     config.megatron_training.early_warning.patience = 2
     config.megatron_training.early_warning.stop = {"entropy_low": 0.001}
-    with pytest.raises(TrainingError, match="step 3: .* entropy_low: .* is 0, at most 0.001 in 2 steps in a row"):
-        with Run.open(config, "tiny") as run:
-            for step in run.steps(run.resume(Counter(), Counter())):
-                with run.step(step) as metrics:
-                    metrics["actor/entropy"] = 0.0 if step else 0.5
-                    metrics.record([make_group()], AtHand())
-                    if run.is_save_due(step):
-                        run.save(step + 1, Counter(), Counter())
+    with (
+        pytest.raises(TrainingError, match=r"step 3: .* entropy_low: .* is 0, at most 0.001 in 2 steps in a row"),
+        Run.open(config, "tiny") as run,
+    ):
+        for step in run.steps(run.resume(Counter(), Counter())):
+            with run.step(step) as metrics:
+                metrics["actor/entropy"] = 0.0 if step else 0.5
+                metrics.record([make_group()], AtHand())
+                if run.is_save_due(step):
+                    run.save(step + 1, Counter(), Counter())
     assert [row["warnings/entropy_low"] for row in run.directory.read_metrics()] == [0.0, 0.0, 1.0]
     assert run.directory.latest_checkpoint() == tmp_path / "first/checkpoints/step_000002"
     assert [line["action"] for line in run.directory.read_warnings()] == ["stop"]
