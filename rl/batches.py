@@ -63,6 +63,8 @@ class TrajectoryHeader:
     """One for each token sequence with sampled tokens."""
     kl_penalty: float = 0.0
     """The KL term in the reward, subtracted from the score before advantages."""
+    answer: str = ""
+    """The normalized answer, for the majority vote of an evaluation; empty in training."""
 
 
 @dataclass(slots=True)

@@ -79,6 +79,8 @@ class Prompt:
     data_source: str
     extra: dict[str, Any] = field(default_factory=dict)
     """The remaining columns of the row, for rewards."""
+    evaluation_set: str | None = None
+    """Name of the evaluation set that the row belongs to; None in training."""
 
 
 @dataclass(slots=True, frozen=True)

@@ -56,14 +56,15 @@ def to_record(trajectory: Trajectory, *, kl_penalty: float = 0.0) -> dict[str, A
     """A trajectory as plain values.
 
     Returns:
-        `id`, `data_source`, `messages`, `ground_truth`, `turns` (text, start and end of each thought in it, whether
-        it begins in one, number of tokens, calls, results with status and times), `stop_reason`, `score`, `rewards`,
-        `reward_texts`, `turn_rewards`, `kl_penalty`, `reward_error`, `environment`, `failure`, `num_sampled`,
-        `response_length`, `policy_versions` and `wall_s`.
+        `id`, `data_source`, `evaluation_set` (None in training), `messages`, `ground_truth`, `turns` (text, start and
+        end of each thought in it, whether it begins in one, number of tokens, calls, results with status and times),
+        `stop_reason`, `score`, `rewards`, `reward_texts`, `turn_rewards`, `kl_penalty`, `reward_error`, `environment`,
+        `failure`, `num_sampled`, `response_length`, `policy_versions` and `wall_s`.
     """
     return {
         "id": trajectory.id,
         "data_source": trajectory.prompt.data_source,
+        "evaluation_set": trajectory.prompt.evaluation_set,
         "messages": trajectory.prompt.messages,
         "ground_truth": trajectory.prompt.ground_truth,
         "turns": [turn_record(turn) for turn in trajectory.turns],

@@ -9,6 +9,7 @@ import numpy as np
 
 from rl.batch.rows import prompt_of, row_header
 from rl.batches import GroupHeader, Sample, TrajectoryHeader
+from rl.rewards.answers import voted_answer
 from rl.types import Group, IntArray, StopReason, ToolStatus, Trajectory
 
 
@@ -78,6 +79,7 @@ def _header(trajectory: Trajectory, rows: Sequence[Sample], prompt_ids: IntArray
         wall_s=trajectory.wall_s,
         policy_versions=trajectory.policy_versions,
         rows=[row_header(row, prompt_ids) for row in rows],
+        answer=voted_answer(trajectory) if trajectory.prompt.evaluation_set is not None else "",
     )
 
 

@@ -18,8 +18,9 @@ from rl.config.model_folder import RUN_STATE_FILE
 from rl.config.schema import Config
 from rl.errors import CheckpointError
 from rl.interfaces import Checkpointed, DataPlace, Rollouts
+from rl.observability.evaluation_metrics import evaluation_metrics
 from rl.observability.log import setup_logging
-from rl.observability.metrics import evaluation_metrics, speed_metrics
+from rl.observability.metrics import speed_metrics
 from rl.observability.progress import RunProgress, duration
 from rl.observability.run_directory import RunDirectory
 from rl.observability.shortfall import Shortfalls, unscored_by_kind

@@ -10,8 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from rl.observability.metrics import evaluation_metrics, rollout_metrics, speed_metrics
-from tests.unit.observability.examples import make_group
+from rl.observability.evaluation_metrics import evaluation_metrics
+from rl.observability.metrics import rollout_metrics, speed_metrics
+from tests.samples import group_of
+from tests.unit.observability.examples import make_trajectory
 
 ROOT = Path(__file__).parents[3]
 METRIC = re.compile(
@@ -52,7 +54,7 @@ def written_in_code() -> set[str]:
 
 @cache
 def emitted() -> set[str]:
-    groups = [make_group("source", score=1.0)]
+    groups = [group_of(*[make_trajectory("source", score=1.0, index=i) for i in range(4)])]
     return {*rollout_metrics(groups), *evaluation_metrics(groups), *speed_metrics(10, 5, 1.0, 1.0, 1)}
 
 

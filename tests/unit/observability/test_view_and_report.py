@@ -12,8 +12,8 @@ from rl.config.schema import Config
 from rl.errors import DataError
 from rl.observability import viewer
 from rl.observability.curves import smooth
+from rl.observability.evaluation_metrics import evaluation_metrics
 from rl.observability.evaluations import read_evaluations
-from rl.observability.metrics import evaluation_metrics
 from rl.observability.report import main as report_command
 from rl.observability.report import report
 from rl.observability.run_directory import RunDirectory
