@@ -1,4 +1,4 @@
-"""Evaluation on held-out prompts with the agent loop of training, greedy by default."""
+"""Evaluation with the agent loop of training, greedy by default."""
 
 from __future__ import annotations
 

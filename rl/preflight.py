@@ -48,7 +48,7 @@ def preflight(config: Config) -> tuple[list[Prompt], list[Prompt]]:
     """Check a training run on this machine.
 
     Returns:
-        The training prompts and the held-out ones of at most `max_prompt_length` tokens.
+        The training prompts and the evaluation prompts, each of at most `max_prompt_length` tokens.
 
     Raises:
         ConfigError: Something is wrong; the message has a line for each finding.
@@ -57,12 +57,12 @@ def preflight(config: Config) -> tuple[list[Prompt], list[Prompt]]:
     """
     parts = RunParts(config)
     raise_errors(_run_problems(parts, frozenset(), is_strict=True))
-    _log_warnings(_prompt_type_problems(config))
+    _log_warnings(_prompt_type_problems(parts))
     for text in parts.toolbox.warnings if parts.toolbox else []:
         logger.warning("%s", text)
     kept = parts.short_prompts("data_path")
     check_place(config, prompt_cursor(kept, config), kept)
-    return kept, parts.short_prompts("test_data_path")
+    return kept, parts.short_prompts("eval_data_path")
 
 
 def preflight_sft(config: Config) -> Dialog:
@@ -87,7 +87,7 @@ def preflight_sft(config: Config) -> Dialog:
             *memory_problems(config, with_engines=False),
         ]
     )
-    _log_warnings(_prompt_type_problems(config))
+    _log_warnings(_prompt_type_problems(parts))
     return parts.dialog
 
 
@@ -95,7 +95,7 @@ def preflight_evaluation(config: Config) -> list[Prompt]:
     """Check an evaluation on this machine: as `preflight`, without training prompts, actor and checkpoint.
 
     Returns:
-        The held-out prompts of at most `max_prompt_length` tokens.
+        The evaluation prompts of at most `max_prompt_length` tokens.
 
     Raises:
         ConfigError: Something is wrong; the message has a line for each finding.
@@ -111,15 +111,15 @@ def preflight_evaluation(config: Config) -> list[Prompt]:
         *_environment_problems(config),
         *_engine_problems(config, is_strict=True),
         *_device_problems(config),
-        *_data_problems(parts, ("test_data_path",), is_strict=True, with_rewards=True),
+        *_data_problems(parts, ("eval_data_path",), is_strict=True, with_rewards=True),
         *_model_problems(parts, is_strict=True),
         *memory_problems(config, with_actor=False),
     ]
-    if not config.megatron_training.test_data_path:
-        problems.append(error("megatron_training.test_data_path: must name held-out prompts, got nothing. Set a file."))
+    if not config.megatron_training.eval_data_path:
+        problems.append(error("megatron_training.eval_data_path: must name evaluation sets, got nothing. Set a file."))
     raise_errors(problems)
-    _log_warnings(_prompt_type_problems(config))
-    return parts.short_prompts("test_data_path")
+    _log_warnings(_prompt_type_problems(parts))
+    return parts.short_prompts("eval_data_path")
 
 
 def inspect_run(config: Config, given: frozenset[str] = frozenset(), *, is_strict: bool) -> list[Problem]:
@@ -147,8 +147,8 @@ def _run_problems(parts: RunParts, given: frozenset[str], *, is_strict: bool) ->
         problems += _device_problems(config)
         problems += resume_problems(config, "train")
         problems += memory_problems(config)
-    problems += _data_problems(parts, ("data_path", "test_data_path"), is_strict=is_strict, with_rewards=True)
-    problems += _prompt_type_problems(config)
+    problems += _data_problems(parts, ("data_path", "eval_data_path"), is_strict=is_strict, with_rewards=True)
+    problems += _prompt_type_problems(parts)
     problems += _model_problems(parts, is_strict=is_strict)
     return problems
 
@@ -242,33 +242,29 @@ def _data_problems(
     training = parts.config.megatron_training
     if "data_path" in keys and not training.data_path:
         yield error("megatron_training.data_path: must name a data file, got nothing. Set what `rl preprocess` wrote.")
-    for key in keys:
-        path = getattr(training, key)
-        if not path:
-            continue
-        if not is_strict and not Path(path).exists():
-            yield note(f"megatron_training.{key}: no file '{path}' on this machine. Not checked here.")
+    for file in (file for key in keys for file in parts.files(key)):
+        if not is_strict and not file.path.exists():
+            yield note(f"{file.where}: no file '{file.path}' on this machine. Not checked here.")
             continue
         try:
-            prompts = parts.prompts(key)
+            prompts = parts.prompts(file)
         except DataError as failure:
-            yield error(f"megatron_training.{key}: {failure}")
+            yield error(f"{file.where}: {failure}")
             continue
         if with_rewards:
             rewards = [found for found in parts.rewards if isinstance(found, Reward)]
-            for problem in row_problems(rewards, prompts, Path(path)):
-                yield error(f"megatron_training.{key}: {problem}")
+            for problem in row_problems(rewards, prompts, file.path):
+                yield error(f"{file.where}: {problem}")
 
 
-def _prompt_type_problems(config: Config) -> Iterator[Problem]:
+def _prompt_type_problems(parts: RunParts) -> Iterator[Problem]:
     """Compare the `prompt_type` that rows were preprocessed for with the one they are rendered with."""
-    training, prompt_type = config.megatron_training, config.rl_config.prompt_type
-    for key in ("data_path", "test_data_path"):
-        path = getattr(training, key)
-        noted = recorded_prompt_type(Path(path)) if path else None
+    prompt_type = parts.config.rl_config.prompt_type
+    for file in (*parts.files("data_path"), *parts.files("eval_data_path")):
+        noted = recorded_prompt_type(file.path)
         if noted not in (None, prompt_type):
             yield warning(
-                f"megatron_training.{key}: its rows were preprocessed for prompt_type '{noted}', got "
+                f"{file.where}: its rows were preprocessed for prompt_type '{noted}', got "
                 f"rl_config.prompt_type '{prompt_type}'. Set rl_config.prompt_type={noted}, or preprocess them again."
             )
 

@@ -23,7 +23,7 @@ def main(config: Config, name: str) -> None:
     Raises:
         TurnwiseError: An error that the user can fix.
     """
-    prompts, held_out = preflight(config)
+    prompts, evaluation = preflight(config)
     with (
         Run.open(config, name) as run,
         launch(
@@ -34,17 +34,17 @@ def main(config: Config, name: str) -> None:
         ) as cluster,
     ):
         assert cluster.actor is not None and cluster.rollouts is not None, "training asked for both"
-        train(config, run, cluster.actor, cluster.rollouts, held_out)
+        train(config, run, cluster.actor, cluster.rollouts, evaluation)
 
 
-def train(config: Config, run: Run, actor: Actor, rollouts: Rollouts, held_out: list[Prompt]) -> None:
+def train(config: Config, run: Run, actor: Actor, rollouts: Rollouts, evaluation: list[Prompt]) -> None:
     """Run the remaining steps; a resumed run continues from its checkpoint."""
     training = config.megatron_training
     layout = packing_layout(config, num_data_parallel=actor.num_data_parallel)
     start_step = run.resume(actor, rollouts)
     publish_weights(actor, rollouts, version=start_step)
-    if training.test_before_train:
-        run.log_evaluation(start_step, evaluate(config, rollouts, held_out), rollouts)
+    if training.eval_before_train:
+        run.log_evaluation(start_step, evaluate(config, rollouts, evaluation), rollouts)
 
     for step in run.steps(start_step):
         with run.step(step) as metrics:
@@ -65,9 +65,9 @@ def train(config: Config, run: Run, actor: Actor, rollouts: Rollouts, held_out: 
                 with metrics.time("update_weights"):
                     publish_weights(actor, rollouts, version=step + 1)
             metrics.record(groups, rollouts)
-            if run.is_test_due(step):
-                with metrics.time("testing"):
-                    run.log_evaluation(step + 1, evaluate(config, rollouts, held_out), rollouts)
+            if run.is_evaluation_due(step):
+                with metrics.time("evaluation"):
+                    run.log_evaluation(step + 1, evaluate(config, rollouts, evaluation), rollouts)
             if run.is_save_due(step):
                 with metrics.time("save_checkpoint"):
                     run.save(step + 1, actor, rollouts)

@@ -73,7 +73,8 @@ class Prompt:
     """One dataset row."""
 
     id: str
-    """Unique and stable across runs: data file stem and row number, with `@<epoch>` from the second epoch on."""
+    """Unique and stable across runs: name of the evaluation set, or in training the data file's stem, and row number,
+    with `@<epoch>` from the second epoch on."""
     messages: list[Message]
     ground_truth: str
     data_source: str

@@ -172,8 +172,10 @@ def is_built_in(rl: RLConfig, key: str) -> bool:
 def run_problems(config: Config) -> Iterator[Problem]:
     """The run's paths and names."""
     training = config.megatron_training
-    if training.test_freq > 0 and not training.test_data_path:
-        yield warning("megatron_training.test_freq: has no effect without test_data_path. Set that, or remove this.")
+    if training.eval_interval > 0 and not training.eval_data_path:
+        yield warning(
+            "megatron_training.eval_interval: has no effect without eval_data_path. Set that, or remove this."
+        )
     if training.run_name is not None and ("/" in training.run_name or training.run_name in ("", ".", "..")):
         yield error(
             f"megatron_training.run_name: must be the name of one folder, got '{training.run_name}'. "

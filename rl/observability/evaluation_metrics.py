@@ -22,6 +22,8 @@ class Figures:
 
     name: str
     """`all`; with one set a data source; with several a set, or `<set>/<source>`."""
+    is_set: bool
+    """It is one of several sets."""
     num_questions: int
     num_samples: int
     """Trajectories of a question; the k of mean@k."""
@@ -46,21 +48,24 @@ def summarize(groups: Sequence[GroupHeader]) -> list[Figures]:
         the sources of a set that has more than one. Empty without trajectories.
     """
     groups = [group for group in groups if group.trajectories]
-    return [_figures(name, members) for name, members in _partition(groups).items()]
+    names = {str(group.prompt.evaluation_set) for group in groups}
+    sets = names if len(names) > 1 else set()
+    return [_figures(name, members, is_set=name in sets) for name, members in _partition(groups).items()]
 
 
-def evaluation_metrics(groups: Sequence[GroupHeader]) -> dict[str, float]:
+def evaluation_metrics(groups: Sequence[GroupHeader], rows: Sequence[Figures]) -> dict[str, float]:
     """Metrics of an evaluation under verl's names.
 
     Args:
         groups: A scored group for each question.
+        rows: From `summarize`.
 
     Returns:
         `val-core/<name>/*` for the names of `Figures`, with best@n and maj@n of n below k under `val-aux/<name>/*`;
         `val-aux/*` on lengths, tool use and failures. Empty without trajectories.
     """
     metrics: dict[str, float] = {}
-    for figures in summarize(groups):
+    for figures in rows:
         metrics |= _metrics_of(figures)
     trajectories = [t for g in groups for t in g.trajectories]
     if not trajectories:
@@ -73,6 +78,21 @@ def evaluation_metrics(groups: Sequence[GroupHeader]) -> dict[str, float]:
     )
     metrics["val-aux/reward_errors"] = float(sum(t.reward_error is not None for t in trajectories))
     return metrics
+
+
+def describe(figures: Figures) -> str:
+    """Figures in a line, as in `accuracy 0.625 on 8 questions, 95 % interval 0.306 to 0.863`."""
+    mean, n = figures.mean, figures.num_samples
+    text = (
+        f"accuracy {mean.value:.3f} on {figures.num_questions} questions, 95 % interval {mean.low:.3f} to "
+        f"{mean.high:.3f}"
+    )
+    return f"{text}, best@{n} {figures.best[n].value:.3f}, maj@{n} {figures.majority[n].value:.3f}" if n > 1 else text
+
+
+def set_rows(rows: Sequence[Figures]) -> list[Figures]:
+    """The figures of each set where there are several, then those of all questions."""
+    return [*(row for row in rows[1:] if row.is_set), *rows[:1]]
 
 
 def figures_table(rows: Sequence[Figures]) -> Table:
@@ -115,7 +135,7 @@ def _partition(groups: Sequence[GroupHeader]) -> dict[str, list[GroupHeader]]:
     return parts
 
 
-def _figures(name: str, groups: Sequence[GroupHeader]) -> Figures:
+def _figures(name: str, groups: Sequence[GroupHeader], *, is_set: bool) -> Figures:
     correct = [[float(is_correct(t.rewards, t.reward_error)) for t in g.trajectories] for g in groups]
     answers = [[t.answer for t in g.trajectories] for g in groups]
     num_samples = max(map(len, correct))
@@ -128,7 +148,7 @@ def _figures(name: str, groups: Sequence[GroupHeader]) -> Figures:
     names = sorted({reward for g in groups for t in g.trajectories for reward in t.rewards})
     rewards = {n: _mean([_mean([t.rewards.get(n, 0.0) for t in g.trajectories]) for g in groups]) for n in names}
     mean = estimate_mean([_mean(values) for values in correct], num_samples)
-    return Figures(name, len(groups), num_samples, mean, best, majority, rewards)
+    return Figures(name, is_set, len(groups), num_samples, mean, best, majority, rewards)
 
 
 def _metrics_of(figures: Figures) -> dict[str, float]:

@@ -85,7 +85,7 @@ def report(
     if stages:
         target.print(accuracy_table(stages))
     else:
-        target.print("No evaluation yet: set megatron_training.test_data_path, or run `rl evaluate`.", soft_wrap=True)
+        target.print("No evaluation yet: set megatron_training.eval_data_path, or run `rl evaluate`.", soft_wrap=True)
     runs = {
         "base evaluation": base_run,
         "cold start": RunDirectory.open(cold_start) if cold_start else None,
@@ -100,7 +100,7 @@ def report(
 
 def accuracy_table(stages: list[Stage]) -> Table:
     """Build a table of accuracies with 95 % intervals, one row per source and one column per stage."""
-    table = Table(title="Held-out accuracy (95 % interval)", title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
+    table = Table(title="Accuracy (95 % interval)", title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
     table.add_column("task", no_wrap=True)
     for stage in stages:
         table.add_column(stage.name, justify="right", no_wrap=True)

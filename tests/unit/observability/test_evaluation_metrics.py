@@ -9,15 +9,15 @@ import pytest
 from rich.console import Console
 
 from rl.batches import GroupHeader
-from rl.observability.evaluation_metrics import evaluation_metrics, figures_table, summarize
+from rl.observability.evaluation_metrics import describe, figures_table, set_rows, summarize
 from rl.types import StopReason
 from tests.samples import group_of
-from tests.unit.observability.examples import make_group, make_trajectory
+from tests.unit.observability.examples import evaluation_metrics_of, make_group, make_trajectory
 
 
 def test_evaluation_metrics_per_source_and_over_all() -> None:
     groups = [make_group("gcd", score=1.0), make_group("lcm", score=1.0), make_group("lcm", score=0.5)]
-    metrics = evaluation_metrics(groups)
+    metrics = evaluation_metrics_of(groups)
     assert metrics["val-core/gcd/acc/mean@1"] == 1.0
     assert metrics["val-core/lcm/acc/mean@1"] == 0.5  # half a point is not correct
     assert metrics["val-core/lcm/right/mean@1"] == 0.75
@@ -27,11 +27,11 @@ def test_evaluation_metrics_per_source_and_over_all() -> None:
 
 def test_evaluation_metrics_average_the_samples_of_a_question_first() -> None:
     right, wrong = make_trajectory(score=1.0), make_trajectory(score=0.0, index=1)
-    assert evaluation_metrics([group_of(right, wrong)])["val-core/all/acc/mean@2"] == 0.5
+    assert evaluation_metrics_of([group_of(right, wrong)])["val-core/all/acc/mean@2"] == 0.5
 
 
 def test_evaluation_metrics_count_a_failed_reward_as_wrong() -> None:
-    metrics = evaluation_metrics([make_group(score=None), make_group(score=1.0)])
+    metrics = evaluation_metrics_of([make_group(score=None), make_group(score=1.0)])
     assert metrics["val-core/all/acc/mean@1"] == 0.5
     assert metrics["val-aux/reward_errors"] == 1.0
 
@@ -39,7 +39,7 @@ def test_evaluation_metrics_count_a_failed_reward_as_wrong() -> None:
 def test_evaluation_metrics_count_what_the_infrastructure_ended() -> None:
     reasons = [StopReason.DEADLINE, StopReason.TOOL_UNAVAILABLE, StopReason.LENGTH, StopReason.FINISHED]
     trajectories = [make_trajectory(stop_reason=reason, index=i) for i, reason in enumerate(reasons)]
-    metrics = evaluation_metrics([group_of(*trajectories)])
+    metrics = evaluation_metrics_of([group_of(*trajectories)])
     assert metrics["val-aux/infrastructure_failures"] == 2.0
 
 
@@ -54,7 +54,7 @@ def group_in(evaluation_set: str | None, source: str, *answers: str) -> GroupHea
 
 def test_evaluation_metrics_of_four_samples_have_best_and_majority() -> None:
     # one right in four, and three different answers; three right in four
-    metrics = evaluation_metrics([group_in("eval", "gcd", "4", "5", "5", "6"), group_in("eval", "gcd", *"4445")])
+    metrics = evaluation_metrics_of([group_in("eval", "gcd", "4", "5", "5", "6"), group_in("eval", "gcd", *"4445")])
     assert metrics["val-core/gcd/acc/mean@4"] == 0.5
     assert metrics["val-core/gcd/acc/best@4/mean"] == 1.0
     assert metrics["val-core/gcd/acc/maj@4/mean"] == 0.5  # 5 outvotes 4 in the first
@@ -66,11 +66,11 @@ def test_evaluation_metrics_of_four_samples_have_best_and_majority() -> None:
 
 
 def test_evaluation_metrics_of_one_sample_have_neither() -> None:
-    assert not [name for name in evaluation_metrics([make_group()]) if "best@" in name or "maj@" in name]
+    assert not [name for name in evaluation_metrics_of([make_group()]) if "best@" in name or "maj@" in name]
 
 
 def test_evaluation_metrics_vote_with_normalized_answers() -> None:
-    metrics = evaluation_metrics([group_in("eval", "gcd", "1,000", "1000", "4")])
+    metrics = evaluation_metrics_of([group_in("eval", "gcd", "1,000", "1000", "4")])
     assert metrics["val-core/all/acc/maj@3/mean"] == 0.0  # 1,000 and 1000 are one answer
     assert metrics["val-core/all/acc/best@3/mean"] == 1.0
 
@@ -79,7 +79,7 @@ def test_evaluation_metrics_of_several_sets_are_named_after_sets() -> None:
     groups = [group_in("math", "gcd", "4"), group_in("math", "lcm", "5"), group_in("search", "gcd", "5")]
     names = [figures.name for figures in summarize(groups)]
     assert names == ["all", "math", "math/gcd", "math/lcm", "search"]
-    metrics = evaluation_metrics(groups)
+    metrics = evaluation_metrics_of(groups)
     assert [metrics[f"val-core/{name}/acc/mean@1"] for name in names] == [pytest.approx(1 / 3), 0.5, 1.0, 0.0, 0.0]
     assert metrics["val-core/math/num_questions"] == 2.0
 
@@ -100,6 +100,16 @@ def test_figures_table_shows_sets_and_intervals() -> None:
     assert "all 2 0.75 (0.30-0.95) 1.00 (0.34-1.00) 0.75 (0.20-0.97)" in lines
 
 
+def test_describe_is_one_line_for_a_set() -> None:
+    rows = summarize([group_in("math", "gcd", "4", "5"), group_in("search", "qa", "4", "4")])
+    assert [row.name for row in set_rows(rows)] == ["math", "search", "all"]
+    text = "accuracy 0.750 on 2 questions, 95 % interval 0.301 to 0.954, best@2 1.000, maj@2 0.750"
+    assert describe(rows[0]) == text
+    rows = summarize([group_in("math", "gcd", "4"), group_in("math", "lcm", "5")])
+    assert [row.name for row in set_rows(rows)] == ["all"]
+    assert describe(rows[0]) == "accuracy 0.500 on 2 questions, 95 % interval 0.095 to 0.905"
+
+
 def test_summarize_without_trajectories_is_empty() -> None:
     assert summarize([]) == []
-    assert evaluation_metrics([]) == {}
+    assert evaluation_metrics_of([]) == {}

@@ -10,10 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from rl.observability.evaluation_metrics import evaluation_metrics
 from rl.observability.metrics import rollout_metrics, speed_metrics
 from tests.samples import group_of
-from tests.unit.observability.examples import make_trajectory
+from tests.unit.observability.examples import evaluation_metrics_of, make_trajectory
 
 ROOT = Path(__file__).parents[3]
 METRIC = re.compile(
@@ -55,7 +54,7 @@ def written_in_code() -> set[str]:
 @cache
 def emitted() -> set[str]:
     groups = [group_of(*[make_trajectory("source", score=1.0, index=i) for i in range(4)])]
-    return {*rollout_metrics(groups), *evaluation_metrics(groups), *speed_metrics(10, 5, 1.0, 1.0, 1)}
+    return {*rollout_metrics(groups), *evaluation_metrics_of(groups), *speed_metrics(10, 5, 1.0, 1.0, 1)}
 
 
 @cache
