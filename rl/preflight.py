@@ -21,10 +21,13 @@ from rl.config.device import runs_on_cuda
 from rl.config.memory_check import memory_problems
 from rl.config.model_facts import find_model_facts
 from rl.config.problems import Problem, error, note, raise_errors, warning
+from rl.config.rules import is_built_in
 from rl.config.schema import Config, Device
 from rl.config.validate import Task, find_problems
 from rl.data.cursor import prompt_cursor
 from rl.data.rows import recorded_prompt_type
+from rl.endpoint.client import Endpoint
+from rl.endpoint.launch import check_endpoint
 from rl.errors import ConfigError, DataError, ModelError, RewardError, ToolError, unknown_name
 from rl.observability.trackers import check_trackers
 from rl.rewards.registry import Reward, misspelled_kwargs
@@ -115,11 +118,44 @@ def preflight_evaluation(config: Config) -> list[Prompt]:
         *_model_problems(parts, is_strict=True),
         *memory_problems(config, with_actor=False),
     ]
-    if not config.megatron_training.eval_data_path:
-        problems.append(error("megatron_training.eval_data_path: must name evaluation sets, got nothing. Set a file."))
+    problems += _evaluation_problems(config)
     raise_errors(problems)
     _log_warnings(_prompt_type_problems(parts))
     return parts.short_prompts("eval_data_path")
+
+
+def preflight_endpoint(config: Config, endpoint: Endpoint) -> list[Prompt]:
+    """Check an evaluation of a model behind a server: as `preflight_evaluation`, without model, tokenizer and engine.
+
+    Returns:
+        The evaluation prompts.
+
+    Raises:
+        ConfigError: Something is wrong; the message has a line for each finding.
+        ServiceError: The server does not answer.
+    """
+    parts, rl = RunParts(config), config.rl_config
+    problems = [
+        *find_problems(config, task=Task.ENDPOINT),
+        *_place_problems(config),
+        *_reward_problems(parts),
+        *_tool_problems(parts, is_strict=True),
+        *_data_problems(parts, ("eval_data_path",), is_strict=True, with_rewards=True),
+        *_evaluation_problems(config),
+    ]
+    if rl.prompt_type not in TEMPLATES:
+        problems.append(error(unknown_name("rl_config.prompt_type", rl.prompt_type, TEMPLATES)))
+    for key in ("environment", "rollout_function"):
+        if not is_built_in(rl, key):
+            problems.append(
+                error(
+                    f"rl_config.{key}: needs the tokens of an engine, got {getattr(rl, key)} with --endpoint. Evaluate "
+                    "a model folder instead: --model FOLDER."
+                )
+            )
+    raise_errors(problems)
+    check_endpoint(endpoint)
+    return [prompt for file in parts.files("eval_data_path") for prompt in parts.prompts(file)]
 
 
 def inspect_run(config: Config, given: frozenset[str] = frozenset(), *, is_strict: bool) -> list[Problem]:
@@ -233,6 +269,11 @@ def _service_problems(toolbox: Toolbox, *, is_strict: bool) -> Iterator[Problem]
     except (ToolError, TimeoutError) as failure:
         text = str(failure) or f"rl_config.tool_config_path: no answer of a service in {_SERVICE_TIMEOUT_S:.0f} s."
         yield error(text) if is_strict else note(f"{text} Not checked here.")
+
+
+def _evaluation_problems(config: Config) -> Iterator[Problem]:
+    if not config.megatron_training.eval_data_path:
+        yield error("megatron_training.eval_data_path: must name evaluation sets, got nothing. Set a file.")
 
 
 def _data_problems(

@@ -1,4 +1,4 @@
-"""Keys and names that have another name here, MindSpeed-RL's and earlier ones: values are taken over, with a warning."""
+"""Keys and names with another name here, MindSpeed-RL's and earlier ones: values are taken over, with a warning."""
 
 from __future__ import annotations
 

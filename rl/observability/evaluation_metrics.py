@@ -83,10 +83,8 @@ def evaluation_metrics(groups: Sequence[GroupHeader], rows: Sequence[Figures]) -
 def describe(figures: Figures) -> str:
     """Figures in a line, as in `accuracy 0.625 on 8 questions, 95 % interval 0.306 to 0.863`."""
     mean, n = figures.mean, figures.num_samples
-    text = (
-        f"accuracy {mean.value:.3f} on {figures.num_questions} questions, 95 % interval {mean.low:.3f} to "
-        f"{mean.high:.3f}"
-    )
+    questions = f"{figures.num_questions} question{'s' if figures.num_questions > 1 else ''}"
+    text = f"accuracy {mean.value:.3f} on {questions}, 95 % interval {mean.low:.3f} to {mean.high:.3f}"
     return f"{text}, best@{n} {figures.best[n].value:.3f}, maj@{n} {figures.majority[n].value:.3f}" if n > 1 else text
 
 
@@ -101,7 +99,7 @@ def figures_table(rows: Sequence[Figures]) -> Table:
     table = Table(title="Accuracy (95 % interval)", title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
     table.add_column("questions of", no_wrap=True)
     names = [f"{kind}@{num_samples}" for kind in (("mean", "best", "maj") if num_samples > 1 else ("mean",))]
-    for column in ("questions", *names):
+    for column in ("num", *names):
         table.add_column(column, justify="right", no_wrap=True)
     for row in [*rows[1:], *rows[:1]]:
         if row is rows[0] and len(rows) > 1:

@@ -68,8 +68,7 @@ def paired_comparison(
     Source: Newcombe 1998, doi:10.1002/(SICI)1097-0258(19981130)17:22<2635::AID-SIM954>3.0.CO;2-C; Zou and Donner 2008,
     doi:10.1002/sim.3095, for intervals other than Wilson's.
     """
-    a, b = _by_question(records_a), _by_question(records_b)
-    _check_same(a, b)
+    a, b = check_same_questions(records_a, records_b)
     ids = sorted(a, key=_natural)
     means_a, means_b = ([_share(side[name]) for name in ids] for side in (a, b))
     num_samples = (_samples(a), _samples(b))
@@ -86,6 +85,33 @@ def paired_comparison(
         lost=[c for c in changes if c.after <= 0.5 < c.before],
         num_unscored=(_unscored(records_a), _unscored(records_b)),
     )
+
+
+def check_same_questions(
+    records_a: Sequence[Mapping[str, Any]], records_b: Sequence[Mapping[str, Any]]
+) -> tuple[dict[str, list[Mapping[str, Any]]], dict[str, list[Mapping[str, Any]]]]:
+    """Group the records of two evaluations by question.
+
+    Raises:
+        DataError: The questions differ; the message names how many both have.
+    """
+    a, b = _by_question(records_a), _by_question(records_b)
+    common = sorted(a.keys() & b.keys(), key=_natural)
+    if not common or len(common) < max(len(a), len(b)):
+        alone = [*sorted(a.keys() - b.keys(), key=_natural), *sorted(b.keys() - a.keys(), key=_natural)]
+        example = f"; only one has {', '.join(alone[:_SHOWN])}" if alone else ""
+        raise DataError(
+            f"paired comparison: both evaluations must have the same questions, got {len(a)} and {len(b)} with "
+            f"{len(common)} in common{example}. Evaluate both models with the same eval_data_path."
+        )
+    other = [name for name in common if _content(a[name][0]) != _content(b[name][0])]
+    if other:
+        raise DataError(
+            f"paired comparison: both evaluations must have the same questions, got {len(common)} equal ids, of which "
+            f"{len(other)} have another text or ground truth, first {', '.join(other[:_SHOWN])}. Evaluate both models "
+            "with the same eval_data_path."
+        )
+    return a, b
 
 
 def sign_test(num_up: int, num_down: int) -> float:
@@ -126,25 +152,6 @@ def _by_question(records: Sequence[Mapping[str, Any]]) -> dict[str, list[Mapping
     for record in records:
         found[record["id"].rpartition("/")[0]].append(record)
     return dict(found)
-
-
-def _check_same(a: dict[str, list[Mapping[str, Any]]], b: dict[str, list[Mapping[str, Any]]]) -> None:
-    """Refuse evaluations of different questions, or without any."""
-    common = sorted(a.keys() & b.keys(), key=_natural)
-    if not common or len(common) < max(len(a), len(b)):
-        alone = [*sorted(a.keys() - b.keys(), key=_natural), *sorted(b.keys() - a.keys(), key=_natural)]
-        example = f"; only one has {', '.join(alone[:_SHOWN])}" if alone else ""
-        raise DataError(
-            f"paired comparison: both evaluations must have the same questions, got {len(a)} and {len(b)} with "
-            f"{len(common)} in common{example}. Evaluate both models with the same eval_data_path."
-        )
-    other = [name for name in common if _content(a[name][0]) != _content(b[name][0])]
-    if other:
-        raise DataError(
-            f"paired comparison: both evaluations must have the same questions, got {len(common)} equal ids, of which "
-            f"{len(other)} have another text or ground truth, first {', '.join(other[:_SHOWN])}. Evaluate both models "
-            "with the same eval_data_path."
-        )
 
 
 def _content(record: Mapping[str, Any]) -> tuple[Any, Any]:

@@ -14,8 +14,6 @@ from collections.abc import Callable, Coroutine, Sequence
 from functools import partial
 from typing import Any, Protocol
 
-from rl.chat.parsers import Parser
-from rl.chat.renderer import Renderer
 from rl.chat.truncation import truncate_tokens
 from rl.config.schema import RLConfig
 from rl.rollout import environments
@@ -42,6 +40,26 @@ class Session(Protocol):
         ...
 
 
+class TurnText(Protocol):
+    """What is known of a tokenizer (`rl.chat.renderer.Renderer`)."""
+
+    def strip_end_of_turn(self, text: str) -> str:
+        """A turn's text without the token that ends it."""
+        ...
+
+    def text_offsets(self, text: str) -> list[tuple[int, int]]:
+        """The characters [start, end) that each token of a text covers."""
+        ...
+
+
+class CallReader(Protocol):
+    """Reads calls out of a turn (`rl.chat.parsers.Parser`)."""
+
+    def parse(self, text: str) -> list[ToolCall]:
+        """All calls of a text, malformed ones among them."""
+        ...
+
+
 class ToolEnvironment:
     """The tools of one trajectory.
 
@@ -57,8 +75,8 @@ class ToolEnvironment:
     def __init__(
         self,
         session: Session | None,
-        renderer: Renderer,
-        parser: Parser,
+        renderer: TurnText,
+        parser: CallReader,
         rl: RLConfig,
         inner: UserCode | None,
         on_turn: Callable[[Turn], None],
