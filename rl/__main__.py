@@ -77,7 +77,7 @@ def sft(argv: list[str]) -> int:
 
 def evaluate(argv: list[str]) -> int:
     """Score a model, a checkpoint or a served model on the evaluation sets."""
-    from rl.endpoint.options import add_options, endpoint_of, output_of
+    from rl.remote.options import add_options, endpoint_of, output_of
 
     parser = _config_parser("evaluate", evaluate)
     add_options(parser)

@@ -9,11 +9,11 @@ from pathlib import Path
 from rl.batches import GroupHeader
 from rl.cluster.launch import launch
 from rl.config.schema import Config
-from rl.endpoint.client import Endpoint
-from rl.endpoint.launch import connect
 from rl.interfaces import Rollouts
 from rl.observability.evaluation_output import Output
 from rl.preflight import preflight_endpoint, preflight_evaluation
+from rl.remote.client import Endpoint
+from rl.remote.launch import connect
 from rl.run.run import Run
 from rl.types import Prompt, Sampling
 

@@ -26,10 +26,10 @@ from rl.config.schema import Config, Device
 from rl.config.validate import Task, find_problems
 from rl.data.cursor import prompt_cursor
 from rl.data.rows import recorded_prompt_type
-from rl.endpoint.client import Endpoint
-from rl.endpoint.launch import check_endpoint
 from rl.errors import ConfigError, DataError, ModelError, RewardError, ToolError, unknown_name
 from rl.observability.trackers import check_trackers
+from rl.remote.client import Endpoint
+from rl.remote.launch import check_endpoint
 from rl.rewards.registry import Reward, misspelled_kwargs
 from rl.rewards.rows import row_problems
 from rl.rollout.dialog import Dialog

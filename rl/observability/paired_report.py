@@ -82,8 +82,8 @@ def comparison_table(compared: Mapping[str, PairedComparison]) -> Table:
     k = " and ".join(f"mean@{number}" for number in dict.fromkeys(compared["all"].num_samples))
     title = f"Question by question: {k}, difference with 95 % interval"
     table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
-    table.add_column("questions of", no_wrap=True)
-    for column in ("num", "before", "after", "difference", "gained", "lost", "p"):
+    table.add_column("questions", no_wrap=True)
+    for column in ("num", "before", "after", "difference", "gained/lost", "p"):
         table.add_column(column, justify="right", no_wrap=True)
     for name, one in compared.items():
         if name == "all" and len(compared) > 1:
@@ -94,9 +94,8 @@ def comparison_table(compared: Mapping[str, PairedComparison]) -> Table:
             str(one.num_questions),
             f"{one.first.value:.2f}",
             f"{one.second.value:.2f}",
-            f"{d.value:+.2f} ({d.low:+.2f} to {d.high:+.2f})",
-            str(len(one.gained)),
-            str(len(one.lost)),
+            f"{d.value:+.2f} ({d.low:+.2f}, {d.high:+.2f})",
+            f"{len(one.gained)}/{len(one.lost)}",
             "<0.001" if one.p_value < 0.001 else f"{one.p_value:.3f}",
             style="bold" if name == "all" else None,
         )

@@ -10,7 +10,7 @@ from rl.types import INFRASTRUCTURE_FAILURES, Group, Prompt, Sampling, Trajector
 
 
 class Loop(Protocol):
-    """Runs trajectories (`rl.rollout.agent_loop.AgentLoop`, `rl.endpoint.loop.EndpointLoop`)."""
+    """Runs trajectories (`rl.rollout.agent_loop.AgentLoop`, `rl.remote.loop.EndpointLoop`)."""
 
     async def run(self, prompt: Prompt, sample_index: int, sampling: Sampling) -> Trajectory:
         """Run one trajectory to its end."""

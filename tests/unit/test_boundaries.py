@@ -36,7 +36,7 @@ MAY_IMPORT["training"] = MAY_IMPORT["rollout"] | {"rollout", "weight_sync"}
 MAY_IMPORT["inference"] = MAY_IMPORT["rollout"] | {"rollout", "weight_sync"}
 MAY_IMPORT["run"] = MAY_IMPORT["training"] | {"training"}
 MAY_IMPORT["cluster"] = MAY_IMPORT["training"] | {"training", "inference", "services"}
-MAY_IMPORT["endpoint"] = MAY_IMPORT["run"] | {"cluster"}
+MAY_IMPORT["remote"] = MAY_IMPORT["run"] | {"cluster"}
 TOP = {"train", "sft", "evaluate", "play", "preflight", "score", "__main__", "__init__"}
 
 HOMES = {"ray": {"cluster"}, "megatron": {"training"}, "vllm": {"inference"}}

@@ -94,7 +94,7 @@ def test_figures_table_shows_sets_and_intervals() -> None:
     screen = Console(width=100, record=True, file=io.StringIO())
     screen.print(figures_table(rows))
     lines = [" ".join(line.split()) for line in screen.export_text().splitlines()]
-    assert "questions of num mean@2 best@2 maj@2" in lines
+    assert "questions num mean@2 best@2 maj@2" in lines
     assert "math 1 0.50 (0.05-0.95) 1.00 (0.21-1.00) 0.50 (0.05-0.95)" in lines
     # means 0.5 and 1: p 0.75, s² 1/16, so n_eff 1 + 3 = 4, as many as there are samples; for maj@2 at most 2
     assert "all 2 0.75 (0.30-0.95) 1.00 (0.34-1.00) 0.75 (0.20-0.97)" in lines

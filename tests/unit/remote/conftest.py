@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from aiohttp import web
 
-from rl.endpoint.client import Endpoint
+from rl.remote.client import Endpoint
 
 Answer = Callable[[dict[str, Any]], Awaitable[web.StreamResponse]]
 

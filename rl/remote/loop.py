@@ -12,7 +12,7 @@ from typing import Any
 
 from rl.chat.templates import TEMPLATES
 from rl.config.schema import Config
-from rl.endpoint.client import ChatClient, Completion, RefusedError
+from rl.remote.client import ChatClient, Completion, RefusedError
 from rl.rollout.episode import request_seed
 from rl.rollout.tool_environment import ToolEnvironment
 from rl.thoughts import CLOSE, OPEN

@@ -13,10 +13,10 @@ from aiohttp import web
 from rl.__main__ import main
 from rl.config.load import load_config
 from rl.config.schema import Config
-from rl.endpoint.launch import connect
 from rl.errors import RolloutError
+from rl.remote.launch import connect
 from rl.types import Prompt, Sampling, StopReason, ToolStatus, Trajectory
-from tests.unit.endpoint.conftest import Answer, ChatServer, chat, in_turn
+from tests.unit.remote.conftest import Answer, ChatServer, chat, in_turn
 
 ROOT = Path(__file__).resolve().parents[3]
 CALL = ("calculator", '{"expression": "2+2"}')

@@ -15,10 +15,10 @@ from rl.cluster.embedded_services import embedded_services
 from rl.cluster.endings import terminated_like_interrupted
 from rl.cluster.rollouts import RolloutGroup
 from rl.config.schema import Config
-from rl.endpoint.client import ChatClient, Endpoint
-from rl.endpoint.loop import EndpointLoop
 from rl.errors import RolloutError
 from rl.observability.trajectories import write_records
+from rl.remote.client import ChatClient, Endpoint
+from rl.remote.loop import EndpointLoop
 from rl.rewards.registry import RewardSet, configured_rewards
 from rl.rollout.group import run_group
 from rl.rollout.headers import header_of_group

@@ -8,12 +8,12 @@ from typing import Any
 import pytest
 from aiohttp import web
 
-from rl.endpoint.client import ChatClient, Completion, Endpoint, RefusedError
-from rl.endpoint.launch import check_endpoint
 from rl.errors import ConfigError, ServiceError
+from rl.remote.client import ChatClient, Completion, Endpoint, RefusedError
+from rl.remote.launch import check_endpoint
 from rl.tools.base import ServiceUnavailableError
 from rl.types import Sampling
-from tests.unit.endpoint.conftest import ChatServer, chat, in_turn
+from tests.unit.remote.conftest import ChatServer, chat, in_turn
 
 ASK = [{"role": "user", "content": "2+2?"}]
 GREEDY = Sampling(temperature=0.0, max_tokens=16, seed=7)

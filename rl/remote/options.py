@@ -6,10 +6,10 @@ import argparse
 import os
 from pathlib import Path
 
-from rl.endpoint.client import Endpoint
 from rl.errors import ConfigError
 from rl.observability.evaluation_output import Output
 from rl.observability.log import console
+from rl.remote.client import Endpoint
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
