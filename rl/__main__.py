@@ -55,12 +55,19 @@ def main(argv: list[str] | None = None) -> int:
 
 def train(argv: list[str]) -> int:
     """Reinforcement learning: sample, learn, publish."""
-    arguments = _config_parser("train", train).parse_intermixed_args(argv)
+    parser = _config_parser("train", train)
+    replay = "train on what a run recorded; short for megatron_training.replay=RUN"
+    parser.add_argument("--replay", metavar="RUN", help=replay)
+    arguments = parser.parse_intermixed_args(argv)
+    if arguments.replay:
+        arguments.overrides.append(f"megatron_training.replay={arguments.replay}")
     _log_to_terminal()
     config = _checked_config(arguments, "train")
+    from rl import rollout_only
     from rl import train as page
 
-    page.main(config, _run_name(arguments))
+    run = rollout_only.main if config.megatron_training.rollout_only else page.main
+    run(config, _run_name(arguments))
     return 0
 
 
@@ -215,6 +222,13 @@ def view(argv: list[str]) -> int:
     return show(argv)
 
 
+def explain(argv: list[str]) -> int:
+    """Print what happened in a step: rewards, advantages, what was left out and why, which tokens moved."""
+    from rl.observability.explain_view import main as tell
+
+    return tell(argv)
+
+
 def report(argv: list[str]) -> int:
     """Print accuracy before and after a run, and draw its curves."""
     from rl.observability.report import main as summarize
@@ -233,6 +247,7 @@ COMMANDS: dict[str, Callable[[list[str]], int]] = {
     "retriever": retriever,
     "score": score,
     "view": view,
+    "explain": explain,
     "report": report,
 }
 """Commands; each takes the arguments after its name and returns the exit code."""

@@ -11,6 +11,8 @@ There are two alignments:
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from enum import StrEnum
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -32,6 +34,34 @@ class RowHeader:
     num_loss_tokens: int
     shared_length: int
     """Number of leading unsampled tokens in common with `GroupHeader.prompt_ids`."""
+
+
+class Exclusion(StrEnum):
+    """Why a trajectory is not trained on."""
+
+    NO_SCORE = "no_score"
+    """Its reward or the infrastructure failed."""
+    CUT_OFF = "cut_off"
+    """The token budget ended it, and `overlong_filter_enable` is set."""
+    NOTHING_SAMPLED = "nothing_sampled"
+    UNIFORM_GROUP = "uniform_group"
+    """Its group does not differ in `filter_groups_metric`."""
+    ZERO_ADVANTAGE = "zero_advantage"
+    """All advantages of its group are 0."""
+
+
+@dataclass(slots=True, frozen=True)
+class Use:
+    """What training made of a trajectory."""
+
+    kl_penalty: float = 0.0
+    """The KL term in the reward, subtracted from the score before advantages."""
+    reward: float | None = None
+    """The score after length shaping and `kl_penalty`, from which advantages follow. None: not computed."""
+    advantage: float | None = None
+    """Mean over its sampled tokens. None: not estimated."""
+    exclusion: Exclusion | None = None
+    """Why it is not trained on; None if it is."""
 
 
 @dataclass(slots=True)
@@ -61,10 +91,20 @@ class TrajectoryHeader:
     policy_versions: list[int]
     rows: list[RowHeader]
     """One for each token sequence with sampled tokens."""
+    num_untrained: int = 0
+    """Tokens that were sampled from another distribution than the run's, and are context."""
     kl_penalty: float = 0.0
-    """The KL term in the reward, subtracted from the score before advantages."""
+    """This and the next three: see `Use`."""
+    reward: float | None = None
+    advantage: float | None = None
+    exclusion: Exclusion | None = None
     answer: str = ""
     """The normalized answer, for the majority vote of an evaluation; empty in training."""
+
+    @property
+    def use(self) -> Use:
+        """What training made of the trajectory."""
+        return Use(self.kl_penalty, self.reward, self.advantage, self.exclusion)
 
 
 @dataclass(slots=True)
@@ -250,6 +290,64 @@ class RunPlace:
     """Step number, from 0; steps without an update count too."""
     num_steps: int
     """Steps of the whole run, estimated from the rows used so far."""
+    is_recorded: bool = False
+    """The step's tokens are recorded, so the update keeps what it computes for each of them."""
+
+
+@dataclass(slots=True, frozen=True)
+class Recording:
+    """Where the tokens of a step are recorded."""
+
+    path: Path
+    place: RunPlace
+
+
+@dataclass(slots=True, frozen=True)
+class TokenColumns:
+    """What an update computed for each prediction of a micro-batch, without gradient. See `TrainedRow`."""
+
+    old_logprobs: Tensor
+    """[T] float32. This and the next four."""
+    ratios: Tensor
+    is_clipped: Tensor
+    correction_weights: Tensor
+    entropy: Tensor
+
+    def cpu(self) -> TokenColumns:
+        """A copy on the CPU."""
+        return TokenColumns(**{name: getattr(self, name).cpu() for name in self.__slots__})
+
+
+@dataclass(slots=True, frozen=True)
+class TrainedRow:
+    """What the update computed for the tokens of one row, token-aligned. L is its length; 0 on unsampled tokens.
+
+    With several epochs, `ratios`, `is_clipped`, `correction_weights` and `entropy` are those of the last.
+    """
+
+    trajectory_id: str
+    sequence: int
+    """Number of the row in its trajectory, from 0."""
+    old_logprobs: FloatArray
+    """[L] float32, the actor's log-probs that are compared with the engine's: at the start of the batch, or with
+    `bypass_mode` in the update itself."""
+    ref_logprobs: FloatArray | None
+    """[L] float32, the reference's. None: no KL term in the loss."""
+    advantages: FloatArray
+    """[L] float32."""
+    loss_weights: FloatArray
+    """[L] float32, see `MicroBatch.loss_weights`."""
+    ratios: FloatArray
+    """[L] float32, probability under the policy in the update over that which the loss compares it with."""
+    is_clipped: NDArray[np.uint8]
+    """[L] uint8, 1 where the loss clipped the ratio."""
+    correction_weights: FloatArray
+    """[L] float32, factor on the policy loss from `rollout_correction`, 1 without any, 0 if the sequence was
+    rejected."""
+    entropy: FloatArray
+    """[L] float32, nats, of the distribution that the token was sampled from, under the policy in the update."""
+    new_logprobs: FloatArray
+    """[L] float32, the actor's after the step's updates."""
 
 
 @dataclass(slots=True, frozen=True)

@@ -6,7 +6,7 @@ from collections.abc import Awaitable, Callable, MutableMapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
-from rl.batches import BatchPlan, GroupHeader, RunPlace, Sample, UpdateReport
+from rl.batches import BatchPlan, GroupHeader, Recording, RunPlace, Sample, UpdateReport
 from rl.types import Generation, Prompt, Sampling, Scores, Trajectory, WeightUpdate
 
 
@@ -26,6 +26,7 @@ class Engine(Protocol):
             The sampled ids and their log-probs; with `FinishReason.ABORT` when a weight publish interrupted it.
 
         Raises:
+            DataError: The engine cannot follow `sampling.json_schema`.
             RolloutError: The engine died.
         """
         ...
@@ -73,6 +74,14 @@ class DataPlace(Protocol):
         """Steps of the whole run, estimated from the data; None: endless."""
         ...
 
+    def next_step(self, completed: int) -> int | None:
+        """Number of the step that follows `completed` ones; a replay leaves out those that were not recorded.
+
+        Returns:
+            The number, from 0; None if there is none left.
+        """
+        ...
+
     def state_dict(self) -> dict[str, Any]:
         """State for a checkpoint, as plain values."""
         ...
@@ -108,20 +117,40 @@ class Actor(Checkpointed, Protocol):
         """Take one optimizer step for each mini-batch and epoch; needs `plan.advantages`."""
         ...
 
+    def record_tokens(self, path: Path) -> None:
+        """Write the tokens of the batch that was just updated, with what the update computed for each.
+
+        It takes one more pass, for the log-probs under the new weights. Only after an `update` whose place says
+        `is_recorded`.
+
+        Args:
+            path: The step's tokens file; the ranks write beside it.
+        """
+        ...
+
     def publish(self, version: int) -> WeightUpdate:
         """Write the weights where engines can load them."""
         ...
 
 
 class Rollouts(DataPlace, Protocol):
-    """Source of scored groups (`rl.cluster.rollouts.RolloutGroup`)."""
+    """Source of scored groups (`rl.cluster.rollouts.RolloutGroup`, `rl.rollout.replay.Replay`)."""
 
-    def take(self, num_prompts: int, metrics: MutableMapping[str, float]) -> list[GroupHeader]:
+    @property
+    def has_engines(self) -> bool:
+        """Whether there are engines to give weights to."""
+        ...
+
+    def take(
+        self, num_prompts: int, metrics: MutableMapping[str, float], *, step: int = 0, is_recorded: bool = False
+    ) -> list[GroupHeader]:
         """Roll out and score the next prompts of the dataset.
 
         Args:
             num_prompts: Groups to train on; with `filter_groups_enable`, informative ones.
             metrics: Gets `rollout/{carried,surplus,missing}_groups`, `rollout/engine_idle_share`, `timing_s/reward`.
+            step: Number of the step, from 0; a replay takes the groups that were recorded in it.
+            is_recorded: Keep the rows of uninformative groups too, so that they can be recorded.
 
         Raises:
             RolloutError: No rollout worker is left, or too many trajectories met an unavailable service.
@@ -137,8 +166,8 @@ class Rollouts(DataPlace, Protocol):
         """Load published weights into every engine and wake sleeping ones."""
         ...
 
-    def write_trajectories(self, path: Path, groups: Sequence[GroupHeader]) -> None:
-        """Write groups' trajectories to a file as JSON lines, in the background."""
+    def write_trajectories(self, path: Path, groups: Sequence[GroupHeader], recording: Recording | None = None) -> None:
+        """Write groups' trajectories to a file as JSON lines, in the background, and their tokens to another."""
         ...
 
     def fetch_rows(self, group: GroupHeader) -> list[Sample]:

@@ -32,11 +32,14 @@ from rl.remote.client import Endpoint
 from rl.remote.launch import check_endpoint
 from rl.rewards.registry import Reward, misspelled_kwargs
 from rl.rewards.rows import row_problems
-from rl.rollout.dialog import Dialog
+from rl.rollout.dialog import Dialog, configured_tokenizer
 from rl.rollout.environments import load_environment
+from rl.rollout.replay import RecordedStep, find_recorded_steps
 from rl.rollout.rollout_function import load_rollout_function
 from rl.run.parts import RunParts
+from rl.run.replay import replay_problems
 from rl.run.resume import check_place, check_weights, resume_problems
+from rl.serving.agents import load_agent_function
 from rl.tools.registry import Toolbox
 from rl.training.families import FAMILIES
 from rl.training.hf_files import damaged_files
@@ -66,6 +69,38 @@ def preflight(config: Config) -> tuple[list[Prompt], list[Prompt]]:
     kept = parts.short_prompts("data_path")
     check_place(config, prompt_cursor(kept, config), kept)
     return kept, parts.short_prompts("eval_data_path")
+
+
+def preflight_replay(config: Config) -> list[RecordedStep]:
+    """Check a run on recorded steps: as `preflight`, without data, rewards, tools and engines.
+
+    Returns:
+        The recorded steps.
+
+    Raises:
+        ConfigError: Something is wrong; the message has a line for each finding.
+    """
+    parts = RunParts(config)
+    tokenizer = None
+    with suppress(ModelError):  # reported by _model_problems
+        tokenizer = configured_tokenizer(config)
+    recorded = list(replay_problems(config, tokenizer))
+    raise_errors(
+        [
+            *find_problems(config),
+            *_name_problems(config, Task.TRAIN),
+            *_place_problems(config),
+            *_device_problems(config),
+            *resume_problems(config, "replay"),
+            *_model_problems(parts, is_strict=True),
+            *memory_problems(config, with_engines=False),
+            *recorded,
+        ]
+    )
+    _log_warnings(iter(recorded))
+    if config.megatron_training.eval_data_path:
+        logger.info("megatron_training.eval_data_path: a replay has no engine and evaluates nothing")
+    return find_recorded_steps(Path(str(config.megatron_training.replay)))
 
 
 def preflight_sft(config: Config) -> Dialog:
@@ -182,7 +217,7 @@ def _run_problems(parts: RunParts, given: frozenset[str], *, is_strict: bool) ->
         problems += _place_problems(config)
         problems += _device_problems(config)
         problems += resume_problems(config, "train")
-        problems += memory_problems(config)
+        problems += memory_problems(config, with_actor=not config.megatron_training.rollout_only)
     problems += _data_problems(parts, ("data_path", "eval_data_path"), is_strict=is_strict, with_rewards=True)
     problems += _prompt_type_problems(parts)
     problems += _model_problems(parts, is_strict=is_strict)
@@ -254,8 +289,8 @@ def _tool_problems(parts: RunParts, *, is_strict: bool) -> Iterator[Problem]:
 
 
 def _environment_problems(config: Config) -> Iterator[Problem]:
-    """The user's environment and rollout function: name, signature and keyword arguments."""
-    for load in (load_environment, load_rollout_function):
+    """The user's environment, rollout function and agent function: name, signature and keyword arguments."""
+    for load in (load_environment, load_rollout_function, load_agent_function):
         try:
             load(config.rl_config)
         except ConfigError as failure:

@@ -8,13 +8,13 @@ from rl.cluster.launch import launch
 from rl.config.schema import Config
 from rl.evaluate import evaluate
 from rl.interfaces import Actor, Rollouts
-from rl.preflight import preflight
+from rl.preflight import preflight, preflight_replay
 from rl.run.run import Run
 from rl.types import Prompt
 
 
 def main(config: Config, name: str) -> None:
-    """Train from a configuration, in a run directory of its own.
+    """Train from a configuration, in a run directory of its own; with `replay`, on recorded groups.
 
     Args:
         config: The composed configuration.
@@ -23,13 +23,15 @@ def main(config: Config, name: str) -> None:
     Raises:
         TurnwiseError: An error that the user can fix.
     """
-    prompts, evaluation = preflight(config)
+    recorded = preflight_replay(config) if config.megatron_training.replay else None
+    prompts, evaluation = preflight(config) if recorded is None else (None, [])
     with (
         Run.open(config, name) as run,
         launch(
             config,
             log_directory=run.directory.logs,
             prompts=prompts,
+            replay=recorded,
             on_group=run.progress.groups,
         ) as cluster,
     ):
@@ -49,7 +51,8 @@ def train(config: Config, run: Run, actor: Actor, rollouts: Rollouts, evaluation
     for step in run.steps(start_step):
         with run.step(step) as metrics:
             with metrics.time("gen"):
-                groups = rollouts.take(training.global_batch_size, metrics)
+                is_recorded = run.is_recorded(step)
+                groups = rollouts.take(training.global_batch_size, metrics, step=step, is_recorded=is_recorded)
             with metrics.time("adv"):
                 batch = plan_batch(groups, config, layout, metrics)
             if batch.rows:
@@ -62,6 +65,9 @@ def train(config: Config, run: Run, actor: Actor, rollouts: Rollouts, evaluation
                     actor.fill_old_logprobs(batch)
                 with metrics.time("update_actor"):
                     metrics.record_update(actor.update(batch, run.place(step)))
+                if is_recorded:
+                    with metrics.time("record_tokens"):
+                        actor.record_tokens(run.directory.tokens_file(step + 1))
                 with metrics.time("update_weights"):
                     publish_weights(actor, rollouts, version=step + 1)
             metrics.record(groups, rollouts)
@@ -75,4 +81,5 @@ def train(config: Config, run: Run, actor: Actor, rollouts: Rollouts, evaluation
 
 def publish_weights(actor: Actor, rollouts: Rollouts, version: int) -> None:
     """Give every engine the actor's weights; what they sample from now on carries `version`."""
-    rollouts.update_weights(actor.publish(version))
+    if rollouts.has_engines:
+        rollouts.update_weights(actor.publish(version))

@@ -206,6 +206,9 @@ class Turn:
     """The token budget ended the turn, not the model."""
     is_last: bool = False
     """The limits allow no further turn."""
+    is_trained: bool = True
+    """Its tokens were sampled as training assumes. An agent may ask for another temperature or top_p; such tokens are
+    context."""
     messages: list[Message] = field(default_factory=list)
     """The environment's messages, besides tool results."""
 
@@ -314,6 +317,8 @@ class Sampling:
     min_p: float = 0.0
     stop: tuple[str, ...] = ()
     seed: int | None = None
+    json_schema: str | None = None
+    """JSON schema, as text, that the generated text must follow. A weight publish in the middle starts it anew."""
 
 
 @dataclass(slots=True, frozen=True)

@@ -9,10 +9,11 @@ from pathlib import Path
 from rl.batch.groups import estimate_advantages, plan_batch
 from rl.batch.layout import packing_layout
 from rl.batch.packing import expand_advantages
-from rl.batches import BatchPlan, GroupHeader, Sample
+from rl.batches import BatchPlan, GroupHeader, Recording, Sample
 from rl.config.schema import Config
+from rl.observability.token_records import write_sampled_rows
 from rl.observability.trajectories import write_records
-from rl.rollout.headers import header_of_group
+from rl.rollout.headers import header_of_group, uses_of
 from rl.types import Group, Trajectory
 
 
@@ -24,8 +25,10 @@ def group_of(*trajectories: Trajectory) -> GroupHeader:
 class AtHand:
     """The part of `rl.interfaces.Rollouts` that reads local groups."""
 
-    def write_trajectories(self, path: Path, groups: Sequence[GroupHeader]) -> None:
-        write_records(path, [group.record for group in groups], {})
+    def write_trajectories(self, path: Path, groups: Sequence[GroupHeader], recording: Recording | None = None) -> None:
+        write_records(path, [group.record for group in groups], uses_of(groups))
+        if recording is not None:
+            write_sampled_rows(recording, [group.rows for group in groups], lambda ids: [f"<{i}>" for i in ids])
 
     def fetch_rows(self, group: GroupHeader) -> list[Sample]:
         return group.rows

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 
-from rl.batches import GroupHeader, TrajectoryHeader
+from rl.batches import Exclusion, GroupHeader, TrajectoryHeader
 from rl.errors import RewardError, unknown_name
 from rl.types import StopReason
 
@@ -13,8 +13,8 @@ _RELATIVE, _ABSOLUTE = 1e-6, 1e-8
 """Smaller differences are rounding errors, of the weighted sum of rewards or of float32."""
 
 
-def takes_part(trajectory: TrajectoryHeader, *, drop_overlong: bool) -> bool:
-    """Whether a trajectory is trained on: it has a score and, with `drop_overlong`, was not cut off.
+def exclusion(trajectory: TrajectoryHeader, *, drop_overlong: bool) -> Exclusion | None:
+    """Why a trajectory does not take part in training, whatever its group: no score, or cut off with `drop_overlong`.
 
     Args:
         trajectory: A scored trajectory.
@@ -22,7 +22,14 @@ def takes_part(trajectory: TrajectoryHeader, *, drop_overlong: bool) -> bool:
 
     Source: DAPO, arXiv:2503.14476, section 3.4, overlong filtering.
     """
-    return trajectory.score is not None and not (drop_overlong and trajectory.stop_reason is StopReason.LENGTH)
+    if trajectory.score is None:
+        return Exclusion.NO_SCORE
+    return Exclusion.CUT_OFF if drop_overlong and trajectory.stop_reason is StopReason.LENGTH else None
+
+
+def takes_part(trajectory: TrajectoryHeader, *, drop_overlong: bool) -> bool:
+    """Whether `exclusion` finds no reason against a trajectory."""
+    return exclusion(trajectory, drop_overlong=drop_overlong) is None
 
 
 def drop_uninformative_groups(

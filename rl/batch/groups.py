@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import MutableMapping, Sequence
+from collections.abc import MutableMapping, Sequence, Set
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,12 +10,12 @@ import torch
 from torch import Tensor
 
 from rl.algorithms.advantages import ADVANTAGES
-from rl.algorithms.filters import drop_uninformative_groups, takes_part
+from rl.algorithms.filters import drop_uninformative_groups, exclusion, takes_part
 from rl.algorithms.shaping import overlong_penalty
 from rl.algorithms.turns import turn_advantages, turn_returns
 from rl.batch.layout import PackingLayout
 from rl.batch.plan import plan_mini_batches, row_weights
-from rl.batches import BatchPlan, GroupHeader, RowAdvantages, RowPlace, TrajectoryHeader
+from rl.batches import BatchPlan, Exclusion, GroupHeader, RowAdvantages, RowPlace, TrajectoryHeader
 from rl.config.schema import Config, RLConfig
 
 
@@ -44,7 +44,7 @@ def plan_batch(
     reward, advantages need the reference's log-probs, so `estimate_advantages` drops those.
 
     Args:
-        groups: Scored.
+        groups: Scored. Each trajectory gets its `reward`, `advantage` and `exclusion`, as `estimate_advantages` does.
         config: The run's.
         layout: The sizes.
         metrics: Gets `training/dropped_groups`, `training/masked_trajectories`, `training/num_samples`,
@@ -70,16 +70,20 @@ def plan_batch(
         members=[trajectory for _, trajectory in members],
         group_ids=[numbers[id(group)] for group, _ in members],
     )
+    runs = _estimate(plan, rl)
     if rl.use_kl_in_reward and rl.init_kl_coef > 0:
         informative = set(plan.group_ids)
     else:
-        informative = _informative_groups(plan.group_ids, _estimate(plan, rl))
+        informative = _informative_groups(plan.group_ids, runs)
     for number, (trajectory, group) in enumerate(zip(plan.members, plan.group_ids, strict=True)):
         if group in informative:
             first = _first_row(groups[group], trajectory)
             rows = [RowPlace(h, number, group, first + i) for i, h in enumerate(trajectory.rows)]
             plan.rows += rows
     _cut(plan, groups, layout)
+    for left_out in (trajectory for group in groups for trajectory in group.trajectories):
+        left_out.exclusion = exclusion(left_out, drop_overlong=rl.overlong_filter_enable) or Exclusion.UNIFORM_GROUP
+    _note_uses(plan, runs, informative)  # of those that take part and whose group does
     metrics["training/masked_trajectories"] = float(sum(len(g.trajectories) for g in groups) - len(everything))
     _report(plan, groups, rl, metrics)
     return plan
@@ -108,6 +112,7 @@ def estimate_advantages(
     runs = _estimate(plan, rl)
     if rl.use_kl_in_reward and rl.init_kl_coef > 0:
         informative = _informative_groups(plan.group_ids, runs)
+        _note_uses(plan, runs, informative)
         plan.rows = [row for row in plan.rows if plan.group_ids[row.trajectory] in informative]
         _cut(plan, groups, layout)
         _report(plan, groups, rl, metrics)
@@ -124,8 +129,21 @@ def _cut(plan: BatchPlan, groups: Sequence[GroupHeader], layout: PackingLayout) 
     plan.weights = row_weights(plan, layout)
 
 
+def _note_uses(plan: BatchPlan, runs: Sequence[_Runs], informative: Set[int]) -> None:
+    """Note each member's advantage, and why those that are left out are."""
+    for trajectory, group, run in zip(plan.members, plan.group_ids, runs, strict=True):
+        trajectory.advantage = run.mean() if trajectory.num_sampled else 0.0
+        trajectory.exclusion = None if group in informative else Exclusion.ZERO_ADVANTAGE
+        if not trajectory.rows:
+            trajectory.exclusion = Exclusion.NOTHING_SAMPLED
+
+
 def _report(plan: BatchPlan, groups: Sequence[GroupHeader], rl: RLConfig, metrics: MutableMapping[str, float]) -> None:
-    _summarize(metrics, "critic/rewards", _rewards([t for _, t in _members(groups, rl)], rl))
+    members = [t for _, t in _members(groups, rl)]
+    rewards = _rewards(members, rl)
+    for trajectory, reward in zip(members, rewards.tolist(), strict=True):
+        trajectory.reward = reward
+    _summarize(metrics, "critic/rewards", rewards)
     metrics["training/dropped_groups"] = float(len(groups) - len({row.source for row in plan.rows}))
     metrics["training/num_samples"] = float(len(plan.rows))
     metrics["training/empty_batch"] = float(not plan.rows)

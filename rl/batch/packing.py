@@ -13,7 +13,7 @@ from rl.batch.layout import PackingLayout
 from rl.batch.plan import plan_mini_batches, row_weights
 from rl.batch.rows import prompt_of, row_header
 from rl.batches import Batch, BatchPlan, MicroBatch, MicroBatchPlan, MiniBatch, RowAdvantages, RowPlace, Sample
-from rl.types import IntArray
+from rl.types import FloatArray, IntArray
 
 _OWN = 4
 """Column of `MicroBatchPlan.segments`."""
@@ -66,6 +66,27 @@ def fill_columns(
     weighed = {row: np.asarray(masks[row], np.float32) * np.float32(weights[row]) for row in own}
     micro_batch.loss_weights = _predicted(plan, weighed, np.float32)
     micro_batch.advantages = _predicted(plan, {row: np.asarray(advantages[row]) for row in own}, np.float32)
+
+
+def token_aligned(plan: MicroBatchPlan, column: Tensor, lengths: Mapping[int, int]) -> dict[int, FloatArray]:
+    """Undo the packing of a column: position t of a row's own tokens gives the value of its token t + 1.
+
+    Args:
+        plan: Which tokens of which rows.
+        column: [T], prediction-aligned.
+        lengths: Tokens of each row, by row number in the mini-batch.
+
+    Returns:
+        [L] float32 for each row whose own tokens are in the micro-batch; 0 before them.
+    """
+    values, position = column.numpy(), 0
+    found: dict[int, FloatArray] = {}
+    for row, start, end, _, is_own in plan.segments.tolist():
+        if is_own:
+            found[row] = np.zeros(lengths[row], np.float32)
+            found[row][start + 1 :] = values[position : position + lengths[row] - start - 1]
+        position += end - start
+    return found
 
 
 def expand_advantages(advantages: RowAdvantages, loss_mask: NDArray[np.uint8]) -> NDArray[np.float32]:

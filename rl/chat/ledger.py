@@ -44,6 +44,7 @@ class _Line:
     """The sampled turns, by their place among the messages."""
     ends: list[_End]
     """Where it can be gone on from, in order."""
+    renderer: Renderer
 
 
 @dataclass(slots=True, frozen=True)
@@ -63,6 +64,7 @@ class Extension:
     """Whose tokens or messages are known; None: the conversation is new."""
     end: _End | None = None
     """Where it is gone on from."""
+    renderer: Renderer | None = field(default=None, repr=False)
 
 
 class Ledger:
@@ -72,7 +74,7 @@ class Ledger:
         """Begin without messages.
 
         Args:
-            renderer: Encodes and decodes the tokens.
+            renderer: Encodes and decodes the tokens, unless a request brings its own.
         """
         self._renderer = renderer
         self._lines: list[_Line] = []
@@ -110,33 +112,41 @@ class Ledger:
         """
         return self.apply(self.plan(messages))
 
-    def plan(self, messages: Sequence[Message]) -> Extension:
-        """What `extend` would add, for questions of budget."""
+    def plan(self, messages: Sequence[Message], renderer: Renderer | None = None) -> Extension:
+        """What `extend` would add, for questions of budget.
+
+        Args:
+            messages: See `extend`.
+            renderer: Of the same tokenizer, with the tools of this request. A conversation keeps its tools: with
+                others, another sequence begins.
+        """
+        renderer = renderer or self._renderer
         given = [normalized(message) for message in messages]
-        found = self._longest_known(given)
+        found = self._longest_known(given, renderer)
         if found is None:
-            ids = self._renderer.render_prompt(given)
-            return Extension(given, ids, len(ids), 0)
+            ids = renderer.render_prompt(given)
+            return Extension(given, ids, len(ids), 0, renderer=renderer)
         line, end = found
         if not end.is_turn:
-            return Extension(given, [], end.num_tokens, 0, end.num_tokens, line, end)
+            return Extension(given, [], end.num_tokens, 0, end.num_tokens, line, end, renderer)
         rest = given[end.num_messages :]
-        suffix = self._renderer.render_continuation(rest, closed=self._is_closed(line.sequence, end.num_tokens))
-        if not self._renderer.rewrites(rest):
+        suffix = renderer.render_continuation(rest, closed=self._is_closed(line.sequence, end.num_tokens))
+        if not renderer.rewrites(rest):
             kept = end.num_tokens
-            return Extension(given, suffix, kept + len(suffix), len(suffix), kept, line, end)
+            return Extension(given, suffix, kept + len(suffix), len(suffix), kept, line, end, renderer)
         known = _ids(line.sequence, 0, end.num_tokens)
-        context = self._renderer.render_prompt(self._as_said(line, end.num_messages) + rest)
+        context = renderer.render_prompt(self._as_said(line, end.num_messages) + rest)
         if context[: len(known)] != known:
-            return Extension(given, context, len(context), len(suffix), 0, line, end)
+            return Extension(given, context, len(context), len(suffix), 0, line, end, renderer)
         added = context[len(known) :]
-        return Extension(given, added, len(context), len(added), len(known), line, end)
+        return Extension(given, added, len(context), len(added), len(known), line, end, renderer)
 
     def apply(self, extension: Extension) -> tuple[TokenSequence, list[int]]:
         """Add what `plan` made, before anything else is added to the ledger."""
         messages, line, end, ids = extension.messages, extension.line, extension.end, extension.token_ids
+        renderer = extension.renderer or self._renderer
         if line is None or end is None:
-            line = self._begin(TokenSequence(ids), messages, {}, [])
+            line = self._begin(TokenSequence(ids), messages, {}, [], renderer)
         elif extension.kept == len(line.sequence.token_ids) and end.is_turn:
             line.messages += messages[end.num_messages :]
             line.sequence.append_context(ids)
@@ -145,7 +155,7 @@ class Ledger:
             said = {place: turn for place, turn in line.said.items() if place < end.num_messages}
             ends = [e for e in line.ends if e.is_turn and e.num_messages <= end.num_messages] if extension.kept else []
             ids = _ids(line.sequence, 0, extension.kept) + ids
-            line = self._begin(TokenSequence(ids, results_length=extension.num_added), messages, said, ends)
+            line = self._begin(TokenSequence(ids, results_length=extension.num_added), messages, said, ends, renderer)
         line.ends.append(_End(len(line.messages), len(line.sequence.token_ids), is_turn=False))
         return line.sequence, ids
 
@@ -164,20 +174,25 @@ class Ledger:
         line.ends.append(_End(len(line.messages), end, is_turn=True))
 
     def _begin(
-        self, sequence: TokenSequence, messages: Iterable[Message], said: dict[int, _Said], ends: list[_End]
+        self,
+        sequence: TokenSequence,
+        messages: Iterable[Message],
+        said: dict[int, _Said],
+        ends: list[_End],
+        renderer: Renderer,
     ) -> _Line:
-        line = _Line(sequence, list(messages), said, ends)
+        line = _Line(sequence, list(messages), said, ends, renderer)
         self._lines.append(line)
         return line
 
-    def _longest_known(self, given: list[Message]) -> tuple[_Line, _End] | None:
+    def _longest_known(self, given: list[Message], renderer: Renderer) -> tuple[_Line, _End] | None:
         """The longest prefix of some messages that ends in a sampled turn, or all of them where they are known.
 
         Among equally long ones it prefers one that nothing follows yet.
         """
         best: tuple[_Line, _End] | None = None
         best_rank = (0, False)
-        for line in self._lines:
+        for line in (line for line in self._lines if line.renderer is renderer):
             num_same = self._num_same(line, given)
             for end in line.ends:
                 is_usable = end.num_messages <= num_same and (end.is_turn or end.num_messages == len(given))

@@ -5,12 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from rl.cluster.actors import ActorGroup
-from rl.cluster.rollouts import RolloutGroup
+from rl.interfaces import Rollouts
 
 
 @dataclass(slots=True)
 class Cluster:
-    """The running workers; `actor` or `rollouts` is None if the run did not ask for it."""
+    """The running workers, and with a replay recorded groups; a part is None if the run did not ask for it."""
 
     actor: ActorGroup | None
-    rollouts: RolloutGroup | None
+    rollouts: Rollouts | None

@@ -7,9 +7,10 @@ import re
 import shutil
 import socket
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -33,7 +34,7 @@ from rl.cluster.endings import (
     remove_stale_marks,
     terminated_like_interrupted,
 )
-from rl.cluster.health import get_all
+from rl.cluster.health import get_all, result
 from rl.cluster.local import launch_locally
 from rl.cluster.nodes import Nodes, machines
 from rl.cluster.placement import Placement, Process, place
@@ -49,6 +50,7 @@ from rl.config.estimates import object_store_bytes
 from rl.config.schema import Config
 from rl.errors import ConfigError
 from rl.inference.environment import engine_environment
+from rl.rollout.replay import RecordedStep, Replay
 from rl.services.owned_folder import owned_folder
 from rl.types import Prompt
 
@@ -73,6 +75,7 @@ def launch(
     prompts: list[Prompt] | None = None,
     loss: Literal["policy", "sft"] | None = "policy",
     model_folder: Path | None = None,
+    replay: Sequence[RecordedStep] | None = None,
     on_group: Callable[[int, int], None] = lambda done, wanted: None,
 ) -> Iterator[Cluster]:
     """Start the workers of a run, and always end all its processes on exit.
@@ -83,6 +86,7 @@ def launch(
         prompts: Training prompts for the rollout; None starts no rollout.
         loss: The actor's loss, `policy` or `sft`; None starts no actor.
         model_folder: Model that the engines load; by default `actor_config.load`.
+        replay: Recorded steps that take the place of rollouts.
         on_group: See `RolloutGroup`.
 
     Yields:
@@ -96,7 +100,10 @@ def launch(
         stack.enter_context(terminated_like_interrupted())
         overrides = stack.enter_context(embedded_services(config)) if prompts is not None else {}
         if config.rl_config.in_process:
-            yield stack.enter_context(launch_locally(config, prompts, loss, model_folder, overrides, on_group=on_group))
+            cluster = stack.enter_context(
+                launch_locally(config, prompts, loss, model_folder, overrides, on_group=on_group)
+            )
+            yield cluster if replay is None else Cluster(cluster.actor, Replay(replay))
             return
         with_notes = stack.enter_context(ExitStack())
         site = _open_site(config, log_directory, stack, with_notes, with_reference=_needs_reference(config, loss))
@@ -118,7 +125,8 @@ def launch(
             _wait_for(starts)
         with_notes.close()
         stack.callback(ignore_interrupts)  # runs before all other exit callbacks
-        yield Cluster(actor, rollouts)
+        recorded = Replay(replay, keep=ray.put, fetch=partial(result, what="the object store")) if replay else None
+        yield Cluster(actor, rollouts or recorded)
 
 
 @dataclass(slots=True, frozen=True)

@@ -11,7 +11,8 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
-from rl.batches import GroupHeader
+from rl.batches import GroupHeader, Recording
+from rl.chat.pieces import token_pieces
 from rl.cluster.actors import ActorGroup
 from rl.cluster.cluster import Cluster
 from rl.cluster.endings import SHARED_MEMORY
@@ -23,14 +24,16 @@ from rl.config.schema import Config
 from rl.errors import RolloutError
 from rl.inference.environment import engine_environment
 from rl.observability.busy_clock import BusyClock
+from rl.observability.token_records import write_sampled_rows
 from rl.observability.trajectories import write_records
 from rl.rewards.registry import RewardSet, configured_rewards
 from rl.rollout.agent_loop import AgentLoop
 from rl.rollout.dialog import load_dialog
 from rl.rollout.group import run_group
-from rl.rollout.headers import header_of_group
+from rl.rollout.headers import header_of_group, uses_of
 from rl.rollout.workers import PromptBatch, groups_at_once
 from rl.services.owned_folder import owned_folder
+from rl.serving.agents import Agents
 from rl.types import BusySeconds, Group, Prompt, Scores, StopReason, Trajectory, WeightUpdate
 
 if TYPE_CHECKING:  # imported when the environment that vLLM reads is set
@@ -86,10 +89,12 @@ class LocalWorkers:
         """See `Workers`."""
         self._wait(self._engine.update_weights(update))
 
-    def write(self, path: Path, groups: Sequence[GroupHeader]) -> None:
-        """See `Workers`; here the file is written when the call returns."""
-        penalties = {t.id: t.kl_penalty for group in groups for t in group.trajectories if t.kl_penalty}
-        write_records(path, [group.record for group in groups], penalties)
+    def write(self, path: Path, groups: Sequence[GroupHeader], recording: Recording | None = None) -> None:
+        """See `Workers`; here the files are written when the call returns."""
+        write_records(path, [group.record for group in groups], uses_of(groups))
+        if recording is not None:
+            pieces = partial(token_pieces, self._loop.tokenizer)
+            write_sampled_rows(recording, (group.rows for group in groups), pieces)
 
     def fetch(self, reference: Any) -> Any:
         """See `Workers`; a reference is the value itself."""
@@ -173,7 +178,9 @@ def _local_workers(config: Config, model_folder: Path, tool_overrides: dict[str,
         )
         stack.callback(lambda: runner.run(engine.shutdown()))
         stack.callback(logging.getLogger("vllm").setLevel, logging.CRITICAL)  # vLLM reports its shutdown as a failure
-        loop = AgentLoop(engine, dialog.renderer, dialog.toolbox, dialog.parser, config)
+        if (agents := runner.run(Agents.start(config, dialog))) is not None:
+            stack.callback(lambda: runner.run(agents.close()))
+        loop = AgentLoop(engine, dialog.renderer, dialog.toolbox, dialog.parser, config, agents=agents)
         yield LocalWorkers(engine, loop, rewards, config, runner.get_loop())
 
 

@@ -14,12 +14,13 @@ from typing import Any
 import ray
 from ray.exceptions import RayTaskError
 
-from rl.batches import GroupHeader
+from rl.batches import GroupHeader, Recording
 from rl.cluster.health import get_all, result
 from rl.cluster.relay import relay
 from rl.config.schema import Config
 from rl.errors import RolloutError, WorkerDiedError
 from rl.inference.router import Router
+from rl.rollout.headers import uses_of
 from rl.rollout.workers import PromptBatch, groups_at_once
 from rl.types import Prompt, StopReason, WeightUpdate
 
@@ -100,11 +101,13 @@ class RayWorkers:
         updates = {replica: (local[self.nodes[replica]],) for replica in self.workers}
         self.call("update_weights", updates, what="loading published weights")
 
-    def write(self, path: Path, groups: Sequence[GroupHeader]) -> None:
-        """See `Workers`. One file at a time: each call waits for the previous file."""
+    def write(self, path: Path, groups: Sequence[GroupHeader], recording: Recording | None = None) -> None:
+        """See `Workers`. One step at a time: each call waits for the previous files."""
         self.finish_writing()
-        penalties = {t.id: t.kl_penalty for group in groups for t in group.trajectories if t.kl_penalty}
-        self._writing = self.writer.write.remote(path, [group.record for group in groups], penalties)
+        records, rows = [group.record for group in groups], [group.rows for group in groups]
+        self._writing = self.writer.write.remote(
+            path, records, uses_of(groups), rows if recording is not None else [], recording
+        )
 
     def finish_writing(self, timeout_s: float = _CALL_TIMEOUT_S) -> None:
         """Wait until the current file is written.

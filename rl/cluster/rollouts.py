@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from rl.algorithms.filters import check_filter_metric
-from rl.batches import GroupHeader, Sample
+from rl.batches import GroupHeader, Recording, Sample
 from rl.cluster.turns import Turns
 from rl.config.schema import Config
 from rl.data.cursor import prompt_cursor
@@ -32,6 +32,8 @@ class RolloutGroup:
         on_group: Called with (groups done, groups wanted) after each group, for the progress bar.
     """
 
+    has_engines = True
+
     def __init__(
         self,
         workers: Workers,
@@ -51,7 +53,9 @@ class RolloutGroup:
         self._published: WeightUpdate | None = None
         self._has_weights = True
 
-    def take(self, num_prompts: int, metrics: MutableMapping[str, float]) -> list[GroupHeader]:
+    def take(
+        self, num_prompts: int, metrics: MutableMapping[str, float], *, step: int = 0, is_recorded: bool = False
+    ) -> list[GroupHeader]:
         """Run the next prompts to scored groups; see `rl.interfaces.Rollouts`.
 
         With `filter_groups_enable` each group whose trajectories all score the same is replaced by a new prompt at
@@ -63,7 +67,8 @@ class RolloutGroup:
         self._begin_turn()
         self.workers.call("restart_clocks", what="restarting the clocks")
         start = time.monotonic()
-        filling = self.buffer.begin(num_prompts, int(min(self._prompt_limit(num_prompts), self.cursor.num_left)))
+        limit = int(min(self._prompt_limit(num_prompts), self.cursor.num_left))
+        filling = self.buffer.begin(num_prompts, limit, keeps_all_rows=is_recorded)
         batch = PromptBatch(self.config.rl_config.n_samples_per_prompt, self._training_sampling())
         batch.add(self._next_prompts(filling.num_to_start()))
         for order, group in self.workers.run(batch):
@@ -102,9 +107,9 @@ class RolloutGroup:
         self.workers.call("sleep", what="putting the engines to sleep")
         self._has_weights = False
 
-    def write_trajectories(self, path: Path, groups: Sequence[GroupHeader]) -> None:
-        """Write groups' trajectories to a file in the background, one JSON line each."""
-        self.workers.write(path, groups)
+    def write_trajectories(self, path: Path, groups: Sequence[GroupHeader], recording: Recording | None = None) -> None:
+        """Write groups' trajectories and tokens to files; see `rl.interfaces.Rollouts`."""
+        self.workers.write(path, groups, recording)
 
     def fetch_rows(self, group: GroupHeader) -> list[Sample]:
         """A group's training rows, with their tokens."""
@@ -119,6 +124,10 @@ class RolloutGroup:
     def expected_steps(self, completed: int) -> int | None:
         """Expected steps of the whole run; see `PromptCursor.expected_steps`."""
         return self.cursor.expected_steps(completed, len(self.buffer.surplus))
+
+    def next_step(self, completed: int) -> int:
+        """Number of the next step: none is left out."""
+        return completed
 
     def state_dict(self) -> dict[str, Any]:
         """A checkpoint's state: the place in the data and the surplus groups."""

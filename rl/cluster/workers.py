@@ -17,13 +17,14 @@ from typing import Any
 import ray
 from ray.exceptions import OutOfMemoryError, RayActorError
 
-from rl.batches import Sample, TrajectoryHeader
+from rl.batches import Recording, Sample, TrajectoryHeader, Use
 from rl.cluster.ranks import answer
 from rl.cluster.rate_limits import RemotePermits
 from rl.config.schema import Config
 from rl.errors import RewardError
 from rl.observability.busy_clock import BusyClock
 from rl.observability.log import setup_logging
+from rl.observability.token_records import write_sampled_rows
 from rl.observability.trajectories import write_records
 from rl.rewards.registry import configured_rewards
 from rl.rollout.garbage_collection import collect_seldom
@@ -62,6 +63,8 @@ class RewardWorker:
     def __init__(self, config: Config, *, log_file: Path) -> None:
         _log_to(log_file)
         self.config = config
+        self.tokenizer: Any = None
+        """Loaded for the first recorded step."""
 
     def start(self) -> None:
         """Load the reward functions."""
@@ -71,9 +74,30 @@ class RewardWorker:
         """See `rl.rewards.registry.RewardSet`."""
         return await self.rewards.score(trajectory)
 
-    async def write(self, path: Path, records: list[Any], kl_penalties: dict[str, float]) -> None:
-        """Write groups' trajectories as JSON lines; see `rl.observability.trajectories.write_records`."""
-        await asyncio.to_thread(lambda: write_records(path, ray.get(records), kl_penalties))
+    async def write(
+        self, path: Path, records: list[Any], uses: dict[str, Use], rows: list[Any], recording: Recording | None
+    ) -> None:
+        """Write groups' trajectories as JSON lines and, with `recording`, their rows as tokens.
+
+        Args:
+            path: See `rl.observability.trajectories.write_records`.
+            records: A reference to each group's.
+            uses: By trajectory id.
+            rows: A reference to each group's; empty without `recording`.
+            recording: See `rl.observability.token_records.write_sampled_rows`.
+        """
+        await asyncio.to_thread(lambda: write_records(path, ray.get(records), uses))
+        if recording is not None:
+            await asyncio.to_thread(self._write_rows, rows, recording)
+
+    def _write_rows(self, rows: list[Any], recording: Recording) -> None:
+        from rl.chat.pieces import token_pieces
+        from rl.rollout.dialog import configured_tokenizer
+
+        if self.tokenizer is None:
+            self.tokenizer = configured_tokenizer(self.config)
+        groups = (group for source in rows for group in _fetch([source]))
+        write_sampled_rows(recording, groups, partial(token_pieces, self.tokenizer))
 
     async def shutdown(self) -> None:
         """End the processes of the rewards."""
@@ -108,6 +132,7 @@ class RolloutWorker:
         from rl.inference.engine import VllmEngine
         from rl.rollout.agent_loop import AgentLoop
         from rl.rollout.dialog import load_dialog
+        from rl.serving.agents import Agents
 
         self.socket_folder.mkdir(parents=True, exist_ok=True)  # the driver made it on its own machine only
         dialog = load_dialog(self.config, tool_overrides=self.tool_overrides)
@@ -121,7 +146,10 @@ class RolloutWorker:
             seed=self.config.megatron_training.seed,
             stop_token_ids=dialog.renderer.end_of_turn_ids,
         )
-        self.loop = AgentLoop(self.engine, dialog.renderer, dialog.toolbox, dialog.parser, self.config)
+        self.agents = await Agents.start(self.config, dialog)
+        self.loop = AgentLoop(
+            self.engine, dialog.renderer, dialog.toolbox, dialog.parser, self.config, agents=self.agents
+        )
         collect_seldom()
 
     @ray.method(num_returns=3)
@@ -164,7 +192,9 @@ class RolloutWorker:
         await self.engine.sleep()
 
     async def shutdown(self) -> None:
-        """End the engine and close the tools."""
+        """End the agents and the engine, and close the tools."""
+        if self.agents is not None:
+            await self.agents.close()
         await self.engine.shutdown()
         if self.toolbox is not None:
             await self.toolbox.close()

@@ -159,9 +159,14 @@ def _rollout_conditions(rl: RLConfig) -> tuple[Condition, ...]:
             "rollout_function is agent_loop. Set that.",
         ),
         Condition(
+            ("rl_config.agent_function_kwargs", "rl_config.num_agent_processes"),
+            not is_built_in(rl, "agent_function"),
+            "agent_function is not set. Set that.",
+        ),
+        Condition(
             ("rl_config.final_answer_reserve",),
-            is_built_in(rl, "rollout_function"),
-            "a rollout_function leads the trajectories. Remove it.",
+            is_built_in(rl, "rollout_function") and is_built_in(rl, "agent_function"),
+            "a rollout_function or an agent_function leads the trajectories. Remove it.",
         ),
         Condition(
             ("rl_config.wandb_project", "rl_config.wandb_exp_name"), rl.use_wandb, "use_wandb is false. Set that."

@@ -64,7 +64,8 @@ def locate_files(config: Config | DatasetConfig, folder: Path) -> None:
     for path in path_keys(type(config), Place.OUTPUT):
         set_value(config, path, os.path.expanduser(value_at(config, path)))
     for path in path_keys(type(config), Place.CODE):
-        set_value(config, path, locate_function(value_at(config, path), folders))
+        if value := value_at(config, path):
+            set_value(config, path, locate_function(value, folders))
     if isinstance(config, Config):
         rl = config.rl_config
         names = {name: locate_function(name, folders) for name in rl.verifier_function}

@@ -8,7 +8,7 @@ from rl.config.divisibility import devices_fault, engine_fault, pipeline_fault, 
 from rl.config.estimates import GIB, longest_response, memory_estimate
 from rl.config.objective_rules import objective_problems
 from rl.config.problems import Problem, error, warning
-from rl.config.schema import Config, Device, ModelConfig, RLConfig
+from rl.config.schema import Config, Device, MegatronTraining, ModelConfig, RLConfig
 
 
 def parallel_problems(config: Config, facts: ModelConfig | None) -> Iterator[Problem]:
@@ -145,7 +145,7 @@ def algorithm_problems(config: Config) -> Iterator[Problem]:
 def multi_turn_problems(config: Config) -> Iterator[Problem]:
     """Requirements of tools, environments and rollout functions."""
     rl = config.rl_config
-    named = [key for key in ("environment", "rollout_function") if not is_built_in(rl, key)]
+    named = [key for key in ("environment", "rollout_function", "agent_function") if not is_built_in(rl, key)]
     if rl.multi_turn_enable and not rl.tool_config_path and not named:
         yield error(
             "rl_config.tool_config_path: must name a tool YAML with multi_turn_enable, got nothing. "
@@ -155,7 +155,8 @@ def multi_turn_problems(config: Config) -> Iterator[Problem]:
         yield error(f"rl_config.{named[0]}: needs multi_turn_enable, got '{getattr(rl, named[0])}'. Set that to true.")
     if len(named) > 1:
         yield error(
-            "rl_config.environment: a rollout function leads its trajectories alone, got both. Remove one of them."
+            f"rl_config.{named[0]}: only one of environment, rollout_function and agent_function can lead the "
+            f"trajectories, got {' and '.join(named)}. Remove one of them."
         )
     if named and "environment" not in rl.verifier_function:
         yield warning(
@@ -165,7 +166,7 @@ def multi_turn_problems(config: Config) -> Iterator[Problem]:
 
 
 def is_built_in(rl: RLConfig, key: str) -> bool:
-    """Whether `environment` or `rollout_function` has its default."""
+    """Whether `environment`, `rollout_function` or `agent_function` has its default."""
     return bool(getattr(rl, key) == getattr(RLConfig(), key))
 
 
@@ -176,10 +177,27 @@ def run_problems(config: Config) -> Iterator[Problem]:
         yield warning(
             "megatron_training.eval_interval: has no effect without eval_data_path. Set that, or remove this."
         )
+    yield from _half_problems(training)
     if training.run_name is not None and ("/" in training.run_name or training.run_name in ("", ".", "..")):
         yield error(
             f"megatron_training.run_name: must be the name of one folder, got '{training.run_name}'. "
             "Put its place into output_dir."
+        )
+
+
+def _half_problems(training: MegatronTraining) -> Iterator[Problem]:
+    """Runs of one half alone: sampling, or training on what was recorded."""
+    if not training.rollout_only:
+        return
+    if training.replay:
+        yield error(
+            f"megatron_training.replay: rollout_only samples without training, a replay trains without sampling, got "
+            f"both ('{training.replay}'). Remove one."
+        )
+    if training.resume:
+        yield error(
+            f"megatron_training.resume: rollout_only has no actor that a checkpoint restores, got '{training.resume}'. "
+            "Set actor_config.load to the checkpoint instead."
         )
 
 

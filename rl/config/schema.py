@@ -99,6 +99,10 @@ class MegatronTraining(Section):
     """Steps between checkpoints; the last step always saves."""
     max_checkpoints: Count | None = None
     """Newest checkpoints of this run to keep; by default all."""
+    record_tokens_every: StepsOrZero = 10
+    """Steps between recordings of every token with its log-probs (`tokens/` of the run directory), for `rl explain`,
+    `rl view --tokens` and `replay`; the first step is recorded too, 0 records none. A recorded step takes one more
+    forward pass. Not read by `rl sft`."""
     eval_interval: StepsOrZero = 0
     """Steps between evaluations; 0 evaluates only as `eval_before_train` and `eval_after_train` say."""
     eval_before_train: bool = True
@@ -119,6 +123,11 @@ class MegatronTraining(Section):
     """Name of the run directory; by default the config's name and the time. An existing one is never overwritten."""
     resume: InputPath | None = None
     """Run directory to continue from (its newest checkpoint), or one checkpoint folder."""
+    rollout_only: bool = False
+    """Sample, score and record every step without an actor: the weights stay those of `actor_config.load`."""
+    replay: InputPath | None = None
+    """Train on what a run recorded instead of sampling: its directory, or the tokens file of one step. No engine,
+    tool, reward or evaluation runs."""
     device: Device = Device.AUTO
     """`auto` takes CUDA where there is a device."""
     dataset_additional_keys: list[str] = field(default_factory=list)
@@ -273,7 +282,8 @@ class RLConfig(Section):
     """Processes that call rewards, in turn. One is enough unless a reward holds up its own event loop."""
     # Multi-turn
     multi_turn_enable: bool = False
-    """Run turns until an answer, with the tools of `tool_config_path`, an `environment` or a `rollout_function`."""
+    """Run turns until an answer, with the tools of `tool_config_path`, an `environment`, a `rollout_function` or an
+    `agent_function`."""
     tool_config_path: InputPath | None = None
     """Tool YAML."""
     environment: CodeName = "tools"
@@ -286,6 +296,13 @@ class RLConfig(Section):
     or `path/file.py:function`."""
     rollout_function_kwargs: dict[str, Any] = field(default_factory=dict)
     """Keyword arguments of the rollout function."""
+    agent_function: CodeName | None = None
+    """Your own agent, `package.module:function` or `path/file.py:function`. It reaches the model through an address of
+    OpenAI's API, and runs in processes of its own."""
+    agent_function_kwargs: dict[str, Any] = field(default_factory=dict)
+    """Keyword arguments of the agent function."""
+    num_agent_processes: Ranks = 1
+    """Processes of each rollout worker that run agent functions. More help where agents compute much themselves."""
     max_tool_calls: int = Field(default=1, ge=0, le=1_000_000)
     """Executed tool calls in a trajectory; then one final turn to answer."""
     max_parallel_calls: Count = 1
@@ -330,8 +347,9 @@ class RLConfig(Section):
     """Run name in W&B; by default the name of the run directory."""
 
     def __post_init__(self) -> None:
-        """Without a reward, what an environment or a rollout function gives is the score."""
-        if not self.verifier_function and (self.environment, self.rollout_function) != ("tools", "agent_loop"):
+        """Without a reward, what an environment, a rollout function or an agent function gives is the score."""
+        own = (self.environment, self.rollout_function, self.agent_function)
+        if not self.verifier_function and own != ("tools", "agent_loop", None):
             self.verifier_function, self.verifier_weight = ["environment"], [1.0]
 
 

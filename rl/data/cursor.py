@@ -102,6 +102,10 @@ class PromptCursor:
         num_used = completed * self._batch_size + num_over
         return -(-num_used * self._total // (self._batch_size * self.num_taken))
 
+    def next_step(self, completed: int) -> int:
+        """Number of the next step: none is left out."""
+        return completed
+
     def take(self, num: int) -> list[int]:
         """Advance by `num` prompts, across the end of an epoch if necessary.
 

@@ -13,13 +13,13 @@ from vllm import AsyncEngineArgs, SamplingParams
 from vllm.exceptions import VLLMClientError
 from vllm.inputs.engine import tokens_input
 from vllm.outputs import RequestOutput
-from vllm.sampling_params import RequestOutputKind
+from vllm.sampling_params import RequestOutputKind, StructuredOutputsParams
 from vllm.v1.engine.async_llm import AsyncLLM
 from vllm.v1.engine.exceptions import EngineDeadError, EngineGenerateError
 
 from rl.config.device import enforces_eager, runs_on_cuda
 from rl.config.schema import Config
-from rl.errors import ModelError, RolloutError, WeightSyncError, WorkerDiedError
+from rl.errors import DataError, ModelError, RolloutError, WeightSyncError, WorkerDiedError
 from rl.inference.output_tail import first_error, tail_of_output
 from rl.observability.busy_clock import BusyClock
 from rl.types import FinishReason, Generation, Sampling, WeightUpdate
@@ -110,6 +110,8 @@ class VllmEngine:
         except (EngineDeadError, EngineGenerateError) as error:
             raise self._died("generating", error) from error
         except VLLMClientError as error:
+            if sampling.json_schema is not None:
+                raise DataError(f"json_schema: the engine cannot follow it ({error}). Simplify the schema.") from error
             raise RolloutError(f"{self.name}: rejected a request of {len(token_ids)} tokens, got '{error}'.") from error
         assert final is not None, "vLLM ends every request with an output"
         return _as_generation(final, version)
@@ -267,6 +269,7 @@ def _sampling_params(sampling: Sampling, stop_token_ids: list[int]) -> SamplingP
         logprobs=0,  # only that of the sampled token
         flat_logprobs=True,
         output_kind=RequestOutputKind.FINAL_ONLY,
+        structured_outputs=StructuredOutputsParams(json=sampling.json_schema) if sampling.json_schema else None,
     )
 
 

@@ -44,6 +44,7 @@ def rollout_metrics(groups: Sequence[GroupHeader], *, max_response_length: int |
         "rollout/num_trajectories": float(len(trajectories)),
         "rollout/reward_errors": float(sum(t.reward_error is not None for t in trajectories)),
         "rollout/tool_wait_share": tool_wait_share(trajectories),
+        "rollout/untrained_tokens": float(sum(t.num_untrained for t in trajectories)),
     }
     metrics |= spread("prompt_length", [t.prompt_length for t in trajectories])
     metrics |= spread("response_length", [t.response_length for t in trajectories])

@@ -7,6 +7,7 @@
     summary.json           written last, so its presence marks a finished run
     report.png             curves (`python -m rl report`)
     trajectories/          step_000000.jsonl and eval_000000.jsonl
+    tokens/                step_000000.parquet and step_000000.rank_0.parquet: tokens of recorded steps
     skipped/               step_000000.jsonl: trajectories of steps with NaN or Inf, if any
     checkpoints/step_000012/
     tensorboard/  logs/
@@ -24,7 +25,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from rl.config.load import save_resolved
+from rl.config.load import compose_config, save_resolved
 from rl.config.model_folder import complete_checkpoints
 from rl.config.schema import Config
 from rl.errors import ConfigError, DataError
@@ -124,6 +125,15 @@ class RunDirectory:
         return self.trajectories / f"eval_{step:06d}.jsonl"
 
     @property
+    def tokens(self) -> Path:
+        """Folder of the tokens of recorded steps; created on demand."""
+        return self.path / "tokens"
+
+    def tokens_file(self, step: int) -> Path:
+        """Tokens of a step, numbered from 1; see `rl.observability.token_records`."""
+        return self.tokens / f"step_{step:06d}.parquet"
+
+    @property
     def skipped(self) -> Path:
         """Folder of trajectories with NaN or Inf, whose steps were skipped; created on demand."""
         return self.path / "skipped"
@@ -160,6 +170,14 @@ class RunDirectory:
         """The newest complete checkpoint."""
         found = self.complete_checkpoints()
         return found[-1] if found else None
+
+    def read_config(self) -> Config:
+        """Read the resolved configuration. A key that this version does not know is left out.
+
+        Raises:
+            ConfigError: The file is not YAML.
+        """
+        return compose_config(str(self.config_file.absolute())).config
 
     def read_metrics(self) -> list[dict[str, Any]]:
         """Read metrics.jsonl. A last line that was cut off by a crash is ignored.

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
+from rl.batches import Use
 from rl.errors import DataError
 from rl.thoughts import turn_thoughts
 from rl.types import Prompt, StopReason, Trajectory, Turn
@@ -37,29 +38,33 @@ _TURNS = TypeAdapter(list[Turn])
 _RECORD = TypeAdapter(_Record)
 
 
-def write_records(path: Path, groups: Iterable[Sequence[Trajectory]], kl_penalties: Mapping[str, float]) -> None:
+def write_records(path: Path, groups: Iterable[Sequence[Trajectory]], uses: Mapping[str, Use]) -> None:
     """Write trajectories to a file as JSON lines.
 
     Args:
         path: Its folder must exist.
         groups: Groups of trajectories.
-        kl_penalties: By trajectory id, if the KL term is in the reward.
+        uses: What training made of each, by trajectory id; empty for an evaluation.
     """
     with path.open("w", encoding="utf-8") as stream:
         for trajectories in groups:
             for trajectory in trajectories:
-                record = to_record(trajectory, kl_penalty=kl_penalties.get(trajectory.id, 0.0))
+                record = to_record(trajectory, uses.get(trajectory.id, Use()))
                 stream.write(json.dumps(record, ensure_ascii=False, default=str) + "\n")
 
 
-def to_record(trajectory: Trajectory, *, kl_penalty: float = 0.0) -> dict[str, Any]:
+def to_record(trajectory: Trajectory, use: Use | None = None) -> dict[str, Any]:
     """A trajectory as plain values.
+
+    Args:
+        trajectory: Its tokens are not needed.
+        use: What training made of it.
 
     Returns:
         `id`, `data_source`, `evaluation_set` (None in training), `messages`, `ground_truth`, `turns` (text, start and
         end of each thought in it, whether it begins in one, number of tokens, calls, results with status and times),
-        `stop_reason`, `score`, `rewards`, `reward_texts`, `turn_rewards`, `kl_penalty`, `reward_error`, `environment`,
-        `failure`, `num_sampled`, `response_length`, `policy_versions` and `wall_s`.
+        `stop_reason`, `score`, `rewards`, `reward_texts`, `turn_rewards`, the fields of `Use`, `reward_error`,
+        `environment`, `failure`, `prompt_length`, `num_sampled`, `response_length`, `policy_versions` and `wall_s`.
     """
     return {
         "id": trajectory.id,
@@ -73,10 +78,11 @@ def to_record(trajectory: Trajectory, *, kl_penalty: float = 0.0) -> dict[str, A
         "rewards": trajectory.rewards,
         "reward_texts": trajectory.reward_texts,
         "turn_rewards": trajectory.turn_rewards,
-        "kl_penalty": kl_penalty,
+        **asdict(use or Use()),
         "reward_error": trajectory.reward_error,
         "environment": trajectory.environment,
         "failure": trajectory.failure,
+        "prompt_length": trajectory.prompt_length,
         "num_sampled": trajectory.num_sampled,
         "response_length": trajectory.response_length,
         "policy_versions": trajectory.policy_versions,
@@ -112,6 +118,7 @@ def turn_record(turn: Turn) -> dict[str, Any]:
         ],
         "messages": turn.messages,
         "is_cut": turn.is_cut,
+        "is_trained": turn.is_trained,
         "generate_s": round(turn.generate_s, 4),
         "tool_s": round(turn.tool_s, 4),
     }

@@ -16,6 +16,9 @@ from rich.text import Text
 from rl.errors import DataError
 from rl.observability.log import console
 from rl.observability.run_directory import RunDirectory
+from rl.observability.terminal import visible
+from rl.observability.token_records import last_recorded_step, read_tokens
+from rl.observability.token_view import CHOICES, print_tokens
 from rl.observability.trajectories import read_records
 
 PROMPT_STYLE, MODEL_STYLE, CALL_STYLE, TOOL_STYLE = "cyan", "green", "blue", "yellow"
@@ -36,6 +39,8 @@ def main(argv: list[str]) -> int:
     )
     parser.add_argument("--eval", action="store_true", help="show evaluations instead of training steps")
     parser.add_argument("--list", action="store_true", help="list the steps and their scores")
+    tokens = "show its tokens, if the step is recorded, colored by %(choices)s; default: author, in the last such step"
+    parser.add_argument("--tokens", nargs="?", const=CHOICES[0], choices=CHOICES, metavar="BY", help=tokens)
     which = parser.add_mutually_exclusive_group()
     which.add_argument("--index", type=int, default=0, help="index of the trajectory in the file, from 0")
     which.add_argument("--id", help="id of the trajectory, such as train-17/3")
@@ -50,7 +55,10 @@ def main(argv: list[str]) -> int:
     if arguments.list:
         _print_list(run, console())
         return 0
-    path = trajectory_file(run, kind, arguments.step)
+    step = arguments.step
+    if arguments.tokens and step is None:
+        step = last_recorded_step(run)
+    path = trajectory_file(run, "step" if arguments.tokens else kind, step)
     records = read_records(path)
     if not records:
         raise DataError(f"{path}: no trajectories. `rl view RUN --list` shows the steps with trajectories.")
@@ -60,7 +68,12 @@ def main(argv: list[str]) -> int:
         record = _by_id(records, arguments.id, path)
     else:
         record = _by_index(records, arguments.index, path)
-    number = int(path.stem.removeprefix(f"{kind}_"))
+    number = int(path.stem.split("_")[1])
+    if arguments.tokens:
+        rows = [row for row in read_tokens(run, number) if row.trajectory_id == record["id"]]
+        console().print(Rule(f"step {number}  [bold]{escape(visible(record['id']))}[/]"))
+        print_tokens(rows, console(), arguments.tokens)
+        return 0
     print_record(record, console(), title=f"step {number}" if kind == "step" else f"evaluation after step {number}")
     return 0
 
@@ -105,7 +118,8 @@ def print_record(record: dict[str, Any], target: Console, *, title: str = "") ->
         target: Output console.
         title: Shown before the trajectory's id in the first line.
     """
-    target.print(Rule(f"{escape(title)}  [bold]{escape(record['id'])}[/]  {escape(record['data_source'])}"))
+    name, source = (escape(visible(record[key])) for key in ("id", "data_source"))
+    target.print(Rule(f"{escape(title)}  [bold]{name}[/]  {source}"))
     for message in record["messages"]:
         print_message(target, message["role"], message["content"])
     for number, turn in enumerate(record["turns"], start=1):
@@ -120,11 +134,11 @@ def print_record(record: dict[str, Any], target: Console, *, title: str = "") ->
     score = "none" if record["score"] is None else f"{record['score']:.3f}"
     target.print(Text(f"score {score}  {rewards}", style=REWARD_STYLE))
     for name, text in record.get("reward_texts", {}).items():
-        target.print(Text(f"{name}: {text}", style=REWARD_STYLE), soft_wrap=True)
+        target.print(Text(visible(f"{name}: {text}"), style=REWARD_STYLE), soft_wrap=True)
     if record.get("failure"):
-        target.print(Text(f"failed: {record['failure']}", style=ERROR_STYLE))
+        target.print(Text(visible(f"failed: {record['failure']}"), style=ERROR_STYLE))
     if record["reward_error"]:
-        target.print(Text(f"reward failed: {record['reward_error']}", style=ERROR_STYLE))
+        target.print(Text(visible(f"reward failed: {record['reward_error']}"), style=ERROR_STYLE))
     target.print(
         Text(f"expected {record['ground_truth']!r}, stopped: {record['stop_reason']}, {record['wall_s']:.2f} s")
     )
@@ -168,8 +182,8 @@ def print_result(target: Console, result: dict[str, Any]) -> None:
 
 
 def _block(target: Console, head: str, text: str | None, style: str, thoughts: Sequence[tuple[int, int]] = ()) -> None:
-    target.print(Text(f"[{head}]", style=f"bold {style}"))
-    shown = Text(text or "(empty)", style=style)
+    target.print(Text(f"[{visible(head)}]", style=f"bold {style}"))
+    shown = Text(visible(text or "(empty)"), style=style)
     for start, end in thoughts:
         shown.stylize(THOUGHT_STYLE, start, end)
     target.print(shown, soft_wrap=True)

@@ -22,7 +22,7 @@ from rl.remote.loop import EndpointLoop
 from rl.rewards.registry import RewardSet, configured_rewards
 from rl.rollout.group import run_group
 from rl.rollout.headers import header_of_group
-from rl.rollout.workers import PromptBatch
+from rl.rollout.workers import PromptBatch, Recording
 from rl.tools.registry import load_toolbox
 from rl.types import Group, Prompt, Scores, StopReason, Trajectory, WeightUpdate
 
@@ -79,8 +79,8 @@ class EndpointWorkers:
         """See `Workers`; the weights are the server's."""
         raise AssertionError("a server takes no weights")
 
-    def write(self, path: Path, groups: Sequence[GroupHeader]) -> None:
-        """See `Workers`; here the file is written when the call returns."""
+    def write(self, path: Path, groups: Sequence[GroupHeader], recording: Recording | None = None) -> None:
+        """See `Workers`; here the file is written when the call returns. There are no tokens to record."""
         write_records(path, [group.record for group in groups], {})
 
     def fetch(self, reference: Any) -> Any:

@@ -9,6 +9,8 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Protocol
 
+from transformers import PreTrainedTokenizerFast
+
 from rl.chat.ledger import Extension
 from rl.chat.parsers import Parser
 from rl.chat.renderer import Renderer
@@ -33,6 +35,14 @@ class Toolbox(Protocol):
         ...
 
 
+class Agents(Protocol):
+    """Runs the user's agent function (`rl.serving.agents.Agents`)."""
+
+    async def run(self, episode: Episode, parser: Parser, tools: ToolEnvironment) -> StopReason:
+        """Run one trajectory to its end."""
+        ...
+
+
 class AgentLoop:
     """Runs trajectories, any number at once.
 
@@ -43,6 +53,7 @@ class AgentLoop:
         parser: Reads tool calls out of a turn.
         config: The run's configuration; names the environment or the rollout function.
         on_turn: Called with each turn when it has been generated, and once more when it has been answered.
+        agents: Where the configuration names an agent function.
 
     Raises:
         ConfigError: The environment or the rollout function cannot be found or used.
@@ -56,7 +67,9 @@ class AgentLoop:
         parser: Parser,
         config: Config,
         on_turn: Callable[[Turn], None] = lambda turn: None,
+        agents: Agents | None = None,
     ) -> None:
+        self._agents = agents
         self._engine = engine
         self._renderer = renderer
         self._toolbox = toolbox
@@ -67,6 +80,11 @@ class AgentLoop:
         self._seed = config.megatron_training.seed
         self._environment = load_environment(config.rl_config)
         self._function = load_rollout_function(config.rl_config)
+
+    @property
+    def tokenizer(self) -> PreTrainedTokenizerFast:
+        """The engine's tokenizer."""
+        return self._renderer.tokenizer
 
     async def run(self, prompt: Prompt, sample_index: int, sampling: Sampling) -> Trajectory:
         """Run one trajectory to its end. A dead engine, a deadline, a broken service or user code is its `StopReason`.
@@ -115,6 +133,8 @@ class AgentLoop:
         deadline = asyncio.timeout(self._rl.trajectory_timeout)
         try:
             async with deadline:
+                if self._agents is not None:
+                    return await self._agents.run(episode, self._parser, environment)
                 if self._function is not None:
                     return await run_rollout_function(self._function, episode, self._parser, environment)
                 return await self._run_turns(episode, environment)

@@ -52,6 +52,8 @@ class Filling:
     """Prompts to start at once."""
     drop_overlong: bool = False
     """Trajectories cut off by the token budget are not trained on, so their differences do not count."""
+    keeps_all_rows: bool = False
+    """Keep the rows of uninformative groups, because the step's tokens are recorded."""
     num_started: int = 0
     finished: dict[int, GroupHeader] = field(default_factory=dict)
     informative: set[int] = field(default_factory=set)
@@ -71,7 +73,7 @@ class Filling:
         self.finished[number] = group
         if self.metric is None or is_informative(group, self.metric, drop_overlong=self.drop_overlong):
             self.informative.add(number)
-        else:
+        elif not self.keeps_all_rows:
             group.rows = []  # not trained on, so the object store may free them
 
     @property
@@ -95,7 +97,7 @@ class GroupBuffer:
         self.useful_share = 1.0
         """Share of informative groups, smoothed over batches."""
 
-    def begin(self, num_wanted: int, limit: int) -> Filling:
+    def begin(self, num_wanted: int, limit: int, *, keeps_all_rows: bool = False) -> Filling:
         """Begin a batch with the surplus groups.
 
         The share of informative groups sets how many prompts start at once, so a batch seldom waits for its last group
@@ -104,11 +106,12 @@ class GroupBuffer:
         Args:
             num_wanted: Informative groups.
             limit: Prompts that may be started.
+            keeps_all_rows: See `Filling`.
         """
         carried = [self.surplus.popleft() for _ in range(min(num_wanted, len(self.surplus)))]
         num_missing = num_wanted - len(carried)
         num_ahead = min(math.ceil(num_missing / self.useful_share), num_missing + num_wanted)
-        return Filling(num_wanted, limit, self.metric, carried, num_ahead, self.drop_overlong)
+        return Filling(num_wanted, limit, self.metric, carried, num_ahead, self.drop_overlong, keeps_all_rows)
 
     def end(self, batch: Filling) -> list[GroupHeader]:
         """End a batch whose prompts have all finished; keep its surplus.

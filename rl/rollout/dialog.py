@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from transformers import PreTrainedTokenizerFast
+
 from rl.chat.parsers import Parser, load_parser
 from rl.chat.renderer import Renderer, load_tokenizer
 from rl.chat.self_test import check_renderer
@@ -20,6 +22,11 @@ class Dialog:
     toolbox: Toolbox | None
     """None without `multi_turn_enable`, or without tools."""
     parser: Parser
+
+
+def configured_tokenizer(config: Config) -> PreTrainedTokenizerFast:
+    """Load the tokenizer that a configuration names, by default the model's. Raises ModelError."""
+    return load_tokenizer(Path(config.megatron_training.tokenizer_name_or_path or config.actor_config.load))
 
 
 def load_dialog(
@@ -42,7 +49,7 @@ def load_dialog(
         ToolError: The tool YAML is wrong.
     """
     rl = config.rl_config
-    tokenizer = load_tokenizer(Path(config.megatron_training.tokenizer_name_or_path or config.actor_config.load))
+    tokenizer = configured_tokenizer(config)
     if toolbox is None and rl.multi_turn_enable and rl.tool_config_path:
         toolbox = load_toolbox(Path(rl.tool_config_path), overrides=tool_overrides)
     schemas = toolbox.schemas if toolbox else []

@@ -24,6 +24,17 @@ _HEADER_TOKENS = 16
 """Tokens that the end of a header is looked for in."""
 
 
+@dataclass(slots=True, frozen=True)
+class Sampled:
+    """The tokens of one turn, as the engine gave them."""
+
+    prompt_ids: list[int]
+    """The turn's context."""
+    token_ids: list[int]
+    logprobs: list[float]
+    """Of the distribution that the turn was sampled from."""
+
+
 @dataclass(slots=True)
 class Episode:
     """A trajectory in the making."""
@@ -48,6 +59,8 @@ class Episode:
     """Budgets of the turns that are being sampled, by their place among `turns`."""
     _places: list[tuple[TokenSequence, int]] = field(default_factory=list)
     """Where the tokens of each turn begin."""
+    _logprobs: dict[int, list[float]] = field(default_factory=dict)
+    """Of the tokens of turns that are not trained on, by their place among `turns`."""
 
     def __post_init__(self) -> None:
         self.ledger = Ledger(self.renderer)
@@ -66,7 +79,14 @@ class Episode:
         granted = sum(budget - self.turns[number].num_tokens for number, budget in self._running.items())
         return min(self.max_context - context_length, self.max_response - response_length - granted)
 
-    async def generate(self, sequence: TokenSequence, budget: int) -> Turn:
+    async def generate(
+        self,
+        sequence: TokenSequence,
+        budget: int,
+        *,
+        sampling: Sampling | None = None,
+        stop: tuple[str, ...] | None = None,
+    ) -> Turn:
         """Sample one turn of at most `budget` tokens, in as many spans as weight publishes cut it into.
 
         A stop string inside a thought cuts it too. Where a span may end within a stop string, the next one is of a
@@ -75,6 +95,8 @@ class Episode:
         Args:
             sequence: As the ledger prepared it.
             budget: At least 1; `sampling.max_tokens` bounds it too.
+            sampling: Of this turn; by default the episode's. Tokens of another distribution are not trained on.
+            stop: Strings that end this turn; by default the episode's.
 
         Returns:
             The turn, which `turns` has from its beginning on.
@@ -82,33 +104,47 @@ class Episode:
         Raises:
             RolloutError: The engine died.
         """
-        number, budget = len(self.turns), min(budget, self.sampling.max_tokens)
-        self.turns.append(Turn(text="", num_tokens=0, begins_in_thought=self._begins_in_thought(sequence)))
+        sampling = sampling or self.sampling
+        number, budget = len(self.turns), min(budget, sampling.max_tokens)
+        self.turns.append(
+            Turn(
+                text="",
+                num_tokens=0,
+                begins_in_thought=self._begins_in_thought(sequence),
+                is_trained=distribution_of(sampling) == distribution_of(self.sampling),
+            )
+        )
         self._places.append((sequence, len(sequence.token_ids)))
         self._running[number] = budget
         try:
-            return await self._sample(sequence, number, budget)
+            return await self._sample(sequence, number, budget, sampling, self.stop if stop is None else stop)
         finally:
             del self._running[number]
 
-    async def _sample(self, sequence: TokenSequence, number: int, budget: int) -> Turn:
+    async def _sample(
+        self, sequence: TokenSequence, number: int, budget: int, sampling: Sampling, own_stop: tuple[str, ...]
+    ) -> Turn:
         start, first, turn = time.monotonic(), len(sequence.token_ids), self.turns[number]
-        stop = self.sampling.stop + self.stop
+        stop = sampling.stop + own_stop
         for span in itertools.count():
             before = turn.text
             is_watched = begins_stop(before, stop)
-            seed = request_seed(self.sampling.seed or 0, self.prompt.id, self.sample_index, number, span)
+            seed = request_seed(sampling.seed or 0, self.prompt.id, self.sample_index, number, span)
             max_tokens = 1 if is_watched else budget - turn.num_tokens
             generation = await self.engine.generate(
-                _ids(sequence), replace(self.sampling, max_tokens=max_tokens, stop=stop, seed=seed), session_id=self.id
+                _ids(sequence), replace(sampling, max_tokens=max_tokens, stop=stop, seed=seed), session_id=self.id
             )
-            sequence.append_sampled(generation.token_ids, generation.logprobs, generation.policy_version)
+            if turn.is_trained:
+                sequence.append_sampled(generation.token_ids, generation.logprobs, generation.policy_version)
+            else:
+                sequence.append_context(generation.token_ids)
+                self._logprobs.setdefault(number, []).extend(generation.logprobs)
             turn.num_tokens += len(generation.token_ids)
             turn.text = self.renderer.decode(_ids(sequence, first))
             turn.generate_s = time.monotonic() - start
             finish = generation.finish_reason
             if finish is FinishReason.STOP or (is_watched and completes_stop(turn.text, before, stop)):
-                if self._is_over(sequence, turn):
+                if self._is_over(sequence, turn, own_stop):
                     return turn
             elif finish is FinishReason.LENGTH and not is_watched:
                 break
@@ -117,6 +153,13 @@ class Episode:
             await asyncio.sleep(0)  # an engine that aborts again at once must not starve the other trajectories
         turn.is_cut = True
         return turn
+
+    def sampled(self, number: int) -> Sampled:
+        """The tokens of a turn, by its place among `turns`."""
+        sequence, start = self._places[number]
+        end = start + self.turns[number].num_tokens
+        logprobs = self._logprobs.get(number, sequence.logprobs[start:end].tolist())
+        return Sampled(_ids(sequence)[:start], _ids(sequence, start)[: end - start], logprobs)
 
     def said(self, turn: Turn) -> Message:
         """A turn as a message, in the model's own words."""
@@ -145,14 +188,19 @@ class Episode:
             wall_s=wall_s,
         )
 
-    def _is_over(self, sequence: TokenSequence, turn: Turn) -> bool:
+    def _is_over(self, sequence: TokenSequence, turn: Turn, stop: tuple[str, ...]) -> bool:
         """Whether a stop ends the turn: a stop string of the parser does not within a thought."""
         is_ended = _ids(sequence, -1)[0] in self.renderer.end_of_turn_ids
-        return is_ended or not self.stop or not is_thinking(turn.text, is_open=turn.begins_in_thought)
+        return is_ended or not stop or not is_thinking(turn.text, is_open=turn.begins_in_thought)
 
     def _begins_in_thought(self, sequence: TokenSequence) -> bool:
         """Whether the template's header of the turn has opened a thought."""
         return self.renderer.decode(_ids(sequence, -_HEADER_TOKENS)).rstrip().endswith(OPEN)
+
+
+def distribution_of(sampling: Sampling) -> tuple[float, float, int, float, str | None]:
+    """What log-probs depend on."""
+    return sampling.temperature, sampling.top_p, sampling.top_k, sampling.min_p, sampling.json_schema
 
 
 def request_seed(base: int, prompt_id: str, sample_index: int, turn: int, span: int) -> int:

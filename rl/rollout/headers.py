@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 
 from rl.batch.rows import prompt_of, row_header
-from rl.batches import GroupHeader, Sample, TrajectoryHeader
+from rl.batches import GroupHeader, Sample, TrajectoryHeader, Use
 from rl.rewards.answers import voted_answer
 from rl.types import Group, IntArray, StopReason, ToolStatus, Trajectory
 
@@ -56,6 +56,11 @@ def header_of_group(group: Group) -> GroupHeader:
     return GroupHeader(group.prompt, headers, prompt_ids, rows, records)
 
 
+def uses_of(groups: Sequence[GroupHeader]) -> dict[str, Use]:
+    """What training made of each trajectory, by id."""
+    return {trajectory.id: trajectory.use for group in groups for trajectory in group.trajectories}
+
+
 def _header(trajectory: Trajectory, rows: Sequence[Sample], prompt_ids: IntArray) -> TrajectoryHeader:
     given = trajectory.turn_rewards or [0.0] * len(trajectory.turns)
     return TrajectoryHeader(
@@ -65,7 +70,7 @@ def _header(trajectory: Trajectory, rows: Sequence[Sample], prompt_ids: IntArray
         rewards=trajectory.rewards,
         reward_error=trajectory.reward_error,
         failure=_failure(trajectory),
-        turn_tokens=[turn.num_tokens for turn in trajectory.turns],
+        turn_tokens=[turn.num_tokens if turn.is_trained else 0 for turn in trajectory.turns],
         turn_rewards=[
             reward + sum(r.reward or 0.0 for r in turn.results)
             for turn, reward in zip(trajectory.turns, given, strict=True)
@@ -80,6 +85,7 @@ def _header(trajectory: Trajectory, rows: Sequence[Sample], prompt_ids: IntArray
         policy_versions=trajectory.policy_versions,
         rows=[row_header(row, prompt_ids) for row in rows],
         answer=voted_answer(trajectory) if trajectory.prompt.evaluation_set is not None else "",
+        num_untrained=sum(turn.num_tokens for turn in trajectory.turns if not turn.is_trained),
     )
 
 

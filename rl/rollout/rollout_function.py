@@ -15,10 +15,11 @@ from rl.chat.parsers import Parser
 from rl.config.schema import RLConfig
 from rl.errors import ConfigError, RolloutError
 from rl.rewards.outcome import Outcome, read_outcome
-from rl.rollout.episode import Episode
-from rl.rollout.tool_environment import ToolEnvironment
+from rl.rollout.dialog import Dialog
+from rl.rollout.episode import Episode, Sampled
+from rl.rollout.tool_environment import ToolEnvironment, calls_of
 from rl.rollout.user_code import OutOfTokensError, UserCode, load_named
-from rl.types import Message, StopReason, ToolCall, Turn
+from rl.types import Message, Sampling, StopReason, ToolCall, Turn
 
 BUILT_IN = "agent_loop"
 """The rollout function that is always there: policy and environment take turns (`rl.rollout.agent_loop`)."""
@@ -32,6 +33,8 @@ class Reply:
     """In OpenAI's form, to be appended to the conversation: `content`, and where there are any `reasoning_content` and
     `tool_calls`. With the space around it, its thoughts or its ids changed or left out, it is still recognized."""
     turn: Turn
+    sampled: Sampled
+    """Its tokens."""
 
     @property
     def text(self) -> str:
@@ -60,7 +63,14 @@ class Policy:
         self.stop_reason: StopReason | None = None
         """Another end that the function may not have noticed."""
 
-    async def chat(self, messages: Sequence[Message], *, max_tokens: int | None = None) -> Reply:
+    async def chat(
+        self,
+        messages: Sequence[Message],
+        *,
+        max_tokens: int | None = None,
+        sampling: Sampling | None = None,
+        dialog: Dialog | None = None,
+    ) -> Reply:
         """Sample the assistant's turn behind some messages.
 
         Several calls may run at once, within one budget. Earlier replies among the messages keep their sampled tokens.
@@ -68,13 +78,18 @@ class Policy:
         Args:
             messages: The whole conversation, in OpenAI's form.
             max_tokens: Tokens of the turn at most; by default those of `sampling_config.max_tokens`.
+            sampling: By default the run's. Tokens of another temperature, top_p, top_k or min_p are not trained on.
+            dialog: Renderer and parser of the tools that the caller runs itself; by default those of the run's tools.
 
         Raises:
             OutOfTokensError: The budget of the trajectory or of the context is used up.
+            DataError: A message is malformed.
+            ModelError: The template refuses the messages.
             RolloutError: The engine died.
         """
         episode = self._episode
-        extension = episode.ledger.plan(messages)
+        renderer, parser = (dialog.renderer, dialog.parser) if dialog else (episode.renderer, self._parser)
+        extension = episode.ledger.plan(messages, renderer)
         room = episode.room_behind(extension.context_length, episode.ledger.response_length + extension.num_added)
         if room <= 0:
             self.stop_reason = self.stop_reason or StopReason.LENGTH
@@ -85,15 +100,40 @@ class Policy:
         sequence, _ = episode.ledger.apply(extension)
         number = len(episode.turns)
         try:
-            turn = await episode.generate(sequence, min(room, max_tokens or room))
+            turn = await episode.generate(
+                sequence, min(room, max_tokens or room), sampling=sampling, stop=parser.stop if dialog else None
+            )
         except RolloutError as error:
             self.engine_error = error
             raise
-        self._tools.read_calls(turn)
-        text = episode.renderer.strip_end_of_turn(turn.text)
-        reply = reply_to(turn, text, self._parser, f"call-{number}")
+        if dialog is None:
+            self._tools.read_calls(turn)
+        else:
+            turn.calls = calls_of(turn, renderer, parser)
+        text = renderer.strip_end_of_turn(turn.text)
+        reply = reply_to(turn, text, parser, f"call-{number}")
         episode.ledger.record(sequence, reply)
-        return Reply(reply, turn)
+        return Reply(reply, turn, episode.sampled(number))
+
+    def end(self, outcome: Outcome | str | None, code: UserCode) -> StopReason:
+        """End the trajectory with what the user's function returned.
+
+        Args:
+            outcome: From `read_outcome`; None without a score.
+            code: The function.
+
+        Raises:
+            UserCodeError: The outcome is not a score.
+            RolloutError: The engine died.
+        """
+        if self.engine_error is not None:
+            raise self.engine_error
+        if isinstance(outcome, str):
+            raise code.failure(outcome)
+        if outcome is not None:
+            self._episode.given = _as_returned(outcome)
+        is_cut = any(turn.is_cut for turn in self._episode.turns[-1:])
+        return self.stop_reason or (StopReason.LENGTH if is_cut else StopReason.FINISHED)
 
     async def run_calls(self, reply: Reply) -> list[Message]:
         """Run the tool calls of a reply with the tools of `rl_config.tool_config_path`, within the limits of a run.
@@ -145,15 +185,8 @@ async def run_rollout_function(code: UserCode, episode: Episode, parser: Parser,
         value = await code.call("rollout", lambda: code.function(episode.prompt, policy, **code.kwargs))
     except OutOfTokensError:
         value = 0.0
-    if policy.engine_error is not None:
-        raise policy.engine_error
-    if value is not None:
-        outcome = read_outcome(value, len(episode.turns))
-        if isinstance(outcome, str):
-            raise code.failure(outcome)
-        episode.given = _as_returned(outcome)
-    is_cut = any(turn.is_cut for turn in episode.turns[-1:])
-    return policy.stop_reason or (StopReason.LENGTH if is_cut else StopReason.FINISHED)
+    outcome = read_outcome(value, len(episode.turns)) if value is not None else None
+    return policy.end(outcome, code)
 
 
 def _as_returned(outcome: Outcome) -> dict[str, Any]:

@@ -114,12 +114,9 @@ class ToolEnvironment:
         return answer
 
     def read_calls(self, turn: Turn) -> None:
-        """Fill in a turn's calls. One that the end of the budget cut off is no mistake of the model, and no call."""
+        """Fill in a turn's calls."""
         if self._session is not None:
-            text = self._renderer.strip_end_of_turn(turn.text)
-            calls = self._parser.parse(OPEN + text if turn.begins_in_thought else text)
-            is_whole = [call.error is None and not call.lacks_end for call in calls]
-            turn.calls = list(itertools.compress(calls, is_whole)) if turn.is_cut else calls
+            turn.calls = calls_of(turn, self._renderer, self._parser)
         self._on_turn(turn)
 
     async def close(self) -> None:
@@ -173,6 +170,14 @@ class ToolEnvironment:
                 text, self._renderer.text_offsets, cap, self._rl.tool_response_truncate_side
             )
         return [{"role": "tool", "content": result.text} for result in turn.results]
+
+
+def calls_of(turn: Turn, renderer: TurnText, parser: CallReader) -> list[ToolCall]:
+    """A turn's calls. One that the end of the budget cut off is no mistake of the model, and no call."""
+    text = renderer.strip_end_of_turn(turn.text)
+    calls = parser.parse(OPEN + text if turn.begins_in_thought else text)
+    is_whole = [call.error is None and not call.lacks_end for call in calls]
+    return list(itertools.compress(calls, is_whole)) if turn.is_cut else calls
 
 
 class _Shortener:

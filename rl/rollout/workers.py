@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
-from rl.batches import GroupHeader
+from rl.batches import GroupHeader, Recording
 from rl.config.schema import Config
 from rl.types import Prompt, Sampling, WeightUpdate
 
@@ -69,8 +69,8 @@ class Workers(Protocol):
         """Load published weights into every engine."""
         ...
 
-    def write(self, path: Path, groups: Sequence[GroupHeader]) -> None:
-        """Write groups' trajectories to a file as JSON lines, in the background."""
+    def write(self, path: Path, groups: Sequence[GroupHeader], recording: Recording | None = None) -> None:
+        """Write groups' trajectories to a file as JSON lines, in the background, and their tokens to another."""
         ...
 
     def fetch(self, reference: Any) -> Any:

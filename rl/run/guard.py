@@ -87,7 +87,9 @@ def _without_any_score(groups: Sequence[GroupHeader]) -> list[TrajectoryHeader]:
 
 
 def _cause_of(unscored: TrajectoryHeader) -> str:
-    key = "verifier_function" if unscored.reward_error is not None else "environment or rollout_function"
+    key = (
+        "verifier_function" if unscored.reward_error is not None else "environment, rollout_function or agent_function"
+    )
     return f"the first says '{unscored.reward_error or unscored.failure}'. Correct rl_config.{key}."
 
 
@@ -95,12 +97,12 @@ def _records(names: Set[str], groups: Sequence[GroupHeader], rollouts: Rollouts)
     """By trajectory id, its usual record and the token-level inputs of the loss."""
     found: dict[str, dict[str, Any]] = {}
     for group in groups:
-        penalties = {t.id: t.kl_penalty for t in group.trajectories if t.id in names}
-        if not penalties:
+        uses = {t.id: t.use for t in group.trajectories if t.id in names}
+        if not uses:
             continue
         for trajectory in rollouts.fetch_record(group):
             if trajectory.id in names:
-                found[trajectory.id] = to_record(trajectory, kl_penalty=penalties[trajectory.id]) | {"sequences": []}
+                found[trajectory.id] = to_record(trajectory, uses[trajectory.id]) | {"sequences": []}
         for row in rollouts.fetch_rows(group):
             if row.trajectory_id in names:
                 found[row.trajectory_id]["sequences"].append(

@@ -33,14 +33,14 @@ _MALFORMED = (AttributeError, KeyError, TypeError, ValueError)
 """Raised when a state file has a value of an unexpected type or structure."""
 
 
-def resume_problems(config: Config, command: Literal["train", "sft"]) -> Iterator[Problem]:
+def resume_problems(config: Config, command: Literal["train", "sft", "replay"]) -> Iterator[Problem]:
     """Check the checkpoint that `megatron_training.resume` names, if any, for damage and against the configuration.
 
     `check_place` checks the seed and the training rows, since it has the rows.
 
     Args:
         config: A validated configuration.
-        command: The command that resumes it.
+        command: The command that resumes it; a replay needs no place in the data.
     """
     if not config.megatron_training.resume:
         return
@@ -123,6 +123,19 @@ def check_weights(folder: Path, facts: ModelConfig, tensors: Path | None = None)
 def _place_problems(config: Config, command: str, checkpoint: Path, state: dict[str, Any]) -> Iterator[Problem]:
     """Check the command, and whether any step is left."""
     training, data = config.megatron_training, state["data"]
+    if state["step"] >= training.train_iters:
+        yield error(
+            f"megatron_training.resume: nothing is left to do: {checkpoint} is of step {state['step']}, and the run "
+            f"ends after train_iters, {training.train_iters}. Raise that to go on."
+        )
+    if command == "replay":
+        return
+    if "replayed" in data:
+        yield error(
+            f"megatron_training.resume: {checkpoint} was written by a replay, which has no place in the data. Resume "
+            "it with megatron_training.replay; to start from its weights, set actor_config.load to it instead."
+        )
+        return
     try:
         cursor, surplus = data.get("cursor", data), data.get("buffer", {}).get("surplus")
         wrote = "train" if "cursor" in data else "sft"
@@ -137,11 +150,6 @@ def _place_problems(config: Config, command: str, checkpoint: Path, state: dict[
             f"that command; to start from its weights, set actor_config.load to it instead."
         )
         return
-    if state["step"] >= training.train_iters:
-        yield error(
-            f"megatron_training.resume: nothing is left to do: {checkpoint} is of step {state['step']}, and the run "
-            f"ends after train_iters, {training.train_iters}. Raise that to go on."
-        )
     if is_used_up and not surplus:
         yield error(
             f"megatron_training.resume: nothing is left to do: {checkpoint} has used up total_epochs, "

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from rl.batches import GroupHeader, RunPlace
+from rl.batches import GroupHeader, Recording, RunPlace
 from rl.config.estimates import longest_response
 from rl.config.model_folder import RUN_STATE_FILE
 from rl.config.schema import Config
@@ -119,10 +119,19 @@ class Run:
             self._earlier_s = sum(row.get("timing_s/step", 0.0) for row in history)
             self._shortfalls.recall(history)
             self.progress.note(f"resumed after step {start_step} from {checkpoint}")
+        self.begin(rows, start_step)
+        return start_step
+
+    def begin(self, rows: DataPlace, start_step: int = 0) -> None:
+        """Begin without an actor or, as `resume` does, after completed steps.
+
+        Args:
+            rows: From now on the run asks it when the data ends.
+            start_step: Completed steps.
+        """
         self._completed, self._rows = start_step, rows
         self.progress.num_steps = self.num_steps(start_step)
         self.progress.begin(start_step)
-        return start_step
 
     def num_steps(self, completed: int) -> int:
         """Steps of the whole run: `train_iters`, or fewer if `total_epochs` ends it earlier.
@@ -139,15 +148,21 @@ class Run:
 
     def steps(self, start_step: int) -> Iterator[int]:
         """Numbers of the remaining steps, to the end of the run."""
-        step = start_step
-        while step < self.num_steps(step):
+        step = self._next_step(start_step)
+        while step is not None and step < self.num_steps(step):
             yield step
-            step += 1
+            step = self._next_step(step + 1)
         self._summarize()  # the run is complete, even if the shutdown fails
 
     def place(self, step: int) -> RunPlace:
         """A step's place in the run, for its learning rate. Call it after the step's prompts are used."""
-        return RunPlace(step, self.num_steps(step + 1))
+        return RunPlace(step, self.num_steps(step + 1), self.is_recorded(step))
+
+    def is_recorded(self, step: int) -> bool:
+        """Whether the tokens of the step with this number, from 0, are recorded."""
+        training = self.config.megatron_training
+        every = training.record_tokens_every
+        return every > 0 and (step == 0 or (step + 1) % every == 0 or training.rollout_only)
 
     @contextmanager
     def step(self, step: int) -> Iterator[StepMetrics]:
@@ -179,8 +194,10 @@ class Run:
         self._tokens += tokens
         self._completed = step + 1
         self._writer.write(step + 1, metrics)
+        place = self.place(step)
         if metrics.rollouts is not None:
-            metrics.rollouts.write_trajectories(self.directory.step_file(step + 1), metrics.groups)
+            recording = Recording(self.directory.tokens_file(step + 1), place) if place.is_recorded else None
+            metrics.rollouts.write_trajectories(self.directory.step_file(step + 1), metrics.groups, recording)
         self._shortfalls.observe(step + 1, metrics, metrics.groups)
         self.progress.num_steps = self.num_steps(step + 1)
         self.progress.step(step + 1, metrics)
@@ -269,8 +286,12 @@ class Run:
         self._remove_old_checkpoints()
         return final
 
+    def _next_step(self, completed: int) -> int | None:
+        return completed if self._rows is None else self._rows.next_step(completed)
+
     def _is_last(self, step: int) -> bool:
-        return step + 1 >= self.num_steps(step + 1)
+        following = self._next_step(step + 1)
+        return following is None or following >= self.num_steps(following)
 
     def _remove_old_checkpoints(self) -> None:
         kept = self.config.megatron_training.max_checkpoints

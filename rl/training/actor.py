@@ -13,8 +13,9 @@ import torch
 from torch import Tensor
 
 from rl.batch.rank_batch import RankBatch
-from rl.batches import MicroBatch, RowAdvantages, RunPlace, Sample, Share
+from rl.batches import MicroBatch, RowAdvantages, RunPlace, Sample, Share, TokenColumns
 from rl.config.schema import Config
+from rl.observability.token_records import rank_file, write_trained_rows
 from rl.training.checkpoint import load_checkpoint, save_checkpoint
 from rl.training.device import setup_device
 from rl.training.hf_files import read_source_files
@@ -102,6 +103,8 @@ class Actor:
             self.optimizer = PolicyOptimizer(self.chunks, config, self.parallel, num_steps=num_steps)
         self.broken_samples: list[int] = []
         """This rank's samples with a NaN or Inf in the last update, by number in the mini-batch."""
+        self._columns: list[TokenColumns] = []
+        """What the last update computed for each token, by micro-batch; on the last pipeline stage."""
         self._batch: RankBatch | None = None
         self._stash = HostStash()
 
@@ -149,7 +152,7 @@ class Actor:
         self.optimizer.zero_grad()
         objective = self.objective if kl_coef is None else replace(self.objective, kl_coef=kl_coef)
         report = accumulate_gradients(self.chunks, mini_batch, objective, self.parallel)
-        metrics, self.broken_samples = report.metrics, report.broken_samples
+        metrics, self.broken_samples, self._columns = report.metrics, report.broken_samples, report.columns
         result = self.optimizer.step(place)
         if result.is_skipped:
             logger.warning("optimizer step skipped: the gradient norm is %s", result.grad_norm)
@@ -198,7 +201,23 @@ class Actor:
 
     def update_on(self, mini_batch: int, place: RunPlace, kl_coef: float) -> dict[str, float]:
         """One optimizer step on the mini-batch with this number; see `update`."""
-        return self.update(self.batch.mini_batches[mini_batch], place=place, kl_coef=kl_coef)
+        metrics = self.update(self.batch.mini_batches[mini_batch], place=place, kl_coef=kl_coef)
+        if place.is_recorded:
+            self.batch.keep_update(mini_batch, [columns.cpu() for columns in self._columns])
+        self._columns = []
+        return metrics
+
+    def record_tokens(self, path: Path) -> None:
+        """Write what the updates of the batch computed for its tokens, and their log-probs under the new weights.
+
+        All ranks take part; one for each share of the batch writes, to `rl.observability.token_records.rank_file`.
+
+        Args:
+            path: The step's tokens file.
+        """
+        new_logprobs = self.batch_logprobs()
+        if self.parallel.is_last_stage and self.parallel.tp_rank == 0:
+            write_trained_rows(rank_file(path, self.dp_rank), self.batch.trained_rows(new_logprobs))
 
     @property
     def batch(self) -> RankBatch:

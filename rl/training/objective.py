@@ -16,8 +16,8 @@ from rl.algorithms.importance import correct
 from rl.algorithms.kl import kl_estimate
 from rl.algorithms.losses import LOSSES
 from rl.algorithms.mismatch import MismatchSums, mismatch_sums
-from rl.algorithms.token_loss import PolicyLoss
-from rl.batches import MicroBatch
+from rl.algorithms.token_loss import PolicyLoss, bound_log_ratio
+from rl.batches import MicroBatch, TokenColumns
 from rl.config.correction import RolloutCorrection
 from rl.config.schema import Config, KlPenalty
 from rl.training.head import HeadOutput
@@ -86,6 +86,7 @@ class TokenSums:
     mismatch: MismatchSums
     is_broken: Tensor
     """[T] bool, loss tokens with NaN or Inf."""
+    columns: TokenColumns
 
 
 def policy_loss(micro_batch: MicroBatch, head: HeadOutput, objective: Objective) -> tuple[Tensor, TokenSums]:
@@ -132,6 +133,13 @@ def policy_loss(micro_batch: MicroBatch, head: HeadOutput, objective: Objective)
         difference.max(),
         mismatch_sums(trained, micro_batch.rollout_logprobs, ids, correction, settings),
         is_broken,
+        TokenColumns(
+            old_logprobs=trained,
+            ratios=bound_log_ratio(current - old).exp(),
+            is_clipped=token.is_clipped.detach(),
+            correction_weights=correction.weights * correction.is_kept,
+            entropy=head.entropy.detach(),
+        ),
     )
     # Add NaN instead of multiplying the loss by it: where a clamp stops the gradient, the product would have none.
     return loss + torch.where(is_broken.any(), torch.nan, 0.0) * head.logprobs.sum(), sums

@@ -17,7 +17,7 @@ from megatron.core.pipeline_parallel import get_forward_backward_func
 from torch import Tensor, nn
 
 from rl.algorithms.mismatch import NUM_MAXIMA, NUM_SUMS, MismatchSums, mismatch_metrics
-from rl.batches import MicroBatch
+from rl.batches import MicroBatch, TokenColumns
 from rl.config.correction import RolloutCorrection
 from rl.training.head import HeadOutput, logprobs_and_entropy
 from rl.training.model import unwrap_chunk
@@ -34,6 +34,8 @@ class GradientReport:
     broken_samples: list[int]
     """Samples of this data-parallel rank with a NaN or Inf, as `MicroBatch.sample_ids` numbers them; on the last
     pipeline stage."""
+    columns: list[TokenColumns]
+    """For each micro-batch; empty before the last pipeline stage."""
 
 
 def accumulate_gradients(
@@ -61,7 +63,7 @@ def accumulate_gradients(
     results = _run(chunks, micro_batches, objective.temperature, parallel, loss_of, forward_only=False)
     metrics = _reduce_metrics(results, objective.correction, parallel)
     broken = _broken_samples(results, micro_batches) if metrics["actor/broken_tokens"] else []
-    return GradientReport(metrics, broken)
+    return GradientReport(metrics, broken, [result.columns for result in results])
 
 
 def compute_logprobs(

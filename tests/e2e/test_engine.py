@@ -10,10 +10,10 @@ import psutil
 import pytest
 import pytest_asyncio
 import torch
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from rl.config.schema import Config, Device
-from rl.errors import ModelError, RolloutError, WeightSyncError, WorkerDiedError
+from rl.errors import DataError, ModelError, RolloutError, WeightSyncError, WorkerDiedError
 from rl.inference.engine import VllmEngine
 from rl.inference.environment import engine_environment
 from rl.types import FinishReason, Generation, Sampling, WeightUpdate
@@ -101,6 +101,17 @@ async def test_engine_logprobs_are_of_the_distribution_sampled_from(engine, refe
     )
     for prompt, result in zip(prompts, results, strict=True):
         assert_logprobs_agree(reference, prompt, result, temperature)
+
+
+async def test_engine_follows_a_json_schema_and_refuses_one_that_is_none(engine, folder):
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    for seed in range(3):
+        sampling = Sampling(1.0, 40, seed=seed, json_schema='{"enum": ["yes", "no"]}')
+        result = await engine.generate(PROMPT, sampling, session_id="schema")
+        assert tokenizer.decode(result.token_ids, skip_special_tokens=True) in ('"yes"', '"no"')
+    with pytest.raises(DataError, match="json_schema"):
+        await engine.generate(PROMPT, Sampling(1.0, 8, json_schema='{"type": "nonsense"}'), session_id="schema")
+    assert (await engine.generate(PROMPT, Sampling(0.0, 4), session_id="after")).token_ids
 
 
 async def test_engine_repeats_a_seeded_request_in_any_batch(engine):

@@ -1,4 +1,4 @@
-"""An environment and a rollout function of the user's, as docs/environments.md shows them, with the real engine."""
+"""Environments, rollout functions and agents of the user's, as the docs show them, with the real engine."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ pytestmark = pytest.mark.timeout(2 * TIMEOUT_S)
 VARIED = "rl_config.verifier_function=[environment,'tests/e2e/length_reward.py:sampled_digits']"
 
 
-def example(name: str, folder: Path) -> Path:
+def example(name: str, folder: Path, page_name: str = "environments.md") -> Path:
     """A file that the page shows, written to a folder."""
-    page = (ROOT / "docs/environments.md").read_text()
+    page = (ROOT / "docs" / page_name).read_text()
     (code,) = (c for c in re.findall(r"^```python\n(.*?)^```", page, re.DOTALL | re.MULTILINE) if f"# {name}" in c)
     (folder / name).write_text(code)
     return folder / name
@@ -76,3 +76,22 @@ def test_a_model_learns_in_a_rollout_function(workspace: Path) -> None:
     assert steps[0]["training/rollout_probs_diff_max"] < 1e-3
     assert "environment/first_was_right" in trajectories[0]["rewards"]
     assert {len(t["turns"]) for t in trajectories} == {2}
+
+
+def test_a_model_learns_behind_an_agent_on_the_openai_package(workspace: Path) -> None:
+    file = example("agent.py", workspace, "agents.md")
+    steps, trajectories = train(
+        workspace,
+        "agent",
+        f"rl_config.agent_function={file}:solve",
+        "rl_config.tool_parser_format=hermes",
+        "rl_config.prompt_type=empty",
+        "generate_config.sampling_config.max_tokens=40",
+        "megatron_training.train_iters=1",
+    )
+    assert len(steps) == 1
+    assert steps[0]["training/rollout_probs_diff_max"] < 1e-3
+    assert steps[0]["actor/grad_norm"] > 0
+    assert steps[0]["stop_reason/environment_failed"] == 0
+    assert {t["environment"]["score"] for t in trajectories} <= {0.0, 1.0}
+    assert all(turn["is_trained"] for t in trajectories for turn in t["turns"])

@@ -16,8 +16,14 @@ import torch
 from ray.cluster_utils import Cluster
 from transformers import AutoModelForCausalLM
 
+from rl.observability.run_directory import RunDirectory
+from rl.observability.token_records import read_tokens
+from rl.observability.trajectories import read_records
 from rl.services.embedded import EmbeddedSandbox
 from tests.e2e.commands import ROOT, TIMEOUT_S, finish, start, steps_of
+
+MARK = "\ufffd"
+"""How decoders write an incomplete character, one or several."""
 
 pytestmark = pytest.mark.timeout(3 * TIMEOUT_S)
 
@@ -69,6 +75,36 @@ def test_two_dapo_steps_resumed_or_in_one_process_repeat_the_uninterrupted_run(
         assert resumed[name] == pytest.approx(steps[1][name], rel=1e-4), name
         for alone, apart in zip(steps_of(workspace, "alone"), steps, strict=True):
             assert alone[name] == pytest.approx(apart[name], rel=1e-4), name
+
+
+def test_recorded_tokens_are_the_samples_and_replaying_them_repeats_the_updates(
+    workspace: Path, cold_started: Path
+) -> None:
+    """The first test's run, and its first step sampled again without an actor."""
+    whole, model = RunDirectory(workspace / "runs" / "whole"), f"actor_config.load={cold_started}"
+    rows = read_tokens(whole, 1)
+    turns = {record["id"]: record["turns"] for record in read_records(whole.step_file(1))}
+    assert {row.trajectory_id for row in rows} == turns.keys()
+    for row in rows:
+        sampled = "".join(piece for piece, mask in zip(row.pieces, row.loss_mask, strict=True) if mask)
+        assert sampled.replace(MARK, "") == "".join(t["text"] for t in turns[row.trajectory_id]).replace(MARK, "")
+        assert row.trained is not None and row.difference is not None and row.change is not None
+        assert abs(row.difference).max() < 1e-3
+        assert abs(row.change).max() > 0
+
+    finish(start("train", workspace, "replayed", model, "--replay", str(whole.path)))
+    again, steps = steps_of(workspace, "replayed"), steps_of(workspace, "whole")
+    assert [m["step"] for m in again] == [1, 2]
+    for replayed, recorded in zip(again, steps, strict=True):
+        for name in ("actor/pg_loss", "actor/grad_norm", "actor/lr", "actor/entropy", "critic/score/mean"):
+            assert replayed[name] == pytest.approx(recorded[name], abs=1e-6), name
+
+    only = ["megatron_training.rollout_only=true", "megatron_training.train_iters=1", "rl_config.in_process=true"]
+    finish(start("train", workspace, "sampled", model, *only))
+    sampled_again = read_tokens(RunDirectory(workspace / "runs" / "sampled"), 1)
+    assert [row.token_ids.tolist() for row in sampled_again] == [row.token_ids.tolist() for row in rows]
+    assert all(row.trained is None for row in sampled_again)
+    assert "actor/pg_loss" not in steps_of(workspace, "sampled")[0]
 
 
 def test_engine_on_another_machine_repeats_the_run_on_one(workspace: Path, cold_started: Path) -> None:

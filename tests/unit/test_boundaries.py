@@ -34,10 +34,11 @@ MAY_IMPORT["rollout"] = GROUND | SOURCES | {"batch", "config", "observability"}
 MAY_IMPORT["weight_sync"] = MAY_IMPORT["rollout"] | {"rollout"}
 MAY_IMPORT["training"] = MAY_IMPORT["rollout"] | {"rollout", "weight_sync"}
 MAY_IMPORT["inference"] = MAY_IMPORT["rollout"] | {"rollout", "weight_sync"}
+MAY_IMPORT["serving"] = MAY_IMPORT["rollout"] | {"rollout", "services"}
 MAY_IMPORT["run"] = MAY_IMPORT["training"] | {"training"}
-MAY_IMPORT["cluster"] = MAY_IMPORT["training"] | {"training", "inference", "services"}
+MAY_IMPORT["cluster"] = MAY_IMPORT["training"] | {"training", "inference", "services", "serving"}
 MAY_IMPORT["remote"] = MAY_IMPORT["run"] | {"cluster"}
-TOP = {"train", "sft", "evaluate", "play", "preflight", "score", "__main__", "__init__"}
+TOP = {"train", "sft", "evaluate", "play", "rollout_only", "preflight", "score", "__main__", "__init__"}
 
 HOMES = {"ray": {"cluster"}, "megatron": {"training"}, "vllm": {"inference"}}
 NOT_ON_THE_PAGE = {"ray", "megatron", "vllm", "torch"}
@@ -81,7 +82,7 @@ def test_module_names_ray_vllm_and_megatron_only_in_their_room(path: Path) -> No
         assert library not in libraries or room_of(path) in homes, f"{library} belongs to {homes}"
 
 
-@pytest.mark.parametrize("name", ["train.py", "sft.py", "evaluate.py"])
+@pytest.mark.parametrize("name", ["train.py", "sft.py", "evaluate.py", "rollout_only.py"])
 def test_page_names_no_library_of_the_machinery(name: str) -> None:
     libraries = {imported.split(".")[0] for imported in imports_of(PACKAGE / name)}
     assert not libraries & NOT_ON_THE_PAGE

@@ -33,6 +33,7 @@ def make_config(folder: Path, *, epochs: int, is_filtered: bool = True) -> Confi
     config.megatron_training.global_batch_size, config.megatron_training.total_epochs = 8, epochs
     config.megatron_training.save_interval = 2
     config.rl_config.filter_groups_enable = is_filtered
+    config.megatron_training.record_tokens_every = 0
     config.rl_config.use_tensorboard = False
     return config
 

@@ -121,6 +121,9 @@ class Rank:
         self._hold("update")
         return {"actor/pg_loss": 0.0}
 
+    def record_tokens(self, path: Path) -> None:
+        self._hold("record")
+
     def publish(self, directory: Path, version: int, with_checksum: bool) -> Shard | None:
         self._hold("publish")
         return Shard(directory / f"weights-{self.process.index}", 0, "0f")

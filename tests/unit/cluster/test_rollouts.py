@@ -290,7 +290,7 @@ def test_update_weights_goes_on_without_a_dead_worker() -> None:
 def test_a_file_that_could_not_be_written_is_told_at_the_next_one(cause: Exception, expected: type, tmp_path) -> None:
     """As an OSError with its number: a full disk has advice of its own."""
     answers = iter([Ref(error=RayTaskError("write", "traceback", cause)), Ref()])
-    writer = SimpleNamespace(write=Method(lambda path, records, penalties: next(answers)))
+    writer = SimpleNamespace(write=Method(lambda *args: next(answers)))
     workers = RayWorkers([Worker(mixed)], Config(), nodes=["here"], writer=writer)
     workers.write(tmp_path / "first", [])
     with pytest.raises(expected) as caught:

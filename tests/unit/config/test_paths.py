@@ -135,11 +135,16 @@ def test_the_rule_holds_for_these_keys() -> None:
         "megatron_training.data_path",
         "megatron_training.eval_data_path",
         "megatron_training.resume",
+        "megatron_training.replay",
         "actor_config.load",
         "rl_config.tool_config_path",
     )
     assert path_keys(Config, Place.OUTPUT) == ("megatron_training.output_dir",)
-    assert path_keys(Config, Place.CODE) == ("rl_config.environment", "rl_config.rollout_function")
+    assert path_keys(Config, Place.CODE) == (
+        "rl_config.environment",
+        "rl_config.rollout_function",
+        "rl_config.agent_function",
+    )
     assert path_keys(DatasetConfig, Place.INPUT) == ("input",)
     assert path_keys(DatasetConfig, Place.OUTPUT) == ("output_prefix",)
 

@@ -221,8 +221,8 @@ def test_find_problems_accepts_the_defaults(folder: Path) -> None:
                 *["rl_config.environment=world.py:World", "rl_config.rollout_function=world.py:lead"],
                 *["rl_config.multi_turn_enable=true", "rl_config.verifier_function=[environment]"],
             ],
-            "error rl_config.environment: a rollout function leads its trajectories alone, got both. Remove one of "
-            "them.",
+            "error rl_config.environment: only one of environment, rollout_function and agent_function can lead the "
+            "trajectories, got environment and rollout_function. Remove one of them.",
         ),
         (
             ["rl_config.environment_kwargs={size: 3}"],

@@ -14,6 +14,7 @@ from rl.__main__ import main
 from rl.config.load import load_config
 from rl.config.schema import Config
 from rl.errors import RolloutError
+from rl.observability.log import console
 from rl.remote.launch import connect
 from rl.types import Prompt, Sampling, StopReason, ToolStatus, Trajectory
 from tests.unit.remote.conftest import Answer, ChatServer, chat, in_turn
@@ -40,6 +41,7 @@ rl_config:
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(console(), "stderr", False)  # put back after `--json -`
     (tmp_path / "run.yaml").write_text(YAML)
     for name, questions in (("sums", {"2+2?": "4", "3+3?": "6"}), ("riddles", {"even prime?": "2"})):
         rows = [

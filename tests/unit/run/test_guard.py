@@ -60,7 +60,7 @@ def test_guard_stops_where_every_environment_failed(tmp_path: Path) -> None:
     group = unscored(None)
     for trajectory in group.trajectories:
         trajectory.stop_reason, trajectory.failure = StopReason.ENVIRONMENT_FAILED, "world.py:World: step: KeyError: 1"
-    message = r"the first says 'world.py:World: step: KeyError: 1'. Correct rl_config.environment or rollout_function"
+    message = r"the first says 'world.py:World: step: KeyError: 1'. Correct rl_config.environment, rollout_function"
     with pytest.raises(TrainingError, match=message):
         SkipGuard(RunDirectory(tmp_path), 1).check(1, [], [group], AtHand())
 

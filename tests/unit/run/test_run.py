@@ -36,6 +36,9 @@ class Counter:
     def expected_steps(self, completed: int) -> int | None:
         return None
 
+    def next_step(self, completed: int) -> int | None:
+        return completed
+
     def state_dict(self) -> dict[str, Any]:
         return {"value": self.value}
 

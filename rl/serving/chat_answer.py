@@ -1,0 +1,89 @@
+"""Answers of `/v1/chat/completions`, whole or as a stream of server-sent events."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from rl.rollout.rollout_function import Reply
+from rl.serving.chat_request import ChatRequest
+
+
+@dataclass(slots=True, frozen=True)
+class Answer:
+    """What was sampled for one request."""
+
+    id: str
+    model: str
+    replies: list[Reply]
+    pieces: Callable[[list[int]], list[str]]
+    """The text of each token."""
+
+
+def chat_answer(request: ChatRequest, answer: Answer) -> dict[str, Any]:
+    """The JSON object of a whole answer."""
+    body = _head(answer, "chat.completion")
+    body["choices"] = [_choice(request, answer, number) for number in range(len(answer.replies))]
+    body["usage"] = usage_of(answer.replies)
+    if request.return_token_ids:
+        body["prompt_token_ids"] = answer.replies[0].sampled.prompt_ids
+    return body
+
+
+def chat_events(request: ChatRequest, answer: Answer) -> Iterator[str]:
+    """The same answer as events: one with each message, one with its end, and the usage if it was asked for."""
+    head = _head(answer, "chat.completion.chunk")
+    for number in range(len(answer.replies)):
+        whole = _choice(request, answer, number)
+        delta = whole.pop("message")
+        delta["tool_calls"] = [{"index": i, **call} for i, call in enumerate(delta.get("tool_calls", []))] or None
+        end = {"index": number, "delta": {}, "logprobs": None, "finish_reason": whole["finish_reason"]}
+        first = {**whole, "delta": {k: v for k, v in delta.items() if v is not None}, "finish_reason": None}
+        for part in (first, end):
+            yield _event({**head, "choices": [part]})
+    if request.stream_options.include_usage:
+        yield _event({**head, "choices": [], "usage": usage_of(answer.replies)})
+    yield "data: [DONE]\n\n"
+
+
+def usage_of(replies: Sequence[Reply]) -> dict[str, int]:
+    """Tokens of the prompt and of all answers."""
+    prompt = len(replies[0].sampled.prompt_ids)
+    sampled = sum(len(reply.sampled.token_ids) for reply in replies)
+    return {"prompt_tokens": prompt, "completion_tokens": sampled, "total_tokens": prompt + sampled}
+
+
+def _head(answer: Answer, kind: str) -> dict[str, Any]:
+    return {"id": answer.id, "object": kind, "created": int(time.time()), "model": answer.model}
+
+
+def _choice(request: ChatRequest, answer: Answer, number: int) -> dict[str, Any]:
+    reply = answer.replies[number]
+    message = dict(reply.message)
+    if message.get("tool_calls"):
+        message["content"] = message["content"] or None
+    logprobs = None
+    if request.logprobs:
+        tokens = zip(answer.pieces(reply.sampled.token_ids), reply.sampled.logprobs, strict=True)
+        logprobs = {
+            "content": [
+                {"token": piece, "logprob": value, "bytes": list(piece.encode()), "top_logprobs": []}
+                for piece, value in tokens
+            ]
+        }
+    found = {"index": number, "message": message, "logprobs": logprobs, "finish_reason": _finish_reason(reply)}
+    return {**found, "token_ids": reply.sampled.token_ids} if request.return_token_ids else found
+
+
+def _finish_reason(reply: Reply) -> str:
+    """OpenAI's word for how a turn ended."""
+    if reply.is_cut:
+        return "length"
+    return "tool_calls" if reply.message.get("tool_calls") else "stop"
+
+
+def _event(value: dict[str, Any]) -> str:
+    return f"data: {json.dumps(value, ensure_ascii=False)}\n\n"

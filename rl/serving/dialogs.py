@@ -1,0 +1,55 @@
+"""Renderers and parsers for the tools that requests bring."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from typing import Any
+
+from transformers import PreTrainedTokenizerFast
+
+from rl.chat.parsers import load_parser
+from rl.chat.renderer import Renderer
+from rl.chat.self_test import check_renderer
+from rl.config.schema import RLConfig
+from rl.errors import TurnwiseError
+from rl.rollout.dialog import Dialog
+from rl.serving.errors import bad_request
+
+_MOST = 1024
+"""Sets of tools that are kept. More are the sign of a client that makes up a tool for each request."""
+
+
+class Dialogs:
+    """A dialog for each set of tools, made and tested once.
+
+    Args:
+        tokenizer: The engine's.
+        rl: Names the template and the format of calls.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerFast, rl: RLConfig) -> None:
+        self._tokenizer, self._rl = tokenizer, rl
+        self._known: dict[str, asyncio.Task[Dialog]] = {}
+
+    async def of(self, tools: list[dict[str, Any]]) -> Dialog:
+        """The dialog of some tools.
+
+        Raises:
+            ApiError: The chat template or the parser cannot show or call them, or there are too many sets.
+        """
+        key = json.dumps(tools)
+        if key not in self._known:
+            if len(self._known) >= _MOST:
+                raise bad_request("tools", f"more than {_MOST} different lists. Send the same list each time.")
+            self._known[key] = asyncio.create_task(asyncio.to_thread(self._make, tools))
+        try:
+            return await asyncio.shield(self._known[key])
+        except (TurnwiseError, KeyError, TypeError) as error:  # a tool's schema may have any shape
+            raise bad_request("tools", f"{error}") from error
+
+    def _make(self, tools: list[dict[str, Any]]) -> Dialog:
+        parser = load_parser(self._rl.tool_parser_format, tools, self._tokenizer)
+        renderer = Renderer(self._tokenizer, self._rl.prompt_type, tools, parser)
+        check_renderer(renderer, parser)
+        return Dialog(renderer, None, parser)

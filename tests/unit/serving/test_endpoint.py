@@ -1,0 +1,269 @@
+"""The chat API over real HTTP, behind a scripted engine."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from typing import Any
+
+import aiohttp
+import pytest
+from anthropic import BadRequestError as AnthropicBadRequest
+from openai import AsyncOpenAI, BadRequestError
+
+from rl.chat.parsers import PARSERS
+from rl.config.schema import RLConfig
+from rl.rollout.episode import Episode
+from rl.rollout.rollout_function import Policy
+from rl.rollout.tool_environment import ToolEnvironment
+from rl.serving.client import AgentClient
+from rl.serving.dialogs import Dialogs
+from rl.serving.endpoint import Endpoint
+from rl.types import Generation
+from tests.fakes import ScriptedEngine
+from tests.unit.serving.agents import ADD
+from tests.unit.serving.parts import CALL, PROMPT, SAMPLING, ids, make_renderer, saying
+
+USER = {"role": "user", "content": "What is 1 + 2?"}
+
+
+@asynccontextmanager
+async def serving(script: Sequence[Generation]) -> AsyncIterator[tuple[Endpoint, AgentClient, Episode]]:
+    renderer, parser, rl = make_renderer(), PARSERS["hermes"], RLConfig(multi_turn_enable=True)
+    episode = Episode(
+        ScriptedEngine(list(script)), renderer, PROMPT, 0, SAMPLING, stop=(), max_context=4096, max_response=100
+    )
+    policy = Policy(episode, parser, ToolEnvironment(None, renderer, parser, rl, None, lambda turn: None))
+    endpoint = Endpoint(Dialogs(renderer.tokenizer, rl), model="tiny", max_model_len=4096)
+    await endpoint.start()
+    try:
+        yield endpoint, endpoint.open(policy, SAMPLING), episode
+    finally:
+        await endpoint.close()
+
+
+async def ask(script: Sequence[Generation], body: Any, path: str = "chat/completions") -> tuple[int, Any]:
+    async with serving(script) as (_, client, _), aiohttp.ClientSession() as session:
+        data = body if isinstance(body, str) else json.dumps(body)
+        headers = {"Content-Type": "application/json"}
+        async with session.post(f"{client.base_url}/{path}", data=data, headers=headers) as answer:
+            return answer.status, await answer.json()
+
+
+async def test_an_answer_has_tokens_logprobs_and_usage():
+    body = {"model": "any", "messages": [USER], "logprobs": True, "return_token_ids": True, "max_tokens": 50}
+    status, answer = await ask([saying("3")], body)
+    (choice,) = answer["choices"]
+    assert (status, answer["model"], choice["finish_reason"]) == (200, "tiny", "stop")
+    assert choice["message"] == {"role": "assistant", "content": "3"}
+    assert choice["token_ids"] == ids("3<|im_end|>")
+    assert [t["token"] for t in choice["logprobs"]["content"]] == ["3", "<|im_end|>"]
+    expected = [-token / 100 for token in choice["token_ids"]]
+    assert [t["logprob"] for t in choice["logprobs"]["content"]] == pytest.approx(expected, abs=1e-6)
+    num_prompt = len(answer["prompt_token_ids"])
+    assert answer["usage"] == {"prompt_tokens": num_prompt, "completion_tokens": 2, "total_tokens": num_prompt + 2}
+
+
+async def test_a_stream_carries_calls_their_end_and_the_usage():
+    async with serving([saying(CALL)]) as (_, client, _), client.openai() as openai:
+        stream = await openai.chat.completions.create(
+            model="any", messages=[USER], tools=[ADD], stream=True, stream_options={"include_usage": True}
+        )  # fmt: skip
+        parts = [part async for part in stream]
+    (call,) = parts[0].choices[0].delta.tool_calls
+    assert (call.index, call.function.name, json.loads(call.function.arguments)) == (0, "add", {"a": 1})
+    assert [part.choices[0].finish_reason for part in parts[:2]] == [None, "tool_calls"]
+    assert parts[2].usage.completion_tokens == len(ids(CALL)) + 1
+
+
+async def test_the_api_key_alone_names_the_trajectory():
+    async with serving([saying("3")]) as (_, client, episode):
+        root = client.base_url.split("/rollouts")[0]
+        async with AsyncOpenAI(base_url=f"{root}/v1", api_key=client.api_key, max_retries=0) as openai:
+            assert [model.id async for model in openai.models.list()] == ["tiny"]
+            await openai.chat.completions.create(model="tiny", messages=[USER])
+        assert episode.turns[0].num_tokens == 2
+
+
+async def test_a_history_that_a_client_wrote_anew_keeps_its_sampled_tokens():
+    async with serving([saying(" 3 "), saying("4")]) as (_, client, episode), client.openai() as openai:
+        first = await openai.chat.completions.create(model="any", messages=[USER])
+        given = [USER, {"role": "assistant", "content": f"  {first.choices[0].message.content}\n"}, USER]
+        await openai.chat.completions.create(model="any", messages=given)
+    (sequence,) = episode.ledger.sequences
+    assert sequence.num_sampled == len(ids(" 3 ")) + 1 + len(ids("4")) + 1
+    tokens = list(sequence.token_ids)
+    start = sequence.prompt_length
+    assert tokens[start : start + len(ids(" 3 "))] == ids(" 3 ")
+
+
+async def test_another_list_of_tools_starts_a_sequence():
+    async with serving([saying("3"), saying("4")]) as (_, client, episode), client.openai() as openai:
+        await openai.chat.completions.create(model="any", messages=[USER])
+        await openai.chat.completions.create(model="any", messages=[USER], tools=[ADD])
+    assert [sequence.num_sampled for sequence in episode.ledger.sequences] == [2, 2]
+
+
+async def test_a_used_up_budget_is_the_error_that_clients_know():
+    async with serving([saying("3")]) as (_, client, _), client.openai() as openai:
+        with pytest.raises(BadRequestError) as caught:
+            await openai.chat.completions.create(model="any", messages=[{**USER, "content": "one " * 5000}])
+    assert (caught.value.code, caught.value.status_code) == ("context_length_exceeded", 400)
+
+
+async def test_an_ended_trajectory_is_not_found():
+    async with serving([]) as (endpoint, client, _), aiohttp.ClientSession() as session:
+        endpoint.end(client)
+        async with session.get(f"{client.base_url}/models") as answer:
+            assert (answer.status, (await answer.json())["error"]["code"]) == (404, "rollout_not_found")
+
+
+async def test_a_dead_engine_is_an_error_of_the_server():
+    status, answer = await ask([], {"messages": [USER]})
+    assert (status, answer["error"]["type"]) == (500, "server_error")
+
+
+@pytest.mark.parametrize(
+    ("body", "param", "message"),
+    [
+        ("{", None, "not JSON"),
+        ("[" * 100_000, None, "not JSON"),
+        ("[]", None, "must be a JSON object, got list"),
+        ({}, "messages", "missing"),
+        ({"messages": []}, "messages", "at least 1 item"),
+        ({"messages": "hello"}, "messages", "list"),
+        ({"messages": [{"content": "hello"}]}, None, "needs a role"),
+        ({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, None, "must be text"),
+        ({"messages": [USER], "n": 0}, "n", "greater than or equal to 1"),
+        ({"messages": [USER], "n": 10**9}, "n", "less than or equal to 128"),
+        ({"messages": [USER], "max_tokens": 0}, "max_tokens", "greater than or equal to 1"),
+        ({"messages": [USER], "temperature": -1}, "temperature", "greater than or equal to 0"),
+        ({"messages": [USER], "temperature": "hot"}, "temperature", "number"),
+        ({"messages": [USER], "top_p": 0}, "top_p", "greater than 0"),
+        ({"messages": [USER], "frequency_penalty": 0.5}, "frequency_penalty", "only 0 is supported, got 0.5"),
+        ({"messages": [USER], "response_format": {"type": "grammar"}}, "response_format", "text, json_object"),
+        ({"messages": [USER], "response_format": {"type": "json_schema"}}, "response_format", "json_schema"),
+        ({"messages": [USER], "tool_choice": "required"}, "tool_choice", "auto or none"),
+        ({"messages": [USER], "top_logprobs": 5}, "top_logprobs", "only 0"),
+        ({"messages": [USER], "temprature": 1}, "temprature", "Did you mean 'temperature'"),
+        ({"messages": [USER], "tools": [{"type": "function"}]}, "tools", "function.name"),
+        ({"messages": [USER], "tools": [{"type": "search", "function": {"name": "x"}}]}, "tools", "of type function"),
+    ],
+)  # fmt: skip
+async def test_a_wrong_request_is_refused_by_name(body: Any, param: str | None, message: str):
+    status, answer = await ask([saying("3")], body)
+    assert (status, answer["error"]["param"], answer["error"]["type"]) == (400, param, "invalid_request_error")
+    assert message in answer["error"]["message"]
+
+
+async def test_habitual_keys_without_effect_are_accepted():
+    habits = {"user": "me", "metadata": {"a": "b"}, "frequency_penalty": 0.0, "presence_penalty": 0, "store": False}
+    neutral = {"response_format": {"type": "text"}, "parallel_tool_calls": True, "logit_bias": {}, "seed": None}
+    status, _ = await ask([saying("3")], {"messages": [USER], **habits, **neutral})
+    assert status == 200
+
+
+async def test_the_responses_api_keeps_the_same_tokens_as_the_chat_api():
+    async with serving([saying(CALL), saying("3")]) as (_, client, chat), client.openai() as openai:
+        messages: list[Any] = [USER]
+        for _ in range(2):
+            done = await openai.chat.completions.create(model="any", messages=messages, tools=[ADD])
+            message = done.choices[0].message
+            messages.append(message.model_dump(exclude_none=True))
+            messages += [{"role": "tool", "tool_call_id": c.id, "content": "3"} for c in message.tool_calls or []]
+    async with serving([saying(CALL), saying("3")]) as (_, client, responses), client.openai() as openai:
+        items: list[Any] = [USER]
+        tool = {"type": "function", **ADD["function"], "strict": None}
+        for _ in range(2):
+            answer = await openai.responses.create(model="any", input=items, tools=[tool])
+            items += [item.model_dump(exclude_none=True) for item in answer.output]
+            calls = [item for item in answer.output if item.type == "function_call"]
+            items += [{"type": "function_call_output", "call_id": c.call_id, "output": "3"} for c in calls]
+    assert (answer.output_text, answer.status, answer.usage.output_tokens) == ("3", "completed", 2)
+    assert tokens_of(responses) == tokens_of(chat)
+
+
+async def test_the_messages_api_keeps_the_same_tokens_as_the_chat_api():
+    async with serving([saying(CALL), saying("3")]) as (_, client, chat), client.openai() as openai:
+        messages: list[Any] = [{"role": "system", "content": "Be short."}, USER]
+        for _ in range(2):
+            done = await openai.chat.completions.create(model="any", messages=messages, tools=[ADD])
+            message = done.choices[0].message
+            messages.append(message.model_dump(exclude_none=True))
+            messages += [{"role": "tool", "tool_call_id": c.id, "content": "3"} for c in message.tool_calls or []]
+    function = ADD["function"]
+    tool = {"name": function["name"], "description": function["description"], "input_schema": function["parameters"]}
+    async with serving([saying(CALL), saying("3")]) as (_, client, anthropic_episode), client.anthropic() as anthropic:
+        said: list[Any] = [USER]
+        for _ in range(2):
+            answer = await anthropic.messages.create(
+                model="any", system="Be short.", messages=said, tools=[tool], max_tokens=50
+            )
+            said.append({"role": "assistant", "content": [block.model_dump() for block in answer.content]})
+            calls = [block for block in answer.content if block.type == "tool_use"]
+            said.append(
+                {
+                    "role": "user",
+                    "content": [{"type": "tool_result", "tool_use_id": c.id, "content": "3"} for c in calls],
+                }
+            )
+    assert (answer.content[0].text, answer.stop_reason, answer.usage.output_tokens) == ("3", "end_turn", 2)
+    assert tokens_of(anthropic_episode) == tokens_of(chat)
+
+
+async def test_streams_of_the_other_apis_end_in_the_whole_answer():
+    async with serving([saying(CALL), saying("3"), saying("3")]) as (_, client, _):
+        async with client.openai() as openai:
+            tool = {"type": "function", **ADD["function"], "strict": None}
+            async with openai.responses.stream(model="any", input="What is 1 + 2?", tools=[tool]) as stream:
+                (call,) = (await stream.get_final_response()).output
+            assert (call.type, call.name, json.loads(call.arguments)) == ("function_call", "add", {"a": 1})
+            async with openai.responses.stream(model="any", input="What is 1 + 2?") as stream:
+                assert (await stream.get_final_response()).output_text == "3"
+        async with client.anthropic() as anthropic:
+            async with anthropic.messages.stream(model="any", messages=[USER], max_tokens=50) as events:
+                final = await events.get_final_message()
+            assert (final.content[0].text, final.stop_reason) == ("3", "end_turn")
+
+
+async def test_errors_of_the_messages_api_have_its_form():
+    async with serving([]) as (_, client, _), client.anthropic() as anthropic:
+        with pytest.raises(AnthropicBadRequest) as caught:
+            await anthropic.messages.create(model="any", messages=[USER], max_tokens=0)
+    assert caught.value.body["error"]["type"] == "invalid_request_error"
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "param", "message"),
+    [
+        ("responses", {}, "input", "missing"),
+        ("responses", {"input": "x", "previous_response_id": "r1"}, "previous_response_id", "unknown name"),
+        ("responses", {"input": [{"type": "web_search_call"}]}, "input", "not supported"),
+        ("responses", {"input": "x", "tools": [{"type": "web_search"}]}, "tools", "only functions"),
+        ("responses", {"input": "x", "truncation": "auto"}, "truncation", "disabled"),
+        ("messages", {"messages": [USER]}, None, "max_tokens: is missing"),
+        ("messages", {"messages": [USER], "max_tokens": 5, "thinking": {"type": "enabled"}}, None, "only disabled"),
+        ("messages", {"messages": [{"role": "user", "content": [{"type": "image"}]}], "max_tokens": 5}, None, "image"),
+        ("messages", {"messages": [USER], "max_tokens": 5, "tool_choice": {"type": "any"}}, None, "auto or none"),
+    ],
+)
+async def test_wrong_requests_of_the_other_apis_are_refused_by_name(
+    path: str, body: dict[str, Any], param: str | None, message: str
+):
+    status, answer = await ask([saying("3")], body, path)
+    assert (status, answer["error"]["type"]) == (400, "invalid_request_error")
+    assert answer["error"].get("param") == param
+    assert message in answer["error"]["message"]
+
+
+async def test_tokens_under_a_json_schema_are_not_trained_on():
+    async with serving([saying('{"a": 1}')]) as (_, client, episode), client.openai() as openai:
+        await openai.chat.completions.create(
+            model="any", messages=[USER], response_format={"type": "json_object"}
+        )  # fmt: skip
+    assert [turn.is_trained for turn in episode.turns] == [False]
+
+
+def tokens_of(episode: Episode) -> list[tuple[list[int], list[int]]]:
+    return [(s.token_ids.tolist(), s.loss_mask.tolist()) for s in episode.ledger.sequences]
