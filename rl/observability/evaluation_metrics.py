@@ -97,7 +97,7 @@ def figures_table(rows: Sequence[Figures]) -> Table:
     """A table with a row for each entry of `summarize`; the first, of all questions, stands last."""
     num_samples = max((row.num_samples for row in rows), default=1)
     table = Table(title="Accuracy (95 % interval)", title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
-    table.add_column("questions", no_wrap=True)
+    table.add_column("questions", overflow="fold")
     names = [f"{kind}@{num_samples}" for kind in (("mean", "best", "maj") if num_samples > 1 else ("mean",))]
     for column in ("num", *names):
         table.add_column(column, justify="right", no_wrap=True)

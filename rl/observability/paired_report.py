@@ -35,19 +35,19 @@ def compare_files(first: Path, second: Path) -> dict[str, PairedComparison]:
     """Compare the evaluations of two files (`evaluation_file`), the second beside the first.
 
     Returns:
-        With several sets a comparison for each, by name, and last that of all questions, `all`.
+        With several sets a comparison for each, by name, with one set for each data source, and last `all`.
 
     Raises:
         DataError: A file cannot be read, or the questions differ.
     """
     records = [read_records(first), read_records(second)]
-    names = list(dict.fromkeys(record.get("evaluation_set") for record in records[1]))
-    compared = {"all": paired_comparison(*records)}
-    if len(names) > 1:
-        by_id = {record["id"].rpartition("/")[0]: record.get("evaluation_set") for record in records[1]}
-        parts = {name: [[r for r in side if by_id[_question(r)] == name] for side in records] for name in names}
-        compared = {str(name): paired_comparison(*part) for name, part in parts.items()} | compared
-    return compared
+    whole = paired_comparison(*records)
+    num_sets = len({record.get("evaluation_set") for record in records[1]})
+    part_of = {_question(r): str(r["evaluation_set"] if num_sets > 1 else r["data_source"]) for r in records[1]}
+    names = list(dict.fromkeys(part_of.values())) if num_sets > 1 else sorted(set(part_of.values()))
+    parts = {name: [[r for r in side if part_of[_question(r)] == name] for side in records] for name in names}
+    compared = {name: paired_comparison(*part) for name, part in parts.items()} if len(names) > 1 else {}
+    return compared | {"all": whole}
 
 
 def print_comparison(compared: Mapping[str, PairedComparison], first: Path, second: Path, target: Console) -> None:
@@ -81,9 +81,9 @@ def comparison_table(compared: Mapping[str, PairedComparison]) -> Table:
     """A table with a row for each comparison."""
     k = " and ".join(f"mean@{number}" for number in dict.fromkeys(compared["all"].num_samples))
     title = f"Question by question: {k}, difference with 95 % interval"
-    table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
-    table.add_column("questions", no_wrap=True)
-    for column in ("num", "before", "after", "difference", "gained/lost", "p"):
+    table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
+    table.add_column("questions", overflow="fold")
+    for column in ("num", "before", "after", "difference", "changed", "p"):
         table.add_column(column, justify="right", no_wrap=True)
     for name, one in compared.items():
         if name == "all" and len(compared) > 1:
@@ -95,7 +95,7 @@ def comparison_table(compared: Mapping[str, PairedComparison]) -> Table:
             f"{one.first.value:.2f}",
             f"{one.second.value:.2f}",
             f"{d.value:+.2f} ({d.low:+.2f}, {d.high:+.2f})",
-            f"{len(one.gained)}/{len(one.lost)}",
+            f"+{len(one.gained)} -{len(one.lost)}",
             "<0.001" if one.p_value < 0.001 else f"{one.p_value:.3f}",
             style="bold" if name == "all" else None,
         )

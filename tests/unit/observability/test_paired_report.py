@@ -36,10 +36,10 @@ def test_comparison_has_a_row_for_each_set_and_names_what_changed(tmp_path: Path
     print_comparison(compare_files(first, second), first, second, screen)
     text = screen.export_text()
     rows = [" ".join(line.split()) for line in text.splitlines()]
-    assert "questions num before after difference gained/lost p" in rows
-    assert any(row.startswith("math 2 0.50 1.00 +0.50 (") and row.endswith("1/0 1.000") for row in rows)
-    assert any(row.startswith("qa 1 1.00 0.00 -1.00 (") and row.endswith("0/1 1.000") for row in rows)
-    assert any(row.startswith("all 3 0.67 0.67 +0.00 (") and row.endswith("1/1 1.000") for row in rows)
+    assert "questions num before after difference changed p" in rows
+    assert any(row.startswith("math 2 0.50 1.00 +0.50 (") and row.endswith("+1 -0 1.000") for row in rows)
+    assert any(row.startswith("qa 1 1.00 0.00 -1.00 (") and row.endswith("+0 -1 1.000") for row in rows)
+    assert any(row.startswith("all 3 0.67 0.67 +0.00 (") and row.endswith("+1 -1 1.000") for row in rows)
     assert "gained 1 of 3: math-1\n" in text
     assert "lost 1 of 3: qa-1\n" in text
     assert f"to read one: python -m rl view {tmp_path}/b --eval --step 12 --id qa-1/0\n" in text
