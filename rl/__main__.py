@@ -58,7 +58,7 @@ def train(argv: list[str]) -> int:
     parser = _config_parser("train", train)
     replay = "train on what a run recorded; short for megatron_training.replay=RUN"
     parser.add_argument("--replay", metavar="RUN", help=replay)
-    arguments = parser.parse_intermixed_args(argv)
+    arguments = _parse_run(parser, argv)
     if arguments.replay:
         arguments.overrides.append(f"megatron_training.replay={arguments.replay}")
     _log_to_terminal()
@@ -73,7 +73,7 @@ def train(argv: list[str]) -> int:
 
 def sft(argv: list[str]) -> int:
     """Cold start: supervised training on demonstrations."""
-    arguments = _config_parser("sft", sft).parse_intermixed_args(argv)
+    arguments = _parse_run(_config_parser("sft", sft), argv)
     _log_to_terminal()
     config = _checked_config(arguments, "sft")
     from rl import sft as page
@@ -88,7 +88,7 @@ def evaluate(argv: list[str]) -> int:
 
     parser = _config_parser("evaluate", evaluate)
     add_options(parser)
-    arguments = parser.parse_intermixed_args(argv)
+    arguments = _parse_run(parser, argv, learns=False)
     endpoint, output = endpoint_of(arguments), output_of(arguments)
     if arguments.model and endpoint is None:
         arguments.overrides.append(f"actor_config.load={arguments.model}")
@@ -216,7 +216,7 @@ def score(argv: list[str]) -> int:
 
 
 def view(argv: list[str]) -> int:
-    """Print a trajectory of a run in color."""
+    """Print a trajectory of a run in color, or show the run as a page."""
     from rl.observability.viewer import main as show
 
     return show(argv)
@@ -236,6 +236,20 @@ def report(argv: list[str]) -> int:
     return summarize(argv)
 
 
+def timeline(argv: list[str]) -> int:
+    """Show when driver and workers did what in a step, and write it for Perfetto."""
+    from rl.observability.trace import main as show
+
+    return show(argv)
+
+
+def doctor(argv: list[str]) -> int:
+    """Check the machine, and a configuration on it, before a long run."""
+    from rl.doctor.main import main as examine
+
+    return examine(argv)
+
+
 COMMANDS: dict[str, Callable[[list[str]], int]] = {
     "train": train,
     "sft": sft,
@@ -249,6 +263,8 @@ COMMANDS: dict[str, Callable[[list[str]], int]] = {
     "view": view,
     "explain": explain,
     "report": report,
+    "timeline": timeline,
+    "doctor": doctor,
 }
 """Commands; each takes the arguments after its name and returns the exit code."""
 
@@ -276,6 +292,21 @@ def _config_parser(
     parser.add_argument("--config-dir", type=Path, metavar="FOLDER", help="folder of your YAML files; default: configs")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="for example rl_config.epochs=2")
     return parser
+
+
+def _parse_run(parser: argparse.ArgumentParser, argv: list[str], *, learns: bool = True) -> argparse.Namespace:
+    """Parse the arguments of a run; short forms of keys become overrides."""
+    text = "run without Ray in this process, for breakpoints; short for rl_config.in_process=true"
+    parser.add_argument("--in-process", action="store_true", help=text)
+    if learns:
+        text = "profile this step, from 1; short for megatron_training.profile_step=N"
+        parser.add_argument("--profile-step", metavar="N", help=text)
+    arguments = parser.parse_intermixed_args(argv)
+    if arguments.in_process:
+        arguments.overrides.append("rl_config.in_process=true")
+    if learns and arguments.profile_step is not None:
+        arguments.overrides.append(f"megatron_training.profile_step={arguments.profile_step}")
+    return arguments
 
 
 def _compose(arguments: argparse.Namespace) -> Composed[Config]:

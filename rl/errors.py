@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import reprlib
+from bdb import BdbQuit
 from collections.abc import Iterable
 from difflib import get_close_matches
 from typing import TYPE_CHECKING
@@ -59,6 +60,16 @@ class TrainingError(TurnwiseError):
 
 class CheckpointError(TurnwiseError):
     """A checkpoint is missing, incomplete, or does not fit this configuration."""
+
+
+def raise_if_quit(error: BaseException) -> None:
+    """End the run if someone left a debugger with `quit`. To be called where any exception of user code is data.
+
+    Raises:
+        KeyboardInterrupt: The error is that of a debugger.
+    """
+    if isinstance(error, BdbQuit):
+        raise KeyboardInterrupt from error
 
 
 def unknown_name(where: str, name: str, choices: Iterable[str]) -> str:

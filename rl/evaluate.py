@@ -32,7 +32,11 @@ def main(config: Config, name: str, model: Path | Endpoint, output: Output) -> N
     """
     prompts = preflight_endpoint(config, model) if isinstance(model, Endpoint) else preflight_evaluation(config)
     output.check(prompts)
-    with Run.open(config, name) as run, _rollouts(config, run, model, prompts) as rollouts:
+    with (
+        Run.open(config, name) as run,
+        _rollouts(config, run, model, prompts) as rollouts,
+        run.watching(rollouts),
+    ):
         figures = run.log_evaluation(0, evaluate(config, rollouts, prompts), rollouts)
     output.show(figures, run.directory, str(model))
 

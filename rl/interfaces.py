@@ -6,8 +6,10 @@ from collections.abc import Awaitable, Callable, MutableMapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
-from rl.batches import BatchPlan, GroupHeader, Recording, RunPlace, Sample, UpdateReport
-from rl.types import Generation, Prompt, Sampling, Scores, Trajectory, WeightUpdate
+from prometheus_client.core import Metric
+
+from rl.batches import BatchPlan, GroupHeader, Recording, RolloutStatus, RunPlace, Sample, UpdateReport
+from rl.types import Generation, Prompt, Sampling, Scores, Span, Trajectory, WeightUpdate
 
 
 @runtime_checkable
@@ -132,6 +134,18 @@ class Actor(Checkpointed, Protocol):
         """Write the weights where engines can load them."""
         ...
 
+    def take_spans(self) -> list[Span]:
+        """What each rank did since the last call, for the timeline."""
+        ...
+
+    def start_profile(self) -> None:
+        """Begin to profile every rank."""
+        ...
+
+    def stop_profile(self, folder: Path, name: str) -> list[str]:
+        """Write each rank's profile, to files whose names begin with `name`; returns what went wrong."""
+        ...
+
 
 class Rollouts(DataPlace, Protocol):
     """Source of scored groups (`rl.cluster.rollouts.RolloutGroup`, `rl.rollout.replay.Replay`)."""
@@ -170,10 +184,22 @@ class Rollouts(DataPlace, Protocol):
         """Write groups' trajectories to a file as JSON lines, in the background, and their tokens to another."""
         ...
 
+    def take_spans(self) -> list[Span]:
+        """When engines loaded weights since the last call, for the timeline."""
+        ...
+
     def fetch_rows(self, group: GroupHeader) -> list[Sample]:
         """A group's training rows, with their tokens."""
         ...
 
     def fetch_record(self, group: GroupHeader) -> list[Trajectory]:
         """A group's trajectories, without their tokens."""
+        ...
+
+    def status(self) -> RolloutStatus:
+        """What the rollouts are doing; may be called from another thread."""
+        ...
+
+    def engine_metrics(self, timeout_s: float) -> dict[int, list[Metric]]:
+        """Each replica's own metrics, without those that do not answer in time; may be called from another thread."""
         ...

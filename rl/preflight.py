@@ -6,7 +6,7 @@ import asyncio
 import inspect
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from pathlib import Path
 
@@ -205,23 +205,42 @@ def inspect_run(config: Config, given: frozenset[str] = frozenset(), *, is_stric
     return _run_problems(RunParts(config), given, is_strict=is_strict)
 
 
-def _run_problems(parts: RunParts, given: frozenset[str], *, is_strict: bool) -> list[Problem]:
+def run_checks(
+    parts: RunParts, given: frozenset[str], *, is_strict: bool
+) -> dict[str, Callable[[], Iterable[Problem]]]:
+    """The checks of a training run by subject, in an order in which the quick ones come first.
+
+    Args:
+        parts: What the run reads.
+        given: See `inspect_run`.
+        is_strict: See `inspect_run`.
+    """
     config = parts.config
-    problems = find_problems(config, given)
-    problems += _name_problems(config, Task.TRAIN)
-    problems += _reward_problems(parts)
-    problems += _tool_problems(parts, is_strict=is_strict)
-    problems += _environment_problems(config)
-    problems += _engine_problems(config, is_strict=is_strict)
+    checks: dict[str, Callable[[], Iterable[Problem]]] = {
+        "configuration": lambda: [*find_problems(config, given), *_name_problems(config, Task.TRAIN)],
+        "rewards": lambda: _reward_problems(parts),
+        "tools and services": lambda: _tool_problems(parts, is_strict=is_strict),
+        "environment": lambda: _environment_problems(config),
+        "engine": lambda: _engine_problems(config, is_strict=is_strict),
+    }
     if is_strict:
-        problems += _place_problems(config)
-        problems += _device_problems(config)
-        problems += resume_problems(config, "train")
-        problems += memory_problems(config, with_actor=not config.megatron_training.rollout_only)
-    problems += _data_problems(parts, ("data_path", "eval_data_path"), is_strict=is_strict, with_rewards=True)
-    problems += _prompt_type_problems(parts)
-    problems += _model_problems(parts, is_strict=is_strict)
-    return problems
+        checks |= {
+            "run directory": lambda: [*_place_problems(config), *resume_problems(config, "train")],
+            "devices": lambda: _device_problems(config),
+            "memory": lambda: memory_problems(config, with_actor=not config.megatron_training.rollout_only),
+        }
+    keys = ("data_path", "eval_data_path")
+    return checks | {
+        "data": lambda: [
+            *_data_problems(parts, keys, is_strict=is_strict, with_rewards=True),
+            *_prompt_type_problems(parts),
+        ],
+        "model and chat template": lambda: _model_problems(parts, is_strict=is_strict),
+    }
+
+
+def _run_problems(parts: RunParts, given: frozenset[str], *, is_strict: bool) -> list[Problem]:
+    return [problem for check in run_checks(parts, given, is_strict=is_strict).values() for problem in check()]
 
 
 def _name_problems(config: Config, task: Task) -> Iterator[Problem]:

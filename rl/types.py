@@ -129,6 +129,8 @@ class ToolResult:
     """A coroutine did not end within a second of its cancellation and runs until it is closed."""
     blocked_s: float = 0.0
     """Seconds that the tool's coroutines blocked the event loop, and so all trajectories, since its last result."""
+    start_s: float = 0.0
+    """When the call began, seconds since the trajectory's `started_at`."""
 
 
 class TokenSequence:
@@ -211,6 +213,8 @@ class Turn:
     context."""
     messages: list[Message] = field(default_factory=list)
     """The environment's messages, besides tool results."""
+    start_s: float = 0.0
+    """When its generation began, seconds since the trajectory's `started_at`."""
 
 
 @dataclass(slots=True)
@@ -251,6 +255,12 @@ class Trajectory:
     failure: str | None = None
     """With `StopReason.ENVIRONMENT_FAILED`: what user code raised."""
     wall_s: float = 0.0
+    started_at: float = 0.0
+    """Seconds since 1970, see `rl.observability.clock`."""
+    reward_s: float = 0.0
+    """Seconds of scoring, which follows the trajectory's end."""
+    worker: int = 0
+    """Number of the rollout worker."""
     prompt_length: int = 0
     """Tokens of the first prompt. This and the next three are computed from `sequences`, if any."""
     num_sampled: int = 0
@@ -329,6 +339,20 @@ class BusySeconds:
     """Its engine had a request."""
     reward_s: float
     """At least one trajectory was being scored."""
+
+
+@dataclass(slots=True, frozen=True)
+class Span:
+    """One stretch of work in a step, for its timeline."""
+
+    who: str
+    """`driver`, or a worker and its number: `actor 0`, `reference 0`, `rollout 0`."""
+    name: str
+    start: float
+    """Seconds since 1970, see `rl.observability.clock`."""
+    end: float
+    trajectory: str | None = None
+    """Id of the trajectory that the work was for."""
 
 
 class FinishReason(StrEnum):

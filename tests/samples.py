@@ -14,7 +14,7 @@ from rl.config.schema import Config
 from rl.observability.token_records import write_sampled_rows
 from rl.observability.trajectories import write_records
 from rl.rollout.headers import header_of_group, uses_of
-from rl.types import Group, Trajectory
+from rl.types import Group, Span, Trajectory
 
 
 def group_of(*trajectories: Trajectory) -> GroupHeader:
@@ -29,6 +29,9 @@ class AtHand:
         write_records(path, [group.record for group in groups], uses_of(groups))
         if recording is not None:
             write_sampled_rows(recording, [group.rows for group in groups], lambda ids: [f"<{i}>" for i in ids])
+
+    def take_spans(self) -> list[Span]:
+        return []
 
     def fetch_rows(self, group: GroupHeader) -> list[Sample]:
         return group.rows

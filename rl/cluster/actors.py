@@ -15,7 +15,7 @@ from rl.cluster.ranks import Ranks
 from rl.cluster.turns import Turns
 from rl.config.model_folder import KL_FILE
 from rl.config.schema import Config
-from rl.types import WeightUpdate
+from rl.types import Span, WeightUpdate
 from rl.weight_sync.plan import join_checksums
 
 _PUBLISH_TIMEOUT_S = 600.0
@@ -148,6 +148,25 @@ class ActorGroup:
         self._call(self.actors, "load_checkpoint", directory, what="reading the actor's checkpoint")
         if self.kl.is_adaptive and (directory / KL_FILE).is_file():
             self.kl.value = float(json.loads((directory / KL_FILE).read_text(encoding="utf-8"))["value"])
+
+    def take_spans(self) -> list[Span]:
+        """When each rank ran which of its methods since the last call."""
+        spans = []
+        for role, ranks in (("actor", self.actors), ("reference", self.references)):
+            if ranks is not None:
+                times = self._call(ranks, "take_times", what=f"reading the {role}'s times")
+                spans += [Span(f"{role} {i}", *time) for i, own in enumerate(times) for time in own]
+        return spans
+
+    def start_profile(self) -> None:
+        """Begin to profile the actor's ranks."""
+        self._call(self.actors, "start_profile", what="starting the actor's profile")
+
+    def stop_profile(self, folder: Path, name: str) -> list[str]:
+        """Write `NAME.rank_K.json.gz` and `.txt` for each rank of the actor; returns what went wrong."""
+        arguments = [(folder, f"{name}.rank_{rank}") for rank in range(len(self.actors))]
+        failures = self.actors.call("stop_profile", arguments, what="writing the actor's profile")
+        return [failure for failure in failures if failure is not None]
 
     def leave_devices(self) -> None:
         """Move the parts that `generate_config.offload_train_*` names to the host, for actor and reference."""

@@ -5,11 +5,13 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
+
+from prometheus_client.core import Metric
 
 from rl.batches import GroupHeader, Recording
 from rl.chat.pieces import token_pieces
@@ -24,6 +26,7 @@ from rl.config.schema import Config
 from rl.errors import RolloutError
 from rl.inference.environment import engine_environment
 from rl.observability.busy_clock import BusyClock
+from rl.observability.clock import wall_time
 from rl.observability.token_records import write_sampled_rows
 from rl.observability.trajectories import write_records
 from rl.rewards.registry import RewardSet, configured_rewards
@@ -34,13 +37,14 @@ from rl.rollout.headers import header_of_group, uses_of
 from rl.rollout.workers import PromptBatch, groups_at_once
 from rl.services.owned_folder import owned_folder
 from rl.serving.agents import Agents
-from rl.types import BusySeconds, Group, Prompt, Scores, StopReason, Trajectory, WeightUpdate
+from rl.types import BusySeconds, Group, Prompt, Scores, Span, StopReason, Trajectory, WeightUpdate
 
 if TYPE_CHECKING:  # imported when the environment that vLLM reads is set
     from rl.inference.engine import VllmEngine
 
 T = TypeVar("T")
 _FOLDER = "turnwise-run-"
+_END_TIMEOUT_S = 10.0
 
 
 class LocalWorkers:
@@ -62,21 +66,40 @@ class LocalWorkers:
         self._engine, self._loop, self._rewards = engine, loop, rewards
         self._config, self._events = config, events
         self._scoring = BusyClock()
+        self._num_running = 0
 
     def run(self, batch: PromptBatch) -> Iterator[tuple[int, GroupHeader]]:
         """See `Workers`."""
         running: dict[asyncio.Task[Group], int] = {}
         room = groups_at_once(self._config, batch.num_samples)
-        while batch.waiting or running:
-            while batch.waiting and len(running) < room:
-                order, prompt = batch.waiting.popleft()
-                running[self._events.create_task(self._run_group(prompt, batch))] = order
-            done, _ = self._wait(asyncio.wait(running, return_when=asyncio.FIRST_COMPLETED))
-            for task in done:
-                group = header_of_group(task.result())
-                if any(t.stop_reason is StopReason.ENGINE_FAILED for t in group.trajectories):
-                    raise RolloutError("rollout: the engine died. Its own messages are above.")
-                yield running.pop(task), group
+        try:
+            while batch.waiting or running:
+                while batch.waiting and len(running) < room:
+                    order, prompt = batch.waiting.popleft()
+                    running[self._events.create_task(self._run_group(prompt, batch))] = order
+                self._num_running = len(running)
+                done, _ = self._wait(asyncio.wait(running, return_when=asyncio.FIRST_COMPLETED))
+                for task in done:
+                    group = header_of_group(task.result())
+                    if any(t.stop_reason is StopReason.ENGINE_FAILED for t in group.trajectories):
+                        raise RolloutError("rollout: the engine died. Its own messages are above.")
+                    yield running.pop(task), group
+        finally:
+            self._cancel(running)
+
+    @property
+    def num_alive(self) -> int:
+        """See `Workers`."""
+        return 1
+
+    @property
+    def num_running(self) -> int:
+        """See `Workers`."""
+        return self._num_running
+
+    def engine_metrics(self, timeout_s: float) -> dict[int, list[Metric]]:
+        """See `Workers`."""
+        return {0: self._engine.metrics()}
 
     def call(self, method: str, *, what: str) -> list[Any]:
         """See `Workers`."""
@@ -85,9 +108,11 @@ class LocalWorkers:
         assert method == "sleep", f"no such call of a rollout worker: {method}"
         return [self._wait(self._engine.sleep())]
 
-    def update_weights(self, update: WeightUpdate) -> None:
+    def update_weights(self, update: WeightUpdate) -> list[Span]:
         """See `Workers`."""
+        start = wall_time()
         self._wait(self._engine.update_weights(update))
+        return [Span("rollout 0", "update_weights", start, wall_time())]
 
     def write(self, path: Path, groups: Sequence[GroupHeader], recording: Recording | None = None) -> None:
         """See `Workers`; here the files are written when the call returns."""
@@ -110,6 +135,16 @@ class LocalWorkers:
     async def _score(self, trajectory: Trajectory) -> Scores:
         with self._scoring:
             return await self._rewards.score(trajectory.without_tokens())
+
+    def _cancel(self, tasks: Collection[asyncio.Task[Group]]) -> None:
+        """End what still runs when a step fails or a debugger is left."""
+        for task in tasks:
+            task.cancel()
+        if tasks:
+            done, _ = self._wait(asyncio.wait(tasks, timeout=_END_TIMEOUT_S))
+            for task in done:
+                if not task.cancelled():
+                    task.exception()  # retrieved, so that asyncio does not print it
 
     def _wait(self, work: Awaitable[T]) -> T:
         async def result() -> T:
@@ -166,6 +201,7 @@ def _local_workers(config: Config, model_folder: Path, tool_overrides: dict[str,
     with asyncio.Runner() as runner, ExitStack() as stack:
         stack.callback(rewards.close)
         if (toolbox := dialog.toolbox) is not None:
+            toolbox.run_in_caller()
             stack.callback(lambda: runner.run(toolbox.close()))
         engine = runner.run(
             VllmEngine.create(

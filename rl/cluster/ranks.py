@@ -6,9 +6,14 @@ from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 from rl.cluster.health import get_all
+from rl.observability.clock import wall_time
 
 TIMEOUT_S = 3600.0
 """Deadline of a pass or an update, seconds."""
+MAX_TIMES = 1000
+"""Calls of a step that a rank notes, so that a step of very many optimizer steps keeps a small timeline."""
+_SHORTEST_S = 0.001
+"""Seconds from which a call is noted."""
 
 
 class Ranks(Protocol):
@@ -73,20 +78,50 @@ class LocalRanks:
     """
 
     def __init__(self, actors: Sequence[Any]) -> None:
-        self._actors = actors
+        self._ranks = [Rank(actor) for actor in actors]
 
     def __len__(self) -> int:
-        return len(self._actors)
+        return len(self._ranks)
 
     def begin(self, method: str, *args: Any) -> list[Any]:
         """See `Ranks`."""
-        return [answer(actor, method, *args) for actor in self._actors]
+        return [rank.call(method, *args) for rank in self._ranks]
 
     def call(
         self, method: str, arguments: Sequence[tuple[Any, ...]], *, what: str, timeout_s: float = TIMEOUT_S
     ) -> list[Any]:
         """See `Ranks`."""
-        return [answer(actor, method, *own) for actor, own in zip(self._actors, arguments, strict=True)]
+        return [rank.call(method, *own) for rank, own in zip(self._ranks, arguments, strict=True)]
+
+
+class Rank:
+    """One rank, called by the names of its methods. Notes when each call ran.
+
+    Args:
+        actor: `rl.training.actor.Actor` or a fake of it.
+        fetch: Resolves the references in `Share.sources`.
+    """
+
+    def __init__(self, actor: Any, fetch: Callable[[list[Any]], list[Any]] = list) -> None:
+        self.actor, self._fetch = actor, fetch
+        self._times: list[tuple[str, float, float]] = []
+
+    def call(self, method: str, *args: Any) -> Any:
+        """Call a method of the actor, or `take_times`."""
+        if method == "take_times":
+            return self.take_times()
+        start = wall_time()
+        try:
+            return answer(self.actor, method, *args, fetch=self._fetch)
+        finally:
+            end = wall_time()
+            if end - start >= _SHORTEST_S and len(self._times) < MAX_TIMES:
+                self._times.append((method, start, end))
+
+    def take_times(self) -> list[tuple[str, float, float]]:
+        """Name, start and end of the calls since the last time; seconds since 1970."""
+        times, self._times = self._times, []
+        return times
 
 
 def answer(actor: Any, method: str, *args: Any, fetch: Callable[[list[Any]], list[Any]] = list) -> Any:

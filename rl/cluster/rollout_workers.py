@@ -6,13 +6,15 @@ import errno
 import logging
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
 import ray
-from ray.exceptions import RayTaskError
+from prometheus_client.core import Metric
+from ray.exceptions import RayError, RayTaskError
 
 from rl.batches import GroupHeader, Recording
 from rl.cluster.health import get_all, result
@@ -22,7 +24,7 @@ from rl.errors import RolloutError, WorkerDiedError
 from rl.inference.router import Router
 from rl.rollout.headers import uses_of
 from rl.rollout.workers import PromptBatch, groups_at_once
-from rl.types import Prompt, StopReason, WeightUpdate
+from rl.types import Prompt, Span, StopReason, WeightUpdate
 
 logger = logging.getLogger(__name__)
 
@@ -95,11 +97,31 @@ class RayWorkers:
                 self._remove(replica, error)
         return results
 
-    def update_weights(self, update: WeightUpdate) -> None:
+    @property
+    def num_alive(self) -> int:
+        """See `Workers`."""
+        return len(self.workers)
+
+    @property
+    def num_running(self) -> int:
+        """See `Workers`."""
+        return len(self._running)
+
+    def engine_metrics(self, timeout_s: float) -> dict[int, list[Metric]]:
+        """See `Workers`. A worker that is dying is found out by `run`, not here."""
+        refs = {worker.engine_metrics.remote(): replica for replica, worker in list(self.workers.items())}
+        done, _ = ray.wait(list(refs), num_returns=len(refs), timeout=timeout_s) if refs else ([], [])
+        answers: dict[int, list[Metric]] = {}
+        for ref in done:
+            with suppress(RayError):
+                answers[refs[ref]] = ray.get(ref)
+        return answers
+
+    def update_weights(self, update: WeightUpdate) -> list[Span]:
         """See `Workers`."""
         local = relay(update, [self.nodes[replica] for replica in self.workers])
         updates = {replica: (local[self.nodes[replica]],) for replica in self.workers}
-        self.call("update_weights", updates, what="loading published weights")
+        return self.call("update_weights", updates, what="loading published weights")
 
     def write(self, path: Path, groups: Sequence[GroupHeader], recording: Recording | None = None) -> None:
         """See `Workers`. One step at a time: each call waits for the previous files."""

@@ -15,14 +15,16 @@ from pathlib import Path
 from typing import Any
 
 import ray
+from prometheus_client.core import Metric
 from ray.exceptions import OutOfMemoryError, RayActorError
 
 from rl.batches import Recording, Sample, TrajectoryHeader, Use
-from rl.cluster.ranks import answer
+from rl.cluster.ranks import Rank
 from rl.cluster.rate_limits import RemotePermits
 from rl.config.schema import Config
 from rl.errors import RewardError
 from rl.observability.busy_clock import BusyClock
+from rl.observability.clock import wall_time
 from rl.observability.log import setup_logging
 from rl.observability.token_records import write_sampled_rows
 from rl.observability.trajectories import write_records
@@ -30,7 +32,7 @@ from rl.rewards.registry import configured_rewards
 from rl.rollout.garbage_collection import collect_seldom
 from rl.rollout.group import run_group
 from rl.rollout.headers import headers_of, rows_of
-from rl.types import BusySeconds, IntArray, Prompt, Sampling, Scores, Trajectory, WeightUpdate
+from rl.types import BusySeconds, IntArray, Prompt, Sampling, Scores, Span, Trajectory, WeightUpdate
 
 
 @ray.remote
@@ -45,15 +47,15 @@ class ActorWorker:
         """Join the process group and load the model."""
         from rl.training.actor import Actor
 
-        self.actor = Actor(self.config, **self.placement)
+        self.rank = Rank(Actor(self.config, **self.placement), fetch_rows)
 
     def call(self, method: str, *args: Any) -> Any:
         """Call a method of `rl.training.actor.Actor`, after fetching rows from the object store."""
-        return answer(self.actor, method, *args, fetch=_fetch)
+        return self.rank.call(method, *args)
 
     def shutdown(self) -> None:
         """Leave the process group."""
-        self.actor.shutdown()
+        self.rank.actor.shutdown()
 
 
 @ray.remote
@@ -96,7 +98,7 @@ class RewardWorker:
 
         if self.tokenizer is None:
             self.tokenizer = configured_tokenizer(self.config)
-        groups = (group for source in rows for group in _fetch([source]))
+        groups = (group for source in rows for group in fetch_rows([source]))
         write_sampled_rows(recording, groups, partial(token_pieces, self.tokenizer))
 
     async def shutdown(self) -> None:
@@ -163,6 +165,8 @@ class RolloutWorker:
             trajectories without tokens. The driver fetches only the first.
         """
         group = await run_group(self.loop, prompt, num_samples, sampling, self._score)
+        for trajectory in group.trajectories:
+            trajectory.worker = self.replica
         rows = rows_of(group.trajectories)
         records = [trajectory.without_tokens() for trajectory in group.trajectories]
         return headers_of(records, rows), rows if keeps_rows else [], records
@@ -183,9 +187,15 @@ class RolloutWorker:
         """Seconds since the last call during which the engine had requests, and during which rewards were scoring."""
         return BusySeconds(engine_s=self.engine.busy.restart(), reward_s=self.scoring.restart())
 
-    async def update_weights(self, update: WeightUpdate) -> None:
-        """See `rl.interfaces.Engine`."""
+    async def engine_metrics(self) -> list[Metric]:
+        """See `rl.inference.engine.VllmEngine.metrics`."""
+        return self.engine.metrics()
+
+    async def update_weights(self, update: WeightUpdate) -> Span:
+        """See `rl.interfaces.Engine`; returns when it ran."""
+        start = wall_time()
         await self.engine.update_weights(update)
+        return Span(f"rollout {self.replica}", "update_weights", start, wall_time())
 
     async def sleep(self) -> None:
         """See `rl.interfaces.Engine`."""
@@ -209,7 +219,7 @@ def _log_to(log_file: Path) -> None:
     setup_logging()
 
 
-def _fetch(sources: list[Any]) -> list[Any]:
+def fetch_rows(sources: list[Any]) -> list[Any]:
     """A share's rows. References to the object store are fetched all at once; other rows came with the call."""
     refs = [source for source in sources if isinstance(source, ray.ObjectRef)]
     found = dict(zip(refs, ray.get(refs), strict=True))

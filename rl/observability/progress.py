@@ -36,11 +36,15 @@ class RunProgress:
         num_steps: Steps of the whole run, including those before a resumed checkpoint; may change during the run.
         start_step: Steps completed before this process started.
         target: Output console; by default that of this process.
+        has_bar: Whether a terminal gets a bar. A debugger needs the terminal for itself.
     """
 
-    def __init__(self, num_steps: int, *, start_step: int = 0, target: Console | None = None) -> None:
+    def __init__(
+        self, num_steps: int, *, start_step: int = 0, target: Console | None = None, has_bar: bool = True
+    ) -> None:
         self.num_steps, self._start_step = num_steps, start_step
         self._console = target or console()
+        self._has_bar = has_bar and self._console.is_terminal
         self._start = self._last_line = time.monotonic()
         self._phase = "evaluation"  # before the first step, only an evaluation has groups
         self._bar = Progress(
@@ -50,7 +54,7 @@ class RunProgress:
             TextColumn("{task.fields[phase]}"),
             TextColumn("{task.fields[figures]}"),
             console=self._console,
-            disable=not self._console.is_terminal,
+            disable=not self._has_bar,
         )
         self._task: TaskID | None = None
         self._has_begun = False
@@ -76,11 +80,11 @@ class RunProgress:
         if not self._has_begun:  # an evaluation without training
             self._update(total=max(wanted, 1), completed=done)
         now = time.monotonic()
-        if not self._console.is_terminal and now - self._last_line > _LINE_EVERY_S:
+        if not self._has_bar and now - self._last_line > _LINE_EVERY_S:
             self.note(f"{self._phase} {done}/{wanted}")
 
     def phase(self, text: str) -> None:
-        """Show the current phase; only on a terminal."""
+        """Show the current phase; only on a bar."""
         self._phase = text
         self._update(phase=text)
 
@@ -91,7 +95,7 @@ class RunProgress:
             completed: Completed steps, from 1.
             metrics: Metrics of the step.
         """
-        if self._console.is_terminal:
+        if self._has_bar:
             figures = self._figures(completed, metrics, _ON_BAR)
             total = max(self.num_steps, 1)
             self._update(total=total, completed=completed, step=self._count(completed), figures=figures)

@@ -6,7 +6,10 @@
     metrics.jsonl          one line per step
     summary.json           written last, so its presence marks a finished run
     report.png             curves (`python -m rl report`)
+    view.html              the run as a page (`python -m rl view RUN --html`)
     trajectories/          step_000000.jsonl and eval_000000.jsonl
+    timeline/              step_000000.json: when driver and ranks did what (`python -m rl timeline`)
+    profile/               of the step that --profile-step names
     tokens/                step_000000.parquet and step_000000.rank_0.parquet: tokens of recorded steps
     skipped/               step_000000.jsonl: trajectories of steps with NaN or Inf, if any
     checkpoints/step_000012/
@@ -107,6 +110,11 @@ class RunDirectory:
         return self.path / "metrics.jsonl"
 
     @property
+    def warnings_file(self) -> Path:
+        """One JSON object per early warning; created with the first."""
+        return self.path / "warnings.jsonl"
+
+    @property
     def summary_file(self) -> Path:
         """Written when a run finishes."""
         return self.path / "summary.json"
@@ -123,6 +131,15 @@ class RunDirectory:
     def evaluation_file(self, step: int) -> Path:
         """Trajectories of the evaluation after `step` steps."""
         return self.trajectories / f"eval_{step:06d}.jsonl"
+
+    def timeline_file(self, step: int) -> Path:
+        """Spans of a step's driver and ranks, numbered from 1."""
+        return self.path / "timeline" / f"step_{step:06d}.json"
+
+    @property
+    def profile(self) -> Path:
+        """Folder of profiles; created on demand."""
+        return self.path / "profile"
 
     @property
     def tokens(self) -> Path:

@@ -8,7 +8,10 @@ from contextlib import contextmanager
 
 from rl.batches import GroupHeader, UpdateReport
 from rl.interfaces import Rollouts
+from rl.observability.clock import wall_time
 from rl.observability.metrics import num_tokens, rollout_metrics
+from rl.observability.timeline import DRIVER
+from rl.types import Span
 
 
 class StepMetrics(dict[str, float]):
@@ -27,6 +30,8 @@ class StepMetrics(dict[str, float]):
         self.groups: list[GroupHeader] = []
         self.rollouts: Rollouts | None = None
         """Source of the groups."""
+        self.spans: list[Span] = []
+        """The timed parts, and what workers did for them."""
         self.offending: list[str] = []
         """Trajectories whose NaN or Inf caused a skipped optimizer step."""
 
@@ -38,8 +43,9 @@ class StepMetrics(dict[str, float]):
         try:
             yield
         finally:
-            key = f"timing_s/{name}"
-            self[key] = self.get(key, 0.0) + time.monotonic() - start
+            key, end = f"timing_s/{name}", time.monotonic()
+            self[key] = self.get(key, 0.0) + end - start
+            self.spans.append(Span(DRIVER, name, wall_time(start), wall_time(end)))
 
     def record_update(self, report: UpdateReport) -> None:
         """Add the metrics of the step's update, and keep the offending trajectories."""

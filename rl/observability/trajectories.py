@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -64,7 +64,8 @@ def to_record(trajectory: Trajectory, use: Use | None = None) -> dict[str, Any]:
         `id`, `data_source`, `evaluation_set` (None in training), `messages`, `ground_truth`, `turns` (text, start and
         end of each thought in it, whether it begins in one, number of tokens, calls, results with status and times),
         `stop_reason`, `score`, `rewards`, `reward_texts`, `turn_rewards`, the fields of `Use`, `reward_error`,
-        `environment`, `failure`, `prompt_length`, `num_sampled`, `response_length`, `policy_versions` and `wall_s`.
+        `environment`, `failure`, `prompt_length`, `num_sampled`, `response_length`, `policy_versions`, `wall_s`,
+        `started_at`, `reward_s` and `worker`.
     """
     return {
         "id": trajectory.id,
@@ -87,6 +88,9 @@ def to_record(trajectory: Trajectory, use: Use | None = None) -> dict[str, Any]:
         "response_length": trajectory.response_length,
         "policy_versions": trajectory.policy_versions,
         "wall_s": round(trajectory.wall_s, 4),
+        "started_at": round(trajectory.started_at, 4),
+        "reward_s": round(trajectory.reward_s, 4),
+        "worker": trajectory.worker,
     }
 
 
@@ -109,6 +113,7 @@ def turn_record(turn: Turn) -> dict[str, Any]:
                 "is_truncated": result.is_truncated,
                 "queue_s": round(result.queue_s, 4),
                 "run_s": round(result.run_s, 4),
+                "start_s": round(result.start_s, 4),
                 "num_failed_attempts": result.num_failed_attempts,
                 "reward": result.reward,
                 "stop": result.stop,
@@ -118,6 +123,7 @@ def turn_record(turn: Turn) -> dict[str, Any]:
         ],
         "messages": turn.messages,
         "is_cut": turn.is_cut,
+        "start_s": round(turn.start_s, 4),
         "is_trained": turn.is_trained,
         "generate_s": round(turn.generate_s, 4),
         "tool_s": round(turn.tool_s, 4),
@@ -144,6 +150,9 @@ def from_record(record: dict[str, Any], prompt: Prompt | None = None) -> Traject
         StopReason(record["stop_reason"]),
         environment=record.get("environment"),
         wall_s=record["wall_s"],
+        started_at=record.get("started_at", 0.0),
+        reward_s=record.get("reward_s", 0.0),
+        worker=record.get("worker", 0),
         num_sampled=record["num_sampled"],
         response_length=record["response_length"],
         policy_versions=record["policy_versions"],
@@ -156,9 +165,20 @@ def read_records(path: Path) -> list[dict[str, Any]]:
     Raises:
         DataError: The file is missing or malformed; says which row, from 1.
     """
+    return [record for _, record in iterate_records(path)]
+
+
+def iterate_records(path: Path) -> Iterator[tuple[bytes, dict[str, Any]]]:
+    """Read a file that `write_records` wrote, one record at a time.
+
+    Yields:
+        The line, with its line end, and its record.
+
+    Raises:
+        DataError: The file is missing or malformed; says which row, from 1.
+    """
     if not path.is_file():
         raise DataError(f"{path}: no such file of trajectories. `rl view RUN --list` shows what there is.")
-    records = []
     with path.open("rb") as stream:
         for number, line in enumerate(stream, start=1):
             try:
@@ -169,8 +189,7 @@ def read_records(path: Path) -> list[dict[str, Any]]:
                 ) from error
             if (problem := _record_problem(record)) is not None:
                 raise DataError(f"{path}, row {number}: not a trajectory: {problem}. Remove the row.")
-            records.append(record)
-    return records
+            yield line, record
 
 
 def _record_problem(record: Any) -> str | None:

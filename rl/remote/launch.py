@@ -10,6 +10,8 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
+from prometheus_client.core import Metric
+
 from rl.batches import GroupHeader
 from rl.cluster.embedded_services import embedded_services
 from rl.cluster.endings import terminated_like_interrupted
@@ -24,7 +26,7 @@ from rl.rollout.group import run_group
 from rl.rollout.headers import header_of_group
 from rl.rollout.workers import PromptBatch, Recording
 from rl.tools.registry import load_toolbox
-from rl.types import Group, Prompt, Scores, StopReason, Trajectory, WeightUpdate
+from rl.types import Group, Prompt, Scores, Span, StopReason, Trajectory, WeightUpdate
 
 logger = logging.getLogger(__name__)
 
@@ -47,6 +49,7 @@ class EndpointWorkers:
         self, loop: EndpointLoop, rewards: RewardSet, *, num_at_once: int, events: asyncio.AbstractEventLoop
     ) -> None:
         self._loop, self._rewards, self._num_at_once, self._events = loop, rewards, num_at_once, events
+        self._num_running = 0
 
     def run(self, batch: PromptBatch) -> Iterator[tuple[int, GroupHeader]]:
         """See `Workers`.
@@ -61,6 +64,7 @@ class EndpointWorkers:
             while batch.waiting and len(running) < room:
                 order, prompt = batch.waiting.popleft()
                 running[self._events.create_task(self._run_group(prompt, batch))] = order
+            self._num_running = len(running)
             done, _ = self._events.run_until_complete(asyncio.wait(running, return_when=asyncio.FIRST_COMPLETED))
             for task in done:
                 group = header_of_group(task.result())
@@ -68,6 +72,7 @@ class EndpointWorkers:
                 has_answered = has_answered or len(silent) < len(group.trajectories)
                 failure = failure or (silent[0].failure if silent else None)
                 yield running.pop(task), group
+        self._num_running = 0
         if failure is not None and not has_answered:
             raise RolloutError(f"--endpoint: no trajectory got an answer. The first: {failure}. See the server's log.")
 
@@ -75,7 +80,21 @@ class EndpointWorkers:
         """See `Workers`; there is nothing to call."""
         return []
 
-    def update_weights(self, update: WeightUpdate) -> None:
+    @property
+    def num_alive(self) -> int:
+        """See `Workers`."""
+        return 1
+
+    @property
+    def num_running(self) -> int:
+        """See `Workers`."""
+        return self._num_running
+
+    def engine_metrics(self, timeout_s: float) -> dict[int, list[Metric]]:
+        """See `Workers`; the engine's metrics are the server's."""
+        return {}
+
+    def update_weights(self, update: WeightUpdate) -> list[Span]:
         """See `Workers`; the weights are the server's."""
         raise AssertionError("a server takes no weights")
 

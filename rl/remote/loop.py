@@ -12,6 +12,7 @@ from typing import Any
 
 from rl.chat.templates import TEMPLATES
 from rl.config.schema import Config
+from rl.observability.clock import wall_time
 from rl.remote.client import ChatClient, Completion, RefusedError
 from rl.rollout.episode import request_seed
 from rl.rollout.tool_environment import ToolEnvironment
@@ -53,6 +54,8 @@ class _Talk:
     sample_index: int
     sampling: Sampling
     messages: list[Message]
+    began_at: float
+    """Reading of `time.monotonic`."""
     turns: list[Turn] = field(default_factory=list)
     prompt_length: int = 0
     response_length: int = 0
@@ -87,10 +90,10 @@ class EndpointLoop:
             The trajectory, not yet scored, without tokens.
         """
         start = time.monotonic()
-        talk = _Talk(prompt, sample_index, sampling, _prompt_messages(prompt, self._rl.prompt_type))
+        talk = _Talk(prompt, sample_index, sampling, _prompt_messages(prompt, self._rl.prompt_type), start)
         session = self._toolbox.open_session(f"{prompt.id}/{sample_index}") if self._toolbox else None
         plain = WithoutTokenizer()
-        tools = ToolEnvironment(session, plain, plain, self._rl, None, lambda turn: None)
+        tools = ToolEnvironment(session, plain, plain, self._rl, None, lambda turn: None, start)
         try:
             stop_reason, failure = await self._run_in_time(talk, tools)
         finally:
@@ -103,6 +106,7 @@ class EndpointLoop:
             talk.turns,
             stop_reason,
             failure=failure,
+            started_at=wall_time(start),
             wall_s=time.monotonic() - start,
             prompt_length=talk.prompt_length,
             num_sampled=num_sampled,
@@ -137,7 +141,7 @@ class EndpointLoop:
             )
             completion = await self._client.complete(talk.messages, schemas, sampling)
             turn, message = read_completion(completion, f"call-{len(talk.turns)}")
-            turn.generate_s, turn.is_last = time.monotonic() - start, is_last
+            turn.start_s, turn.generate_s, turn.is_last = start - talk.began_at, time.monotonic() - start, is_last
             talk.turns.append(turn)
             talk.prompt_length = talk.prompt_length or completion.prompt_tokens
             talk.response_length = completion.prompt_tokens + completion.num_tokens - talk.prompt_length

@@ -13,7 +13,7 @@ from typing import Any
 
 from rl.config.imports import import_target
 from rl.config.schema import RLConfig
-from rl.errors import RewardError, unknown_name
+from rl.errors import RewardError, raise_if_quit, unknown_name
 from rl.rewards import rules, search
 from rl.rewards.outcome import LARGEST_SCORE, Outcome, read_outcome
 from rl.rewards.pool import RewardPool
@@ -60,11 +60,21 @@ class Reward:
 
 
 class RewardSet:
-    """The rewards of a run."""
+    """The rewards of a run.
 
-    def __init__(self, rewards: list[Reward], timeout: float, num_processes: int = 1) -> None:
+    Args:
+        rewards: The rewards.
+        timeout: Deadline of one call, in seconds.
+        num_processes: Concurrent calls per isolated reward.
+        in_caller: For breakpoints: call every reward in the thread that calls `score`, without a deadline.
+    """
+
+    def __init__(
+        self, rewards: list[Reward], timeout: float, num_processes: int = 1, *, in_caller: bool = False
+    ) -> None:
         self.rewards = rewards
         self.timeout = timeout
+        self._in_caller = in_caller
         self._pools = {
             reward.name: RewardPool(partial(RewardProcess, reward.target, reward.kwargs), num_processes)
             for reward in rewards
@@ -104,11 +114,13 @@ class RewardSet:
 
     async def _call(self, reward: Reward, trajectory: Trajectory) -> Outcome | str:
         """Call a reward; return its outcome or an error text."""
-        if reward.isolate:
+        limit: float | None = None  # a process enforces the deadline itself
+        if self._in_caller:
+            task = asyncio.ensure_future(_call_here(reward, trajectory, in_thread=False))
+        elif reward.isolate:
             task = asyncio.ensure_future(self._pools[reward.name].call(trajectory, self.timeout))
-            limit = None  # the process enforces the deadline
         else:
-            task = asyncio.ensure_future(_call_here(reward, trajectory))
+            task = asyncio.ensure_future(_call_here(reward, trajectory, in_thread=True))
             limit = self.timeout
         task.add_done_callback(_retrieve_exception)
         try:
@@ -119,7 +131,8 @@ class RewardSet:
             return f"no score within {self.timeout:g} s"
         error = task.exception()
         if error is not None:
-            return str(error) if reward.isolate else f"{type(error).__name__}: {error}"
+            raise_if_quit(error)
+            return str(error) if reward.isolate and not self._in_caller else f"{type(error).__name__}: {error}"
         return task.result()
 
 
@@ -129,10 +142,12 @@ def _retrieve_exception(task: asyncio.Task[Any]) -> None:
         task.exception()
 
 
-async def _call_here(reward: Reward, trajectory: Trajectory) -> Outcome | str:
-    """Call a reward in this process, on the event loop or in a thread."""
+async def _call_here(reward: Reward, trajectory: Trajectory, *, in_thread: bool) -> Outcome | str:
+    """Call a reward in this process, on the event loop or, a plain function, in a thread."""
     if _is_async(reward.function):
         value = await reward.function(trajectory, **reward.kwargs)
+    elif not in_thread:
+        value = reward.function(trajectory, **reward.kwargs)
     else:
         value = await asyncio.to_thread(reward.function, trajectory, **reward.kwargs)
     return read_outcome(value, len(trajectory.turns))
@@ -141,8 +156,9 @@ async def _call_here(reward: Reward, trajectory: Trajectory) -> Outcome | str:
 def configured_rewards(rl: RLConfig) -> RewardSet:
     """Load the rewards of a configuration; see `load_rewards`."""
     return load_rewards(
-        rl.verifier_function, rl.verifier_weight, rl.verifier_kwargs, rl.verifier_timeout, rl.verifier_parallel
-    )
+        rl.verifier_function, rl.verifier_weight, rl.verifier_kwargs, rl.verifier_timeout, rl.verifier_parallel,
+        in_caller=rl.in_process,
+    )  # fmt: skip
 
 
 def load_rewards(
@@ -151,6 +167,8 @@ def load_rewards(
     kwargs: Mapping[str, Mapping[str, Any]] | None = None,
     timeout: float = 30.0,
     num_processes: int = 1,
+    *,
+    in_caller: bool = False,
 ) -> RewardSet:
     """Load the configured rewards.
 
@@ -160,6 +178,7 @@ def load_rewards(
         kwargs: Keyword arguments by name; those for other known rewards are ignored.
         timeout: Deadline of one call, in seconds.
         num_processes: Concurrent calls per isolated reward.
+        in_caller: See `RewardSet`.
 
     Returns:
         The rewards. Processes start on first use.
@@ -182,7 +201,7 @@ def load_rewards(
         if (problem := misspelled_kwargs(name, names)) is not None:
             raise RewardError(problem)
     rewards = [_load(name, weight, dict(kwargs.get(name, {}))) for name, weight in zip(names, weights, strict=True)]
-    return RewardSet(rewards, timeout, num_processes)
+    return RewardSet(rewards, timeout, num_processes, in_caller=in_caller)
 
 
 def misspelled_kwargs(name: str, names: Sequence[str]) -> str | None:

@@ -116,8 +116,11 @@ class AgentLoop:
             stop=self._parser.stop if session is not None else (),
             max_context=self._max_model_len,
             max_response=self._rl.max_total_response_length if self._rl.multi_turn_enable else self._max_model_len,
+            began_at=start,
         )
-        environment = ToolEnvironment(session, self._renderer, self._parser, self._rl, self._environment, self._on_turn)
+        environment = ToolEnvironment(
+            session, self._renderer, self._parser, self._rl, self._environment, self._on_turn, began_at=start
+        )
         failure = None
         try:
             stop_reason = await self._run_in_time(episode, environment)
@@ -130,7 +133,7 @@ class AgentLoop:
         return trajectory
 
     async def _run_in_time(self, episode: Episode, environment: ToolEnvironment) -> StopReason:
-        deadline = asyncio.timeout(self._rl.trajectory_timeout)
+        deadline = asyncio.timeout(None if self._rl.in_process else self._rl.trajectory_timeout)
         try:
             async with deadline:
                 if self._agents is not None:

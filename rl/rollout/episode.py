@@ -17,6 +17,7 @@ from rl.chat.ledger import Ledger
 from rl.chat.renderer import Renderer
 from rl.chat.stopping import begins_stop, completes_stop
 from rl.interfaces import Engine
+from rl.observability.clock import wall_time
 from rl.thoughts import OPEN, is_thinking
 from rl.types import FinishReason, Message, Prompt, Sampling, StopReason, TokenSequence, Trajectory, Turn
 
@@ -51,6 +52,8 @@ class Episode:
     """Tokens a context may reach: prompt and everything after it."""
     max_response: int
     """Tokens the response may reach, as `Trajectory.response_length` counts them."""
+    began_at: float = field(default_factory=time.monotonic)
+    """Reading of `time.monotonic`; the `start_s` of turns and results count from it."""
     ledger: Ledger = field(init=False)
     turns: list[Turn] = field(default_factory=list)
     given: dict[str, Any] | None = None
@@ -125,6 +128,7 @@ class Episode:
         self, sequence: TokenSequence, number: int, budget: int, sampling: Sampling, own_stop: tuple[str, ...]
     ) -> Turn:
         start, first, turn = time.monotonic(), len(sequence.token_ids), self.turns[number]
+        turn.start_s = start - self.began_at
         stop = sampling.stop + own_stop
         for span in itertools.count():
             before = turn.text
@@ -186,6 +190,7 @@ class Episode:
             stop_reason=stop_reason,
             environment=given,
             wall_s=wall_s,
+            started_at=wall_time(self.began_at),
         )
 
     def _is_over(self, sequence: TokenSequence, turn: Turn, stop: tuple[str, ...]) -> bool:

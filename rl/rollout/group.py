@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from typing import Protocol
 
 from rl.interfaces import Score
@@ -38,5 +39,7 @@ async def run_group(loop: Loop, prompt: Prompt, num_samples: int, sampling: Samp
 async def _run_scored(loop: Loop, prompt: Prompt, index: int, sampling: Sampling, score: Score) -> Trajectory:
     trajectory = await loop.run(prompt, index, sampling)
     if trajectory.stop_reason not in INFRASTRUCTURE_FAILURES:
+        start = time.monotonic()
         trajectory.take_scores(await score(trajectory))
+        trajectory.reward_s = time.monotonic() - start
     return trajectory

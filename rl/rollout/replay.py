@@ -10,13 +10,15 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from rl.batches import GroupHeader, Recording, RunPlace, Sample
+from prometheus_client.core import Metric
+
+from rl.batches import GroupHeader, Recording, RolloutStatus, RunPlace, Sample
 from rl.errors import DataError
 from rl.observability.run_directory import RunDirectory
 from rl.observability.token_records import TokenRecord, read_place, read_sampled_rows, recorded_steps
 from rl.observability.trajectories import from_record, read_records, write_records
 from rl.rollout.headers import headers_of, uses_of
-from rl.types import Prompt, Sampling, Scores, Trajectory, WeightUpdate
+from rl.types import Prompt, Sampling, Scores, Span, Trajectory, WeightUpdate
 
 _TOKENS_FILE = re.compile(r"step_(\d{6})\.parquet")
 
@@ -118,6 +120,10 @@ class Replay:
     def update_weights(self, update: WeightUpdate) -> None:
         """Nothing, since there is no engine."""
 
+    def take_spans(self) -> list[Span]:
+        """Nothing, since there is no engine."""
+        return []
+
     def write_trajectories(self, path: Path, groups: Sequence[GroupHeader], recording: Recording | None = None) -> None:
         """Write groups' trajectories, with what this run made of them, and copy their tokens."""
         write_records(path, [self.fetch_record(group) for group in groups], uses_of(groups))
@@ -134,6 +140,14 @@ class Replay:
         """A group's trajectories, without their tokens."""
         record: list[Trajectory] = self._fetch(group.record)
         return record
+
+    def status(self) -> RolloutStatus:
+        """Nothing runs."""
+        return RolloutStatus(groups_done=0, groups_wanted=0, groups_running=0, prompts_waiting=0, workers_alive=0)
+
+    def engine_metrics(self, timeout_s: float) -> dict[int, list[Metric]]:
+        """Nothing, since there is no engine."""
+        return {}
 
     def next_step(self, completed: int) -> int | None:
         """The first recorded step from this number on; see `rl.interfaces.DataPlace`."""

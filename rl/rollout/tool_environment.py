@@ -70,6 +70,7 @@ class ToolEnvironment:
         rl: Limits of calls and results.
         inner: Where the environment of turns without a call comes from; None: such a turn is the answer.
         on_turn: Called with each turn when its calls are known.
+        began_at: Reading of `time.monotonic` at the trajectory's start.
     """
 
     def __init__(
@@ -80,9 +81,10 @@ class ToolEnvironment:
         rl: RLConfig,
         inner: UserCode | None,
         on_turn: Callable[[Turn], None],
+        began_at: float = 0.0,
     ) -> None:
         self._session, self._renderer, self._parser, self._rl = session, renderer, parser, rl
-        self._code, self._on_turn = inner, on_turn
+        self._code, self._on_turn, self._began_at = inner, on_turn, began_at
         self._inner: Environment | None = None
         self._num_calls = 0
         self._shortener: _Shortener | None = None
@@ -141,6 +143,8 @@ class ToolEnvironment:
         else:
             turn.results = list(await asyncio.gather(*(self._session.execute(call) for call in accepted)))
         turn.results += [self._over_limit(call) for call in turn.calls[num_slots:]]
+        for result in turn.results:
+            result.start_s = start - self._began_at
         turn.tool_s = time.monotonic() - start
         texts = [result.text.encode("utf-8", "replace").decode("utf-8") for result in turn.results]
         cap = self._rl.max_tool_response_length

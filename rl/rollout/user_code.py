@@ -8,7 +8,7 @@ import logging
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
-from rl.errors import ConfigError, RolloutError, ToolError, unknown_name
+from rl.errors import ConfigError, RolloutError, ToolError, raise_if_quit, unknown_name
 from rl.tools.named import import_named
 
 logger = logging.getLogger(__name__)
@@ -57,6 +57,7 @@ class UserCode:
         try:
             return function()
         except (Exception, SystemExit) as error:
+            raise_if_quit(error)
             raise self.failure(f"{what}: {type(error).__name__}: {error}", error) from error
 
     async def call(self, what: str, begin: Callable[[], Any]) -> Any:
@@ -84,6 +85,7 @@ class UserCode:
                 raise  # the trajectory's deadline
             raise self.failure(f"{what}: cancelled itself", error) from error
         except (Exception, SystemExit) as error:
+            raise_if_quit(error)
             raise self.failure(f"{what}: {type(error).__name__}: {error}", error) from error
 
     def failure(self, text: str, error: BaseException | None = None) -> UserCodeError:

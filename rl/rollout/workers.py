@@ -9,9 +9,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
+from prometheus_client.core import Metric
+
 from rl.batches import GroupHeader, Recording
 from rl.config.schema import Config
-from rl.types import Prompt, Sampling, WeightUpdate
+from rl.types import Prompt, Sampling, Span, WeightUpdate
 
 _OVERCOMMIT = 2
 
@@ -65,8 +67,22 @@ class Workers(Protocol):
         """
         ...
 
-    def update_weights(self, update: WeightUpdate) -> None:
-        """Load published weights into every engine."""
+    @property
+    def num_alive(self) -> int:
+        """Workers that are alive."""
+        ...
+
+    @property
+    def num_running(self) -> int:
+        """Groups that workers work on; read from another thread too."""
+        ...
+
+    def engine_metrics(self, timeout_s: float) -> dict[int, list[Metric]]:
+        """See `rl.interfaces.Rollouts`."""
+        ...
+
+    def update_weights(self, update: WeightUpdate) -> list[Span]:
+        """Load published weights into every engine; returns when each did."""
         ...
 
     def write(self, path: Path, groups: Sequence[GroupHeader], recording: Recording | None = None) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import random
 from collections.abc import Awaitable, Callable, Coroutine
 from contextlib import nullcontext
@@ -13,7 +14,7 @@ from typing import Any
 
 from tenacity import AsyncRetrying, retry_if_exception_type, stop_before_delay, wait_random_exponential
 
-from rl.errors import unknown_name
+from rl.errors import raise_if_quit, unknown_name
 from rl.tools.base import ServiceUnavailableError, Tool, ToolOutput, ToolTimeoutError
 from rl.tools.breaker import CircuitBreaker
 from rl.tools.coroutines import abandon, end, start, wait_for_end
@@ -21,7 +22,7 @@ from rl.tools.deadlines import Deadline, LoopClock
 from rl.tools.limits import Limiter
 from rl.tools.results import as_output
 from rl.tools.schemas import ArgumentCheck
-from rl.tools.threads import MAX_ABANDONED, ThreadPool
+from rl.tools.threads import MAX_ABANDONED, CallerThread, ThreadPool
 from rl.types import ToolCall, ToolResult, ToolStatus
 
 logger = logging.getLogger(__name__)
@@ -89,6 +90,13 @@ class ToolRunner:
         self._breaker = CircuitBreaker(tool.name)
         self._blocked_s = 0.0
         self._has_warned = False
+        self._has_deadlines = True
+
+    def run_in_caller(self) -> None:
+        """For breakpoints: run plain functions in the calling thread, and give up on nothing that takes long."""
+        self._has_deadlines = False
+        if self._threads is not None:
+            self._threads = CallerThread(f"tool-{self.tool.name}")
 
     def share_permits(self, limiter: Limiter) -> None:
         """Use this limiter instead of a limiter of this process. To be called before the first call."""
@@ -114,11 +122,12 @@ class ToolRunner:
             arguments: They satisfy the schema.
         """
         config, loop = self.tool.config, asyncio.get_running_loop()
-        call = _Call(loop.time(), self._clock.time() + config.queue_timeout)
+        call = _Call(loop.time(), self._clock.time() + config.queue_timeout if self._has_deadlines else math.inf)
         error: Exception | None = None
         try:
             output = await self._attempts(call, make_state, arguments)
         except Exception as raised:  # a tool may raise anything; the model reads it
+            raise_if_quit(raised)
             error = raised
         if call.is_late or error is not None:
             output = self._failure(error, call)
@@ -172,7 +181,7 @@ class ToolRunner:
     async def _attempt(
         self, call: _Call, make_state: Callable[[], Awaitable[Any]], arguments: dict[str, Any]
     ) -> ToolOutput:
-        loop, run_limit_s = asyncio.get_running_loop(), self.tool.run_limit_s
+        loop, run_limit_s = asyncio.get_running_loop(), self.tool.run_limit_s if self._has_deadlines else None
         end_by = call.start_by + self.tool.config.default_timeout
         started_at: float | None = None
         limit = Deadline(self._clock, self.tool.name, call.start_by)
@@ -246,7 +255,7 @@ class ToolRunner:
         """Record that a coroutine of the tool has blocked the event loop."""
         self._clock.exclude(seconds)
         self._blocked_s += seconds
-        if not self._has_warned:
+        if self._has_deadlines and not self._has_warned:
             self._has_warned = True
             logger.warning(
                 "tool '%s': its coroutine blocked the event loop for %.1f s, and with it all trajectories of this "

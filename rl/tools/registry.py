@@ -50,6 +50,11 @@ class Toolbox:
         """Open the tools for one trajectory. The caller must close the session."""
         return ToolSession(self._runners, trajectory_id)
 
+    def run_in_caller(self) -> None:
+        """For breakpoints: run tools in the thread that calls them, without deadlines. Before the first call only."""
+        for runner in self._runners.values():
+            runner.run_in_caller()
+
     def share_rate_limits(self, permits_of: Callable[[str, int], PermitSource]) -> None:
         """Share the rate limits of the tools with other processes. To be called before the first call of a tool.
 

@@ -74,6 +74,16 @@ class ThreadPool:
         self._one_ended.set()
 
 
+class CallerThread(ThreadPool):
+    """Runs functions at once, in the thread that calls `start`: for breakpoints."""
+
+    def start(self, function: Callable[[], Any]) -> asyncio.Future[Any]:
+        """Run a function and return its ended future."""
+        future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+        _settler(future, function)()
+        return future
+
+
 class _Worker:
     def __init__(self, name: str) -> None:
         self._jobs: SimpleQueue[tuple[Callable[[], Any], asyncio.Future[Any]] | None] = SimpleQueue()
@@ -90,15 +100,19 @@ class _Worker:
     def _work(self) -> None:
         while (job := self._jobs.get()) is not None:
             function, future = job
-            settle: Callable[[], None]
-            try:
-                settle = partial(future.set_result, function())
-            except StopIteration as error:  # a future does not accept this exception
-                settle = partial(future.set_exception, RuntimeError(f"StopIteration: {error}"))
-            except (Exception, SystemExit) as error:  # a tool may raise anything; the caller gets it
-                settle = partial(future.set_exception, error)
+            settle = _settler(future, function)
             loop = future.get_loop()
             try:
                 loop.call_soon_threadsafe(settle)
             except RuntimeError:  # the loop is closed, so nobody waits
                 return
+
+
+def _settler(future: asyncio.Future[Any], function: Callable[[], Any]) -> Callable[[], None]:
+    """Call a function; returns what gives its result, or what it raised, to a future."""
+    try:
+        return partial(future.set_result, function())
+    except StopIteration as error:  # a future does not accept this exception
+        return partial(future.set_exception, RuntimeError(f"StopIteration: {error}"))
+    except (Exception, SystemExit) as error:  # a tool may raise anything; the caller gets it
+        return partial(future.set_exception, error)

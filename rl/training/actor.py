@@ -25,6 +25,7 @@ from rl.training.objective import Objective
 from rl.training.offload import HostStash
 from rl.training.optimizer import PolicyOptimizer, wrap_chunks
 from rl.training.parallel import ParallelState, destroy_parallel, init_parallel, virtual_pipeline_size
+from rl.training.profiler import RankProfiler
 from rl.training.step import accumulate_gradients, compute_logprobs
 from rl.weight_sync.shared_memory import Shard, publish
 
@@ -106,6 +107,7 @@ class Actor:
         self._columns: list[TokenColumns] = []
         """What the last update computed for each token, by micro-batch; on the last pipeline stage."""
         self._batch: RankBatch | None = None
+        self._profiler: RankProfiler | None = None
         self._stash = HostStash()
 
     def __enter__(self) -> Actor:
@@ -162,6 +164,8 @@ class Actor:
         metrics["actor/grad_norm"] = result.grad_norm
         metrics["actor/lr"] = result.lr
         metrics["actor/skipped_steps"] = float(result.is_skipped)
+        if self._profiler is not None:
+            self._profiler.end_pass()
         return metrics
 
     @property
@@ -297,6 +301,24 @@ class Actor:
     def onload(self) -> None:
         """Undo `offload`; no-op if nothing is on the host."""
         self._stash.restore()
+
+    def start_profile(self) -> None:
+        """Begin to profile what this rank does."""
+        self._profiler = RankProfiler()
+
+    def stop_profile(self, folder: Path, name: str) -> str | None:
+        """Write the profile of this rank; see `rl.training.profiler`.
+
+        Returns:
+            Why it could not be written, if so.
+        """
+        assert self._profiler is not None, "start_profile comes first"
+        profiler, self._profiler = self._profiler, None
+        try:
+            profiler.write(folder, name)
+        except (OSError, RuntimeError) as error:
+            return f"{folder / name}: the profile could not be written ({error}). Make room, or choose a shorter step."
+        return None
 
     def shutdown(self) -> None:
         """Leave the process group."""

@@ -29,10 +29,10 @@ from rl import train as page
 from rl.batches import MicroBatch
 from rl.cluster.actors import ActorGroup
 from rl.cluster.health import get_all
-from rl.cluster.ranks import RayRanks
+from rl.cluster.ranks import Rank, RayRanks
 from rl.cluster.rollout_workers import RayWorkers
 from rl.cluster.rollouts import RolloutGroup
-from rl.cluster.workers import ActorWorker, RewardWorker, RolloutWorker
+from rl.cluster.workers import ActorWorker, RewardWorker, RolloutWorker, fetch_rows
 from rl.config.estimates import object_store_bytes
 from rl.config.load import load_config
 from rl.config.schema import Config
@@ -118,7 +118,7 @@ class InstantRank(ActorWorker.__ray_metadata__.modified_class):  # type: ignore[
 
     def start(self) -> None:
         """Replaces Megatron."""
-        self.actor = _instant_actor(**self.placement)
+        self.rank = Rank(_instant_actor(**self.placement), fetch_rows)
 
 
 def _instant_actor(dp_rank: int) -> Any:
@@ -273,7 +273,7 @@ def _overrides(sizes: Sizes, directory: Path) -> list[str]:
         f"megatron_training.output_dir={directory}", "megatron_training.run_name=run",
         "megatron_training.train_iters=1", f"megatron_training.global_batch_size={sizes.num_prompts}",
         "megatron_training.eval_before_train=false", "megatron_training.eval_after_train=false",
-        "rl_config.use_tensorboard=false",
+        "megatron_training.trackers=[]",
         f"rl_config.n_samples_per_prompt={sizes.samples}", f"rl_config.max_packing_token_size={tokens}",
         f"rl_config.mini_batch_size={-(-sizes.num_prompts // sizes.mini_batches)}",
         f"rl_config.max_prompt_length={tokens}", f"rl_config.max_total_response_length={sizes.length}",

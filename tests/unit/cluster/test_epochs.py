@@ -15,7 +15,7 @@ from rl.cluster.rollout_workers import RayWorkers
 from rl.cluster.rollouts import RolloutGroup
 from rl.config.schema import Config
 from rl.run.run import Run
-from rl.types import Group, Prompt, StopReason, TokenSequence, Trajectory
+from rl.types import Group, Prompt, Span, StopReason, TokenSequence, Trajectory
 from tests.unit.cluster.test_rollouts import Worker
 
 
@@ -26,6 +26,9 @@ class NoActor:
 
     def load_checkpoint(self, directory: Path) -> None: ...
 
+    def take_spans(self) -> list[Span]:
+        return []
+
 
 def make_config(folder: Path, *, epochs: int, is_filtered: bool = True) -> Config:
     config = Config()
@@ -34,7 +37,7 @@ def make_config(folder: Path, *, epochs: int, is_filtered: bool = True) -> Confi
     config.megatron_training.save_interval = 2
     config.rl_config.filter_groups_enable = is_filtered
     config.megatron_training.record_tokens_every = 0
-    config.rl_config.use_tensorboard = False
+    config.megatron_training.trackers = []
     return config
 
 

@@ -16,10 +16,10 @@ import torch
 from rl.batch.rank_batch import RankBatch
 from rl.batches import RowAdvantages, RunPlace, Sample, Share
 from rl.cluster import launch as module
+from rl.cluster import ranks
 from rl.cluster.launch import launch
 from rl.cluster.nodes import Machine
 from rl.cluster.placement import Placement, Process
-from rl.cluster.ranks import answer
 from rl.cluster.rollout_workers import RayWorkers
 from rl.config.device_memory import PROCESS_BYTES, DeviceMemory, device_memory
 from rl.config.estimates import GIB, MemoryEstimate, memory_estimate
@@ -28,7 +28,17 @@ from rl.config.schema import Config, KlPenalty, ModelConfig
 from rl.rollout.headers import header_of_group
 from rl.run.run import Run
 from rl.train import train
-from rl.types import BusySeconds, Group, Prompt, Sampling, StopReason, TokenSequence, Trajectory
+from rl.types import (
+    BusySeconds,
+    Group,
+    Prompt,
+    Sampling,
+    Span,
+    StopReason,
+    TokenSequence,
+    Trajectory,
+    WeightUpdate,
+)
 from rl.weight_sync.shared_memory import Shard
 from tests.unit.cluster.conftest import Method, Ref
 
@@ -67,7 +77,7 @@ class Rank:
         self.ledger, self.config, self.process, self.estimate = ledger, config, process, estimate
         self.host_bytes = 0
         self.is_reference = process.role == "reference"
-        self.call = Method(lambda method, *args: answer(self, method, *args, fetch=get))
+        self.call = Method(ranks.Rank(self, get).call)
         self.shutdown = Method(lambda: None)
         tp, pp = config.actor_config.tensor_model_parallel_size, config.actor_config.pipeline_model_parallel_size
         self.dp_rank = process.index // tp % (config.rl_config.actor_resource.num_devices // (tp * pp))
@@ -149,7 +159,7 @@ class EngineWorker:
         self.version: int | None = -1
         self.run_group = Method(self._run_group)
         self.restart_clocks = Method(lambda: BusySeconds(engine_s=0.0, reward_s=0.0))
-        self.update_weights = Method(lambda update: self._wake("load weights", update.version))
+        self.update_weights = Method(self._update_weights)
         self.sleep, self.shutdown = Method(self._sleep), Method(lambda: None)
         self._wake("start", -1)
 
@@ -158,6 +168,10 @@ class EngineWorker:
         for device in self.process.devices:
             self.ledger.hold(event, device, engine=share * self.ledger.size)
         self.version = version
+
+    def _update_weights(self, update: WeightUpdate) -> Span:
+        self._wake("load weights", update.version)
+        return Span("rollout 0", "update_weights", 0.0, 1.0)
 
     def _sleep(self) -> None:
         for device in self.process.devices:
@@ -214,7 +228,7 @@ class Setting:
 
 def make_config(output: Path, **generate: Any) -> Config:
     config = load_config(
-        "dapo_qwen25_7b_multi_turn", ["megatron_training.device=cuda", "rl_config.use_tensorboard=false"]
+        "dapo_qwen25_7b_multi_turn", ["megatron_training.device=cuda", "megatron_training.trackers=[]"]
     )
     training, rl = config.megatron_training, config.rl_config
     training.output_dir, training.eval_data_path = str(output), {"questions": "questions.jsonl"}

@@ -20,6 +20,7 @@ from rl.types import (
     Group,
     Prompt,
     Sampling,
+    Span,
     StopReason,
     ToolResult,
     ToolStatus,
@@ -46,7 +47,7 @@ class Worker:
         self.run_group = Method(self._run_group)
         self.sleep = Method(lambda: self.called.append("sleep"))
         self.restart_clocks = Method(lambda: BusySeconds(engine_s=0.0, reward_s=0.25))
-        self.update_weights = Method(lambda update: self.called.append(f"update {update.version}"))
+        self.update_weights = Method(self._update_weights)
 
     def _run_group(self, prompt: Prompt, num_samples: int, sampling: Sampling, keeps_rows: bool) -> Any:
         self.prompts.append(prompt.id)
@@ -55,6 +56,10 @@ class Worker:
             return answer, Ref(), Ref()
         group = header_of_group(answer)
         return Ref((group.trajectories, group.prompt_ids)), Ref(group.rows), Ref(group.record)
+
+    def _update_weights(self, update: WeightUpdate) -> Span:
+        self.called.append(f"update {update.version}")
+        return Span("rollout 0", "update_weights", 1.0, 2.0)
 
     def killed(self) -> None:
         self.called.append("kill")
@@ -281,6 +286,8 @@ def test_update_weights_goes_on_without_a_dead_worker() -> None:
     rollouts = make_rollouts(dead, alive)
     rollouts.update_weights(WeightUpdate(3, ()))
     assert alive.called == ["update 3"]
+    assert rollouts.take_spans() == [Span("rollout 0", "update_weights", 1.0, 2.0)]
+    assert rollouts.take_spans() == []
     assert list(rollouts.workers.workers) == [1]
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from rl.observability.detectors import DETECTORS
 from rl.observability.metrics import rollout_metrics, speed_metrics
 from tests.samples import group_of
 from tests.unit.observability.examples import evaluation_metrics_of, make_trajectory
@@ -54,7 +55,8 @@ def written_in_code() -> set[str]:
 @cache
 def emitted() -> set[str]:
     groups = [group_of(*[make_trajectory("source", score=1.0, index=i) for i in range(4)])]
-    return {*rollout_metrics(groups), *evaluation_metrics_of(groups), *speed_metrics(10, 5, 1.0, 1.0, 1)}
+    warnings = {f"warnings/{name}" for name in DETECTORS}
+    return {*rollout_metrics(groups), *evaluation_metrics_of(groups), *speed_metrics(10, 5, 1.0, 1.0, 1), *warnings}
 
 
 @cache

@@ -13,7 +13,7 @@ from rl.rewards.registry import REWARDS, load_rewards
 from rl.types import ToolStatus
 
 OWN = """
-import asyncio, os, time
+import asyncio, bdb, os, time
 
 def length(trajectory, *, scale=1.0):
     return {"score": scale * len(trajectory.turns), "pid": os.getpid()}
@@ -41,6 +41,13 @@ def hangs(trajectory):
 
 def raises(trajectory):
     raise KeyError("x")
+
+def slow(trajectory):
+    time.sleep(0.05)
+    return os.getpid()
+
+def quits(trajectory):
+    raise bdb.BdbQuit
 
 def dies(trajectory):
     os._exit(3)
@@ -422,3 +429,15 @@ async def test_a_plain_function_may_return_a_coroutine(load, own, trajectory):
     scored = trajectory("1", "x")
     scored.take_scores(await load([own("decorated")]).score(scored))
     assert (scored.score, scored.reward_error) == (2.0, None)
+
+
+async def test_rewards_in_the_caller_run_in_its_process_without_a_deadline(own, trajectory):
+    rewards = load_rewards([own("slow"), own("raises")], [1, 1], timeout=0.01, in_caller=True)
+    scores = await rewards.score(trajectory("one", "1"))
+    assert scores.rewards == {own("slow"): os.getpid()}
+    assert scores.reward_error == f"{own('raises')}: KeyError: 'x'"
+
+
+def test_leaving_a_debugger_in_a_reward_ends_the_run(own, trajectory):
+    with pytest.raises(KeyboardInterrupt), asyncio.Runner() as runner:
+        runner.run(load_rewards([own("quits")], [1], in_caller=True).score(trajectory("one", "1")))

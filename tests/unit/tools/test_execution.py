@@ -1,4 +1,5 @@
 import asyncio
+import bdb
 import sys
 import threading
 
@@ -88,6 +89,13 @@ class Raising(Recording):
 
     def execute(self, state: str, arguments: dict[str, int]) -> str:
         return str(1 // arguments["n"])
+
+
+class Quitting(Recording):
+    """A plain function whose debugger is left."""
+
+    def execute(self, state: str, arguments: dict[str, int]) -> str:
+        raise bdb.BdbQuit
 
 
 class Exiting(Recording):
@@ -303,3 +311,26 @@ async def test_close_releases_all_even_if_one_fails(caplog):
     await session.close()
     assert tools[1].log == ["create p/0", "release p/0"]
     assert "release failed for p/0" in caplog.text
+
+
+async def test_tools_in_the_caller_run_in_its_thread_and_have_no_deadline():
+    plain, slow = (
+        Blocker(ToolConfig(num_workers=1)),
+        Sleeper(ToolConfig(default_timeout=0.01, queue_timeout=0.01), "slow"),
+    )
+    toolbox = Toolbox([plain, slow])
+    toolbox.run_in_caller()
+    session = toolbox.open_session("p/0")
+    results = await asyncio.gather(
+        session.execute(call(1)), session.execute(call(100, "slow")), session.execute(call(2))
+    )
+    assert [r.text for r in results] == ["1 in MainThread", "slept 100", "2 in MainThread"]
+    assert {r.status for r in results} == {ToolStatus.OK}
+    await session.close()
+
+
+def test_leaving_a_debugger_in_a_tool_ends_the_run():
+    toolbox = Toolbox([Quitting(ToolConfig())])
+    toolbox.run_in_caller()
+    with pytest.raises(KeyboardInterrupt), asyncio.Runner() as runner:
+        runner.run(toolbox.open_session("p/0").execute(call(1)))
