@@ -354,12 +354,12 @@ def test_resume_names_a_checkpoint_of_another_command(config: Config, tmp_path: 
         run_steps(config)
 
 
-def test_is_test_due_every_test_freq_and_at_the_end(config: Config) -> None:
-    config.megatron_training.test_freq = 3
+def test_is_evaluation_due_every_eval_interval_and_at_the_end(config: Config) -> None:
+    config.megatron_training.eval_interval = 3
     with Run.open(config, "tiny") as run:
-        assert [run.is_test_due(step) for step in range(4)] == [False, False, True, True]
-        config.megatron_training.test_freq = 0
-        assert [run.is_test_due(step) for step in range(4)] == [False, False, False, True]
+        assert [run.is_evaluation_due(step) for step in range(4)] == [False, False, True, True]
+        config.megatron_training.eval_interval = 0
+        assert [run.is_evaluation_due(step) for step in range(4)] == [False, False, False, True]
 
 
 def test_metrics_file_with_a_last_line_cut_off_is_readable(config: Config) -> None:
