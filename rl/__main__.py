@@ -213,7 +213,7 @@ def score(argv: list[str]) -> int:
 
 
 def view(argv: list[str]) -> int:
-    """Print a trajectory of a run in color."""
+    """Print a trajectory of a run in color, or show the run as a page."""
     from rl.observability.viewer import main as show
 
     return show(argv)

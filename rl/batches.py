@@ -91,6 +91,10 @@ class TrajectoryHeader:
     policy_versions: list[int]
     rows: list[RowHeader]
     """One for each token sequence with sampled tokens."""
+    repetition: float = 0.0
+    """Share of repeated text; see `rl.rollout.signs.repetition`."""
+    num_unread_calls: int = 0
+    """Turns that look like a tool call but were not read as one."""
     num_untrained: int = 0
     """Tokens that were sampled from another distribution than the run's, and are context."""
     kl_penalty: float = 0.0
@@ -346,6 +350,17 @@ class TrainedRow:
     """[L] float32, nats, of the distribution that the token was sampled from, under the policy in the update."""
     new_logprobs: FloatArray
     """[L] float32, the actor's after the step's updates."""
+
+
+@dataclass(slots=True, frozen=True)
+class RolloutStatus:
+    """What the rollouts are doing at this moment, for monitoring."""
+
+    groups_done: int
+    groups_wanted: int
+    groups_running: int
+    prompts_waiting: int
+    workers_alive: int
 
 
 @dataclass(slots=True, frozen=True)

@@ -35,6 +35,7 @@ def main(config: Config, name: str, model: Path) -> None:
             model_folder=model,
             on_group=run.progress.groups,
         ) as cluster,
+        run.watching(cluster.rollouts),
     ):
         assert cluster.rollouts is not None, "launch starts engines for an evaluation"
         run.log_evaluation(0, evaluate(config, cluster.rollouts, held_out), cluster.rollouts)

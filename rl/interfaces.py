@@ -6,7 +6,9 @@ from collections.abc import Awaitable, Callable, MutableMapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
-from rl.batches import BatchPlan, GroupHeader, Recording, RunPlace, Sample, UpdateReport
+from prometheus_client.core import Metric
+
+from rl.batches import BatchPlan, GroupHeader, Recording, RolloutStatus, RunPlace, Sample, UpdateReport
 from rl.types import Generation, Prompt, Sampling, Scores, Span, Trajectory, WeightUpdate
 
 
@@ -192,4 +194,12 @@ class Rollouts(DataPlace, Protocol):
 
     def fetch_record(self, group: GroupHeader) -> list[Trajectory]:
         """A group's trajectories, without their tokens."""
+        ...
+
+    def status(self) -> RolloutStatus:
+        """What the rollouts are doing; may be called from another thread."""
+        ...
+
+    def engine_metrics(self, timeout_s: float) -> dict[int, list[Metric]]:
+        """Each replica's own metrics, without those that do not answer in time; may be called from another thread."""
         ...

@@ -34,6 +34,7 @@ def main(config: Config, name: str) -> None:
             replay=recorded,
             on_group=run.progress.groups,
         ) as cluster,
+        run.watching(cluster.rollouts),
     ):
         assert cluster.actor is not None and cluster.rollouts is not None, "training asked for both"
         train(config, run, cluster.actor, cluster.rollouts, held_out)

@@ -41,7 +41,8 @@ def make_config(folder: Path) -> Config:
     training.output_dir, training.run_name = str(folder / "runs"), "recorded"
     training.global_batch_size, training.train_iters, training.save_interval = 2, 3, 1
     training.record_tokens_every = 1
-    rl.n_samples_per_prompt, rl.init_kl_coef, rl.use_tensorboard = 4, 0.0, False
+    training.trackers = []
+    rl.n_samples_per_prompt, rl.init_kl_coef = 4, 0.0
     rl.max_packing_token_size = 128
     config.actor_config.lr = 1e-3
     return config

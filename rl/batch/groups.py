@@ -81,9 +81,8 @@ def plan_batch(
             rows = [RowPlace(h, number, group, first + i) for i, h in enumerate(trajectory.rows)]
             plan.rows += rows
     _cut(plan, groups, layout)
-    for left_out in (trajectory for group in groups for trajectory in group.trajectories):
-        left_out.exclusion = exclusion(left_out, drop_overlong=rl.overlong_filter_enable) or Exclusion.UNIFORM_GROUP
-    _note_uses(plan, runs, informative)  # of those that take part and whose group does
+    _note_exclusions(groups, rl)
+    _note_uses(plan, runs, informative)
     metrics["training/masked_trajectories"] = float(sum(len(g.trajectories) for g in groups) - len(everything))
     _report(plan, groups, rl, metrics)
     return plan
@@ -127,6 +126,13 @@ def _cut(plan: BatchPlan, groups: Sequence[GroupHeader], layout: PackingLayout) 
     prompts = {group: groups[group].prompt_ids for group in set(row_groups)}
     plan.mini_batches = plan_mini_batches(plan.rows, row_groups, prompts, layout)
     plan.weights = row_weights(plan, layout)
+
+
+def _note_exclusions(groups: Sequence[GroupHeader], rl: RLConfig) -> None:
+    """Note why trajectories take no part; `_note_uses` corrects this for those that do."""
+    for trajectory in (trajectory for group in groups for trajectory in group.trajectories):
+        own = exclusion(trajectory, drop_overlong=rl.overlong_filter_enable)
+        trajectory.exclusion = own or Exclusion.UNIFORM_GROUP
 
 
 def _note_uses(plan: BatchPlan, runs: Sequence[_Runs], informative: Set[int]) -> None:

@@ -11,6 +11,8 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
+from prometheus_client.core import Metric
+
 from rl.batches import GroupHeader, Recording
 from rl.chat.pieces import token_pieces
 from rl.cluster.actors import ActorGroup
@@ -64,6 +66,7 @@ class LocalWorkers:
         self._engine, self._loop, self._rewards = engine, loop, rewards
         self._config, self._events = config, events
         self._scoring = BusyClock()
+        self._num_running = 0
 
     def run(self, batch: PromptBatch) -> Iterator[tuple[int, GroupHeader]]:
         """See `Workers`."""
@@ -74,6 +77,7 @@ class LocalWorkers:
                 while batch.waiting and len(running) < room:
                     order, prompt = batch.waiting.popleft()
                     running[self._events.create_task(self._run_group(prompt, batch))] = order
+                self._num_running = len(running)
                 done, _ = self._wait(asyncio.wait(running, return_when=asyncio.FIRST_COMPLETED))
                 for task in done:
                     group = header_of_group(task.result())
@@ -82,6 +86,20 @@ class LocalWorkers:
                     yield running.pop(task), group
         finally:
             self._cancel(running)
+
+    @property
+    def num_alive(self) -> int:
+        """See `Workers`."""
+        return 1
+
+    @property
+    def num_running(self) -> int:
+        """See `Workers`."""
+        return self._num_running
+
+    def engine_metrics(self, timeout_s: float) -> dict[int, list[Metric]]:
+        """See `Workers`."""
+        return {0: self._engine.metrics()}
 
     def call(self, method: str, *, what: str) -> list[Any]:
         """See `Workers`."""

@@ -6,13 +6,15 @@ import errno
 import logging
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
 import ray
-from ray.exceptions import RayTaskError
+from prometheus_client.core import Metric
+from ray.exceptions import RayError, RayTaskError
 
 from rl.batches import GroupHeader, Recording
 from rl.cluster.health import get_all, result
@@ -94,6 +96,26 @@ class RayWorkers:
             except WorkerDiedError as error:
                 self._remove(replica, error)
         return results
+
+    @property
+    def num_alive(self) -> int:
+        """See `Workers`."""
+        return len(self.workers)
+
+    @property
+    def num_running(self) -> int:
+        """See `Workers`."""
+        return len(self._running)
+
+    def engine_metrics(self, timeout_s: float) -> dict[int, list[Metric]]:
+        """See `Workers`. A worker that is dying is found out by `run`, not here."""
+        refs = {worker.engine_metrics.remote(): replica for replica, worker in list(self.workers.items())}
+        done, _ = ray.wait(list(refs), num_returns=len(refs), timeout=timeout_s) if refs else ([], [])
+        answers: dict[int, list[Metric]] = {}
+        for ref in done:
+            with suppress(RayError):
+                answers[refs[ref]] = ray.get(ref)
+        return answers
 
     def update_weights(self, update: WeightUpdate) -> list[Span]:
         """See `Workers`."""

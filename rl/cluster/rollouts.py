@@ -9,8 +9,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from prometheus_client.core import Metric
+
 from rl.algorithms.filters import check_filter_metric
-from rl.batches import GroupHeader, Recording, Sample
+from rl.batches import GroupHeader, Recording, RolloutStatus, Sample
 from rl.cluster.turns import Turns
 from rl.config.schema import Config
 from rl.data.cursor import prompt_cursor
@@ -50,6 +52,9 @@ class RolloutGroup:
         self.buffer = GroupBuffer(metric, drop_overlong=rl.overlong_filter_enable)
         self.turns: Turns | None = None
         """Set if an actor shares the accelerators."""
+        self._batch: PromptBatch | None = None
+        """The prompts of the current or last call, for `status`."""
+        self._groups = (0, 0)
         self._published: WeightUpdate | None = None
         self._has_weights = True
         self._spans: list[Span] = []
@@ -70,11 +75,12 @@ class RolloutGroup:
         start = time.monotonic()
         limit = int(min(self._prompt_limit(num_prompts), self.cursor.num_left))
         filling = self.buffer.begin(num_prompts, limit, keeps_all_rows=is_recorded)
-        batch = PromptBatch(self.config.rl_config.n_samples_per_prompt, self._training_sampling())
+        batch = self._batch = PromptBatch(self.config.rl_config.n_samples_per_prompt, self._training_sampling())
+        self._groups = (filling.num_filled, num_prompts)
         batch.add(self._next_prompts(filling.num_to_start()))
         for order, group in self.workers.run(batch):
             filling.add(order, group)
-            self.on_group(filling.num_filled, num_prompts)
+            self._count_groups(filling.num_filled, num_prompts)
             if len(filling.finished) >= num_prompts:  # a dead service makes every group uninformative
                 self._check(filling)
             batch.add(self._next_prompts(filling.num_to_start()))
@@ -86,12 +92,13 @@ class RolloutGroup:
     def evaluate(self, prompts: list[Prompt], sampling: Sampling, num_samples: int = 1) -> list[GroupHeader]:
         """Run given prompts; see `rl.interfaces.Rollouts`."""
         self._begin_turn()
-        batch = PromptBatch(num_samples, sampling, keeps_rows=False)
+        batch = self._batch = PromptBatch(num_samples, sampling, keeps_rows=False)
+        self._groups = (0, len(prompts))
         batch.add(prompts)
         finished: dict[int, GroupHeader] = {}
         for order, group in self.workers.run(batch):
             finished[order] = group
-            self.on_group(len(finished), len(prompts))
+            self._count_groups(len(finished), len(prompts))
         groups = [finished[order] for order in sorted(finished)]
         self._check_tools(groups)
         return groups
@@ -127,6 +134,16 @@ class RolloutGroup:
         record: list[Trajectory] = self.workers.fetch(group.record)
         return record
 
+    def status(self) -> RolloutStatus:
+        """What the rollouts are doing; see `rl.interfaces.Rollouts`."""
+        done, wanted = self._groups
+        waiting = len(self._batch.waiting) if self._batch is not None else 0
+        return RolloutStatus(done, wanted, self.workers.num_running, waiting, self.workers.num_alive)
+
+    def engine_metrics(self, timeout_s: float) -> dict[int, list[Metric]]:
+        """Each replica's own metrics; see `rl.interfaces.Rollouts`."""
+        return self.workers.engine_metrics(timeout_s)
+
     def expected_steps(self, completed: int) -> int | None:
         """Expected steps of the whole run; see `PromptCursor.expected_steps`."""
         return self.cursor.expected_steps(completed, len(self.buffer.surplus))
@@ -144,6 +161,10 @@ class RolloutGroup:
         self.cursor.load_state_dict(state["cursor"])
         if "buffer" in state:  # older checkpoints have none
             self.buffer.load_state_dict(state["buffer"], self.prompts, self.workers.keep)
+
+    def _count_groups(self, done: int, wanted: int) -> None:
+        self._groups = (done, wanted)
+        self.on_group(done, wanted)
 
     def _begin_turn(self) -> None:
         """Take the accelerators. If the actor did not publish meanwhile, load its last publish again."""

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import ray
+from prometheus_client.core import Metric
 from ray.exceptions import OutOfMemoryError, RayActorError
 
 from rl.batches import Recording, Sample, TrajectoryHeader, Use
@@ -185,6 +186,10 @@ class RolloutWorker:
     async def restart_clocks(self) -> BusySeconds:
         """Seconds since the last call during which the engine had requests, and during which rewards were scoring."""
         return BusySeconds(engine_s=self.engine.busy.restart(), reward_s=self.scoring.restart())
+
+    async def engine_metrics(self) -> list[Metric]:
+        """See `rl.inference.engine.VllmEngine.metrics`."""
+        return self.engine.metrics()
 
     async def update_weights(self, update: WeightUpdate) -> Span:
         """See `rl.interfaces.Engine`; returns when it ran."""

@@ -48,6 +48,16 @@ class Device(Choice):
     CUDA = "cuda"
 
 
+class TrackerName(Choice):
+    """Where metrics can go besides metrics.jsonl."""
+
+    TENSORBOARD = "tensorboard"
+    WANDB = "wandb"
+    MLFLOW = "mlflow"
+    SWANLAB = "swanlab"
+    TRACKIO = "trackio"
+
+
 class LrDecayStyle(Choice):
     """Learning-rate schedules of Megatron-Core."""
 

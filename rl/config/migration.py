@@ -37,7 +37,8 @@ _CHECKPOINT = "A run starts from actor_config.load and continues with megatron_t
 _CRITIC = "There is no critic. Remove it."
 _ASCEND = "It belongs to Ascend NPUs. Remove it."
 _SCHEDULE = "The driver has one order of work, and it is repeatable. Remove it."
-_TRACKER = "Trackers are TensorBoard (use_tensorboard) and W&B (use_wandb). Remove it."
+_TRACKER = "Here trackers are listed in megatron_training.trackers."
+_TRACKER_FILES = "A tracker's files go into the run directory. Remove it."
 _MULTIMODAL = "Models take text only. Remove it."
 _EXPERTS = "Mixture-of-experts models are not supported. Remove it."
 NO_ARCHITECTURE = "The architecture is read from actor_config.load. Remove it."
@@ -199,9 +200,17 @@ _RL: dict[str, Migration] = {
     ),
     "partial_rollout_max_split": Migration("A trajectory ends in the step that began it. Set 1.", (1,)),
     "integrated_mode_config": Migration("The reference always loads actor_config.load, when resuming too. Remove it."),
-    "use_swanlab": Migration(_TRACKER, (False,)),
-    **dict.fromkeys(("swanlab_mode", "swanlab_project", "swanlab_exp_name", "swanlab_save_dir"), Migration(_TRACKER)),
-    "wandb_save_dir": Migration("W&B's files go into the run directory. Remove it."),
+    **dict.fromkeys(("use_tensorboard", "use_wandb", "use_swanlab"), Migration(_TRACKER, (True, False))),
+    **dict.fromkeys(
+        ("wandb_project", "swanlab_project"), Migration("Here it is megatron_training.tracker_project, for all.")
+    ),
+    **dict.fromkeys(
+        ("wandb_exp_name", "swanlab_exp_name"), Migration("Here it is megatron_training.tracker_run_name, for all.")
+    ),
+    "swanlab_mode": Migration(
+        "Here it is megatron_training.trackers_offline.", ("", "cloud", "online", "local", "offline", "disabled")
+    ),
+    **dict.fromkeys(("wandb_save_dir", "swanlab_save_dir"), Migration(_TRACKER_FILES)),
     "async_engine": Migration("Engines are always asynchronous. Remove it."),
     "share_backbone": Migration("LoRA is not supported. Set false.", (False,)),
     "tp_split_expert": Migration(_EXPERTS),

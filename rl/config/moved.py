@@ -6,6 +6,7 @@ import copy
 from typing import Any
 
 from rl.config.migration import MIGRATIONS, NO_ARCHITECTURE
+from rl.config.moved_trackers import take_over_trackers
 from rl.config.problems import Problem, warning
 from rl.config.schema import Config
 
@@ -47,7 +48,7 @@ def take_over(root: type, tree: Any) -> tuple[dict[str, Any], list[Problem]]:
                 new[new_key] = value
             problems.append(warning(f"{path}: got {value!r:.60}, {kept}. {entry.advice}"))
     if root is Config:
-        problems += [*_model_sections(tree), *_reward_names(tree), *_penalty_name(tree)]
+        problems += [*_model_sections(tree), *_reward_names(tree), *_penalty_name(tree), *take_over_trackers(tree)]
     return tree, problems
 
 

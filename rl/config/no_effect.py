@@ -6,9 +6,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from rl.config.keys import value_at
+from rl.config.kinds import TrackerName
 from rl.config.problems import Problem, warning
 from rl.config.rules import is_built_in
-from rl.config.schema import Config, Device, KlControl, LossAggregation, LrDecayStyle, RLConfig
+from rl.config.schema import Config, Device, KlControl, LossAggregation, LrDecayStyle, MegatronTraining, RLConfig
 
 
 @dataclass(slots=True, frozen=True)
@@ -48,6 +49,7 @@ def _conditions(config: Config) -> tuple[Condition, ...]:
         *_batch_conditions(rl),
         *_rollout_conditions(rl),
         *_placement_conditions(config),
+        *_tracker_conditions(config.megatron_training),
     )
 
 
@@ -168,8 +170,27 @@ def _rollout_conditions(rl: RLConfig) -> tuple[Condition, ...]:
             is_built_in(rl, "rollout_function") and is_built_in(rl, "agent_function"),
             "a rollout_function or an agent_function leads the trajectories. Remove it.",
         ),
+    )
+
+
+def _tracker_conditions(training: MegatronTraining) -> tuple[Condition, ...]:
+    named = set(training.trackers)
+    return (
         Condition(
-            ("rl_config.wandb_project", "rl_config.wandb_exp_name"), rl.use_wandb, "use_wandb is false. Set that."
+            ("megatron_training.tracker_project", "megatron_training.tracker_run_name"),
+            bool(named - {TrackerName.TENSORBOARD}),
+            "trackers names none with projects. Add wandb, mlflow, swanlab or trackio.",
+        ),
+        Condition(
+            ("megatron_training.trackers_offline",),
+            bool(named & {TrackerName.WANDB, TrackerName.SWANLAB}),
+            "trackers names neither wandb nor swanlab. Remove it.",
+        ),
+        Condition(("megatron_training.tracker_trajectories",), bool(named), "trackers is empty. Name one."),
+        Condition(
+            ("megatron_training.prometheus_host",),
+            training.prometheus_port is not None,
+            "prometheus_port is not set. Set that.",
         ),
     )
 

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import fields
 
 from rl.config.divisibility import devices_fault, engine_fault, pipeline_fault, tensor_fault
+from rl.config.early_warning import EarlyWarning
 from rl.config.estimates import GIB, longest_response, memory_estimate
 from rl.config.objective_rules import objective_problems
 from rl.config.problems import Problem, error, warning
 from rl.config.schema import Config, Device, MegatronTraining, ModelConfig, RLConfig
+from rl.errors import unknown_name
 
 
 def parallel_problems(config: Config, facts: ModelConfig | None) -> Iterator[Problem]:
@@ -181,6 +184,9 @@ def run_problems(config: Config) -> Iterator[Problem]:
             f"{training.profile_step}. Name one of them."
         )
     yield from _half_problems(training)
+    figures = {f.name for f in fields(EarlyWarning)} - {"patience", "stop"}
+    for name in training.early_warning.stop.keys() - figures:
+        yield error(unknown_name("megatron_training.early_warning.stop", name, figures))
     if training.run_name is not None and ("/" in training.run_name or training.run_name in ("", ".", "..")):
         yield error(
             f"megatron_training.run_name: must be the name of one folder, got '{training.run_name}'. "

@@ -15,6 +15,7 @@ from pydantic.dataclasses import dataclass
 
 from rl.config.correction import RolloutCorrection
 from rl.config.dataset import DatasetConfig as DatasetConfig
+from rl.config.early_warning import EarlyWarning
 from rl.config.generate import GenerateConfig
 from rl.config.kinds import (
     CHECKED,
@@ -40,6 +41,7 @@ from rl.config.kinds import (
     StepsOrZero,
     Tokens,
     TokensOrZero,
+    TrackerName,
     TruncateSide,
     Weight,
 )
@@ -129,10 +131,28 @@ class MegatronTraining(Section):
     replay: InputPath | None = None
     """Train on what a run recorded instead of sampling: its directory, or the tokens file of one step. No engine,
     tool, reward or evaluation runs."""
+    early_warning: EarlyWarning = field(default_factory=EarlyWarning)
+    """Thresholds that warn or end the run (docs/warnings.md)."""
     device: Device = Device.AUTO
     """`auto` takes CUDA where there is a device."""
     dataset_additional_keys: list[str] = field(default_factory=list)
     """Extra columns a row must have."""
+    # Trackers
+    trackers: list[TrackerName] = field(default_factory=lambda: [TrackerName.TENSORBOARD])
+    """Where metrics go besides metrics.jsonl: tensorboard, wandb, mlflow, swanlab, trackio."""
+    tracker_project: str = ""
+    """Project in the trackers; by default turnwise."""
+    tracker_run_name: str = ""
+    """Name of the run in the trackers; by default that of the run directory."""
+    trackers_offline: bool = False
+    """W&B and SwanLab write into the run directory and send nothing; their `sync` command sends it later."""
+    tracker_trajectories: int = Field(default=4, ge=0, le=100)
+    """Trajectories in the table that trackers get after the first step, every tenth, and each evaluation; 0: none."""
+    prometheus_port: int | None = Field(default=None, ge=0, le=65535)
+    """Port on which the driver serves `GET /metrics` for Prometheus; 0 takes a free one and logs it. By default there
+    is no server."""
+    prometheus_host: str = "127.0.0.1"
+    """Address of that server; 0.0.0.0 lets other machines read the metrics."""
 
 
 @dataclass(config=CHECKED)
@@ -337,15 +357,6 @@ class RLConfig(Section):
     of the actor and one engine. Nothing of the user's code has a deadline, and there is no progress bar."""
     ray_address: str | None = None
     """Address of a running Ray cluster; by default the run starts one on this machine."""
-    # Trackers
-    use_tensorboard: bool = True
-    """Write TensorBoard events into the run directory."""
-    use_wandb: bool = False
-    """Log to Weights & Biases as well."""
-    wandb_project: str = ""
-    """Project of W&B; by default turnwise."""
-    wandb_exp_name: str = ""
-    """Run name in W&B; by default the name of the run directory."""
 
     def __post_init__(self) -> None:
         """Without a reward, what an environment, a rollout function or an agent function gives is the score."""

@@ -9,6 +9,8 @@ from collections.abc import Awaitable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
+from prometheus_client import REGISTRY
+from prometheus_client.core import Metric
 from vllm import AsyncEngineArgs, SamplingParams
 from vllm.exceptions import VLLMClientError
 from vllm.inputs.engine import tokens_input
@@ -132,6 +134,16 @@ class VllmEngine:
             finally:
                 self._accepting.set()
 
+    def metrics(self) -> list[Metric]:
+        """VLLM's own metrics (requests running and waiting, cache use, latencies); empty without `prometheus_port`.
+
+        Reads counters in this process, so the engine is not disturbed; may be called from another thread.
+        """
+        own = [metric for metric in REGISTRY.collect() if metric.name.startswith("vllm:")]
+        for metric in own:
+            metric.samples = [sample for sample in metric.samples if not sample.name.endswith("_created")]
+        return own
+
     async def sleep(self) -> None:
         """Free the accelerator's memory; see `rl.interfaces.Engine`."""
         if not self._on_cuda:
@@ -228,7 +240,7 @@ def _engine_arguments(config: Config, model_folder: Path, *, seed: int, on_cuda:
         generation_config="vllm",  # the folder's top_p and top_k would bias training
         logprobs_mode="processed_logprobs",
         worker_extension_cls=_WORKER_EXTENSION,
-        disable_log_stats=True,
+        disable_log_stats=config.megatron_training.prometheus_port is None,
         **device,
     )
 
@@ -242,7 +254,7 @@ def _start(config: Config, model_folder: Path, *, name: str, seed: int, on_cuda:
         raise ModelError(f"{model_folder}: vLLM cannot load this model, got '{error}'. Check the folder.") from error
     with tail_of_output() as lines:
         try:
-            return AsyncLLM.from_vllm_config(vllm_config, disable_log_stats=True)
+            return AsyncLLM.from_vllm_config(vllm_config, disable_log_stats=arguments.disable_log_stats)
         except (RuntimeError, ValueError, OSError) as error:
             failure = error
     reason = first_error(lines) or str(failure)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -18,7 +18,7 @@ from rl.observability.trajectories import read_records
 
 UPDATE_METRICS = (
     "actor/pg_loss", "actor/grad_norm", "actor/lr", "actor/pg_clipfrac", "actor/ppo_kl", "actor/entropy",
-    "actor/kl", "actor/skipped_steps",
+    "actor/kl", "actor/skipped_steps", "training/rollout_probs_diff_max",
 )  # fmt: skip
 _NUM_MOVED = 6
 """Tokens and texts to name in each direction."""
@@ -36,6 +36,8 @@ class Update:
     weight_min: float
     """Correction weights; 0 if `rollout_correction` rejected a sequence."""
     weight_mean: float
+    reference_kl: float | None
+    """Mean over tokens of the actor's log-prob minus the reference's, nats; None without a KL term in the loss."""
     largest_difference: float
     """Largest distance between the engine's log-prob of a token and the actor's, nats."""
     mean_move: float
@@ -91,6 +93,8 @@ class MovedToken:
     """Log-prob after the update minus before, nats."""
     old_logprob: float
     advantage: float
+    num_alike: int
+    """Trajectories with the same token in the same context, this one included."""
 
 
 @dataclass(slots=True, frozen=True)
@@ -226,6 +230,7 @@ def _update(rows: Iterable[TokenRecord]) -> Update | None:
     ratios = np.concatenate([t.ratios[mask] for _, t, mask in trained])
     weights = np.concatenate([t.correction_weights[mask] for _, t, mask in trained])
     moves = np.concatenate([(t.new_logprobs - t.old_logprobs)[mask] for _, t, mask in trained])
+    references = [(t.old_logprobs - t.ref_logprobs)[mask] for _, t, mask in trained if t.ref_logprobs is not None]
     differences = np.concatenate([(row.rollout_logprobs - t.old_logprobs)[mask] for row, t, mask in trained])
     return Update(
         ratio_min=float(ratios.min()),
@@ -233,6 +238,7 @@ def _update(rows: Iterable[TokenRecord]) -> Update | None:
         clip_fraction=float(np.concatenate([t.is_clipped[mask] for _, t, mask in trained]).mean()),
         weight_min=float(weights.min()),
         weight_mean=float(weights.mean()),
+        reference_kl=None if not references else float(np.concatenate(references).mean()),
         largest_difference=float(np.abs(differences).max()),
         mean_move=float(moves.mean()),
     )
@@ -276,16 +282,27 @@ def _direction(trained: Sequence[TokenRecord], sign: float) -> Direction | None:
 
 
 def _moved_tokens(trained: Sequence[TokenRecord]) -> tuple[list[MovedToken], list[MovedToken]]:
-    """The tokens that moved most, up and down."""
-    places = [
-        (float(row.change[position]), row, int(position))
-        for row in trained
-        if row.change is not None
-        for position in np.flatnonzero(row.loss_mask)
-    ]
+    """The tokens that moved most, up and down; those with the same context count as one."""
+    places = []
+    for row in trained:
+        assert row.change is not None, "only trained rows are asked for"
+        places += [(float(row.change[position]), row, int(position)) for position in np.flatnonzero(row.loss_mask)]
     places.sort(key=lambda place: place[0])
-    up = [_moved(*place) for place in reversed(places[-_NUM_MOVED:]) if place[0] > 0]
-    return up, [_moved(*place) for place in places[:_NUM_MOVED] if place[0] < 0]
+    up = _first_moved(place for place in reversed(places) if place[0] > 0)
+    return up, _first_moved(place for place in places if place[0] < 0)
+
+
+def _first_moved(places: Iterable[tuple[float, TokenRecord, int]]) -> list[MovedToken]:
+    """The first tokens, each with the number of its like among all."""
+    found: dict[tuple[str, ...], MovedToken] = {}
+    for move, row, position in places:
+        around = row.pieces[max(0, position - _CONTEXT) : position + 1 + _CONTEXT]
+        key = (*around, str(position))
+        if key in found:
+            found[key] = replace(found[key], num_alike=found[key].num_alike + 1)
+        elif len(found) < _NUM_MOVED:
+            found[key] = _moved(move, row, position)
+    return list(found.values())
 
 
 def _moved(move: float, row: TokenRecord, position: int) -> MovedToken:
@@ -300,6 +317,7 @@ def _moved(move: float, row: TokenRecord, position: int) -> MovedToken:
         move=move,
         old_logprob=float(row.trained.old_logprobs[position]),
         advantage=float(row.trained.advantages[position]),
+        num_alike=1,
     )
 
 

@@ -72,7 +72,7 @@ def print_story(story: StepStory, target: Console) -> None:
     for line in _overview(story):
         target.print(Text(line), soft_wrap=True)
     for prompt in story.prompts:
-        _print_prompt(prompt, target)
+        _print_prompt(prompt, target, is_alone=len(story.prompts) == 1)
     if not story.are_tokens_recorded:
         known = f"Recorded steps: {', '.join(map(str, story.recorded_steps))}" if story.recorded_steps else "None is"
         target.print(
@@ -116,20 +116,24 @@ def _direction(direction: Direction) -> str:
     )
 
 
-def _print_prompt(prompt: PromptStory, target: Console) -> None:
+def _print_prompt(prompt: PromptStory, target: Console, *, is_alone: bool) -> None:
+    """Print a prompt's trajectories. One that is left out whole is short, unless it is the only one."""
     text = " ".join(visible(prompt.text).split())
     shown = text if len(text) <= _LONGEST else f"{text[: _LONGEST // 2]} … {text[-_LONGEST // 2 :]}"
     target.print(Text(f"\n{visible(prompt.id)}  {prompt.verdict}", style="bold"))
     target.print(Text(f"{shown}  (expected {visible(prompt.ground_truth)!r})"), soft_wrap=True)
+    is_left_out = all(trajectory.exclusion is not None for trajectory in prompt.trajectories)
+    if is_left_out and not is_alone:
+        for failure in dict.fromkeys(t.failure for t in prompt.trajectories if t.failure):
+            target.print(Text(visible(failure)), soft_wrap=True)
+        return
     names = [name for name in dict.fromkeys(n for t in prompt.trajectories for n in t.rewards) if "/" not in name]
     columns = {name: column for name, column in _columns(names).items() if _tells(column, prompt.trajectories)}
     table = Table("sample", *map(escape, columns), box=SIMPLE_HEAD, pad_edge=False)
-    table.add_column("left out", max_width=_LONGEST)
     for trajectory in prompt.trajectories:
-        cells = [_number(column(trajectory)) for column in columns.values()]
-        why = visible(trajectory.failure or "") if trajectory.score is None else str(trajectory.exclusion or "")
+        cells = [Text(_number(column(trajectory))) for column in columns.values()]
         style = "" if trajectory.exclusion is None else _LEFT_OUT
-        table.add_row(trajectory.id.rpartition("/")[2], *cells, Text(why), style=style)
+        table.add_row(trajectory.id.rpartition("/")[2], *cells, style=style)
     print_table(table, target)
 
 
@@ -150,7 +154,7 @@ def _columns(reward_names: Sequence[str]) -> dict[str, _Column]:
         "score": lambda t: t.score,
         **(rewards if len(rewards) > 1 else {}),
         "KL penalty": lambda t: t.kl_penalty or None,
-        "reward": lambda t: t.reward if t.reward != t.score else None,
+        "reward": _shaped_reward,
         "advantage": lambda t: t.advantage,
         "tokens": lambda t: t.num_sampled,
         "turns": lambda t: t.num_turns,
@@ -158,14 +162,30 @@ def _columns(reward_names: Sequence[str]) -> dict[str, _Column]:
         "ratio": lambda t: _ratios(t.update),
         "clipped": lambda t: None if t.update is None else t.update.clip_fraction or None,
         "weight": lambda t: _weights(t.update),
-        "largest engine - actor": of_update("largest_difference"),
+        "KL to reference": of_update("reference_kl"),
+        "max |engine - actor|": of_update("largest_difference"),
         "moved": of_update("mean_move"),
+        "left out": _why_left_out,
     }
 
 
 def _tells(column: _Column, trajectories: Sequence[Sampled]) -> bool:
     """Whether a column holds anything."""
     return any(column(trajectory) is not None for trajectory in trajectories)
+
+
+def _why_left_out(trajectory: Sampled) -> str | None:
+    if trajectory.failure and trajectory.score is None:
+        failure = visible(trajectory.failure)
+        return failure if len(failure) <= _LONGEST else f"{failure[:_LONGEST]}…"
+    return None if trajectory.exclusion is None else str(trajectory.exclusion)
+
+
+def _shaped_reward(trajectory: Sampled) -> float | None:
+    """The reward, if it differs from the score beyond the rounding of float32."""
+    score, reward = trajectory.score, trajectory.reward
+    is_same = score is None or reward is None or math.isclose(score, reward, rel_tol=1e-6, abs_tol=1e-7)
+    return None if is_same else reward
 
 
 def _ratios(update: Update | None) -> str | None:
@@ -190,11 +210,12 @@ def _print_moved(
         line = Text(f"{token.move:+8.3f}  advantage {token.advantage:+.2f}  log-prob {token.old_logprob:.3f}  ")
         line.append(f"{visible(token.trajectory_id)} token {token.position}: …", style="dim")
         line.append(_one_line(token.before))
-        line.append(_one_line(token.piece) or "▯", style=f"bold {style} reverse")
+        line.append(f"»{_one_line(token.piece)}«", style=f"bold {style} reverse")
         line.append(_one_line(token.after))
+        line.append(f"  in {token.num_alike} trajectories" if token.num_alike > 1 else "", style="dim")
         target.print(line, soft_wrap=True)
     if texts:
-        found = ", ".join(f"{_one_line(t.piece)!r} {t.num_tokens}x {t.mean_move:+.3f}" for t in texts)
+        found = ", ".join(f"'{_one_line(t.piece)}' {t.num_tokens}x {t.mean_move:+.3f}" for t in texts)
         target.print(Text(f"texts that moved {title} most in sum: {found}"), soft_wrap=True)
 
 

@@ -47,12 +47,14 @@ def rollout_metrics(groups: Sequence[GroupHeader], *, max_response_length: int |
         "rollout/num_trajectories": float(len(trajectories)),
         "rollout/reward_errors": float(sum(t.reward_error is not None for t in trajectories)),
         "rollout/tool_wait_share": tool_wait_share(trajectories),
+        "rollout/unread_calls": float(sum(t.num_unread_calls for t in trajectories)),
         "rollout/untrained_tokens": float(sum(t.num_untrained for t in trajectories)),
     }
     metrics |= spread("prompt_length", [t.prompt_length for t in trajectories])
     metrics |= spread("response_length", [t.response_length for t in trajectories])
     clipped = sum(_is_clipped(t, max_response_length) for t in trajectories)
     metrics["response_length/clip_ratio"] = clipped / len(trajectories)
+    metrics |= spread("response_repetition", [t.repetition for t in trajectories])
     metrics |= spread("num_turns", [len(t.turn_tokens) for t in trajectories])
     metrics |= spread("tool_call_counts", [t.num_tool_calls for t in trajectories])
     metrics |= stop_reason_metrics(trajectories)

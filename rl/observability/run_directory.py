@@ -6,6 +6,7 @@
     metrics.jsonl          one line per step
     summary.json           written last, so its presence marks a finished run
     report.png             curves (`python -m rl report`)
+    view.html              the run as a page (`python -m rl view RUN --html`)
     trajectories/          step_000000.jsonl and eval_000000.jsonl
     timeline/              step_000000.json: when driver and ranks did what (`python -m rl timeline`)
     profile/               of the step that --profile-step names
@@ -107,6 +108,11 @@ class RunDirectory:
     def metrics_file(self) -> Path:
         """One JSON object per step."""
         return self.path / "metrics.jsonl"
+
+    @property
+    def warnings_file(self) -> Path:
+        """One JSON object per early warning; created with the first."""
+        return self.path / "warnings.jsonl"
 
     @property
     def summary_file(self) -> Path:

@@ -150,10 +150,7 @@ def read_tokens(run: RunDirectory, step: int) -> list[TokenRecord]:
     path = run.tokens_file(step)
     if not path.is_file():
         raise DataError(_not_recorded(run, step))
-    trained: dict[tuple[str, int], TrainedRow] = {}
-    for of_rank in sorted(path.parent.glob(f"{path.stem}.rank_*.parquet")):
-        for row in _read_rows(of_rank, _TRAINED):
-            trained[row["trajectory_id"], row["sequence"]] = TrainedRow(**row)
+    trained = {(row.trajectory_id, row.sequence): row for row in read_trained_rows(path)}
     rows = read_sampled_rows(path)
     return [replace(row, trained=trained.get((row.trajectory_id, row.sequence))) for row in rows]
 
@@ -165,6 +162,16 @@ def read_sampled_rows(path: Path) -> list[TokenRecord]:
         DataError: The file is damaged.
     """
     return [TokenRecord(**row) for row in _read_rows(path, _SAMPLED)]
+
+
+def read_trained_rows(path: Path) -> list[TrainedRow]:
+    """Read what the ranks recorded beside a step's tokens file.
+
+    Raises:
+        DataError: A file is damaged.
+    """
+    files = sorted(path.parent.glob(f"{path.stem}.rank_*.parquet"))
+    return [TrainedRow(**row) for of_rank in files for row in _read_rows(of_rank, _TRAINED)]
 
 
 def read_place(path: Path) -> RunPlace:

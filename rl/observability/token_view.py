@@ -41,9 +41,16 @@ def _trained(name: str) -> Callable[[TokenRecord], FloatArray | None]:
     return lambda row: None if row.trained is None else getattr(row.trained, name)
 
 
+def _reference_difference(row: TokenRecord) -> FloatArray | None:
+    if row.trained is None or row.trained.ref_logprobs is None:
+        return None
+    return row.trained.old_logprobs - row.trained.ref_logprobs
+
+
 MEASURES = {
     "logprob": Measure("log-prob under the engine, nats; blue: unlikely", lambda row: row.rollout_logprobs),
     "difference": Measure("engine's log-prob minus the actor's, nats", lambda row: row.difference),
+    "reference": Measure("actor's log-prob minus the reference's, nats", _reference_difference),
     "entropy": Measure("entropy of the next token in the update, nats", _trained("entropy")),
     "advantage": Measure("advantage; orange: reinforced, blue: discouraged", _trained("advantages")),
     "ratio": Measure("policy over old policy in the update; orange: likelier", _trained("ratios"), neutral=1.0),
@@ -94,6 +101,8 @@ def print_tokens(rows: Sequence[TokenRecord], target: Console, choice: str) -> N
 def _print_values(row: TokenRecord, target: Console, choice: str) -> None:
     measure = MEASURES[choice]
     values = measure.of(row)
+    if values is None and row.trained is not None:
+        raise DataError(f"--tokens {choice}: the loss has no KL term, so no reference. Choose another value.")
     if values is None:
         raise DataError(
             f"--tokens {choice}: {row.trajectory_id} was not trained on, so there is no value. `rl explain` says why; "

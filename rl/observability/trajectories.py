@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -163,9 +163,20 @@ def read_records(path: Path) -> list[dict[str, Any]]:
     Raises:
         DataError: The file is missing or malformed; says which row, from 1.
     """
+    return [record for _, record in iterate_records(path)]
+
+
+def iterate_records(path: Path) -> Iterator[tuple[bytes, dict[str, Any]]]:
+    """Read a file that `write_records` wrote, one record at a time.
+
+    Yields:
+        The line, with its line end, and its record.
+
+    Raises:
+        DataError: The file is missing or malformed; says which row, from 1.
+    """
     if not path.is_file():
         raise DataError(f"{path}: no such file of trajectories. `rl view RUN --list` shows what there is.")
-    records = []
     with path.open("rb") as stream:
         for number, line in enumerate(stream, start=1):
             try:
@@ -176,8 +187,7 @@ def read_records(path: Path) -> list[dict[str, Any]]:
                 ) from error
             if (problem := _record_problem(record)) is not None:
                 raise DataError(f"{path}, row {number}: not a trajectory: {problem}. Remove the row.")
-            records.append(record)
-    return records
+            yield line, record
 
 
 def _record_problem(record: Any) -> str | None:

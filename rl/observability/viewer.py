@@ -1,4 +1,4 @@
-"""`rl view RUN`: prints one trajectory in color, turn by turn: prompt, generations, tool results, rewards."""
+"""`rl view RUN`: prints one trajectory in color, turn by turn, or shows the whole run as a page."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from rich.text import Text
 
 from rl.errors import DataError
 from rl.observability.log import console
+from rl.observability.page.command import add_page_options, show_page
 from rl.observability.run_directory import RunDirectory
 from rl.observability.terminal import visible
 from rl.observability.token_records import last_recorded_step, read_tokens
@@ -27,27 +28,15 @@ THOUGHT_STYLE = "dim italic"
 
 
 def main(argv: list[str]) -> int:
-    """Print a trajectory of a run in color; return the exit code.
+    """Print a trajectory of a run in color, or show the run as a page; return the exit code.
 
     Raises:
         DataError: The run, step or trajectory does not exist.
     """
-    parser = argparse.ArgumentParser(prog="rl view", description="Print a trajectory of a run in color.")
-    parser.add_argument("run", type=Path, metavar="RUN", help="a run directory")
-    parser.add_argument(
-        "--step", type=int, help="number of the step, or number of steps before an evaluation; default: the last"
-    )
-    parser.add_argument("--eval", action="store_true", help="show evaluations instead of training steps")
-    parser.add_argument("--list", action="store_true", help="list the steps and their scores")
-    tokens = "show its tokens, if the step is recorded, colored by %(choices)s; default: author, in the last such step"
-    parser.add_argument("--tokens", nargs="?", const=CHOICES[0], choices=CHOICES, metavar="BY", help=tokens)
-    which = parser.add_mutually_exclusive_group()
-    which.add_argument("--index", type=int, default=0, help="index of the trajectory in the file, from 0")
-    which.add_argument("--id", help="id of the trajectory, such as train-17/3")
-    which.add_argument("--best", action="store_true", help="the trajectory with the highest score")
-    which.add_argument("--worst", action="store_true", help="the trajectory with the lowest score")
-    arguments = parser.parse_args(argv)
+    arguments = _parser().parse_args(argv)
     run = RunDirectory.open(arguments.run)
+    if arguments.html or arguments.serve:
+        return show_page(run, arguments)
     if not any(run.trajectories.glob("*.jsonl")):
         raise DataError(f"{run.path}: no trajectories. A run has some after its first step; a cold start has none.")
     has_steps = any(run.trajectories.glob("step_*.jsonl"))  # `rl evaluate` writes none
@@ -56,6 +45,8 @@ def main(argv: list[str]) -> int:
         _print_list(run, console())
         return 0
     step = arguments.step
+    if arguments.tokens and arguments.eval:
+        raise DataError("--tokens: the tokens of evaluations are not recorded, got --eval too. Remove one of them.")
     if arguments.tokens and step is None:
         step = last_recorded_step(run)
     path = trajectory_file(run, "step" if arguments.tokens else kind, step)
@@ -76,6 +67,27 @@ def main(argv: list[str]) -> int:
         return 0
     print_record(record, console(), title=f"step {number}" if kind == "step" else f"evaluation after step {number}")
     return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="rl view", description="Print a trajectory of a run in color, or show the run as a page."
+    )
+    parser.add_argument("run", type=Path, metavar="RUN", help="a run directory")
+    parser.add_argument(
+        "--step", type=int, help="number of the step, or number of steps before an evaluation; default: the last"
+    )
+    parser.add_argument("--eval", action="store_true", help="show evaluations instead of training steps")
+    parser.add_argument("--list", action="store_true", help="list the steps and their scores")
+    tokens = "show its tokens, if the step is recorded, colored by %(choices)s; default: author, in the last such step"
+    parser.add_argument("--tokens", nargs="?", const=CHOICES[0], choices=CHOICES, metavar="BY", help=tokens)
+    which = parser.add_mutually_exclusive_group()
+    which.add_argument("--index", type=int, default=0, help="index of the trajectory in the file, from 0")
+    which.add_argument("--id", help="id of the trajectory, such as train-17/3")
+    which.add_argument("--best", action="store_true", help="the trajectory with the highest score")
+    which.add_argument("--worst", action="store_true", help="the trajectory with the lowest score")
+    add_page_options(parser)
+    return parser
 
 
 def trajectory_file(run: RunDirectory, kind: str, step: int | None) -> Path:

@@ -10,7 +10,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from rl.batches import GroupHeader, Recording, RunPlace, Sample
+from prometheus_client.core import Metric
+
+from rl.batches import GroupHeader, Recording, RolloutStatus, RunPlace, Sample
 from rl.errors import DataError
 from rl.observability.run_directory import RunDirectory
 from rl.observability.token_records import TokenRecord, read_place, read_sampled_rows, recorded_steps
@@ -138,6 +140,14 @@ class Replay:
         """A group's trajectories, without their tokens."""
         record: list[Trajectory] = self._fetch(group.record)
         return record
+
+    def status(self) -> RolloutStatus:
+        """Nothing runs."""
+        return RolloutStatus(groups_done=0, groups_wanted=0, groups_running=0, prompts_waiting=0, workers_alive=0)
+
+    def engine_metrics(self, timeout_s: float) -> dict[int, list[Metric]]:
+        """Nothing, since there is no engine."""
+        return {}
 
     def next_step(self, completed: int) -> int | None:
         """The first recorded step from this number on; see `rl.interfaces.DataPlace`."""

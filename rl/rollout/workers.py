@@ -9,6 +9,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
+from prometheus_client.core import Metric
+
 from rl.batches import GroupHeader, Recording
 from rl.config.schema import Config
 from rl.types import Prompt, Sampling, Span, WeightUpdate
@@ -63,6 +65,20 @@ class Workers(Protocol):
         Returns:
             Results of the living workers.
         """
+        ...
+
+    @property
+    def num_alive(self) -> int:
+        """Workers that are alive."""
+        ...
+
+    @property
+    def num_running(self) -> int:
+        """Groups that workers work on; read from another thread too."""
+        ...
+
+    def engine_metrics(self, timeout_s: float) -> dict[int, list[Metric]]:
+        """See `rl.interfaces.Rollouts`."""
         ...
 
     def update_weights(self, update: WeightUpdate) -> list[Span]:

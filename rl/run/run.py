@@ -8,7 +8,7 @@ import logging
 import shutil
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -16,17 +16,19 @@ from rl.batches import GroupHeader, Recording, RunPlace
 from rl.config.estimates import longest_response
 from rl.config.model_folder import RUN_STATE_FILE
 from rl.config.schema import Config
-from rl.errors import CheckpointError
+from rl.errors import CheckpointError, TrainingError
 from rl.interfaces import Actor, Checkpointed, DataPlace, Rollouts
 from rl.observability.clock import wall_time
 from rl.observability.log import setup_logging
 from rl.observability.metrics import evaluation_metrics, speed_metrics
 from rl.observability.progress import RunProgress, duration
+from rl.observability.prometheus import DriverMetrics, serving
 from rl.observability.run_directory import RunDirectory
 from rl.observability.shortfall import Shortfalls, unscored_by_kind
 from rl.observability.step_metrics import StepMetrics
 from rl.observability.timeline import DRIVER, STEP, write_spans
 from rl.observability.trackers import MetricsWriter, check_trackers
+from rl.run.early_warnings import EarlyWarnings
 from rl.run.guard import SkipGuard
 from rl.run.profile import profiled
 from rl.types import Span
@@ -42,12 +44,15 @@ _PHASES = {"gen": "rollout", "testing": "evaluation", "update_actor": "update", 
 class Run:
     """A run in progress; create it with `Run.open`."""
 
-    def __init__(self, config: Config, directory: RunDirectory) -> None:
+    def __init__(self, config: Config, directory: RunDirectory, live: DriverMetrics) -> None:
         self.config, self.directory = config, directory
         self.progress = RunProgress(config.megatron_training.train_iters, has_bar=not config.rl_config.in_process)
         self._writer = MetricsWriter(directory, config)
+        self._live = live
+        live.writer = self._writer
         self._guard = SkipGuard(directory, config.rl_config.max_skipped_steps)
         self._shortfalls = Shortfalls()
+        self._warnings = EarlyWarnings(directory, config.megatron_training.early_warning)
         self._start = time.monotonic()
         self._completed = 0
         self._rows: DataPlace | None = None
@@ -69,14 +74,21 @@ class Run:
             appended.
 
         Raises:
-            ConfigError: The directory cannot be created, or a configured tracker is not installed.
+            ConfigError: The directory cannot be created, a configured tracker is not installed or does not start, or
+                the port for Prometheus is in use.
         """
         check_trackers(config)
-        directory = RunDirectory.create(config, name)
-        setup_logging(directory.log_file)
-        run = cls(config, directory)
-        with _freeing_the_name(directory), run._writer, run.progress:
+        with ExitStack() as stack:
+            live = stack.enter_context(serving(config))
+            directory = RunDirectory.create(config, name)
+            setup_logging(directory.log_file)
+            stack.enter_context(_freeing_the_name(directory))
+            run = cls(config, directory, live)
+            stack.enter_context(run._writer)
+            stack.enter_context(run.progress)
             run.progress.note(f"run directory: {directory.path}")
+            if live.address:
+                logger.info("metrics for Prometheus: %s", live.address)
             try:
                 yield run
             except KeyboardInterrupt:
@@ -89,6 +101,10 @@ class Run:
                     raise _disk_full(directory) from failure
                 raise
             run._finish()
+
+    def watching(self, rollouts: Rollouts | None) -> AbstractContextManager[None]:
+        """Serve queue lengths and engines' metrics of these rollouts during a block, where `prometheus_port` is set."""
+        return self._live.watching(rollouts)
 
     def resume(self, actor: Actor, rows: DataPlace) -> int:
         """Restore the checkpoint that `megatron_training.resume` names, if any.
@@ -119,9 +135,11 @@ class Run:
             start_step = int(state["step"])
             self.directory.adopt_history(RunDirectory(checkpoint.parent.parent), start_step)
             history = self.directory.read_metrics()
+            self._writer.write_history(history)
             self._tokens = sum(row.get("perf/total_num_tokens", 0.0) for row in history)
             self._earlier_s = sum(row.get("timing_s/step", 0.0) for row in history)
             self._shortfalls.recall(history)
+            self._warnings.recall(history)
             self.progress.note(f"resumed after step {start_step} from {checkpoint}")
         self._actor = actor
         self.begin(rows, start_step)
@@ -180,7 +198,8 @@ class Run:
             The metrics to fill. A step that fails writes nothing.
 
         Raises:
-            TrainingError: Too many steps in a row had NaN or Inf in their update, or no reward; this one is written.
+            TrainingError: Too many steps in a row had NaN or Inf in their update, or no reward, or an early warning
+                ends the run; this step is written.
         """
         metrics = StepMetrics(max_response_length=longest_response(self.config), on_phase=self._on_phase)
         start = time.monotonic()
@@ -197,16 +216,22 @@ class Run:
         metrics.update(speed_metrics(tokens, num_sampled, learning_s, gen_s, num_devices))
         self._tokens += tokens
         self._completed = step + 1
+        raised, reason_to_end = self._warnings.observe(step + 1, metrics, metrics.groups)
+        metrics.update(raised)
         self._writer.write(step + 1, metrics)
+        self._live.record(step + 1, metrics)
         self._write_timeline(step + 1, metrics, start)
         place = self.place(step)
         if metrics.rollouts is not None:
             recording = Recording(self.directory.tokens_file(step + 1), place) if place.is_recorded else None
             metrics.rollouts.write_trajectories(self.directory.step_file(step + 1), metrics.groups, recording)
+            self._writer.write_trajectories(step + 1, metrics.groups, metrics.rollouts, kind="train")
         self._shortfalls.observe(step + 1, metrics, metrics.groups)
         self.progress.num_steps = self.num_steps(step + 1)
         self.progress.step(step + 1, metrics)
         self._guard.check(step + 1, metrics.offending, metrics.groups, metrics.rollouts)
+        if reason_to_end is not None:
+            raise TrainingError(reason_to_end)
 
     def log_evaluation(self, step: int, groups: Sequence[GroupHeader], rollouts: Rollouts) -> None:
         """Write and show an evaluation.
@@ -220,7 +245,9 @@ class Run:
         if not metrics:
             return
         self._writer.write(step, metrics)
+        self._live.record(step, metrics)
         rollouts.write_trajectories(self.directory.evaluation_file(step), groups)
+        self._writer.write_trajectories(step, groups, rollouts, kind="eval")
         accuracy = next(value for name, value in metrics.items() if name.startswith("val-core/all/acc/mean@"))
         low, high = metrics["val-core/all/acc/ci95_low"], metrics["val-core/all/acc/ci95_high"]
         questions = int(metrics["val-core/all/num_questions"])
@@ -322,7 +349,7 @@ class Run:
     def _finish(self) -> None:
         self._summarize()
         self.progress.note(f"finished in {duration(time.monotonic() - self._start)}: {self.directory.path}")
-        for line in self._shortfalls.summary():
+        for line in [*self._shortfalls.summary(), *self._warnings.summary()]:
             self.progress.note(line)
 
     def _summarize(self) -> None:
@@ -335,6 +362,7 @@ class Run:
                 "wall_s": round(self._earlier_s + wall_s, 3),
                 "checkpoint": str(checkpoint) if checkpoint else None,
                 "shortfalls": self._shortfalls.summary(),
+                "warnings": self._warnings.summary(),
             }
         )
 

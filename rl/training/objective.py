@@ -12,11 +12,11 @@ import torch
 from torch import Tensor
 
 from rl.algorithms.aggregation import sequence_ids
-from rl.algorithms.importance import correct
+from rl.algorithms.importance import Correction, correct
 from rl.algorithms.kl import kl_estimate
 from rl.algorithms.losses import LOSSES
 from rl.algorithms.mismatch import MismatchSums, mismatch_sums
-from rl.algorithms.token_loss import PolicyLoss, bound_log_ratio
+from rl.algorithms.token_loss import PolicyLoss, TokenLoss, bound_log_ratio
 from rl.batches import MicroBatch, TokenColumns
 from rl.config.correction import RolloutCorrection
 from rl.config.schema import Config, KlPenalty
@@ -133,13 +133,7 @@ def policy_loss(micro_batch: MicroBatch, head: HeadOutput, objective: Objective)
         difference.max(),
         mismatch_sums(trained, micro_batch.rollout_logprobs, ids, correction, settings),
         is_broken,
-        TokenColumns(
-            old_logprobs=trained,
-            ratios=bound_log_ratio(current - old).exp(),
-            is_clipped=token.is_clipped.detach(),
-            correction_weights=correction.weights * correction.is_kept,
-            entropy=head.entropy.detach(),
-        ),
+        _token_columns(current, old, trained, token, correction, head.entropy.detach()),
     )
     # Add NaN instead of multiplying the loss by it: where a clamp stops the gradient, the product would have none.
     return loss + torch.where(is_broken.any(), torch.nan, 0.0) * head.logprobs.sum(), sums
@@ -153,6 +147,18 @@ def _old_and_trained(
         return micro_batch.rollout_logprobs, current
     old = current if micro_batch.old_logprobs is None else micro_batch.old_logprobs
     return old, old
+
+
+def _token_columns(
+    current: Tensor, old: Tensor, trained: Tensor, token: TokenLoss, correction: Correction, entropy: Tensor
+) -> TokenColumns:
+    return TokenColumns(
+        old_logprobs=trained,
+        ratios=bound_log_ratio(current - old).exp(),
+        is_clipped=token.is_clipped.detach(),
+        correction_weights=correction.weights * correction.is_kept,
+        entropy=entropy,
+    )
 
 
 def _is_broken(micro_batch: MicroBatch, old: Tensor, current: Tensor, per_token: Tensor) -> Tensor:

@@ -11,8 +11,9 @@ from torch import Tensor
 
 from rl.algorithms.losses import LOSSES
 from rl.batch.layout import packing_layout
-from rl.batch.packing import pack_samples
-from rl.batches import MicroBatch, MiniBatch
+from rl.batch.packing import pack_samples, plan_samples
+from rl.batch.plan import share_of
+from rl.batches import MicroBatch, MiniBatch, RunPlace
 from rl.config.correction import RolloutCorrection
 from rl.config.schema import Config, LossAggregation
 from rl.training.actor import Actor
@@ -149,6 +150,7 @@ def run_layout(layout: Layout, folder: Path, *, rank: int, init_method: str | No
             losses[name] = actor.update(micros)
         corrected = _corrected_update(actor, mini_batch(config, layout.dp).micro_batches[actor.parallel.dp_rank])
         weights = {name: tensor.clone() for name, tensor in actor.export_hf_weights()}
+        _record(actor, layout, folder / f"{layout.name}.parquet")
         return Outcome(updates, logprobs, resumed, is_same, losses, corrected, weights)
 
 
@@ -180,6 +182,17 @@ def _corrected_update(actor: Actor, micros: list[MicroBatch]) -> dict[str, float
         micro.old_logprobs = current
         micro.rollout_logprobs = current + ((micro.target_ids * 31 % 13).float() / 10 - 0.6) * micro.loss_mask
     return actor.update(micros)
+
+
+def _record(actor: Actor, layout: Layout, path: Path) -> None:
+    """One more update, as the training loop does it, whose tokens are recorded."""
+    plan = plan_samples(update_samples(), packing_layout(layout.config(path.parent), num_data_parallel=layout.dp))
+    share = share_of(plan, actor.dp_rank)
+    actor.load_batch(share, share.sources)
+    actor.fill_old_logprobs()
+    actor.fill_loss({i: plan.weights[i] for i in share.rows}, {i: plan.advantages[i] for i in share.rows})
+    actor.update_on(0, RunPlace(4, 10, is_recorded=True), 0.0)
+    actor.record_tokens(path)
 
 
 def mini_batch(config: Config, num_data_parallel: int) -> MiniBatch:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 import pytest
@@ -13,6 +13,7 @@ import torch.multiprocessing
 from torch import Tensor
 
 from rl.algorithms.losses import LOSSES
+from rl.observability.token_records import read_trained_rows
 from rl.training.actor import Actor
 from tests.distributed.layouts import (
     CLIP_RANGES,
@@ -114,6 +115,21 @@ def test_corrected_update_equals_that_of_one_process_and_its_ratios_are_exactly_
     for corrected in [expected, *(outcome.corrected for outcome in results.ranks(layout))]:
         assert corrected["actor/ppo_kl"] == corrected["actor/pg_clipfrac"] == 0.0
         assert corrected == pytest.approx(expected, rel=1e-4, abs=1e-6)
+
+
+def test_recorded_tokens_equal_those_of_one_process(results: Results, layout: Layout):
+    """Each data-parallel rank writes one file, and each sample is in one of them."""
+    expected, found = (
+        {row.trajectory_id: row for row in read_trained_rows(results.folder / f"{name}.parquet")}
+        for name in (layout.model, layout.name)
+    )
+    assert len(list(results.folder.glob(f"{layout.name}.rank_*.parquet"))) == layout.dp
+    assert found.keys() == expected.keys() and len(found) == 7
+    for name, row in found.items():
+        for column in (field.name for field in fields(row) if field.name not in ("trajectory_id", "ref_logprobs")):
+            ours, alone = getattr(row, column), getattr(expected[name], column)
+            assert ours == pytest.approx(alone, rel=1e-3, abs=1e-3), (name, column)
+    assert any(abs(row.new_logprobs - row.old_logprobs).max() > 1e-2 for row in found.values())
 
 
 def test_every_loss_is_trained_under_every_layout():

@@ -7,14 +7,17 @@ import json
 import os
 import re
 import signal
+import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from urllib.request import urlopen
 
 import psutil
 import pytest
 import torch
+from prometheus_client.parser import text_string_to_metric_families
 from ray.cluster_utils import Cluster
 from transformers import AutoModelForCausalLM
 
@@ -79,13 +82,14 @@ def test_two_dapo_steps_resumed_or_in_one_process_repeat_the_uninterrupted_run(
     )
     check_profile(workspace / "runs" / "resumed" / "profile", told)
     resumed = steps_of(workspace, "resumed")[-1]
-    told = finish(
-        start(
-            "train", workspace, "alone", model, "--in-process",
-            debugger=("-m", "pdb", "-c", "b tests/e2e/length_reward.py:8", "-c", "continue"),
-            typed="p 'it is', trajectory.id, len(text) > 0\nclear 1\ncontinue\n",
-        )
+    process = start(
+        "train", workspace, "alone", model, "--in-process", "megatron_training.prometheus_port=0",
+        debugger=("-m", "pdb", "-c", "b tests/e2e/length_reward.py:8", "-c", "continue"),
+        typed="p 'it is', trajectory.id, len(text) > 0\nclear 1\ncontinue\n",
     )  # fmt: skip
+    found = scrape(process, workspace, "alone", lambda found: found.get("vllm:generation_tokens_total", {}).get("0"))
+    assert "vllm:num_requests_running" in found
+    told = finish(process)
     assert re.search(r"\('it is', 'prompts-\d+/\d', True\)", told), told
     for step in (1, 2):
         ours, theirs = (read_tokens(RunDirectory(workspace / "runs" / name), step) for name in ("alone", "whole"))
@@ -202,6 +206,30 @@ def test_engine_on_another_machine_repeats_the_run_on_one(workspace: Path, cold_
             assert ours[name] == pytest.approx(theirs[name], rel=1e-4), name
 
 
+Scraped = dict[str, dict[str, float]]
+"""Values by name, and by replica or ''."""
+
+
+def scrape(
+    process: subprocess.Popen[str], workspace: Path, name: str, is_ready: Callable[[Scraped], object]
+) -> Scraped:
+    """Read the run's metrics for Prometheus until they are ready."""
+    log, deadline = workspace / "runs" / name / "logs" / "driver.log", time.monotonic() + TIMEOUT_S
+    while True:
+        assert process.poll() is None, process.communicate()[0]
+        assert time.monotonic() < deadline
+        if log.exists() and (address := re.search(r"http://127\.0\.0\.1:\d+/metrics", log.read_text())):
+            with urlopen(address[0], timeout=60) as answer:
+                text = answer.read().decode()
+            found: Scraped = {}
+            for family in text_string_to_metric_families(text):
+                for sample in family.samples:
+                    found.setdefault(sample.name, {})[sample.labels.get("replica", "")] = sample.value
+            if is_ready(found):
+                return found
+        time.sleep(0.2)
+
+
 @contextmanager
 def two_ray_nodes() -> Iterator[str]:
     size = {"num_cpus": 2, "object_store_memory": 256 * 1024**2}
@@ -215,9 +243,18 @@ def two_ray_nodes() -> Iterator[str]:
 
 def test_interrupt_ends_every_process_within_seconds(workspace: Path) -> None:
     before = descendants()
-    process = start("train", workspace, "interrupted", "megatron_training.train_iters=1000")
+    process = start(
+        "train", workspace, "interrupted", "megatron_training.train_iters=1000", "megatron_training.prometheus_port=0"
+    )
     deadline = time.monotonic() + TIMEOUT_S
     checkpoint = workspace / "runs" / "interrupted" / "checkpoints" / "step_000002"
+    found = scrape(process, workspace, "interrupted", lambda found: found.get("turnwise_step", {}).get("", 0) >= 1)
+    (first, *_) = steps_of(workspace, "interrupted")
+    assert set(found["turnwise_critic_score_mean"]) == {""}
+    assert "turnwise_actor_grad_norm" in found
+    assert found["turnwise_groups_wanted"][""] == 4
+    assert found["turnwise_rollout_workers"][""] == 1
+    assert found["vllm:generation_tokens_total"]["0"] >= first["rollout/num_trajectories"]
     while not checkpoint.exists():
         assert process.poll() is None, process.communicate()[0]
         assert time.monotonic() < deadline

@@ -28,7 +28,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "rewards": GROUND | {"config"},
     "tools": GROUND | {"config"},
     "services": GROUND | {"config"},
-    "observability": GROUND | {"config"},
+    "observability": GROUND | {"config", "services"},
 }
 MAY_IMPORT["rollout"] = GROUND | SOURCES | {"batch", "config", "observability"}
 MAY_IMPORT["weight_sync"] = MAY_IMPORT["rollout"] | {"rollout"}

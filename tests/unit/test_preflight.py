@@ -14,6 +14,7 @@ import pytest
 from safetensors.torch import save
 
 from rl.config.correction import RolloutCorrection
+from rl.config.kinds import TrackerName
 from rl.config.schema import Config, DatasetConfig, Device
 from rl.data.preprocess import preprocess
 from rl.errors import ConfigError, DataError
@@ -183,9 +184,11 @@ def test_preflight_looks_where_a_run_writes_before_anything_starts(
     with pytest.raises(ConfigError, match=r"megatron_training.output_dir: no folder can be made in .*/file, got"):
         check(config)
     config.megatron_training.output_dir, config.megatron_training.run_name = str(tmp_path), None
-    config.rl_config.use_wandb, config.rl_config.use_tensorboard = True, False
+    config.megatron_training.trackers = [TrackerName.WANDB]
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with pytest.raises(ConfigError, match=r"rl_config.use_wandb: needs the package wandb, which is not installed"):
+    with pytest.raises(
+        ConfigError, match=r"megatron_training.trackers: wandb needs the package wandb, which is not installed"
+    ):
         check(config)
 
 

@@ -24,7 +24,18 @@ from tools.bench.figures import Figure, print_table, write_json
 
 logger = logging.getLogger("tools.bench")
 
-BENCHMARKS = ("update", "generation", "step", "driver", "algorithms", "retriever", "tools", "parsers", "sandbox")
+BENCHMARKS = (
+    "update",
+    "generation",
+    "step",
+    "driver",
+    "algorithms",
+    "retriever",
+    "tools",
+    "parsers",
+    "sandbox",
+    "page",
+)
 _IN_A_ROLLOUT_WORKER = ("generation", "tools")
 """These measure code of a rollout worker and get its environment. The others do not: it would bind all of an actor's
 threads to one core."""

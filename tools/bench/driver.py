@@ -273,7 +273,7 @@ def _overrides(sizes: Sizes, directory: Path) -> list[str]:
         f"megatron_training.output_dir={directory}", "megatron_training.run_name=run",
         "megatron_training.train_iters=1", f"megatron_training.global_batch_size={sizes.num_prompts}",
         "megatron_training.test_before_train=false", "megatron_training.test_after_train=false",
-        "rl_config.use_tensorboard=false",
+        "megatron_training.trackers=[]",
         f"rl_config.n_samples_per_prompt={sizes.samples}", f"rl_config.max_packing_token_size={tokens}",
         f"rl_config.mini_batch_size={-(-sizes.num_prompts // sizes.mini_batches)}",
         f"rl_config.max_prompt_length={tokens}", f"rl_config.max_total_response_length={sizes.length}",

@@ -37,7 +37,7 @@ def make_config(folder: Path, *, epochs: int, is_filtered: bool = True) -> Confi
     config.megatron_training.save_interval = 2
     config.rl_config.filter_groups_enable = is_filtered
     config.megatron_training.record_tokens_every = 0
-    config.rl_config.use_tensorboard = False
+    config.megatron_training.trackers = []
     return config
 
 

@@ -228,7 +228,7 @@ class Setting:
 
 def make_config(output: Path, **generate: Any) -> Config:
     config = load_config(
-        "dapo_qwen25_7b_multi_turn", ["megatron_training.device=cuda", "rl_config.use_tensorboard=false"]
+        "dapo_qwen25_7b_multi_turn", ["megatron_training.device=cuda", "megatron_training.trackers=[]"]
     )
     training, rl = config.megatron_training, config.rl_config
     training.output_dir, training.test_data_path = str(output), "held-out"

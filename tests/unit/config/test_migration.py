@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from rl.config.keys import key_paths, value_at
 from rl.config.load import compose_config
 from rl.config.migration import DATASET_MIGRATION, MIGRATION
+from rl.config.moved import take_over
 from rl.config.schema import Config, DatasetConfig
 
 # The keys and values of its dapo_qwen25_7b_A2_multi_turn.yaml.
@@ -150,7 +152,7 @@ def test_shipped_yaml_of_mindspeed_moves_over(folder: Path) -> None:
     assert composed.config.rl_config.actor_resource.num_devices == 8
     warned = {problem.text.partition(":")[0] for problem in composed.problems if problem.severity == "warning"}
     assert {"actor_config.micro_batch_size", "rl_config.lam", "megatron_training.stage"} <= warned
-    assert len(warned) == 42
+    assert len(warned) == 43
     assert composed.config.rl_config.clip_ratio_high == 0.28
     assert composed.config.actor_config.adam_beta2 == 0.95
 
@@ -318,3 +320,45 @@ def test_a_key_is_suggested_for_a_slip_and_not_for_another_thing(folder: Path, t
     (folder / "empty.yaml").write_text("")
     (problem,) = compose_config("empty", [f"{typed}=1"], folder).problems
     assert problem.text.partition("Did you mean ")[2] == (f"{meant}?" if meant else "")
+
+
+@pytest.mark.parametrize(
+    ("old", "trackers"),
+    [
+        ({"use_tensorboard": True, "use_wandb": False}, ["tensorboard"]),
+        ({"use_wandb": True}, ["tensorboard", "wandb"]),
+        ({"use_tensorboard": False, "use_swanlab": True}, ["swanlab"]),
+        ({"use_tensorboard": False}, []),
+        ({"use_swanlab": True, "swanlab_mode": "disabled"}, ["tensorboard"]),
+    ],
+)
+def test_switches_of_trackers_become_the_list(old: dict[str, Any], trackers: list[str]) -> None:
+    tree, _ = take_over(Config, {"rl_config": old})
+    assert tree["rl_config"] == {}
+    assert tree["megatron_training"].get("trackers", ["tensorboard"]) == trackers
+
+
+def test_names_and_mode_of_trackers_are_taken_over_for_all() -> None:
+    old = {"wandb_project": "", "swanlab_project": "maths", "wandb_exp_name": "seven", "swanlab_mode": "local"}
+    tree, problems = take_over(Config, {"rl_config": old | {"use_wandb": True, "wandb_save_dir": "/x"}})
+    assert tree["rl_config"] == {"wandb_save_dir": "/x"}  # reported with the other keys that are not here
+    assert tree["megatron_training"] == {
+        "trackers": ["tensorboard", "wandb"],
+        "tracker_project": "maths",
+        "tracker_run_name": "seven",
+        "trackers_offline": True,
+    }
+    assert problems[0].text == (
+        "rl_config.use_wandb: got True, taken over. Here it is megatron_training.trackers, a list: "
+        "['tensorboard', 'wandb']."
+    )
+
+
+def test_switch_beside_the_list_is_left_out() -> None:
+    tree, problems = take_over(
+        Config, {"megatron_training": {"trackers": ["mlflow"]}, "rl_config": {"use_wandb": True}}
+    )
+    assert tree["megatron_training"]["trackers"] == ["mlflow"]
+    assert [p.text for p in problems] == [
+        "rl_config.use_wandb: got True, left out beside megatron_training.trackers. Remove it."
+    ]

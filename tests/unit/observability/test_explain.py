@@ -7,6 +7,7 @@ import json
 import re
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -28,7 +29,7 @@ from tests.unit.observability.test_token_records import make_recording
 def run(tmp_path_factory: pytest.TempPathFactory) -> RunDirectory:
     """In step 4 all trajectories of p-3 score 0, and p-2/0 has no score."""
     config = make_config(tmp_path_factory.mktemp("explain"))
-    config.rl_config.mini_batch_size, config.rl_config.epochs = 1, 2
+    config.rl_config.mini_batch_size, config.rl_config.epochs, config.rl_config.init_kl_coef = 1, 2, 0.1
     config.megatron_training.train_iters, config.megatron_training.record_tokens_every = 4, 2
     with sampling(config, Engine()) as rollouts:
         return train(config, rollouts)
@@ -47,6 +48,7 @@ def test_explain_says_which_groups_are_left_out_and_why(run: RunDirectory, capsy
     assert "p-3  left out: 4 with the same reward, 0: nothing to learn from" in text
     assert "p-2  trained on 3 of 4; left out: 1 without a score" in text
     assert "length: boom" in text
+    assert not re.search(r"score +reward", text)  # equal, so not shown
     assert re.search(r"advantage > 0 \d+ tokens moved \+0\.\d+ nats on average", text)
 
 
@@ -66,6 +68,8 @@ def test_explanation_agrees_with_the_records_and_the_tokens(run: RunDirectory) -
         assert update.ratio_min == row.trained.ratios[mask].min() != 1.0  # the second epoch
         assert update.mean_move == pytest.approx(row.change[mask].mean())
         assert update.weight_mean == 1.0
+        assert row.trained.ref_logprobs is not None
+        assert update.reference_kl == pytest.approx((row.trained.old_logprobs - row.trained.ref_logprobs)[mask].mean())
     moves = np.concatenate([row.change[row.loss_mask > 0] for row in rows.values() if row.change is not None])
     assert [token.move for token in story.tokens_up[:1]] == [moves.max()]
     assert [token.move for token in story.tokens_down[:1]] == [moves.min()]
@@ -116,6 +120,17 @@ def test_view_shows_tokens_by_every_measure(run: RunDirectory, choice: str, caps
     assert "<|im_start|>" in text
 
 
+def test_docs_show_how_to_read_tokens(run: RunDirectory) -> None:
+    page = (Path(__file__).parents[3] / "docs/explain.md").read_text()
+    (code,) = re.findall(r"```python\n(.*?)```", page, re.S)
+    names: dict[str, Any] = {}
+    exec(code, names)
+    moves = names["mean_moves"](run.path, 4)
+    updates = {t.id: t.update for prompt in explain_step(run, 4).prompts for t in prompt.trajectories if t.update}
+    assert moves == {name: pytest.approx(update.mean_move) for name, update in updates.items()}
+    assert len(moves) == 3
+
+
 def test_view_of_tokens_colors_authors_and_values_with_a_legend(tmp_path: Path) -> None:
     first, second = read_tokens(make_recording(tmp_path), 5)
     texts = {}
@@ -130,14 +145,21 @@ def test_view_of_tokens_colors_authors_and_values_with_a_legend(tmp_path: Path) 
     assert "48;2;38;100;190m<2>" in texts["moved"]
     assert "48;2;136;76;39m<5>" in texts["moved"] or "48;2;136;76;38m<5>" in texts["moved"]
     assert " -0.25 " in texts["moved"] and "log-prob after the update minus before" in texts["moved"]
+    with pytest.raises(DataError, match="the loss has no KL term"):
+        print_tokens([first], Console(file=io.StringIO()), "reference")
     with pytest.raises(DataError, match="train-2/0 was not trained on, so there is no value"):
         print_tokens([second], Console(file=io.StringIO()), "advantage")
+
+
+def test_view_of_tokens_of_an_evaluation_is_refused(run: RunDirectory) -> None:
+    with pytest.raises(DataError, match="the tokens of evaluations are not recorded"):
+        viewer.main([str(run.path), "--tokens", "--eval"])
 
 
 def test_escape_codes_do_not_reach_the_terminal(tmp_path: Path) -> None:
     (first, _) = read_tokens(make_recording(tmp_path), 5)
     evil = replace(first, pieces=["\x1b]0;title\x07", "a\r", "\x9b31m", "[bold]", "\u202e", "\n", "\t"])
-    for choice in CHOICES:
+    for choice in (choice for choice in CHOICES if choice != "reference"):
         out = io.StringIO()
         print_tokens([evil], Console(file=out, width=200), choice)
         assert not set(out.getvalue()) & {"\x1b", "\x07", "\r", "\x9b", "\u202e"}

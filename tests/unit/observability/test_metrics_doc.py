@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from rl.observability.detectors import DETECTORS
 from rl.observability.metrics import evaluation_metrics, rollout_metrics, speed_metrics
 from tests.unit.observability.examples import make_group
 
@@ -53,7 +54,8 @@ def written_in_code() -> set[str]:
 @cache
 def emitted() -> set[str]:
     groups = [make_group("source", score=1.0)]
-    return {*rollout_metrics(groups), *evaluation_metrics(groups), *speed_metrics(10, 5, 1.0, 1.0, 1)}
+    warnings = {f"warnings/{name}" for name in DETECTORS}
+    return {*rollout_metrics(groups), *evaluation_metrics(groups), *speed_metrics(10, 5, 1.0, 1.0, 1), *warnings}
 
 
 @cache

@@ -161,6 +161,15 @@ def test_print_record_does_not_interpret_markup() -> None:
     assert "[bold]x[/red] a[0]" in out.getvalue()
 
 
+def test_print_record_shows_escape_codes_as_symbols() -> None:
+    trajectory = make_trajectory()
+    trajectory.turns[0].text, trajectory.turns[0].results[0].text = "a\x1b[2Jb", "\x9b31m\r"
+    out = io.StringIO()
+    viewer.print_record(to_record(trajectory), Console(file=out, width=100))
+    assert "a␛[2Jb" in out.getvalue() and "␦31m␍" in out.getvalue()
+    assert not set(out.getvalue()) & {"\x1b", "\x9b", "\r"}
+
+
 def test_evaluations_are_found_among_the_metrics(directory: RunDirectory) -> None:
     first, last = read_evaluations(directory.read_metrics())
     assert (first.step, last.step) == (0, 2)

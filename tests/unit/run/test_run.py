@@ -4,6 +4,7 @@ import errno
 import io
 import json
 import logging
+import socket
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -13,11 +14,14 @@ import pytest
 import yaml
 
 from rl.batches import UpdateReport
+from rl.config.kinds import TrackerName
 from rl.config.schema import Config
 from rl.errors import CheckpointError, ConfigError, DataError, RolloutError, TrainingError
 from rl.observability.clock import wall_time
 from rl.observability.run_directory import RunDirectory
 from rl.observability.timeline import step_spans
+from rl.observability.tracker_clients import CLIENTS, Client
+from rl.observability.trackers import Tracker
 from rl.run.run import Run, find_checkpoint
 from rl.types import Span
 from tests.samples import AtHand
@@ -60,7 +64,7 @@ def config(tmp_path: Path) -> Config:
     made.megatron_training.run_name = "first"
     made.megatron_training.train_iters = 4
     made.megatron_training.save_interval = 2
-    made.rl_config.use_tensorboard = False
+    made.megatron_training.trackers = []
     return made
 
 
@@ -347,21 +351,43 @@ def test_not_a_number_is_written_as_null(config: Config) -> None:
     assert run.directory.read_metrics()[0]["actor/grad_norm"] is None
 
 
-def test_tensorboard_gets_the_metrics(config: Config) -> None:
+def test_resumed_run_gives_its_trackers_the_earlier_steps(config: Config, tmp_path: Path) -> None:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    config.rl_config.use_tensorboard = True
-    with Run.open(config, "tiny") as run, run.step(0) as metrics:
-        metrics["seen"] = 2.5
-    events = EventAccumulator(str(run.directory.tensorboard)).Reload()
-    assert [(e.step, e.value) for e in events.Scalars("seen")] == [(1, 2.5)]
+    config.megatron_training.trackers = [TrackerName.TENSORBOARD]
+    with pytest.raises(KeyboardInterrupt):
+        run_steps(config, until=3)
+    config.megatron_training.run_name, config.megatron_training.resume = "second", str(tmp_path / "first")
+    events = EventAccumulator(str(run_steps(config).directory.tensorboard)).Reload()
+    assert [(e.step, e.value) for e in events.Scalars("seen")] == [(1, 11.0), (2, 22.0), (3, 33.0), (4, 44.0)]
 
 
 def test_tracker_that_is_not_installed_is_refused(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    config.rl_config.use_wandb = True
-    with pytest.raises(ConfigError, match="use_wandb: needs the package wandb"):
+    config.megatron_training.trackers = [TrackerName.WANDB]
+    with pytest.raises(ConfigError, match=r"trackers: wandb needs the package wandb.* Run `pip install wandb`"):
         run_steps(config)
+
+
+def test_tracker_that_does_not_start_frees_the_name(
+    config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(directory: RunDirectory, config: Config) -> Tracker:
+        raise ConnectionError("no route to host")
+
+    monkeypatch.setitem(CLIENTS, TrackerName.WANDB, Client("json", refuse, "Run `wandb login`."))
+    config.megatron_training.trackers = [TrackerName.WANDB]
+    with pytest.raises(ConfigError, match="wandb did not start"):
+        run_steps(config)
+    assert not (tmp_path / "first").exists()
+
+
+def test_port_in_use_is_refused_before_the_directory_is_made(config: Config, tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        config.megatron_training.prometheus_port = taken.getsockname()[1]
+        with pytest.raises(ConfigError, match="prometheus_port: cannot listen"):
+            run_steps(config)
+    assert not list(tmp_path.iterdir())
 
 
 def test_progress_in_a_pipe_is_a_line_a_step() -> None:

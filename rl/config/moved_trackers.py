@@ -1,0 +1,86 @@
+"""Keys of single trackers, MindSpeed-RL's and this project's earlier ones, taken over into those for all trackers."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from rl.config.kinds import TrackerName
+from rl.config.problems import Problem, warning
+from rl.config.schema import MegatronTraining
+
+_SWITCHES = {
+    "use_tensorboard": TrackerName.TENSORBOARD,
+    "use_wandb": TrackerName.WANDB,
+    "use_swanlab": TrackerName.SWANLAB,
+}
+_TEXTS = {
+    "wandb_project": "tracker_project",
+    "swanlab_project": "tracker_project",
+    "wandb_exp_name": "tracker_run_name",
+    "swanlab_exp_name": "tracker_run_name",
+}
+_MODE = "swanlab_mode"
+_OFFLINE, _DISABLED = ("local", "offline"), "disabled"
+_MODES = ("", "cloud", "online", _DISABLED, *_OFFLINE)
+
+
+def take_over_trackers(tree: dict[str, Any]) -> list[Problem]:
+    """Move the switches, projects, names and mode of `rl_config` to `megatron_training`.
+
+    Values of a wrong type stay where they are, and the check of the keys reports them.
+
+    Args:
+        tree: The composed mapping; changed.
+
+    Returns:
+        A warning for each key that was taken over or left out.
+    """
+    old = tree.get("rl_config")
+    if not isinstance(old, dict) or not isinstance(tree.setdefault("megatron_training", {}), dict):
+        return []
+    new = tree["megatron_training"]
+    has_list = "trackers" in new
+    problems = [_switch(old, new, key, name, has_list) for key, name in _SWITCHES.items() if _is_bool(old.get(key))]
+    problems += [_text(old, new, key, there) for key, there in _TEXTS.items() if isinstance(old.get(key), str)]
+    if old.get(_MODE) in _MODES:
+        problems.append(_mode(old, new))
+    return problems
+
+
+def _switch(old: dict[str, Any], new: dict[str, Any], key: str, name: TrackerName, has_list: bool) -> Problem:
+    value = old.pop(key)
+    if has_list:
+        return _warn(key, value, "left out beside megatron_training.trackers", "Remove it")
+    trackers = new.setdefault("trackers", [tracker.value for tracker in MegatronTraining().trackers])
+    if value and name.value not in trackers:
+        trackers.append(name.value)
+    if not value and name.value in trackers:
+        trackers.remove(name.value)
+    return _warn(key, value, "taken over", f"Here it is megatron_training.trackers, a list: {trackers}")
+
+
+def _text(old: dict[str, Any], new: dict[str, Any], key: str, there: str) -> Problem:
+    value = old.pop(key)
+    place = f"megatron_training.{there}"
+    if not value or new.get(there, value) != value:
+        return _warn(key, value, "left out", f"Here it is {place}, one for all trackers")
+    new[there] = value
+    return _warn(key, value, "taken over", f"Here it is {place}, one for all trackers")
+
+
+def _mode(old: dict[str, Any], new: dict[str, Any]) -> Problem:
+    value = old.pop(_MODE)
+    if value in _OFFLINE:
+        new.setdefault("trackers_offline", True)
+        return _warn(_MODE, value, "taken over", "Here it is megatron_training.trackers_offline=true")
+    if value == _DISABLED and "swanlab" in new.get("trackers", ()):
+        new["trackers"].remove("swanlab")
+    return _warn(_MODE, value, "taken over", "Here megatron_training.trackers and trackers_offline say it")
+
+
+def _is_bool(value: Any) -> bool:
+    return isinstance(value, bool)
+
+
+def _warn(key: str, value: Any, what: str, advice: str) -> Problem:
+    return warning(f"rl_config.{key}: got {value!r:.60}, {what}. {advice}.")
