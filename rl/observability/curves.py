@@ -1,4 +1,4 @@
-"""Plots of a run: reward by step, and held-out accuracy with confidence intervals."""
+"""Plots of a run: reward by step, and accuracy with confidence intervals."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from matplotlib.ticker import MaxNLocator
 from rl.observability.evaluations import Evaluation
 
 _INK, _GRAY, _BLUE, _ORANGE = "#222222", "#8a8a8a", "#1f6fb2", "#d9731a"
-_SMOOTHED_FROM = 24
+SMOOTHED_FROM = 24
 """Number of steps from which a smoothed curve is drawn."""
 
 
@@ -39,7 +39,7 @@ def _draw_rewards(axes: Axes, rows: Sequence[dict[str, Any]]) -> None:
     points = {row["step"]: row["critic/score/mean"] for row in rows if row.get("critic/score/mean") is not None}
     steps = sorted(points)
     values = [points[step] for step in steps]
-    is_smoothed = len(values) >= _SMOOTHED_FROM
+    is_smoothed = len(values) >= SMOOTHED_FROM
     alpha = 0.55 if is_smoothed else 1.0
     axes.plot(steps, values, color=_BLUE, linewidth=1.2, marker="o", markersize=4, alpha=alpha, label="each step")
     if is_smoothed:
@@ -66,7 +66,7 @@ def _draw_accuracy(axes: Axes, evaluations: Sequence[Evaluation], base: Evaluati
         mean = base.accuracy["all"].mean
         axes.axhline(mean, color=_GRAY, linestyle="--", linewidth=1.4, label=f"base model, {mean:.2f}")
     num = points[-1].num_questions if points else 0
-    _format_axes(axes, f"Held-out accuracy, {num} questions, 95 % intervals", "accuracy", steps)
+    _format_axes(axes, f"Accuracy, {num} questions, 95 % intervals", "accuracy", steps)
     if points or base:
         axes.legend(frameon=False, loc="upper left")
 

@@ -6,6 +6,8 @@ Each is optional and imported when a run starts it. Addresses and accounts are t
 
 from __future__ import annotations
 
+import logging
+import os
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -89,8 +91,12 @@ class MLflow:
     """
 
     def __init__(self, directory: RunDirectory, config: Config) -> None:
+        os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "3")  # by default it tries for minutes
         import mlflow
         from mlflow.tracking import MlflowClient
+
+        logging.getLogger("mlflow").setLevel(logging.CRITICAL)  # it prints tracebacks of what it raises
+        logging.getLogger("alembic").setLevel(logging.WARNING)
 
         self._entities = mlflow.entities
         base = directory.path.parent

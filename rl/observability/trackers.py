@@ -160,12 +160,12 @@ class BackgroundTracker:
             try:
                 call(tracker)
             except Exception as error:  # network, disk, or a bug of a foreign library: the run goes on
-                self._count(f"{type(error).__name__}: {error}")
+                self._count(_in_a_line(error))
 
     def _count(self, reason: str) -> None:
         self.num_failures += 1
         if self.num_failures == 1:
-            logger.warning("tracker %s: a write failed (%.300s); the run goes on", self.name, reason)
+            logger.warning("tracker %s: a write failed (%s); the run goes on", self.name, reason)
 
 
 class MetricsWriter:
@@ -239,7 +239,7 @@ class MetricsWriter:
             return BackgroundTracker(name, lambda: CLIENTS[name].open(self._directory, self._config))
         except Exception as error:  # whatever a foreign library raises where there is no network, account or disk
             raise ConfigError(
-                f"megatron_training.trackers: {name} did not start, got '{type(error).__name__}: {error!s:.300}'. "
+                f"megatron_training.trackers: {name} did not start, got '{_in_a_line(error)}'. "
                 f"{CLIENTS[name].advice} Or take it out of the list."
             ) from error
 
@@ -251,6 +251,10 @@ class MetricsWriter:
         for tracker in self.trackers:
             with suppress(KeyboardInterrupt):  # a second Ctrl-C waits no longer
                 tracker.join(max(0.0, deadline - time.monotonic()))
+
+
+def _in_a_line(error: Exception) -> str:
+    return f"{type(error).__name__}: {' '.join(str(error).split()):.200}"
 
 
 def finite_metrics(row: Mapping[str, Any]) -> dict[str, float]:
