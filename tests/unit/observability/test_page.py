@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import gzip
+import hashlib
 import json
 import os
 import re
@@ -234,6 +235,16 @@ def test_details_have_the_tokens_of_each_group(tmp_path: Path) -> None:
 
 def test_packed_chunks_are_the_same_for_the_same_content() -> None:
     assert pack_chunk(b"abc") == pack_chunk(b"abc")
+
+
+def test_committed_assets_were_built_from_these_sources() -> None:
+    sources = ROOT / "tools" / "page"
+    names = sorted(["build.mjs", "package-lock.json", *(f"src/{path.name}" for path in (sources / "src").iterdir())])
+    found = hashlib.sha256()
+    for name in names:
+        found.update(name.encode() + b"\0" + (sources / name).read_bytes())
+    built_from = (ROOT / "rl/observability/page/assets/SOURCES.sha256").read_text().strip()
+    assert found.hexdigest() == built_from, "run npm run build in tools/page"
 
 
 def test_committed_assets_are_what_their_sources_give(tmp_path: Path) -> None:
