@@ -51,11 +51,8 @@ class LiveRun:
         return [path for path in self._pending() if now - path.stat().st_mtime >= _SETTLED_AFTER_S]
 
     def read(self, path: Path) -> None:
-        """Index a trajectory file; a malformed one is skipped with a warning."""
-        try:
-            self._blocks += make_blocks([path], 1)
-        except DataError as error:
-            logger.warning("%s", error)
+        """Index a trajectory file."""
+        self._blocks += make_blocks([path], 1)
         self._seen.add(path)
 
     def chunk(self, name: str) -> bytes:

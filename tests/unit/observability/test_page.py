@@ -177,6 +177,18 @@ def test_page_at_its_limit_keeps_the_newest_and_says_what_is_left_out(run: RunDi
     assert head["contents"]["num_left_out"] == 2
 
 
+def test_page_of_a_killed_run_has_the_rows_before_the_torn_one(
+    run: RunDirectory, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    step = run.step_file(1)
+    step.write_bytes(step.read_bytes()[:-20])
+    size = write_page(run, tmp_path / "page.html", 1 << 20)
+    rows = read_chunk((tmp_path / "page.html").read_text(), "rows/0")
+    assert size.num_trajectories == 2
+    assert [(file["name"], file["count"]) for file in rows["files"]] == [("step_000001", 1), ("eval_000001", 1)]
+    assert f"{step}, row 2: not JSON" in caplog.text
+
+
 def chunk_texts(path: Path) -> list[tuple[str, str]]:
     return re.findall(r'id="chunk:([^"]*)">([^<]*)</script>', path.read_text())
 
