@@ -26,9 +26,10 @@ from rl.observability.viewer import trajectory_file
 
 _ZERO = 1e-12
 EXPLANATION = (
-    f"95 % intervals. Over runs: t interval of the runs' final values. Over questions: the evaluation's own. Over "
+    "95 % intervals. Over runs: t interval of the runs' final values. Over questions: the evaluation's own. Over "
     f"steps: t interval of the last {LAST_STEPS} steps, the noise of one curve, not what another seed would give. "
-    f"Curves of {SMOOTHED_FROM} steps or more are smoothed."
+    f"Curves of {SMOOTHED_FROM} steps or more are smoothed. A band is the range of a setting's runs, or the interval "
+    "over questions of one run's accuracy."
 )
 
 

@@ -83,7 +83,8 @@ class Curve:
     """Steps that all its runs have."""
     mean: list[float]
     low: list[float]
-    """The smallest value of the runs, and the largest."""
+    """Ends of the band: the smallest and the largest value of several runs, or the 95 % interval over questions of the
+    accuracy of one run; empty without a band."""
     high: list[float]
 
 
@@ -145,11 +146,24 @@ def choose_metrics(settings: Sequence[Setting], wanted: Sequence[str]) -> list[s
 
 
 def curve_of(setting: Setting, metric: str) -> Curve:
-    """Mean, smallest and largest value of the setting's runs, at the steps that all of them have."""
-    curves = [smoothed_curve(run, metric) for run in setting.with_metric(metric)]
+    """Mean and band of the setting's runs, at the steps that all of them have."""
+    runs = setting.with_metric(metric)
+    curves = [smoothed_curve(run, metric) for run in runs]
     common = sorted(set.intersection(*(set(curve) for curve in curves))) if curves else []
     values = [[curve[step] for curve in curves] for step in common]
-    return Curve(common, [math.fsum(v) / len(v) for v in values], [min(v) for v in values], [max(v) for v in values])
+    mean = [math.fsum(v) / len(v) for v in values]
+    if len(runs) > 1:
+        return Curve(common, mean, [min(v) for v in values], [max(v) for v in values])
+    low, high = ([run.curves.get(name, {}) for run in runs] for name in interval_metrics(metric))
+    if all(step in end for step in common for end in (*low, *high)):
+        return Curve(common, mean, [low[0][step] for step in common], [high[0][step] for step in common])
+    return Curve(common, mean, [], [])
+
+
+def interval_metrics(metric: str) -> tuple[str, str]:
+    """The metrics with the ends of an accuracy's 95 % interval over questions, where an evaluation has them."""
+    base = metric.rpartition("/")[0]
+    return f"{base}/ci95_low", f"{base}/ci95_high"
 
 
 def smoothed_curve(run: ComparedRun, metric: str) -> dict[int, float]:
