@@ -31,6 +31,7 @@ def main(config: Config, name: str) -> None:
             loss=None,
             on_group=run.progress.groups,
         ) as cluster,
+        run.watching(cluster.rollouts),
     ):
         assert cluster.rollouts is not None, "launch starts engines for prompts"
         sample(config, run, cluster.rollouts)

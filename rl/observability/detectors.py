@@ -18,7 +18,6 @@ WINDOW = 20
 """Steps before that a figure is compared with."""
 _MIN_BEFORE = 5
 """With fewer steps before, nothing is compared."""
-_NUM_FIRST = 3
 _MIN_CALLS = 8
 _MIN_GROUPS = 3
 _HIGH_ENTROPY = 0.5
@@ -75,10 +74,11 @@ class Detector:
 
 
 def _entropy_rise(step: StepView) -> float | None:
-    now, first = step.metrics.get("actor/entropy"), step.before("actor/entropy")[:_NUM_FIRST]
-    if now is None or len(first) < _NUM_FIRST:
+    """Over the first step's entropy, which is that of the policy before any update of this run."""
+    now, before = step.metrics.get("actor/entropy"), step.before("actor/entropy")
+    if now is None or not before:
         return None
-    return now / max(statistics.median(first), 1e-6) if now > _HIGH_ENTROPY else 0.0
+    return now / max(before[0], 1e-6) if now > _HIGH_ENTROPY else 0.0
 
 
 def _over_median(name: str) -> Callable[[StepView], float | None]:
@@ -142,7 +142,7 @@ DETECTORS: dict[str, Detector] = {
         is_low_bad=True,
     ),
     "entropy_rise": Detector(
-        "entropy of the policy, times that of the first steps",
+        "entropy of the policy, times that of the first step",
         _entropy_rise,
         "The policy becomes random. Lower actor_config.lr, and resume from a checkpoint before the rise.",
     ),

@@ -4,6 +4,7 @@
     config.yaml            resolved configuration
     versions.txt           packages, Python, platform, git commit
     metrics.jsonl          one line per step
+    warnings.jsonl         one line per early warning, if any
     summary.json           written last, so its presence marks a finished run
     report.png             curves (`python -m rl report`)
     view.html              the run as a page (`python -m rl view RUN --html`)
@@ -202,25 +203,11 @@ class RunDirectory:
         Raises:
             DataError: Another line is malformed.
         """
-        if not self.metrics_file.is_file():
-            return []
-        lines = self.metrics_file.read_bytes().splitlines()
-        rows = []
-        for number, line in enumerate(lines, start=1):
-            try:
-                row = json.loads(line.decode())
-            except ValueError as error:
-                if number < len(lines):
-                    raise DataError(
-                        f"{self.metrics_file}, row {number}: not JSON ({error}). Remove the line."
-                    ) from error
-                continue
-            if not isinstance(row, dict):
-                raise DataError(
-                    f"{self.metrics_file}, row {number}: must be an object, got {row!r:.80}. Remove the line."
-                )
-            rows.append(row)
-        return rows
+        return _read_rows(self.metrics_file)
+
+    def read_warnings(self) -> list[dict[str, Any]]:
+        """Read warnings.jsonl in the same way; empty if nothing was warned of."""
+        return _read_rows(self.warnings_file)
 
     def read_summary(self) -> dict[str, Any] | None:
         """Read what `finish` wrote; None if the run did not finish.
@@ -240,14 +227,17 @@ class RunDirectory:
             ) from error
 
     def adopt_history(self, source: RunDirectory, step: int) -> None:
-        """Copy the metrics of the resumed run, so that the curves are complete.
+        """Copy the metrics and the early warnings of the resumed run, so that both are complete.
 
         Args:
             source: The resumed run.
             step: Completed steps in the checkpoint; later steps are not copied, because they run again.
         """
-        with self.metrics_file.open("a", encoding="utf-8") as stream:
-            stream.writelines(json.dumps(row) + "\n" for row in source.read_metrics() if row["step"] <= step)
+        histories = {self.metrics_file: source.read_metrics(), self.warnings_file: source.read_warnings()}
+        for path, rows in histories.items():
+            if kept := [json.dumps(row) + "\n" for row in rows if row["step"] <= step]:
+                with path.open("a", encoding="utf-8") as stream:
+                    stream.writelines(kept)
 
     @property
     def is_empty(self) -> bool:
@@ -281,6 +271,25 @@ def versions_text() -> str:
         except metadata.PackageNotFoundError:
             continue
     return "\n".join(lines) + "\n"
+
+
+def _read_rows(path: Path) -> list[dict[str, Any]]:
+    """The objects in a file of JSON lines; empty without the file. A cut-off last line is left out."""
+    if not path.is_file():
+        return []
+    lines = path.read_bytes().splitlines()
+    rows = []
+    for number, line in enumerate(lines, start=1):
+        try:
+            row = json.loads(line.decode())
+        except ValueError as error:
+            if number < len(lines):
+                raise DataError(f"{path}, row {number}: not JSON ({error}). Remove the line.") from error
+            continue
+        if not isinstance(row, dict):
+            raise DataError(f"{path}, row {number}: must be an object, got {row!r:.80}. Remove the line.")
+        rows.append(row)
+    return rows
 
 
 def _make(path: Path) -> bool:

@@ -62,7 +62,7 @@ MEASURES = {
 _LONGEST = 24
 """Characters of a text in the table."""
 _LEGEND = (-1.0, -0.5, 0.0, 0.5, 1.0)
-"""Parts of the largest value that the legend shows."""
+"""Parts of the largest value that the legend shows, if such values occur."""
 CHOICES = ("author", *MEASURES, "table")
 
 
@@ -115,7 +115,8 @@ def _print_values(row: TokenRecord, target: Console, choice: str) -> None:
         return "dim" if author != "model" else f"white on {_color(offsets[position] / largest)}"
 
     _print_runs(row, target, style)
-    steps = [Text(f" {measure.neutral + part * largest:+.3g} ", style=f"white on {_color(part)}") for part in _LEGEND]
+    occurring = [part for part in _LEGEND if offsets.min() <= part * largest <= offsets.max() or part == 0]
+    steps = [Text(f" {measure.neutral + part * largest:+.3g} ", style=f"white on {_color(part)}") for part in occurring]
     target.print(Text(" ").join([*steps, Text(measure.meaning)]), soft_wrap=True)
 
 
@@ -161,7 +162,7 @@ def _table(row: TokenRecord) -> Table:
             table.add_row(f"{positions[0]}-{positions[-1]}", author, _cell(text, author))
             continue
         for p in positions:
-            numbers = [f"{column[p]:.3g}" for column in values.values()]
+            numbers = [_number(float(column[p])) for column in values.values()]
             table.add_row(str(p), str(row.token_ids[p]), _cell(row.pieces[p], author), *numbers)
     return table
 
@@ -171,11 +172,16 @@ def _cell(text: str, author: str) -> Text:
     return Text(shown if len(shown) <= _LONGEST else f"{shown[:_LONGEST]}…", style=AUTHORS[author])
 
 
+def _number(value: float) -> str:
+    """Four decimals: log-probs of likely tokens differ from 0 by less, and an exponent would hide the large ones."""
+    shown = f"{value:.4f}"
+    return "0" if float(shown) == 0 else shown
+
+
 def _summary(row: TokenRecord) -> str:
     sampled = row.loss_mask > 0
-    parts = [
-        f"{len(row)} tokens, {int(sampled.sum())} sampled, mean log-prob {row.rollout_logprobs[sampled].mean():.3f}"
-    ]
+    mean, versions = row.rollout_logprobs[sampled].mean(), ", ".join(map(str, np.unique(row.versions[sampled])))
+    parts = [f"{len(row)} tokens", f"{int(sampled.sum())} sampled by version {versions}", f"mean log-prob {mean:.3f}"]
     if row.difference is not None and row.change is not None:
         parts.append(f"largest difference {np.abs(row.difference).max():.2g}")
         parts.append(f"mean move {row.change[sampled].mean():+.3g}")

@@ -73,7 +73,7 @@ def print_timeline(spans: Sequence[Span], step: int, target: Console) -> None:
     whole_s = next(span.end - span.start for span in spans if span.who == DRIVER and span.name == STEP)
     table = Table(box=SIMPLE_HEAD, title=f"step {step}: {whole_s:.2f} s", title_justify="left")
     table.add_column("who")
-    table.add_column("what")
+    table.add_column("what", no_wrap=True)
     for heading in ("times", "seconds", "of the step", "begins at"):
         table.add_column(heading, justify="right")
     begun = min(span.start for span in spans if span.who == DRIVER)

@@ -131,7 +131,6 @@ class RewardSet:
             return f"no score within {self.timeout:g} s"
         error = task.exception()
         if error is not None:
-            raise_if_quit(error)
             return str(error) if reward.isolate and not self._in_caller else f"{type(error).__name__}: {error}"
         return task.result()
 
@@ -144,12 +143,16 @@ def _retrieve_exception(task: asyncio.Task[Any]) -> None:
 
 async def _call_here(reward: Reward, trajectory: Trajectory, *, in_thread: bool) -> Outcome | str:
     """Call a reward in this process, on the event loop or, a plain function, in a thread."""
-    if _is_async(reward.function):
-        value = await reward.function(trajectory, **reward.kwargs)
-    elif not in_thread:
-        value = reward.function(trajectory, **reward.kwargs)
-    else:
-        value = await asyncio.to_thread(reward.function, trajectory, **reward.kwargs)
+    try:
+        if _is_async(reward.function):
+            value = await reward.function(trajectory, **reward.kwargs)
+        elif in_thread:
+            value = await asyncio.to_thread(reward.function, trajectory, **reward.kwargs)
+        else:
+            value = reward.function(trajectory, **reward.kwargs)
+    except Exception as error:
+        raise_if_quit(error)  # here, before the event loop begins the next call
+        raise
     return read_outcome(value, len(trajectory.turns))
 
 

@@ -61,7 +61,9 @@ class EarlyWarnings:
             if "timing_s/step" in row:
                 self._remember(row)
                 for name, state in self._states.items():
-                    state.is_raised = bool(row.get(f"warnings/{name}"))
+                    was_raised, state.is_raised = state.is_raised, bool(row.get(f"warnings/{name}"))
+                    if state.is_raised and not was_raised:
+                        self._raised.setdefault(name, []).append(int(row["step"] or 0))
 
     def observe(
         self, step: int, metrics: Mapping[str, float], groups: Sequence[GroupHeader]
@@ -124,6 +126,7 @@ class EarlyWarnings:
         shown = _trajectories(detector, groups)
         side, patience = "at most" if detector.is_low_bad else "at least", self._limits.patience
         text = f"{name}: {detector.label}, is {value:.3g}, {side} {threshold:g} in {patience} steps in a row."
+        text += f" {detector.advice} See docs/warnings.md#{name}."
         read = f" Read `rl view {self._directory.path} --step {step} --id {shown[0]}`." if shown else ""
         self._raised.setdefault(name, []).append(step)
         entry: dict[str, Any] = {
@@ -132,15 +135,15 @@ class EarlyWarnings:
             "value": value,
             "threshold": threshold,
             "action": action,
-            "text": f"{text} {detector.advice}",
+            "text": text,
             "trajectories": shown,
         }
         with self._directory.warnings_file.open("a", encoding="utf-8") as stream:
             stream.write(json.dumps(entry, ensure_ascii=False) + "\n")
-        logger.warning("early warning after step %d, %s %s%s", step, text, detector.advice, read)
+        logger.warning("early warning after step %d, %s%s", step, text, read)
         return (
-            f"step {step}: {_KEY}.stop ends the run. {text} {detector.advice}{read} To go on, resume the run with "
-            f"another threshold in {_KEY}.stop.{name}."
+            f"step {step}: {_KEY}.stop ends the run. {text}{read} To go on, resume the run with another threshold in "
+            f"{_KEY}.stop.{name}."
         )
 
     def _remember(self, metrics: Mapping[str, float | None]) -> None:

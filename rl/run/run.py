@@ -339,7 +339,9 @@ class Run:
         spans = [Span(DRIVER, STEP, wall_time(start), wall_time(start + metrics["timing_s/step"])), *metrics.spans]
         for workers in (self._actor, metrics.rollouts):
             spans += workers.take_spans() if workers is not None else ()
-        write_spans(self.directory.timeline_file(step), [span for span in spans if span.end > spans[0].start])
+        start_s, end_s = spans[0].start, spans[0].end
+        within = [span for span in spans if span.end > start_s and span.start < end_s]
+        write_spans(self.directory.timeline_file(step), within)
 
     def _on_phase(self, name: str) -> None:
         self.progress.phase(_PHASES.get(name, name.replace("_", " ")))

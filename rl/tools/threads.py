@@ -13,6 +13,8 @@ from functools import partial
 from queue import SimpleQueue
 from typing import Any
 
+from rl.errors import raise_if_quit
+
 logger = logging.getLogger(__name__)
 
 MAX_ABANDONED = 100
@@ -81,6 +83,8 @@ class CallerThread(ThreadPool):
         """Run a function and return its ended future."""
         future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
         _settler(future, function)()
+        if (error := future.exception()) is not None:
+            raise_if_quit(error)  # here, before the event loop begins the next call
         return future
 
 

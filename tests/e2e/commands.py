@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -16,8 +16,19 @@ TIMEOUT_S = 600
 """Longest wait for one thing, seconds: of a machine that is busy with other things."""
 
 
-def start(command: str, workspace: Path, name: str, *overrides: str) -> subprocess.Popen[str]:
-    """Start `rl <command>` with configs/tiny.yaml on the model and the prompts of a workspace; its run is named."""
+def start(
+    command: str, workspace: Path, name: str, *overrides: str, debugger: Sequence[str] = (), typed: str | None = None
+) -> subprocess.Popen[str]:
+    """Start `rl <command>` with configs/tiny.yaml on the model and the prompts of a workspace; its run is named.
+
+    Args:
+        command: The command.
+        workspace: See `make_workspace`.
+        name: Name of the run.
+        overrides: Further arguments.
+        debugger: Arguments of Python before `-m rl`.
+        typed: Text on standard input.
+    """
     settings = {
         "actor_config.load": workspace / "model",
         "megatron_training.data_path": workspace / "prompts.parquet",
@@ -26,9 +37,10 @@ def start(command: str, workspace: Path, name: str, *overrides: str) -> subproce
         "megatron_training.run_name": name,
     }
     arguments = [f"{key}={value}" for key, value in settings.items()]
-    return subprocess.Popen(
+    process = subprocess.Popen(
         [
             sys.executable,
+            *debugger,
             "-m",
             "rl",
             command,
@@ -40,10 +52,16 @@ def start(command: str, workspace: Path, name: str, *overrides: str) -> subproce
             *overrides,
         ],
         cwd=ROOT,
+        stdin=None if typed is None else subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
     )
+    if process.stdin is not None:
+        process.stdin.write(typed or "")
+        process.stdin.close()
+        process.stdin = None
+    return process
 
 
 def finish(process: subprocess.Popen[str]) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import os
 import re
@@ -21,10 +22,14 @@ from ray.cluster_utils import Cluster
 from transformers import AutoModelForCausalLM
 
 from rl.observability.run_directory import RunDirectory
+from rl.observability.timeline import step_spans
 from rl.observability.token_records import read_tokens
+from rl.observability.trace import trace_events
 from rl.observability.trajectories import read_records
 from rl.services.embedded import EmbeddedSandbox
+from rl.types import Span
 from tests.e2e.commands import ROOT, TIMEOUT_S, finish, start, steps_of
+from tests.traces import check_trace
 
 MARK = "\ufffd"
 """How decoders write an incomplete character, one or several."""
@@ -72,17 +77,84 @@ def test_two_dapo_steps_resumed_or_in_one_process_repeat_the_uninterrupted_run(
     assert any(not torch.equal(trained[name], begun[name]) for name in trained)
 
     first = workspace / "runs" / "whole" / "checkpoints" / "step_000001"
-    finish(start("train", workspace, "resumed", model, f"megatron_training.resume={first}"))
+    told = finish(
+        start("train", workspace, "resumed", model, f"megatron_training.resume={first}", "--profile-step", "2")
+    )
+    check_profile(workspace / "runs" / "resumed" / "profile", told)
     resumed = steps_of(workspace, "resumed")[-1]
-    served = "megatron_training.prometheus_port=0"
-    process = start("train", workspace, "alone", model, "rl_config.in_process=true", served)
+    process = start(
+        "train", workspace, "alone", model, "--in-process", "megatron_training.prometheus_port=0",
+        debugger=("-m", "pdb", "-c", "b tests/e2e/length_reward.py:8", "-c", "continue"),
+        typed="p 'it is', trajectory.id, len(text) > 0\nclear 1\ncontinue\n",
+    )  # fmt: skip
     found = scrape(process, workspace, "alone", lambda found: found.get("vllm:generation_tokens_total", {}).get("0"))
     assert "vllm:num_requests_running" in found
-    finish(process)
+    told = finish(process)
+    assert re.search(r"\('it is', 'prompts-\d+/\d', True\)", told), told
+    for step in (1, 2):
+        ours, theirs = (read_tokens(RunDirectory(workspace / "runs" / name), step) for name in ("alone", "whole"))
+        assert [(r.trajectory_id, r.token_ids.tolist()) for r in ours] == [
+            (r.trajectory_id, r.token_ids.tolist()) for r in theirs
+        ]
+        check_timeline(RunDirectory(workspace / "runs" / "whole"), step, steps[step - 1])
+        check_timeline(RunDirectory(workspace / "runs" / "alone"), step, steps_of(workspace, "alone")[step - 1])
+    scores = [read_scores(workspace, name) for name in ("alone", "whole")]
+    assert scores[0] == scores[1]
     for name in ("critic/score/mean", "actor/pg_loss", "actor/grad_norm", "response_length/mean"):
         assert resumed[name] == pytest.approx(steps[1][name], rel=1e-4), name
         for alone, apart in zip(steps_of(workspace, "alone"), steps, strict=True):
             assert alone[name] == pytest.approx(apart[name], rel=1e-4), name
+
+
+def read_scores(workspace: Path, name: str) -> list[tuple[str, float]]:
+    files = sorted((workspace / "runs" / name / "trajectories").glob("step*"))
+    return [(record["id"], record["score"]) for path in files for record in read_records(path)]
+
+
+def check_profile(folder: Path, told: str) -> None:
+    """Each rank has a trace and a table, and each process its stacks, where py-spy may read processes."""
+    trace = json.loads(gzip.decompress((folder / "step_000002.rank_0.json.gz").read_bytes()))
+    assert any(event.get("name") == "aten::mm" for event in trace["traceEvents"])
+    assert "aten::mm" in (folder / "step_000002.rank_0.txt").read_text()
+    if "py-spy: this process may not read others" not in told:
+        names = {path.name.split(".")[1].partition("-")[0] for path in folder.glob("*.speedscope.json")}
+        assert names >= {"driver", "actor", "rollout", "reward", "engine"}, told
+
+
+def check_timeline(run: RunDirectory, step: int, metrics: dict[str, float]) -> None:
+    """The trace is sound, has the phases of the metrics with their times, and the clocks of all processes agree."""
+    spans = step_spans(run, step)
+    trace = check_trace(trace_events(spans))
+    for name in (key.removeprefix("timing_s/") for key in metrics if key.startswith("timing_s/")):
+        if name != "reward":
+            assert trace.seconds("driver", name) == pytest.approx(metrics[f"timing_s/{name}"], abs=0.005), name
+    own = [span for span in spans if span.name == "reward" and span.start < phase(spans, "gen").end]
+    assert union_s(own) == pytest.approx(metrics["timing_s/reward"], abs=0.01)
+    homes = {"update_on": "update_actor", "publish": "update_weights", "update_weights": "update_weights"}
+    outside = [
+        span
+        for span in spans
+        if span.who != "driver" and span.name in homes and not is_within(span, phase(spans, homes[span.name]))
+    ]
+    assert not outside
+    assert all(is_within(s, phase(spans, "gen")) or s.start > phase(spans, "gen").end for s in spans if s.trajectory)
+
+
+def phase(spans: list[Span], name: str) -> Span:
+    return next(span for span in spans if (span.who, span.name) == ("driver", name))
+
+
+def is_within(span: Span, outer: Span) -> bool:
+    return outer.start - 0.005 <= span.start and span.end <= outer.end + 0.005
+
+
+def union_s(spans: list[Span]) -> float:
+    """Seconds in which at least one of the spans runs."""
+    seconds, end = 0.0, 0.0
+    for span in sorted(spans, key=lambda s: s.start):
+        seconds += max(0.0, span.end - max(span.start, end))
+        end = max(end, span.end)
+    return seconds
 
 
 def test_recorded_tokens_are_the_samples_and_replaying_them_repeats_the_updates(

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
 from typing import Any
 
-_PREVIEW_CHARACTERS = 160
+_PREVIEW_CHARACTERS, _ENDING_CHARACTERS = 160, 64
+_LAST_TOKEN = re.compile(r"<\|[^|<>]{1,40}\|>\s*$|</s>\s*$")
 _COLUMNS = (
     "sample", "task", "set", "stop", "exclusion", "score", "advantage", "turns", "calls", "sampled", "response",
     "wall_s", "generate_s", "tool_s",
@@ -29,6 +31,8 @@ class RowIndex:
     columns: dict[str, list[Any]] = field(default_factory=lambda: {name: [] for name in _COLUMNS})
     rewards: dict[str, list[float | None]] = field(default_factory=dict)
     """By name; null where a trajectory does not have it."""
+    endings: list[str] = field(default_factory=list)
+    """The end of each trajectory's last turn, which often is its answer."""
     tool_errors: list[list[int]] = field(default_factory=list)
     """Of each trajectory, the statuses other than `ok`, as `names`."""
     _numbers: dict[str, int] = field(default_factory=dict)
@@ -80,6 +84,7 @@ class RowIndex:
             if name not in self.rewards:
                 self.rewards[name] = [None] * row
             self.rewards[name].append(_rounded(value))
+        self.endings.append(_ending(turns[-1]["text"]) if turns else "")
         self.tool_errors.append(sorted({self._number(r["status"]) for r in results if r["status"] != "ok"}))
         for column in self.rewards.values():
             if len(column) < self.num_rows:
@@ -87,7 +92,7 @@ class RowIndex:
 
     def to_json(self) -> dict[str, Any]:
         """The index as plain values."""
-        names = ("files", "names", "groups", "columns", "rewards", "tool_errors")
+        names = ("files", "names", "groups", "columns", "rewards", "endings", "tool_errors")
         return {"num_rows": self.num_rows} | {name: getattr(self, name) for name in names}
 
     def _number(self, name: str) -> int:
@@ -101,6 +106,11 @@ def _preview(record: dict[str, Any]) -> str:
     """The start of the prompt's last message, on one line."""
     content = record["messages"][-1].get("content") if record["messages"] else ""
     return " ".join(str(content or "")[: 2 * _PREVIEW_CHARACTERS].split())[:_PREVIEW_CHARACTERS]
+
+
+def _ending(text: str) -> str:
+    """The end of a turn on one line, without the template's token that ends it."""
+    return " ".join(_LAST_TOKEN.sub("", text[-3 * _ENDING_CHARACTERS :]).split())[-_ENDING_CHARACTERS:]
 
 
 def _rounded(value: float | None) -> float | None:

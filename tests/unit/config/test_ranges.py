@@ -45,6 +45,8 @@ def kind_of(root: type, path: str) -> Any:
 
 
 def is_number(kind: Any) -> bool:
+    if typing.get_origin(kind) is dict:
+        return False
     return kind in (int, float) or any(arg in (int, float) for arg in typing.get_args(kind))
 
 
@@ -74,6 +76,12 @@ def errors_of(root: type, path: str, value: Any) -> list[str]:
 def test_no_number_takes_what_is_none_or_absurd(value: Any) -> None:
     for root, path in keys_of(is_number):
         assert errors_of(root, path, value) == [path], (path, value)
+
+
+def test_numbers_of_a_mapping_have_bounds_too() -> None:
+    for value in (math.nan, 1e30, -1, "8"):
+        key = "megatron_training.early_warning.stop"
+        assert errors_of(Config, key, {"entropy_low": value}) == [key]
 
 
 def test_minus_one_and_null_are_refused_but_where_they_mean_something() -> None:

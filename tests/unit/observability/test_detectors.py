@@ -58,11 +58,11 @@ def test_a_figure_that_is_a_metric(name: str, metric: str):
     assert measure(name, {metric: None}) is None
 
 
-def test_entropy_rise_is_over_the_median_of_the_first_three_steps():
-    first = [{"actor/entropy": value} for value in (0.2, 0.1, 0.4, 9.0)]
-    assert measure("entropy_rise", {"actor/entropy": 1.0}, first) == pytest.approx(5.0)
-    assert measure("entropy_rise", {"actor/entropy": 0.4}, first) == 0.0  # still low
-    assert measure("entropy_rise", {"actor/entropy": 1.0}, first[:2]) is None
+def test_entropy_rise_is_over_the_first_step_which_no_update_has_touched():
+    before = [{"actor/entropy": value} for value in (0.2, 1.7, 1.6)]
+    assert measure("entropy_rise", {"actor/entropy": 1.0}, before) == pytest.approx(5.0)
+    assert measure("entropy_rise", {"actor/entropy": 0.4}, before) == 0.0  # still low
+    assert measure("entropy_rise", {"actor/entropy": 1.0}) is None
 
 
 def test_a_gradient_norm_is_over_the_median_of_the_steps_before():

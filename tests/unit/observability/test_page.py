@@ -120,6 +120,7 @@ def test_row_index_has_a_column_entry_for_each_trajectory() -> None:
     assert (columns["turns"], columns["calls"], columns["sampled"]) == ([2, 2, 2], [1, 1, 1], [3, 3, 3])
     assert columns["generate_s"] == [0.4, 0.4, 0.4]
     assert [names[code] for code in columns["stop"]] == ["finished", "length", "finished"]
+    assert found["endings"] == ["\\boxed{4}"] * 3
     assert found["rewards"] == {"right": [1.0, 0.5, None]}
     assert [[names[code] for code in codes] for codes in found["tool_errors"]] == [["timeout"], [], []]
 

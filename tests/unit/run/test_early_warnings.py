@@ -69,11 +69,18 @@ def test_null_turns_a_figure_off(tmp_path: Path):
 
 
 def test_a_resumed_run_knows_the_steps_before_and_what_was_told(tmp_path: Path):
-    history = [{**RUN, "actor/entropy": 0.001, "warnings/entropy_low": 1.0}, {"step": 1.0, "val-core/all": 0.0}]
+    told = {"warnings/entropy_low": 1.0}
+    history = [
+        {"step": 1.0, **RUN, "actor/entropy": 0.001},
+        {"step": 2.0, **RUN, "actor/entropy": 0.001, **told},
+        {"step": 2.0, "val-core/all": 0.0},
+        {"step": 3.0, **RUN, "actor/entropy": 0.001, **told},
+    ]
     warnings = make(tmp_path)
     warnings.recall(history)
     assert observe(warnings, [0.001]) == [1]
     assert not (tmp_path / "warnings.jsonl").exists()
+    assert warnings.summary() == ["early warning entropy_low: raised after step 2."]
 
 
 def test_a_cold_start_has_no_warnings(tmp_path: Path):

@@ -126,6 +126,32 @@ def test_resumed_run_goes_on_from_its_last_checkpoint(config: Config, tmp_path: 
     assert [r["seen"] for r in whole.directory.read_metrics()] == [r["seen"] for r in resumed.directory.read_metrics()]
 
 
+def test_resumed_run_keeps_the_early_warnings_of_its_steps(config: Config, tmp_path: Path) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        run_steps(config, until=3)  # its checkpoint is of step 2
+    lines = [{"step": 1, "name": "repetition"}, {"step": 3, "name": "length_drift"}]
+    (tmp_path / "first/warnings.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    config.megatron_training.run_name = "second"
+    config.megatron_training.resume = str(tmp_path / "first")
+    assert run_steps(config).directory.read_warnings() == lines[:1]
+
+
+def test_early_warning_ends_the_run_after_its_step_is_written(config: Config, tmp_path: Path) -> None:
+    config.megatron_training.early_warning.patience = 2
+    config.megatron_training.early_warning.stop = {"entropy_low": 0.001}
+    with pytest.raises(TrainingError, match="step 3: .* entropy_low: .* is 0, at most 0.001 in 2 steps in a row"):
+        with Run.open(config, "tiny") as run:
+            for step in run.steps(run.resume(Counter(), Counter())):
+                with run.step(step) as metrics:
+                    metrics["actor/entropy"] = 0.0 if step else 0.5
+                    metrics.record([make_group()], AtHand())
+                    if run.is_save_due(step):
+                        run.save(step + 1, Counter(), Counter())
+    assert [row["warnings/entropy_low"] for row in run.directory.read_metrics()] == [0.0, 0.0, 1.0]
+    assert run.directory.latest_checkpoint() == tmp_path / "first/checkpoints/step_000002"
+    assert [line["action"] for line in run.directory.read_warnings()] == ["stop"]
+
+
 def test_run_stops_after_skipped_steps_in_a_row_and_keeps_them(config: Config, tmp_path: Path) -> None:
     config.rl_config.max_skipped_steps = 2
     message = rf"2 steps in a row\. .* {tmp_path}/first/skipped/step_000003\.jsonl"

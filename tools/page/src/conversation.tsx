@@ -79,7 +79,8 @@ export function segments(turn: Turn): Segment[] {
   const found: Segment[] = [];
   let at = 0;
   const plain = (end: number): void => {
-    if (turn.text.slice(at, end).trim()) found.push({ text: turn.text.slice(at, end), isThought: false });
+    const text = turn.text.slice(at, end).replace(/^\n+|\n+$/g, "");
+    if (text.trim()) found.push({ text, isThought: false });
   };
   for (const { start, end, call } of marks) {
     plain(start);

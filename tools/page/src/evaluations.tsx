@@ -3,7 +3,7 @@
 import type { JSX } from "preact";
 import { useMemo, useState } from "preact/hooks";
 import { short } from "./lines";
-import { Chart, VirtualList } from "./parts";
+import { Chart, shareColor, VirtualList } from "./parts";
 import type { Place } from "./place";
 import { type File, fileLabel, type Rows } from "./rows";
 import type { Store } from "./store";
@@ -133,7 +133,7 @@ function QuestionRow({ question, files, open }: { question: Question; files: Fil
       <span class="dots">
         {question.answers.map((answer, i) =>
           answer
-            ? <button key={i} type="button" aria-label={`${fileLabel(files[i])}: ${short(answer.share)} right`} title={`${fileLabel(files[i])}: ${short(answer.share)} right`} style={{ background: `color-mix(in oklab, var(--reward-high) ${Math.round(answer.share * 100)}%, var(--reward-low))` }} onClick={() => open(answer.row)} />
+            ? <button key={i} type="button" aria-label={`${fileLabel(files[i])}: ${short(answer.share)} right`} title={`${fileLabel(files[i])}: ${short(answer.share)} right`} style={{ background: shareColor(answer.share) }} onClick={() => open(answer.row)} />
             : <span key={i} class="gap" />,
         )}
       </span>

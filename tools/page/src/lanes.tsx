@@ -2,6 +2,7 @@
 
 import type { JSX } from "preact";
 import { useEffect, useMemo, useRef, useState } from "preact/hooks";
+import { short } from "./lines";
 import { seconds } from "./parts";
 import type { Span, Trajectory } from "./types";
 
@@ -59,7 +60,7 @@ export function GroupTimeline({ records, chosen, open }: {
   const lanes = records.map((record, i) => {
     const offset = hasClock ? record.started_at! - origin : 0;
     const spans = found[i].spans.map((span) => ({ ...span, start: span.start + offset, end: span.end + offset, trajectory: record.id }));
-    return { label: `/${record.id.split("/").at(-1)}  ${record.score ?? "–"}`, spans, isChosen: record.id === chosen };
+    return { label: `/${record.id.split("/").at(-1)}  ${short(record.score)}`, spans, isChosen: record.id === chosen };
   });
   const isExact = found.every((one) => one.isExact);
   return (

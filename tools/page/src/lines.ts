@@ -3,6 +3,8 @@
 import uPlot from "uplot";
 import "uplot/dist/uPlot.min.css";
 
+const SMOOTHED_FROM = 60;
+
 /** One line of a chart. */
 export interface Line {
   label: string;
@@ -24,6 +26,8 @@ export interface ChartOptions {
   height?: number;
   /** Charts with the same key show the cursor at the same step. */
   sync?: string;
+  /** Draw long lines faintly, with their moving average in front. */
+  isSmoothed?: boolean;
   /** Called with a step that was clicked. */
   onPick?: (x: number) => void;
 }
@@ -55,12 +59,23 @@ export function short(value: number | null | undefined): string {
   return Number(value.toPrecision(4)).toLocaleString("en-US", { maximumFractionDigits: 6 });
 }
 
+/** The bias-corrected exponential moving average of the values that are there. */
+function smooth(values: (number | null)[], weight = 0.9): (number | null)[] {
+  let [total, norm] = [0, 0];
+  return values.map((value) => {
+    if (value === null) return null;
+    [total, norm] = [weight * total + value, weight * norm + 1];
+    return total / norm;
+  });
+}
+
 function make(target: HTMLElement, options: ChartOptions): uPlot {
   const style = getComputedStyle(document.documentElement);
   const color = (name: string): string => style.getPropertyValue(name).trim();
   const data: (number | null)[][] = [options.x];
   const series: uPlot.Series[] = [{ label: "step", value: (_, step) => (step === null ? "–" : String(step)) }];
   const bands: uPlot.Band[] = [];
+  const colors: string[] = []; // by series, for the legend
   options.lines.forEach((line, index) => {
     const stroke = line.color ?? color(`--line-${index % 8}`);
     if (line.low && line.high) {
@@ -70,11 +85,18 @@ function make(target: HTMLElement, options: ChartOptions): uPlot {
         series.push({ show: true, stroke: "transparent", points: { show: false }, class: "hidden", label: "" });
       }
     }
-    data.push(line.values);
+    colors[series.length] = stroke;
+    const isSmoothed = options.isSmoothed && line.values.length >= SMOOTHED_FROM;
+    if (isSmoothed) {
+      data.push(line.values);
+      series.push({ label: line.label, stroke: `color-mix(in srgb, ${stroke} 30%, transparent)`, width: 1, points: { show: false }, spanGaps: true, value: (_, value) => short(value) });
+    }
+    data.push(isSmoothed ? smooth(line.values) : line.values);
     const points = { show: line.values.length < 60 || line.isPoints, size: 5, fill: stroke, stroke };
     const paths = line.isPoints ? () => null : undefined;
     series.push({
       label: line.label, stroke, width: 1.75, points, paths, spanGaps: true, value: (_, value) => short(value),
+      class: isSmoothed ? "hidden" : undefined,
     });
   });
   const axis = { stroke: color("--muted"), font: "11px system-ui", ticks: { show: false } };
@@ -88,7 +110,7 @@ function make(target: HTMLElement, options: ChartOptions): uPlot {
         { ...axis, grid: { show: false }, incrs: [1, 2, 5, 10, 20, 50, 100, 200, 500, 1e3, 2e3, 5e3, 1e4], size: 28 },
         { ...axis, grid, size: 56, values: (_, ticks) => ticks.map(short) },
       ],
-      legend: { show: true, live: true, markers: { fill: (u, i) => u.series[i].stroke as unknown as string } },
+      legend: { show: true, live: true, markers: { fill: (_, i) => colors[i] } },
       cursor: { sync: options.sync ? { key: options.sync, setSeries: false } : undefined, drag: { x: true, y: false } },
       series,
       bands,

@@ -38,7 +38,7 @@ export function List({ rows, filter, selection, chosen, open, change }: Props): 
           {SORTS.map(([value, label]) => <option key={value} value={value}>{label}</option>)}
         </select>
       </header>
-      {selection.rows.length === 0 && <p class="empty">No trajectory passes these filters.</p>}
+      {selection.rows.length === 0 && <p class="empty">{rows.num ? "No trajectory passes these filters." : "No trajectories yet."}</p>}
       <VirtualList
         num={items.length} height={ROW_HEIGHT} label="Trajectories" chosen={at}
         item={(index) =>
@@ -112,9 +112,11 @@ function Row({ rows, reward, limits, row, isChosen, isFlat, open }: Shared & { r
       class={`row${isChosen ? " chosen" : ""}${group.count === 1 ? " alone" : ""}`} aria-current={isChosen} href={`#${encodeURIComponent(rows.fileName(row))}`}
       onClick={(event) => { event.preventDefault(); open(row); }}
     >
-      <span class="score" style={{ "--reward": rewardColor(value, ...limits) }}>{short(value)}</span>
-      <span class="prompt">
-        {isAlone ? <><span class="muted">{fileLabel(rows.files[rows.file[row]])} · </span>{visible(group.preview) || rows.id(row)}</> : rows.id(row)}
+      <span class="score" style={{ "--reward": rewardColor(value, ...limits) }}>{Number.isNaN(value) ? "–" : Number(value.toPrecision(3))}</span>
+      <span class="prompt" title={rows.id(row)}>
+        {isAlone
+          ? <><span class="muted">{fileLabel(rows.files[rows.file[row]])} · </span>{visible(group.preview) || rows.id(row)}</>
+          : <>/{rows.numbers.sample[row]} <span class="muted">{visible(rows.endings[row])}</span></>}
       </span>
       {errors.length > 0 && <span class="badge bad" title={errors.join(", ")}>{errors[0]}{errors.length > 1 ? " …" : ""}</span>}
       {stop !== "finished" && <span class="badge">{stop}</span>}

@@ -51,7 +51,7 @@ export function OverviewView({ store, go }: Props): JSX.Element {
       {charts.length === 0 && <p class="hint">No metrics yet. The first step writes some.</p>}
       <div class="charts">
         {charts.map(({ title, x, lines }) => (
-          <Chart key={title} title={title} note={lines.length === 1 ? last(lines[0]) : ""} x={x} lines={lines} sync="steps" onPick={pick} />
+          <Chart key={title} title={title} note={lines.length === 1 ? last(lines[0]) : ""} x={x} lines={lines} isSmoothed sync="steps" onPick={pick} />
         ))}
       </div>
       <h2>All metrics</h2>
@@ -59,7 +59,7 @@ export function OverviewView({ store, go }: Props): JSX.Element {
       <div class="charts">
         {found.slice(0, MANY).map((name) => {
           const chart = chartOf(overview, [name], (one) => one);
-          return chart && <Chart key={name} title={name} note={last(chart.lines[0])} {...chart} sync="steps" onPick={pick} />;
+          return chart && <Chart key={name} title={name} note={last(chart.lines[0])} {...chart} isSmoothed sync="steps" onPick={pick} />;
         })}
       </div>
       {found.length > MANY && <p class="hint">{found.length - MANY} more; write more of the name.</p>}

@@ -101,6 +101,11 @@ export function seconds(value: number | null | undefined): string {
 /** A color from red (the lowest reward of the run) over yellow to green (the highest). */
 export function rewardColor(value: number, low: number, high: number): string {
   if (Number.isNaN(value)) return "var(--none)";
-  const share = high > low ? (value - low) / (high - low) : value > 0 ? 1 : 0;
-  return `color-mix(in oklab, var(--reward-high) ${Math.round(share * 100)}%, var(--reward-low))`;
+  return shareColor(high > low ? (value - low) / (high - low) : value > 0 ? 1 : 0);
+}
+
+/** The same colors for a share from 0 to 1. */
+export function shareColor(share: number): string {
+  const mix = (high: string, low: string, part: number): string => `color-mix(in oklab, var(--reward-${high}) ${Math.round(part * 100)}%, var(--reward-${low}))`;
+  return share > 0.5 ? mix("high", "middle", 2 * share - 1) : mix("middle", "low", 2 * share);
 }

@@ -35,6 +35,7 @@ export class Rows {
   numbers = {} as Record<NumberName, Float64Array>;
   codes = {} as Record<CodeName, Uint16Array>;
   rewards = new Map<string, Float64Array>();
+  endings: string[] = [];
   /** Bits by `errorNames`. */
   errors = new Uint32Array(0);
   isFailed = new Uint8Array(0);
@@ -96,6 +97,7 @@ export class Rows {
     }
     for (const name of Object.keys(chunk.rewards)) if (!this.rewards.has(name)) this.rewards.set(name, filled(base));
     for (const [name, column] of this.rewards) this.rewards.set(name, joined(column, chunk.rewards[name], base, this.num));
+    for (const ending of chunk.endings) this.endings.push(ending);
     this.isFailed = grown(this.isFailed, this.num);
     chunk.columns.is_failed.forEach((value, i) => (this.isFailed[base + i] = value ?? 0));
     this.errors = grown(this.errors, this.num);

@@ -43,6 +43,8 @@ export interface RowChunk {
   groups: { prompt: string; preview: string; first: number; count: number }[];
   columns: Record<string, (number | null)[]>;
   rewards: Record<string, (number | null)[]>;
+  /** The end of the last turn. */
+  endings: string[];
   tool_errors: number[][];
 }
 

@@ -1,0 +1,54 @@
+"""The shipped thresholds raise exactly the expected warnings from recorded runs; a good run raises none."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from rl.batches import GroupHeader, TrajectoryHeader
+from rl.config.early_warning import EarlyWarning
+from rl.observability.run_directory import RunDirectory
+from rl.run.early_warnings import EarlyWarnings
+from rl.types import Prompt, StopReason, ToolResult, ToolStatus
+
+RECORDED = Path(__file__).parent / "recorded"
+
+
+def header(name: str, seen: list[Any]) -> TrajectoryHeader:
+    score, length, num_unread, repetition, statuses = seen
+    return TrajectoryHeader(
+        id=name, stop_reason=StopReason.FINISHED, score=score, rewards={}, reward_error=None, failure=None,
+        turn_tokens=[], turn_rewards=[], results=[ToolResult("tool", "", ToolStatus(status)) for status in statuses],
+        num_tool_calls=len(statuses), prompt_length=0, response_length=length, num_sampled=length, tool_s=0.0,
+        wall_s=0.0, policy_versions=[0], rows=[], repetition=repetition, num_unread_calls=num_unread,
+    )  # fmt: skip
+
+
+def groups_of(step: dict[str, Any]) -> list[GroupHeader]:
+    return [
+        GroupHeader(
+            Prompt(name, [], "", ""),
+            [header(f"{name}/{index}", seen) for index, seen in enumerate(members)],
+            np.empty(0, np.int32),
+            [],
+            [],
+        )
+        for name, members in step["groups"].items()
+    ]
+
+
+def raised(name: str, folder: Path) -> dict[str, int]:
+    """The step in which each warning of a recorded run is told first."""
+    steps = json.loads((RECORDED / f"{name}.json").read_text())["steps"]
+    directory = RunDirectory(folder)
+    warnings = EarlyWarnings(directory, EarlyWarning())
+    for number, step in enumerate(steps, start=1):
+        warnings.observe(number, step["metrics"], groups_of(step))
+    found: dict[str, int] = {}
+    for line in directory.read_warnings():
+        found.setdefault(line["name"], line["step"])
+    return found
