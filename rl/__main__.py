@@ -83,17 +83,20 @@ def sft(argv: list[str]) -> int:
 
 
 def evaluate(argv: list[str]) -> int:
-    """Score a model on the held-out prompts."""
+    """Score a model, a checkpoint or a served model on the evaluation sets."""
+    from rl.remote.options import add_options, endpoint_of, output_of
+
     parser = _config_parser("evaluate", evaluate)
-    parser.add_argument("--model", help="model folder or checkpoint; short for actor_config.load=MODEL")
+    add_options(parser)
     arguments = _parse_run(parser, argv, learns=False)
-    if arguments.model:
+    endpoint, output = endpoint_of(arguments), output_of(arguments)
+    if arguments.model and endpoint is None:
         arguments.overrides.append(f"actor_config.load={arguments.model}")
     _log_to_terminal()
-    config = _checked_config(arguments, "evaluate")
+    config = _checked_config(arguments, "endpoint" if endpoint else "evaluate")
     from rl import evaluate as page
 
-    page.main(config, _run_name(arguments), Path(config.actor_config.load))
+    page.main(config, _run_name(arguments), endpoint or Path(config.actor_config.load), output)
     return 0
 
 

@@ -102,6 +102,8 @@ class TrajectoryHeader:
     reward: float | None = None
     advantage: float | None = None
     exclusion: Exclusion | None = None
+    answer: str = ""
+    """The normalized answer, for the majority vote of an evaluation; empty in training."""
 
     @property
     def use(self) -> Use:

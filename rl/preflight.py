@@ -21,12 +21,15 @@ from rl.config.device import runs_on_cuda
 from rl.config.memory_check import memory_problems
 from rl.config.model_facts import find_model_facts
 from rl.config.problems import Problem, error, note, raise_errors, warning
+from rl.config.rules import is_built_in
 from rl.config.schema import Config, Device
 from rl.config.validate import Task, find_problems
 from rl.data.cursor import prompt_cursor
 from rl.data.rows import recorded_prompt_type
 from rl.errors import ConfigError, DataError, ModelError, RewardError, ToolError, unknown_name
 from rl.observability.trackers import check_trackers
+from rl.remote.client import Endpoint
+from rl.remote.launch import check_endpoint
 from rl.rewards.registry import Reward, misspelled_kwargs
 from rl.rewards.rows import row_problems
 from rl.rollout.dialog import Dialog, configured_tokenizer
@@ -51,7 +54,7 @@ def preflight(config: Config) -> tuple[list[Prompt], list[Prompt]]:
     """Check a training run on this machine.
 
     Returns:
-        The training prompts and the held-out ones of at most `max_prompt_length` tokens.
+        The training prompts and the evaluation prompts, each of at most `max_prompt_length` tokens.
 
     Raises:
         ConfigError: Something is wrong; the message has a line for each finding.
@@ -60,12 +63,12 @@ def preflight(config: Config) -> tuple[list[Prompt], list[Prompt]]:
     """
     parts = RunParts(config)
     raise_errors(_run_problems(parts, frozenset(), is_strict=True))
-    _log_warnings(_prompt_type_problems(config))
+    _log_warnings(_prompt_type_problems(parts))
     for text in parts.toolbox.warnings if parts.toolbox else []:
         logger.warning("%s", text)
     kept = parts.short_prompts("data_path")
     check_place(config, prompt_cursor(kept, config), kept)
-    return kept, parts.short_prompts("test_data_path")
+    return kept, parts.short_prompts("eval_data_path")
 
 
 def preflight_replay(config: Config) -> list[RecordedStep]:
@@ -95,8 +98,8 @@ def preflight_replay(config: Config) -> list[RecordedStep]:
         ]
     )
     _log_warnings(iter(recorded))
-    if config.megatron_training.test_data_path:
-        logger.info("megatron_training.test_data_path: a replay has no engine and evaluates nothing")
+    if config.megatron_training.eval_data_path:
+        logger.info("megatron_training.eval_data_path: a replay has no engine and evaluates nothing")
     return find_recorded_steps(Path(str(config.megatron_training.replay)))
 
 
@@ -122,7 +125,7 @@ def preflight_sft(config: Config) -> Dialog:
             *memory_problems(config, with_engines=False),
         ]
     )
-    _log_warnings(_prompt_type_problems(config))
+    _log_warnings(_prompt_type_problems(parts))
     return parts.dialog
 
 
@@ -130,7 +133,7 @@ def preflight_evaluation(config: Config) -> list[Prompt]:
     """Check an evaluation on this machine: as `preflight`, without training prompts, actor and checkpoint.
 
     Returns:
-        The held-out prompts of at most `max_prompt_length` tokens.
+        The evaluation prompts of at most `max_prompt_length` tokens.
 
     Raises:
         ConfigError: Something is wrong; the message has a line for each finding.
@@ -146,15 +149,48 @@ def preflight_evaluation(config: Config) -> list[Prompt]:
         *_environment_problems(config),
         *_engine_problems(config, is_strict=True),
         *_device_problems(config),
-        *_data_problems(parts, ("test_data_path",), is_strict=True, with_rewards=True),
+        *_data_problems(parts, ("eval_data_path",), is_strict=True, with_rewards=True),
         *_model_problems(parts, is_strict=True),
         *memory_problems(config, with_actor=False),
     ]
-    if not config.megatron_training.test_data_path:
-        problems.append(error("megatron_training.test_data_path: must name held-out prompts, got nothing. Set a file."))
+    problems += _evaluation_problems(config)
     raise_errors(problems)
-    _log_warnings(_prompt_type_problems(config))
-    return parts.short_prompts("test_data_path")
+    _log_warnings(_prompt_type_problems(parts))
+    return parts.short_prompts("eval_data_path")
+
+
+def preflight_endpoint(config: Config, endpoint: Endpoint) -> list[Prompt]:
+    """Check an evaluation of a model behind a server: as `preflight_evaluation`, without model, tokenizer and engine.
+
+    Returns:
+        The evaluation prompts.
+
+    Raises:
+        ConfigError: Something is wrong; the message has a line for each finding.
+        ServiceError: The server does not answer.
+    """
+    parts, rl = RunParts(config), config.rl_config
+    problems = [
+        *find_problems(config, task=Task.ENDPOINT),
+        *_place_problems(config),
+        *_reward_problems(parts),
+        *_tool_problems(parts, is_strict=True),
+        *_data_problems(parts, ("eval_data_path",), is_strict=True, with_rewards=True),
+        *_evaluation_problems(config),
+    ]
+    if rl.prompt_type not in TEMPLATES:
+        problems.append(error(unknown_name("rl_config.prompt_type", rl.prompt_type, TEMPLATES)))
+    for key in ("environment", "rollout_function"):
+        if not is_built_in(rl, key):
+            problems.append(
+                error(
+                    f"rl_config.{key}: needs the tokens of an engine, got {getattr(rl, key)} with --endpoint. Evaluate "
+                    "a model folder instead: --model FOLDER."
+                )
+            )
+    raise_errors(problems)
+    check_endpoint(endpoint)
+    return [prompt for file in parts.files("eval_data_path") for prompt in parts.prompts(file)]
 
 
 def inspect_run(config: Config, given: frozenset[str] = frozenset(), *, is_strict: bool) -> list[Problem]:
@@ -193,11 +229,11 @@ def run_checks(
             "devices": lambda: _device_problems(config),
             "memory": lambda: memory_problems(config, with_actor=not config.megatron_training.rollout_only),
         }
-    keys = ("data_path", "test_data_path")
+    keys = ("data_path", "eval_data_path")
     return checks | {
         "data": lambda: [
             *_data_problems(parts, keys, is_strict=is_strict, with_rewards=True),
-            *_prompt_type_problems(config),
+            *_prompt_type_problems(parts),
         ],
         "model and chat template": lambda: _model_problems(parts, is_strict=is_strict),
     }
@@ -289,6 +325,11 @@ def _service_problems(toolbox: Toolbox, *, is_strict: bool) -> Iterator[Problem]
         yield error(text) if is_strict else note(f"{text} Not checked here.")
 
 
+def _evaluation_problems(config: Config) -> Iterator[Problem]:
+    if not config.megatron_training.eval_data_path:
+        yield error("megatron_training.eval_data_path: must name evaluation sets, got nothing. Set a file.")
+
+
 def _data_problems(
     parts: RunParts, keys: tuple[str, ...], *, is_strict: bool, with_rewards: bool = False
 ) -> Iterator[Problem]:
@@ -296,33 +337,29 @@ def _data_problems(
     training = parts.config.megatron_training
     if "data_path" in keys and not training.data_path:
         yield error("megatron_training.data_path: must name a data file, got nothing. Set what `rl preprocess` wrote.")
-    for key in keys:
-        path = getattr(training, key)
-        if not path:
-            continue
-        if not is_strict and not Path(path).exists():
-            yield note(f"megatron_training.{key}: no file '{path}' on this machine. Not checked here.")
+    for file in (file for key in keys for file in parts.files(key)):
+        if not is_strict and not file.path.exists():
+            yield note(f"{file.where}: no file '{file.path}' on this machine. Not checked here.")
             continue
         try:
-            prompts = parts.prompts(key)
+            prompts = parts.prompts(file)
         except DataError as failure:
-            yield error(f"megatron_training.{key}: {failure}")
+            yield error(f"{file.where}: {failure}")
             continue
         if with_rewards:
             rewards = [found for found in parts.rewards if isinstance(found, Reward)]
-            for problem in row_problems(rewards, prompts, Path(path)):
-                yield error(f"megatron_training.{key}: {problem}")
+            for problem in row_problems(rewards, prompts, file.path):
+                yield error(f"{file.where}: {problem}")
 
 
-def _prompt_type_problems(config: Config) -> Iterator[Problem]:
+def _prompt_type_problems(parts: RunParts) -> Iterator[Problem]:
     """Compare the `prompt_type` that rows were preprocessed for with the one they are rendered with."""
-    training, prompt_type = config.megatron_training, config.rl_config.prompt_type
-    for key in ("data_path", "test_data_path"):
-        path = getattr(training, key)
-        noted = recorded_prompt_type(Path(path)) if path else None
+    prompt_type = parts.config.rl_config.prompt_type
+    for file in (*parts.files("data_path"), *parts.files("eval_data_path")):
+        noted = recorded_prompt_type(file.path)
         if noted not in (None, prompt_type):
             yield warning(
-                f"megatron_training.{key}: its rows were preprocessed for prompt_type '{noted}', got "
+                f"{file.where}: its rows were preprocessed for prompt_type '{noted}', got "
                 f"rl_config.prompt_type '{prompt_type}'. Set rl_config.prompt_type={noted}, or preprocess them again."
             )
 

@@ -136,8 +136,9 @@ def _file_of(source: Path, step: int | None) -> Path:
 def _prompts(config: Config) -> dict[str, Prompt]:
     """Load the rows of the existing data files, by id."""
     training = config.megatron_training
-    paths = [Path(path) for path in (training.data_path, training.test_data_path) if path and Path(path).is_file()]
-    return {prompt.id: prompt for path in paths for prompt in load_prompts(path)}
+    files = [(training.data_path, None), *((path, name) for name, path in training.eval_data_path.items())]
+    there = [(path, name) for path, name in files if path and Path(path).is_file()]
+    return {prompt.id: prompt for path, name in there for prompt in load_prompts(path, evaluation_set=name)}
 
 
 def _prompt_of(record: dict[str, Any], prompts: dict[str, Prompt]) -> Prompt | None:

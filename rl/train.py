@@ -24,7 +24,7 @@ def main(config: Config, name: str) -> None:
         TurnwiseError: An error that the user can fix.
     """
     recorded = preflight_replay(config) if config.megatron_training.replay else None
-    prompts, held_out = preflight(config) if recorded is None else (None, [])
+    prompts, evaluation = preflight(config) if recorded is None else (None, [])
     with (
         Run.open(config, name) as run,
         launch(
@@ -37,17 +37,17 @@ def main(config: Config, name: str) -> None:
         run.watching(cluster.rollouts),
     ):
         assert cluster.actor is not None and cluster.rollouts is not None, "training asked for both"
-        train(config, run, cluster.actor, cluster.rollouts, held_out)
+        train(config, run, cluster.actor, cluster.rollouts, evaluation)
 
 
-def train(config: Config, run: Run, actor: Actor, rollouts: Rollouts, held_out: list[Prompt]) -> None:
+def train(config: Config, run: Run, actor: Actor, rollouts: Rollouts, evaluation: list[Prompt]) -> None:
     """Run the remaining steps; a resumed run continues from its checkpoint."""
     training = config.megatron_training
     layout = packing_layout(config, num_data_parallel=actor.num_data_parallel)
     start_step = run.resume(actor, rollouts)
     publish_weights(actor, rollouts, version=start_step)
-    if training.test_before_train:
-        run.log_evaluation(start_step, evaluate(config, rollouts, held_out), rollouts)
+    if training.eval_before_train:
+        run.log_evaluation(start_step, evaluate(config, rollouts, evaluation), rollouts)
 
     for step in run.steps(start_step):
         with run.step(step) as metrics:
@@ -72,9 +72,9 @@ def train(config: Config, run: Run, actor: Actor, rollouts: Rollouts, held_out: 
                 with metrics.time("update_weights"):
                     publish_weights(actor, rollouts, version=step + 1)
             metrics.record(groups, rollouts)
-            if run.is_test_due(step):
-                with metrics.time("testing"):
-                    run.log_evaluation(step + 1, evaluate(config, rollouts, held_out), rollouts)
+            if run.is_evaluation_due(step):
+                with metrics.time("evaluation"):
+                    run.log_evaluation(step + 1, evaluate(config, rollouts, evaluation), rollouts)
             if run.is_save_due(step):
                 with metrics.time("save_checkpoint"):
                     run.save(step + 1, actor, rollouts)

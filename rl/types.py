@@ -73,12 +73,15 @@ class Prompt:
     """One dataset row."""
 
     id: str
-    """Unique and stable across runs: data file stem and row number, with `@<epoch>` from the second epoch on."""
+    """Unique and stable across runs: name of the evaluation set, or in training the data file's stem, and row number,
+    with `@<epoch>` from the second epoch on."""
     messages: list[Message]
     ground_truth: str
     data_source: str
     extra: dict[str, Any] = field(default_factory=dict)
     """The remaining columns of the row, for rewards."""
+    evaluation_set: str | None = None
+    """Name of the evaluation set that the row belongs to; None in training."""
 
 
 @dataclass(slots=True, frozen=True)

@@ -1,7 +1,7 @@
 """Make the quickstart's data: questions of eight reasoning-gym tasks, and demonstrations of how to answer with a tool.
 
     <output>/train.parquet            training prompts
-    <output>/test.parquet             held-out prompts; their questions occur in no other file
+    <output>/eval.parquet             evaluation prompts; their questions occur in no other file
     <output>/demonstrations.parquet   conversations with a call and its real output, and direct answers
 
 Demonstrations of one task always call the code interpreter. Of five tasks a third of the demonstrations call it; the
@@ -106,17 +106,17 @@ def _say(text: str, **more: Any) -> dict[str, Any]:
     return {"role": "assistant", "content": text, **more}
 
 
-def make_data(output: Path, num_train: int, num_test: int, num_demonstrations: int, seed: int) -> None:
+def make_data(output: Path, num_train: int, num_eval: int, num_demonstrations: int, seed: int) -> None:
     """Write the three files, unless they were already made with the same arguments.
 
     Args:
         output: Folder to write to.
         num_train: Training prompts of each task.
-        num_test: Held-out prompts of each task.
+        num_eval: Evaluation prompts of each task.
         num_demonstrations: Demonstrations in total.
         seed: Seed of all questions.
     """
-    wanted = {"train": num_train, "test": num_test, "demonstrations": num_demonstrations, "seed": seed}
+    wanted = {"train": num_train, "eval": num_eval, "demonstrations": num_demonstrations, "seed": seed}
     manifest = output / "manifest.json"
     if manifest.is_file() and json.loads(manifest.read_text()) == wanted:
         print(f"make_data: {output} exists already")
@@ -125,7 +125,7 @@ def make_data(output: Path, num_train: int, num_test: int, num_demonstrations: i
     manifest.unlink(missing_ok=True)
     taken: set[str] = set()
     tasks = (*PROGRAMS, *UNDEMONSTRATED)
-    test = [row for i, task in enumerate(tasks) for row in make_rows(task, num_test, seed * 1000 + i, taken)]
+    evaluation = [row for i, task in enumerate(tasks) for row in make_rows(task, num_eval, seed * 1000 + i, taken)]
     train = [row for i, task in enumerate(tasks) for row in make_rows(task, num_train, seed * 1000 + 100 + i, taken)]
     share = -(-num_demonstrations // len(PROGRAMS))
     pools = [make_rows(task, share, seed * 1000 + 200 + i, taken) for i, task in enumerate(PROGRAMS)] if share else []
@@ -135,7 +135,7 @@ def make_data(output: Path, num_train: int, num_test: int, num_demonstrations: i
         for number, row in enumerate(rows)
     ]
     random.Random(seed).shuffle(demonstrations)
-    for name, rows in (("test", test), ("train", train), ("demonstrations", demonstrations[:num_demonstrations])):
+    for name, rows in (("eval", evaluation), ("train", train), ("demonstrations", demonstrations[:num_demonstrations])):
         pq.write_table(pa.Table.from_pylist(rows), output / f"{name}.parquet")
         print(f"make_data: {output / name}.parquet, {len(rows)} rows")
     manifest.write_text(json.dumps(wanted) + "\n")
@@ -151,11 +151,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--output", type=Path, default=Path("data/quickstart"))
     parser.add_argument("--train", type=int, default=128, help="training prompts of each task")
-    parser.add_argument("--test", type=int, default=25, help="held-out prompts of each task")
+    parser.add_argument("--eval", type=int, default=25, help="evaluation prompts of each task")
     parser.add_argument("--demonstrations", type=int, default=192, help="in total; two tasks have none")
     parser.add_argument("--seed", type=int, default=1)
     given = parser.parse_args()
-    make_data(given.output, given.train, given.test, given.demonstrations, given.seed)
+    make_data(given.output, given.train, given.eval, given.demonstrations, given.seed)
 
 
 if __name__ == "__main__":

@@ -2,7 +2,7 @@
 
     <output>/corpus.jsonl             countries, their capitals, and passages of Wikipedia articles
     <output>/train.parquet            training questions
-    <output>/test.parquet             held-out questions about countries that occur in no other file
+    <output>/eval.parquet             evaluation questions about countries that occur in no other file
     <output>/demonstrations.parquet   conversations with searches and their real results, and direct answers
 
 Demonstrations of questions about capitals always search. A third of the others search once per hop. The rest answer
@@ -149,7 +149,7 @@ def make_data(
         output: Folder to write to.
         countries: Countries to ask about.
         passages: Further documents of the corpus.
-        wanted: Number of rows of `train`, `test` and `demonstrations`; half of each are two-hop questions.
+        wanted: Number of rows of `train`, `eval` and `demonstrations`; half of each are two-hop questions.
         seed: Seed of all random choices.
     """
     output.mkdir(parents=True, exist_ok=True)
@@ -157,14 +157,16 @@ def make_data(
     (output / "corpus.jsonl").write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in documents))
     index, rng = open_index(output / "corpus.jsonl"), random.Random(seed)
     shuffled = rng.sample(countries, len(countries))
-    held_out, known = shuffled[: len(shuffled) // 5], shuffled[len(shuffled) // 5 :]
-    test, pool = _draw(held_out, index, rng), _draw(known, index, rng)
+    unknown, known = shuffled[: len(shuffled) // 5], shuffled[len(shuffled) // 5 :]
+    evaluation, pool = _draw(unknown, index, rng), _draw(known, index, rng)
     shown, train = pool[: wanted["demonstrations"]], pool[wanted["demonstrations"] :]
     demonstrations = [
         demonstrate(row, results if row["fact"] == "capital" or number // 2 % SEARCH_EVERY == 0 else [])
         for number, (row, results) in enumerate(shown)
     ]
-    questions = {name: [row for row, _ in rows[: wanted[name]]] for name, rows in (("train", train), ("test", test))}
+    questions = {
+        name: [row for row, _ in rows[: wanted[name]]] for name, rows in (("train", train), ("eval", evaluation))
+    }
     for name, rows in {**questions, "demonstrations": demonstrations}.items():
         pq.write_table(pa.Table.from_pylist(rows), output / f"{name}.parquet")
         print(f"make_data: {output / name}.parquet, {len(rows)} rows")
@@ -184,11 +186,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--output", type=Path, default=Path("data/search"))
     parser.add_argument("--train", type=int, default=1024)
-    parser.add_argument("--test", type=int, default=200)
+    parser.add_argument("--eval", type=int, default=200)
     parser.add_argument("--demonstrations", type=int, default=192)
     parser.add_argument("--seed", type=int, default=1)
     given = parser.parse_args()
-    wanted = {name: getattr(given, name) for name in ("train", "test", "demonstrations")}
+    wanted = {name: getattr(given, name) for name in ("train", "eval", "demonstrations")}
     manifest, made = given.output / "manifest.json", {**wanted, "seed": given.seed}
     if manifest.is_file() and json.loads(manifest.read_text()) == made:
         print(f"make_data: {given.output} exists already")

@@ -35,5 +35,5 @@ class DatasetConfig(Section):
     `rl_config.prompt_type`; here it is recorded with the rows, and a run with another one warns."""
     seed: Seed = 1234
     """Seed of the shuffle before the split."""
-    test_size: int = Field(default=0, ge=0, le=1_000_000_000)
-    """Rows to hold out in `<output_prefix>_test.parquet`; 0 splits nothing and keeps the order."""
+    eval_size: int = Field(default=0, ge=0, le=1_000_000_000)
+    """Rows to put into `<output_prefix>_eval.parquet` instead; 0 splits nothing and keeps the order."""

@@ -19,7 +19,7 @@ def futile_problems(config: Config) -> Iterator[Problem]:
 def _evaluation_problems(config: Config) -> Iterator[Problem]:
     training, sampling = config.megatron_training, config.generate_config.eval_sampling_config
     where = "generate_config.eval_sampling_config"
-    if not training.test_data_path:
+    if not training.eval_data_path:
         return
     if sampling.num_samples > 1 and (sampling.temperature == 0 or sampling.top_k == 1):
         cause = "temperature 0" if sampling.temperature == 0 else "top_k 1"
@@ -27,19 +27,20 @@ def _evaluation_problems(config: Config) -> Iterator[Problem]:
             f"{where}.num_samples: with {cause} all samples of a prompt are the same, got {sampling.num_samples}. "
             "Set a temperature above 0 and top_k -1, or num_samples to 1."
         )
-    if training.data_path and os.path.realpath(training.test_data_path) == os.path.realpath(training.data_path):
+    for path in training.eval_data_path.values():
+        if training.data_path and os.path.realpath(path) == os.path.realpath(training.data_path):
+            yield warning(
+                f"megatron_training.eval_data_path: has the file that is trained on, got '{path}', so an evaluation "
+                "does not show what is learned. Split rows off with eval_size of `rl preprocess`."
+            )
+    if not (training.eval_interval or training.eval_before_train or training.eval_after_train):
         yield warning(
-            f"megatron_training.test_data_path: is the file that is trained on, got '{training.test_data_path}', so an "
-            "evaluation does not show what is learned. Hold rows out with test_size of `rl preprocess`."
+            "megatron_training.eval_data_path: is not read by `rl train`, since eval_interval is 0, eval_before_train "
+            "and eval_after_train false. Set one of them."
         )
-    if not (training.test_freq or training.test_before_train or training.test_after_train):
+    elif training.eval_interval > training.train_iters:
         yield warning(
-            "megatron_training.test_data_path: is not read by `rl train`, since test_freq is 0, test_before_train and "
-            "test_after_train false. Set one of them."
-        )
-    elif training.test_freq > training.train_iters:
-        yield warning(
-            f"megatron_training.test_freq: has no effect, got {training.test_freq}, because the run ends after "
+            f"megatron_training.eval_interval: has no effect, got {training.eval_interval}, because the run ends after "
             f"{training.train_iters} steps, its train_iters. Lower it."
         )
 

@@ -29,7 +29,7 @@ class SamplingConfig(Section):
 
 @dataclass(config=CHECKED)
 class EvalSamplingConfig(Section):
-    """How held-out prompts are sampled."""
+    """How answers are sampled in an evaluation."""
 
     temperature: float = Field(default=0.0, ge=0, le=100)
     """Softmax temperature; 0 takes the likeliest token."""
@@ -38,7 +38,7 @@ class EvalSamplingConfig(Section):
     top_k: TopK = -1
     """Sample from this many of the likeliest tokens; -1: all."""
     num_samples: Count = 1
-    """Trajectories of a prompt; the k of mean@k."""
+    """Trajectories of a prompt; the k of mean@k, best@k and maj@k."""
 
 
 @dataclass(config=CHECKED)

@@ -9,9 +9,10 @@ from __future__ import annotations
 import os
 import re
 from enum import Enum, StrEnum
+from pathlib import PurePath
 from typing import Annotated, Any
 
-from pydantic import AfterValidator, ConfigDict, Field, GetCoreSchemaHandler
+from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, GetCoreSchemaHandler
 from pydantic_core import CoreSchema
 
 CHECKED = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False, use_attribute_docstrings=True)
@@ -155,8 +156,23 @@ def _unreachable(path: str) -> str | None:
     return None
 
 
+def _sets(value: Any) -> Any:
+    """Name a single path after its file, and check the names of several."""
+    if isinstance(value, str):
+        return {PurePath(value).stem: value} if value else {}
+    for name in value if isinstance(value, dict) else ():
+        if not name or "/" in name or (name == "all" and len(value) > 1):
+            raise ValueError(
+                f"a set cannot be named '{name}', because metrics are named after sets and `all` is all of them. "
+                "Choose another name, without a slash."
+            )
+    return value
+
+
 InputPath = Annotated[str, AfterValidator(_path), Place.INPUT]
 """Path of a file or folder that is read."""
+EvaluationSets = Annotated[dict[str, InputPath], BeforeValidator(_sets), Place.INPUT]
+"""Files that are read, by the names of evaluation sets."""
 OutputPath = Annotated[str, AfterValidator(_path), Place.OUTPUT]
 """Path of a file or folder that is written."""
 CodeName = Annotated[str, Place.CODE]

@@ -1,4 +1,4 @@
-"""Keys of MindSpeed-RL that Turnwise does not have, and the answer to each.
+"""Keys of MindSpeed-RL that Turnwise does not have, and earlier names of its own, with the answer to each.
 
 A key that would change nothing gives a warning. A key that cannot be ignored without changing results is an error.
 docs/migrating.md shows the same table.
@@ -16,7 +16,7 @@ from rl.config.schema import Config, DatasetConfig
 
 @dataclass(slots=True, frozen=True)
 class Migration:
-    """The answer to one key of MindSpeed-RL."""
+    """The answer to one key."""
 
     advice: str
     """What to do, or why nothing needs to be done, in sentences."""
@@ -87,10 +87,7 @@ _MEGATRON: dict[str, Migration] = {
         Migration("generate_config.offload_train_optimizer says what leaves the device. Remove it."),
     ),
     "log_interval": Migration("Every step is logged. Remove it."),
-    **dict.fromkeys(
-        ("eval_interval", "eval_iters"),
-        Migration("Evaluations are megatron_training.test_freq steps apart. Remove it."),
-    ),
+    "eval_iters": Migration("An evaluation runs all questions of megatron_training.eval_data_path. Remove it."),
     **dict.fromkeys(
         ("lora_r", "lora_alpha", "lora_fusion", "lora_target_modules", "lora_ckpt_filter"), Migration(_LORA, ())
     ),
@@ -115,7 +112,7 @@ _MEGATRON: dict[str, Migration] = {
     "init_method_std": Migration("Weights come from actor_config.load. Remove it."),
     "distributed_backend": Migration("It is NCCL on CUDA and gloo on CPU. Remove it."),
     "no_shared_storage": Migration("Data files are read by the driver only. Remove it."),
-    "split": Migration("Held-out prompts are a file of their own, test_data_path. Remove it."),
+    "split": Migration("Evaluation prompts are files of their own, eval_data_path. Remove it."),
     "no_shuffle": Migration("Prompts are shuffled anew in each epoch, by megatron_training.seed. Remove it."),
     "full_shuffle_instruction_dataset": Migration("Prompts are shuffled in each epoch. Remove it."),
 }
@@ -242,6 +239,14 @@ _GENERATE: dict[str, Migration] = {
     "sampling_config.seed": Migration("Seeds of requests follow from megatron_training.seed. Remove it."),
 }
 
+RENAMED = {
+    "megatron_training.test_data_path": "megatron_training.eval_data_path",
+    "megatron_training.test_freq": "megatron_training.eval_interval",
+    "megatron_training.test_before_train": "megatron_training.eval_before_train",
+    "megatron_training.test_after_train": "megatron_training.eval_after_train",
+}
+"""Turnwise's own earlier keys, with their present names. Either name replaces a value that an earlier file gave."""
+
 _BELONG_TO_ACTOR = (
     "lr",
     "min_lr",
@@ -264,6 +269,7 @@ MIGRATION: dict[str, Migration] = {
         f"megatron_training.{key}": Migration(f"Here it is actor_config.{key}.", moved_to=f"actor_config.{key}")
         for key in _BELONG_TO_ACTOR
     },
+    **{old: Migration(f"It is called {new} now.", moved_to=new) for old, new in RENAMED.items()},
     **{f"actor_config.{key}": entry for key, entry in _ACTOR.items()},
     **{f"rl_config.{key}": entry for key, entry in _RL.items()},
     **{f"generate_config.{key}": entry for key, entry in _GENERATE.items()},
@@ -304,6 +310,9 @@ DATASET_MIGRATION: dict[str, Migration] = {
     **dict.fromkeys(
         ("workers", "n_subs", "log_interval", "streaming", "overwrite_cache", "cache_dir", "script_data_dir"),
         Migration("Files are read once, without a cache. Remove it."),
+    ),
+    "test_size": Migration(
+        "It is called eval_size now, and writes <output_prefix>_eval.parquet.", moved_to="eval_size"
     ),
     "interleave_probs": Migration("One dataset is one file; join files beforehand.", (None,)),
     "enable_thinking": Migration("The template decides it, rl_config.prompt_type. Remove it.", (False,)),

@@ -1,11 +1,11 @@
-"""Keys and names of MindSpeed-RL that have another name here: the value is taken over, with a warning."""
+"""Keys and names with another name here, MindSpeed-RL's and earlier ones: values are taken over, with a warning."""
 
 from __future__ import annotations
 
 import copy
 from typing import Any
 
-from rl.config.migration import MIGRATIONS, NO_ARCHITECTURE
+from rl.config.migration import MIGRATIONS, NO_ARCHITECTURE, RENAMED
 from rl.config.moved_trackers import take_over_trackers
 from rl.config.problems import Problem, warning
 from rl.config.schema import Config
@@ -42,7 +42,9 @@ def take_over(root: type, tree: Any) -> tuple[dict[str, Any], list[Problem]]:
             value, kept = old.pop(key), "taken over"
             new_section, _, new_key = entry.moved_to.rpartition(".")
             new = _mapping_at(tree, new_section, make=True)
-            if new is None or new_key in new:
+            if path in RENAMED and new is not None and new.get(new_key) == value:
+                pass  # `with_new_names` has taken it over
+            elif new is None or new_key in new:
                 kept = f"left out beside {entry.moved_to}"
             else:
                 new[new_key] = value
@@ -50,6 +52,21 @@ def take_over(root: type, tree: Any) -> tuple[dict[str, Any], list[Problem]]:
     if root is Config:
         problems += [*_model_sections(tree), *_reward_names(tree), *_penalty_name(tree), *take_over_trackers(tree)]
     return tree, problems
+
+
+def with_new_names(content: dict[str, Any]) -> None:
+    """Give the values of earlier keys in one file their present names too; `take_over` removes the earlier ones.
+
+    Done before files are composed, so that a value replaces those of earlier files, whichever name they use.
+
+    Args:
+        content: Changed in place.
+    """
+    for old, new in RENAMED.items():
+        section, _, key = old.rpartition(".")
+        keys = _mapping_at(content, section)
+        if keys is not None and key in keys:
+            keys.setdefault(new.rpartition(".")[2], keys[key])
 
 
 def _mapping_at(tree: Any, path: str, *, make: bool = False) -> dict[str, Any] | None:

@@ -17,6 +17,7 @@ from omegaconf.errors import GrammarParseError, OmegaConfBaseException
 
 from rl.config.keys import field_types, not_null
 from rl.config.kinds import Choice
+from rl.config.migration import RENAMED
 from rl.config.yaml_files import parse_yaml, unfinished_reference
 from rl.errors import ConfigError
 
@@ -70,6 +71,10 @@ def read_overrides(root: type, overrides: Iterable[str], is_group: Callable[[str
                     f"override: '{key}' cannot be a key, got '{override}'. Write the names of sections and key with "
                     "dots between them: rl_config.epochs=2."
                 )
+            present = RENAMED.get(key)
+            if present is not None:  # the earlier name stays, for a note
+                _, kind = _place(root, present)
+                read.values.append((present.split("."), _value(kind, typed.strip(), override)))
             read.values.append((names, _value(kind, typed.strip(), override)))
     return read
 

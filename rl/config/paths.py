@@ -57,7 +57,9 @@ def locate_files(config: Config | DatasetConfig, folder: Path) -> None:
     """
     folders = (folder, folder.resolve().parent)
     for path in path_keys(type(config), Place.INPUT):
-        if value := value_at(config, path):
+        if isinstance(value := value_at(config, path), dict):
+            set_value(config, path, {name: locate(file, folders) for name, file in value.items()})
+        elif value:
             set_value(config, path, locate(value, folders))
     for path in path_keys(type(config), Place.OUTPUT):
         set_value(config, path, os.path.expanduser(value_at(config, path)))

@@ -176,8 +176,10 @@ def is_built_in(rl: RLConfig, key: str) -> bool:
 def run_problems(config: Config) -> Iterator[Problem]:
     """The run's paths and names."""
     training = config.megatron_training
-    if training.test_freq > 0 and not training.test_data_path:
-        yield warning("megatron_training.test_freq: has no effect without test_data_path. Set that, or remove this.")
+    if training.eval_interval > 0 and not training.eval_data_path:
+        yield warning(
+            "megatron_training.eval_interval: has no effect without eval_data_path. Set that, or remove this."
+        )
     if training.profile_step is not None and training.profile_step > training.train_iters:
         yield warning(
             f"megatron_training.profile_step: has no effect, the run has {training.train_iters} steps, got "

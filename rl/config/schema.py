@@ -24,6 +24,7 @@ from rl.config.kinds import (
     CodeName,
     Count,
     Device,
+    EvaluationSets,
     InputPath,
     KlControl,
     KlPenalty,
@@ -84,8 +85,9 @@ class MegatronTraining(Section):
     """Tokenizer folder; by default `actor_config.load`."""
     data_path: InputPath = ""
     """Training prompts: a parquet or jsonl file that `rl preprocess` wrote; for `rl sft` the demonstrations."""
-    test_data_path: InputPath | None = None
-    """Held-out prompts of the same form, for evaluation."""
+    eval_data_path: EvaluationSets = field(default_factory=dict)
+    """Evaluation sets: a mapping of names to files of the same form, `{math: a.parquet, search: b.parquet}`. A path
+    alone is one set, named after the file."""
     global_batch_size: Count = 32
     """Prompts of one step (demonstrations, for `rl sft`)."""
     train_iters: StepsOrZero = 100
@@ -103,12 +105,12 @@ class MegatronTraining(Section):
     """Steps between recordings of every token with its log-probs (`tokens/` of the run directory), for `rl explain`,
     `rl view --tokens` and `replay`; the first step is recorded too, 0 records none. A recorded step takes one more
     forward pass. Not read by `rl sft`."""
-    test_freq: StepsOrZero = 0
-    """Steps between evaluations; 0 evaluates only as `test_before_train` and `test_after_train` say."""
-    test_before_train: bool = True
-    """Evaluate before the first step, where `test_data_path` is given."""
-    test_after_train: bool = True
-    """Evaluate after the last step, where `test_data_path` is given."""
+    eval_interval: StepsOrZero = 0
+    """Steps between evaluations; 0 evaluates only as `eval_before_train` and `eval_after_train` say."""
+    eval_before_train: bool = True
+    """Evaluate before the first step, where `eval_data_path` is given."""
+    eval_after_train: bool = True
+    """Evaluate after the last step, where `eval_data_path` is given."""
     bf16: bool = True
     """Compute in bfloat16 with float32 main parameters; false computes in float32."""
     use_distributed_optimizer: bool = True

@@ -19,6 +19,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import GrammarParseError, OmegaConfBaseException
 
+from rl.config.moved import with_new_names
 from rl.config.yaml_files import parse_mapping, read_text, unfinished_reference
 from rl.errors import ConfigError
 
@@ -89,6 +90,7 @@ class _YamlFiles(FileConfigSource):
         text = read_text(file)
         content = parse_mapping(file, text)
         _check_defaults(file, content.get("defaults", []))
+        with_new_names(content)
         try:
             header = self._get_header_dict(text)
             node = OmegaConf.create(content)

@@ -28,6 +28,8 @@ class Task(Enum):
     TRAIN = "train"
     SFT = "sft"
     EVALUATE = "evaluate"
+    ENDPOINT = "endpoint"
+    """An evaluation of a model behind a server: no model, tokenizer or engine here."""
 
 
 def find_problems(config: Config, given: frozenset[str] = frozenset(), task: Task = Task.TRAIN) -> list[Problem]:
@@ -45,11 +47,13 @@ def find_problems(config: Config, given: frozenset[str] = frozenset(), task: Tas
 
 
 def _rule_problems(config: Config, given: frozenset[str], task: Task) -> Iterator[Problem]:
-    facts, model_problems = find_model_facts(config)
     yield from run_problems(config)
     yield from in_process_problems(config)
-    yield from model_problems
     yield from multi_turn_problems(config)
+    if task is Task.ENDPOINT:
+        return
+    facts, model_problems = find_model_facts(config)
+    yield from model_problems
     if task is not Task.EVALUATE:
         yield from parallel_problems(config, facts)
     if task is not Task.SFT:

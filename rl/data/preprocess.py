@@ -48,7 +48,7 @@ _OWN_COLUMNS = (*COLUMNS, "labels")  # `labels` is MindSpeed-RL's name for `grou
 
 
 def preprocess(config: DatasetConfig) -> Path:
-    """Write `<output_prefix>.parquet`, and `<output_prefix>_test.parquet` if rows are held out.
+    """Write `<output_prefix>.parquet`, and `<output_prefix>_eval.parquet` with `eval_size` rows.
 
     The columns are `messages` (JSON text), `ground_truth`, `data_source` and the additional keys. Lists and records in
     additional columns are stored as JSON text, which `rl.data.rows` decodes. If an answer is a record with a
@@ -67,15 +67,15 @@ def preprocess(config: DatasetConfig) -> Path:
     _check(config)
     source = Path(config.input)
     rows = _convert_all(source, config)
-    if config.test_size >= len(rows):
+    if config.eval_size >= len(rows):
         raise DataError(
-            f"test_size: must be less than the {len(rows)} rows of {source}, got {config.test_size}. Lower it."
+            f"eval_size: must be less than the {len(rows)} rows of {source}, got {config.eval_size}. Lower it."
         )
     output = Path(f"{config.output_prefix}.parquet")
-    if config.test_size:
+    if config.eval_size:
         random.Random(config.seed).shuffle(rows)
-        held_out, rows = rows[: config.test_size], rows[config.test_size :]
-        _write(output.with_name(f"{output.stem}_test.parquet"), held_out, config.prompt_type)
+        evaluation, rows = rows[: config.eval_size], rows[config.eval_size :]
+        _write(output.with_name(f"{output.stem}_eval.parquet"), evaluation, config.prompt_type)
     _write(output, rows, config.prompt_type)
     return output
 

@@ -25,7 +25,9 @@ class _PromptRenderer(Protocol):
     def render_prompt(self, messages: list[Message]) -> list[int]: ...
 
 
-def load_prompts(path: str | Path, additional_keys: Sequence[str] = ()) -> list[Prompt]:
+def load_prompts(
+    path: str | Path, additional_keys: Sequence[str] = (), evaluation_set: str | None = None
+) -> list[Prompt]:
     """Read rows written by `rl.data.preprocess`.
 
     `messages` may be a list of records or JSON text. A ground truth that is not text becomes JSON text. Columns other
@@ -34,6 +36,7 @@ def load_prompts(path: str | Path, additional_keys: Sequence[str] = ()) -> list[
     Args:
         path: A .parquet, .jsonl or .json file.
         additional_keys: Extra required columns. `labels`, MindSpeed-RL's name for the ground truth, is ignored.
+        evaluation_set: Name of the set that the file is; it takes the place of the file's stem in ids.
 
     Returns:
         At least one prompt, in the order of the file.
@@ -44,7 +47,7 @@ def load_prompts(path: str | Path, additional_keys: Sequence[str] = ()) -> list[
     """
     path = Path(path)
     required = [key for key in additional_keys if key != "labels"]
-    return [_to_prompt(path, number, row, required) for number, row in iter_rows(path)]
+    return [_to_prompt(path, number, row, required, evaluation_set) for number, row in iter_rows(path)]
 
 
 def id_in_epoch(row_id: str, epoch: int) -> str:
@@ -161,7 +164,9 @@ def _length(prompt: Prompt, renderer: _PromptRenderer) -> int:
         raise DataError(f"row {prompt.id}: {error}") from error
 
 
-def _to_prompt(path: Path, number: int, row: dict[str, Any], required: Sequence[str]) -> Prompt:
+def _to_prompt(
+    path: Path, number: int, row: dict[str, Any], required: Sequence[str], evaluation_set: str | None
+) -> Prompt:
     where = f"{path}, row {number}"
     for key in (*COLUMNS, *required):
         if row.get(key) is None:
@@ -169,11 +174,12 @@ def _to_prompt(path: Path, number: int, row: dict[str, Any], required: Sequence[
             raise DataError(f"{where}: column '{key}' must have a value, got {got}. Run `python -m rl preprocess`.")
     truth = row["ground_truth"]
     return Prompt(
-        id=f"{path.stem}-{number}",
+        id=f"{evaluation_set or path.stem}-{number}",
         messages=read_messages(where, row["messages"], has_filler=path.suffix == ".parquet"),
         ground_truth=ground_truth_text(truth),
         data_source=str(row["data_source"]),
         extra={key: value for key, value in row.items() if key not in COLUMNS},
+        evaluation_set=evaluation_set,
     )
 
 

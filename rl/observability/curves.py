@@ -1,4 +1,4 @@
-"""Plots of a run: reward by step, and held-out accuracy with confidence intervals."""
+"""Plots of a run: reward by step, and accuracy with confidence intervals."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def _draw_accuracy(axes: Axes, evaluations: Sequence[Evaluation], base: Evaluati
         mean = base.accuracy["all"].mean
         axes.axhline(mean, color=_GRAY, linestyle="--", linewidth=1.4, label=f"base model, {mean:.2f}")
     num = points[-1].num_questions if points else 0
-    _format_axes(axes, f"Held-out accuracy, {num} questions, 95 % intervals", "accuracy", steps)
+    _format_axes(axes, f"Accuracy, {num} questions, 95 % intervals", "accuracy", steps)
     if points or base:
         axes.legend(frameon=False, loc="upper left")
 

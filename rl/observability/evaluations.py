@@ -10,7 +10,7 @@ _PREFIX, _ACCURACY = "val-core/", "/acc/mean@"
 
 @dataclass(slots=True, frozen=True)
 class Accuracy:
-    """Held-out accuracy of one source in one evaluation."""
+    """Accuracy on some questions in one evaluation."""
 
     mean: float
     low: float
@@ -21,7 +21,7 @@ class Accuracy:
 
 @dataclass(slots=True, frozen=True)
 class Evaluation:
-    """One evaluation: accuracy by source, `all` among them."""
+    """One evaluation: accuracy by the names of `rl.observability.evaluation_metrics.Figures`, `all` among them."""
 
     step: int
     accuracy: dict[str, Accuracy]

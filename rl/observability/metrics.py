@@ -1,4 +1,4 @@
-"""Metrics of rollouts, evaluations and speed: pure functions from trajectories and times to names and numbers.
+"""Metrics of rollouts and speed: pure functions from trajectories and times to names and numbers.
 
 Names follow verl's where verl has one. docs/metrics.md gives formula, healthy range and meaning of each.
 """
@@ -10,10 +10,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 
 from rl.batches import GroupHeader, TrajectoryHeader
-from rl.types import INFRASTRUCTURE_FAILURES, StopReason, ToolResult, ToolStatus
-
-_Z_95 = 1.959963984540054
-_CORRECT = 1.0 - 1e-6
+from rl.types import StopReason, ToolResult, ToolStatus
 
 _NOT_A_TOOL = frozenset({ToolStatus.PARSE_ERROR, ToolStatus.IN_THOUGHT, ToolStatus.UNKNOWN_TOOL, ToolStatus.OVER_LIMIT})
 """Results without a tool: their name is what the model wrote, so each misspelling would become a metric."""
@@ -155,76 +152,6 @@ def tool_wait_share(trajectories: Sequence[TrajectoryHeader]) -> float:
     """Time that trajectories waited for tools, divided by their wall time."""
     lived = sum(t.wall_s for t in trajectories)
     return sum(t.tool_s for t in trajectories) / lived if lived > 0 else 0.0
-
-
-def evaluation_metrics(groups: Sequence[GroupHeader]) -> dict[str, float]:
-    """Accuracy and rewards on held-out prompts, per data source and over all.
-
-    A trajectory is correct when the first reward of `verifier_function` gave it 1; one whose reward failed is not.
-    mean@k is the mean over questions of the mean over a question's k trajectories. The 95 % interval is Wilson's for
-    that mean and the number of questions.
-
-    Args:
-        groups: A scored group for each held-out prompt.
-
-    Returns:
-        `val-core/<source>/<metric>/mean@k` for the metric `acc` and each reward, over all sources together under the
-        source `all`, with `ci95_low` and `ci95_high` for `acc`, and `val-aux/*` on lengths and tool use; empty without
-        trajectories.
-    """
-    groups = [g for g in groups if g.trajectories]
-    if not groups:
-        return {}
-    by_source: dict[str, list[GroupHeader]] = {"all": list(groups)}
-    for group in sorted(groups, key=lambda g: g.prompt.data_source):
-        by_source.setdefault(group.prompt.data_source, []).append(group)
-    metrics: dict[str, float] = {}
-    for source, members in by_source.items():
-        k = max(len(g.trajectories) for g in members)
-        accuracy = _mean([_mean([float(is_correct(t)) for t in g.trajectories]) for g in members])
-        low, high = wilson_interval(accuracy, len(members))
-        metrics[f"val-core/{source}/acc/mean@{k}"] = accuracy
-        metrics[f"val-core/{source}/acc/ci95_low"], metrics[f"val-core/{source}/acc/ci95_high"] = low, high
-        metrics[f"val-core/{source}/num_questions"] = float(len(members))
-        names = sorted({name for g in members for t in g.trajectories for name in t.rewards})
-        for name in names:
-            values = [_mean([t.rewards.get(name, 0.0) for t in g.trajectories]) for g in members]
-            metrics[f"val-core/{source}/{name}/mean@{k}"] = _mean(values)
-    trajectories = [t for g in groups for t in g.trajectories]
-    metrics["val-aux/num_turns/mean"] = _mean([float(len(t.turn_tokens)) for t in trajectories])
-    metrics["val-aux/tool_call_counts/mean"] = _mean([float(t.num_tool_calls) for t in trajectories])
-    metrics["val-aux/response_length/mean"] = _mean([float(t.response_length) for t in trajectories])
-    metrics["val-aux/infrastructure_failures"] = float(
-        sum(t.stop_reason in INFRASTRUCTURE_FAILURES for t in trajectories)
-    )
-    metrics["val-aux/reward_errors"] = float(sum(t.reward_error is not None for t in trajectories))
-    return metrics
-
-
-def is_correct(trajectory: TrajectoryHeader) -> bool:
-    """Whether the first reward is 1; False if a reward failed."""
-    first = next(iter(trajectory.rewards.values()), None)
-    return first is not None and trajectory.reward_error is None and first >= _CORRECT
-
-
-def wilson_interval(share: float, num: int) -> tuple[float, float]:
-    """95 % confidence interval of a share.
-
-    (p + z²/2n ± z sqrt(p(1-p)/n + z²/4n²)) / (1 + z²/n) with z = 1.96.
-
-    Args:
-        share: The observed share, 0 to 1.
-        num: Number of observations, at least 1.
-
-    Returns:
-        Lower and upper end.
-
-    Source: Wilson 1927, doi:10.1080/01621459.1927.10502953.
-    """
-    z2 = _Z_95**2
-    middle = share + z2 / (2 * num)
-    half = _Z_95 * math.sqrt(share * (1 - share) / num + z2 / (4 * num**2))
-    return max(0.0, (middle - half) / (1 + z2 / num)), min(1.0, (middle + half) / (1 + z2 / num))
 
 
 def speed_metrics(

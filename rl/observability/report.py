@@ -14,6 +14,7 @@ from rl.errors import DataError
 from rl.observability.curves import draw_curves
 from rl.observability.evaluations import Evaluation, read_evaluations
 from rl.observability.log import console
+from rl.observability.paired_report import compare_files, evaluation_file, print_comparison
 from rl.observability.progress import duration
 from rl.observability.run_directory import RunDirectory
 
@@ -36,12 +37,18 @@ def main(argv: list[str]) -> int:
         prog="rl report", description="Print accuracy before and after a run, and draw its curves."
     )
     parser.add_argument("run", type=Path, metavar="RUN", help="the directory of a training run")
+    against = "compare the last evaluation with that of this run, question by question; nothing else is printed"
+    parser.add_argument("--against", type=Path, metavar="RUN", help=against)
     parser.add_argument("--base", type=Path, metavar="RUN", help="directory of an evaluation of the untrained model")
     parser.add_argument("--cold-start", type=Path, metavar="RUN", help="directory of the cold start")
     parser.add_argument(
         "--output", type=Path, metavar="PNG", help="where to draw the curves; default: report.png of the run"
     )
     arguments = parser.parse_args(argv)
+    if arguments.against is not None:
+        first, second = evaluation_file(arguments.against), evaluation_file(arguments.run)
+        print_comparison(compare_files(first, second), first, second, console())
+        return 0
     report(
         arguments.run, base=arguments.base, cold_start=arguments.cold_start, output=arguments.output, target=console()
     )
@@ -85,7 +92,7 @@ def report(
     if stages:
         target.print(accuracy_table(stages))
     else:
-        target.print("No evaluation yet: set megatron_training.test_data_path, or run `rl evaluate`.", soft_wrap=True)
+        target.print("No evaluation yet: set megatron_training.eval_data_path, or run `rl evaluate`.", soft_wrap=True)
     runs = {
         "base evaluation": base_run,
         "cold start": RunDirectory.open(cold_start) if cold_start else None,
@@ -100,7 +107,7 @@ def report(
 
 def accuracy_table(stages: list[Stage]) -> Table:
     """Build a table of accuracies with 95 % intervals, one row per source and one column per stage."""
-    table = Table(title="Held-out accuracy (95 % interval)", title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
+    table = Table(title="Accuracy (95 % interval)", title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
     table.add_column("task", no_wrap=True)
     for stage in stages:
         table.add_column(stage.name, justify="right", no_wrap=True)

@@ -61,14 +61,16 @@ def to_record(trajectory: Trajectory, use: Use | None = None) -> dict[str, Any]:
         use: What training made of it.
 
     Returns:
-        `id`, `data_source`, `messages`, `ground_truth`, `turns` (text, start and end of each thought in it, whether
-        it begins in one, number of tokens, calls, results with status and times), `stop_reason`, `score`, `rewards`,
-        `reward_texts`, `turn_rewards`, the fields of `Use`, `reward_error`, `environment`, `failure`, `prompt_length`,
-        `num_sampled`, `response_length`, `policy_versions`, `wall_s`, `started_at`, `reward_s` and `worker`.
+        `id`, `data_source`, `evaluation_set` (None in training), `messages`, `ground_truth`, `turns` (text, start and
+        end of each thought in it, whether it begins in one, number of tokens, calls, results with status and times),
+        `stop_reason`, `score`, `rewards`, `reward_texts`, `turn_rewards`, the fields of `Use`, `reward_error`,
+        `environment`, `failure`, `prompt_length`, `num_sampled`, `response_length`, `policy_versions`, `wall_s`,
+        `started_at`, `reward_s` and `worker`.
     """
     return {
         "id": trajectory.id,
         "data_source": trajectory.prompt.data_source,
+        "evaluation_set": trajectory.prompt.evaluation_set,
         "messages": trajectory.prompt.messages,
         "ground_truth": trajectory.prompt.ground_truth,
         "turns": [turn_record(turn) for turn in trajectory.turns],

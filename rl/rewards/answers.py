@@ -71,6 +71,39 @@ def last_boxed(trajectory: Trajectory) -> str | None:
     return answers[-1] if answers else None
 
 
+def marked_answer(trajectory: Trajectory) -> str | None:
+    r"""The last `\boxed{...}` of the last turn, otherwise the content of its last `<answer>...</answer>`, or None."""
+    boxed = last_boxed(trajectory)
+    if boxed is not None:
+        return boxed
+    before, closing, _ = answer_text(trajectory).rpartition("</answer>")
+    _, opening, inside = before.rpartition("<answer>")
+    return inside.partition("</answer>")[0] if opening and closing else None
+
+
+def voted_answer(trajectory: Trajectory) -> str:
+    """The answer of a scored trajectory in a majority vote, normalized so that equal answers are equal texts.
+
+    It is the `answer` (or verl's `pred`) that the first reward function returned, otherwise the marked answer, and
+    without one the last line of the last turn.
+
+    Args:
+        trajectory: After scoring.
+
+    Returns:
+        The answer; empty if there is none.
+    """
+    first = next(iter(trajectory.rewards), "")
+    for key in (f"{first}/answer", f"{first}/pred"):
+        given = trajectory.reward_texts.get(key, trajectory.rewards.get(key))
+        if given is not None:
+            return normalize_answer(str(given))
+    answer = marked_answer(trajectory)
+    if answer is None:
+        answer = next(reversed(answer_text(trajectory).splitlines()), "")
+    return normalize_answer(answer)
+
+
 def normalize_unicode(text: str) -> str:
     """Apply NFKC and remove invisible characters (zero-width spaces, joiners, direction marks)."""
     return "".join(c for c in unicodedata.normalize("NFKC", text) if unicodedata.category(c) != "Cf")

@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Iterable
 
 from rl.errors import RewardError
-from rl.rewards.answers import answer_text, last_boxed, normalize_unicode
+from rl.rewards.answers import marked_answer, normalize_unicode
 from rl.rewards.truths import accepted_answers
 from rl.types import Prompt, Trajectory
 
@@ -96,7 +96,7 @@ def read_row(prompt: Prompt) -> tuple[list[str], list[str] | None]:
 
 
 def _measure(trajectory: Trajectory) -> dict[str, float]:
-    answer = _final_answer(trajectory)
+    answer = marked_answer(trajectory) or ""
     truths, titles = read_row(trajectory.prompt)
     is_given = bool(normalize_text(answer))
     metrics = {
@@ -104,12 +104,3 @@ def _measure(trajectory: Trajectory) -> dict[str, float]:
         "f1": max((word_f1(answer, truth) for truth in truths), default=0.0),
     }
     return metrics if titles is None else metrics | {"recall": gold_recall(trajectory, titles)}
-
-
-def _final_answer(trajectory: Trajectory) -> str:
-    boxed = last_boxed(trajectory)
-    if boxed is not None:
-        return boxed
-    before, _, _ = answer_text(trajectory).rpartition("</answer>")
-    _, opening, inside = before.rpartition("<answer>")
-    return inside.partition("</answer>")[0] if opening else ""

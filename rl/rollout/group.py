@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import asyncio
 import time
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 from rl.interfaces import Score
 from rl.types import INFRASTRUCTURE_FAILURES, Group, Prompt, Sampling, Trajectory
 
-if TYPE_CHECKING:  # a reward worker scores without tokenizer and torch
-    from rl.rollout.agent_loop import AgentLoop
+
+class Loop(Protocol):
+    """Runs trajectories (`rl.rollout.agent_loop.AgentLoop`, `rl.remote.loop.EndpointLoop`)."""
+
+    async def run(self, prompt: Prompt, sample_index: int, sampling: Sampling) -> Trajectory:
+        """Run one trajectory to its end."""
+        ...
 
 
-async def run_group(loop: AgentLoop, prompt: Prompt, num_samples: int, sampling: Sampling, score: Score) -> Group:
+async def run_group(loop: Loop, prompt: Prompt, num_samples: int, sampling: Sampling, score: Score) -> Group:
     """Run a prompt's trajectories concurrently.
 
     Args:
@@ -31,7 +36,7 @@ async def run_group(loop: AgentLoop, prompt: Prompt, num_samples: int, sampling:
     return Group(prompt, [task.result() for task in running])
 
 
-async def _run_scored(loop: AgentLoop, prompt: Prompt, index: int, sampling: Sampling, score: Score) -> Trajectory:
+async def _run_scored(loop: Loop, prompt: Prompt, index: int, sampling: Sampling, score: Score) -> Trajectory:
     trajectory = await loop.run(prompt, index, sampling)
     if trajectory.stop_reason not in INFRASTRUCTURE_FAILURES:
         start = time.monotonic()

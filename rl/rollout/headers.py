@@ -9,6 +9,7 @@ import numpy as np
 
 from rl.batch.rows import prompt_of, row_header
 from rl.batches import GroupHeader, Sample, TrajectoryHeader, Use
+from rl.rewards.answers import voted_answer
 from rl.rollout.signs import num_unread_calls, repetition
 from rl.types import Group, IntArray, StopReason, ToolStatus, Trajectory
 
@@ -84,6 +85,7 @@ def _header(trajectory: Trajectory, rows: Sequence[Sample], prompt_ids: IntArray
         wall_s=trajectory.wall_s,
         policy_versions=trajectory.policy_versions,
         rows=[row_header(row, prompt_ids) for row in rows],
+        answer=voted_answer(trajectory) if trajectory.prompt.evaluation_set is not None else "",
         repetition=repetition(rows),
         num_unread_calls=num_unread_calls(trajectory.turns),
         num_untrained=sum(turn.num_tokens for turn in trajectory.turns if not turn.is_trained),

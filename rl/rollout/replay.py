@@ -114,7 +114,7 @@ class Replay:
 
     def evaluate(self, prompts: list[Prompt], sampling: Sampling, num_samples: int = 1) -> list[GroupHeader]:
         """Nothing, since there is no engine."""
-        assert not prompts, "a replay has no held-out prompts"
+        assert not prompts, "a replay has no evaluation prompts"
         return []
 
     def update_weights(self, update: WeightUpdate) -> None:

@@ -14,8 +14,6 @@ from collections.abc import Callable, Coroutine, Sequence
 from functools import partial
 from typing import Any, Protocol
 
-from rl.chat.parsers import Parser
-from rl.chat.renderer import Renderer
 from rl.chat.truncation import truncate_tokens
 from rl.config.schema import RLConfig
 from rl.rollout import environments
@@ -42,6 +40,26 @@ class Session(Protocol):
         ...
 
 
+class TurnText(Protocol):
+    """What is known of a tokenizer (`rl.chat.renderer.Renderer`)."""
+
+    def strip_end_of_turn(self, text: str) -> str:
+        """A turn's text without the token that ends it."""
+        ...
+
+    def text_offsets(self, text: str) -> list[tuple[int, int]]:
+        """The characters [start, end) that each token of a text covers."""
+        ...
+
+
+class CallReader(Protocol):
+    """Reads calls out of a turn (`rl.chat.parsers.Parser`)."""
+
+    def parse(self, text: str) -> list[ToolCall]:
+        """All calls of a text, malformed ones among them."""
+        ...
+
+
 class ToolEnvironment:
     """The tools of one trajectory.
 
@@ -58,8 +76,8 @@ class ToolEnvironment:
     def __init__(
         self,
         session: Session | None,
-        renderer: Renderer,
-        parser: Parser,
+        renderer: TurnText,
+        parser: CallReader,
         rl: RLConfig,
         inner: UserCode | None,
         on_turn: Callable[[Turn], None],
@@ -158,7 +176,7 @@ class ToolEnvironment:
         return [{"role": "tool", "content": result.text} for result in turn.results]
 
 
-def calls_of(turn: Turn, renderer: Renderer, parser: Parser) -> list[ToolCall]:
+def calls_of(turn: Turn, renderer: TurnText, parser: CallReader) -> list[ToolCall]:
     """A turn's calls. One that the end of the budget cut off is no mistake of the model, and no call."""
     text = renderer.strip_end_of_turn(turn.text)
     calls = parser.parse(OPEN + text if turn.begins_in_thought else text)

@@ -2,16 +2,28 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
 from rl.config.schema import Config
 from rl.data.prompts import drop_long_prompts, load_prompts
-from rl.errors import RewardError
+from rl.errors import DataError, RewardError
 from rl.rewards.registry import Reward, load_rewards
 from rl.rollout.dialog import Dialog, load_dialog
 from rl.tools.registry import Toolbox, load_toolbox
 from rl.types import Prompt
+
+
+@dataclass(slots=True, frozen=True)
+class DataFile:
+    """A file of prompts."""
+
+    where: str
+    """The key that names it."""
+    path: Path
+    evaluation_set: str | None = None
+    """None: the training prompts."""
 
 
 class RunParts:
@@ -47,15 +59,34 @@ class RunParts:
                 found.append(failure)
         return found
 
-    def prompts(self, key: str) -> list[Prompt]:
-        """The rows of `data_path` or `test_data_path`. Raises DataError."""
-        training = self.config.megatron_training
-        if key not in self._prompts:
-            self._prompts[key] = load_prompts(Path(getattr(training, key)), training.dataset_additional_keys)
-        return self._prompts[key]
+    def files(self, key: str) -> list[DataFile]:
+        """The files of `data_path` or `eval_data_path`; empty if the key is not set."""
+        training, where = self.config.megatron_training, f"megatron_training.{key}"
+        if key == "data_path":
+            return [DataFile(where, Path(training.data_path))] if training.data_path else []
+        sets = training.eval_data_path
+        return [
+            DataFile(f"{where}.{name}" if len(sets) > 1 else where, Path(path), name) for name, path in sets.items()
+        ]
+
+    def prompts(self, file: DataFile) -> list[Prompt]:
+        """The rows of a file. Raises DataError."""
+        if file.where not in self._prompts:
+            keys = self.config.megatron_training.dataset_additional_keys
+            self._prompts[file.where] = load_prompts(file.path, keys, file.evaluation_set)
+        return self._prompts[file.where]
 
     def short_prompts(self, key: str) -> list[Prompt]:
-        """The rows of at most `max_prompt_length` tokens; empty if the key is not set. Raises DataError."""
-        if not getattr(self.config.megatron_training, key):
-            return []
-        return drop_long_prompts(self.prompts(key), self.dialog.renderer, self.config.rl_config.max_prompt_length)[0]
+        """The rows of all files of a key, each of at most `max_prompt_length` tokens.
+
+        Raises:
+            DataError: A file is wrong, or no prompt of it is short enough.
+        """
+        return [prompt for file in self.files(key) for prompt in self._short(file)]
+
+    def _short(self, file: DataFile) -> list[Prompt]:
+        limit = self.config.rl_config.max_prompt_length
+        try:
+            return drop_long_prompts(self.prompts(file), self.dialog.renderer, limit)[0]
+        except DataError as failure:
+            raise DataError(f"{file.where}: {failure}") from failure

@@ -19,8 +19,9 @@ from rl.config.schema import Config
 from rl.errors import CheckpointError, TrainingError
 from rl.interfaces import Actor, Checkpointed, DataPlace, Rollouts
 from rl.observability.clock import wall_time
+from rl.observability.evaluation_metrics import Figures, describe, evaluation_metrics, set_rows, summarize
 from rl.observability.log import setup_logging
-from rl.observability.metrics import evaluation_metrics, speed_metrics
+from rl.observability.metrics import speed_metrics
 from rl.observability.progress import RunProgress, duration
 from rl.observability.prometheus import DriverMetrics, serving
 from rl.observability.run_directory import RunDirectory
@@ -38,7 +39,7 @@ logger = logging.getLogger(__name__)
 _FULL_DISK_MB = 100
 """A checkpoint that fails with less free space than this has filled the disk; files rarely fit to the last byte."""
 _FULL = (errno.ENOSPC, errno.EDQUOT)
-_PHASES = {"gen": "rollout", "testing": "evaluation", "update_actor": "update", "save_checkpoint": "checkpoint"}
+_PHASES = {"gen": "rollout", "update_actor": "update", "save_checkpoint": "checkpoint"}
 
 
 class Run:
@@ -208,7 +209,9 @@ class Run:
             metrics["timing_s/step"] = time.monotonic() - start
         num_sampled = sum(t.num_sampled for g in metrics.groups for t in g.trajectories)
         learning_s = (
-            metrics["timing_s/step"] - metrics.get("timing_s/testing", 0) - metrics.get("timing_s/save_checkpoint", 0)
+            metrics["timing_s/step"]
+            - metrics.get("timing_s/evaluation", 0)
+            - metrics.get("timing_s/save_checkpoint", 0)
         )
         gen_s = metrics.get("timing_s/gen", 0.0)
         tokens = metrics.get("perf/total_num_tokens", 0.0)
@@ -233,41 +236,43 @@ class Run:
         if reason_to_end is not None:
             raise TrainingError(reason_to_end)
 
-    def log_evaluation(self, step: int, groups: Sequence[GroupHeader], rollouts: Rollouts) -> None:
-        """Write and show an evaluation.
+    def log_evaluation(self, step: int, groups: Sequence[GroupHeader], rollouts: Rollouts) -> list[Figures]:
+        """Write an evaluation, and show a line for each set.
 
         Args:
             step: Completed steps.
-            groups: Scored groups of the held-out prompts; if empty, nothing happens.
+            groups: Scored groups of the evaluation prompts; if empty, nothing happens.
             rollouts: The source of the groups.
+
+        Returns:
+            The figures.
         """
-        metrics = evaluation_metrics(groups)
-        if not metrics:
-            return
+        figures = summarize(groups)
+        if not figures:
+            return []
+        metrics = evaluation_metrics(groups, figures)
         self._writer.write(step, metrics)
         self._live.record(step, metrics)
         rollouts.write_trajectories(self.directory.evaluation_file(step), groups)
         self._writer.write_trajectories(step, groups, rollouts, kind="eval")
-        accuracy = next(value for name, value in metrics.items() if name.startswith("val-core/all/acc/mean@"))
-        low, high = metrics["val-core/all/acc/ci95_low"], metrics["val-core/all/acc/ci95_high"]
-        questions = int(metrics["val-core/all/num_questions"])
-        self.progress.note(
-            f"evaluation after step {step}: accuracy {accuracy:.3f} on {questions} questions, "
-            f"95 % interval {low:.3f} to {high:.3f}"
-        )
+        rows = set_rows(figures)
+        for row in rows:
+            name = f", {row.name}" if len(rows) > 1 else ""
+            self.progress.note(f"evaluation after step {step}{name}: {describe(row)}")
         for kind, members in unscored_by_kind([t for group in groups for t in group.trajectories]).items():
             cause = f"{members[0].id}: {members[0].failure}"
             logger.warning(
                 "evaluation after step %d: %d trajectories %s, counted as wrong. The first, %s",
                 step, len(members), kind, cause,
             )  # fmt: skip
+        return figures
 
-    def is_test_due(self, step: int) -> bool:
+    def is_evaluation_due(self, step: int) -> bool:
         """Whether an evaluation follows the step with this number, from 0."""
         training = self.config.megatron_training
         if self._is_last(step):
-            return training.test_after_train
-        return training.test_freq > 0 and (step + 1) % training.test_freq == 0
+            return training.eval_after_train
+        return training.eval_interval > 0 and (step + 1) % training.eval_interval == 0
 
     def is_save_due(self, step: int) -> bool:
         """Whether a checkpoint follows the step with this number, from 0; always true for the last step."""

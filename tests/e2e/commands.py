@@ -32,7 +32,7 @@ def start(
     settings = {
         "actor_config.load": workspace / "model",
         "megatron_training.data_path": workspace / "prompts.parquet",
-        "megatron_training.test_data_path": workspace / "prompts.parquet",
+        "megatron_training.eval_data_path": workspace / "prompts.parquet",
         "megatron_training.output_dir": workspace / "runs",
         "megatron_training.run_name": name,
     }

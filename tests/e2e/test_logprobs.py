@@ -93,7 +93,7 @@ def measure(config: Config, monkeypatch: pytest.MonkeyPatch) -> dict[float, Tens
 def test_logprobs_of_engine_and_actor_agree_in_float32(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     make_tiny_model(tmp_path / "model", "qwen2", tied=True, num_heads=2, num_kv_heads=1)
     paths = {"load": ("actor_config", tmp_path / "model"), "data_path": ("megatron_training", tmp_path)}
-    paths |= dict.fromkeys(("test_data_path", "output_dir"), ("megatron_training", tmp_path))
+    paths |= dict.fromkeys(("eval_data_path", "output_dir"), ("megatron_training", tmp_path))
     overrides = [f"{section}.{key}={path}" for key, (section, path) in paths.items()]
     config = load_config("tiny", overrides, config_dir=Path(__file__).parent / "configs")
     for temperature, difference in measure(config, monkeypatch).items():

@@ -94,7 +94,7 @@ def test_logprobs_of_engine_and_actor_agree_in_bfloat16(tmp_path: Path, monkeypa
     folder = make_model(tmp_path / "model")
     settings = {
         "actor_config.load": folder, "megatron_training.data_path": tmp_path,
-        "megatron_training.test_data_path": tmp_path, "megatron_training.output_dir": tmp_path,
+        "megatron_training.eval_data_path": tmp_path, "megatron_training.output_dir": tmp_path,
         "megatron_training.device": "cuda", "megatron_training.bf16": "true", "generate_config.dtype": "bfloat16",
         "generate_config.gpu_memory_utilization": SHARE,
     }  # fmt: skip

@@ -56,8 +56,8 @@ def config(model: Path, tmp_path: Path) -> Config:
 
 
 def test_preflight_returns_the_prompts_that_are_short_enough(config: Config, caplog: pytest.LogCaptureFixture) -> None:
-    kept, held_out = preflight(config)
-    assert held_out == []
+    kept, evaluation = preflight(config)
+    assert evaluation == []
     assert [prompt.messages[0]["content"] for prompt in kept] == ["a"]
     assert "dropped 1 of 2 prompts with more than rl_config.max_prompt_length = 400 tokens." in caplog.text
 
@@ -103,39 +103,81 @@ def test_preflight_says_when_no_prompt_is_short_enough(config: Config) -> None:
         preflight(config)
 
 
-def test_preflight_sft_needs_neither_rewards_nor_tools_services_nor_held_out_prompts(config: Config) -> None:
+def test_preflight_sft_needs_neither_rewards_nor_tools_services_nor_evaluation_prompts(config: Config) -> None:
     config.rl_config.verifier_function = ["no_such_reward"]
-    config.megatron_training.test_data_path = "nowhere.parquet"
+    config.megatron_training.eval_data_path = {"eval": "nowhere.parquet"}
     preflight_sft(config)
 
 
 @pytest.mark.parametrize("training_data", ["", "nowhere.parquet"])
 def test_preflight_evaluation_needs_no_training_prompts(config: Config, training_data: str) -> None:
-    config.megatron_training.test_data_path = config.megatron_training.data_path
+    config.megatron_training.eval_data_path = {"train": config.megatron_training.data_path}
     config.megatron_training.data_path = training_data
     preflight_evaluation(config)
 
 
-def test_preflight_evaluation_returns_the_held_out_prompts_that_are_short_enough(
-    config: Config, tmp_path: Path
-) -> None:
+def test_preflight_evaluation_returns_the_prompts_that_are_short_enough(config: Config, tmp_path: Path) -> None:
     rows = [
         {"messages": [{"role": "user", "content": text}], "ground_truth": "4", "data_source": "sums"}
         for text in ("2 + 2?", "2 + 2? " * 200, "1 + 3?")
     ]
     (tmp_path / "test.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    config.megatron_training.test_data_path = str(tmp_path / "test.jsonl")
+    config.megatron_training.eval_data_path = {"test": str(tmp_path / "test.jsonl")}
     assert [prompt.id for prompt in preflight_evaluation(config)] == ["test-1", "test-3"]
     assert [prompt.id for prompt in preflight(config)[1]] == ["test-1", "test-3"]
+
+
+def test_preflight_evaluation_returns_the_prompts_of_all_sets(config: Config, tmp_path: Path) -> None:
+    row = {"messages": [{"role": "user", "content": "2 + 2?"}], "ground_truth": "4", "data_source": "sums"}
+    for folder in ("math", "search"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "eval.jsonl").write_text(json.dumps(row) + "\n")
+    sets = {name: str(tmp_path / name / "eval.jsonl") for name in ("math", "search")}
+    config.megatron_training.eval_data_path = sets
+    prompts = preflight_evaluation(config)
+    assert [(prompt.id, prompt.evaluation_set) for prompt in prompts] == [("math-1", "math"), ("search-1", "search")]
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (None, r"megatron_training.eval_data_path.search: .*search.jsonl: the data file does not exist"),
+        ("", r"megatron_training.eval_data_path.search: .*search.jsonl: the file has no rows"),
+        (
+            "{}\n",
+            r"megatron_training.eval_data_path.search: .*search.jsonl, row 1: column 'messages' must have a value",
+        ),
+    ],
+)
+def test_preflight_evaluation_names_the_set_that_is_wrong(
+    config: Config, tmp_path: Path, content: str | None, message: str
+) -> None:
+    if content is not None:
+        (tmp_path / "search.jsonl").write_text(content)
+    config.megatron_training.eval_data_path = {
+        "math": config.megatron_training.data_path,
+        "search": str(tmp_path / "search.jsonl"),
+    }
+    with pytest.raises(ConfigError, match=message):
+        preflight_evaluation(config)
+
+
+def test_preflight_evaluation_names_the_set_without_short_prompts(config: Config, tmp_path: Path) -> None:
+    row = {"messages": [{"role": "user", "content": "2 + 2? " * 200}], "ground_truth": "4", "data_source": "sums"}
+    (tmp_path / "long.jsonl").write_text(json.dumps(row) + "\n")
+    sets = {"math": config.megatron_training.data_path, "long": str(tmp_path / "long.jsonl")}
+    config.megatron_training.eval_data_path = sets
+    with pytest.raises(DataError, match=r"megatron_training.eval_data_path.long: .*no prompt has at most 400 tokens"):
+        preflight_evaluation(config)
 
 
 @pytest.mark.parametrize("check", [preflight, preflight_evaluation, preflight_sft])
 def test_preflight_loads_tokenizer_tools_and_each_data_file_once(
     config: Config, monkeypatch: pytest.MonkeyPatch, check: Callable[[Config], object]
 ) -> None:
-    held_out = Path(config.megatron_training.data_path).with_name("test.jsonl")
-    held_out.write_text(Path(config.megatron_training.data_path).read_text())
-    config.megatron_training.test_data_path = str(held_out)
+    questions = Path(config.megatron_training.data_path).with_name("test.jsonl")
+    questions.write_text(Path(config.megatron_training.data_path).read_text())
+    config.megatron_training.eval_data_path = {"test": str(questions)}
     calls: Counter[str] = Counter()
 
     def count(target: str) -> None:
@@ -155,13 +197,13 @@ def test_preflight_loads_tokenizer_tools_and_each_data_file_once(
     assert calls["load_tokenizer"] == calls["read_entries"] == 1
 
 
-def test_preflight_evaluation_needs_held_out_prompts(config: Config) -> None:
-    with pytest.raises(ConfigError, match=r"megatron_training.test_data_path: must name held-out prompts, got nothing"):
+def test_preflight_evaluation_needs_a_set(config: Config) -> None:
+    with pytest.raises(ConfigError, match=r"megatron_training.eval_data_path: must name evaluation sets, got nothing"):
         preflight_evaluation(config)
 
 
 def test_preflight_evaluation_needs_no_memory_for_an_actor(config: Config) -> None:
-    config.megatron_training.test_data_path = config.megatron_training.data_path
+    config.megatron_training.eval_data_path = {"train": config.megatron_training.data_path}
     config.rl_config.actor_resource.num_devices = 100_000
     preflight_evaluation(config)
     with pytest.raises(ConfigError, match="of memory"):
@@ -172,7 +214,7 @@ def test_preflight_evaluation_needs_no_memory_for_an_actor(config: Config) -> No
 def test_preflight_looks_where_a_run_writes_before_anything_starts(
     config: Config, tmp_path: Path, check: Callable[[Config], object], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    config.megatron_training.test_data_path = config.megatron_training.data_path
+    config.megatron_training.eval_data_path = {"train": config.megatron_training.data_path}
     (tmp_path / "taken").mkdir()
     (tmp_path / "file").write_text("")
     config.megatron_training.output_dir, config.megatron_training.run_name = str(tmp_path), "taken"
@@ -263,8 +305,8 @@ def spoil(**changes: object) -> Callable[[Config], None]:
             "megatron_training.data_path: nowhere.parquet: the data file does not exist.",
         ),
         (
-            spoil(m_test_data_path="nowhere.parquet"),
-            "megatron_training.test_data_path: nowhere.parquet: the data file does not exist.",
+            spoil(m_eval_data_path={"eval": "nowhere.parquet"}),
+            "megatron_training.eval_data_path: nowhere.parquet: the data file does not exist.",
         ),
         (spoil(a_load="nowhere"), "actor_config.load: no folder 'nowhere'."),
         (spoil(g_kv_cache_memory_gb=1e5), "of memory, "),

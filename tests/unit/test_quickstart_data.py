@@ -16,7 +16,7 @@ from rl.types import Prompt
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     output = tmp_path_factory.mktemp("quickstart")
-    make_data(output, num_train=6, num_test=3, num_demonstrations=12, seed=1)
+    make_data(output, num_train=6, num_eval=3, num_demonstrations=12, seed=1)
     return output
 
 
@@ -25,13 +25,13 @@ def demonstrations(folder: Path) -> list[Prompt]:
     return load_prompts(folder / "demonstrations.parquet")
 
 
-def test_held_out_questions_occur_nowhere_else(folder: Path, demonstrations: list[Prompt]) -> None:
+def test_evaluation_questions_occur_nowhere_else(folder: Path, demonstrations: list[Prompt]) -> None:
     def questions(prompts: list[Prompt]) -> set[str]:
         return {p.messages[0]["content"] for p in prompts}
 
-    train, test = load_prompts(folder / "train.parquet"), load_prompts(folder / "test.parquet")
-    assert (len(questions(train)), len(questions(test))) == (48, 24)
-    assert not questions(test) & (questions(train) | questions(demonstrations))
+    train, evaluation = load_prompts(folder / "train.parquet"), load_prompts(folder / "eval.parquet")
+    assert (len(questions(train)), len(questions(evaluation))) == (48, 24)
+    assert not questions(evaluation) & (questions(train) | questions(demonstrations))
 
 
 def test_prompts_hold_the_question_alone(folder: Path) -> None:
@@ -41,7 +41,7 @@ def test_prompts_hold_the_question_alone(folder: Path) -> None:
 
 
 def test_the_scorer_takes_the_entry_and_the_ground_truth(folder: Path) -> None:
-    for prompt in load_prompts(folder / "test.parquet"):
+    for prompt in load_prompts(folder / "eval.parquet"):
         score = reasoning_gym.get_score_answer_fn(prompt.extra["task"])
         assert score(prompt.ground_truth, json.loads(prompt.extra["entry"])) == 1.0
         assert score("nonsense", json.loads(prompt.extra["entry"])) < 1.0
@@ -73,5 +73,5 @@ def test_other_demonstrations_answer_at_once(demonstrations: list[Prompt]) -> No
 
 def test_data_made_with_the_same_arguments_is_left_alone(folder: Path) -> None:
     before = (folder / "train.parquet").stat().st_mtime_ns
-    make_data(folder, num_train=6, num_test=3, num_demonstrations=12, seed=1)
+    make_data(folder, num_train=6, num_eval=3, num_demonstrations=12, seed=1)
     assert (folder / "train.parquet").stat().st_mtime_ns == before

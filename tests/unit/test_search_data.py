@@ -51,7 +51,7 @@ def countries(num: int) -> list[Country]:
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     output = tmp_path_factory.mktemp("search")
     passages = [{"id": "wiki-1-0", "title": "Capital", "text": "A capital is a city."}]
-    make_data(output, countries(20), passages, {"train": 60, "test": 30, "demonstrations": 12}, seed=1)
+    make_data(output, countries(20), passages, {"train": 60, "eval": 30, "demonstrations": 12}, seed=1)
     return output
 
 
@@ -83,16 +83,16 @@ def test_ask_makes_questions_of_one_and_two_hops() -> None:
     assert (two["data_source"], len(two["searches"])) == ("two_hops", 2)
 
 
-def test_held_out_questions_are_about_other_countries(folder: Path) -> None:
+def test_evaluation_questions_are_about_other_countries(folder: Path) -> None:
     def titles(name: str) -> set[str]:
         return {title for p in load_prompts(folder / f"{name}.parquet") for title in p.extra["gold_titles"]}
 
-    assert titles("test")
-    assert not titles("test") & (titles("train") | titles("demonstrations"))
+    assert titles("eval")
+    assert not titles("eval") & (titles("train") | titles("demonstrations"))
 
 
 def test_no_question_occurs_twice_and_half_have_two_hops(folder: Path) -> None:
-    prompts = [p for name in ("train", "test", "demonstrations") for p in load_prompts(folder / f"{name}.parquet")]
+    prompts = [p for name in ("train", "eval", "demonstrations") for p in load_prompts(folder / f"{name}.parquet")]
     questions = [p.messages[0]["content"] for p in prompts]
     assert len(questions) == len(set(questions)) == 60 + 30 + 12
     assert sum(p.data_source == "two_hops" for p in prompts) in range(48, 55)
@@ -122,9 +122,9 @@ def test_of_three_demonstrations_two_answer_at_once_unless_they_are_about_capita
 def test_questions_whose_document_is_not_found_are_left_out(tmp_path: Path) -> None:
     hidden = {"title": "Badeville", "text": "Badeville is the capital capital of Badeland Badeland."}
     passages = [{"id": str(number), **hidden, "title": f"Badeville {number}"} for number in range(2)]
-    wanted = {"train": 100, "test": 100, "demonstrations": 0}
+    wanted = {"train": 100, "eval": 100, "demonstrations": 0}
     make_data(tmp_path, countries(20), passages, wanted, seed=1)
-    rows = [p for name in ("train", "test") for p in load_prompts(tmp_path / f"{name}.parquet")]
+    rows = [p for name in ("train", "eval") for p in load_prompts(tmp_path / f"{name}.parquet")]
     assert not any("Badeville" in p.extra["gold_titles"] for p in rows)
 
 

@@ -53,7 +53,7 @@ _STAGES = {
     "update_actor": "update",
 }
 """Timers of the training loop, and their names here."""
-_NOT_COUNTED = ("save_checkpoint", "testing")
+_NOT_COUNTED = ("save_checkpoint", "evaluation")
 _VOCABULARY = 49_000
 _TEXT = "The sum of 17 and 25 is 42, so we go on. " * 4096
 
@@ -272,7 +272,7 @@ def _overrides(sizes: Sizes, directory: Path) -> list[str]:
     return [
         f"megatron_training.output_dir={directory}", "megatron_training.run_name=run",
         "megatron_training.train_iters=1", f"megatron_training.global_batch_size={sizes.num_prompts}",
-        "megatron_training.test_before_train=false", "megatron_training.test_after_train=false",
+        "megatron_training.eval_before_train=false", "megatron_training.eval_after_train=false",
         "megatron_training.trackers=[]",
         f"rl_config.n_samples_per_prompt={sizes.samples}", f"rl_config.max_packing_token_size={tokens}",
         f"rl_config.mini_batch_size={-(-sizes.num_prompts // sizes.mini_batches)}",

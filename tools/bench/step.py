@@ -38,8 +38,8 @@ def measure(config_name: str, overrides: list[str]) -> list[Figure]:
             "train_iters": _NUM_STEPS,
             "output_dir": directory,
             "run_name": "bench",
-            "test_before_train": "false",
-            "test_after_train": "false",
+            "eval_before_train": "false",
+            "eval_after_train": "false",
         }
         command = [sys.executable, "-m", "rl", "train", "--config-name", config_name]
         command += [f"megatron_training.{key}={value}" for key, value in settings.items()] + overrides

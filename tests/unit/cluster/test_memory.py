@@ -222,7 +222,7 @@ class Setting:
             launch(self.config, log_directory=run.directory.logs, prompts=prompts) as cluster,
         ):
             assert cluster.actor is not None and cluster.rollouts is not None
-            train(self.config, run, cluster.actor, cluster.rollouts, [Prompt("held-out", [], "", "test")])
+            train(self.config, run, cluster.actor, cluster.rollouts, [Prompt("question", [], "", "test")])
         return run
 
 
@@ -231,9 +231,9 @@ def make_config(output: Path, **generate: Any) -> Config:
         "dapo_qwen25_7b_multi_turn", ["megatron_training.device=cuda", "megatron_training.trackers=[]"]
     )
     training, rl = config.megatron_training, config.rl_config
-    training.output_dir, training.test_data_path = str(output), "held-out"
+    training.output_dir, training.eval_data_path = str(output), {"questions": "questions.jsonl"}
     training.global_batch_size, training.train_iters, rl.mini_batch_size = 2, 3, 1
-    training.test_freq = training.save_interval = 2
+    training.eval_interval = training.save_interval = 2
     rl.n_samples_per_prompt = 2
     for key, value in generate.items():
         setattr(config.generate_config, key, value)
@@ -255,7 +255,7 @@ def make_setting(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Ca
         asked = [0]
 
         def scores(prompt: Prompt) -> list[float]:
-            asked[0] += prompt.id != "held-out"
+            asked[0] += prompt.id != "question"
             return [1.0, 1.0] if asked[0] in (3, 4) else [1.0, 0.0]  # the second step
 
         def start_rollouts(site: Any, *args: Any) -> tuple[RayWorkers, dict]:

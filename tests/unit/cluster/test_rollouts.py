@@ -313,6 +313,6 @@ def test_groups_of_an_evaluation_keep_no_rows() -> None:
     answer = worker.run_group.function
     worker.run_group = Method(lambda *args: asked.append(args[3]) or answer(*args))
     rollouts = make_rollouts(worker)
-    rollouts.evaluate([Prompt("held-out", [], "", "test")], GREEDY)
+    rollouts.evaluate([Prompt("question", [], "", "test")], GREEDY)
     rollouts.take(1, {})
     assert asked == [False, True]

@@ -18,7 +18,7 @@ def folder(tmp_path: Path) -> Path:
     (tmp_path / "same.jsonl").symlink_to("rows.jsonl")
     (tmp_path / "run.yaml").write_text(
         "defaults: [{model: smollm2_135m}, _self_]\nactor_config: {load: nowhere}\n"
-        "megatron_training: {data_path: rows.jsonl, test_data_path: held_out.jsonl}\n"
+        "megatron_training: {data_path: rows.jsonl, eval_data_path: eval.jsonl}\n"
     )
     return tmp_path
 
@@ -49,20 +49,20 @@ TOOLS = ["rl_config.multi_turn_enable=true", "rl_config.tool_config_path=tools.y
             f"warning {EVAL}.top_p: has no effect, got 0.9, because eval_sampling_config.temperature is",
         ),
         (
-            ["megatron_training.test_data_path=rows.jsonl"],
-            "warning megatron_training.test_data_path: is the file that is",
+            ["megatron_training.eval_data_path=rows.jsonl"],
+            "warning megatron_training.eval_data_path: has the file that is",
         ),
         (
-            ["megatron_training.test_data_path=same.jsonl"],
-            "warning megatron_training.test_data_path: is the file that is",
+            ["megatron_training.eval_data_path=same.jsonl"],
+            "warning megatron_training.eval_data_path: has the file that is",
         ),
         (
-            ["megatron_training.test_before_train=false", "megatron_training.test_after_train=false"],
-            "warning megatron_training.test_data_path: is not read by `rl train`",
+            ["megatron_training.eval_before_train=false", "megatron_training.eval_after_train=false"],
+            "warning megatron_training.eval_data_path: is not read by `rl train`",
         ),
         (
-            ["megatron_training.test_freq=200"],
-            "warning megatron_training.test_freq: has no effect, got 200, because the run ends after 100 steps",
+            ["megatron_training.eval_interval=200"],
+            "warning megatron_training.eval_interval: has no effect, got 200, because the run ends after 100 steps",
         ),
         (
             ["rl_config.verifier_weight=[0.0]"],

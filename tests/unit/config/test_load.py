@@ -229,9 +229,9 @@ def test_override_takes_keys_in_quotes(folder: Path, value: str, expected: dict)
 
 
 def test_dataset_configuration_takes_overrides_of_its_own_keys(folder: Path) -> None:
-    config = load_dataset_config("datasets/rows", ["test_size=5", "map_keys.system=instruction"], folder)
+    config = load_dataset_config("datasets/rows", ["eval_size=5", "map_keys.system=instruction"], folder)
     assert config.input == "a.jsonl"
-    assert config.test_size == 5
+    assert config.eval_size == 5
     assert config.map_keys == {"prompt": "question", "response": "answer", "system": "instruction"}
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from rl.config.keys import key_paths, value_at
-from rl.config.load import compose_config
+from rl.config.load import compose_config, load_dataset_config
 from rl.config.migration import DATASET_MIGRATION, MIGRATION
 from rl.config.moved import take_over
 from rl.config.schema import Config, DatasetConfig
@@ -187,7 +187,7 @@ FOREIGN = {
         qk_layernorm=true overlap_grad_reduce=true tokenizer_not_use_fast=true model=qwen25_7b
         tokenizer_type=PretrainedFromHF stage=ray_dapo attention_dropout=0 init_method_std=0.01 hidden_dropout=0
         distributed_backend=nccl split='100,0,0' shape_order=BNSD attention_mask_type=causal norm_epsilon=1e-6
-        log_interval=1 eval_interval=10 eval_iters=1 initial_loss_scale=4096 lora_r=8 lora_alpha=16
+        log_interval=1 eval_iters=1 initial_loss_scale=4096 lora_r=8 lora_alpha=16
         lora_fusion=true lora_target_modules=[a] lora_ckpt_filter=true dpo_loss_type=sigmoid
         is_pairwise_dataset=true ref_model=x refer_model_iter=1 lr=1e-6 load=./x save=./x micro_batch_size=1
         tensor_model_parallel_size=1 pipeline_model_parallel_size=1 adam_beta1=0.9 adam_beta2=0.95 clip_grad=1.0
@@ -274,6 +274,43 @@ def test_what_has_another_name_is_taken_over_with_a_note(folder: Path, old: str,
     assert "taken over. Here it is " in problem.text
     assert here in composed.given
     assert value_at(composed.config, here) == value
+
+
+@pytest.mark.parametrize(
+    ("old", "here", "value"),
+    [
+        ("test_data_path=sub/rows.jsonl", "eval_data_path", {"rows": "sub/rows.jsonl"}),
+        ("test_freq=5", "eval_interval", 5),
+        ("test_before_train=false", "eval_before_train", False),
+        ("test_after_train=false", "eval_after_train", False),
+    ],
+)
+def test_an_earlier_name_is_taken_over_with_a_note(folder: Path, old: str, here: str, value: object) -> None:
+    base = "eval_data_path: base.jsonl, eval_interval: 7, eval_before_train: true, eval_after_train: true"
+    (folder / "base.yaml").write_text(f"megatron_training: {{{base}}}\n")
+    (folder / "own.yaml").write_text(f"defaults: [base, _self_]\nmegatron_training: {{{old.replace('=', ': ')}}}\n")
+    for name, overrides in (("own", []), ("base", [f"megatron_training.{old}"])):
+        composed = compose_config(name, overrides, folder)
+        (problem,) = composed.problems
+        key = old.partition("=")[0]
+        assert problem.severity == "warning"
+        assert problem.text.startswith(f"megatron_training.{key}: got ")
+        assert problem.text.endswith(f"taken over. It is called megatron_training.{here} now.")
+        assert value_at(composed.config, f"megatron_training.{here}") == value
+
+
+def test_a_later_present_name_replaces_an_earlier_one(folder: Path) -> None:
+    (folder / "old.yaml").write_text("megatron_training: {test_freq: 5}\n")
+    composed = compose_config("old", ["megatron_training.eval_interval=3"], folder)
+    assert composed.config.megatron_training.eval_interval == 3
+    (problem,) = composed.problems
+    assert problem.text.startswith("megatron_training.test_freq: got 5, left out beside megatron_training.eval_interv")
+
+
+def test_an_earlier_key_of_datasets_is_taken_over(folder: Path) -> None:
+    (folder / "datasets").mkdir(exist_ok=True)
+    (folder / "datasets" / "rows.yaml").write_text("{input: a.jsonl, output_prefix: b, test_size: 5}\n")
+    assert load_dataset_config("datasets/rows", [], folder).eval_size == 5
 
 
 def test_the_name_of_here_wins_over_the_old_one(folder: Path) -> None:

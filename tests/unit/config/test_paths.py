@@ -33,7 +33,7 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (folder / "configs" / "my.yaml").write_text(
         "defaults: [dapo_smollm2_135m_retool, override /model: null, _self_]\n"
         "actor_config: {load: weights}\n"
-        "megatron_training: {data_path: rows.jsonl, test_data_path: null, output_dir: out}\n"
+        "megatron_training: {data_path: rows.jsonl, eval_data_path: null, output_dir: out}\n"
         "rl_config:\n"
         f"  verifier_function: [{NAME}, format]\n"
         "  verifier_weight: [1.0, 0.1]\n"
@@ -133,7 +133,7 @@ def test_the_rule_holds_for_these_keys() -> None:
     assert path_keys(Config, Place.INPUT) == (
         "megatron_training.tokenizer_name_or_path",
         "megatron_training.data_path",
-        "megatron_training.test_data_path",
+        "megatron_training.eval_data_path",
         "megatron_training.resume",
         "megatron_training.replay",
         "actor_config.load",

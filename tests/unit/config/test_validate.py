@@ -195,8 +195,8 @@ def test_find_problems_accepts_the_defaults(folder: Path) -> None:
             "'acc'. Set score.",
         ),
         (
-            ["megatron_training.test_freq=5"],
-            "warning megatron_training.test_freq: has no effect without test_data_path. Set that, or remove this.",
+            ["megatron_training.eval_interval=5"],
+            "warning megatron_training.eval_interval: has no effect without eval_data_path. Set that, or remove this.",
         ),
         (
             ["rl_config.clip_ratio_high=0.3"],

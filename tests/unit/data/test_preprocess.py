@@ -81,11 +81,11 @@ def test_preprocess_holds_out_rows_by_seed(tmp_path: Path):
     write(tmp_path / "raw.jsonl", [{"prompt": f"q{i}", "response": str(i)} for i in range(20)])
     truths = []
     for seed in (1, 1, 2):
-        path = preprocess(config_of(tmp_path, test_size=5, seed=seed))
-        held_out = [prompt.ground_truth for prompt in load_prompts(path.with_name("rows_test.parquet"))]
+        path = preprocess(config_of(tmp_path, eval_size=5, seed=seed))
+        split_off = [prompt.ground_truth for prompt in load_prompts(path.with_name("rows_eval.parquet"))]
         kept = [prompt.ground_truth for prompt in load_prompts(path)]
-        assert sorted(held_out + kept, key=int) == [str(i) for i in range(20)]
-        truths.append(held_out)
+        assert sorted(split_off + kept, key=int) == [str(i) for i in range(20)]
+        truths.append(split_off)
     assert len(truths[0]) == 5
     assert truths[0] == truths[1] != truths[2]
 
@@ -134,7 +134,7 @@ def test_preprocess_names_the_row_and_the_reason(tmp_path: Path, row: dict, keys
         ({"prompt_type": "qwen_retol"}, ConfigError, "Did you mean 'qwen_retool'"),
         ({"map_keys": {"promt": "q"}}, ConfigError, "Did you mean 'prompt'"),
         ({"map_keys": {"response": "r"}}, ConfigError, "map_keys.prompt: must not be empty"),
-        ({"test_size": 1}, DataError, "test_size: must be less than the 1 rows"),
+        ({"eval_size": 1}, DataError, "eval_size: must be less than the 1 rows"),
         ({"dataset_additional_keys": ["mixed"]}, DataError, "must have one type in all rows"),
     ],
 )

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from rl.batches import GroupHeader
+from rl.observability.evaluation_metrics import evaluation_metrics, summarize
 from rl.types import Prompt, StopReason, TokenSequence, ToolCall, ToolResult, ToolStatus, Trajectory, Turn
 from tests.samples import group_of
 
@@ -33,3 +36,8 @@ def make_trajectory(
 def make_group(source: str = "gcd", *, score: float | None = 1.0, prompt_id: str = "train-1") -> GroupHeader:
     """A group of one trajectory."""
     return group_of(make_trajectory(source, score=score, prompt_id=prompt_id))
+
+
+def evaluation_metrics_of(groups: Sequence[GroupHeader]) -> dict[str, float]:
+    """The metrics of an evaluation, as a run writes them."""
+    return evaluation_metrics(groups, summarize(groups))

@@ -3,12 +3,10 @@ from __future__ import annotations
 import pytest
 
 from rl.observability.metrics import (
-    evaluation_metrics,
     percentile,
     rollout_metrics,
     speed_metrics,
     tool_metrics,
-    wilson_interval,
 )
 from rl.types import StopReason, ToolStatus
 from tests.samples import group_of
@@ -88,46 +86,6 @@ def test_tool_metrics_give_an_unknown_tool_no_metric_of_its_own() -> None:
     metrics = tool_metrics(group_of(make_trajectory(status=ToolStatus.UNKNOWN_TOOL)).trajectories)
     assert metrics["tools/unknown"] == 1.0
     assert not any("calc" in name for name in metrics)
-
-
-def test_evaluation_metrics_per_source_and_over_all() -> None:
-    groups = [make_group("gcd", score=1.0), make_group("lcm", score=1.0), make_group("lcm", score=0.5)]
-    metrics = evaluation_metrics(groups)
-    assert metrics["val-core/gcd/acc/mean@1"] == 1.0
-    assert metrics["val-core/lcm/acc/mean@1"] == 0.5  # half a point is not correct
-    assert metrics["val-core/lcm/right/mean@1"] == 0.75
-    assert metrics["val-core/all/acc/mean@1"] == pytest.approx(2 / 3)
-    assert metrics["val-core/all/num_questions"] == 3.0
-
-
-def test_evaluation_metrics_average_the_samples_of_a_question_first() -> None:
-    right, wrong = make_trajectory(score=1.0), make_trajectory(score=0.0, index=1)
-    assert evaluation_metrics([group_of(right, wrong)])["val-core/all/acc/mean@2"] == 0.5
-
-
-def test_evaluation_metrics_count_a_failed_reward_as_wrong() -> None:
-    metrics = evaluation_metrics([make_group(score=None), make_group(score=1.0)])
-    assert metrics["val-core/all/acc/mean@1"] == 0.5
-    assert metrics["val-aux/reward_errors"] == 1.0
-
-
-def test_evaluation_metrics_count_what_the_infrastructure_ended() -> None:
-    reasons = [StopReason.DEADLINE, StopReason.TOOL_UNAVAILABLE, StopReason.LENGTH, StopReason.FINISHED]
-    trajectories = [make_trajectory(stop_reason=reason, index=i) for i, reason in enumerate(reasons)]
-    metrics = evaluation_metrics([group_of(*trajectories)])
-    assert metrics["val-aux/infrastructure_failures"] == 2.0
-
-
-def test_wilson_interval_of_half_of_ten() -> None:
-    # z² = 3.8415: middle 0.5 + 0.19207 = 0.69207; half 1.96 sqrt(0.025 + 0.0096) = 0.36457; denominator 1.38415
-    assert wilson_interval(0.5, 10) == pytest.approx((0.23659, 0.76341), abs=1e-4)
-
-
-@pytest.mark.parametrize("share", [0.0, 0.3, 1.0])
-def test_wilson_interval_mirrors_and_stays_within_bounds(share: float) -> None:
-    low, high = wilson_interval(share, 20)
-    assert 0.0 <= low <= share <= high <= 1.0
-    assert wilson_interval(1 - share, 20) == pytest.approx((1 - high, 1 - low))
 
 
 def test_percentile_takes_the_nearest_rank() -> None:

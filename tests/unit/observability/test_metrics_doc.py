@@ -11,8 +11,9 @@ from pathlib import Path
 import pytest
 
 from rl.observability.detectors import DETECTORS
-from rl.observability.metrics import evaluation_metrics, rollout_metrics, speed_metrics
-from tests.unit.observability.examples import make_group
+from rl.observability.metrics import rollout_metrics, speed_metrics
+from tests.samples import group_of
+from tests.unit.observability.examples import evaluation_metrics_of, make_trajectory
 
 ROOT = Path(__file__).parents[3]
 METRIC = re.compile(
@@ -53,9 +54,9 @@ def written_in_code() -> set[str]:
 
 @cache
 def emitted() -> set[str]:
-    groups = [make_group("source", score=1.0)]
+    groups = [group_of(*[make_trajectory("source", score=1.0, index=i) for i in range(4)])]
     warnings = {f"warnings/{name}" for name in DETECTORS}
-    return {*rollout_metrics(groups), *evaluation_metrics(groups), *speed_metrics(10, 5, 1.0, 1.0, 1), *warnings}
+    return {*rollout_metrics(groups), *evaluation_metrics_of(groups), *speed_metrics(10, 5, 1.0, 1.0, 1), *warnings}
 
 
 @cache

@@ -13,14 +13,13 @@ from rl.errors import DataError
 from rl.observability import viewer
 from rl.observability.curves import smooth
 from rl.observability.evaluations import read_evaluations
-from rl.observability.metrics import evaluation_metrics
 from rl.observability.report import main as report_command
 from rl.observability.report import report
 from rl.observability.run_directory import RunDirectory
 from rl.observability.trajectories import read_records, to_record
 from rl.types import ToolCall, ToolResult, ToolStatus
 from tests.samples import AtHand
-from tests.unit.observability.examples import make_group, make_trajectory
+from tests.unit.observability.examples import evaluation_metrics_of, make_group, make_trajectory
 
 
 @pytest.fixture
@@ -34,10 +33,10 @@ def directory(tmp_path: Path) -> RunDirectory:
     AtHand().write_trajectories(made.step_file(1), groups)
     AtHand().write_trajectories(made.step_file(12), groups[:1])
     rows = [
-        {"step": 0, **evaluation_metrics([make_group("gcd", score=0.0), make_group("lcm", score=0.0)])},
+        {"step": 0, **evaluation_metrics_of([make_group("gcd", score=0.0), make_group("lcm", score=0.0)])},
         {"step": 1, "critic/score/mean": 0.25},
         {"step": 2, "critic/score/mean": 0.5},
-        {"step": 2, **evaluation_metrics([make_group("gcd", score=1.0), make_group("lcm", score=0.0)])},
+        {"step": 2, **evaluation_metrics_of([make_group("gcd", score=1.0), make_group("lcm", score=0.0)])},
     ]
     made.metrics_file.write_text("".join(json.dumps(row) + "\n" for row in rows))
     made.finish({"steps": 2, "tokens": 1234.0, "wall_s": 65.0, "checkpoint": None})
@@ -192,7 +191,7 @@ def test_report_without_an_evaluation_still_draws(directory: RunDirectory) -> No
     directory.metrics_file.write_text('{"step": 1, "critic/score/mean": 0.25}\n')
     out = io.StringIO()
     assert report(directory.path, target=Console(file=out, width=80)).is_file()
-    assert out.getvalue().startswith("No evaluation yet: set megatron_training.test_data_path, or run `rl evaluate`.\n")
+    assert out.getvalue().startswith("No evaluation yet: set megatron_training.eval_data_path, or run `rl evaluate`.\n")
 
 
 @pytest.mark.parametrize("arguments", [["--list"], [], ["--eval"]])

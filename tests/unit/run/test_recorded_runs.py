@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pytest
 
 from rl.batches import GroupHeader, TrajectoryHeader
 from rl.config.early_warning import EarlyWarning

@@ -139,14 +139,16 @@ def test_resumed_run_keeps_the_early_warnings_of_its_steps(config: Config, tmp_p
 def test_early_warning_ends_the_run_after_its_step_is_written(config: Config, tmp_path: Path) -> None:
     config.megatron_training.early_warning.patience = 2
     config.megatron_training.early_warning.stop = {"entropy_low": 0.001}
-    with pytest.raises(TrainingError, match="step 3: .* entropy_low: .* is 0, at most 0.001 in 2 steps in a row"):
-        with Run.open(config, "tiny") as run:
-            for step in run.steps(run.resume(Counter(), Counter())):
-                with run.step(step) as metrics:
-                    metrics["actor/entropy"] = 0.0 if step else 0.5
-                    metrics.record([make_group()], AtHand())
-                    if run.is_save_due(step):
-                        run.save(step + 1, Counter(), Counter())
+    with (
+        pytest.raises(TrainingError, match=r"step 3: .* entropy_low: .* is 0, at most 0.001 in 2 steps in a row"),
+        Run.open(config, "tiny") as run,
+    ):
+        for step in run.steps(run.resume(Counter(), Counter())):
+            with run.step(step) as metrics:
+                metrics["actor/entropy"] = 0.0 if step else 0.5
+                metrics.record([make_group()], AtHand())
+                if run.is_save_due(step):
+                    run.save(step + 1, Counter(), Counter())
     assert [row["warnings/entropy_low"] for row in run.directory.read_metrics()] == [0.0, 0.0, 1.0]
     assert run.directory.latest_checkpoint() == tmp_path / "first/checkpoints/step_000002"
     assert [line["action"] for line in run.directory.read_warnings()] == ["stop"]
@@ -352,12 +354,12 @@ def test_resume_names_a_checkpoint_of_another_command(config: Config, tmp_path: 
         run_steps(config)
 
 
-def test_is_test_due_every_test_freq_and_at_the_end(config: Config) -> None:
-    config.megatron_training.test_freq = 3
+def test_is_evaluation_due_every_eval_interval_and_at_the_end(config: Config) -> None:
+    config.megatron_training.eval_interval = 3
     with Run.open(config, "tiny") as run:
-        assert [run.is_test_due(step) for step in range(4)] == [False, False, True, True]
-        config.megatron_training.test_freq = 0
-        assert [run.is_test_due(step) for step in range(4)] == [False, False, False, True]
+        assert [run.is_evaluation_due(step) for step in range(4)] == [False, False, True, True]
+        config.megatron_training.eval_interval = 0
+        assert [run.is_evaluation_due(step) for step in range(4)] == [False, False, False, True]
 
 
 def test_metrics_file_with_a_last_line_cut_off_is_readable(config: Config) -> None:

@@ -46,7 +46,7 @@ export function readEvaluations({ steps, metrics }: Overview): Evaluated[] {
 export function EvaluationsView({ store, go }: { store: Store; go: (change: Partial<Place>) => void }): JSX.Element {
   const evaluated = useMemo(() => readEvaluations(store.overview), [store.overview]);
   const steps = [...new Set(evaluated.flatMap((one) => one.steps))].sort((a, b) => a - b);
-  if (evaluated.length === 0) return <main class="overview"><p class="hint">No evaluation: the run has no held-out prompts (<code>megatron_training.test_data_path</code>).</p></main>;
+  if (evaluated.length === 0) return <main class="overview"><p class="hint">No evaluation: the run has no held-out prompts (<code>megatron_training.eval_data_path</code>).</p></main>;
   const shownSteps = steps.length > 8 ? [steps[0], ...steps.slice(-7)] : steps;
   return (
     <main class="overview">
