@@ -19,15 +19,14 @@ from rl.errors import DataError, unknown_name
 from rl.observability.curves import SMOOTHED_FROM, smooth
 from rl.observability.run_directory import RunDirectory
 
-_SAME_SETTING = frozenset(
-    f"megatron_training.{key}"
-    for key in (
-        "seed", "run_name", "output_dir", "resume", "save_interval", "max_checkpoints", "record_tokens_every",
-        "trackers", "tracker_project", "tracker_run_name", "trackers_offline", "tracker_trajectories",
-        "prometheus_port", "prometheus_host",
-    )
-) | {"rl_config.in_process", "rl_config.ray_address"}  # fmt: skip
-"""Keys that do not change what a run learns, and the seed."""
+_SAME_SETTING = (
+    "megatron_training.seed", "megatron_training.run_name", "megatron_training.output_dir", "megatron_training.resume",
+    "megatron_training.save_interval", "megatron_training.max_checkpoints", "megatron_training.record_tokens_every",
+    "megatron_training.eval_interval", "megatron_training.eval_before_train", "megatron_training.eval_after_train",
+    "megatron_training.tracker*", "megatron_training.prometheus_*", "megatron_training.early_warning*",
+    "megatron_training.profile_step", "rl_config.in_process", "rl_config.ray_address",
+)  # fmt: skip
+"""Patterns of keys that do not change what a run learns, and the seed."""
 _DEFAULT_METRICS = (
     "val-core/all/acc/mean@*", "critic/score/mean", "response_length/mean", "actor/entropy", "actor/grad_norm",
     "num_turns/mean", "actor/loss", "actor/lr",
@@ -232,7 +231,11 @@ def _without_resumed(runs: Sequence[ComparedRun]) -> tuple[list[ComparedRun], li
 
 
 def _own_keys(run: ComparedRun) -> dict[str, Any]:
-    return {key: value for key, value in run.config.items() if key not in _SAME_SETTING}
+    return {
+        key: value
+        for key, value in run.config.items()
+        if not any(fnmatchcase(key, pattern) for pattern in _SAME_SETTING)
+    }
 
 
 def _labels(groups: Sequence[Sequence[ComparedRun]]) -> list[str]:
