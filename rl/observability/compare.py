@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from matplotlib.backend_bases import FigureCanvasBase
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
@@ -56,6 +57,7 @@ def main(argv: list[str]) -> int:
     parser.add_argument("-o", "--output", type=Path, metavar="PNG", help="draw the curves into this picture")
     parser.add_argument("--html", type=Path, metavar="FILE", help="write curves and tables as one page")
     arguments = parser.parse_args(argv)
+    _check_outputs(arguments.output, arguments.html)
     settings, notes = read_settings(arguments.runs)
     metrics = choose_metrics(settings, arguments.metrics)
     tables = comparison_tables(settings, metrics, notes)
@@ -65,10 +67,10 @@ def main(argv: list[str]) -> int:
     for note in (EXPLANATION, *notes):
         target.print(note, soft_wrap=True, markup=False)
     if arguments.output:
-        draw_comparison(settings, metrics, _writable(arguments.output))
+        draw_comparison(settings, metrics, arguments.output)
         target.print(f"curves  {arguments.output}", soft_wrap=True, markup=False)
     if arguments.html:
-        write_comparison_page(settings, metrics, tables, [EXPLANATION, *notes], _writable(arguments.html))
+        write_comparison_page(settings, metrics, tables, [EXPLANATION, *notes], arguments.html)
         target.print(f"page    {arguments.html}", soft_wrap=True, markup=False)
     return 0
 
@@ -175,7 +177,9 @@ def _print_table(table: ComparisonTable, target: Console) -> None:
     target.print(shown)
 
 
-def _writable(path: Path) -> Path:
-    if not path.absolute().parent.is_dir():
-        raise DataError(f"{path}: its folder does not exist. Create it, or choose another.")
-    return path
+def _check_outputs(picture: Path | None, page: Path | None) -> None:
+    for path in filter(None, (picture, page)):
+        if not path.absolute().parent.is_dir():
+            raise DataError(f"{path}: its folder does not exist. Create it, or choose another.")
+    if picture is not None and picture.suffix.removeprefix(".") not in FigureCanvasBase.get_supported_filetypes():
+        raise DataError(f"--output: must end in .png, .svg or .pdf, got '{picture.name}'. Rename it.")

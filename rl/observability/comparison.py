@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from difflib import get_close_matches
 from fnmatch import fnmatchcase
 from itertools import takewhile
 from pathlib import Path
@@ -15,7 +16,7 @@ import yaml
 from rl.config.keys import default_mapping
 from rl.config.moved import take_over
 from rl.config.schema import Config
-from rl.errors import DataError, unknown_name
+from rl.errors import DataError
 from rl.observability.curves import SMOOTHED_FROM, smooth
 from rl.observability.run_directory import RunDirectory
 
@@ -139,7 +140,11 @@ def choose_metrics(settings: Sequence[Setting], wanted: Sequence[str]) -> list[s
     for name in wanted or _DEFAULT_METRICS:
         matching = [name] if name in known else [metric for metric in known if fnmatchcase(metric, name)]
         if wanted and not matching:
-            raise DataError(unknown_name("--metrics", name, known))
+            near = get_close_matches(name, known, n=1)
+            hint = f" Did you mean '{near[0]}'?" if near else ""
+            raise DataError(
+                f"--metrics: no run has '{name}'.{hint} The names are in metrics.jsonl and docs/metrics.md."
+            )
         chosen += [metric for metric in matching if metric not in chosen]
     return chosen if wanted else chosen[:_NUM_DEFAULTS]
 

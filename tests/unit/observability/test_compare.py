@@ -140,7 +140,9 @@ def test_metrics_are_chosen_by_name_pattern_or_default(tmp_path: Path) -> None:
     assert choose_metrics(settings, ["*/ci95_*", SCORE]) == [
         "val-core/all/acc/ci95_high", "val-core/all/acc/ci95_low", SCORE,
     ]  # fmt: skip
-    with pytest.raises(DataError, match=r"--metrics: .*critic/score/mea.*Did you mean.*critic/score/mean"):
+    with pytest.raises(
+        DataError, match=r"--metrics: no run has 'critic/score/mea'\. Did you mean 'critic/score/mean'\?"
+    ):
         choose_metrics(settings, ["critic/score/mea"])
 
 
@@ -190,3 +192,16 @@ def test_run_without_metrics_is_refused(tmp_path: Path) -> None:
     run = make_run(tmp_path, "empty", [])
     with pytest.raises(DataError, match=r"no metrics yet\. Wait for the first step"):
         read_settings([run])
+
+
+@pytest.mark.parametrize(
+    ("name", "message"), [("x.foo", r"must end in \.png, .* got 'x\.foo'"), ("no/x.png", "folder")]
+)
+def test_output_that_cannot_be_written_is_refused_first(
+    tmp_path: Path, name: str, message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = make_run(tmp_path, "one", [0.5])
+    assert main(["compare", str(run), "-o", str(tmp_path / name)]) == 2
+    shown = capsys.readouterr()
+    assert re.search(message, shown.err)
+    assert shown.out == ""
