@@ -55,7 +55,10 @@ class Counter:
 
     def take_spans(self) -> list[Span]:
         now = wall_time()
-        return [Span("actor 0", "before the step", now - 100.0, now - 50.0), Span("actor 0", "update_on", now, now)]
+        return [
+            Span("actor 0", "before the step", now - 100.0, now - 50.0),
+            Span("actor 0", "update_on", now - 0.5, now),
+        ]
 
 
 @pytest.fixture
