@@ -51,3 +51,13 @@ def raised(name: str, folder: Path) -> dict[str, int]:
     for line in directory.read_warnings():
         found.setdefault(line["name"], line["step"])
     return found
+
+
+def test_a_good_run_raises_nothing(tmp_path: Path) -> None:
+    assert raised("quickstart", tmp_path) == {}
+
+
+def test_a_learning_rate_a_hundred_times_too_high_is_raised(tmp_path: Path) -> None:
+    """Entropy and length leave in step 2; from step 5 on all samples are one repeated token."""
+    found = raised("learning_rate", tmp_path)
+    assert found == {"entropy_rise": 4, "clipped_responses": 4, "uniform_groups": 7, "repetition": 7}
