@@ -53,7 +53,7 @@ class EarlyWarnings:
         self._raised: dict[str, list[int]] = {}
         self._evaluations: list[Accuracy] = []
 
-    def recall(self, rows: Sequence[dict[str, Any]]) -> None:
+    def recall(self, rows: list[dict[str, Any]]) -> None:
         """Remember the steps and evaluations before a resume.
 
         Args:
