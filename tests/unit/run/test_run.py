@@ -23,7 +23,8 @@ from rl.observability.run_directory import RunDirectory
 from rl.observability.timeline import step_spans
 from rl.observability.tracker_clients import CLIENTS, Client
 from rl.observability.trackers import Tracker
-from rl.run.run import Run, find_checkpoint
+from rl.run.checkpoints import find_checkpoint
+from rl.run.run import Run
 from rl.types import Span
 from tests.samples import AtHand
 from tests.unit.observability.examples import make_group
