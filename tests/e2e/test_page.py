@@ -167,6 +167,28 @@ def test_tokens_are_colored_by_what_is_known_of_them(browser: Any, tmp_path: Pat
     assert page.problems == []
 
 
+def test_timeline_of_a_step_has_a_lane_for_each_at_work(browser: Any, run: RunDirectory) -> None:
+    spans = [
+        {"who": "driver", "name": "step", "start": 100.0, "end": 110.0},
+        {"who": "driver", "name": "gen", "start": 100.0, "end": 104.0},
+        {"who": "actor 1", "name": "forward", "start": 104.0, "end": 108.0},
+        {"who": "actor 0", "name": "forward", "start": 104.0, "end": 109.0},
+    ]
+    run.timeline_file(1).parent.mkdir()
+    run.timeline_file(1).write_text(json.dumps(spans))
+    page = opened(browser, run, "#timeline")
+    canvas = page.get_by_role("img", name="Timeline of 3 lanes over 10.0 s")
+    canvas.wait_for()
+    box = canvas.bounding_box()
+    canvas.hover(position={"x": 132 + (box["width"] - 132) * 0.85, "y": 22 + 22 * 1.5})  # the second lane, at 8.5 s
+    readout = page.locator(".readout")
+    assert readout.inner_text() == "forward, actor 0: 5.00 s, from 4.00 s to 9.00 s"
+    page.get_by_role("button", name="Zoom in").click()
+    canvas.hover(position={"x": 140, "y": 22 + 11})  # zoomed to 2.5 s to 7.5 s
+    assert readout.inner_text() == "gen, driver: 4.00 s, from 0.00 s to 4.00 s"
+    assert page.problems == []
+
+
 def test_questions_that_changed_sides_open_their_answers(browser: Any, tmp_path: Path) -> None:
     run = RunDirectory(tmp_path)
     run.config_file.write_text("")

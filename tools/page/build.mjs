@@ -1,6 +1,7 @@
 // Bundles the pages' scripts and styles into rl/observability/page/assets, or into the folder that is named.
 import { build } from "esbuild";
-import { readFileSync, writeFileSync } from "node:fs";
+import { createHash } from "node:crypto";
+import { readdirSync, readFileSync, writeFileSync } from "node:fs";
 import { fileURLToPath } from "node:url";
 
 const here = fileURLToPath(new URL(".", import.meta.url));
@@ -25,3 +26,9 @@ const licences = Object.entries(packages).map(([name, version]) => {
   return `${name} ${version}\n\n${text}\n`;
 });
 writeFileSync(`${target}/LICENSES.txt`, licences.join("\n----\n\n"));
+
+// A test compares this with the sources, so that a change without a build is noticed where there is no node.
+const sources = ["build.mjs", "package-lock.json", ...readdirSync(`${here}src`).map((name) => `src/${name}`)].sort();
+const hash = createHash("sha256");
+for (const name of sources) hash.update(`${name}\0`).update(readFileSync(here + name));
+writeFileSync(`${target}/SOURCES.sha256`, `${hash.digest("hex")}\n`);

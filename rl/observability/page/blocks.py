@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from rl.errors import DataError
 from rl.observability.page import pack_chunk, pack_json
 from rl.observability.page.rows import RowIndex
 from rl.observability.page.words import WordIndex
 from rl.observability.trajectories import iterate_records
+
+logger = logging.getLogger(__name__)
 
 _CHUNK_BYTES = 512 << 10
 
@@ -57,8 +61,8 @@ def make_blocks(files: Iterable[Path], rows_per_block: int) -> Iterator[Block]:
         files: In the order in which the page shows them.
         rows_per_block: A block ends after the file with which it has at least so many rows.
 
-    Raises:
-        DataError: A file is malformed.
+    Yields:
+        The blocks. A file with a malformed row, as a killed run leaves it, ends before that row, with a warning.
     """
     builder = _BlockBuilder()
     for path in files:
@@ -78,13 +82,16 @@ class _BlockBuilder:
     def add_file(self, path: Path) -> None:
         self.rows.add_file(path.stem)
         start = end = count = 0
-        for line, record in iterate_records(path):
-            self.rows.add(record)
-            self.words.add(record)
-            end, count = end + len(line), count + 1
-            if end - start >= _CHUNK_BYTES:
-                self.records.append(RecordChunk(path, start, end - start, count))
-                start, count = end, 0
+        try:
+            for line, record in iterate_records(path):
+                self.rows.add(record)
+                self.words.add(record)
+                end, count = end + len(line), count + 1
+                if end - start >= _CHUNK_BYTES:
+                    self.records.append(RecordChunk(path, start, end - start, count))
+                    start, count = end, 0
+        except DataError as error:
+            logger.warning("%s The page shows the rows before it.", error)
         if count:
             self.records.append(RecordChunk(path, start, end - start, count))
 

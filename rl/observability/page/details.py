@@ -13,6 +13,7 @@ import numpy as np
 import pyarrow.parquet as pq
 
 from rl.observability.run_directory import RunDirectory
+from rl.observability.timeline import step_spans
 from rl.observability.token_records import TokenRecord, read_tokens, recorded_steps
 
 _VALUES = (
@@ -36,7 +37,7 @@ class Detail:
 
 def step_details(run: RunDirectory) -> Iterator[Detail]:
     """Find what there is: the timelines, then the tokens, each from the last step to the first."""
-    for path in sorted((run.path / "timeline").glob("step_*.json"), reverse=True):
+    for path in sorted(run.timeline_file(0).parent.glob("step_*.json"), reverse=True):
         step = int(path.stem.removeprefix("step_"))
         yield Detail(f"timeline/{step}", [], partial(_timeline, run, step))
     for step in reversed(recorded_steps(run)):
@@ -86,6 +87,4 @@ def _token_row(row: TokenRecord) -> dict[str, Any]:
 
 
 def _timeline(run: RunDirectory, step: int) -> bytes:
-    from rl.observability.timeline import step_spans
-
     return json.dumps([asdict(span) for span in step_spans(run, step)], ensure_ascii=False).encode("utf-8", "replace")

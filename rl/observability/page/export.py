@@ -41,7 +41,7 @@ def write_page(run: RunDirectory, output: Path, max_bytes: int) -> PageSize:
         max_bytes: The limit.
 
     Raises:
-        DataError: A file of the run is malformed.
+        DataError: The metrics or the warnings are malformed.
     """
     temporary = output.with_name(output.name + ".partial")
     shown = overview(run)

@@ -51,11 +51,8 @@ class LiveRun:
         return [path for path in self._pending() if now - path.stat().st_mtime >= _SETTLED_AFTER_S]
 
     def read(self, path: Path) -> None:
-        """Index a trajectory file; a malformed one is skipped with a warning."""
-        try:
-            self._blocks += make_blocks([path], 1)
-        except DataError as error:
-            logger.warning("%s", error)
+        """Index a trajectory file."""
+        self._blocks += make_blocks([path], 1)
         self._seen.add(path)
 
     def chunk(self, name: str) -> bytes:
@@ -80,7 +77,7 @@ class LiveRun:
     def _state(self) -> list[int]:
         """Changes when the page has to read the run's overview again; small, because the page asks all the time."""
         run = self._run
-        files = (run.metrics_file, run.path / "warnings.jsonl", run.summary_file)
+        files = (run.metrics_file, run.warnings_file, run.summary_file)
         sizes = [path.stat().st_size if path.is_file() else 0 for path in files]
         folders = [sum(1 for _ in folder.glob("step_*")) for folder in (run.tokens, run.path / "timeline")]
         return [*sizes, *folders, len(self._blocks), len(self._pending())]

@@ -26,7 +26,7 @@ def overview(run: RunDirectory) -> dict[str, Any]:
         "path": str(run.path.resolve()),
         "steps": steps,
         "metrics": metrics,
-        "warnings": read_warnings(run.path / "warnings.jsonl"),
+        "warnings": read_warnings(run.warnings_file),
         "config": run.config_file.read_text(encoding="utf-8", errors="replace"),
         "versions": _text(run.versions_file),
         "summary": run.read_summary(),

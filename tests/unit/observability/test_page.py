@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import gzip
+import hashlib
 import json
 import os
 import re
@@ -176,6 +177,18 @@ def test_page_at_its_limit_keeps_the_newest_and_says_what_is_left_out(run: RunDi
     assert head["contents"]["num_left_out"] == 2
 
 
+def test_page_of_a_killed_run_has_the_rows_before_the_torn_one(
+    run: RunDirectory, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    step = run.step_file(1)
+    step.write_bytes(step.read_bytes()[:-20])
+    size = write_page(run, tmp_path / "page.html", 1 << 20)
+    rows = read_chunk((tmp_path / "page.html").read_text(), "rows/0")
+    assert size.num_trajectories == 2
+    assert [(file["name"], file["count"]) for file in rows["files"]] == [("step_000001", 1), ("eval_000001", 1)]
+    assert f"{step}, row 2: not JSON" in caplog.text
+
+
 def chunk_texts(path: Path) -> list[tuple[str, str]]:
     return re.findall(r'id="chunk:([^"]*)">([^<]*)</script>', path.read_text())
 
@@ -234,6 +247,16 @@ def test_details_have_the_tokens_of_each_group(tmp_path: Path) -> None:
 
 def test_packed_chunks_are_the_same_for_the_same_content() -> None:
     assert pack_chunk(b"abc") == pack_chunk(b"abc")
+
+
+def test_committed_assets_were_built_from_these_sources() -> None:
+    sources = ROOT / "tools" / "page"
+    names = sorted(["build.mjs", "package-lock.json", *(f"src/{path.name}" for path in (sources / "src").iterdir())])
+    found = hashlib.sha256()
+    for name in names:
+        found.update(name.encode() + b"\0" + (sources / name).read_bytes())
+    built_from = (ROOT / "rl/observability/page/assets/SOURCES.sha256").read_text().strip()
+    assert found.hexdigest() == built_from, "run npm run build in tools/page"
 
 
 def test_committed_assets_are_what_their_sources_give(tmp_path: Path) -> None:

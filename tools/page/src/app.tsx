@@ -78,8 +78,8 @@ function Trajectories({ store, place, go, version }: {
   const { filter } = place;
   const [hits, searched] = useSearch(store, filter.text, version);
   useEffect(() => {
-    const idle = requestIdleCallback(() => store.words.load(store.overview.contents.blocks)); // before the first search
-    return () => cancelIdleCallback(idle);
+    const timer = setTimeout(() => store.words.load(store.overview.contents.blocks), 300); // before the first search
+    return () => clearTimeout(timer);
   }, [store, version]);
   const selection = useMemo(() => select(rows, filter, hits), [JSON.stringify(filter), hits, version]);
   const row = useMemo(() => (place.id ? rows.find(place.file, place.id) : -1), [place.file, place.id, version]);

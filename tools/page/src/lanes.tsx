@@ -27,16 +27,16 @@ const ENCLOSING = new Set(["waiting", "trajectory", "step"]);
 /** Spans of a trajectory, in seconds since it began; exact where the run recorded when each part began. */
 export function trajectorySpans(record: Trajectory): { spans: Lane["spans"]; isExact: boolean } {
   const spans: Lane["spans"] = [];
-  const isExact = record.turns.every((turn) => turn.start_s !== undefined);
+  const isExact = !!record.started_at && record.turns.every((turn) => turn.start_s !== undefined); // 0: not recorded
   let at = 0;
   record.turns.forEach((turn, i) => {
-    const start = turn.start_s ?? at;
+    const start = isExact ? turn.start_s! : at;
     if (start > at + 1e-4) spans.push({ name: "waiting", start: at, end: start });
     at = start + turn.generate_s;
     spans.push({ name: "generation", start, end: at, note: `turn ${i + 1}, ${turn.num_tokens} tokens` });
-    let end = at + (turn.start_s === undefined ? turn.tool_s : 0);
+    let end = at + (isExact ? 0 : turn.tool_s);
     for (const result of turn.results) {
-      const began = result.start_s ?? at;
+      const began = (isExact ? result.start_s : undefined) ?? at;
       const ran = began + result.queue_s;
       if (result.queue_s > 0) spans.push({ name: "tool queue", start: began, end: ran, note: result.name });
       spans.push({ name: "tool", start: ran, end: ran + result.run_s, note: `${result.name}: ${result.status}` });
@@ -54,7 +54,7 @@ export function GroupTimeline({ records, chosen, open }: {
   records: Trajectory[]; chosen: string; open: (trajectory: string) => void;
 }): JSX.Element {
   const starts = records.map((record) => record.started_at);
-  const hasClock = starts.every((start) => start !== undefined);
+  const hasClock = starts.every(Boolean);
   const origin = hasClock ? Math.min(...(starts as number[])) : 0;
   const found = records.map(trajectorySpans);
   const lanes = records.map((record, i) => {

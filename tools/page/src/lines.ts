@@ -110,7 +110,7 @@ function make(target: HTMLElement, options: ChartOptions): uPlot {
         { ...axis, grid: { show: false }, incrs: [1, 2, 5, 10, 20, 50, 100, 200, 500, 1e3, 2e3, 5e3, 1e4], size: 28 },
         { ...axis, grid, size: 56, values: (_, ticks) => ticks.map(short) },
       ],
-      legend: { show: true, live: true, markers: { fill: (_, i) => colors[i] } },
+      legend: { show: true, live: true, markers: { width: 0, fill: (_, i) => colors[i] } },
       cursor: { sync: options.sync ? { key: options.sync, setSeries: false } : undefined, drag: { x: true, y: false } },
       series,
       bands,

@@ -109,8 +109,7 @@ function Warnings({ warnings, store, go }: { warnings: Warning[]; store: Store; 
         {warnings.map((warning, i) => (
           <li key={i}>
             <span class={`badge ${warning.action === "stop" ? "bad" : "warn"}`}>{warning.action === "stop" ? "stopped" : "warning"}</span>
-            <span class="muted">step {warning.step}</span> <b>{warning.name}</b> {short(warning.value)} <span class="muted">(threshold {short(warning.threshold)})</span>
-            <p><Text text={warning.text} /></p>
+            <span class="muted">step {warning.step}</span> <Text text={warning.text} />
             {warning.trajectories.length > 0 && (
               <p class="muted">seen in {warning.trajectories.map((id) => <button key={id} class="link" onClick={() => open(warning, id)}>{id}</button>)}</p>
             )}

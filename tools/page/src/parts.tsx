@@ -95,7 +95,8 @@ export function seconds(value: number | null | undefined): string {
   if (value === null || value === undefined || Number.isNaN(value)) return "–";
   if (value >= 3600) return `${(value / 3600).toFixed(1)} h`;
   if (value >= 120) return `${(value / 60).toFixed(1)} min`;
-  return `${value >= 10 ? value.toFixed(1) : value >= 0.01 || value === 0 ? value.toFixed(2) : value.toFixed(4)} s`;
+  if (value < 0.01 && value > 0) return `${Number((1000 * value).toPrecision(2))} ms`;
+  return `${value.toFixed(value >= 10 ? 1 : 2)} s`;
 }
 
 /** A color from red (the lowest reward of the run) over yellow to green (the highest). */

@@ -1,7 +1,7 @@
 // Texts of models and tools, made safe to look at: characters that hide or reorder text become visible.
 
 const CONTROL = /[\u0000-\u0008\u000b-\u001f\u007f]/g;
-const BIDI = /[\u061c\u200b-\u200f\u202a-\u202e\u2060-\u2069\ufeff]/g;
+const SHAPELESS = /[\u0080-\u009f\u061c\u200b-\u200f\u202a-\u202e\u2060-\u2069\ufeff]/g;
 
 /** Show control characters as their pictures (␛, ␀), and characters without a shape by their number. */
 export function visible(text: string): string {
@@ -9,7 +9,7 @@ export function visible(text: string): string {
     .toWellFormed()
     .replace(/\r\n/g, "\n")
     .replace(CONTROL, (c) => String.fromCharCode(c === "\u007f" ? 0x2421 : 0x2400 + c.charCodeAt(0)))
-    .replace(BIDI, (c) => `⟨U+${c.charCodeAt(0).toString(16).toUpperCase().padStart(4, "0")}⟩`);
+    .replace(SHAPELESS, (c) => `⟨U+${c.charCodeAt(0).toString(16).toUpperCase().padStart(4, "0")}⟩`);
 }
 
 /** A piece of a text: plain, a template's special token, or a match of the filter. */
