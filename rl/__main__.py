@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from rl.config.load import Composed
     from rl.config.schema import Config
 
-logger = logging.getLogger(__name__)
+logger = logging.getLogger("rl.command")  # `python -m rl` names this module __main__, and such lines are not shown
 
 _ALLOW_HOST = "further host names under which clients call the server, separated by commas"
 _HUMAN_TIMEOUT_S = 86400

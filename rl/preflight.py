@@ -180,7 +180,7 @@ def preflight_endpoint(config: Config, endpoint: Endpoint) -> list[Prompt]:
     ]
     if rl.prompt_type not in TEMPLATES:
         problems.append(error(unknown_name("rl_config.prompt_type", rl.prompt_type, TEMPLATES)))
-    for key in ("environment", "rollout_function"):
+    for key in ("environment", "rollout_function", "agent_function"):
         if not is_built_in(rl, key):
             problems.append(
                 error(

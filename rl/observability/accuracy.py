@@ -110,11 +110,11 @@ def majority_at(num: int, answers: Sequence[str], values: Sequence[float]) -> fl
     votes: dict[str, list[float]] = defaultdict(list)
     for answer, value in zip(answers, values, strict=True):
         votes[answer].append(value)
+    most = max(map(len, votes.values()))
     if num == len(values):
-        most = max(map(len, votes.values()))
         winners = [math.fsum(given) / most for given in votes.values() if len(given) == most]
         return math.fsum(winners) / len(winners)
-    won = sum(_value_of_winners(num, top, list(votes.values())) for top in range(1, num + 1))
+    won = sum(_value_of_winners(num, top, list(votes.values())) for top in range(1, min(num, most) + 1))
     return won / math.comb(len(values), num)
 
 

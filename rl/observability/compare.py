@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from matplotlib.backend_bases import FigureCanvasBase
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
@@ -26,9 +27,10 @@ from rl.observability.viewer import trajectory_file
 
 _ZERO = 1e-12
 EXPLANATION = (
-    f"95 % intervals. Over runs: t interval of the runs' final values. Over questions: the evaluation's own. Over "
+    "95 % intervals. Over runs: t interval of the runs' final values. Over questions: the evaluation's own. Over "
     f"steps: t interval of the last {LAST_STEPS} steps, the noise of one curve, not what another seed would give. "
-    f"Curves of {SMOOTHED_FROM} steps or more are smoothed."
+    f"Curves of {SMOOTHED_FROM} steps or more are smoothed. A band is the range of a setting's runs, or the interval "
+    "over questions of one run's accuracy."
 )
 
 
@@ -55,6 +57,7 @@ def main(argv: list[str]) -> int:
     parser.add_argument("-o", "--output", type=Path, metavar="PNG", help="draw the curves into this picture")
     parser.add_argument("--html", type=Path, metavar="FILE", help="write curves and tables as one page")
     arguments = parser.parse_args(argv)
+    _check_outputs(arguments.output, arguments.html)
     settings, notes = read_settings(arguments.runs)
     metrics = choose_metrics(settings, arguments.metrics)
     tables = comparison_tables(settings, metrics, notes)
@@ -64,10 +67,10 @@ def main(argv: list[str]) -> int:
     for note in (EXPLANATION, *notes):
         target.print(note, soft_wrap=True, markup=False)
     if arguments.output:
-        draw_comparison(settings, metrics, _writable(arguments.output))
+        draw_comparison(settings, metrics, arguments.output)
         target.print(f"curves  {arguments.output}", soft_wrap=True, markup=False)
     if arguments.html:
-        write_comparison_page(settings, metrics, tables, [EXPLANATION, *notes], _writable(arguments.html))
+        write_comparison_page(settings, metrics, tables, [EXPLANATION, *notes], arguments.html)
         target.print(f"page    {arguments.html}", soft_wrap=True, markup=False)
     return 0
 
@@ -174,7 +177,9 @@ def _print_table(table: ComparisonTable, target: Console) -> None:
     target.print(shown)
 
 
-def _writable(path: Path) -> Path:
-    if not path.absolute().parent.is_dir():
-        raise DataError(f"{path}: its folder does not exist. Create it, or choose another.")
-    return path
+def _check_outputs(picture: Path | None, page: Path | None) -> None:
+    for path in filter(None, (picture, page)):
+        if not path.absolute().parent.is_dir():
+            raise DataError(f"{path}: its folder does not exist. Create it, or choose another.")
+    if picture is not None and picture.suffix.removeprefix(".") not in FigureCanvasBase.get_supported_filetypes():
+        raise DataError(f"--output: must end in .png, .svg or .pdf, got '{picture.name}'. Rename it.")

@@ -20,7 +20,7 @@
     const entry = make("span");
     const mark = make("i");
     mark.style.background = setting.color;
-    const runs = setting.runs > 1 ? ` (mean of ${setting.runs} runs, band: smallest to largest)` : "";
+    const runs = setting.runs > 1 ? ` (mean and range of ${setting.runs} runs)` : "";
     entry.append(mark, setting.label + runs);
     key.append(entry);
   }

@@ -22,7 +22,7 @@ _STYLE = """
 .key{display:flex;flex-wrap:wrap;gap:4px 18px;margin:10px 0 0;color:var(--muted)}
 .key i{display:inline-block;width:18px;height:3px;border-radius:2px;margin-right:6px;vertical-align:middle}
 .table{overflow-x:auto;margin-bottom:10px}
-.table td{overflow-wrap:anywhere}
+.table td,.table th{white-space:nowrap}
 p{color:var(--muted);max-width:80ch}
 """
 
@@ -79,7 +79,7 @@ def _chart(settings: Sequence[Setting], metric: str) -> dict[str, Any]:
             return [values[place[step]] if step in place else None for step in steps]
 
         line = {"label": setting.label, "values": spread(curve.mean), "color": COLORS[number % len(COLORS)]}
-        if len(setting.with_metric(metric)) > 1:
+        if curve.low:
             line |= {"low": spread(curve.low), "high": spread(curve.high)}
         lines.append(line)
     return {"title": metric, "x": steps, "lines": lines}

@@ -65,6 +65,8 @@ def _draw_metric(axes: Axes, settings: Sequence[Setting], metric: str) -> None:
         axes.plot(curve.steps, curve.mean, style, color=color, linewidth=2, marker=marker, markersize=3.5, label=label)
         if len(runs) > 1:
             axes.fill_between(curve.steps, curve.low, curve.high, color=color, alpha=0.15, linewidth=0)
+        elif curve.low:
+            axes.vlines(curve.steps, curve.low, curve.high, color=color, linewidth=1.2)
     axes.set_title(metric, loc="left", fontsize=10.5, color=_INK)
     axes.set_xlabel("step", color=_MUTED)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from difflib import get_close_matches
 from fnmatch import fnmatchcase
 from itertools import takewhile
 from pathlib import Path
@@ -15,19 +16,18 @@ import yaml
 from rl.config.keys import default_mapping
 from rl.config.moved import take_over
 from rl.config.schema import Config
-from rl.errors import DataError, unknown_name
+from rl.errors import DataError
 from rl.observability.curves import SMOOTHED_FROM, smooth
 from rl.observability.run_directory import RunDirectory
 
-_SAME_SETTING = frozenset(
-    f"megatron_training.{key}"
-    for key in (
-        "seed", "run_name", "output_dir", "resume", "save_interval", "max_checkpoints", "record_tokens_every",
-        "trackers", "tracker_project", "tracker_run_name", "trackers_offline", "tracker_trajectories",
-        "prometheus_port", "prometheus_host",
-    )
-) | {"rl_config.in_process", "rl_config.ray_address"}  # fmt: skip
-"""Keys that do not change what a run learns, and the seed."""
+_SAME_SETTING = (
+    "megatron_training.seed", "megatron_training.run_name", "megatron_training.output_dir", "megatron_training.resume",
+    "megatron_training.save_interval", "megatron_training.max_checkpoints", "megatron_training.record_tokens_every",
+    "megatron_training.eval_interval", "megatron_training.eval_before_train", "megatron_training.eval_after_train",
+    "megatron_training.tracker*", "megatron_training.prometheus_*", "megatron_training.early_warning*",
+    "megatron_training.profile_step", "rl_config.in_process", "rl_config.ray_address",
+)  # fmt: skip
+"""Patterns of keys that do not change what a run learns, and the seed."""
 _DEFAULT_METRICS = (
     "val-core/all/acc/mean@*", "critic/score/mean", "response_length/mean", "actor/entropy", "actor/grad_norm",
     "num_turns/mean", "actor/loss", "actor/lr",
@@ -83,7 +83,8 @@ class Curve:
     """Steps that all its runs have."""
     mean: list[float]
     low: list[float]
-    """The smallest value of the runs, and the largest."""
+    """Ends of the band: the smallest and the largest value of several runs, or the 95 % interval over questions of the
+    accuracy of one run; empty without a band."""
     high: list[float]
 
 
@@ -139,17 +140,34 @@ def choose_metrics(settings: Sequence[Setting], wanted: Sequence[str]) -> list[s
     for name in wanted or _DEFAULT_METRICS:
         matching = [name] if name in known else [metric for metric in known if fnmatchcase(metric, name)]
         if wanted and not matching:
-            raise DataError(unknown_name("--metrics", name, known))
+            near = get_close_matches(name, known, n=1)
+            hint = f" Did you mean '{near[0]}'?" if near else ""
+            raise DataError(
+                f"--metrics: no run has '{name}'.{hint} The names are in metrics.jsonl and docs/metrics.md."
+            )
         chosen += [metric for metric in matching if metric not in chosen]
     return chosen if wanted else chosen[:_NUM_DEFAULTS]
 
 
 def curve_of(setting: Setting, metric: str) -> Curve:
-    """Mean, smallest and largest value of the setting's runs, at the steps that all of them have."""
-    curves = [smoothed_curve(run, metric) for run in setting.with_metric(metric)]
+    """Mean and band of the setting's runs, at the steps that all of them have."""
+    runs = setting.with_metric(metric)
+    curves = [smoothed_curve(run, metric) for run in runs]
     common = sorted(set.intersection(*(set(curve) for curve in curves))) if curves else []
     values = [[curve[step] for curve in curves] for step in common]
-    return Curve(common, [math.fsum(v) / len(v) for v in values], [min(v) for v in values], [max(v) for v in values])
+    mean = [math.fsum(v) / len(v) for v in values]
+    if len(runs) > 1:
+        return Curve(common, mean, [min(v) for v in values], [max(v) for v in values])
+    low, high = ([run.curves.get(name, {}) for run in runs] for name in interval_metrics(metric))
+    if all(step in end for step in common for end in (*low, *high)):
+        return Curve(common, mean, [low[0][step] for step in common], [high[0][step] for step in common])
+    return Curve(common, mean, [], [])
+
+
+def interval_metrics(metric: str) -> tuple[str, str]:
+    """The metrics with the ends of an accuracy's 95 % interval over questions, where an evaluation has them."""
+    base = metric.rpartition("/")[0]
+    return f"{base}/ci95_low", f"{base}/ci95_high"
 
 
 def smoothed_curve(run: ComparedRun, metric: str) -> dict[int, float]:
@@ -218,7 +236,11 @@ def _without_resumed(runs: Sequence[ComparedRun]) -> tuple[list[ComparedRun], li
 
 
 def _own_keys(run: ComparedRun) -> dict[str, Any]:
-    return {key: value for key, value in run.config.items() if key not in _SAME_SETTING}
+    return {
+        key: value
+        for key, value in run.config.items()
+        if not any(fnmatchcase(key, pattern) for pattern in _SAME_SETTING)
+    }
 
 
 def _labels(groups: Sequence[Sequence[ComparedRun]]) -> list[str]:

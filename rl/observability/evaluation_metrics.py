@@ -47,10 +47,10 @@ def summarize(groups: Sequence[GroupHeader]) -> list[Figures]:
         Figures of all questions, then with one set those of each data source, with several those of each set and of
         the sources of a set that has more than one. Empty without trajectories.
     """
-    groups = [group for group in groups if group.trajectories]
-    names = {str(group.prompt.evaluation_set) for group in groups}
+    questions = [_question(group) for group in groups if group.trajectories]
+    names = {str(question.group.prompt.evaluation_set) for question in questions}
     sets = names if len(names) > 1 else set()
-    return [_figures(name, members, is_set=name in sets) for name, members in _partition(groups).items()]
+    return [_figures(name, members, is_set=name in sets) for name, members in _partition(questions).items()]
 
 
 def evaluation_metrics(groups: Sequence[GroupHeader], rows: Sequence[Figures]) -> dict[str, float]:
@@ -115,38 +115,56 @@ def interval_text(estimate: Estimate) -> str:
     return f"{estimate.value:.2f} ({estimate.low:.2f}-{estimate.high:.2f})"
 
 
-def _partition(groups: Sequence[GroupHeader]) -> dict[str, list[GroupHeader]]:
-    if not groups:
+@dataclass(slots=True, frozen=True)
+class _Question:
+    """What one question adds to the figures."""
+
+    group: GroupHeader
+    mean: float
+    best: dict[int, float]
+    majority: dict[int, float]
+
+
+def _question(group: GroupHeader) -> _Question:
+    correct = [float(is_correct(t.rewards, t.reward_error)) for t in group.trajectories]
+    answers, numbers = [t.answer for t in group.trajectories], sample_numbers(len(correct))
+    best = {n: best_at(n, correct) for n in numbers}
+    return _Question(group, _mean(correct), best, {n: majority_at(n, answers, correct) for n in numbers})
+
+
+def _partition(questions: Sequence[_Question]) -> dict[str, list[_Question]]:
+    if not questions:
         return {}
-    parts: dict[str, list[GroupHeader]] = {"all": list(groups)}
-    sets = list(dict.fromkeys(group.prompt.evaluation_set for group in groups))
+    parts: dict[str, list[_Question]] = {"all": list(questions)}
+    sets = list(dict.fromkeys(question.group.prompt.evaluation_set for question in questions))
     for one in sets:
-        members = [group for group in groups if group.prompt.evaluation_set == one]
-        sources = sorted({group.prompt.data_source for group in members})
+        members = [question for question in questions if question.group.prompt.evaluation_set == one]
+        sources = sorted({question.group.prompt.data_source for question in members})
         if len(sets) > 1:
             parts[str(one)] = members
         if len(sets) == 1 or len(sources) > 1:
             for source in sources:
                 name = source if len(sets) == 1 else f"{one}/{source}"
                 # a source named `all` would hide the figures over all sources
-                parts.setdefault(name, [group for group in members if group.prompt.data_source == source])
+                parts.setdefault(name, [q for q in members if q.group.prompt.data_source == source])
     return parts
 
 
-def _figures(name: str, groups: Sequence[GroupHeader], *, is_set: bool) -> Figures:
-    correct = [[float(is_correct(t.rewards, t.reward_error)) for t in g.trajectories] for g in groups]
-    answers = [[t.answer for t in g.trajectories] for g in groups]
-    num_samples = max(map(len, correct))
-    best, majority = {}, {}
-    for n in sample_numbers(min(map(len, correct))):
-        draws = num_samples // n
-        best[n] = estimate_mean([best_at(n, values) for values in correct], draws)
-        voted = [majority_at(n, given, values) for given, values in zip(answers, correct, strict=True)]
-        majority[n] = estimate_mean(voted, draws)
+def _figures(name: str, questions: Sequence[_Question], *, is_set: bool) -> Figures:
+    groups = [question.group for question in questions]
+    num_samples = max(len(group.trajectories) for group in groups)
+    numbers = [n for n in questions[0].best if all(n in question.best for question in questions)]
     names = sorted({reward for g in groups for t in g.trajectories for reward in t.rewards})
-    rewards = {n: _mean([_mean([t.rewards.get(n, 0.0) for t in g.trajectories]) for g in groups]) for n in names}
-    mean = estimate_mean([_mean(values) for values in correct], num_samples)
-    return Figures(name, is_set, len(groups), num_samples, mean, best, majority, rewards)
+    return Figures(
+        name,
+        is_set,
+        len(groups),
+        num_samples,
+        estimate_mean([question.mean for question in questions], num_samples),
+        {n: estimate_mean([question.best[n] for question in questions], num_samples // n) for n in numbers},
+        {n: estimate_mean([question.majority[n] for question in questions], num_samples // n) for n in numbers},
+        {n: _mean([_mean([t.rewards.get(n, 0.0) for t in g.trajectories]) for g in groups]) for n in names},
+    )
 
 
 def _metrics_of(figures: Figures) -> dict[str, float]:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from scipy.stats import t as student_t
 
-from rl.observability.comparison import ComparedRun, Setting, is_evaluation
+from rl.observability.comparison import ComparedRun, Setting, interval_metrics, is_evaluation
 
 LAST_STEPS = 10
 """Steps at the end of a run over which the final value of a training metric is averaged."""
@@ -52,11 +52,8 @@ def final_value(setting: Setting, metric: str) -> Final | None:
 
 def _of_evaluation(run: ComparedRun, metric: str) -> Final:
     value, step = _final_of(run, metric), max(run.curves[metric])
-    base = metric.rpartition("/")[0]
-    low, high, questions = (
-        run.curves.get(name, {}).get(step)
-        for name in (f"{base}/ci95_low", f"{base}/ci95_high", f"{base.removesuffix('/acc')}/num_questions")
-    )
+    names = (*interval_metrics(metric), f"{metric.rpartition('/')[0].removesuffix('/acc')}/num_questions")
+    low, high, questions = (run.curves.get(name, {}).get(step) for name in names)
     if low is None or high is None or questions is None:
         return Final(value, None, None, "")
     return Final(value, low, high, f"{questions:.0f} questions")

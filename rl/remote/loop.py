@@ -7,6 +7,7 @@ import json
 import logging
 import re
 import time
+from collections import deque
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -210,4 +211,22 @@ def _prompt_messages(prompt: Prompt, prompt_type: str) -> list[Message]:
             message["content"] += template.user_suffix
     if template.default_system and messages[0]["role"] != "system":
         messages.insert(0, {"role": "system", "content": template.default_system})
+    return _with_call_ids(messages)
+
+
+def _with_call_ids(messages: list[Message]) -> list[Message]:
+    """Calls of a prompt's messages as servers take them: with an id that their results name, and arguments as text."""
+    waiting: deque[str] = deque()
+    for number, message in enumerate(messages):
+        if message["role"] == "tool" and waiting:
+            message.setdefault("tool_call_id", waiting.popleft())
+        if not message.get("tool_calls"):
+            continue
+        calls = []
+        for index, call in enumerate(message["tool_calls"]):
+            function = dict(call.get("function", call))
+            if not isinstance(function.get("arguments"), str):
+                function["arguments"] = json.dumps(function.get("arguments") or {}, ensure_ascii=False)
+            calls.append({"id": call.get("id") or f"prompt-{number}-{index}", "type": "function", "function": function})
+        message["tool_calls"], waiting = calls, deque(str(call["id"]) for call in calls)
     return messages

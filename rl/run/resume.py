@@ -18,7 +18,7 @@ from rl.data.cursor import PromptCursor
 from rl.errors import CheckpointError, DataError, ModelError
 from rl.observability.run_directory import RunDirectory
 from rl.rollout.buffer import GroupBuffer
-from rl.run.run import find_checkpoint, read_state
+from rl.run.checkpoints import find_checkpoint, read_state
 from rl.training.families import family_of
 from rl.training.hf_files import damaged_files, open_tensors
 from rl.training.trainer_state import folders_of, read_trainer_state

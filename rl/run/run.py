@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import errno
-import json
 import logging
-import shutil
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from pathlib import Path
-from typing import Any
 
 from rl.batches import GroupHeader, Recording, RunPlace
 from rl.config.estimates import longest_response
@@ -29,6 +26,7 @@ from rl.observability.shortfall import Shortfalls, unscored_by_kind
 from rl.observability.step_metrics import StepMetrics
 from rl.observability.timeline import DRIVER, STEP, write_spans
 from rl.observability.trackers import MetricsWriter, check_trackers
+from rl.run.checkpoints import disk_full, find_checkpoint, read_state, save_checkpoint
 from rl.run.early_warnings import EarlyWarnings
 from rl.run.guard import SkipGuard
 from rl.run.profile import profiled
@@ -36,8 +34,6 @@ from rl.types import Span
 
 logger = logging.getLogger(__name__)
 
-_FULL_DISK_MB = 100
-"""A checkpoint that fails with less free space than this has filled the disk; files rarely fit to the last byte."""
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 _PHASES = {"gen": "rollout", "update_actor": "update", "save_checkpoint": "checkpoint"}
 
@@ -99,7 +95,7 @@ class Run:
                 if directory.latest_checkpoint():
                     run.progress.note(_how_to_resume(directory))
                 if isinstance(failure, OSError) and failure.errno in _FULL:
-                    raise _disk_full(directory) from failure
+                    raise disk_full(directory) from failure
                 raise
             run._finish()
 
@@ -292,35 +288,9 @@ class Run:
         Raises:
             CheckpointError: It could not be written. An incomplete actor part is removed; earlier checkpoints stay.
         """
-        final = self.directory.checkpoint(step)
-        partial = final.with_name(f"{final.name}.partial")
-        partial.mkdir()
-        try:
-            actor.save_checkpoint(partial)
-        except Exception as error:
-            is_full = _is_nearly_full(final.parent)
-            for left in final.parent.glob(f"{partial.name}*"):
-                shutil.rmtree(left)
-            if is_full:
-                raise _disk_full(self.directory) from error
-            if isinstance(error, OSError):
-                raise CheckpointError(
-                    f"the checkpoint after step {step} could not be written to {final.parent.parent} ({error}). See to "
-                    "the disk."
-                ) from error
-            raise
-        try:
-            state = {"step": step, "data": rows.state_dict()}
-            (partial / RUN_STATE_FILE).write_text(json.dumps(state, indent=2) + "\n", encoding="utf-8")
-        except Exception as error:
-            raise CheckpointError(
-                f"{partial}: the place in the data could not be written ({error}). What was trained is whole: start "
-                "anew from it with actor_config.load."
-            ) from error
-        partial.rename(final)
-        logger.info("checkpoint %s", final)
-        self._remove_old_checkpoints()
-        return final
+        return save_checkpoint(
+            self.directory, step, actor, rows, max_checkpoints=self.config.megatron_training.max_checkpoints
+        )
 
     def _next_step(self, completed: int) -> int | None:
         return completed if self._rows is None else self._rows.next_step(completed)
@@ -328,12 +298,6 @@ class Run:
     def _is_last(self, step: int) -> bool:
         following = self._next_step(step + 1)
         return following is None or following >= self.num_steps(following)
-
-    def _remove_old_checkpoints(self) -> None:
-        kept = self.config.megatron_training.max_checkpoints
-        for old in self.directory.complete_checkpoints()[:-kept] if kept else ():
-            shutil.rmtree(old)
-            logger.info("removed %s: max_checkpoints is %d", old, kept)
 
     def _profiled(self, step: int) -> AbstractContextManager[None]:
         if step != self.config.megatron_training.profile_step or self._actor is None:
@@ -372,45 +336,6 @@ class Run:
         )
 
 
-def find_checkpoint(source: Path) -> Path:
-    """The checkpoint that a path names.
-
-    Args:
-        source: A checkpoint folder, or a run directory for its newest checkpoint.
-
-    Raises:
-        CheckpointError: There is no complete checkpoint.
-    """
-    if (source / RUN_STATE_FILE).is_file():
-        return source.resolve()
-    if not source.is_dir():
-        raise CheckpointError(f"megatron_training.resume: {source} is not there. Give a run directory or a checkpoint.")
-    latest = RunDirectory(source.resolve()).latest_checkpoint()
-    if latest is None:
-        raise CheckpointError(
-            f"megatron_training.resume: {source} has no complete checkpoint. "
-            "Give another run, or start anew without `resume`."
-        )
-    return latest
-
-
-def read_state(checkpoint: Path) -> dict[str, Any]:
-    """Read the run's state in a checkpoint.
-
-    Raises:
-        CheckpointError: It is missing or malformed.
-    """
-    path = checkpoint / RUN_STATE_FILE
-    try:
-        state: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        int(state["step"]), state["data"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise CheckpointError(
-            f"{path}: the checkpoint's state cannot be read ({error}). Resume from an earlier checkpoint."
-        ) from error
-    return state
-
-
 @contextmanager
 def _freeing_the_name(directory: RunDirectory) -> Iterator[None]:
     """Rename the directory of a run that fails before its first metric, so that the same command works again."""
@@ -434,19 +359,4 @@ def _how_to_resume(directory: RunDirectory) -> str:
     return (
         f"To resume after step {int(checkpoint.name.removeprefix('step_'))}, give the same command with "
         f"megatron_training.resume={directory.path}, and another run_name if one is set."
-    )
-
-
-def _is_nearly_full(folder: Path) -> bool:
-    return shutil.disk_usage(folder).free < _FULL_DISK_MB * 1_000_000
-
-
-def _disk_full(directory: RunDirectory) -> CheckpointError:
-    """The error names the run's parent folder, since the run's own may be renamed."""
-    base = directory.path.parent
-    free_mb = shutil.disk_usage(base).free // 1_000_000
-    go_on = "resume the run" if directory.latest_checkpoint() else "start the run again"
-    return CheckpointError(
-        f"megatron_training.output_dir: the disk of {base} is full, got {free_mb} MB left. Make room, or keep fewer "
-        f"checkpoints with megatron_training.max_checkpoints, then {go_on}."
     )

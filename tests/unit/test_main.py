@@ -81,3 +81,10 @@ def test_help_imports_nothing_heavy() -> None:
     script = f"import sys; from rl.__main__ import main; main([]); print(sorted({heavy} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, timeout=60)
     assert done.stdout.endswith("[]\n")
+
+
+def test_python_dash_m_shows_warnings_of_the_configuration() -> None:
+    command = ["evaluate", "--config-name", "dapo_smollm2_135m_retool", "megatron_training.test_data_path=none.jsonl"]
+    done = subprocess.run([sys.executable, "-m", "rl", *command], cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 2
+    assert "WARNING rl.command: megatron_training.test_data_path: got 'none.jsonl', taken over." in done.stderr

@@ -95,6 +95,15 @@ def test_curve_is_mean_and_range_where_all_runs_have_a_value(tmp_path: Path) -> 
     assert (curve.steps, curve.mean, curve.low, curve.high) == ([1, 2], [0.25, 0.25], [0.0, 0.0], [0.5, 0.5])
 
 
+def test_accuracy_of_one_run_has_a_band_over_questions(tmp_path: Path) -> None:
+    add_evaluation(run := make_run(tmp_path, "one", [0.5]), 0.5, {"q-1": 1.0})
+    (setting,), _ = read_settings([run])
+    curve = curve_of(setting, ACCURACY)
+    assert (curve.steps, curve.mean, curve.low, curve.high) == ([1], [0.5], [0.4], [0.6])
+    assert curve_of(setting, SCORE).low == []
+    assert curve_of(setting, "absent").steps == []
+
+
 def test_final_value_of_runs_has_a_t_interval(tmp_path: Path) -> None:
     """Final values 1, 2, 3: s = 1, t(2) = 4.302653, half = 4.302653 / sqrt(3) = 2.484138."""
     (setting,), _ = read_settings([make_run(tmp_path, str(i), [float(i)], seed=i) for i in (1, 2, 3)])
@@ -131,7 +140,9 @@ def test_metrics_are_chosen_by_name_pattern_or_default(tmp_path: Path) -> None:
     assert choose_metrics(settings, ["*/ci95_*", SCORE]) == [
         "val-core/all/acc/ci95_high", "val-core/all/acc/ci95_low", SCORE,
     ]  # fmt: skip
-    with pytest.raises(DataError, match=r"--metrics: .*critic/score/mea.*Did you mean.*critic/score/mean"):
+    with pytest.raises(
+        DataError, match=r"--metrics: no run has 'critic/score/mea'\. Did you mean 'critic/score/mean'\?"
+    ):
         choose_metrics(settings, ["critic/score/mea"])
 
 
@@ -181,3 +192,16 @@ def test_run_without_metrics_is_refused(tmp_path: Path) -> None:
     run = make_run(tmp_path, "empty", [])
     with pytest.raises(DataError, match=r"no metrics yet\. Wait for the first step"):
         read_settings([run])
+
+
+@pytest.mark.parametrize(
+    ("name", "message"), [("x.foo", r"must end in \.png, .* got 'x\.foo'"), ("no/x.png", "folder")]
+)
+def test_output_that_cannot_be_written_is_refused_first(
+    tmp_path: Path, name: str, message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = make_run(tmp_path, "one", [0.5])
+    assert main(["compare", str(run), "-o", str(tmp_path / name)]) == 2
+    shown = capsys.readouterr()
+    assert re.search(message, shown.err)
+    assert shown.out == ""

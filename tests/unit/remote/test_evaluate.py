@@ -147,6 +147,10 @@ def test_evaluate_against_other_questions_is_refused_before_it_runs(
             "rl_config.environment: needs the tokens of an engine, got x.py:Y",
         ),
         (
+            ["--endpoint", "http://h/v1", "--model", "m", "rl_config.agent_function=x.py:f"],
+            "rl_config.agent_function: needs the tokens of an engine, got x.py:f",
+        ),
+        (
             ["--endpoint", "http://h/v1", "--model", "m", "megatron_training.eval_data_path=null"],
             "megatron_training.eval_data_path: must name evaluation sets, got nothing",
         ),
@@ -192,6 +196,25 @@ def test_a_call_and_its_result_go_back_in_openais_form(config: Config, server: C
     assert first["seed"] != second["seed"]
     assert (first["max_tokens"], second["max_tokens"]) == (64, 64)
     assert (trajectory.stop_reason, trajectory.score) == (StopReason.FINISHED, 1.0)
+
+
+def test_calls_in_a_prompt_get_ids(config: Config, server: ChatServer) -> None:
+    call = {"function": {"name": "calculator", "arguments": {"expression": "1+1"}}}
+    shown = [
+        {"role": "user", "content": "1+1?"},
+        {"role": "assistant", "content": None, "tool_calls": [call, call]},
+        {"role": "tool", "content": "2"},
+        {"role": "tool", "content": "2"},
+        {"role": "user", "content": "2+2?"},
+    ]
+    prompt = Prompt("sums-1", shown, "4", "sums", evaluation_set="sums")
+    with connect(config, server.endpoint, [prompt]) as rollouts:
+        rollouts.evaluate([prompt], Sampling(0.0, 64))
+    sent = server.bodies[0]["messages"][1:]
+    assert [call["id"] for call in sent[1]["tool_calls"]] == ["prompt-2-0", "prompt-2-1"]
+    assert [call["function"]["arguments"] for call in sent[1]["tool_calls"]] == ['{"expression": "1+1"}'] * 2
+    assert [message.get("tool_call_id") for message in sent[2:4]] == ["prompt-2-0", "prompt-2-1"]
+    assert "id" not in call  # the prompt itself stays as it is
 
 
 def test_malformed_arguments_are_told_to_the_model(config: Config, server: ChatServer) -> None:

@@ -2,7 +2,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rl.rewards.answers import boxed_answers, last_boxed, normalize_answer
+from rl.rewards.answers import boxed_answers, last_boxed, normalize_answer, voted_answer
 
 
 @pytest.mark.parametrize(
@@ -36,6 +36,30 @@ def test_boxed_answers_reads_any_text(text):
 def test_boxed_answers_stays_fast_if_no_box_closes():
     """Quadratic time would take minutes here."""
     assert boxed_answers("\\boxed{" * 50_000 + "}") == [""]
+
+
+@pytest.mark.parametrize(
+    ("text", "texts", "answer"),
+    [
+        (r"\boxed{3}, no, \boxed{1,000.00}", {}, "1000"),
+        ("it is <answer> Paris </answer>.", {}, "paris"),
+        ("first\n12.0", {}, "12"),
+        ("", {}, ""),
+        (r"\boxed{3}", {"first/answer": "B"}, "B"),
+        (r"\boxed{3}", {"first/pred": "B"}, "B"),
+        (r"\boxed{3}", {"second/answer": "B"}, "3"),
+    ],
+)
+def test_voted_answer_is_the_rewards_own_or_the_marked_one(trajectory, text, texts, answer):
+    scored = trajectory(text, "4")
+    scored.rewards, scored.reward_texts = {"first": 0.0, "second": 1.0}, texts
+    assert voted_answer(scored) == answer
+
+
+def test_voted_answer_may_be_a_number(trajectory):
+    scored = trajectory(r"\boxed{3}", "4")
+    scored.rewards = {"first": 0.0, "first/answer": 7.0}
+    assert voted_answer(scored) == "7"
 
 
 def test_last_boxed_takes_the_last_box_of_the_last_turn_without_its_thoughts(trajectory):

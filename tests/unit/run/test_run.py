@@ -6,6 +6,7 @@ import json
 import logging
 import socket
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -22,7 +23,8 @@ from rl.observability.run_directory import RunDirectory
 from rl.observability.timeline import step_spans
 from rl.observability.tracker_clients import CLIENTS, Client
 from rl.observability.trackers import Tracker
-from rl.run.run import Run, find_checkpoint
+from rl.run.checkpoints import find_checkpoint
+from rl.run.run import Run
 from rl.types import Span
 from tests.samples import AtHand
 from tests.unit.observability.examples import make_group
@@ -54,7 +56,10 @@ class Counter:
 
     def take_spans(self) -> list[Span]:
         now = wall_time()
-        return [Span("actor 0", "before the step", now - 100.0, now - 50.0), Span("actor 0", "update_on", now, now)]
+        return [
+            Span("actor 0", "before the step", now - 100.0, now - 50.0),
+            Span("actor 0", "update_on", now - 0.5, now),
+        ]
 
 
 @pytest.fixture
@@ -352,6 +357,26 @@ def test_resume_names_a_checkpoint_of_another_command(config: Config, tmp_path: 
     state.write_text(json.dumps({"step": 4, "data": {"cursor": {}}}))
     with pytest.raises(CheckpointError, match=r"run_state.json: its place in the data has no 'value'. Resume with"):
         run_steps(config)
+
+
+def test_evaluation_has_a_line_for_each_set(config: Config, capsys: pytest.CaptureFixture[str]) -> None:
+    groups = [make_group(score=score) for score in (1.0, 0.0, 1.0)]
+    for group, name in zip(groups, ("math", "math", "qa"), strict=True):
+        group.prompt = replace(group.prompt, evaluation_set=name)
+    with Run.open(config, "run") as run:
+        run.log_evaluation(3, groups[:1], AtHand())
+        run.log_evaluation(6, groups, AtHand())
+        metrics = run.directory.read_metrics()
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("evaluation")]
+    assert lines == [
+        "evaluation after step 3: accuracy 1.000 on 1 question, 95 % interval 0.207 to 1.000",
+        "evaluation after step 6, math: accuracy 0.500 on 2 questions, 95 % interval 0.095 to 0.905",
+        "evaluation after step 6, qa: accuracy 1.000 on 1 question, 95 % interval 0.207 to 1.000",
+        "evaluation after step 6, all: accuracy 0.667 on 3 questions, 95 % interval 0.208 to 0.939",
+    ]
+    assert "val-core/gcd/acc/mean@1" in metrics[0]
+    assert "val-core/math/acc/mean@1" in metrics[1]
+    assert run.directory.evaluation_file(6).is_file()
 
 
 def test_is_evaluation_due_every_eval_interval_and_at_the_end(config: Config) -> None:
