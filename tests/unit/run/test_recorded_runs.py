@@ -40,14 +40,28 @@ def groups_of(step: dict[str, Any]) -> list[GroupHeader]:
     ]
 
 
-def raised(name: str, folder: Path) -> dict[str, int]:
-    """The step in which each warning of a recorded run is told first."""
+def raised(name: str, folder: Path, **changed: Any) -> dict[str, int]:
+    """The step in which each warning of a recorded run is told first, with the shipped values but for `changed`."""
     steps = json.loads((RECORDED / f"{name}.json").read_text())["steps"]
     directory = RunDirectory(folder)
-    warnings = EarlyWarnings(directory, EarlyWarning())
+    warnings = EarlyWarnings(directory, EarlyWarning(**changed))
     for number, step in enumerate(steps, start=1):
         warnings.observe(number, step["metrics"], groups_of(step))
     found: dict[str, int] = {}
     for line in directory.read_warnings():
         found.setdefault(line["name"], line["step"])
     return found
+
+
+def test_a_good_run_raises_nothing(tmp_path: Path) -> None:
+    assert raised("quickstart", tmp_path) == {}
+
+
+def test_a_learning_rate_a_hundred_times_too_high_is_raised(tmp_path: Path) -> None:
+    """Entropy and length leave in step 2; from step 5 on all samples are one repeated token."""
+    found = raised("learning_rate", tmp_path)
+    assert found == {"entropy_rise": 4, "clipped_responses": 4, "uniform_groups": 7, "repetition": 7}
+
+
+def test_a_parser_that_does_not_fit_and_a_reward_of_length_are_raised(tmp_path: Path) -> None:
+    assert raised("parser_and_length", tmp_path, patience=2) == {"unread_calls": 2, "length_reward": 2}
