@@ -20,7 +20,7 @@ from rl.chat.templates import TEMPLATES
 from rl.config.device import runs_on_cuda
 from rl.config.memory_check import memory_problems
 from rl.config.model_facts import find_model_facts
-from rl.config.problems import Problem, error, note, raise_errors, warning
+from rl.config.problems import Problem, Severity, error, note, raise_errors, warning
 from rl.config.rules import is_built_in
 from rl.config.schema import Config, Device
 from rl.config.validate import Task, find_problems
@@ -32,7 +32,7 @@ from rl.remote.client import Endpoint
 from rl.remote.launch import check_endpoint
 from rl.rewards.registry import Reward, misspelled_kwargs
 from rl.rewards.rows import row_problems
-from rl.rollout.dialog import Dialog, configured_tokenizer
+from rl.rollout.dialog import Dialog
 from rl.rollout.environments import load_environment
 from rl.rollout.replay import RecordedStep, find_recorded_steps
 from rl.rollout.rollout_function import load_rollout_function
@@ -80,24 +80,10 @@ def preflight_replay(config: Config) -> list[RecordedStep]:
     Raises:
         ConfigError: Something is wrong; the message has a line for each finding.
     """
-    parts = RunParts(config)
-    tokenizer = None
-    with suppress(ModelError):  # reported by _model_problems
-        tokenizer = configured_tokenizer(config)
-    recorded = list(replay_problems(config, tokenizer))
-    raise_errors(
-        [
-            *find_problems(config),
-            *_name_problems(config, Task.TRAIN),
-            *_place_problems(config),
-            *_device_problems(config),
-            *resume_problems(config, "replay"),
-            *_model_problems(parts, is_strict=True),
-            *memory_problems(config, with_engines=False),
-            *recorded,
-        ]
-    )
-    _log_warnings(iter(recorded))
+    problems = _run_problems(RunParts(config), frozenset(), is_strict=True)
+    raise_errors(problems)
+    known = {problem.text for problem in find_problems(config)}  # reported when the configuration was composed
+    _log_warnings(p for p in problems if p.severity is Severity.WARNING and p.text not in known)
     if config.megatron_training.eval_data_path:
         logger.info("megatron_training.eval_data_path: a replay has no engine and evaluates nothing")
     return find_recorded_steps(Path(str(config.megatron_training.replay)))
@@ -218,6 +204,10 @@ def run_checks(
     config = parts.config
     checks: dict[str, Callable[[], Iterable[Problem]]] = {
         "configuration": lambda: [*find_problems(config, given), *_name_problems(config, Task.TRAIN)],
+    }
+    if config.megatron_training.replay:
+        return checks | _replay_checks(parts, is_strict=is_strict)
+    checks |= {
         "rewards": lambda: _reward_problems(parts),
         "tools and services": lambda: _tool_problems(parts, is_strict=is_strict),
         "environment": lambda: _environment_problems(config),
@@ -237,6 +227,19 @@ def run_checks(
         ],
         "model and chat template": lambda: _model_problems(parts, is_strict=is_strict),
     }
+
+
+def _replay_checks(parts: RunParts, *, is_strict: bool) -> dict[str, Callable[[], Iterable[Problem]]]:
+    """The checks of a run on recorded steps: it reads no data and starts no engine, tool or reward."""
+    config = parts.config
+    checks: dict[str, Callable[[], Iterable[Problem]]] = {"recording": lambda: replay_problems(config)}
+    if is_strict:
+        checks |= {
+            "run directory": lambda: [*_place_problems(config), *resume_problems(config, "replay")],
+            "devices": lambda: _device_problems(config),
+            "memory": lambda: memory_problems(config, with_engines=False),
+        }
+    return checks | {"model and chat template": lambda: _model_problems(parts, is_strict=is_strict)}
 
 
 def _run_problems(parts: RunParts, given: frozenset[str], *, is_strict: bool) -> list[Problem]:

@@ -41,3 +41,5 @@ class EarlyWarning(Section):
     """Mean response length over the median of up to 20 steps before, or the inverse: at or above."""
     length_reward: Weight | None = 0.95
     """Correlation of score and response length within groups, mean over groups: at or above."""
+    evaluation_fall: Weight | None = 0.0
+    """Lower end of the best evaluation's 95 % interval minus the upper end of the last one's: at or above."""

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from rl.batches import GroupHeader, TrajectoryHeader
+from rl.observability.evaluations import Accuracy
 from rl.types import ToolStatus
 
 WINDOW = 20
@@ -44,6 +45,8 @@ class StepView:
     earlier: Sequence[Metrics]
     """The steps before, in order."""
     groups: Sequence[GroupHeader]
+    evaluations: Sequence[Accuracy] = ()
+    """Those so far, in order, over all their questions."""
 
     @property
     def trajectories(self) -> list[TrajectoryHeader]:
@@ -126,6 +129,14 @@ def _length_reward(step: StepView) -> float | None:
     return statistics.mean(found) if len(found) >= _MIN_GROUPS else None
 
 
+def _evaluation_fall(step: StepView) -> float | None:
+    """At least 0 if the last evaluation's interval is below the best one's, without overlap."""
+    if len(step.evaluations) < 2:
+        return None
+    *before, last = step.evaluations
+    return max(accuracy.low for accuracy in before) - last.high
+
+
 def _of(name: str) -> Callable[[StepView], float | None]:
     return lambda step: step.metrics.get(name)
 
@@ -202,6 +213,11 @@ DETECTORS: dict[str, Detector] = {
         _length_reward,
         "The reward pays length. Check that it scores the answer and not the amount of text.",
         lambda trajectory: trajectory.response_length,
+    ),
+    "evaluation_fall": Detector(
+        "lower end of the best evaluation's 95 % interval minus the upper end of the last one's",
+        _evaluation_fall,
+        "If the reward rises, the policy exploits it: read what scores high. Else go back to the best checkpoint.",
     ),
 }
 """By name; each has its key in `megatron_training.early_warning`."""

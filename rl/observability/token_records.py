@@ -155,13 +155,17 @@ def read_tokens(run: RunDirectory, step: int) -> list[TokenRecord]:
     return [replace(row, trained=trained.get((row.trajectory_id, row.sequence))) for row in rows]
 
 
-def read_sampled_rows(path: Path) -> list[TokenRecord]:
+def read_sampled_rows(path: Path, *, first_group: bool = False) -> list[TokenRecord]:
     """Read a step's tokens file by itself, without what the ranks recorded.
+
+    Args:
+        path: The file.
+        first_group: Read only the rows of the first group.
 
     Raises:
         DataError: The file is damaged.
     """
-    return [TokenRecord(**row) for row in _read_rows(path, _SAMPLED)]
+    return [TokenRecord(**row) for row in _read_rows(path, _SAMPLED, first_group=first_group)]
 
 
 def read_trained_rows(path: Path) -> list[TrainedRow]:
@@ -213,9 +217,10 @@ def _not_recorded(run: RunDirectory, step: int) -> str:
     return f"--step: the tokens of step {step} are not recorded. Available: {', '.join(map(str, known))}."
 
 
-def _read_rows(path: Path, schema: pa.Schema) -> Iterator[dict[str, Any]]:
+def _read_rows(path: Path, schema: pa.Schema, *, first_group: bool = False) -> Iterator[dict[str, Any]]:
     try:
-        table = pq.read_table(path, partitioning=None)
+        with pq.ParquetFile(path) as file:
+            table = file.read_row_groups([0] if first_group and file.num_row_groups else range(file.num_row_groups))
         table = table.select(schema.names).cast(schema)
         columns = {name: table.column(name).combine_chunks() for name in schema.names}
     except (OSError, pa.ArrowException, KeyError) as error:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 import logging
 from collections import deque
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from rl.batches import GroupHeader
 from rl.config.early_warning import EarlyWarning
 from rl.observability.detectors import DETECTORS, WINDOW, Detector, StepView
+from rl.observability.evaluations import Accuracy, read_evaluations
 from rl.observability.run_directory import RunDirectory
 
 logger = logging.getLogger(__name__)
@@ -50,13 +51,15 @@ class EarlyWarnings:
         self._recent: deque[Mapping[str, float | None]] = deque(maxlen=WINDOW)
         self._states = {name: _State() for name in DETECTORS}
         self._raised: dict[str, list[int]] = {}
+        self._evaluations: list[Accuracy] = []
 
-    def recall(self, rows: Iterable[Mapping[str, float | None]]) -> None:
-        """Remember the steps before a resume.
+    def recall(self, rows: list[dict[str, Any]]) -> None:
+        """Remember the steps and evaluations before a resume.
 
         Args:
-            rows: Rows of metrics.jsonl; evaluations are ignored.
+            rows: Rows of metrics.jsonl.
         """
+        self._evaluations += [each.accuracy["all"] for each in read_evaluations(rows)]
         for row in rows:
             if "timing_s/step" in row:
                 self._remember(row)
@@ -64,6 +67,10 @@ class EarlyWarnings:
                     was_raised, state.is_raised = state.is_raised, bool(row.get(f"warnings/{name}"))
                     if state.is_raised and not was_raised:
                         self._raised.setdefault(name, []).append(int(row["step"] or 0))
+
+    def record_evaluation(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Remember the accuracy of an evaluation, for the steps from this one on."""
+        self._evaluations += [each.accuracy["all"] for each in read_evaluations([{"step": step, **metrics}])]
 
     def observe(
         self, step: int, metrics: Mapping[str, float], groups: Sequence[GroupHeader]
@@ -81,7 +88,7 @@ class EarlyWarnings:
         """
         if not groups:
             return {}, None
-        view = StepView(metrics, [*self._first, *self._recent], groups)
+        view = StepView(metrics, [*self._first, *self._recent], groups, self._evaluations)
         found: dict[str, float] = {}
         reason = None
         for name, detector in DETECTORS.items():
@@ -127,7 +134,8 @@ class EarlyWarnings:
         side, patience = "at most" if detector.is_low_bad else "at least", self._limits.patience
         text = f"{name}: {detector.label}, is {value:.3g}, {side} {threshold:g} in {patience} steps in a row."
         text += f" {detector.advice} See docs/warnings.md#{name}."
-        read = f" Read `rl view {self._directory.path} --step {step} --id {shown[0]}`." if shown else ""
+        which = f"--id {shown[0]}" if shown else "--worst"
+        read = f" Read `rl view {self._directory.path} --step {step} {which}`."
         self._raised.setdefault(name, []).append(step)
         entry: dict[str, Any] = {
             "step": step,

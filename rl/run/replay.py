@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from transformers import PreTrainedTokenizerFast
@@ -10,31 +11,27 @@ from transformers import PreTrainedTokenizerFast
 from rl.chat.pieces import token_pieces
 from rl.config.problems import Problem, error, warning
 from rl.config.schema import Config
-from rl.errors import DataError, TurnwiseError
+from rl.errors import DataError, ModelError, TurnwiseError
 from rl.observability.run_directory import RunDirectory
 from rl.observability.token_records import TokenRecord, read_sampled_rows
+from rl.rollout.dialog import configured_tokenizer
 from rl.rollout.replay import RecordedStep, find_recorded_steps, read_groups
 
 _KEY = "megatron_training.replay"
 
 
-def replay_problems(config: Config, tokenizer: PreTrainedTokenizerFast | None) -> Iterator[Problem]:
-    """Check the recording that `megatron_training.replay` names: its files, and whether its tokens are the model's.
-
-    Args:
-        config: A validated configuration.
-        tokenizer: The model's, or None if it could not be loaded.
-    """
+def replay_problems(config: Config) -> Iterator[Problem]:
+    """Check the recording that `megatron_training.replay` names: its files, and whether its tokens are the model's."""
     try:
         steps = find_recorded_steps(Path(config.megatron_training.replay or ""))
         read_groups(steps[0])
-        rows = read_sampled_rows(steps[0].tokens)
+        rows = read_sampled_rows(steps[0].tokens, first_group=True)
     except DataError as failure:
         yield error(f"{_KEY}: {failure}")
         return
     yield from _step_problems(config, steps)
-    if tokenizer is not None and rows:
-        yield from _token_problems(tokenizer, rows[0])
+    with suppress(ModelError):  # the check of the model reports it
+        yield from _token_problems(configured_tokenizer(config), rows)
     yield from _temperature_problems(config, RunDirectory(steps[0].tokens.parent.parent))
 
 
@@ -47,8 +44,11 @@ def _step_problems(config: Config, steps: Sequence[RecordedStep]) -> Iterator[Pr
         )
 
 
-def _token_problems(tokenizer: PreTrainedTokenizerFast, row: TokenRecord) -> Iterator[Problem]:
-    """Compare the recorded text of the tokens with what the model's tokenizer makes of them."""
+def _token_problems(tokenizer: PreTrainedTokenizerFast, rows: Sequence[TokenRecord]) -> Iterator[Problem]:
+    """Compare the recorded text of the first row's tokens with what the model's tokenizer makes of them."""
+    if not rows:
+        return
+    row = rows[0]
     pieces = token_pieces(tokenizer, row.token_ids)
     for position, (token, recorded, ours) in enumerate(zip(row.token_ids, row.pieces, pieces, strict=True)):
         if recorded != ours:

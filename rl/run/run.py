@@ -249,6 +249,7 @@ class Run:
         metrics = evaluation_metrics(groups, figures)
         self._writer.write(step, metrics)
         self._live.record(step, metrics)
+        self._warnings.record_evaluation(step, metrics)
         rollouts.write_trajectories(self.directory.evaluation_file(step), groups)
         self._writer.write_trajectories(step, groups, rollouts, kind="eval")
         rows = set_rows(figures)

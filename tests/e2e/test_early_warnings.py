@@ -39,12 +39,13 @@ def test_a_parser_of_another_format_and_a_reward_of_length_are_caught(workspace:
 
 
 def test_a_learning_rate_a_hundred_times_too_high_is_caught(workspace: Path, cold_started: Path) -> None:
+    """The cold start learned at 0.003. One update at 0.3 leaves a random policy, whose answers do not end."""
     found = raised(
         workspace,
         "hot",
         f"actor_config.load={cold_started}",
-        "actor_config.lr=0.01",
-        "megatron_training.train_iters=8",
+        "actor_config.lr=0.3",
+        "megatron_training.train_iters=3",
     )
-    print(found)
-    assert found.keys() & {"entropy_rise", "grad_norm_jump", "entropy_low"}
+    assert {"entropy_rise", "clipped_responses"} <= found.keys()
+    assert found["clipped_responses"]["trajectories"]

@@ -10,8 +10,9 @@ import signal
 import subprocess
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from urllib.error import URLError
 from urllib.request import urlopen
 
 import psutil
@@ -219,12 +220,11 @@ def scrape(
         assert process.poll() is None, process.communicate()[0]
         assert time.monotonic() < deadline
         if log.exists() and (address := re.search(r"http://127\.0\.0\.1:\d+/metrics", log.read_text())):
-            with urlopen(address[0], timeout=60) as answer:
-                text = answer.read().decode()
             found: Scraped = {}
-            for family in text_string_to_metric_families(text):
-                for sample in family.samples:
-                    found.setdefault(sample.name, {})[sample.labels.get("replica", "")] = sample.value
+            with suppress(URLError):  # the run has just ended
+                for family in text_string_to_metric_families(urlopen(address[0], timeout=60).read().decode()):
+                    for sample in family.samples:
+                        found.setdefault(sample.name, {})[sample.labels.get("replica", "")] = sample.value
             if is_ready(found):
                 return found
         time.sleep(0.2)

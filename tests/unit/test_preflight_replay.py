@@ -9,11 +9,12 @@ from pathlib import Path
 
 import pytest
 
+from rl.config.problems import Severity
 from rl.config.schema import Config
 from rl.config.validate import find_problems
 from rl.errors import ConfigError
 from rl.observability.run_directory import RunDirectory
-from rl.preflight import preflight, preflight_replay
+from rl.preflight import inspect_run, preflight, preflight_replay
 from rl.rollout.replay import Replay, find_recorded_steps
 from tests.recorded_run import Engine, make_config, sampling, train
 from tests.tiny import make_tiny_tokenizer
@@ -95,6 +96,13 @@ def test_another_temperature_is_warned_of(config: Config, caplog: pytest.LogCapt
     with caplog.at_level(logging.WARNING, logger="rl"):
         preflight_replay(config)
     assert "the recorded tokens were sampled with 0.7, got 1, so" in caplog.text
+
+
+def test_validate_checks_the_recording_in_place_of_data_and_services(config: Config, run: RunDirectory) -> None:
+    assert [p.text for p in inspect_run(config, is_strict=True) if p.severity is Severity.ERROR] == []
+    run.step_file(3).unlink()
+    found = [p.text for p in inspect_run(config, is_strict=False) if p.severity is Severity.ERROR]
+    assert len(found) == 1 and "step_000003.jsonl: the step's trajectories are missing" in found[0]
 
 
 def test_half_runs_do_not_mix() -> None:

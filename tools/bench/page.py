@@ -140,7 +140,7 @@ def measure(num_trajectories: int = _NUM_TRAJECTORIES) -> list[Figure]:
 
 
 def browse(page: Page, num_trajectories: int) -> list[Figure]:
-    """Measure a page that has begun to load: paint, filters, and the memory of all of the browser's processes.
+    """Measure a page that has begun to load: paint, filters, and memory.
 
     Args:
         page: At `#trajectories`.
@@ -164,12 +164,9 @@ def browse(page: Page, num_trajectories: int) -> list[Figure]:
     ms = page.evaluate(_PRESS, "error")
     figures.append(Figure("filter: tool error", ms / 1000, "s", 0.5, at_least=False, detail=_shown(page)))
     memory = browser_memory()
-    parts = ", ".join(f"{name} {size / 2**20:.0f}" for name, size in memory.items())
-    page_mb = memory["renderer"] / 2**20
-    return [
-        *figures,
-        Figure("memory of the page", page_mb, "MiB", 500, at_least=False, detail=f"PSS by process: {parts}"),
-    ]
+    page_mb = max(size for kind, size in memory if kind == "renderer") / 2**20  # the browser keeps empty ones ready
+    total = f"all {len(memory)} processes of the browser: {sum(size for _, size in memory) / 2**20:.0f} MiB"
+    return [*figures, Figure("memory of the page", page_mb, "MiB", 500, at_least=False, detail=total)]
 
 
 _WAIT = """
@@ -202,19 +199,19 @@ def _shown(page: Page) -> str:
     return page.evaluate("document.querySelector('.list > header > span').textContent")
 
 
-def browser_memory() -> dict[str, int]:
-    """Bytes of the browser's processes below this one by kind, as PSS: pages that several share are divided."""
-    sizes: dict[str, int] = {}
+def browser_memory() -> list[tuple[str, int]]:
+    """Kind and bytes of each of the browser's processes, as PSS: memory that several share is divided among them."""
+    found = []
     for process in psutil.Process().children(recursive=True):
         try:
             command = process.cmdline()
             if not command or "chrom" not in command[0]:
                 continue
             kind = next((a.removeprefix("--type=") for a in command if a.startswith("--type=")), "browser")
-            sizes[kind] = sizes.get(kind, 0) + process.memory_full_info().pss
+            found.append((kind, process.memory_full_info().pss))
         except (psutil.NoSuchProcess, psutil.AccessDenied):
             continue
-    return sizes
+    return found
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ import pytest
 from rl.batches import GroupHeader, TrajectoryHeader
 from rl.config.early_warning import EarlyWarning
 from rl.observability.detectors import DETECTORS, StepView
+from rl.observability.evaluations import Accuracy
 from rl.types import ToolResult, ToolStatus
 from tests.unit.observability.examples import make_trajectory
 
@@ -103,3 +104,13 @@ def test_length_reward_is_the_mean_correlation_within_groups():
     assert measure("length_reward", {}, (), paid, paid, paid, uniform, unscored) == pytest.approx(1.0)
     assert measure("length_reward", {}, (), paid, punished, paid, punished) == pytest.approx(0.0)
     assert measure("length_reward", {}, (), paid, paid, uniform) is None  # two groups say little
+
+
+def test_an_evaluation_falls_when_its_interval_is_below_the_best_one():
+    def fall(*intervals: tuple[float, float]) -> float | None:
+        evaluations = [Accuracy((low + high) / 2, low, high, 100) for low, high in intervals]
+        return DETECTORS["evaluation_fall"].measure(StepView({}, [], [], evaluations))
+
+    assert fall((0.5, 0.7)) is None
+    assert fall((0.5, 0.7), (0.6, 0.8), (0.3, 0.5)) == pytest.approx(0.1)  # best: 0.6 to 0.8
+    assert fall((0.5, 0.7), (0.4, 0.6)) == pytest.approx(-0.1)  # they overlap

@@ -85,3 +85,18 @@ def test_a_resumed_run_knows_the_steps_before_and_what_was_told(tmp_path: Path):
 
 def test_a_cold_start_has_no_warnings(tmp_path: Path):
     assert make(tmp_path, patience=1).observe(1, {**RUN, "actor/entropy": 0.0}, []) == ({}, None)
+
+
+def test_a_fall_of_the_evaluations_is_told_across_a_resume(tmp_path: Path):
+    def evaluation(low: float, high: float) -> dict[str, float]:
+        key = "val-core/all/acc"
+        return {f"{key}/mean@1": 0.5, f"{key}/ci95_low": low, f"{key}/ci95_high": high, "val-core/all/num_questions": 9}
+
+    warnings = make(tmp_path, patience=2)
+    warnings.recall([{"step": 0, **evaluation(0.6, 0.8)}])
+    found = []
+    for step in (1, 2, 3, 4):
+        if step == 2:
+            warnings.record_evaluation(step, evaluation(0.3, 0.5))
+        found.append(warnings.observe(step, RUN, GROUPS)[0]["warnings/evaluation_fall"])
+    assert found == [0, 0, 1, 1]

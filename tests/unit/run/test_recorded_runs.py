@@ -41,7 +41,7 @@ def groups_of(step: dict[str, Any]) -> list[GroupHeader]:
 
 
 def raised(name: str, folder: Path) -> dict[str, int]:
-    """The step in which each warning of a recorded run is told first."""
+    """The step in which each warning of a recorded run is told first, with the shipped values."""
     steps = json.loads((RECORDED / f"{name}.json").read_text())["steps"]
     directory = RunDirectory(folder)
     warnings = EarlyWarnings(directory, EarlyWarning())
@@ -51,3 +51,21 @@ def raised(name: str, folder: Path) -> dict[str, int]:
     for line in directory.read_warnings():
         found.setdefault(line["name"], line["step"])
     return found
+
+
+def test_a_good_run_raises_nothing(tmp_path: Path) -> None:
+    assert raised("quickstart", tmp_path) == {}
+
+
+def test_a_learning_rate_a_hundred_times_too_high_is_raised(tmp_path: Path) -> None:
+    """Entropy and length leave in step 2; from step 5 on all samples are one repeated token."""
+    found = raised("learning_rate", tmp_path)
+    assert found == {"entropy_rise": 4, "clipped_responses": 4, "uniform_groups": 7, "repetition": 7}
+
+
+def test_a_parser_that_does_not_fit_and_a_reward_of_length_are_raised(tmp_path: Path) -> None:
+    assert raised("parser_and_length", tmp_path) == {"unread_calls": 3, "length_reward": 3}
+
+
+def test_a_reward_of_length_is_raised_ten_steps_before_responses_are_clipped(tmp_path: Path) -> None:
+    assert raised("length_reward", tmp_path) == {"length_reward": 3, "tool_errors": 5, "clipped_responses": 13}

@@ -78,7 +78,8 @@ function Trajectories({ store, place, go, version }: {
   const { filter } = place;
   const [hits, searched] = useSearch(store, filter.text, version);
   useEffect(() => {
-    const timer = setTimeout(() => store.words.load(store.overview.contents.blocks), 300); // before the first search
+    if (store.isReading) return undefined;
+    const timer = setTimeout(() => store.words.load(store.overview.contents.blocks), 100); // before the first search
     return () => clearTimeout(timer);
   }, [store, version]);
   const selection = useMemo(() => select(rows, filter, hits), [JSON.stringify(filter), hits, version]);

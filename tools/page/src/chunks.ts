@@ -12,8 +12,11 @@ export const isServed = address !== undefined;
  */
 export async function readChunk(name: string, isLast = false): Promise<Uint8Array> {
   const packed = isServed ? await fetchChunk(name) : decodeBase64(await embedded(name, isLast));
-  const stream = new Blob([packed]).stream().pipeThrough(new DecompressionStream("gzip"));
-  return new Uint8Array(await new Response(stream).arrayBuffer());
+  const { readable, writable } = new DecompressionStream("gzip"); // without a Blob, which would copy the chunk
+  const writer = writable.getWriter();
+  const written = writer.write(packed).then(() => writer.close());
+  const [bytes] = await Promise.all([new Response(readable).arrayBuffer(), written]);
+  return new Uint8Array(bytes);
 }
 
 /** Read a chunk of JSON. */

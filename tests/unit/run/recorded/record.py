@@ -1,7 +1,7 @@
 """Writes what early warnings see of a run: `python -m tests.unit.run.recorded.record RUN TOKENIZER FILE COMMAND`.
 
-All runs start from the quickstart's cold start (SmolLM2-135M, step 12) and have its configuration,
-`dapo_smollm2_135m_retool`, except for what COMMAND says. The JSON has, for each step, the metrics that detectors read,
+`quickstart` is the DAPO run of the quickstart. The others start from the cold start of tests/e2e/conftest.py, 48 steps
+of the tiny model. The JSON has the COMMAND that made the run. It has, for each step, the metrics that detectors read,
 and for each group its trajectories as [score, response length, unread calls, repetition, statuses of tool results].
 Repetition is computed from the recorded texts, whose tokens are the sampled ones up to rare differences.
 """
