@@ -96,7 +96,9 @@ def set_rows(rows: Sequence[Figures]) -> list[Figures]:
 def figures_table(rows: Sequence[Figures]) -> Table:
     """A table with a row for each entry of `summarize`; the first, of all questions, stands last."""
     num_samples = max((row.num_samples for row in rows), default=1)
-    table = Table(title="Accuracy (95 % interval)", title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
+    table = Table(
+        title="Accuracy (95 % interval)", title_justify="left", box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0)
+    )
     table.add_column("questions", overflow="fold")
     names = [f"{kind}@{num_samples}" for kind in (("mean", "best", "maj") if num_samples > 1 else ("mean",))]
     for column in ("num", *names):
