@@ -142,6 +142,14 @@ class Terminal:
                 return
         raise TimeoutError("Ctrl-C is not answered")
 
+    def terminate(self) -> int:
+        """Send SIGTERM until it works, for the same reason; return the exit code."""
+        for _ in range(60):
+            self.process.send_signal(signal.SIGTERM)
+            with suppress(subprocess.TimeoutExpired):
+                return self.process.wait(2.0)
+        raise TimeoutError("SIGTERM is not answered")
+
     def type(self, text: str) -> None:
         os.write(self._screen, text.encode())
 
@@ -174,8 +182,7 @@ def test_play_stops_an_answer_and_continues(terminal: Terminal) -> None:
     terminal.wait_for("[call of python_interpreter]")
     terminal.interrupt()
     terminal.wait_for("question> ")
-    terminal.process.send_signal(signal.SIGTERM)
-    assert terminal.process.wait(60) == 128 + signal.SIGTERM
+    assert terminal.terminate() == 128 + signal.SIGTERM
 
 
 @pytest.mark.parametrize(

@@ -40,11 +40,11 @@ def groups_of(step: dict[str, Any]) -> list[GroupHeader]:
     ]
 
 
-def raised(name: str, folder: Path, **changed: Any) -> dict[str, int]:
-    """The step in which each warning of a recorded run is told first, with the shipped values but for `changed`."""
+def raised(name: str, folder: Path) -> dict[str, int]:
+    """The step in which each warning of a recorded run is told first, with the shipped values."""
     steps = json.loads((RECORDED / f"{name}.json").read_text())["steps"]
     directory = RunDirectory(folder)
-    warnings = EarlyWarnings(directory, EarlyWarning(**changed))
+    warnings = EarlyWarnings(directory, EarlyWarning())
     for number, step in enumerate(steps, start=1):
         warnings.observe(number, step["metrics"], groups_of(step))
     found: dict[str, int] = {}
@@ -64,4 +64,8 @@ def test_a_learning_rate_a_hundred_times_too_high_is_raised(tmp_path: Path) -> N
 
 
 def test_a_parser_that_does_not_fit_and_a_reward_of_length_are_raised(tmp_path: Path) -> None:
-    assert raised("parser_and_length", tmp_path, patience=2) == {"unread_calls": 2, "length_reward": 2}
+    assert raised("parser_and_length", tmp_path) == {"unread_calls": 3, "length_reward": 3}
+
+
+def test_a_reward_of_length_is_raised_ten_steps_before_responses_are_clipped(tmp_path: Path) -> None:
+    assert raised("length_reward", tmp_path) == {"length_reward": 3, "tool_errors": 5, "clipped_responses": 13}
