@@ -33,8 +33,8 @@ class Toolbox:
     def __init__(self, tools: list[Tool], warnings: list[str] | None = None) -> None:
         self.tools = {tool.name: tool for tool in tools}
         self.warnings = warnings or []
-        clock = LoopClock()
-        self._runners = {tool.name: ToolRunner(tool, clock) for tool in tools}
+        self._clock = LoopClock()
+        self._runners = {tool.name: ToolRunner(tool, self._clock) for tool in tools}
 
     @property
     def schemas(self) -> list[dict[str, Any]]:
@@ -52,6 +52,7 @@ class Toolbox:
 
     def run_in_caller(self) -> None:
         """For breakpoints: run tools in the thread that calls them, without deadlines. Before the first call only."""
+        self._clock.expect_stalls()
         for runner in self._runners.values():
             runner.run_in_caller()
 
