@@ -137,6 +137,10 @@ class RunDirectory:
         """Spans of a step's driver and ranks, numbered from 1."""
         return self.path / "timeline" / f"step_{step:06d}.json"
 
+    def timeline_steps(self) -> list[int]:
+        """Numbers of the steps with a timeline, from 1, in order."""
+        return step_numbers(self.path / "timeline", ".json")
+
     @property
     def profile(self) -> Path:
         """Folder of profiles; created on demand."""
@@ -260,6 +264,12 @@ class RunDirectory:
         temporary = self.summary_file.with_suffix(".partial")
         temporary.write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
         temporary.replace(self.summary_file)
+
+
+def step_numbers(folder: Path, suffix: str) -> list[int]:
+    """Numbers of the files `step_000000<suffix>` of a folder, in order; other files that begin so are left out."""
+    names = (path.name for path in folder.glob("step_" + "[0-9]" * 6 + suffix))
+    return sorted(int(name.removeprefix("step_").removesuffix(suffix)) for name in names)
 
 
 def versions_text() -> str:

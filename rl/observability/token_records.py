@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from rl.batches import Recording, RunPlace, Sample, TrainedRow
 from rl.errors import DataError
-from rl.observability.run_directory import RunDirectory
+from rl.observability.run_directory import RunDirectory, step_numbers
 from rl.types import FloatArray, IntArray
 
 _NAME = (("trajectory_id", pa.string()), ("sequence", pa.int32()))
@@ -192,7 +192,7 @@ def read_place(path: Path) -> RunPlace:
 
 def recorded_steps(run: RunDirectory) -> list[int]:
     """Numbers of the steps whose tokens are recorded, from 1, in order."""
-    return sorted(int(path.stem.removeprefix("step_")) for path in run.tokens.glob("step_" + "[0-9]" * 6 + ".parquet"))
+    return step_numbers(run.tokens, ".parquet")
 
 
 def last_recorded_step(run: RunDirectory) -> int:

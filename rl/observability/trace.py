@@ -59,10 +59,10 @@ def last_step(run: RunDirectory) -> int:
     Raises:
         DataError: There is none.
     """
-    files = sorted(path.stem for path in run.timeline_file(0).parent.glob("step_??????.json"))
-    if not files:
+    steps = run.timeline_steps()
+    if not steps:
         raise DataError(f"{run.path}: no timeline. A run has one after each step; runs of older versions have none.")
-    return int(files[-1].removeprefix("step_"))
+    return steps[-1]
 
 
 def print_timeline(spans: Sequence[Span], step: int, target: Console) -> None:

@@ -37,8 +37,7 @@ class Detail:
 
 def step_details(run: RunDirectory) -> Iterator[Detail]:
     """Find what there is: the timelines, then the tokens, each from the last step to the first."""
-    for path in sorted(run.timeline_file(0).parent.glob("step_*.json"), reverse=True):
-        step = int(path.stem.removeprefix("step_"))
+    for step in reversed(run.timeline_steps()):
         yield Detail(f"timeline/{step}", [], partial(_timeline, run, step))
     for step in reversed(recorded_steps(run)):
         ids = pq.read_table(run.tokens_file(step), columns=["trajectory_id"]).column(0).to_pylist()

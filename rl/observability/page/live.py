@@ -79,8 +79,8 @@ class LiveRun:
         run = self._run
         files = (run.metrics_file, run.warnings_file, run.summary_file)
         sizes = [path.stat().st_size if path.is_file() else 0 for path in files]
-        folders = [sum(1 for _ in folder.glob("step_*")) for folder in (run.tokens, run.path / "timeline")]
-        return [*sizes, *folders, len(self._blocks), len(self._pending())]
+        num_tokens_files = sum(1 for _ in run.tokens.glob("step_*.parquet"))  # those of ranks come after the step's
+        return [*sizes, num_tokens_files, len(run.timeline_steps()), len(self._blocks), len(self._pending())]
 
     def _contents(self) -> dict[str, Any]:
         self._details = {detail.name: detail for detail in step_details(self._run)}

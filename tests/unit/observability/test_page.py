@@ -19,18 +19,20 @@ import numpy as np
 import pytest
 from aiohttp.test_utils import TestClient, TestServer
 
+from rl.__main__ import main
 from rl.config.schema import Config
 from rl.observability import viewer
 from rl.observability.page import pack_chunk, pack_json, render_page
 from rl.observability.page.details import step_details
 from rl.observability.page.export import write_page
-from rl.observability.page.live import make_page_application
+from rl.observability.page.live import LiveRun, make_page_application
 from rl.observability.page.overview import metric_columns
 from rl.observability.page.rows import RowIndex
 from rl.observability.page.words import WordIndex
 from rl.observability.run_directory import RunDirectory
+from rl.observability.timeline import write_spans
 from rl.observability.trajectories import to_record
-from rl.types import StopReason, ToolStatus
+from rl.types import Span, StopReason, ToolStatus
 from tests.samples import AtHand
 from tests.unit.observability.examples import make_group, make_trajectory
 from tests.unit.observability.test_token_records import make_recording
@@ -243,6 +245,20 @@ def test_details_have_the_tokens_of_each_group(tmp_path: Path) -> None:
     assert row["values"]["old_logprobs"] == [0, 0, 0, -0.125, -0.25, 0, -0.5]
     assert "ref_logprobs" not in row["values"]
     assert set(left_out["values"]) == {"rollout_logprobs", "versions"}
+
+
+def test_page_can_be_made_after_a_trace_was_written(run: RunDirectory) -> None:
+    write_spans(run.timeline_file(2), [Span("driver", "step", 1.0, 2.0)])
+    assert main(["timeline", str(run.path)]) == 0
+    assert (run.path / "timeline/step_000002.trace.json").is_file()
+    assert main(["view", str(run.path), "--html"]) == 0
+    head = read_chunk((run.path / "view.html").read_text(), "run")
+    assert head["contents"]["details"] == {"timeline/2": []}
+    live = LiveRun(run)
+    assert list(json.loads(gzip.decompress(live.chunk("run")))["contents"]["details"]) == ["timeline/2"]
+    before = live.chunk("state")
+    assert main(["timeline", str(run.path), "-o", str(run.path / "timeline/step_000003.trace.json")]) == 0
+    assert live.chunk("state") == before
 
 
 def test_packed_chunks_are_the_same_for_the_same_content() -> None:
