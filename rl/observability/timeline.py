@@ -26,7 +26,9 @@ def write_spans(path: Path, spans: Sequence[Span]) -> None:
     rows = [
         {"who": span.who, "name": span.name, "start": round(span.start, 6), "end": round(span.end, 6)} for span in spans
     ]
-    path.write_text("[\n" + ",\n".join(map(json.dumps, rows)) + "\n]\n", encoding="utf-8")
+    partial = path.with_suffix(".partial")  # readers of a live or killed run see whole files only
+    partial.write_text("[\n" + ",\n".join(map(json.dumps, rows)) + "\n]\n", encoding="utf-8")
+    partial.replace(path)
 
 
 def step_spans(run: RunDirectory, step: int) -> list[Span]:

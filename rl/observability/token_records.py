@@ -155,6 +155,15 @@ def read_tokens(run: RunDirectory, step: int) -> list[TokenRecord]:
     return [replace(row, trained=trained.get((row.trajectory_id, row.sequence))) for row in rows]
 
 
+def read_trajectory_ids(path: Path) -> list[str]:
+    """Read of which trajectory each row of a step's tokens file is, without its tokens.
+
+    Raises:
+        DataError: The file is damaged.
+    """
+    return [row["trajectory_id"] for row in _read_rows(path, pa.schema(_NAME[:1]))]
+
+
 def read_sampled_rows(path: Path, *, first_group: bool = False) -> list[TokenRecord]:
     """Read a step's tokens file by itself, without what the ranks recorded.
 
@@ -220,7 +229,8 @@ def _not_recorded(run: RunDirectory, step: int) -> str:
 def _read_rows(path: Path, schema: pa.Schema, *, first_group: bool = False) -> Iterator[dict[str, Any]]:
     try:
         with pq.ParquetFile(path) as file:
-            table = file.read_row_groups([0] if first_group and file.num_row_groups else range(file.num_row_groups))
+            groups = [0] if first_group and file.num_row_groups else range(file.num_row_groups)
+            table = file.read_row_groups(groups, columns=schema.names)
         table = table.select(schema.names).cast(schema)
         columns = {name: table.column(name).combine_chunks() for name in schema.names}
     except (OSError, pa.ArrowException, KeyError) as error:

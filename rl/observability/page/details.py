@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -10,11 +11,13 @@ from itertools import groupby
 from typing import Any
 
 import numpy as np
-import pyarrow.parquet as pq
 
+from rl.errors import DataError
 from rl.observability.run_directory import RunDirectory
 from rl.observability.timeline import step_spans
-from rl.observability.token_records import TokenRecord, read_tokens, recorded_steps
+from rl.observability.token_records import TokenRecord, read_tokens, read_trajectory_ids, recorded_steps
+
+logger = logging.getLogger(__name__)
 
 _VALUES = (
     "old_logprobs", "ref_logprobs", "new_logprobs", "advantages", "loss_weights", "ratios", "is_clipped", "entropy",
@@ -32,15 +35,22 @@ class Detail:
     covers: list[str]
     """Ids of the trajectories whose tokens it has; empty for a timeline."""
     make: Callable[[], bytes]
-    """Builds the content, JSON."""
+    """Builds the content, JSON; a DataError if a file is damaged."""
 
 
 def step_details(run: RunDirectory) -> Iterator[Detail]:
-    """Find what there is: the timelines, then the tokens, each from the last step to the first."""
+    """Find what there is: the timelines, then the tokens, each from the last step to the first.
+
+    A damaged tokens file, as a killed run leaves it, is left out, with a warning.
+    """
     for step in reversed(run.timeline_steps()):
         yield Detail(f"timeline/{step}", [], partial(_timeline, run, step))
     for step in reversed(recorded_steps(run)):
-        ids = pq.read_table(run.tokens_file(step), columns=["trajectory_id"]).column(0).to_pylist()
+        try:
+            ids = read_trajectory_ids(run.tokens_file(step))
+        except DataError as error:
+            logger.warning("%s The page leaves the step's tokens out.", error)
+            continue
         read = _OnceRead(run, step)
         for number, (prompt, members) in enumerate(groupby(ids, key=_prompt)):
             yield Detail(f"tokens/{step}/{number}", list(dict.fromkeys(members)), partial(read.group, prompt))
@@ -52,10 +62,18 @@ class _OnceRead:
     def __init__(self, run: RunDirectory, step: int) -> None:
         self._run, self._step = run, step
         self._groups: dict[str, list[TokenRecord]] = {}
+        self._error: DataError | None = None
 
     def group(self, prompt: str) -> bytes:
+        if self._error is not None:
+            raise self._error
         if not self._groups:
-            for row in read_tokens(self._run, self._step):
+            try:
+                rows = read_tokens(self._run, self._step)
+            except DataError as error:
+                self._error = error
+                raise
+            for row in rows:
                 self._groups.setdefault(_prompt(row.trajectory_id), []).append(row)
         return json.dumps([_token_row(row) for row in self._groups[prompt]], ensure_ascii=False).encode(
             "utf-8", "replace"

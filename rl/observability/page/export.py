@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import tempfile
 from collections import Counter
 from collections.abc import Iterator
@@ -9,11 +10,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
+from rl.errors import DataError
 from rl.observability.page import pack_chunk, pack_json, read_asset, render_page
 from rl.observability.page.blocks import Block, RecordChunk, make_blocks
 from rl.observability.page.details import step_details
 from rl.observability.page.overview import overview, trajectory_files
 from rl.observability.run_directory import RunDirectory
+
+logger = logging.getLogger(__name__)
 
 _ROWS_PER_BLOCK = 16_384
 
@@ -123,9 +127,19 @@ def _by_depth(blocks: list[Block]) -> list[tuple[str, RecordChunk]]:
 
 
 def _add_details(chunks: _Chunks, run: RunDirectory) -> dict[str, list[str]]:
-    """Add what was recorded of single steps; returns what fits, by the chunk's name."""
-    kept = {}
+    """Add what was recorded of single steps; returns what fits, by the chunk's name.
+
+    What a damaged file keeps from being read is left out, with a warning for each such file.
+    """
+    kept, damages = {}, set()
     for detail in step_details(run):
-        if chunks.add_if_room(detail.name, pack_chunk(detail.make())):
+        try:
+            content = detail.make()
+        except DataError as error:
+            if str(error) not in damages:
+                logger.warning("%s The page leaves %s out.", error, detail.name.rpartition("/")[0])
+            damages.add(str(error))
+            continue
+        if chunks.add_if_room(detail.name, pack_chunk(content)):
             kept[detail.name] = detail.covers
     return kept

@@ -21,6 +21,7 @@ from aiohttp.test_utils import TestClient, TestServer
 
 from rl.__main__ import main
 from rl.config.schema import Config
+from rl.errors import DataError
 from rl.observability import viewer
 from rl.observability.page import pack_chunk, pack_json, render_page
 from rl.observability.page.details import step_details
@@ -259,6 +260,36 @@ def test_page_can_be_made_after_a_trace_was_written(run: RunDirectory) -> None:
     before = live.chunk("state")
     assert main(["timeline", str(run.path), "-o", str(run.path / "timeline/step_000003.trace.json")]) == 0
     assert live.chunk("state") == before
+
+
+@pytest.mark.parametrize(
+    ("damaged", "left"),
+    [
+        ("timeline/step_000002.json", ["timeline/1", "tokens/5/0", "tokens/5/1"]),
+        ("trajectories/step_000002.jsonl", ["timeline/1", "tokens/5/0", "tokens/5/1"]),
+        ("tokens/step_000005.parquet", ["timeline/2", "timeline/1"]),
+        ("tokens/step_000005.rank_1.parquet", ["timeline/2", "timeline/1"]),
+    ],
+)
+def test_page_of_a_killed_run_leaves_out_what_a_damaged_file_had(
+    run: RunDirectory, damaged: str, left: list[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    for step in (1, 2):
+        write_spans(run.timeline_file(step), [Span("driver", "step", 1.0, 2.0)])
+    write_step(run, run.step_file(2), ["train-3"])
+    make_recording(run.path)
+    path = run.path / damaged
+    path.write_bytes(path.read_bytes()[:-20])
+    write_page(run, run.path / "view.html", 1 << 20)
+    head = read_chunk((run.path / "view.html").read_text(), "run")
+    assert list(head["contents"]["details"]) == left
+    assert sum(str(path) in record.getMessage() and "leaves" in record.getMessage() for record in caplog.records) == 1
+    live = LiveRun(run)
+    names = json.loads(gzip.decompress(live.chunk("run")))["contents"]["details"]
+    assert set(left) <= set(names)
+    for name in names.keys() - set(left):
+        with pytest.raises(DataError, match=re.escape(str(path))):
+            live.chunk(name)
 
 
 def test_packed_chunks_are_the_same_for_the_same_content() -> None:

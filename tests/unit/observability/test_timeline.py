@@ -102,6 +102,18 @@ def test_only_trajectories_that_ran_in_the_step_are_in_its_timeline(tmp_path: Pa
     assert {span.trajectory for span in step_spans(run, 2)} == {None, "p/1", "p/2", "p/3"}
 
 
+def test_spans_appear_under_their_name_when_they_are_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "timeline/step_000001.json"
+
+    def kill(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Path, "replace", kill)
+    with pytest.raises(KeyboardInterrupt):
+        write_spans(path, [Span("driver", "step", 1.0, 2.0)])
+    assert not path.exists()
+
+
 def test_reader_refuses_spans_that_cross_within_a_thread() -> None:
     """The check of the trace can fail."""
 
