@@ -200,6 +200,7 @@ def test_questions_that_changed_sides_open_their_answers(browser: Any, tmp_path:
     figures = {f"{key}/mean@1": 0.3, f"{key}/ci95_low": 0.1, f"{key}/ci95_high": 0.5, "val-core/all/num_questions": 3.0}
     run.metrics_file.write_text("".join(json.dumps({"step": step, **figures}) + "\n" for step in (0, 4)))
     page = opened(browser, run, "#evaluations")
+    assert page.get_by_role("button", name="became wrong").inner_text() == "became wrong 0"
     page.get_by_role("button", name="became right 1").click()
     assert page.locator(".question").count() == 1
     assert page.get_by_role("button", name="always wrong").inner_text() == "always wrong 1"

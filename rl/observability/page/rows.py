@@ -6,12 +6,14 @@ import re
 from dataclasses import dataclass, field
 from typing import Any
 
+from rl.observability.accuracy import is_correct
+
 _PREVIEW_CHARACTERS, _ENDING_CHARACTERS = 160, 64
 _LAST_TOKEN = re.compile(r"<\|[^|<>]{1,40}\|>\s*$|</s>\s*$")
 _COLUMNS = (
     "sample", "task", "set", "stop", "exclusion", "score", "advantage", "turns", "calls", "sampled", "response",
     "wall_s", "generate_s", "tool_s",
-    "is_failed",
+    "is_correct",
 )  # fmt: skip
 
 
@@ -76,7 +78,7 @@ class RowIndex:
             "wall_s": _rounded(record["wall_s"]),
             "generate_s": _rounded(sum(turn["generate_s"] for turn in turns)),
             "tool_s": _rounded(sum(turn["tool_s"] for turn in turns)),
-            "is_failed": int(bool(record.get("failure") or record.get("reward_error"))),
+            "is_correct": int(is_correct(record["rewards"], record.get("reward_error"))),
         }
         for name, column in self.columns.items():
             column.append(values[name])

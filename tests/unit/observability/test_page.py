@@ -120,13 +120,26 @@ def test_row_index_has_a_column_entry_for_each_trajectory() -> None:
     assert found["groups"][0]["preview"] == "2+2?"
     columns = found["columns"]
     assert columns["score"] == [1.0, 0.5, None]
-    assert columns["is_failed"] == [0, 0, 1]
+    assert columns["is_correct"] == [1, 0, 0]
     assert (columns["turns"], columns["calls"], columns["sampled"]) == ([2, 2, 2], [1, 1, 1], [3, 3, 3])
     assert columns["generate_s"] == [0.4, 0.4, 0.4]
     assert [names[code] for code in columns["stop"]] == ["finished", "length", "finished"]
     assert found["endings"] == ["\\boxed{4}"] * 3
     assert found["rewards"] == {"right": [1.0, 0.5, None]}
     assert [[names[code] for code in codes] for codes in found["tool_errors"]] == [["timeout"], [], []]
+
+
+def test_row_index_judges_each_trajectory_by_its_own_first_reward() -> None:
+    index = RowIndex()
+    index.add_file("eval_000001")
+    judged = [
+        ({"math": 1.0}, None), ({"code": 1.0, "math": 0.0}, None), ({"math": 0.0, "code": 1.0}, None),
+        ({"math": 1.0}, "boom"), ({}, None), ({"code": 0.9999999}, None), ({"code": 0.999}, None),
+    ]  # fmt: skip
+    for number, (rewards, error) in enumerate(judged):
+        record = to_record(make_trajectory(index=number)) | {"rewards": rewards, "reward_error": error}
+        index.add(record)
+    assert index.to_json()["columns"]["is_correct"] == [1, 1, 0, 0, 0, 1, 0]
 
 
 def test_metric_columns_join_the_lines_of_a_step() -> None:

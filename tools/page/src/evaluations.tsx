@@ -143,9 +143,7 @@ function QuestionRow({ question, files, open }: { question: Question; files: Fil
   );
 }
 
-/** As `is_correct` of metrics.py: the first reward is 1, and no reward failed. */
 function readQuestions(rows: Rows, files: File[]): Question[] {
-  const reward = rows.rewards.values().next().value ?? rows.numbers.score;
   const by = new Map<string, Question>();
   files.forEach((file, i) => {
     const number = rows.files.indexOf(file);
@@ -156,7 +154,7 @@ function readQuestions(rows: Rows, files: File[]): Question[] {
       by.set(key, question);
       let right = 0;
       for (let member = row; member < row + count && rows.file[member] === number; member++) {
-        right += Number(reward[member] >= 1 - 1e-6 && !rows.isFailed[member]);
+        right += rows.isCorrect[member];
       }
       question.answers[i] = { share: right / count, row };
     }
@@ -164,12 +162,13 @@ function readQuestions(rows: Rows, files: File[]): Question[] {
   return [...by.values()];
 }
 
+/** Sides as in paired.py: a question is right when more than half of its answers are. */
 function isOf({ answers }: Question, kind: Kind): boolean {
   const asked = answers.filter((answer) => answer !== null);
-  const [first, last] = [asked[0].share, asked[asked.length - 1].share];
-  if (kind === "gained") return last > first;
-  if (kind === "lost") return last < first;
-  if (kind === "changed") return last !== first;
+  const [was, is] = [asked[0].share > 0.5, asked[asked.length - 1].share > 0.5];
+  if (kind === "gained") return is && !was;
+  if (kind === "lost") return was && !is;
+  if (kind === "changed") return is !== was;
   if (kind === "wrong") return asked.every((answer) => answer.share === 0);
   return true;
 }

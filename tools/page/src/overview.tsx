@@ -138,7 +138,7 @@ function firstCharts(overview: Overview): Drawn[] {
       for (const { source, steps, points } of readEvaluations(overview)) {
         if (source !== "all" && !source.endsWith("/all")) continue;
         const line = { label: "accuracy", values: points.map((p) => p.mean), low: points.map((p) => p.low), high: points.map((p) => p.high) };
-        charts.push({ title: source === "all" ? "Held-out accuracy, 95 % interval" : `Accuracy, ${source}`, x: steps, lines: [line] });
+        charts.push({ title: source === "all" ? "Evaluation accuracy, 95 % interval" : `Accuracy, ${source}`, x: steps, lines: [line] });
       }
     }
   }

@@ -38,7 +38,8 @@ export class Rows {
   endings: string[] = [];
   /** Bits by `errorNames`. */
   errors = new Uint32Array(0);
-  isFailed = new Uint8Array(0);
+  /** As rl counts it: the first reward of the trajectory is 1, and no reward failed. */
+  isCorrect = new Uint8Array(0);
   file = new Uint32Array(0);
   group = new Uint32Array(0);
   private numBlocks = 0;
@@ -98,8 +99,8 @@ export class Rows {
     for (const name of Object.keys(chunk.rewards)) if (!this.rewards.has(name)) this.rewards.set(name, filled(base));
     for (const [name, column] of this.rewards) this.rewards.set(name, joined(column, chunk.rewards[name], base, this.num));
     for (const ending of chunk.endings) this.endings.push(ending);
-    this.isFailed = grown(this.isFailed, this.num);
-    chunk.columns.is_failed.forEach((value, i) => (this.isFailed[base + i] = value ?? 0));
+    this.isCorrect = grown(this.isCorrect, this.num);
+    chunk.columns.is_correct.forEach((value, i) => (this.isCorrect[base + i] = value ?? 0));
     this.errors = grown(this.errors, this.num);
     chunk.tool_errors.forEach((found, i) => {
       for (const name of found) this.errors[base + i] |= 1 << this.errorBit(chunk.names[name]);
