@@ -30,6 +30,8 @@ logger = logging.getLogger(__name__)
 
 _TABLE_EVERY = 10
 """Steps between two tables of training trajectories."""
+_START_S = 60.0
+"""How long a run waits for a tracker to start."""
 _CLOSE_S = 30.0
 """How long a run that has ended waits for its trackers, all together."""
 _MOST_WAITING = 1000
@@ -91,6 +93,7 @@ class BackgroundTracker:
         start: Makes the tracker.
 
     Raises:
+        TimeoutError: `start` takes too long. If it ends later, the tracker is closed.
         Exception: Whatever `start` raises.
     """
 
@@ -103,7 +106,9 @@ class BackgroundTracker:
         self._has_started, self._has_ended = threading.Event(), threading.Event()
         self._thread = threading.Thread(target=self._work, args=(start,), name=f"tracker {name}", daemon=True)
         self._thread.start()
-        self._has_started.wait()
+        if not self._has_started.wait(_START_S):
+            self.end(has_succeeded=False)
+            raise TimeoutError(f"no answer within {_START_S:g} s")
         if isinstance(self._tracker, Exception):
             raise self._tracker
 

@@ -206,6 +206,28 @@ def test_tracker_that_does_not_start_is_refused_with_advice(config: Config, monk
         track(config, "wandb")
 
 
+def test_tracker_whose_start_blocks_is_refused_with_advice_and_closed_when_it_starts(
+    config: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("rl.observability.trackers._START_S", 0.05)
+    may_go_on, is_closed = threading.Event(), threading.Event()
+
+    class Late(Failing):
+        def close(self, *, has_succeeded: bool) -> None:
+            is_closed.set()
+
+    def block(directory: RunDirectory, config: Config) -> Failing:
+        assert may_go_on.wait(60)
+        return Late()
+
+    monkeypatch.setitem(CLIENTS, TrackerName.WANDB, Client("json", block, "Run `wandb login`."))
+    message = r"wandb did not start, got 'TimeoutError: no answer within 0\.05 s'\. Run `wandb login`\."
+    with pytest.raises(ConfigError, match=message):
+        track(config, "wandb")
+    may_go_on.set()
+    assert is_closed.wait(60)
+
+
 def test_table_spans_the_scores_and_fetches_only_the_chosen_groups() -> None:
     groups = [make_group(score=float(number), prompt_id=f"q{number}") for number in range(4)]
     groups.append(make_group(score=None))
