@@ -7,9 +7,11 @@ from dataclasses import dataclass
 
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
+from rich.text import Text
 
 from rl.batches import GroupHeader
 from rl.observability.accuracy import Estimate, best_at, estimate_mean, is_correct, majority_at, sample_numbers
+from rl.observability.terminal import visible
 from rl.types import INFRASTRUCTURE_FAILURES
 
 
@@ -108,7 +110,7 @@ def figures_table(rows: Sequence[Figures]) -> Table:
             table.add_section()
         cells = [row.mean, *(kind[row.num_samples] for kind in (row.best, row.majority) if kind)]
         texts = [interval_text(cell) for cell in cells]
-        table.add_row(row.name, str(row.num_questions), *texts, style="bold" if row is rows[0] else None)
+        table.add_row(Text(visible(row.name)), str(row.num_questions), *texts, style="bold" if row is rows[0] else None)
     return table
 
 

@@ -44,15 +44,19 @@ class Output:
             check_same_questions(read_records(evaluation_file(self.against)), asked)
 
     def show(self, figures: Sequence[Figures], run: RunDirectory, model: str) -> None:
-        """Print the table and the comparison, and write the JSON."""
-        self.target.print(figures_table(figures))
+        """Write the JSON, then print the table and the comparison."""
         compared: dict[str, PairedComparison] = {}
         if self.against is not None:
-            first, second = evaluation_file(self.against), run.evaluation_file(0)
-            compared = compare_files(first, second)
-            print_comparison(compared, first, second, self.target)
-        if self.json_file is None:
-            return
+            compared = compare_files(evaluation_file(self.against), run.evaluation_file(0))
+        if self.json_file is not None:
+            self._write(figures, compared, run, model)
+        self.target.print(figures_table(figures))
+        if self.against is not None:
+            print_comparison(compared, evaluation_file(self.against), run.evaluation_file(0), self.target)
+
+    def _write(
+        self, figures: Sequence[Figures], compared: dict[str, PairedComparison], run: RunDirectory, model: str
+    ) -> None:
         content: dict[str, Any] = {
             "run": str(run.path),
             "model": model,
@@ -65,4 +69,4 @@ class Output:
         if self.json_file == "-":
             sys.stdout.write(text)
         else:
-            Path(self.json_file).write_text(text, encoding="utf-8")
+            Path(str(self.json_file)).write_text(text, encoding="utf-8")

@@ -9,9 +9,11 @@ from typing import Any
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from rl.observability.paired import Change, PairedComparison, paired_comparison
 from rl.observability.run_directory import RunDirectory
+from rl.observability.terminal import visible
 from rl.observability.trajectories import read_records
 from rl.observability.viewer import trajectory_file
 
@@ -61,7 +63,7 @@ def print_comparison(compared: Mapping[str, PairedComparison], first: Path, seco
     """
 
     def say(text: str) -> None:
-        target.print(text, soft_wrap=True, markup=False)
+        target.print(visible(text), soft_wrap=True, markup=False)
 
     say(f"before: {first}")
     say(f"after:  {second}")
@@ -90,7 +92,7 @@ def comparison_table(compared: Mapping[str, PairedComparison]) -> Table:
             table.add_section()
         d = one.difference
         table.add_row(
-            name,
+            Text(visible(name)),
             str(one.num_questions),
             f"{one.first.value:.2f}",
             f"{one.second.value:.2f}",

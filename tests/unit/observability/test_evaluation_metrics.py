@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import io
+import json
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from rich.console import Console
 
 from rl.batches import GroupHeader
 from rl.observability.evaluation_metrics import describe, figures_table, set_rows, summarize
+from rl.observability.evaluation_output import Output
+from rl.observability.run_directory import RunDirectory
 from rl.types import StopReason
 from tests.samples import group_of
 from tests.unit.observability.examples import evaluation_metrics_of, make_group, make_trajectory
@@ -98,6 +102,28 @@ def test_figures_table_shows_sets_and_intervals() -> None:
     assert "math 1 0.50 (0.05-0.95) 1.00 (0.21-1.00) 0.50 (0.05-0.95)" in lines
     # means 0.5 and 1: p 0.75, s² 1/16, so n_eff 1 + 3 = 4, as many as there are samples; for maj@2 at most 2
     assert "all 2 0.75 (0.30-0.95) 1.00 (0.34-1.00) 0.75 (0.20-0.97)" in lines
+
+
+def test_figures_table_shows_any_name_as_it_is() -> None:
+    names = ["a[/b]", "gsm8k [main]", "x\x1b[31mred"]
+    screen = Console(width=80, force_terminal=True, color_system=None, file=io.StringIO())
+    screen.print(figures_table(summarize([make_group(name) for name in names])))
+    text = screen.file.getvalue()  # type: ignore[attr-defined]
+    assert all(name in text for name in ("a[/b]", "gsm8k [main]", "x␛[31mred"))
+    assert "\x1b[31m" not in text
+
+
+def test_json_is_written_before_anything_is_printed(tmp_path: Path) -> None:
+    class Broken(Console):
+        def print(self, *_: object, **__: object) -> None:
+            raise BrokenPipeError
+
+    run = RunDirectory(tmp_path)
+    run.metrics_file.write_text('{"step": 0}\n')
+    output = Output(Broken(), str(tmp_path / "figures.json"))
+    with pytest.raises(BrokenPipeError):
+        output.show(summarize([make_group("gcd")]), run, "m")
+    assert json.loads((tmp_path / "figures.json").read_text())["figures"][0]["name"] == "all"
 
 
 def test_describe_is_one_line_for_a_set() -> None:

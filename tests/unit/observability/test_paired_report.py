@@ -46,6 +46,17 @@ def test_comparison_has_a_row_for_each_set_and_names_what_changed(tmp_path: Path
     assert f"and before:  python -m rl view {tmp_path}/a --eval --step 12 --id qa-1/0\n" in text
 
 
+def test_comparison_shows_any_name_as_it_is(tmp_path: Path) -> None:
+    names = ["a[/b]", "gsm8k [main]", "x\x1b[31mred"]
+    first = write_run(tmp_path / "a", {f"{name}-1": [0] for name in names})
+    second = write_run(tmp_path / "b", {f"{name}-1": [1] for name in names})
+    screen = Console(width=100, force_terminal=True, color_system=None, file=io.StringIO())
+    print_comparison(compare_files(first, second), first, second, screen)
+    text = screen.file.getvalue()  # type: ignore[attr-defined]
+    assert all(text.count(name) >= 2 for name in ("a[/b]", "gsm8k [main]", "x␛[31mred"))
+    assert "\x1b[31m" not in text
+
+
 def test_comparison_takes_records_without_a_set(tmp_path: Path) -> None:
     first = write_run(tmp_path / "a", {"test-1": [0]}, sets=False)
     second = write_run(tmp_path / "b", {"test-1": [1]})
