@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import random
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 from tokenizers import Tokenizer
@@ -37,7 +38,7 @@ def test_an_incomplete_character_is_one_mark_and_no_part_of_an_added_token(tmp_p
 class CountingStream:
     """Counts the tokens that each step decodes."""
 
-    decoded: list[int] = []
+    decoded: ClassVar[list[int]] = []
 
     def __init__(self, *, skip_special_tokens: bool) -> None:
         self.stream, self.num_pending = DecodeStream(skip_special_tokens=skip_special_tokens), 0
