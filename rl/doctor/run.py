@@ -35,6 +35,7 @@ _ENGINE_DEADLINE_S = 600.0
 _STATUSES = {Severity.ERROR: Status.FAIL, Severity.WARNING: Status.WARN}
 _MEANINGS = {
     "configuration": "its keys fit together",
+    "recording": "its files are whole, and its tokens are the model's",
     "rewards": "they load and can be called",
     "tools and services": "the tool YAML loads; services that it names answer",
     "environment": "environment and rollout function load",
@@ -61,6 +62,8 @@ def configuration_checks(composed: Composed[Config], *, with_engine: bool) -> li
         for name, check in run_checks(RunParts(config), composed.given, is_strict=True).items()
     ]
     checks.append(Check("disk", partial(check_output, config)))
+    if config.megatron_training.replay:  # it starts no engine and no tool
+        return checks
     if config.rl_config.multi_turn_enable and config.rl_config.tool_config_path:
         advice = "Look at the log of the service."
         checks.append(Check("embedded services", partial(check_embedded, config), _SERVICE_DEADLINE_S, advice))

@@ -14,11 +14,14 @@ from pathlib import Path
 import pytest
 
 from rl.__main__ import main
+from rl.config.load import Composed
 from rl.config.schema import Config
 from rl.doctor import machine
 from rl.doctor.findings import Check, Finding, Status, ok
-from rl.doctor.run import _judge, check_generation, check_output
+from rl.doctor.run import _MEANINGS, _judge, check_generation, check_output, configuration_checks
 from rl.errors import ServiceError
+from rl.preflight import run_checks
+from rl.run.parts import RunParts
 from tests.tiny import make_tiny_model
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -85,6 +88,7 @@ def test_a_small_shared_memory_and_a_full_disk_are_named(tmp_path: Path) -> None
     script = f"""
 import sys
 from pathlib import Path
+from rl.config.load import Composed
 from rl.config.schema import Config
 from rl.doctor.machine import check_shared_memory
 from rl.doctor.run import check_output
@@ -136,3 +140,21 @@ def test_engine_that_fails_is_told_with_its_reason() -> None:
     (other,) = _judge(config, 0, answer % "0.5")
     assert other.status is Status.FAIL
     assert "they do not have the same model" in other.text
+
+
+def test_every_check_of_a_run_and_of_a_replay_has_a_meaning() -> None:
+    config, names = Config(), set[str]()
+    for replay in (None, "runs/a"):
+        config.megatron_training.replay = replay
+        names |= set(run_checks(RunParts(config), frozenset(), is_strict=True))
+    assert names == set(_MEANINGS)
+
+
+def test_a_replay_is_checked_without_services_and_engine() -> None:
+    config = Config()
+    config.rl_config.multi_turn_enable, config.rl_config.tool_config_path = True, "tools.yaml"
+    engine = {"embedded services", "two tokens"}
+    for replay, expected in ((None, engine), ("runs/a", set())):
+        config.megatron_training.replay = replay
+        names = {check.name for check in configuration_checks(Composed(config, frozenset(), ()), with_engine=True)}
+        assert names & engine == expected
