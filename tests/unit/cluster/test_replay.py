@@ -71,6 +71,23 @@ def test_replay_repeats_the_updates_of_the_run(tmp_path: Path, settings: dict[st
     assert alone.latest_checkpoint() == alone.checkpoint(1)
 
 
+def test_tokens_that_cannot_be_recorded_are_a_warning_and_the_run_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config, run, _ = recorded(tmp_path)
+    config.megatron_training.run_name = "full"
+    monkeypatch.setattr(RunDirectory, "tokens", property(lambda self: self.path / "missing" / "folder"))
+    with sampling(config, Engine()) as rollouts:
+        full = train(config, rollouts)
+    assert updates(full).keys() == updates(run).keys()
+    assert all(full.step_file(step).is_file() for step in updates(full))
+    warnings = [line for line in full.log_file.read_text().splitlines() if "tokens could not be recorded" in line]
+    for name in ("step_000001.parquet", "step_000001.rank_0.parquet"):
+        (warning,) = [line for line in warnings if name in line]
+        assert "Make room, and put megatron_training.output_dir where all machines" in warning
+        assert "record_tokens_every=0 records none" in warning
+
+
 def test_recorded_tokens_are_those_the_engine_sampled(tmp_path: Path) -> None:
     _, run, engine = recorded(tmp_path)
     rows = [row for step in (1, 2) for row in read_tokens(run, step)]
