@@ -219,6 +219,19 @@ def read_place(path: Path) -> RunPlace:
         raise DataError(_damaged(path, error)) from error
 
 
+def read_version(path: Path) -> int:
+    """Read the newest `policy_version` that sampled tokens of a recorded step; -1 if there are none.
+
+    Raises:
+        DataError: The file is damaged.
+    """
+    try:
+        versions = pq.read_table(path, columns=["versions"]).column("versions")
+    except (OSError, pa.ArrowException, KeyError) as error:
+        raise DataError(_damaged(path, error)) from error
+    return max((int(chunk.flatten().to_numpy().max(initial=-1)) for chunk in versions.chunks), default=-1)
+
+
 def recorded_steps(run: RunDirectory) -> list[int]:
     """Numbers of the steps whose tokens are recorded, from 1, in order."""
     return sorted(int(path.stem.removeprefix("step_")) for path in run.tokens.glob("step_" + "[0-9]" * 6 + ".parquet"))
