@@ -23,6 +23,7 @@ SETTINGS: list[dict[str, Any]] = [
         "init_kl_coef": 0.1, "use_kl_in_reward": True, "kl_penalty": KlPenalty.K1, "mini_batch_size": 1, "epochs": 2,
         "filter_groups_enable": True, "token_level_loss": False,
     },
+    {"init_kl_coef": 0.1, "kl_penalty": KlPenalty.K3, "mini_batch_size": 1},
 ]  # fmt: skip
 
 
@@ -31,7 +32,9 @@ def recorded(folder: Path, **settings: object) -> tuple[Config, RunDirectory, En
     for key, value in settings.items():
         setattr(config.rl_config, key, value)
     config.actor_config.lr_decay_style = LrDecayStyle.COSINE
-    config.megatron_training.train_iters, config.megatron_training.total_epochs = 10, 1
+    # the surplus of dynamic sampling begins after its first uninformative group
+    num_epochs = 2 if config.rl_config.filter_groups_enable else 1
+    config.megatron_training.train_iters, config.megatron_training.total_epochs = 10, num_epochs
     with sampling(config, engine) as rollouts:
         return config, train(config, rollouts), engine
 
@@ -50,11 +53,15 @@ def updates(run: RunDirectory) -> dict[int, dict[str, float]]:
     }
 
 
-@pytest.mark.parametrize("settings", SETTINGS, ids=["one update", "KL in the reward, two updates, two epochs"])
+@pytest.mark.parametrize(
+    "settings", SETTINGS, ids=["one update", "KL in the reward, two updates, two epochs", "KL in the loss"]
+)
 def test_replay_repeats_the_updates_of_the_run(tmp_path: Path, settings: dict[str, Any]) -> None:
     config, run, _ = recorded(tmp_path, **settings)
     expected = updates(run)
     assert len(expected) >= 3 and len({row["actor/lr"] for row in expected.values()}) == len(expected)
+    carried = sum(row.get("rollout/carried_groups", 0) for row in run.read_metrics())
+    assert (carried > 0) == settings.get("filter_groups_enable", False)
     again = replayed(config, run.path, "again")
     assert updates(again).keys() == expected.keys()
     for step, row in updates(again).items():
