@@ -158,3 +158,33 @@ def test_a_replay_is_checked_without_services_and_engine() -> None:
         config.megatron_training.replay = replay
         names = {check.name for check in configuration_checks(Composed(config, frozenset(), ()), with_engine=True)}
         assert names & engine == expected
+
+
+INTERRUPTED = """
+import sys, threading
+from pathlib import Path
+from rl.config.schema import Config
+from rl.doctor.run import check_generation
+
+folder, config = Path(sys.argv[1]), Config()
+config.actor_config.load, sys.executable = str(folder), str(folder / "engine")
+threading.Thread(target=lambda: list(check_generation(config)), daemon=True).start()
+sys.stdout.write((folder / "started").read_text())  # waits for the engine
+raise KeyboardInterrupt
+"""
+
+
+def test_an_interrupt_leaves_no_engine_and_no_folder(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text("{}")
+    (temporary := tmp_path / "temporary").mkdir()
+    os.mkfifo(tmp_path / "started")
+    (tmp_path / "engine").write_text(f"#!/bin/sh\necho $$ > {tmp_path}/started\nsleep 600 & wait\n")
+    (tmp_path / "engine").chmod(0o755)
+    done = subprocess.run(
+        [sys.executable, "-c", INTERRUPTED, str(tmp_path)],
+        capture_output=True, text=True, timeout=60, cwd=ROOT, env=os.environ | {"TMPDIR": str(temporary)},
+    )  # fmt: skip
+    assert "KeyboardInterrupt" in done.stderr
+    status = Path("/proc", done.stdout.strip(), "status")
+    assert done.stdout.strip().isdecimal() and not status.exists()
+    assert list(temporary.glob("turnwise-doctor-*")) == []
