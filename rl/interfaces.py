@@ -119,7 +119,7 @@ class Actor(Checkpointed, Protocol):
         """Take one optimizer step for each mini-batch and epoch; needs `plan.advantages`."""
         ...
 
-    def record_tokens(self, path: Path) -> None:
+    def record_tokens(self, path: Path) -> list[str]:
         """Write the tokens of the batch that was just updated, with what the update computed for each.
 
         It takes one more pass, for the log-probs under the new weights. Only after an `update` whose place says
@@ -127,6 +127,9 @@ class Actor(Checkpointed, Protocol):
 
         Args:
             path: The step's tokens file; the ranks write beside it.
+
+        Returns:
+            What went wrong with the files.
         """
         ...
 

@@ -68,7 +68,7 @@ def train(config: Config, run: Run, actor: Actor, rollouts: Rollouts, evaluation
                     metrics.record_update(actor.update(batch, run.place(step)))
                 if is_recorded:
                     with metrics.time("record_tokens"):
-                        actor.record_tokens(run.directory.tokens_file(step + 1))
+                        run.warn(actor.record_tokens(run.directory.tokens_file(step + 1)))
                 with metrics.time("update_weights"):
                     publish_weights(actor, rollouts, version=step + 1)
             metrics.record(groups, rollouts)

@@ -114,9 +114,10 @@ class ActorGroup:
         self._loaded = None  # its rows may leave the object store
         return UpdateReport(combined, list(offending))
 
-    def record_tokens(self, path: Path) -> None:
+    def record_tokens(self, path: Path) -> list[str]:
         """Have the ranks write what the update computed for the tokens of its batch; see `rl.interfaces.Actor`."""
-        self._call(self.actors, "record_tokens", path, what="recording the actor's tokens")
+        failures = self._call(self.actors, "record_tokens", path, what="recording the actor's tokens")
+        return [failure for failure in failures if failure is not None]
 
     def publish(self, version: int) -> WeightUpdate:
         """Write the weights to shared memory, with a checksum the first time."""

@@ -42,6 +42,8 @@ from rl.types import BusySeconds, Group, Prompt, Scores, Span, StopReason, Traje
 if TYPE_CHECKING:  # imported when the environment that vLLM reads is set
     from rl.inference.engine import VllmEngine
 
+logger = logging.getLogger(__name__)
+
 T = TypeVar("T")
 _FOLDER = "turnwise-run-"
 _END_TIMEOUT_S = 10.0
@@ -119,7 +121,9 @@ class LocalWorkers:
         write_records(path, [group.record for group in groups], uses_of(groups))
         if recording is not None:
             pieces = partial(token_pieces, self._loop.tokenizer)
-            write_sampled_rows(recording, (group.rows for group in groups), pieces)
+            failure = write_sampled_rows(recording, (group.rows for group in groups), pieces)
+            if failure is not None:
+                logger.warning("%s", failure)
 
     def fetch(self, reference: Any) -> Any:
         """See `Workers`; a reference is the value itself."""

@@ -132,20 +132,22 @@ class RayWorkers:
         )
 
     def finish_writing(self, timeout_s: float = _CALL_TIMEOUT_S) -> None:
-        """Wait until the current file is written.
+        """Wait until the current files are written. Tokens that could not be recorded are a warning.
 
         Raises:
-            OSError: The file could not be written.
+            OSError: The trajectories could not be written.
         """
         if self._writing is None:
             return
         writing, self._writing = self._writing, None
         try:
-            get_all([writing], what="writing trajectories", timeout_s=timeout_s)
+            (failure,) = get_all([writing], what="writing trajectories", timeout_s=timeout_s)
         except RayTaskError as error:
             if isinstance(error.cause, OSError):
                 raise OSError(error.cause.errno or errno.EIO, str(error.cause)) from error
             raise
+        if failure is not None:
+            logger.warning("%s", failure)
 
     def fetch(self, reference: Any) -> Any:
         """See `Workers`."""

@@ -78,7 +78,7 @@ class RewardWorker:
 
     async def write(
         self, path: Path, records: list[Any], uses: dict[str, Use], rows: list[Any], recording: Recording | None
-    ) -> None:
+    ) -> str | None:
         """Write groups' trajectories as JSON lines and, with `recording`, their rows as tokens.
 
         Args:
@@ -87,19 +87,21 @@ class RewardWorker:
             uses: By trajectory id.
             rows: A reference to each group's; empty without `recording`.
             recording: See `rl.observability.token_records.write_sampled_rows`.
+
+        Returns:
+            Why the tokens could not be written, if so.
         """
         await asyncio.to_thread(lambda: write_records(path, ray.get(records), uses))
-        if recording is not None:
-            await asyncio.to_thread(self._write_rows, rows, recording)
+        return None if recording is None else await asyncio.to_thread(self._write_rows, rows, recording)
 
-    def _write_rows(self, rows: list[Any], recording: Recording) -> None:
+    def _write_rows(self, rows: list[Any], recording: Recording) -> str | None:
         from rl.chat.pieces import token_pieces
         from rl.rollout.dialog import configured_tokenizer
 
         if self.tokenizer is None:
             self.tokenizer = configured_tokenizer(self.config)
         groups = (group for source in rows for group in fetch_rows([source]))
-        write_sampled_rows(recording, groups, partial(token_pieces, self.tokenizer))
+        return write_sampled_rows(recording, groups, partial(token_pieces, self.tokenizer))
 
     async def shutdown(self) -> None:
         """End the processes of the rewards."""

@@ -50,6 +50,15 @@ def _conditions(config: Config) -> tuple[Condition, ...]:
         *_rollout_conditions(rl),
         *_placement_conditions(config),
         *_tracker_conditions(config.megatron_training),
+        Condition(
+            (
+                "megatron_training.profile_step",
+                "megatron_training.eval_data_path",
+                "megatron_training.eval_interval",
+            ),
+            not config.megatron_training.rollout_only,
+            "rollout_only has no actor to profile and evaluates nothing. Remove it.",
+        ),
     )
 
 

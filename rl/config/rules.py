@@ -215,6 +215,11 @@ def _half_problems(training: MegatronTraining) -> Iterator[Problem]:
             f"megatron_training.resume: rollout_only has no actor that a checkpoint restores, got '{training.resume}'. "
             "Set actor_config.load to the checkpoint instead."
         )
+    if training.record_tokens_every == 0:
+        yield error(
+            "megatron_training.record_tokens_every: must be above 0 with rollout_only, whose steps could not be "
+            "replayed otherwise, got 0. Remove it: rollout_only records every step."
+        )
 
 
 def _reward_problems(config: Config) -> Iterator[Problem]:

@@ -10,7 +10,6 @@ import json
 import os
 import pickle
 import sys
-import tempfile
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -96,5 +95,4 @@ def _difference(config: Config, sequence: TokenSequence) -> float:
 
 
 if __name__ == "__main__":
-    with tempfile.TemporaryDirectory(prefix="turnwise-doctor-") as _sockets:
-        main(Path(sys.argv[1]))
+    main(Path(sys.argv[1]))

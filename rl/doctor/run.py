@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import atexit
 import json
 import os
 import pickle
@@ -12,7 +13,7 @@ import sys
 import tempfile
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from functools import partial
 from pathlib import Path
 
@@ -35,6 +36,7 @@ _ENGINE_DEADLINE_S = 600.0
 _STATUSES = {Severity.ERROR: Status.FAIL, Severity.WARNING: Status.WARN}
 _MEANINGS = {
     "configuration": "its keys fit together",
+    "recording": "its files are whole, and its tokens are the model's",
     "rewards": "they load and can be called",
     "tools and services": "the tool YAML loads; services that it names answer",
     "environment": "environment and rollout function load",
@@ -61,6 +63,8 @@ def configuration_checks(composed: Composed[Config], *, with_engine: bool) -> li
         for name, check in run_checks(RunParts(config), composed.given, is_strict=True).items()
     ]
     checks.append(Check("disk", partial(check_output, config)))
+    if config.megatron_training.replay:  # it starts no engine and no tool
+        return checks
     if config.rl_config.multi_turn_enable and config.rl_config.tool_config_path:
         advice = "Look at the log of the service."
         checks.append(Check("embedded services", partial(check_embedded, config), _SERVICE_DEADLINE_S, advice))
@@ -116,7 +120,11 @@ def check_generation(config: Config) -> Iterator[Finding]:
     if not Path(config.actor_config.load, "config.json").is_file():
         yield fail(f"actor_config.load: no model in '{config.actor_config.load}', so there is nothing to try.")
         return
-    with tempfile.TemporaryDirectory(prefix="turnwise-doctor-") as folder:
+    with ExitStack() as stack:
+        # Ctrl-C ends the main thread while this one waits; what is left then ends with the interpreter.
+        atexit.register(stack.close)
+        stack.callback(atexit.unregister, stack.close)
+        folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="turnwise-doctor-"))
         pickled = Path(folder) / "config"
         pickled.write_bytes(pickle.dumps(config))
         environment = os.environ | engine_variables(config, Path(folder))
@@ -125,6 +133,7 @@ def check_generation(config: Config) -> Iterator[Finding]:
             stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment,
             start_new_session=True,
         )  # fmt: skip
+        stack.callback(_end_group, process)
         try:
             output, _ = process.communicate(timeout=_ENGINE_DEADLINE_S)
         except subprocess.TimeoutExpired:
@@ -132,8 +141,6 @@ def check_generation(config: Config) -> Iterator[Finding]:
                 f"the engine has not answered within {_ENGINE_DEADLINE_S:.0f} s. Is another program using the device?"
             )
             return
-        finally:
-            _end_group(process)
     yield from _judge(config, process.returncode, output)
 
 

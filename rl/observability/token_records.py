@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -94,14 +94,27 @@ def rank_file(path: Path, rank: int) -> Path:
 
 def write_sampled_rows(
     recording: Recording, groups: Iterable[Sequence[Sample]], pieces_of: Callable[[Iterable[int]], list[str]]
-) -> None:
+) -> str | None:
     """Write the rows of a step's groups, one group in memory at a time.
 
     Args:
         recording: Path and place of the step.
         groups: Rows of each group, in the order of its trajectories.
         pieces_of: Token ids to as many texts.
+
+    Returns:
+        Why they could not be written, if so.
     """
+    try:
+        _write_sampled_rows(recording, groups, pieces_of)
+    except OSError as error:
+        return not_written(recording.path, error)
+    return None
+
+
+def _write_sampled_rows(
+    recording: Recording, groups: Iterable[Sequence[Sample]], pieces_of: Callable[[Iterable[int]], list[str]]
+) -> None:
     place = {"step": recording.place.step, "num_steps": recording.place.num_steps}
     schema = _SAMPLED.with_metadata({_PLACE: json.dumps(place).encode()})
     with _whole_file(recording.path) as partial, pq.ParquetWriter(partial, schema) as writer:
@@ -127,11 +140,27 @@ def write_sampled_rows(
                 writer.write_table(pa.Table.from_pylist(rows, schema))
 
 
-def write_trained_rows(path: Path, rows: Sequence[TrainedRow]) -> None:
-    """Write the rows that one data-parallel rank trained on; see `rank_file`."""
+def write_trained_rows(path: Path, rows: Sequence[TrainedRow]) -> str | None:
+    """Write the rows that one data-parallel rank trained on; see `rank_file`.
+
+    Returns:
+        Why they could not be written, if so.
+    """
     plain = [{name: getattr(row, name) for name in TrainedRow.__slots__} for row in rows]
-    with _whole_file(path) as partial:
-        pq.write_table(pa.Table.from_pylist(plain, _TRAINED), partial)
+    try:
+        with _whole_file(path) as partial:
+            pq.write_table(pa.Table.from_pylist(plain, _TRAINED), partial)
+    except OSError as error:
+        return not_written(path, error)
+    return None
+
+
+def not_written(path: Path, error: OSError) -> str:
+    """A warning that a step's tokens could not be recorded, which ends no run."""
+    return (
+        f"{path}: the step's tokens could not be recorded ({error}). Make room, and put megatron_training.output_dir "
+        "where all machines of the run see it; megatron_training.record_tokens_every=0 records none."
+    )
 
 
 def read_tokens(run: RunDirectory, step: int) -> list[TokenRecord]:
@@ -199,6 +228,19 @@ def read_place(path: Path) -> RunPlace:
         raise DataError(_damaged(path, error)) from error
 
 
+def read_version(path: Path) -> int:
+    """Read the newest `policy_version` that sampled tokens of a recorded step; -1 if there are none.
+
+    Raises:
+        DataError: The file is damaged.
+    """
+    try:
+        versions = pq.read_table(path, columns=["versions"]).column("versions")
+    except (OSError, pa.ArrowException, KeyError) as error:
+        raise DataError(_damaged(path, error)) from error
+    return max((int(chunk.flatten().to_numpy().max(initial=-1)) for chunk in versions.chunks), default=-1)
+
+
 def recorded_steps(run: RunDirectory) -> list[int]:
     """Numbers of the steps whose tokens are recorded, from 1, in order."""
     return step_numbers(run.tokens, ".parquet")
@@ -256,5 +298,10 @@ def _whole_file(path: Path) -> Iterator[Path]:
     """Write under another name first, so that readers of a live run see whole files only."""
     path.parent.mkdir(exist_ok=True)
     partial = path.with_suffix(".partial")
-    yield partial
-    partial.replace(path)
+    try:
+        yield partial
+        partial.replace(path)
+    except OSError:
+        with suppress(OSError):
+            partial.unlink(missing_ok=True)  # on a full disk, make room
+        raise

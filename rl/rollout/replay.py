@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import logging
 import re
 import shutil
 from collections.abc import Callable, Iterator, MutableMapping, Sequence
@@ -15,10 +16,12 @@ from prometheus_client.core import Metric
 from rl.batches import GroupHeader, Recording, RolloutStatus, RunPlace, Sample
 from rl.errors import DataError
 from rl.observability.run_directory import RunDirectory
-from rl.observability.token_records import TokenRecord, read_place, read_sampled_rows, recorded_steps
+from rl.observability.token_records import TokenRecord, not_written, read_place, read_sampled_rows, recorded_steps
 from rl.observability.trajectories import from_record, read_records, write_records
 from rl.rollout.headers import headers_of, uses_of
 from rl.types import Prompt, Sampling, Scores, Span, Trajectory, WeightUpdate
+
+logger = logging.getLogger(__name__)
 
 _TOKENS_FILE = re.compile(r"step_(\d{6})\.parquet")
 
@@ -128,8 +131,11 @@ class Replay:
         """Write groups' trajectories, with what this run made of them, and copy their tokens."""
         write_records(path, [self.fetch_record(group) for group in groups], uses_of(groups))
         if recording is not None:
-            recording.path.parent.mkdir(exist_ok=True)
-            shutil.copyfile(self._steps[recording.place.step].tokens, recording.path)
+            try:
+                recording.path.parent.mkdir(exist_ok=True)
+                shutil.copyfile(self._steps[recording.place.step].tokens, recording.path)
+            except OSError as error:
+                logger.warning("%s", not_written(recording.path, error))
 
     def fetch_rows(self, group: GroupHeader) -> list[Sample]:
         """A group's training rows."""

@@ -11,11 +11,13 @@ from transformers import PreTrainedTokenizerFast
 from rl.chat.pieces import token_pieces
 from rl.config.problems import Problem, error, warning
 from rl.config.schema import Config
-from rl.errors import DataError, ModelError, TurnwiseError
+from rl.errors import CheckpointError, DataError, ModelError, TurnwiseError
 from rl.observability.run_directory import RunDirectory
-from rl.observability.token_records import TokenRecord, read_sampled_rows
+from rl.observability.token_records import TokenRecord, read_sampled_rows, read_version
 from rl.rollout.dialog import configured_tokenizer
 from rl.rollout.replay import RecordedStep, find_recorded_steps, read_groups
+from rl.run.checkpoints import find_checkpoint, read_state
+from rl.types import NOT_SAMPLED
 
 _KEY = "megatron_training.replay"
 
@@ -30,6 +32,8 @@ def replay_problems(config: Config) -> Iterator[Problem]:
         yield error(f"{_KEY}: {failure}")
         return
     yield from _step_problems(config, steps)
+    with suppress(CheckpointError, DataError):  # the checks of the resume, and of the step when it is read
+        yield from _weights_problems(config, steps)
     with suppress(ModelError):  # the check of the model reports it
         yield from _token_problems(configured_tokenizer(config), rows)
     yield from _temperature_problems(config, RunDirectory(steps[0].tokens.parent.parent))
@@ -42,6 +46,27 @@ def _step_problems(config: Config, steps: Sequence[RecordedStep]) -> Iterator[Pr
             f"megatron_training.train_iters: must be at least {first}, the first recorded step, got "
             f"{config.megatron_training.train_iters}. Raise it: steps keep the numbers they had when recorded."
         )
+
+
+def _weights_problems(config: Config, steps: Sequence[RecordedStep]) -> Iterator[Problem]:
+    """Compare the weights that sampled each step with those that the replay will have, which makes one update a step.
+
+    Without the updates between two recorded steps, log-probs and ratios of the later one are of another policy.
+    """
+    resume = config.megatron_training.resume
+    start = int(read_state(find_checkpoint(Path(resume)))["step"]) if resume else 0
+    replayed = [s for s in steps if start <= s.place.step < config.megatron_training.train_iters]
+    for expected, step in enumerate(replayed, start):
+        version = read_version(step.tokens)
+        if version not in (expected, NOT_SAMPLED):
+            checkpoint = RunDirectory(step.tokens.parent.parent).checkpoint(version)
+            place = f"megatron_training.resume={checkpoint}" if version > 0 else "megatron_training.resume=null"
+            yield warning(
+                f"{_KEY}: step {step.place.step + 1} was sampled with the weights after step {version}, got those "
+                f"after {expected} updates, so its log-probs and ratios are of another policy. Set {place} to begin "
+                "there, or record every step (record_tokens_every=1)."
+            )
+            return
 
 
 def _token_problems(tokenizer: PreTrainedTokenizerFast, rows: Sequence[TokenRecord]) -> Iterator[Problem]:

@@ -184,6 +184,11 @@ class Run:
         every = training.record_tokens_every
         return every > 0 and (step == 0 or (step + 1) % every == 0 or training.rollout_only)
 
+    def warn(self, failures: Sequence[str]) -> None:
+        """Log the first of what ranks could not write; the others have the same cause."""
+        if failures:
+            logger.warning("%s", failures[0])
+
     @contextmanager
     def step(self, step: int) -> Iterator[StepMetrics]:
         """Collect, show and write the metrics of one step.

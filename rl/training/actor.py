@@ -211,17 +211,21 @@ class Actor:
         self._columns = []
         return metrics
 
-    def record_tokens(self, path: Path) -> None:
+    def record_tokens(self, path: Path) -> str | None:
         """Write what the updates of the batch computed for its tokens, and their log-probs under the new weights.
 
         All ranks take part; one for each share of the batch writes, to `rl.observability.token_records.rank_file`.
 
         Args:
             path: The step's tokens file.
+
+        Returns:
+            Why they could not be written, if so.
         """
         new_logprobs = self.batch_logprobs()
-        if self.parallel.is_last_stage and self.parallel.tp_rank == 0:
-            write_trained_rows(rank_file(path, self.dp_rank), self.batch.trained_rows(new_logprobs))
+        if not self.parallel.is_last_stage or self.parallel.tp_rank != 0:
+            return None
+        return write_trained_rows(rank_file(path, self.dp_rank), self.batch.trained_rows(new_logprobs))
 
     @property
     def batch(self) -> RankBatch:

@@ -14,11 +14,14 @@ from pathlib import Path
 import pytest
 
 from rl.__main__ import main
+from rl.config.load import Composed
 from rl.config.schema import Config
 from rl.doctor import machine
 from rl.doctor.findings import Check, Finding, Status, ok
-from rl.doctor.run import _judge, check_generation, check_output
+from rl.doctor.run import _MEANINGS, _judge, check_generation, check_output, configuration_checks
 from rl.errors import ServiceError
+from rl.preflight import run_checks
+from rl.run.parts import RunParts
 from tests.tiny import make_tiny_model
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -85,6 +88,7 @@ def test_a_small_shared_memory_and_a_full_disk_are_named(tmp_path: Path) -> None
     script = f"""
 import sys
 from pathlib import Path
+from rl.config.load import Composed
 from rl.config.schema import Config
 from rl.doctor.machine import check_shared_memory
 from rl.doctor.run import check_output
@@ -136,3 +140,51 @@ def test_engine_that_fails_is_told_with_its_reason() -> None:
     (other,) = _judge(config, 0, answer % "0.5")
     assert other.status is Status.FAIL
     assert "they do not have the same model" in other.text
+
+
+def test_every_check_of_a_run_and_of_a_replay_has_a_meaning() -> None:
+    config, names = Config(), set[str]()
+    for replay in (None, "runs/a"):
+        config.megatron_training.replay = replay
+        names |= set(run_checks(RunParts(config), frozenset(), is_strict=True))
+    assert names == set(_MEANINGS)
+
+
+def test_a_replay_is_checked_without_services_and_engine() -> None:
+    config = Config()
+    config.rl_config.multi_turn_enable, config.rl_config.tool_config_path = True, "tools.yaml"
+    engine = {"embedded services", "two tokens"}
+    for replay, expected in ((None, engine), ("runs/a", set())):
+        config.megatron_training.replay = replay
+        names = {check.name for check in configuration_checks(Composed(config, frozenset(), ()), with_engine=True)}
+        assert names & engine == expected
+
+
+INTERRUPTED = """
+import sys, threading
+from pathlib import Path
+from rl.config.schema import Config
+from rl.doctor.run import check_generation
+
+folder, config = Path(sys.argv[1]), Config()
+config.actor_config.load, sys.executable = str(folder), str(folder / "engine")
+threading.Thread(target=lambda: list(check_generation(config)), daemon=True).start()
+sys.stdout.write((folder / "started").read_text())  # waits for the engine
+raise KeyboardInterrupt
+"""
+
+
+def test_an_interrupt_leaves_no_engine_and_no_folder(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text("{}")
+    (temporary := tmp_path / "temporary").mkdir()
+    os.mkfifo(tmp_path / "started")
+    (tmp_path / "engine").write_text(f"#!/bin/sh\necho $$ > {tmp_path}/started\nsleep 600 & wait\n")
+    (tmp_path / "engine").chmod(0o755)
+    done = subprocess.run(
+        [sys.executable, "-c", INTERRUPTED, str(tmp_path)],
+        capture_output=True, text=True, timeout=60, cwd=ROOT, env=os.environ | {"TMPDIR": str(temporary)},
+    )  # fmt: skip
+    assert "KeyboardInterrupt" in done.stderr
+    status = Path("/proc", done.stdout.strip(), "status")
+    assert done.stdout.strip().isdecimal() and not status.exists()
+    assert list(temporary.glob("turnwise-doctor-*")) == []

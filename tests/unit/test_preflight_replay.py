@@ -16,6 +16,7 @@ from rl.errors import ConfigError
 from rl.observability.run_directory import RunDirectory
 from rl.preflight import inspect_run, preflight, preflight_replay
 from rl.rollout.replay import Replay, find_recorded_steps
+from rl.run.replay import replay_problems
 from tests.recorded_run import Engine, make_config, sampling, train
 from tests.tiny import make_tiny_tokenizer
 
@@ -98,6 +99,23 @@ def test_another_temperature_is_warned_of(config: Config, caplog: pytest.LogCapt
     assert "the recorded tokens were sampled with 0.7, got 1, so" in caplog.text
 
 
+def weights_warnings(config: Config) -> list[str]:
+    return [p.text for p in replay_problems(config) if "was sampled with the weights" in p.text]
+
+
+def test_a_step_of_other_weights_is_warned_of(config: Config, run: RunDirectory) -> None:
+    (gap,) = weights_warnings(config)  # steps 1 and 3 are recorded, so the update of step 2 is missing
+    assert "step 3 was sampled with the weights after step 2, got those after 1 updates" in gap
+    config.megatron_training.replay = str(run.tokens_file(3))
+    (later,) = weights_warnings(config)
+    assert "step 3 was sampled with the weights after step 2, got those after 0 updates" in later
+    assert f"Set megatron_training.resume={run.checkpoint(2)}" in later
+    config.megatron_training.resume = str(run.checkpoint(2))
+    assert weights_warnings(config) == []
+    config.megatron_training.replay, config.megatron_training.resume = str(run.tokens_file(1)), None
+    assert weights_warnings(config) == []
+
+
 def test_validate_checks_the_recording_in_place_of_data_and_services(config: Config, run: RunDirectory) -> None:
     assert [p.text for p in inspect_run(config, is_strict=True) if p.severity is Severity.ERROR] == []
     run.step_file(3).unlink()
@@ -112,6 +130,21 @@ def test_half_runs_do_not_mix() -> None:
     found = {p.text.partition(":")[0]: p.text for p in find_problems(config) if "rollout_only" in p.text}
     assert "Remove one" in found["megatron_training.replay"]
     assert "Set actor_config.load to the checkpoint instead" in found["megatron_training.resume"]
+
+
+def test_rollout_only_tells_what_it_does_not_read() -> None:
+    config = Config()
+    training = config.megatron_training
+    training.rollout_only, training.record_tokens_every = True, 0
+    training.profile_step, training.eval_data_path, training.eval_interval = 2, {"sums": "sums.parquet"}, 5
+    given = frozenset(f"megatron_training.{key}" for key in ("profile_step", "eval_data_path", "eval_interval"))
+    found = [(p.severity, p.text) for p in find_problems(config, given) if "rollout_only" in p.text]
+    errors = [text for severity, text in found if severity is Severity.ERROR]
+    assert len(errors) == 1 and errors[0].startswith("megatron_training.record_tokens_every: must be above 0")
+    warnings = {text.partition(":")[0] for severity, text in found if severity is Severity.WARNING}
+    assert warnings == given
+    training.record_tokens_every, training.rollout_only = 10, False
+    assert [p.text for p in find_problems(config, given) if "rollout_only" in p.text] == []
 
 
 def test_a_checkpoint_of_a_replay_is_resumed_by_a_replay_alone(config: Config) -> None:

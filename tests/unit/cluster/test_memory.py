@@ -131,8 +131,9 @@ class Rank:
         self._hold("update")
         return {"actor/pg_loss": 0.0}
 
-    def record_tokens(self, path: Path) -> None:
+    def record_tokens(self, path: Path) -> str | None:
         self._hold("record")
+        return None
 
     def publish(self, directory: Path, version: int, with_checksum: bool) -> Shard | None:
         self._hold("publish")

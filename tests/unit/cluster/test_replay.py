@@ -23,6 +23,7 @@ SETTINGS: list[dict[str, Any]] = [
         "init_kl_coef": 0.1, "use_kl_in_reward": True, "kl_penalty": KlPenalty.K1, "mini_batch_size": 1, "epochs": 2,
         "filter_groups_enable": True, "token_level_loss": False,
     },
+    {"init_kl_coef": 0.1, "kl_penalty": KlPenalty.K3, "mini_batch_size": 1},
 ]  # fmt: skip
 
 
@@ -31,7 +32,9 @@ def recorded(folder: Path, **settings: object) -> tuple[Config, RunDirectory, En
     for key, value in settings.items():
         setattr(config.rl_config, key, value)
     config.actor_config.lr_decay_style = LrDecayStyle.COSINE
-    config.megatron_training.train_iters, config.megatron_training.total_epochs = 10, 1
+    # the surplus of dynamic sampling begins after its first uninformative group
+    num_epochs = 2 if config.rl_config.filter_groups_enable else 1
+    config.megatron_training.train_iters, config.megatron_training.total_epochs = 10, num_epochs
     with sampling(config, engine) as rollouts:
         return config, train(config, rollouts), engine
 
@@ -50,11 +53,15 @@ def updates(run: RunDirectory) -> dict[int, dict[str, float]]:
     }
 
 
-@pytest.mark.parametrize("settings", SETTINGS, ids=["one update", "KL in the reward, two updates, two epochs"])
+@pytest.mark.parametrize(
+    "settings", SETTINGS, ids=["one update", "KL in the reward, two updates, two epochs", "KL in the loss"]
+)
 def test_replay_repeats_the_updates_of_the_run(tmp_path: Path, settings: dict[str, Any]) -> None:
     config, run, _ = recorded(tmp_path, **settings)
     expected = updates(run)
     assert len(expected) >= 3 and len({row["actor/lr"] for row in expected.values()}) == len(expected)
+    carried = sum(row.get("rollout/carried_groups", 0) for row in run.read_metrics())
+    assert (carried > 0) == settings.get("filter_groups_enable", False)
     again = replayed(config, run.path, "again")
     assert updates(again).keys() == expected.keys()
     for step, row in updates(again).items():
@@ -69,6 +76,23 @@ def test_replay_repeats_the_updates_of_the_run(tmp_path: Path, settings: dict[st
     alone = replayed(config, run.tokens_file(1), "alone")
     assert updates(alone) == {1: pytest.approx(expected[1], abs=1e-6)}
     assert alone.latest_checkpoint() == alone.checkpoint(1)
+
+
+def test_tokens_that_cannot_be_recorded_are_a_warning_and_the_run_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config, run, _ = recorded(tmp_path)
+    config.megatron_training.run_name = "full"
+    monkeypatch.setattr(RunDirectory, "tokens", property(lambda self: self.path / "missing" / "folder"))
+    with sampling(config, Engine()) as rollouts:
+        full = train(config, rollouts)
+    assert updates(full).keys() == updates(run).keys()
+    assert all(full.step_file(step).is_file() for step in updates(full))
+    warnings = [line for line in full.log_file.read_text().splitlines() if "tokens could not be recorded" in line]
+    for name in ("step_000001.parquet", "step_000001.rank_0.parquet"):
+        (warning,) = [line for line in warnings if name in line]
+        assert "Make room, and put megatron_training.output_dir where all machines" in warning
+        assert "record_tokens_every=0 records none" in warning
 
 
 def test_recorded_tokens_are_those_the_engine_sampled(tmp_path: Path) -> None:
