@@ -307,6 +307,38 @@ def test_a_later_present_name_replaces_an_earlier_one(folder: Path) -> None:
     assert problem.text.startswith("megatron_training.test_freq: got 5, left out beside megatron_training.eval_interv")
 
 
+@pytest.mark.parametrize("name", ["old.yaml", "new.yaml", "both.yaml"])
+@pytest.mark.parametrize(
+    ("old", "here", "value", "default"),
+    [
+        ("test_data_path", "eval_data_path", "a.parquet", {}),
+        ("test_freq", "eval_interval", 7, 0),
+        ("test_before_train", "eval_before_train", "false", True),
+        ("test_after_train", "eval_after_train", "false", True),
+    ],
+)
+def test_a_removal_by_either_name_removes_both(
+    folder: Path, name: str, old: str, here: str, value: object, default: object
+) -> None:
+    (folder / "old.yaml").write_text(f"megatron_training: {{{old}: {value}}}\n")
+    (folder / "new.yaml").write_text(f"megatron_training: {{{here}: {value}}}\n")
+    (folder / "both.yaml").write_text(f"defaults: [new, _self_]\nmegatron_training: {{{old}: {value}}}\n")
+    for key in (old, here):
+        composed = compose_config(name, [f"~megatron_training.{key}"], folder)
+        assert value_at(composed.config, f"megatron_training.{here}") == default
+        assert composed.problems == ()
+        again = compose_config(name, [f"~megatron_training.{key}", f"megatron_training.{here}={value}"], folder)
+        assert f"megatron_training.{here}" in again.given
+        assert value_at(again.config, f"megatron_training.{here}") != default
+
+
+def test_a_part_of_an_earlier_key_is_removed(folder: Path) -> None:
+    (folder / "old.yaml").write_text("megatron_training: {test_data_path: {a: /a.parquet, b: /b.parquet}}\n")
+    for key in ("test_data_path", "eval_data_path"):
+        composed = compose_config("old", [f"~megatron_training.{key}.a"], folder)
+        assert composed.config.megatron_training.eval_data_path == {"b": "/b.parquet"}
+
+
 def test_an_earlier_key_of_datasets_is_taken_over(folder: Path) -> None:
     (folder / "datasets").mkdir(exist_ok=True)
     (folder / "datasets" / "rows.yaml").write_text("{input: a.jsonl, output_prefix: b, test_size: 5}\n")
