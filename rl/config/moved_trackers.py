@@ -19,6 +19,8 @@ _TEXTS = {
     "wandb_exp_name": "tracker_run_name",
     "swanlab_exp_name": "tracker_run_name",
 }
+TEXTS = {f"rl_config.{key}": f"megatron_training.{there}" for key, there in _TEXTS.items()}
+"""Keys of text by dotted path, with those that take their place."""
 _MODE = "swanlab_mode"
 _OFFLINE, _DISABLED = ("local", "offline"), "disabled"
 _MODES = ("", "cloud", "online", _DISABLED, *_OFFLINE)

@@ -55,9 +55,9 @@ def read_overrides(root: type, overrides: Iterable[str], is_group: Callable[[str
         left, separator, typed = override.partition("=")
         key = left.strip().lstrip("+")
         if key.startswith("~"):
-            old, present = _both_names(key[1:])
-            read.choices.append(override.strip() if old is None else f"~{present}{separator}{typed.strip()}")
-            read.removed.extend([] if old is None else [old])
+            earlier, now = _both_names(key[1:])
+            read.choices.append(override.strip() if earlier is None else f"~{now}{separator}{typed.strip()}")
+            read.removed.extend([] if earlier is None else [earlier])
         elif not separator:
             raise ConfigError(f"override: must be key=value, got '{override}'. Write for example rl_config.epochs=2.")
         elif is_group(key) and typed.strip() in ("null", ""):

@@ -339,6 +339,46 @@ def test_a_part_of_an_earlier_key_is_removed(folder: Path) -> None:
         assert composed.config.megatron_training.eval_data_path == {"b": "/b.parquet"}
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        "megatron_training: {test_freq: 7, save_interval: '${megatron_training.test_freq}'}",
+        "megatron_training: {test_freq: 7, save_interval: '${.test_freq}'}",
+        "megatron_training: {test_freq: 7, save_interval: '${..megatron_training.test_freq}'}",
+        "megatron_training: {test_freq: 7, save_interval: '${oc.select:megatron_training.test_freq,3}'}",
+        "megatron_training: {eval_interval: 7, save_interval: '${.test_freq}'}",
+        "megatron_training: {test_freq: 7, eval_interval: '${.test_freq}', save_interval: '${.eval_interval}'}",
+        "megatron_training: {save_interval: 7, test_freq: '${.save_interval}'}",
+    ],
+)
+def test_a_reference_to_an_earlier_name_is_followed(folder: Path, text: str) -> None:
+    (folder / "own.yaml").write_text(text)
+    training = compose_config("own", [], folder).config.megatron_training
+    assert (training.eval_interval, training.save_interval) == (7, 7)
+
+
+def test_a_reference_within_text_or_a_list_is_followed(folder: Path) -> None:
+    (folder / "own.yaml").write_text(
+        "megatron_training:\n"
+        "  {test_data_path: {a: /d/a.parquet}, test_freq: 7, run_name: 'every-${.test_freq}-\\${.test_freq}',\n"
+        "   data_path: '${.test_data_path.a}'}\n"
+        "rl_config:\n"
+        "  {verifier_function: ['${megatron_training.test_data_path.a}', 'n${...megatron_training.test_freq}']}\n"
+    )
+    config = compose_config("own", [], folder).config
+    assert config.megatron_training.run_name == "every-7-${.test_freq}"
+    assert config.megatron_training.data_path == "/d/a.parquet"
+    assert config.rl_config.verifier_function == ["/d/a.parquet", "n7"]
+
+
+def test_a_reference_to_an_earlier_key_of_trackers_is_followed(folder: Path) -> None:
+    (folder / "own.yaml").write_text(
+        "rl_config: {wandb_project: maths, swanlab_project: '${.wandb_project}', wandb_exp_name: '${.wandb_project}-7'}"
+    )
+    training = compose_config("own", [], folder).config.megatron_training
+    assert (training.tracker_project, training.tracker_run_name) == ("maths", "maths-7")
+
+
 def test_an_earlier_key_of_datasets_is_taken_over(folder: Path) -> None:
     (folder / "datasets").mkdir(exist_ok=True)
     (folder / "datasets" / "rows.yaml").write_text("{input: a.jsonl, output_prefix: b, test_size: 5}\n")
