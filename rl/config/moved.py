@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from rl.config.migration import MIGRATIONS, NO_ARCHITECTURE, RENAMED
@@ -29,12 +29,13 @@ _REFERENCE = re.compile(r"(?<!\\)((?:\\\\)*\$\{(?:oc\.select:)?\s*)(\.*)([\w.]+)
 """A reference to a key: what begins it, its dots, and the key's path."""
 
 
-def take_over(root: type, tree: Any) -> tuple[dict[str, Any], list[Problem]]:
+def take_over(root: type, tree: Any, overridden: Collection[str] = ()) -> tuple[dict[str, Any], list[Problem]]:
     """Rename what has another name here.
 
     Args:
         root: The class of the whole configuration.
         tree: The composed mapping.
+        overridden: Dotted paths of the keys that the command line sets.
 
     Returns:
         A changed copy, and a warning for each change.
@@ -57,7 +58,8 @@ def take_over(root: type, tree: Any) -> tuple[dict[str, Any], list[Problem]]:
                 new[new_key] = value
             problems.append(warning(f"{path}: got {value!r:.60}, {kept}. {entry.advice}"))
     if root is Config:
-        problems += [*_model_sections(tree), *_reward_names(tree), *_penalty_name(tree), *take_over_trackers(tree)]
+        problems += [*_model_sections(tree), *_reward_names(tree), *_penalty_name(tree)]
+        problems += take_over_trackers(tree, overridden)
     return tree, problems
 
 

@@ -447,6 +447,36 @@ def test_switches_of_trackers_become_the_list(old: dict[str, Any], trackers: lis
     assert tree["megatron_training"].get("trackers", ["tensorboard"]) == trackers
 
 
+@pytest.mark.parametrize(
+    ("overrides", "trackers"),
+    [
+        (["rl_config.use_wandb=true"], ["mlflow", "tensorboard", "wandb"]),
+        (["rl_config.use_tensorboard=false"], ["mlflow"]),
+        (["rl_config.use_tensorboard=false", "megatron_training.trackers=[tensorboard]"], ["tensorboard"]),
+        ([], ["mlflow", "tensorboard"]),
+    ],
+)
+def test_a_switch_of_the_command_line_comes_before_the_list_of_a_file(
+    folder: Path, overrides: list[str], trackers: list[str]
+) -> None:
+    text = "megatron_training: {trackers: [mlflow, tensorboard]}\nrl_config: {use_swanlab: true}\n"
+    (folder / "own.yaml").write_text(text)
+    composed = compose_config("own", overrides, folder)
+    assert composed.config.megatron_training.trackers == trackers
+    assert "rl_config.use_swanlab: got True, left out beside megatron_training.trackers. Remove it." in [
+        problem.text for problem in composed.problems
+    ]
+    if len(overrides) == 1:
+        assert f"taken over. Here it is megatron_training.trackers, a list: {trackers}." in composed.problems[0].text
+
+
+def test_a_name_of_the_command_line_comes_before_that_of_a_file(folder: Path) -> None:
+    (folder / "own.yaml").write_text("megatron_training: {tracker_project: a, trackers_offline: false}\n")
+    overrides = ["rl_config.wandb_project=b", "rl_config.swanlab_mode=local"]
+    training = compose_config("own", overrides, folder).config.megatron_training
+    assert (training.tracker_project, training.trackers_offline) == ("b", True)
+
+
 def test_names_and_mode_of_trackers_are_taken_over_for_all() -> None:
     old = {"wandb_project": "", "swanlab_project": "maths", "wandb_exp_name": "seven", "swanlab_mode": "local"}
     tree, problems = take_over(Config, {"rl_config": old | {"use_wandb": True, "wandb_save_dir": "/x"}})
