@@ -71,6 +71,11 @@ def main(config: Config, *, by_hand: bool) -> None:
             f"--model: no folder '{folder}'. Name a Hugging Face model folder{', for its tokenizer' * by_hand}; "
             "`python tools/fetch_model.py` fetches a small one."
         )
+    if config.rl_config.agent_function is not None:
+        raise ConfigError(
+            f"rl_config.agent_function: `rl play` talks to the model itself, got '{config.rl_config.agent_function}'. "
+            "Set it to null, or run `rl evaluate`."
+        )
     with ExitStack() as stack:
         stack.enter_context(_exit_on_signals())
         runner = stack.enter_context(asyncio.Runner())

@@ -66,6 +66,13 @@ class Extension:
     """Where it is gone on from."""
     renderer: Renderer | None = field(default=None, repr=False)
 
+    @property
+    def num_turns(self) -> int:
+        """Sampled turns among the messages."""
+        if self.line is None or self.end is None:
+            return 0
+        return sum(place < self.end.num_messages for place in self.line.said)
+
 
 class Ledger:
     """The token sequences of one trajectory's conversations."""

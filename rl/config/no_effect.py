@@ -161,6 +161,16 @@ def _rollout_conditions(rl: RLConfig) -> tuple[Condition, ...]:
             "rollout_function is agent_loop. Set that.",
         ),
         Condition(
+            (
+                "rl_config.max_tool_calls",
+                "rl_config.max_parallel_calls",
+                "rl_config.max_tool_response_length",
+                "rl_config.tool_response_truncate_side",
+            ),
+            is_built_in(rl, "agent_function"),
+            "an agent_function runs its own tools. Remove it.",
+        ),
+        Condition(
             ("rl_config.agent_function_kwargs", "rl_config.num_agent_processes"),
             not is_built_in(rl, "agent_function"),
             "agent_function is not set. Set that.",

@@ -161,6 +161,11 @@ def multi_turn_problems(config: Config) -> Iterator[Problem]:
             f"rl_config.{named[0]}: only one of environment, rollout_function and agent_function can lead the "
             f"trajectories, got {' and '.join(named)}. Remove one of them."
         )
+    if rl.agent_function is not None and rl.tool_config_path:
+        yield error(
+            f"rl_config.tool_config_path: an agent function runs its own tools, got '{rl.tool_config_path}'. Set it to "
+            "null."
+        )
     if named and "environment" not in rl.verifier_function:
         yield warning(
             f"rl_config.verifier_function: does not name 'environment', so rewards of {getattr(rl, named[0])} do not "

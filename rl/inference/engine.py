@@ -100,7 +100,12 @@ class VllmEngine:
     async def generate(self, token_ids: list[int], sampling: Sampling, *, session_id: str) -> Generation:
         """Continue `token_ids`; see `rl.interfaces.Engine`."""
         request_id = f"{session_id}#{next(self._request_numbers)}"
-        params = _sampling_params(sampling, self._stop_token_ids)
+        try:
+            params = _sampling_params(sampling, self._stop_token_ids)
+        except ValueError as error:
+            raise DataError(
+                f"{self.name}: the engine refuses the sampling parameters ({error}). Correct them."
+            ) from error
         await self._accepting.wait()
         if self._unusable is not None:
             raise RolloutError(f"{self.name}: cannot generate: {self._unusable}.")

@@ -69,6 +69,7 @@ class AgentLoop:
         on_turn: Callable[[Turn], None] = lambda turn: None,
         agents: Agents | None = None,
     ) -> None:
+        assert agents is not None or config.rl_config.agent_function is None, "an agent function needs its processes"
         self._agents = agents
         self._engine = engine
         self._renderer = renderer

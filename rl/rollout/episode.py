@@ -89,6 +89,7 @@ class Episode:
         *,
         sampling: Sampling | None = None,
         stop: tuple[str, ...] | None = None,
+        name: str | None = None,
     ) -> Turn:
         """Sample one turn of at most `budget` tokens, in as many spans as weight publishes cut it into.
 
@@ -100,6 +101,7 @@ class Episode:
             budget: At least 1; `sampling.max_tokens` bounds it too.
             sampling: Of this turn; by default the episode's. Tokens of another distribution are not trained on.
             stop: Strings that end this turn; by default the episode's.
+            name: What the seed is derived from; by default the turn's number, in the order in which turns begin.
 
         Returns:
             The turn, which `turns` has from its beginning on.
@@ -120,12 +122,19 @@ class Episode:
         self._places.append((sequence, len(sequence.token_ids)))
         self._running[number] = budget
         try:
-            return await self._sample(sequence, number, budget, sampling, self.stop if stop is None else stop)
+            name = str(number) if name is None else name
+            return await self._sample(sequence, number, budget, sampling, self.stop if stop is None else stop, name)
         finally:
             del self._running[number]
 
     async def _sample(
-        self, sequence: TokenSequence, number: int, budget: int, sampling: Sampling, own_stop: tuple[str, ...]
+        self,
+        sequence: TokenSequence,
+        number: int,
+        budget: int,
+        sampling: Sampling,
+        own_stop: tuple[str, ...],
+        name: str,
     ) -> Turn:
         start, first, turn = time.monotonic(), len(sequence.token_ids), self.turns[number]
         turn.start_s = start - self.began_at
@@ -133,7 +142,7 @@ class Episode:
         for span in itertools.count():
             before = turn.text
             is_watched = begins_stop(before, stop)
-            seed = request_seed(sampling.seed or 0, self.prompt.id, self.sample_index, number, span)
+            seed = request_seed(sampling.seed or 0, self.prompt.id, self.sample_index, name, span)
             max_tokens = 1 if is_watched else budget - turn.num_tokens
             generation = await self.engine.generate(
                 _ids(sequence), replace(sampling, max_tokens=max_tokens, stop=stop, seed=seed), session_id=self.id
@@ -208,14 +217,14 @@ def distribution_of(sampling: Sampling) -> tuple[float, float, int, float, str |
     return sampling.temperature, sampling.top_p, sampling.top_k, sampling.min_p, sampling.json_schema
 
 
-def request_seed(base: int, prompt_id: str, sample_index: int, turn: int, span: int) -> int:
+def request_seed(base: int, prompt_id: str, sample_index: int, turn: int | str, span: int) -> int:
     """Seed of one engine request: a hash of what names it, the same in every process and for every batch size.
 
     Args:
         base: The run's seed.
         prompt_id: Id of the dataset row.
         sample_index: Number of the trajectory in its group.
-        turn: From 0.
+        turn: Its number from 0, or another name of it.
         span: From 0; counts the times a weight publish interrupted the turn.
 
     Returns:

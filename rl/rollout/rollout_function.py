@@ -6,10 +6,12 @@ docs/environments.md shows one.
 from __future__ import annotations
 
 import inspect
+from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
+from rl.chat.ledger import Extension
 from rl.chat.messages import reply_to
 from rl.chat.parsers import Parser
 from rl.config.schema import RLConfig
@@ -19,7 +21,7 @@ from rl.rollout.dialog import Dialog
 from rl.rollout.episode import Episode, Sampled
 from rl.rollout.tool_environment import ToolEnvironment, calls_of
 from rl.rollout.user_code import OutOfTokensError, UserCode, load_named
-from rl.types import Message, Sampling, StopReason, ToolCall, Turn
+from rl.types import Message, Sampling, StopReason, TokenSequence, ToolCall, Turn
 
 BUILT_IN = "agent_loop"
 """The rollout function that is always there: policy and environment take turns (`rl.rollout.agent_loop`)."""
@@ -35,6 +37,8 @@ class Reply:
     turn: Turn
     sampled: Sampled
     """Its tokens."""
+    stop_sequence: str | None = None
+    """The stop string of the request that ended it. The message is without it, the tokens are not."""
 
     @property
     def text(self) -> str:
@@ -60,6 +64,10 @@ class Policy:
         self._episode, self._parser, self._tools = episode, parser, tools
         self.engine_error: RolloutError | None = None
         """The engine died, though the function may have caught it."""
+        self._asked: Counter[bytes] = Counter()
+        """How often each context was asked for."""
+        self._answered: list[int] = []
+        """Numbers of the turns that the caller got, by their place among the episode's."""
         self.stop_reason: StopReason | None = None
         """Another end that the function may not have noticed."""
 
@@ -98,22 +106,42 @@ class Policy:
                 "its max_tokens."
             )
         sequence, _ = episode.ledger.apply(extension)
-        number = len(episode.turns)
+        number, name = len(episode.turns), self._name(sequence, extension)
+        stop = () if dialog and not renderer.tools else parser.stop  # without tools nothing is a call
         try:
             turn = await episode.generate(
-                sequence, min(room, max_tokens or room), sampling=sampling, stop=parser.stop if dialog else None
+                sequence, min(room, max_tokens or room), sampling=sampling, stop=stop if dialog else None, name=name
             )
         except RolloutError as error:
             self.engine_error = error
             raise
         if dialog is None:
             self._tools.read_calls(turn)
-        else:
+        elif renderer.tools:
             turn.calls = calls_of(turn, renderer, parser)
         text = renderer.strip_end_of_turn(turn.text)
-        reply = reply_to(turn, text, parser, f"call-{number}")
+        ended_by = self._stop_sequence(text, sampling) if not turn.is_cut else None
+        reply = reply_to(turn, text.removesuffix(ended_by or ""), parser, f"call-{name}")
         episode.ledger.record(sequence, reply)
-        return Reply(reply, turn, episode.sampled(number))
+        self._answered.append(number)
+        return Reply(reply, turn, episode.sampled(number), ended_by)
+
+    @property
+    def num_answered(self) -> int:
+        """Turns that the caller got. One that it gave up waiting for is not among them."""
+        return len(self._answered)
+
+    def _name(self, sequence: TokenSequence, extension: Extension) -> str:
+        """What a turn's seed is derived from: its depth in the conversation, whatever the order of the requests."""
+        context = sequence.token_ids.tobytes()
+        self._asked[context] += 1
+        again = self._asked[context] - 1
+        return f"{extension.num_turns}.{again}" if again else f"{extension.num_turns}"
+
+    def _stop_sequence(self, text: str, sampling: Sampling | None) -> str | None:
+        """The stop string of a request's own that ends a text."""
+        own = set(sampling.stop) - set(self._episode.sampling.stop) if sampling else set()
+        return max((stop for stop in own if text.endswith(stop)), key=len, default=None)
 
     def end(self, outcome: Outcome | str | None, code: UserCode) -> StopReason:
         """End the trajectory with what the user's function returned.
@@ -131,9 +159,18 @@ class Policy:
         if isinstance(outcome, str):
             raise code.failure(outcome)
         if outcome is not None:
-            self._episode.given = _as_returned(outcome)
+            self._episode.given = _as_returned(self._placed(outcome, code))
         is_cut = any(turn.is_cut for turn in self._episode.turns[-1:])
         return self.stop_reason or (StopReason.LENGTH if is_cut else StopReason.FINISHED)
+
+    def _placed(self, outcome: Outcome, code: UserCode) -> Outcome:
+        """An outcome with a score for each of the episode's turns: those that the caller did not get have 0."""
+        if not (given := outcome.turn_scores):
+            return outcome
+        if len(given) != self.num_answered:
+            raise code.failure(f"returned {len(given)} turn_scores, not one for each of {self.num_answered} turns")
+        scores = dict(zip(sorted(self._answered), given, strict=True))
+        return replace(outcome, turn_scores=[scores.get(i, 0.0) for i in range(len(self._episode.turns))])
 
     async def run_calls(self, reply: Reply) -> list[Message]:
         """Run the tool calls of a reply with the tools of `rl_config.tool_config_path`, within the limits of a run.
@@ -185,7 +222,7 @@ async def run_rollout_function(code: UserCode, episode: Episode, parser: Parser,
         value = await code.call("rollout", lambda: code.function(episode.prompt, policy, **code.kwargs))
     except OutOfTokensError:
         value = 0.0
-    outcome = read_outcome(value, len(episode.turns)) if value is not None else None
+    outcome = read_outcome(value, policy.num_answered) if value is not None else None
     return policy.end(outcome, code)
 
 

@@ -9,10 +9,11 @@ import asyncio
 import itertools
 import logging
 import os
+import signal
 import socket
 import subprocess
 import sys
-from multiprocessing.connection import Connection
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ from rl.rollout.user_code import UserCode, load_named
 from rl.serving.client import AgentClient
 from rl.serving.dialogs import Dialogs
 from rl.serving.endpoint import Endpoint
+from rl.serving.frames import read_frame, to_frame
 from rl.types import Prompt, StopReason
 
 logger = logging.getLogger(__name__)
@@ -56,7 +58,11 @@ def load_agent_function(rl: RLConfig) -> UserCode | None:
 
 
 class AgentError(Exception):
-    """The agent raised, or its process ended."""
+    """The agent raised."""
+
+
+class AgentDiedError(AgentError):
+    """The agent's process died, or was killed."""
 
 
 class AgentProcess:
@@ -70,8 +76,9 @@ class AgentProcess:
     def __init__(self, target: str, kwargs: dict[str, Any]) -> None:
         self._target, self._kwargs = target, kwargs
         self._child: subprocess.Popen[bytes] | None = None
-        self._connection: Connection | None = None
-        self._starting = asyncio.Lock()
+        self._writer: asyncio.StreamWriter | None = None
+        self._starting: asyncio.Task[None] | None = None
+        self._reading: asyncio.Task[None] | None = None
         self._numbers = itertools.count()
         self._waiting: dict[int, asyncio.Future[Outcome | str | None]] = {}
 
@@ -82,14 +89,14 @@ class AgentProcess:
             Its score, a description of what is wrong with its result, or None if it returned None.
 
         Raises:
-            AgentError: It raised, or its process died.
+            AgentError: It raised.
+            AgentDiedError: Its process died, or did not start.
         """
-        async with self._starting:
-            connection = self._connection or await self._start()
+        writer = await self._started()
         number = next(self._numbers)
         ended = self._waiting[number] = asyncio.get_running_loop().create_future()
-        connection.send(("run", number, prompt, client))
         try:
+            writer.write(to_frame(("run", number, prompt, client)))
             return await asyncio.shield(ended)
         except asyncio.CancelledError:
             await self._cancel(number, ended)
@@ -99,60 +106,66 @@ class AgentProcess:
 
     async def close(self) -> None:
         """Kill the process."""
+        if self._starting is not None:
+            self._starting.cancel()
         self._stop("the run ended")
 
     async def _cancel(self, number: int, ended: asyncio.Future[Outcome | str | None]) -> None:
-        if self._connection is None:
-            return
-        self._connection.send(("cancel", number))
+        if self._writer is not None:
+            self._writer.write(to_frame(("cancel", number)))
         await asyncio.wait({ended}, timeout=_GRACE_S)
         if not ended.done():
-            logger.error(
-                "%s: does not answer %g s after the deadline of a trajectory. Killing its process.", _WHERE, _GRACE_S
-            )
+            logger.error("%s: the process does not answer %g s after a cancellation. Killing it.", _WHERE, _GRACE_S)
             self._stop("its process was killed, because another trajectory's agent blocked it")
         ended.exception()  # read, so that asyncio does not report it
 
-    async def _start(self) -> Connection:
+    async def _started(self) -> asyncio.StreamWriter:
+        while self._writer is None:
+            if self._starting is None:
+                self._starting = asyncio.create_task(self._start())
+            starting = self._starting
+            try:
+                await asyncio.shield(starting)  # the start outlives the trajectory that asked first
+            finally:
+                if starting.done() and self._starting is starting:
+                    self._starting = None
+        return self._writer
+
+    async def _start(self) -> None:
         ours, theirs = socket.socketpair()
-        path = os.pathsep.join([str(_PACKAGE_ROOT), *(p for p in sys.path if p)])
         with theirs:
-            self._child = subprocess.Popen(
+            child = subprocess.Popen(
                 [
                     *(sys.executable, "-c", "from rl.serving.agent_process import main; main()"),
-                    *(str(theirs.fileno()), self._target),
+                    *(str(theirs.fileno()), self._target, str(os.getpid())),
                 ],
                 pass_fds=[theirs.fileno()],
                 stdin=subprocess.DEVNULL,
-                env={**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"},
+                env=_environment(),
                 start_new_session=True,
             )
-        connection = Connection(ours.detach())
-        connection.send(self._kwargs)
-        loop = asyncio.get_running_loop()
-        ready: asyncio.Future[None] = loop.create_future()
-        loop.add_reader(connection.fileno(), _set, ready)
+        reader, writer = await asyncio.open_unix_connection(sock=ours)
         try:
+            writer.write(to_frame(self._kwargs))
             async with asyncio.timeout(_START_TIMEOUT_S):
-                await ready
-            is_ready, problem = connection.recv()
+                is_ready, problem = await read_frame(reader)
         except TimeoutError:
             is_ready, problem = False, f"did not import within {_START_TIMEOUT_S:g} s"
-        except (EOFError, ConnectionError):
+        except EOFError:
             is_ready, problem = False, "its process died while it imported the function"
-        self._connection = connection
-        loop.remove_reader(connection.fileno())
+        except BaseException:
+            _kill(child, writer)
+            raise
         if not is_ready:
-            self._stop(problem)
-            raise AgentError(problem)
-        loop.add_reader(connection.fileno(), self._read)
-        return connection
+            _kill(child, writer)
+            raise AgentDiedError(problem)
+        self._child, self._writer = child, writer
+        self._reading = asyncio.create_task(self._read(reader, writer))
 
-    def _read(self) -> None:
-        assert self._connection is not None, "it is read while it is open"
+    async def _read(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
-            while self._connection.poll():
-                _, number, is_value, value = self._connection.recv()
+            while True:
+                number, is_value, value = await read_frame(reader)
                 ended = self._waiting.get(number)
                 if ended is None or ended.done():
                     continue
@@ -160,26 +173,36 @@ class AgentProcess:
                     ended.set_result(value)
                 else:
                     ended.set_exception(AgentError(value))
-        except (EOFError, ConnectionError):
-            self._stop("its process died")
+        except EOFError:
+            if self._writer is writer:
+                self._stop("its process died")
 
     def _stop(self, reason: str) -> None:
         """Kill the process and fail all agents in it."""
-        if self._connection is not None:
-            asyncio.get_running_loop().remove_reader(self._connection.fileno())
-            self._connection.close()
-        if self._child is not None:
-            self._child.kill()
-            self._child.wait()
-        self._connection = self._child = None
+        if self._child is not None and self._writer is not None:
+            _kill(self._child, self._writer)
+        self._child = self._writer = None
         for ended in self._waiting.values():
             if not ended.done():
-                ended.set_exception(AgentError(reason))
+                ended.set_exception(AgentDiedError(reason))
 
 
-def _set(future: asyncio.Future[None]) -> None:
-    if not future.done():
-        future.set_result(None)
+def _environment() -> dict[str, str]:
+    """The child's: it finds the package, and reaches the endpoint without a proxy."""
+    path = os.pathsep.join([str(_PACKAGE_ROOT), *(p for p in sys.path if p)])
+    direct = {
+        name: ",".join(filter(None, [os.environ.get(name), "127.0.0.1", "localhost"]))
+        for name in ("NO_PROXY", "no_proxy")
+    }
+    return {**os.environ, **direct, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
+
+
+def _kill(child: subprocess.Popen[bytes], writer: asyncio.StreamWriter) -> None:
+    """Kill a process with all that it started in its group."""
+    writer.close()
+    with suppress(ProcessLookupError):
+        os.killpg(child.pid, signal.SIGKILL)
+    child.wait()
 
 
 class Agents:
@@ -230,10 +253,10 @@ class Agents:
         except AgentError as error:
             if policy.engine_error is not None:
                 raise policy.engine_error from error
-            if policy.stop_reason is StopReason.LENGTH:  # it did not expect the end of its budget
-                outcome = Outcome(0.0)
-            else:
+            is_out_of_tokens = policy.stop_reason is StopReason.LENGTH and not isinstance(error, AgentDiedError)
+            if not is_out_of_tokens:
                 raise self._code.failure(f"{error}") from error
+            outcome = Outcome(0.0)  # it did not expect the end of its budget
         finally:
-            self._endpoint.end(client)
+            await self._endpoint.end(client)
         return policy.end(outcome, self._code)

@@ -10,10 +10,13 @@ Source: OpenAI's API reference, "Create chat completion"; vLLM's `ChatCompletion
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Set
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
 
+from jsonschema import Draft202012Validator
+from jsonschema.exceptions import SchemaError
 from pydantic import Field, TypeAdapter, ValidationError
 
 from rl.errors import first_problem, unknown_name
@@ -55,6 +58,7 @@ _WITHOUT_EFFECT = frozenset(
 )
 """Keys that never change what is sampled."""
 
+StopString = Annotated[str, Field(min_length=1)]
 Tokens = Annotated[int, Field(ge=1, le=10_000_000)]
 
 
@@ -72,12 +76,12 @@ class ChatRequest:
     n: Annotated[int, Field(ge=1, le=128)] = 1
     max_tokens: Tokens | None = None
     max_completion_tokens: Tokens | None = None
-    temperature: Annotated[float, Field(ge=0, le=100)] | None = None
+    temperature: Annotated[float, Field(ge=0, le=2)] | None = None
     top_p: Annotated[float, Field(gt=0, le=1)] | None = None
-    top_k: Annotated[int, Field(ge=-1)] | None = None
+    top_k: Annotated[int, Field(ge=-1, le=2**31 - 1)] | None = None
     min_p: Annotated[float, Field(ge=0, le=1)] | None = None
-    stop: str | list[str] | None = None
-    seed: int | None = None
+    stop: StopString | list[StopString] | None = None
+    seed: Annotated[int, Field(ge=-(2**63), le=2**63 - 1)] | None = None
     tools: list[dict[str, Any]] | None = None
     tool_choice: Literal["auto", "none"] | None = None
     logprobs: bool = False
@@ -134,6 +138,7 @@ class ChatRequest:
         )
 
 
+_SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
 _REQUEST = TypeAdapter(ChatRequest)
 _FIELDS = frozenset(ChatRequest.__dataclass_fields__)
 
@@ -146,6 +151,8 @@ def read_body(body: bytes | bytearray) -> Mapping[str, Any]:
     """
     try:
         given = json.loads(body)
+        if _SURROGATE.search(body):  # half a pair has no UTF-8
+            given = json.loads(json.dumps(given, ensure_ascii=False).encode("utf-8", "replace"))
     except (ValueError, RecursionError) as error:
         raise ApiError(400, f"The body is not JSON: {error}.") from error
     if not isinstance(given, Mapping):
@@ -210,8 +217,22 @@ def check_request(given: Mapping[str, Any]) -> ChatRequest:
         if tool.get("type") != "function" or not isinstance(name, str):
             got = json.dumps(tool)
             raise bad_request("tools", f"[{number}] must be of type function with function.name, got {got:.80}.")
+        _check_schema(number, name, function)
+    for message in request.messages:
+        if not isinstance(message.get("tool_calls") or [], list):
+            raise bad_request("messages", f"tool_calls must be a list, got {json.dumps(message['tool_calls']):.80}.")
     _ = request.json_schema  # so that a wrong format is told now
     return request
+
+
+def _check_schema(number: int, name: str, function: Any) -> None:
+    parameters = function.get("parameters") or {}
+    try:
+        if not isinstance(parameters, dict):
+            raise SchemaError(f"must be an object, got {json.dumps(parameters):.80}")
+        Draft202012Validator.check_schema(parameters)
+    except SchemaError as error:
+        raise bad_request("tools", f"[{number}], parameters of {name}: not a JSON schema: {error.message}.") from None
 
 
 def json_objects(key: str, values: Any) -> list[Mapping[str, Any]]:

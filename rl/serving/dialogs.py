@@ -17,7 +17,7 @@ from rl.rollout.dialog import Dialog
 from rl.serving.errors import bad_request
 
 _MOST = 1024
-"""Sets of tools that are kept. More are the sign of a client that makes up a tool for each request."""
+"""Sets of tools that are kept; the least recently used one makes room."""
 
 
 class Dialogs:
@@ -36,16 +36,17 @@ class Dialogs:
         """The dialog of some tools.
 
         Raises:
-            ApiError: The chat template or the parser cannot show or call them, or there are too many sets.
+            ApiError: The chat template or the parser cannot show or call them, or a schema is malformed.
         """
         key = json.dumps(tools)
-        if key not in self._known:
-            if len(self._known) >= _MOST:
-                raise bad_request("tools", f"more than {_MOST} different lists. Send the same list each time.")
-            self._known[key] = asyncio.create_task(asyncio.to_thread(self._make, tools))
+        made = self._known.pop(key, None) or asyncio.create_task(asyncio.to_thread(self._make, tools))
+        self._known[key] = made  # the last in order of use
+        if len(self._known) > _MOST:
+            del self._known[next(iter(self._known))]
         try:
-            return await asyncio.shield(self._known[key])
-        except (TurnwiseError, KeyError, TypeError) as error:  # a tool's schema may have any shape
+            return await asyncio.shield(made)
+        except (TurnwiseError, KeyError, TypeError, AttributeError) as error:  # a tool's schema may have any shape
+            self._known.pop(key, None)
             raise bad_request("tools", f"{error}") from error
 
     def _make(self, tools: list[dict[str, Any]]) -> Dialog:

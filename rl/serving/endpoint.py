@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import json
+import logging
 import secrets
 from collections.abc import Awaitable, Callable, Coroutine, Iterable
 from functools import partial
@@ -28,8 +29,11 @@ from rl.serving.dialogs import Dialogs
 from rl.serving.errors import ApiError
 from rl.types import Sampling
 
+logger = logging.getLogger(__name__)
+
 _MAX_BODY_BYTES = 32 << 20
 _MAX_BODIES_BYTES = 1 << 30
+_LONGEST_TEXT = 2000
 _Handler = Callable[[web.Request], Awaitable[web.Response]]
 
 
@@ -45,6 +49,8 @@ class Endpoint:
     def __init__(self, dialogs: Dialogs, *, model: str, max_model_len: int) -> None:
         self._dialogs, self._model, self._max_model_len = dialogs, model, max_model_len
         self._open: dict[str, tuple[Policy, Sampling]] = {}
+        self._sampling: dict[str, set[asyncio.Task[Answer]]] = {}
+        """What is being sampled, by key."""
         self._bodies = Bodies(_MAX_BODY_BYTES, _MAX_BODIES_BYTES)
         self._numbers = itertools.count()
         self._runner: web.AppRunner | None = None
@@ -78,25 +84,25 @@ class Endpoint:
             sampling: For what a request leaves open.
         """
         key = secrets.token_urlsafe(16)
-        self._open[key] = policy, sampling
+        self._open[key], self._sampling[key] = (policy, sampling), set()
         return AgentClient(f"{self._address}/rollouts/{key}/v1", key, self._model)
 
-    def end(self, client: AgentClient) -> None:
-        """Refuse further requests of a trajectory."""
+    async def end(self, client: AgentClient) -> None:
+        """Refuse further requests of a trajectory, and end those that are under way: it takes no more tokens."""
         del self._open[client.api_key]
+        running = self._sampling.pop(client.api_key)
+        for task in running:
+            task.cancel()
+        await asyncio.gather(*running, return_exceptions=True)
 
-    def _find(self, http: web.Request) -> tuple[Policy, Sampling]:
+    def _find(self, http: web.Request) -> str:
+        """The key of the trajectory that a request belongs to."""
         headers = http.headers
         sent = headers.get("Authorization", "").removeprefix("Bearer ").strip() or headers.get("X-Api-Key", "")
-        given = http.match_info.get("key") or sent
-        found = self._open.get(given)
-        if found is None:
-            raise ApiError(
-                404,
-                "rollout: unknown, or it has ended. Use the base_url and the api_key of a client that is still in use.",
-                code="rollout_not_found",
-            )
-        return found
+        key = http.match_info.get("key") or sent
+        if key not in self._open:
+            raise _ended()
+        return key
 
     async def _models(self, http: web.Request) -> web.Response:
         self._find(http)
@@ -104,10 +110,22 @@ class Endpoint:
         return web.json_response({"object": "list", "data": [model]})
 
     async def _sampled(self, dialect: Dialect, http: web.Request) -> web.Response:
-        policy, own = self._find(http)
+        key = self._find(http)
         async with self._bodies.read(http) as body:
             request = dialect.read(read_body(body))
-        answer = await self._sample(policy, own, request)
+        if key not in self._open:  # it ended while the body arrived
+            raise _ended()
+        policy, own = self._open[key]
+        task = asyncio.create_task(self._sample(policy, own, request))
+        running = self._sampling[key]
+        running.add(task)
+        task.add_done_callback(running.discard)
+        try:
+            answer = await task  # a client that disconnects cancels it
+        except asyncio.CancelledError:
+            if key in self._open or not task.cancelled():
+                raise
+            raise _ended() from None
         if request.stream:
             return web.Response(text="".join(dialect.events(request, answer)), content_type="text/event-stream")
         return web.json_response(dialect.whole(request, answer))
@@ -135,6 +153,14 @@ class Endpoint:
         )
 
 
+def _ended() -> ApiError:
+    return ApiError(
+        404,
+        "rollout: unknown, or it has ended. Use the base_url and the api_key of a client that is still in use.",
+        code="rollout_not_found",
+    )
+
+
 async def _all(turns: Iterable[Coroutine[Any, Any, Reply]]) -> list[Reply]:
     """The results of some turns that are sampled at once; if one fails, the others end."""
     try:
@@ -156,5 +182,9 @@ def _answering(handler: _Handler, body_of: Callable[[ApiError], dict[str, Any]])
         except web.HTTPException as error:
             told: Any = json.loads(error.text or "{}").get("detail", error.reason)
             return web.json_response(body_of(ApiError(error.status, f"{told}")), status=error.status)
+        except Exception as error:  # a request may have any shape
+            logger.exception("endpoint: a request to %s failed", http.path.rpartition("/v1/")[2])
+            failure = ApiError(500, f"{type(error).__name__}: {error}"[:_LONGEST_TEXT])
+            return web.json_response(body_of(failure), status=500)
 
     return answer

@@ -57,7 +57,7 @@ def messages_answer(request: ChatRequest, answer: Answer) -> dict[str, Any]:
         "model": answer.model,
         "content": _blocks(reply),
         "stop_reason": _stop_reason(reply),
-        "stop_sequence": None,
+        "stop_sequence": reply.stop_sequence,
         "usage": {"input_tokens": usage["prompt_tokens"], "output_tokens": usage["completion_tokens"]},
     }
 
@@ -66,14 +66,14 @@ def messages_events(request: ChatRequest, answer: Answer) -> Iterator[str]:
     """The same answer as events."""
     whole = messages_answer(request, answer)
     usage = whole["usage"]
-    begun = {**whole, "content": [], "stop_reason": None, "usage": {**usage, "output_tokens": 0}}
+    begun = {**whole, "content": [], "stop_reason": None, "stop_sequence": None, "usage": {**usage, "output_tokens": 0}}
     yield _event("message_start", message=begun)
     for index, block in enumerate(whole["content"]):
         empty, delta = _as_delta(block)
         yield _event("content_block_start", index=index, content_block=empty)
         yield _event("content_block_delta", index=index, delta=delta)
         yield _event("content_block_stop", index=index)
-    end = {"stop_reason": whole["stop_reason"], "stop_sequence": None}
+    end = {"stop_reason": whole["stop_reason"], "stop_sequence": whole["stop_sequence"]}
     yield _event("message_delta", delta=end, usage={"output_tokens": usage["output_tokens"]})
     yield _event("message_stop")
 
@@ -131,6 +131,8 @@ def _blocks(reply: Reply) -> list[dict[str, Any]]:
 def _stop_reason(reply: Reply) -> str:
     if reply.is_cut:
         return "max_tokens"
+    if reply.stop_sequence is not None:
+        return "stop_sequence"
     return "tool_use" if reply.message.get("tool_calls") else "end_turn"
 
 

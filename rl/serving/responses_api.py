@@ -131,7 +131,7 @@ def _add_to_turn(messages: list[Message], kind: str, item: Mapping[str, Any]) ->
     turn = messages[-1]
     if kind == "message":
         content = item.get("content")
-        turn["content"] += [{"text": content}] if isinstance(content, str) else content or []
+        turn["content"] += [{"text": content}] if isinstance(content, str) else json_objects("input", content or [])
     elif kind == "reasoning":
         parts = item.get("content") or item.get("summary") or []
         turn["reasoning_content"] = "\n".join(str(part.get("text", "")) for part in json_objects("input", parts))

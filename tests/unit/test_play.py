@@ -188,6 +188,13 @@ def test_play_stops_an_answer_and_continues(terminal: Terminal) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
+        (
+            [
+                *("--human", "--model", "TOKENIZER", "rl_config.agent_function=a.py:b"),
+                *("rl_config.tool_config_path=null", "rl_config.multi_turn_enable=true"),
+            ],
+            "rl_config.agent_function: `rl play` talks",
+        ),
         (["--human", "--model", "nowhere"], "--model: no folder 'nowhere'. Name a Hugging Face model folder"),
         (["--tool-config", "nowhere.yaml", "--human", "--model", "TOKENIZER"], "nowhere.yaml: cannot be read, No such"),
     ],

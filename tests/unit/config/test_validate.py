@@ -296,3 +296,17 @@ def write_model(path: Path, **changes: Any) -> Path:
     path.mkdir()
     (path / "config.json").write_text(json.dumps(facts | changes))
     return path
+
+
+def test_an_agent_function_runs_its_own_tools(folder: Path) -> None:
+    found = problems_of(
+        folder,
+        "rl_config.agent_function=agent.py:solve",
+        "rl_config.multi_turn_enable=true",
+        "rl_config.verifier_function=[environment]",
+        "rl_config.tool_config_path=configs/tools/calculator.yaml",
+        "rl_config.max_tool_calls=3",
+    )
+    tools, limit = found
+    assert tools.startswith("error rl_config.tool_config_path: an agent function runs its own tools, got '")
+    assert limit.startswith("warning rl_config.max_tool_calls: ") and "an agent_function runs its own tools" in limit

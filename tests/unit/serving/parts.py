@@ -66,6 +66,11 @@ def saying(text: str) -> Generation:
     return said([*ids(text), *ids("<|im_end|>")])
 
 
+def saying_raw(text: str) -> Generation:
+    """A generation that a stop string ended."""
+    return said(ids(text))
+
+
 def ids(text: str) -> list[int]:
     found: list[int] = tokenizer().encode(text, add_special_tokens=False)
     return found

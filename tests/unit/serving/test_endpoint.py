@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
@@ -10,11 +11,11 @@ from typing import Any
 import aiohttp
 import pytest
 from anthropic import BadRequestError as AnthropicBadRequest
-from openai import AsyncOpenAI, BadRequestError
+from openai import AsyncOpenAI, BadRequestError, NotFoundError
 
 from rl.chat.parsers import PARSERS
 from rl.config.schema import RLConfig
-from rl.rollout.episode import Episode
+from rl.rollout.episode import Episode, request_seed
 from rl.rollout.rollout_function import Policy
 from rl.rollout.tool_environment import ToolEnvironment
 from rl.serving.client import AgentClient
@@ -23,16 +24,29 @@ from rl.serving.endpoint import Endpoint
 from rl.types import Generation
 from tests.fakes import ScriptedEngine
 from tests.unit.serving.agents import ADD
-from tests.unit.serving.parts import CALL, PROMPT, SAMPLING, ids, make_renderer, saying
+from tests.unit.serving.parts import CALL, PROMPT, SAMPLING, ids, make_renderer, saying, saying_raw, text_of
 
 USER = {"role": "user", "content": "What is 1 + 2?"}
 
 
+def tool_with(parameters: Any) -> dict[str, Any]:
+    return {"type": "function", "function": {"name": "add", "parameters": parameters}}
+
+
 @asynccontextmanager
-async def serving(script: Sequence[Generation]) -> AsyncIterator[tuple[Endpoint, AgentClient, Episode]]:
+async def serving(
+    script: Sequence[Generation], *, hangs: bool = False
+) -> AsyncIterator[tuple[Endpoint, AgentClient, Episode]]:
     renderer, parser, rl = make_renderer(), PARSERS["hermes"], RLConfig(multi_turn_enable=True)
     episode = Episode(
-        ScriptedEngine(list(script)), renderer, PROMPT, 0, SAMPLING, stop=(), max_context=4096, max_response=100
+        ScriptedEngine(list(script), hangs=hangs),
+        renderer,
+        PROMPT,
+        0,
+        SAMPLING,
+        stop=(),
+        max_context=4096,
+        max_response=100,
     )
     policy = Policy(episode, parser, ToolEnvironment(None, renderer, parser, rl, None, lambda turn: None))
     endpoint = Endpoint(Dialogs(renderer.tokenizer, rl), model="tiny", max_model_len=4096)
@@ -114,7 +128,7 @@ async def test_a_used_up_budget_is_the_error_that_clients_know():
 
 async def test_an_ended_trajectory_is_not_found():
     async with serving([]) as (endpoint, client, _), aiohttp.ClientSession() as session:
-        endpoint.end(client)
+        await endpoint.end(client)
         async with session.get(f"{client.base_url}/models") as answer:
             assert (answer.status, (await answer.json())["error"]["code"]) == (404, "rollout_not_found")
 
@@ -267,3 +281,105 @@ async def test_tokens_under_a_json_schema_are_not_trained_on():
 
 def tokens_of(episode: Episode) -> list[tuple[list[int], list[int]]]:
     return [(s.token_ids.tolist(), s.loss_mask.tolist()) for s in episode.ledger.sequences]
+
+
+async def test_what_is_being_sampled_ends_with_its_trajectory():
+    async with serving([saying("3")], hangs=True) as (endpoint, client, episode), client.openai() as openai:
+        await openai.chat.completions.create(model="any", messages=[USER])
+        running = asyncio.create_task(openai.chat.completions.create(model="any", messages=[USER]))
+        while len(episode.turns) < 2:
+            await asyncio.sleep(0)
+        await endpoint.end(client)
+        with pytest.raises(NotFoundError):
+            await running
+    assert [sequence.num_sampled for sequence in episode.ledger.sequences] == [2, 0]
+
+
+@pytest.mark.parametrize("tools_first", [True, False])
+async def test_the_seed_of_a_turn_does_not_depend_on_the_order_of_requests(tools_first: bool):
+    async with serving([saying("3")] * 4) as (_, client, episode), client.openai() as openai:
+        for with_tools in (tools_first, not tools_first):
+            given: Any = {"model": "any", "tools": [ADD] if with_tools else []}
+            messages: list[Any] = [USER]
+            done = await openai.chat.completions.create(messages=messages, **given)
+            messages += [done.choices[0].message.model_dump(exclude_none=True), USER]
+            await openai.chat.completions.create(messages=messages, **given)
+    assert seeds_of(episode) == sorted(seed(turn) for turn in ("0", "0", "1", "1"))
+
+
+async def test_equal_requests_have_seeds_of_their_own():
+    async with serving([saying("3")] * 3) as (_, client, episode), client.openai() as openai:
+        await openai.chat.completions.create(model="any", messages=[USER], n=3)
+    assert seeds_of(episode) == sorted(seed(turn) for turn in ("0", "0.1", "0.2"))
+
+
+def seed(turn: str) -> int:
+    return request_seed(SAMPLING.seed or 0, PROMPT.id, 0, turn, 0)
+
+
+def seeds_of(episode: Episode) -> list[int]:
+    engine: Any = episode.engine
+    return sorted(request.sampling.seed for request in engine.requests)
+
+
+async def test_a_stop_string_ends_the_text_and_is_not_in_it():
+    async with serving([saying_raw("Thought\nObservation:")] * 2) as (_, client, episode):
+        async with client.openai() as openai:
+            done = await openai.chat.completions.create(model="any", messages=[USER], stop=["Observation:"])
+        async with client.anthropic() as anthropic:
+            told = await anthropic.messages.create(
+                model="any", messages=[USER], stop_sequences=["Observation:"], max_tokens=50
+            )
+    assert done.choices[0].message.content == "Thought"
+    assert (told.content[0].text, told.stop_reason, told.stop_sequence) == ("Thought", "stop_sequence", "Observation:")
+    assert all(text_of(sequence).endswith("Thought\nObservation:") for sequence in episode.ledger.sequences)
+
+
+@pytest.mark.parametrize("given", [{}, {"tools": [ADD], "tool_choice": "none"}])
+async def test_without_tools_nothing_is_a_call(given: dict[str, Any]):
+    status, answer = await ask([saying(CALL)], {"messages": [USER], **given})
+    (choice,) = answer["choices"]
+    assert (status, choice["finish_reason"], choice["message"]["content"]) == (200, "stop", CALL)
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "message"),
+    [
+        ("chat/completions", {"messages": [USER], "top_k": 10**30}, "top_k"),
+        ("chat/completions", {"messages": [USER], "temperature": 3}, "temperature"),
+        ("chat/completions", {"messages": [USER], "stop": [""]}, "stop"),
+        ("chat/completions", {"messages": [USER], "seed": 10**30}, "seed"),
+        ("chat/completions", {"messages": [{"role": "assistant", "tool_calls": 5}, USER]}, "tool_calls"),
+        ("chat/completions", {"messages": [USER], "tools": [tool_with("abc")]}, "not a JSON schema"),
+        ("chat/completions", {"messages": [USER], "tools": [tool_with({"properties": [1]})]}, "not a JSON schema"),
+        ("chat/completions", {"messages": [USER], "tools": [tool_with({"properties": {"a": 5}})]}, "not a JSON schema"),
+        ("responses", {"input": [{"role": "assistant", "content": 5}]}, "JSON objects"),
+    ],
+)
+async def test_values_that_the_engine_or_a_template_cannot_take_are_refused(path: str, body: Any, message: str):
+    status, answer = await ask([saying("3")], body, path)
+    assert (status, answer["error"]["type"]) == (400, "invalid_request_error")
+    assert message in answer["error"]["message"]
+
+
+async def test_half_a_surrogate_pair_is_replaced():
+    status, _ = await ask([saying("3")], '{"messages": [{"role": "user", "content": "\\ud800"}]}')
+    assert status == 200
+
+
+async def test_what_nobody_expects_is_an_error_in_the_form_of_the_api(monkeypatch: pytest.MonkeyPatch):
+    async def fail(self: Policy, *given: Any, **named: Any) -> None:
+        raise RecursionError("too deep")
+
+    monkeypatch.setattr(Policy, "chat", fail)
+    status, answer = await ask([saying("3")], {"messages": [USER]})
+    assert (status, answer["error"]["type"]) == (500, "server_error")
+    assert answer["error"]["message"] == "RecursionError: too deep"
+
+
+async def test_more_lists_of_tools_than_are_kept_are_served(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("rl.serving.dialogs._MOST", 2)
+    async with serving([saying("3")] * 4) as (_, client, _), client.openai() as openai:
+        for name in ("a", "b", "c", "a"):
+            tool: Any = {"type": "function", "function": {**ADD["function"], "name": name}}
+            await openai.chat.completions.create(model="any", messages=[USER], tools=[tool])
