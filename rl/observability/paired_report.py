@@ -72,7 +72,7 @@ def print_comparison(compared: Mapping[str, PairedComparison], first: Path, seco
     say(_changes_text("gained", whole.gained, whole.num_questions))
     say(_changes_text("lost", whole.lost, whole.num_questions))
     if whole.num_left_out:
-        say(f"{whole.num_left_out} questions that only one of the two has are left out.")
+        say(f"questions left out, since only one of the two has them: {whole.num_left_out}")
     for side, num in zip((first, second), whole.num_unscored, strict=True):
         if num:
             say(f"{num} trajectories of {side} have no score and count as wrong.")

@@ -54,7 +54,7 @@ def test_comparison_leaves_out_and_counts_what_only_one_has(tmp_path: Path) -> N
         compared = compare_files(first, second)
         assert {name: one.num_questions for name, one in compared.items()} == {"math": 1, "qa": 1, "all": 2}
         print_comparison(compared, first, second, screen)
-        assert "\n2 questions that only one of the two has are left out.\n" in screen.export_text()
+        assert "\nquestions left out, since only one of the two has them: 2\n" in screen.export_text()
 
 
 def test_comparison_takes_records_without_a_set(tmp_path: Path) -> None:
