@@ -14,7 +14,7 @@ class EarlyWarning(Section):
     """Thresholds of figures that show early that a run goes wrong (docs/warnings.md); null turns one off."""
 
     patience: Count = 3
-    """Steps in a row in which a figure must be beyond its threshold."""
+    """Steps in a row in which a figure must be beyond its threshold; for `evaluation_fall`, evaluations."""
     stop: dict[str, Weight] = field(default_factory=dict)
     """Further thresholds, by the names below, that end the run: `{logprob_difference: 0.2}`."""
     entropy_low: Weight | None = 0.005

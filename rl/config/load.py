@@ -140,7 +140,8 @@ def _compose(cls: type[S], found: _Found, overrides: Sequence[str], *, is_in_pac
         tree = tree.get(part, OmegaConf.create())
     _check_kind(cls, found.name, tree)
     apply_values(tree, read)
-    plain, problems = take_over(cls, OmegaConf.to_container(tree, resolve=False))
+    overridden = {".".join(names) for names, _ in read.values}
+    plain, problems = take_over(cls, OmegaConf.to_container(tree, resolve=False), overridden)
     config, wrong = check_section(cls, _resolve(cls, plain, found.name))
     locate_files(config, found.folders[0])
     return Composed(config, frozenset(_paths(plain)), tuple(problems + wrong))

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import copy
+import re
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from rl.config.migration import MIGRATIONS, NO_ARCHITECTURE, RENAMED
-from rl.config.moved_trackers import take_over_trackers
+from rl.config.moved_trackers import TEXTS, take_over_trackers
 from rl.config.problems import Problem, warning
 from rl.config.schema import Config
 
@@ -23,18 +25,24 @@ _SAME_REWARDS = {
 _SAME_PENALTIES = {"kl": "k1", "mse": "k2"}
 """Its estimators of the divergence and their names here."""
 
+_REFERENCE = re.compile(r"(?<!\\)((?:\\\\)*\$\{(?:oc\.select:)?\s*)(\.*)([\w.]+)(?=\s*[},])")
+"""A reference to a key: what begins it, its dots, and the key's path."""
 
-def take_over(root: type, tree: Any) -> tuple[dict[str, Any], list[Problem]]:
+
+def take_over(root: type, tree: Any, overridden: Collection[str] = ()) -> tuple[dict[str, Any], list[Problem]]:
     """Rename what has another name here.
 
     Args:
         root: The class of the whole configuration.
         tree: The composed mapping.
+        overridden: Dotted paths of the keys that the command line sets.
 
     Returns:
         A changed copy, and a warning for each change.
     """
     tree, problems = copy.deepcopy(tree), []
+    names = {path: entry.moved_to for path, entry in MIGRATIONS[root].items() if entry.moved_to}
+    _refer_to_new_names(tree, names | (TEXTS if root is Config else {}))
     for path, entry in MIGRATIONS[root].items():
         section, _, key = path.rpartition(".")
         old = _mapping_at(tree, section)
@@ -50,7 +58,8 @@ def take_over(root: type, tree: Any) -> tuple[dict[str, Any], list[Problem]]:
                 new[new_key] = value
             problems.append(warning(f"{path}: got {value!r:.60}, {kept}. {entry.advice}"))
     if root is Config:
-        problems += [*_model_sections(tree), *_reward_names(tree), *_penalty_name(tree), *take_over_trackers(tree)]
+        problems += [*_model_sections(tree), *_reward_names(tree), *_penalty_name(tree)]
+        problems += take_over_trackers(tree, overridden)
     return tree, problems
 
 
@@ -67,6 +76,39 @@ def with_new_names(content: dict[str, Any]) -> None:
         keys = _mapping_at(content, section)
         if keys is not None and key in keys:
             keys.setdefault(new.rpartition(".")[2], keys[key])
+
+
+def _refer_to_new_names(tree: Any, names: Mapping[str, str]) -> None:
+    """Rewrite references (`${section.key}`, `${.key}`) to earlier keys, and remove a value that is then its own."""
+
+    def renamed(path: str) -> str | None:
+        for old, new in names.items():
+            if path == old or path.startswith(f"{old}."):
+                return new + path[len(old) :]
+        return None
+
+    def rewrite(text: str, parents: tuple[str, ...]) -> str:
+        def replaced(found: re.Match[str]) -> str:
+            start, dots, key = found.groups()
+            up = len(dots) - 1  # one dot is the value's own section
+            section = parents[: len(parents) - up] if dots else ()
+            new = renamed(".".join((*section, key))) if up <= len(parents) else None
+            return found[0] if new is None else f"{start}{new}"
+
+        return _REFERENCE.sub(replaced, text)
+
+    def visit(node: Any, parents: tuple[str, ...]) -> None:
+        for key, value in list(node.items() if isinstance(node, dict) else enumerate(node)):
+            if isinstance(value, dict | list):
+                visit(value, (*parents, str(key)))
+            elif isinstance(value, str) and "${" in value:
+                own = ".".join((*parents, str(key)))
+                node[key] = rewrite(value, parents)
+                if node[key] != value and node[key] == f"${{{renamed(own) or own}}}" and isinstance(node, dict):
+                    del node[key]
+
+    if isinstance(tree, dict):
+        visit(tree, ())
 
 
 def _mapping_at(tree: Any, path: str, *, make: bool = False) -> dict[str, Any] | None:

@@ -12,7 +12,7 @@ from typing import Any
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Quote, QuotedString
 from hydra.errors import HydraException
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import GrammarParseError, OmegaConfBaseException
 
 from rl.config.keys import field_types, not_null
@@ -33,6 +33,8 @@ class Overrides:
 
     choices: list[str]
     """Choices of groups, and removals, in Hydra's grammar."""
+    removed: list[str]
+    """Earlier names of removed keys, which a composition has beside the present ones."""
     values: list[tuple[list[str], Any]]
     """The names down to each key, and its value."""
 
@@ -48,12 +50,14 @@ def read_overrides(root: type, overrides: Iterable[str], is_group: Callable[[str
     Raises:
         ConfigError: An override has another form, or a list or mapping is malformed.
     """
-    read = Overrides([], [])
+    read = Overrides([], [], [])
     for override in overrides:
         left, separator, typed = override.partition("=")
         key = left.strip().lstrip("+")
         if key.startswith("~"):
-            read.choices.append(override.strip())
+            earlier, now = _both_names(key[1:])
+            read.choices.append(override.strip() if earlier is None else f"~{now}{separator}{typed.strip()}")
+            read.removed.extend([] if earlier is None else [earlier])
         elif not separator:
             raise ConfigError(f"override: must be key=value, got '{override}'. Write for example rl_config.epochs=2.")
         elif is_group(key) and typed.strip() in ("null", ""):
@@ -80,11 +84,17 @@ def read_overrides(root: type, overrides: Iterable[str], is_group: Callable[[str
 
 
 def apply_values(tree: DictConfig, overrides: Overrides) -> None:
-    """Set the values in a composition; a mapping is merged into an existing one.
+    """Remove the earlier names and set the values in a composition; a mapping is merged into an existing one.
 
     Raises:
         ConfigError: A key is below another key that is not a section.
     """
+    for old in overrides.removed:
+        section, _, name = old.rpartition(".")
+        keys = OmegaConf.select(tree, section)
+        if isinstance(keys, DictConfig):
+            with open_dict(keys):
+                keys.pop(name, None)
     for names, value in overrides.values:
         key = "".join(f"[{name}]" if "." in name else f".{name}" for name in names).lstrip(".")
         try:
@@ -97,6 +107,15 @@ def apply_values(tree: DictConfig, overrides: Overrides) -> None:
                 f"{'.'.join(names)}: cannot be set ({reason}), got {value!r:.80}. Correct the key: all are in "
                 "docs/configuration.md."
             ) from failure
+
+
+def _both_names(key: str) -> tuple[str | None, str]:
+    """The earlier name and the present one of a key or of a part of it; None for the earlier one if there is none."""
+    for old, present in RENAMED.items():
+        for name in (old, present):
+            if key == name or key.startswith(f"{name}."):
+                return old + key[len(name) :], present + key[len(name) :]
+    return None, key
 
 
 def _place(root: type, key: str) -> tuple[list[str], Any]:

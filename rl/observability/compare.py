@@ -143,6 +143,10 @@ def _paired_rows(settings: Sequence[Setting], notes: list[str]) -> list[list[str
         except DataError as error:
             notes.append(f"{label} against {first}: not compared question by question. {error}")
             continue
+        if compared.num_left_out:
+            notes.append(
+                f"{label} against {first}: questions left out, since only one has them: {compared.num_left_out}."
+            )
         rows.append(_paired_row(f"{label} against {first}", compared))
     return rows
 

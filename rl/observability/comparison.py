@@ -11,12 +11,8 @@ from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
-import yaml
-
-from rl.config.keys import default_mapping
-from rl.config.moved import take_over
-from rl.config.schema import Config
-from rl.errors import DataError
+from rl.config.keys import plain_mapping
+from rl.errors import ConfigError, DataError
 from rl.observability.curves import SMOOTHED_FROM, smooth
 from rl.observability.run_directory import RunDirectory
 
@@ -187,10 +183,9 @@ def is_evaluation(metric: str) -> bool:
 def _read_run(path: Path, name: str) -> ComparedRun:
     directory = RunDirectory.open(path)
     try:
-        tree = yaml.safe_load(directory.config_file.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, ValueError) as error:
-        raise DataError(f"{directory.config_file}: not YAML ({error!s:.200}). Restore the file.") from error
-    moved, _ = take_over(Config, tree if isinstance(tree, dict) else {})
+        config = directory.read_config()
+    except ConfigError as error:
+        raise DataError(f"{directory.config_file}: cannot be read ({error!s:.200}). Restore the file.") from error
     curves: dict[str, dict[int, float]] = {}
     for row in directory.read_metrics():
         for metric, value in row.items():
@@ -198,7 +193,7 @@ def _read_run(path: Path, name: str) -> ComparedRun:
                 curves.setdefault(metric, {})[int(row["step"])] = float(value)
     if not curves:
         raise DataError(f"{directory.metrics_file}: no metrics yet. Wait for the first step, or leave this run out.")
-    return ComparedRun(name, directory, dict(_flat(default_mapping(Config))) | dict(_flat(moved)), curves)
+    return ComparedRun(name, directory, dict(_flat(plain_mapping(config))), curves)
 
 
 def _flat(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

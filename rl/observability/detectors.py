@@ -46,7 +46,9 @@ class StepView:
     """The steps before, in order."""
     groups: Sequence[GroupHeader]
     evaluations: Sequence[Accuracy] = ()
-    """Those so far, in order, over all their questions."""
+    """Those so far, in order, over all of the same questions."""
+    has_new_evaluation: bool = False
+    """Whether the last of them is of this step."""
 
     @property
     def trajectories(self) -> list[TrajectoryHeader]:
@@ -70,6 +72,8 @@ class Detector:
     rank: Callable[[TrajectoryHeader], float] | None = None
     """The trajectories that show it have the largest values; None: no trajectory does."""
     is_low_bad: bool = False
+    unit: str = "steps"
+    """What is counted while the figure is beyond its threshold."""
 
     def is_beyond(self, value: float, threshold: float) -> bool:
         """Whether a figure is at its threshold or beyond."""
@@ -130,8 +134,8 @@ def _length_reward(step: StepView) -> float | None:
 
 
 def _evaluation_fall(step: StepView) -> float | None:
-    """At least 0 if the last evaluation's interval is below the best one's, without overlap."""
-    if len(step.evaluations) < 2:
+    """At least 0 if the last interval is below the best one's, without overlap; None in steps without an evaluation."""
+    if not step.has_new_evaluation or len(step.evaluations) < 2:
         return None
     *before, last = step.evaluations
     return max(accuracy.low for accuracy in before) - last.high
@@ -218,6 +222,7 @@ DETECTORS: dict[str, Detector] = {
         "lower end of the best evaluation's 95 % interval minus the upper end of the last one's",
         _evaluation_fall,
         "If the reward rises, the policy exploits it: read what scores high. Else go back to the best checkpoint.",
+        unit="evaluations",
     ),
 }
 """By name; each has its key in `megatron_training.early_warning`."""

@@ -13,7 +13,7 @@ from rich.console import Console
 
 from rl.errors import ConfigError
 from rl.observability.evaluation_metrics import Figures, figures_table
-from rl.observability.paired import PairedComparison, check_same_questions
+from rl.observability.paired import PairedComparison, common_questions
 from rl.observability.paired_report import compare_files, evaluation_file, print_comparison
 from rl.observability.run_directory import RunDirectory
 from rl.observability.trajectories import read_records
@@ -41,7 +41,7 @@ class Output:
             raise ConfigError(f"--json: no folder for the file, got '{self.json_file}'. Make the folder first.")
         if self.against is not None:
             asked = [{"id": f"{p.id}/0", "messages": p.messages, "ground_truth": p.ground_truth} for p in prompts]
-            check_same_questions(read_records(evaluation_file(self.against)), asked)
+            common_questions(read_records(evaluation_file(self.against)), asked)
 
     def show(self, figures: Sequence[Figures], run: RunDirectory, model: str) -> None:
         """Write the JSON, then print the table and the comparison."""

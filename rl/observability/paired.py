@@ -47,6 +47,8 @@ class PairedComparison:
     """The reverse."""
     num_unscored: tuple[int, int]
     """Trajectories without a score in each; they count as wrong."""
+    num_left_out: int
+    """Questions that only one of the evaluations has."""
 
 
 def paired_comparison(
@@ -63,12 +65,12 @@ def paired_comparison(
         records_b: Those of the second.
 
     Raises:
-        DataError: The questions differ; the message names how many both have.
+        DataError: As `common_questions`.
 
     Source: Newcombe 1998, doi:10.1002/(SICI)1097-0258(19981130)17:22<2635::AID-SIM954>3.0.CO;2-C; Zou and Donner 2008,
     doi:10.1002/sim.3095, for intervals other than Wilson's.
     """
-    a, b = check_same_questions(records_a, records_b)
+    a, b = common_questions(records_a, records_b)
     ids = sorted(a, key=_natural)
     means_a, means_b = ([_share(side[name]) for name in ids] for side in (a, b))
     num_samples = (_samples(a), _samples(b))
@@ -83,21 +85,26 @@ def paired_comparison(
         p_value=sign_test(sum(c.after > c.before for c in changes), sum(c.after < c.before for c in changes)),
         gained=[c for c in changes if c.before <= 0.5 < c.after],
         lost=[c for c in changes if c.after <= 0.5 < c.before],
-        num_unscored=(_unscored(records_a), _unscored(records_b)),
+        num_unscored=(_unscored(a), _unscored(b)),
+        num_left_out=max(len(_by_question(records_a)), len(_by_question(records_b))) - len(ids),
     )
 
 
-def check_same_questions(
+def common_questions(
     records_a: Sequence[Mapping[str, Any]], records_b: Sequence[Mapping[str, Any]]
 ) -> tuple[dict[str, list[Mapping[str, Any]]], dict[str, list[Mapping[str, Any]]]]:
-    """Group the records of two evaluations by question.
+    """Group the records of two evaluations by question, without the questions that only one has.
+
+    One may have more than the other: an evaluation with an engine drops prompts that are too long for it, one of a
+    server cannot.
 
     Raises:
-        DataError: The questions differ; the message names how many both have.
+        DataError: Each has questions that the other lacks, they have none in common, or a question has another text or
+            ground truth; the message names how many.
     """
     a, b = _by_question(records_a), _by_question(records_b)
     common = sorted(a.keys() & b.keys(), key=_natural)
-    if not common or len(common) < max(len(a), len(b)):
+    if not common or len(common) < min(len(a), len(b)):
         alone = [*sorted(a.keys() - b.keys(), key=_natural), *sorted(b.keys() - a.keys(), key=_natural)]
         example = f"; only one has {', '.join(alone[:_SHOWN])}" if alone else ""
         raise DataError(
@@ -111,7 +118,7 @@ def check_same_questions(
             f"{len(other)} have another text or ground truth, first {', '.join(other[:_SHOWN])}. Evaluate both models "
             "with the same eval_data_path."
         )
-    return a, b
+    return {name: a[name] for name in common}, {name: b[name] for name in common}
 
 
 def sign_test(num_up: int, num_down: int) -> float:
@@ -166,8 +173,8 @@ def _samples(side: Mapping[str, Sequence[Any]]) -> int:
     return max(map(len, side.values()))
 
 
-def _unscored(records: Sequence[Mapping[str, Any]]) -> int:
-    return sum(record["score"] is None for record in records)
+def _unscored(side: Mapping[str, Sequence[Mapping[str, Any]]]) -> int:
+    return sum(record["score"] is None for records in side.values() for record in records)
 
 
 def _natural(name: str) -> tuple[str, int]:

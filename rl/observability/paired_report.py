@@ -44,6 +44,8 @@ def compare_files(first: Path, second: Path) -> dict[str, PairedComparison]:
     """
     records = [read_records(first), read_records(second)]
     whole = paired_comparison(*records)
+    common = set.intersection(*({_question(r) for r in side} for side in records))
+    records = [[r for r in side if _question(r) in common] for side in records]
     num_sets = len({record.get("evaluation_set") for record in records[1]})
     part_of = {_question(r): str(r["evaluation_set"] if num_sets > 1 else r["data_source"]) for r in records[1]}
     names = list(dict.fromkeys(part_of.values())) if num_sets > 1 else sorted(set(part_of.values()))
@@ -71,6 +73,8 @@ def print_comparison(compared: Mapping[str, PairedComparison], first: Path, seco
     whole = compared["all"]
     say(_changes_text("gained", whole.gained, whole.num_questions))
     say(_changes_text("lost", whole.lost, whole.num_questions))
+    if whole.num_left_out:
+        say(f"questions left out, since only one of the two has them: {whole.num_left_out}")
     for side, num in zip((first, second), whole.num_unscored, strict=True):
         if num:
             say(f"{num} trajectories of {side} have no score and count as wrong.")

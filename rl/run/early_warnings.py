@@ -18,6 +18,7 @@ from rl.observability.run_directory import RunDirectory
 logger = logging.getLogger(__name__)
 
 _KEY = "megatron_training.early_warning"
+_FALL = "evaluation_fall"
 _NUM_SHOWN = 3
 _NUM_FIRST = 3
 
@@ -52,6 +53,7 @@ class EarlyWarnings:
         self._states = {name: _State() for name in DETECTORS}
         self._raised: dict[str, list[int]] = {}
         self._evaluations: list[Accuracy] = []
+        self._has_new_evaluation = False
 
     def recall(self, rows: list[dict[str, Any]]) -> None:
         """Remember the steps and evaluations before a resume.
@@ -59,7 +61,12 @@ class EarlyWarnings:
         Args:
             rows: Rows of metrics.jsonl.
         """
-        self._evaluations += [each.accuracy["all"] for each in read_evaluations(rows)]
+        for evaluation in read_evaluations(rows):
+            self._add(evaluation.accuracy["all"])
+            value = DETECTORS[_FALL].measure(StepView({}, [], [], self._evaluations, has_new_evaluation=True))
+            if value is not None:
+                self._judge(self._states[_FALL], DETECTORS[_FALL], value, self._limits_of(_FALL))
+        self._has_new_evaluation = False
         for row in rows:
             if "timing_s/step" in row:
                 self._remember(row)
@@ -70,7 +77,8 @@ class EarlyWarnings:
 
     def record_evaluation(self, step: int, metrics: Mapping[str, float]) -> None:
         """Remember the accuracy of an evaluation, for the steps from this one on."""
-        self._evaluations += [each.accuracy["all"] for each in read_evaluations([{"step": step, **metrics}])]
+        for evaluation in read_evaluations([{"step": step, **metrics}]):
+            self._add(evaluation.accuracy["all"])
 
     def observe(
         self, step: int, metrics: Mapping[str, float], groups: Sequence[GroupHeader]
@@ -88,11 +96,12 @@ class EarlyWarnings:
         """
         if not groups:
             return {}, None
-        view = StepView(metrics, [*self._first, *self._recent], groups, self._evaluations)
+        view = StepView(metrics, [*self._first, *self._recent], groups, self._evaluations, self._has_new_evaluation)
+        self._has_new_evaluation = False
         found: dict[str, float] = {}
         reason = None
         for name, detector in DETECTORS.items():
-            limits = _Limits(getattr(self._limits, name), self._limits.stop.get(name))
+            limits = self._limits_of(name)
             if limits == _Limits(None, None):
                 continue
             value = detector.measure(view)
@@ -111,6 +120,17 @@ class EarlyWarnings:
             f"early warning {name}: raised after step {', '.join(map(str, steps))}."
             for name, steps in self._raised.items()
         ]
+
+    def _add(self, accuracy: Accuracy) -> None:
+        """Remember an evaluation; those before it are forgotten if they had another number of questions."""
+        if self._evaluations and self._evaluations[-1].num_questions != accuracy.num_questions:
+            self._evaluations.clear()
+            self._states[_FALL] = _State()
+        self._evaluations.append(accuracy)
+        self._has_new_evaluation = True
+
+    def _limits_of(self, name: str) -> _Limits:
+        return _Limits(getattr(self._limits, name), self._limits.stop.get(name))
 
     def _judge(self, state: _State, detector: Detector, value: float, limits: _Limits) -> str | None:
         """`warn` or `stop` where a figure has just been beyond a threshold for long enough."""
@@ -132,7 +152,7 @@ class EarlyWarnings:
         threshold = limits.stop if action == "stop" else limits.warn
         shown = _trajectories(detector, groups)
         side, patience = "at most" if detector.is_low_bad else "at least", self._limits.patience
-        text = f"{name}: {detector.label}, is {value:.3g}, {side} {threshold:g} in {patience} steps in a row."
+        text = f"{name}: {detector.label}, is {value:.3g}, {side} {threshold:g} in {patience} {detector.unit} in a row."
         text += f" {detector.advice} See docs/warnings.md#{name}."
         which = f"--id {shown[0]}" if shown else "--worst"
         read = f" Read `rl view {self._directory.path} --step {step} {which}`."

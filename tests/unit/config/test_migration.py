@@ -307,6 +307,78 @@ def test_a_later_present_name_replaces_an_earlier_one(folder: Path) -> None:
     assert problem.text.startswith("megatron_training.test_freq: got 5, left out beside megatron_training.eval_interv")
 
 
+@pytest.mark.parametrize("name", ["old.yaml", "new.yaml", "both.yaml"])
+@pytest.mark.parametrize(
+    ("old", "here", "value", "default"),
+    [
+        ("test_data_path", "eval_data_path", "a.parquet", {}),
+        ("test_freq", "eval_interval", 7, 0),
+        ("test_before_train", "eval_before_train", "false", True),
+        ("test_after_train", "eval_after_train", "false", True),
+    ],
+)
+def test_a_removal_by_either_name_removes_both(
+    folder: Path, name: str, old: str, here: str, value: object, default: object
+) -> None:
+    (folder / "old.yaml").write_text(f"megatron_training: {{{old}: {value}}}\n")
+    (folder / "new.yaml").write_text(f"megatron_training: {{{here}: {value}}}\n")
+    (folder / "both.yaml").write_text(f"defaults: [new, _self_]\nmegatron_training: {{{old}: {value}}}\n")
+    for key in (old, here):
+        composed = compose_config(name, [f"~megatron_training.{key}"], folder)
+        assert value_at(composed.config, f"megatron_training.{here}") == default
+        assert composed.problems == ()
+        again = compose_config(name, [f"~megatron_training.{key}", f"megatron_training.{here}={value}"], folder)
+        assert f"megatron_training.{here}" in again.given
+        assert value_at(again.config, f"megatron_training.{here}") != default
+
+
+def test_a_part_of_an_earlier_key_is_removed(folder: Path) -> None:
+    (folder / "old.yaml").write_text("megatron_training: {test_data_path: {a: /a.parquet, b: /b.parquet}}\n")
+    for key in ("test_data_path", "eval_data_path"):
+        composed = compose_config("old", [f"~megatron_training.{key}.a"], folder)
+        assert composed.config.megatron_training.eval_data_path == {"b": "/b.parquet"}
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "megatron_training: {test_freq: 7, save_interval: '${megatron_training.test_freq}'}",
+        "megatron_training: {test_freq: 7, save_interval: '${.test_freq}'}",
+        "megatron_training: {test_freq: 7, save_interval: '${..megatron_training.test_freq}'}",
+        "megatron_training: {test_freq: 7, save_interval: '${oc.select:megatron_training.test_freq,3}'}",
+        "megatron_training: {eval_interval: 7, save_interval: '${.test_freq}'}",
+        "megatron_training: {test_freq: 7, eval_interval: '${.test_freq}', save_interval: '${.eval_interval}'}",
+        "megatron_training: {save_interval: 7, test_freq: '${.save_interval}'}",
+    ],
+)
+def test_a_reference_to_an_earlier_name_is_followed(folder: Path, text: str) -> None:
+    (folder / "own.yaml").write_text(text)
+    training = compose_config("own", [], folder).config.megatron_training
+    assert (training.eval_interval, training.save_interval) == (7, 7)
+
+
+def test_a_reference_within_text_or_a_list_is_followed(folder: Path) -> None:
+    (folder / "own.yaml").write_text(
+        "megatron_training:\n"
+        "  {test_data_path: {a: /d/a.parquet}, test_freq: 7, run_name: 'every-${.test_freq}-\\${.test_freq}',\n"
+        "   data_path: '${.test_data_path.a}'}\n"
+        "rl_config:\n"
+        "  {verifier_function: ['${megatron_training.test_data_path.a}', 'n${...megatron_training.test_freq}']}\n"
+    )
+    config = compose_config("own", [], folder).config
+    assert config.megatron_training.run_name == "every-7-${.test_freq}"
+    assert config.megatron_training.data_path == "/d/a.parquet"
+    assert config.rl_config.verifier_function == ["/d/a.parquet", "n7"]
+
+
+def test_a_reference_to_an_earlier_key_of_trackers_is_followed(folder: Path) -> None:
+    (folder / "own.yaml").write_text(
+        "rl_config: {wandb_project: maths, swanlab_project: '${.wandb_project}', wandb_exp_name: '${.wandb_project}-7'}"
+    )
+    training = compose_config("own", [], folder).config.megatron_training
+    assert (training.tracker_project, training.tracker_run_name) == ("maths", "maths-7")
+
+
 def test_an_earlier_key_of_datasets_is_taken_over(folder: Path) -> None:
     (folder / "datasets").mkdir(exist_ok=True)
     (folder / "datasets" / "rows.yaml").write_text("{input: a.jsonl, output_prefix: b, test_size: 5}\n")
@@ -373,6 +445,36 @@ def test_switches_of_trackers_become_the_list(old: dict[str, Any], trackers: lis
     tree, _ = take_over(Config, {"rl_config": old})
     assert tree["rl_config"] == {}
     assert tree["megatron_training"].get("trackers", ["tensorboard"]) == trackers
+
+
+@pytest.mark.parametrize(
+    ("overrides", "trackers"),
+    [
+        (["rl_config.use_wandb=true"], ["mlflow", "tensorboard", "wandb"]),
+        (["rl_config.use_tensorboard=false"], ["mlflow"]),
+        (["rl_config.use_tensorboard=false", "megatron_training.trackers=[tensorboard]"], ["tensorboard"]),
+        ([], ["mlflow", "tensorboard"]),
+    ],
+)
+def test_a_switch_of_the_command_line_comes_before_the_list_of_a_file(
+    folder: Path, overrides: list[str], trackers: list[str]
+) -> None:
+    text = "megatron_training: {trackers: [mlflow, tensorboard]}\nrl_config: {use_swanlab: true}\n"
+    (folder / "own.yaml").write_text(text)
+    composed = compose_config("own", overrides, folder)
+    assert composed.config.megatron_training.trackers == trackers
+    assert "rl_config.use_swanlab: got True, left out beside megatron_training.trackers. Remove it." in [
+        problem.text for problem in composed.problems
+    ]
+    if len(overrides) == 1:
+        assert f"taken over. Here it is megatron_training.trackers, a list: {trackers}." in composed.problems[0].text
+
+
+def test_a_name_of_the_command_line_comes_before_that_of_a_file(folder: Path) -> None:
+    (folder / "own.yaml").write_text("megatron_training: {tracker_project: a, trackers_offline: false}\n")
+    overrides = ["rl_config.wandb_project=b", "rl_config.swanlab_mode=local"]
+    training = compose_config("own", overrides, folder).config.megatron_training
+    assert (training.tracker_project, training.trackers_offline) == ("b", True)
 
 
 def test_names_and_mode_of_trackers_are_taken_over_for_all() -> None:

@@ -71,6 +71,18 @@ def test_old_configuration_is_the_setting_of_a_new_one(tmp_path: Path) -> None:
     assert [run.name for run in setting.runs] == ["new", "old"]
 
 
+def test_earlier_names_and_forms_are_the_setting_of_a_new_run(tmp_path: Path) -> None:
+    new = make_run(tmp_path, "new", [0.0], seed=1, eval_data_path={"e": "/d/e.parquet"})
+    old = make_run(tmp_path, "old", [0.0], seed=2)
+    config = yaml.safe_load((old / "config.yaml").read_text())
+    for key in ("eval_data_path", "eval_interval", "eval_before_train", "eval_after_train"):
+        del config["megatron_training"][key]
+    config["megatron_training"] |= {"test_data_path": "/d/e.parquet", "test_freq": 5, "test_before_train": False}
+    (old / "config.yaml").write_text(yaml.safe_dump(config))
+    (setting,), _ = read_settings([new, old])
+    assert [run.name for run in setting.runs] == ["new", "old"]
+
+
 def test_resumed_run_stands_for_the_one_it_continues(tmp_path: Path) -> None:
     first = make_run(tmp_path, "first", [0.0, 0.5])
     second = make_run(tmp_path, "second", [0.0, 0.5, 1.0], resume=str(first / "checkpoints" / "step_000002"))

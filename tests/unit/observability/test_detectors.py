@@ -109,7 +109,9 @@ def test_length_reward_is_the_mean_correlation_within_groups():
 def test_an_evaluation_falls_when_its_interval_is_below_the_best_one():
     def fall(*intervals: tuple[float, float]) -> float | None:
         evaluations = [Accuracy((low + high) / 2, low, high, 100) for low, high in intervals]
-        return DETECTORS["evaluation_fall"].measure(StepView({}, [], [], evaluations))
+        view = StepView({}, [], [], evaluations, has_new_evaluation=True)
+        assert DETECTORS["evaluation_fall"].measure(StepView({}, [], [], evaluations)) is None  # a step without one
+        return DETECTORS["evaluation_fall"].measure(view)
 
     assert fall((0.5, 0.7)) is None
     assert fall((0.5, 0.7), (0.6, 0.8), (0.3, 0.5)) == pytest.approx(0.1)  # best: 0.6 to 0.8

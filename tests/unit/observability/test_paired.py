@@ -80,10 +80,19 @@ def test_paired_comparison_counts_what_has_no_score_as_wrong() -> None:
     assert (found.first.value, found.second.value) == (0.5, 0.5)
 
 
+def test_paired_comparison_leaves_out_what_only_one_has() -> None:
+    found = paired_comparison(records(*"01x1x"), records(*"110"))
+    assert (found.num_questions, found.num_left_out, found.num_unscored) == (3, 2, (1, 0))
+    assert [change.question for change in found.gained] == ["eval-1"]
+    assert (found.first.value, found.second.value) == (pytest.approx(1 / 3), pytest.approx(2 / 3))
+    assert paired_comparison(records(*"110"), records(*"01x1x")).num_left_out == 2
+    assert paired_comparison(records(*"110"), records(*"110")).num_left_out == 0
+
+
 def test_paired_comparison_refuses_other_questions() -> None:
-    text = r"got 3 and 2 with 2 in common; only one has eval-3\. Evaluate both models with the same eval_data_path\."
+    text = r"got 2 and 2 with 1 in common; only one has eval-1, eval-3\. Evaluate both models with the same eval_data"
     with pytest.raises(DataError, match=text):
-        paired_comparison(records(*"110"), records(*"11"))
+        paired_comparison(records(*"110")[:2], records(*"110")[1:])
     with pytest.raises(DataError, match=r"got 1 and 1 with 0 in common; only one has eval-1, math-1\."):
         paired_comparison(records("1"), records("1", name="math"))
     with pytest.raises(DataError, match=r"got 2 equal ids, of which 2 have another text or ground truth, first eval-1"):

@@ -57,6 +57,17 @@ def test_comparison_shows_any_name_as_it_is(tmp_path: Path) -> None:
     assert "\x1b[31m" not in text
 
 
+def test_comparison_leaves_out_and_counts_what_only_one_has(tmp_path: Path) -> None:
+    local = write_run(tmp_path / "a", {"math-1": [0], "qa-1": [1]})
+    served = write_run(tmp_path / "b", {"math-1": [1], "math-2": [1], "qa-1": [1], "long-1": [1]})
+    for first, second in ((local, served), (served, local)):
+        screen = Console(width=80, record=True, file=io.StringIO())
+        compared = compare_files(first, second)
+        assert {name: one.num_questions for name, one in compared.items()} == {"math": 1, "qa": 1, "all": 2}
+        print_comparison(compared, first, second, screen)
+        assert "\nquestions left out, since only one of the two has them: 2\n" in screen.export_text()
+
+
 def test_comparison_takes_records_without_a_set(tmp_path: Path) -> None:
     first = write_run(tmp_path / "a", {"test-1": [0]}, sets=False)
     second = write_run(tmp_path / "b", {"test-1": [1]})

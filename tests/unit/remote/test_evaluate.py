@@ -118,10 +118,13 @@ def test_evaluate_against_other_questions_is_refused_before_it_runs(
 ) -> None:
     command = ["evaluate", "--config-dir", str(folder), "--config-name", "run", "--endpoint", server.url]
     assert main([*command, "--model", "m"]) == 0
-    num_asked = len(server.bodies)
     fewer = ["megatron_training.run_name=second", "megatron_training.eval_data_path=sums.jsonl"]
-    assert main([*command, "--model", "m", "--against", "runs/first", *fewer]) == 2
-    assert "got 3 and 2 with 2 in common; only one has riddles-1." in capsys.readouterr().err
+    assert main([*command, "--model", "m", "--against", "runs/first", *fewer]) == 0
+    assert "questions left out, since only one of the two has them: 1\n" in capsys.readouterr().out
+    num_asked = len(server.bodies)
+    others = ["megatron_training.run_name=third", "megatron_training.eval_data_path=riddles.jsonl"]
+    assert main([*command, "--model", "m", "--against", "runs/second", *others]) == 2
+    assert "got 2 and 1 with 0 in common; only one has " in capsys.readouterr().err
     assert len(server.bodies) == num_asked
 
 

@@ -87,16 +87,49 @@ def test_a_cold_start_has_no_warnings(tmp_path: Path):
     assert make(tmp_path, patience=1).observe(1, {**RUN, "actor/entropy": 0.0}, []) == ({}, None)
 
 
-def test_a_fall_of_the_evaluations_is_told_across_a_resume(tmp_path: Path):
-    def evaluation(low: float, high: float) -> dict[str, float]:
-        key = "val-core/all/acc"
-        return {f"{key}/mean@1": 0.5, f"{key}/ci95_low": low, f"{key}/ci95_high": high, "val-core/all/num_questions": 9}
+def evaluation(low: float, high: float, num: int = 9) -> dict[str, float]:
+    key = "val-core/all/acc"
+    return {f"{key}/mean@1": 0.5, f"{key}/ci95_low": low, f"{key}/ci95_high": high, "val-core/all/num_questions": num}
 
-    warnings = make(tmp_path, patience=2)
-    warnings.recall([{"step": 0, **evaluation(0.6, 0.8)}])
+
+def falls(warnings: EarlyWarnings, evaluations: dict[int, dict[str, float]], steps: range) -> list[float]:
+    """`warnings/evaluation_fall` of steps, some with an evaluation."""
     found = []
-    for step in (1, 2, 3, 4):
-        if step == 2:
-            warnings.record_evaluation(step, evaluation(0.3, 0.5))
+    for step in steps:
+        if step in evaluations:
+            warnings.record_evaluation(step, evaluations[step])
         found.append(warnings.observe(step, RUN, GROUPS)[0]["warnings/evaluation_fall"])
-    assert found == [0, 0, 1, 1]
+    return found
+
+
+def test_a_fall_of_the_evaluations_is_told_across_a_resume(tmp_path: Path):
+    warnings = make(tmp_path, patience=2)
+    warnings.recall([{"step": 0, **evaluation(0.6, 0.8)}, {"step": 1, **RUN}])
+    low = evaluation(0.3, 0.5)
+    assert falls(warnings, {2: low, 4: low, 6: evaluation(0.5, 0.7)}, range(2, 8)) == [0, 0, 1, 1, 0, 0]
+    (line,) = [json.loads(line) for line in (tmp_path / "warnings.jsonl").read_text().splitlines()]
+    assert line["step"] == 4 and "in 2 evaluations in a row." in line["text"]
+
+
+def test_a_single_evaluation_is_counted_once_however_many_steps_follow(tmp_path: Path):
+    evaluations = {1: evaluation(0.6, 0.8), 2: evaluation(0.3, 0.5)}
+    assert falls(make(tmp_path), evaluations, range(1, 9)) == [0] * 8
+
+
+def test_a_resume_keeps_the_count_of_evaluations(tmp_path: Path):
+    warnings = make(tmp_path, patience=2)
+    warnings.recall(
+        [
+            {"step": 0, **evaluation(0.6, 0.8)},
+            {"step": 2, **evaluation(0.3, 0.5)},
+            {"step": 2, **RUN},
+            {"step": 3, **RUN},
+        ]
+    )
+    assert falls(warnings, {5: evaluation(0.3, 0.5)}, range(4, 7)) == [0, 1, 1]
+
+
+def test_evaluations_of_another_number_of_questions_are_forgotten(tmp_path: Path):
+    harder, worse = evaluation(0.3, 0.5, 20), evaluation(0.0, 0.2, 20)
+    evaluations = {1: evaluation(0.6, 0.8), 2: harder, 3: harder, 4: worse}
+    assert falls(make(tmp_path, patience=1), evaluations, range(1, 6)) == [0, 0, 0, 1, 1]
