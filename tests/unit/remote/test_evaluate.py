@@ -150,7 +150,10 @@ def test_evaluate_against_other_questions_is_refused_before_it_runs(
             "rl_config.environment: needs the tokens of an engine, got x.py:Y",
         ),
         (
-            ["--endpoint", "http://h/v1", "--model", "m", "rl_config.agent_function=x.py:f"],
+            [
+                *("--endpoint", "http://h/v1", "--model", "m"),
+                *("rl_config.agent_function=x.py:f", "rl_config.tool_config_path=null"),
+            ],
             "rl_config.agent_function: needs the tokens of an engine, got x.py:f",
         ),
         (
