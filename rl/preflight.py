@@ -2,52 +2,43 @@
 
 from __future__ import annotations
 
-import asyncio
-import inspect
 import logging
-import os
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import suppress
 from pathlib import Path
 
-import torch
-
-from rl.algorithms.advantages import ADVANTAGES, NEED_CRITIC
-from rl.algorithms.importance import REJECTIONS
-from rl.algorithms.losses import LOSSES
-from rl.chat.parsers import check_parser_name
 from rl.chat.templates import TEMPLATES
-from rl.config.device import runs_on_cuda
 from rl.config.memory_check import memory_problems
-from rl.config.model_facts import find_model_facts
-from rl.config.problems import Problem, Severity, error, note, raise_errors, warning
+from rl.config.problems import Problem, Severity, error, raise_errors
 from rl.config.rules import is_built_in
-from rl.config.schema import Config, Device
+from rl.config.schema import Config
 from rl.config.validate import Task, find_problems
 from rl.data.cursor import prompt_cursor
-from rl.data.rows import recorded_prompt_type
-from rl.errors import ConfigError, DataError, ModelError, RewardError, ToolError, unknown_name
-from rl.observability.trackers import check_trackers
+from rl.errors import ConfigError, unknown_name
 from rl.remote.client import Endpoint
 from rl.remote.launch import check_endpoint
-from rl.rewards.registry import Reward, misspelled_kwargs
-from rl.rewards.rows import row_problems
 from rl.rollout.dialog import Dialog
 from rl.rollout.environments import load_environment
 from rl.rollout.replay import RecordedStep, find_recorded_steps
 from rl.rollout.rollout_function import load_rollout_function
+from rl.run.checks import (
+    data_problems,
+    device_problems,
+    engine_problems,
+    evaluation_problems,
+    model_problems,
+    name_problems,
+    place_problems,
+    prompt_type_problems,
+    reward_problems,
+    tool_problems,
+)
 from rl.run.parts import RunParts
 from rl.run.replay import replay_problems
-from rl.run.resume import check_place, check_weights, resume_problems
+from rl.run.resume import check_place, resume_problems
 from rl.serving.agents import load_agent_function
-from rl.tools.registry import Toolbox
-from rl.training.families import FAMILIES
-from rl.training.hf_files import damaged_files
 from rl.types import Prompt
 
 logger = logging.getLogger(__name__)
-
-_SERVICE_TIMEOUT_S = 15.0
 
 
 def preflight(config: Config) -> tuple[list[Prompt], list[Prompt]]:
@@ -63,7 +54,7 @@ def preflight(config: Config) -> tuple[list[Prompt], list[Prompt]]:
     """
     parts = RunParts(config)
     raise_errors(_run_problems(parts, frozenset(), is_strict=True))
-    _log_warnings(_prompt_type_problems(parts))
+    _log_warnings(prompt_type_problems(parts))
     for text in parts.toolbox.warnings if parts.toolbox else []:
         logger.warning("%s", text)
     kept = parts.short_prompts("data_path")
@@ -102,16 +93,16 @@ def preflight_sft(config: Config) -> Dialog:
     raise_errors(
         [
             *find_problems(config, task=Task.SFT),
-            *_name_problems(config, Task.SFT),
-            *_place_problems(config),
-            *_device_problems(config),
+            *name_problems(config, Task.SFT),
+            *place_problems(config),
+            *device_problems(config),
             *resume_problems(config, "sft"),
-            *_data_problems(parts, ("data_path",), is_strict=True),
-            *_model_problems(parts, is_strict=True),
+            *data_problems(parts, ("data_path",), is_strict=True),
+            *model_problems(parts, is_strict=True),
             *memory_problems(config, with_engines=False),
         ]
     )
-    _log_warnings(_prompt_type_problems(parts))
+    _log_warnings(prompt_type_problems(parts))
     return parts.dialog
 
 
@@ -128,20 +119,20 @@ def preflight_evaluation(config: Config) -> list[Prompt]:
     parts = RunParts(config)
     problems = [
         *find_problems(config, task=Task.EVALUATE),
-        *_name_problems(config, Task.EVALUATE),
-        *_place_problems(config),
-        *_reward_problems(parts),
-        *_tool_problems(parts, is_strict=True),
+        *name_problems(config, Task.EVALUATE),
+        *place_problems(config),
+        *reward_problems(parts),
+        *tool_problems(parts, is_strict=True),
         *_environment_problems(config),
-        *_engine_problems(config, is_strict=True),
-        *_device_problems(config),
-        *_data_problems(parts, ("eval_data_path",), is_strict=True, with_rewards=True),
-        *_model_problems(parts, is_strict=True),
+        *engine_problems(config, is_strict=True),
+        *device_problems(config),
+        *data_problems(parts, ("eval_data_path",), is_strict=True, with_rewards=True),
+        *model_problems(parts, is_strict=True),
         *memory_problems(config, with_actor=False),
     ]
-    problems += _evaluation_problems(config)
+    problems += evaluation_problems(config)
     raise_errors(problems)
-    _log_warnings(_prompt_type_problems(parts))
+    _log_warnings(prompt_type_problems(parts))
     return parts.short_prompts("eval_data_path")
 
 
@@ -158,11 +149,11 @@ def preflight_endpoint(config: Config, endpoint: Endpoint) -> list[Prompt]:
     parts, rl = RunParts(config), config.rl_config
     problems = [
         *find_problems(config, task=Task.ENDPOINT),
-        *_place_problems(config),
-        *_reward_problems(parts),
-        *_tool_problems(parts, is_strict=True),
-        *_data_problems(parts, ("eval_data_path",), is_strict=True, with_rewards=True),
-        *_evaluation_problems(config),
+        *place_problems(config),
+        *reward_problems(parts),
+        *tool_problems(parts, is_strict=True),
+        *data_problems(parts, ("eval_data_path",), is_strict=True, with_rewards=True),
+        *evaluation_problems(config),
     ]
     if rl.prompt_type not in TEMPLATES:
         problems.append(error(unknown_name("rl_config.prompt_type", rl.prompt_type, TEMPLATES)))
@@ -203,29 +194,29 @@ def run_checks(
     """
     config = parts.config
     checks: dict[str, Callable[[], Iterable[Problem]]] = {
-        "configuration": lambda: [*find_problems(config, given), *_name_problems(config, Task.TRAIN)],
+        "configuration": lambda: [*find_problems(config, given), *name_problems(config, Task.TRAIN)],
     }
     if config.megatron_training.replay:
         return checks | _replay_checks(parts, is_strict=is_strict)
     checks |= {
-        "rewards": lambda: _reward_problems(parts),
-        "tools and services": lambda: _tool_problems(parts, is_strict=is_strict),
+        "rewards": lambda: reward_problems(parts),
+        "tools and services": lambda: tool_problems(parts, is_strict=is_strict),
         "environment": lambda: _environment_problems(config),
-        "engine": lambda: _engine_problems(config, is_strict=is_strict),
+        "engine": lambda: engine_problems(config, is_strict=is_strict),
     }
     if is_strict:
         checks |= {
-            "run directory": lambda: [*_place_problems(config), *resume_problems(config, "train")],
-            "devices": lambda: _device_problems(config),
+            "run directory": lambda: [*place_problems(config), *resume_problems(config, "train")],
+            "devices": lambda: device_problems(config),
             "memory": lambda: memory_problems(config, with_actor=not config.megatron_training.rollout_only),
         }
     keys = ("data_path", "eval_data_path")
     return checks | {
         "data": lambda: [
-            *_data_problems(parts, keys, is_strict=is_strict, with_rewards=True),
-            *_prompt_type_problems(parts),
+            *data_problems(parts, keys, is_strict=is_strict, with_rewards=True),
+            *prompt_type_problems(parts),
         ],
-        "model and chat template": lambda: _model_problems(parts, is_strict=is_strict),
+        "model and chat template": lambda: model_problems(parts, is_strict=is_strict),
     }
 
 
@@ -235,79 +226,15 @@ def _replay_checks(parts: RunParts, *, is_strict: bool) -> dict[str, Callable[[]
     checks: dict[str, Callable[[], Iterable[Problem]]] = {"recording": lambda: replay_problems(config)}
     if is_strict:
         checks |= {
-            "run directory": lambda: [*_place_problems(config), *resume_problems(config, "replay")],
-            "devices": lambda: _device_problems(config),
+            "run directory": lambda: [*place_problems(config), *resume_problems(config, "replay")],
+            "devices": lambda: device_problems(config),
             "memory": lambda: memory_problems(config, with_engines=False),
         }
-    return checks | {"model and chat template": lambda: _model_problems(parts, is_strict=is_strict)}
+    return checks | {"model and chat template": lambda: model_problems(parts, is_strict=is_strict)}
 
 
 def _run_problems(parts: RunParts, given: frozenset[str], *, is_strict: bool) -> list[Problem]:
     return [problem for check in run_checks(parts, given, is_strict=is_strict).values() for problem in check()]
-
-
-def _name_problems(config: Config, task: Task) -> Iterator[Problem]:
-    """Check names against the tables they are looked up in."""
-    rl = config.rl_config
-    yield from _parser_problems(rl.tool_parser_format)
-    if rl.prompt_type not in TEMPLATES:
-        yield error(unknown_name("rl_config.prompt_type", rl.prompt_type, TEMPLATES))
-    if task is not Task.TRAIN:
-        return
-    rejection = rl.rollout_correction.rollout_rs
-    if rejection is not None and rejection not in REJECTIONS:
-        yield error(unknown_name("rl_config.rollout_correction.rollout_rs", rejection, REJECTIONS))
-    if rl.adv_estimator in NEED_CRITIC:
-        yield error(
-            f"rl_config.adv_estimator: {rl.adv_estimator} needs a critic, which is not supported. "
-            f"Choose from {', '.join(ADVANTAGES)}."
-        )
-    elif rl.adv_estimator not in ADVANTAGES:
-        yield error(unknown_name("rl_config.adv_estimator", rl.adv_estimator, ADVANTAGES))
-    losses = [name for name in LOSSES if name != "sft"]
-    if rl.policy_loss not in losses:
-        yield error(unknown_name("rl_config.policy_loss", rl.policy_loss, losses))
-
-
-def _parser_problems(name: str) -> Iterator[Problem]:
-    try:
-        check_parser_name(name)
-    except ConfigError as failure:
-        yield error(str(failure))
-
-
-def _reward_problems(parts: RunParts) -> Iterator[Problem]:
-    rl = parts.config.rl_config
-    for name in rl.verifier_kwargs:
-        if (problem := misspelled_kwargs(name, rl.verifier_function)) is not None:
-            yield error(problem)
-        elif name not in rl.verifier_function:
-            yield warning(
-                f"rl_config.verifier_kwargs.{name}: has no effect, because verifier_function does not name it. "
-                "Set it to null; this also removes an inherited entry."
-            )
-    for found in parts.rewards:
-        if isinstance(found, RewardError):
-            yield error(str(found))
-            continue
-        metric = rl.filter_groups_metric
-        gives_metrics = inspect.signature(found.function).return_annotation not in (float, "float")
-        if rl.filter_groups_enable and metric.startswith(f"{found.name}/") and not gives_metrics:
-            yield error(
-                f"rl_config.filter_groups_metric: {found.name} returns its score alone, got '{metric}'. "
-                f"Set {found.name}, or score."
-            )
-
-
-def _tool_problems(parts: RunParts, *, is_strict: bool) -> Iterator[Problem]:
-    try:
-        toolbox = parts.toolbox
-    except ToolError as failure:
-        yield error(str(failure))
-        return
-    if toolbox is not None:
-        yield from map(warning, toolbox.warnings)
-        yield from _service_problems(toolbox, is_strict=is_strict)
 
 
 def _environment_problems(config: Config) -> Iterator[Problem]:
@@ -319,130 +246,6 @@ def _environment_problems(config: Config) -> Iterator[Problem]:
             yield error(str(failure))
 
 
-def _service_problems(toolbox: Toolbox, *, is_strict: bool) -> Iterator[Problem]:
-    """Ask the services behind the tools. Embedded services start with the run."""
-    try:
-        asyncio.run(asyncio.wait_for(toolbox.check(), _SERVICE_TIMEOUT_S))
-    except (ToolError, TimeoutError) as failure:
-        text = str(failure) or f"rl_config.tool_config_path: no answer of a service in {_SERVICE_TIMEOUT_S:.0f} s."
-        yield error(text) if is_strict else note(f"{text} Not checked here.")
-
-
-def _evaluation_problems(config: Config) -> Iterator[Problem]:
-    if not config.megatron_training.eval_data_path:
-        yield error("megatron_training.eval_data_path: must name evaluation sets, got nothing. Set a file.")
-
-
-def _data_problems(
-    parts: RunParts, keys: tuple[str, ...], *, is_strict: bool, with_rewards: bool = False
-) -> Iterator[Problem]:
-    """Check data files, and with rewards whether each row can be scored."""
-    training = parts.config.megatron_training
-    if "data_path" in keys and not training.data_path:
-        yield error("megatron_training.data_path: must name a data file, got nothing. Set what `rl preprocess` wrote.")
-    for file in (file for key in keys for file in parts.files(key)):
-        if not is_strict and not file.path.exists():
-            yield note(f"{file.where}: no file '{file.path}' on this machine. Not checked here.")
-            continue
-        try:
-            prompts = parts.prompts(file)
-        except DataError as failure:
-            yield error(f"{file.where}: {failure}")
-            continue
-        if with_rewards:
-            rewards = [found for found in parts.rewards if isinstance(found, Reward)]
-            for problem in row_problems(rewards, prompts, file.path):
-                yield error(f"{file.where}: {problem}")
-
-
-def _prompt_type_problems(parts: RunParts) -> Iterator[Problem]:
-    """Compare the `prompt_type` that rows were preprocessed for with the one they are rendered with."""
-    prompt_type = parts.config.rl_config.prompt_type
-    for file in (*parts.files("data_path"), *parts.files("eval_data_path")):
-        noted = recorded_prompt_type(file.path)
-        if noted not in (None, prompt_type):
-            yield warning(
-                f"{file.where}: its rows were preprocessed for prompt_type '{noted}', got "
-                f"rl_config.prompt_type '{prompt_type}'. Set rl_config.prompt_type={noted}, or preprocess them again."
-            )
-
-
 def _log_warnings(problems: Iterator[Problem]) -> None:
     for problem in problems:
         logger.warning("%s", problem.text)
-
-
-def _model_problems(parts: RunParts, *, is_strict: bool) -> Iterator[Problem]:
-    """Check the model's family, weights, tokenizer and chat template."""
-    config = parts.config
-    facts, _ = find_model_facts(config)
-    folder = Path(config.actor_config.load)
-    if facts is not None and facts.model_type not in FAMILIES:
-        yield error(unknown_name("actor_config.load: model_type", facts.model_type, FAMILIES))
-    if not config.actor_config.load or (facts is None and folder.is_dir()):
-        return  # reported by the rules between keys
-    if not folder.is_dir():
-        if is_strict:
-            yield error(f"actor_config.load: no folder '{folder}'. Fetch the model, or correct the path.")
-        return
-    tokenizer = Path(config.megatron_training.tokenizer_name_or_path or folder)
-    damages = list(damaged_files(*dict.fromkeys((folder, tokenizer))))
-    try:
-        if facts is not None and facts.model_type in FAMILIES and not damages:
-            check_weights(folder, facts)
-    except ModelError as failure:
-        damages = [str(failure)]
-    if damages:
-        yield from map(error, damages)
-        return
-    names_are_known = not any(_parser_problems(config.rl_config.tool_parser_format))
-    if names_are_known and config.rl_config.prompt_type in TEMPLATES:
-        with suppress(ToolError):  # reported by _tool_problems
-            try:
-                _ = parts.dialog
-            except (ConfigError, ModelError) as failure:
-                yield error(str(failure))
-
-
-def _engine_problems(config: Config, *, is_strict: bool) -> Iterator[Problem]:
-    size, device = config.generate_config.infer_tensor_parallel_size, config.megatron_training.device
-    if size > 1 and (device is Device.CPU or (is_strict and not runs_on_cuda(config))):
-        yield error(
-            f"generate_config.infer_tensor_parallel_size: must be 1 on CPU, where an engine has all its cores anyway, "
-            f"got {size}. Set 1; rl_config.rollout_resource.num_devices gives more engines."
-        )
-
-
-def _place_problems(config: Config) -> Iterator[Problem]:
-    """Check that trackers are installed, and that the run's folder can be made and does not exist."""
-    training = config.megatron_training
-    try:
-        check_trackers(config)
-    except ConfigError as failure:
-        yield error(str(failure))
-    base = Path(training.output_dir)
-    there = next(place for place in (base, *base.absolute().parents) if place.exists())
-    if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
-        yield error(
-            f"megatron_training.output_dir: no folder can be made in {there}, got '{base}'. Choose a writable one."
-        )
-    elif training.run_name and (base / training.run_name).exists():
-        yield error(
-            f"megatron_training.run_name: {base / training.run_name} exists already, and no run overwrites another. "
-            "Choose another name, remove the folder, or continue it with megatron_training.resume."
-        )
-
-
-def _device_problems(config: Config) -> Iterator[Problem]:
-    device = config.megatron_training.device
-    if device is Device.CUDA and not torch.cuda.is_available():
-        yield error("megatron_training.device: no CUDA device is visible, got cuda. Set auto or cpu.")
-    if device is not Device.CPU and torch.cuda.is_available() and config.rl_config.ray_address is None:
-        rl, found = config.rl_config, torch.cuda.device_count()
-        wanted = rl.actor_resource.num_devices
-        wanted += 0 if rl.use_integrated_worker else rl.rollout_resource.num_devices
-        if wanted > found:
-            yield error(
-                f"rl_config.actor_resource.num_devices: the run needs {wanted} devices, this machine has {found}. "
-                "Lower the number, or set ray_address of a cluster."
-            )

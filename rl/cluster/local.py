@@ -5,11 +5,11 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-from collections.abc import Awaitable, Callable, Collection, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import ExitStack, closing, contextmanager
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Literal
 
 from prometheus_client.core import Metric
 
@@ -28,32 +28,31 @@ from rl.inference.environment import engine_environment
 from rl.observability.busy_clock import BusyClock
 from rl.observability.clock import wall_time
 from rl.observability.token_records import write_sampled_rows
-from rl.observability.trajectories import write_records
 from rl.rewards.registry import RewardSet, configured_rewards
 from rl.rollout.agent_loop import AgentLoop
 from rl.rollout.dialog import load_dialog
-from rl.rollout.group import run_group
-from rl.rollout.headers import header_of_group, uses_of
+from rl.rollout.loop_workers import LoopWorkers
 from rl.rollout.workers import PromptBatch, groups_at_once
 from rl.services.owned_folder import owned_folder
 from rl.serving.agents import Agents
-from rl.types import BusySeconds, Group, Prompt, Scores, Span, StopReason, Trajectory, WeightUpdate
+from rl.types import BusySeconds, Prompt, Scores, Span, StopReason, Trajectory, WeightUpdate
 
 if TYPE_CHECKING:  # imported when the environment that vLLM reads is set
     from rl.inference.engine import VllmEngine
 
 logger = logging.getLogger(__name__)
 
-T = TypeVar("T")
 _FOLDER = "turnwise-run-"
-_END_TIMEOUT_S = 10.0
 
 
-class LocalWorkers:
-    """One rollout worker in this process (`rl.rollout.workers.Workers`). Errors keep their traceback.
+class LocalWorkers(LoopWorkers):
+    """One rollout worker in this process (`rl.rollout.workers.Workers`), with an engine.
 
     Args:
         engine: Started on `events`.
+        loop: Runs trajectories on the engine.
+        rewards: Score them.
+        config: The run's.
         events: The event loop that runs everything while the driver waits.
     """
 
@@ -65,39 +64,17 @@ class LocalWorkers:
         config: Config,
         events: asyncio.AbstractEventLoop,
     ) -> None:
-        self._engine, self._loop, self._rewards = engine, loop, rewards
-        self._config, self._events = config, events
+        super().__init__(loop, rewards, events, partial(groups_at_once, config))
+        self._engine, self._tokenizer = engine, loop.tokenizer
         self._scoring = BusyClock()
-        self._num_running = 0
 
-    def run(self, batch: PromptBatch) -> Iterator[tuple[int, GroupHeader]]:
+    def run(self, batch: PromptBatch) -> Generator[tuple[int, GroupHeader], None, None]:
         """See `Workers`."""
-        running: dict[asyncio.Task[Group], int] = {}
-        room = groups_at_once(self._config, batch.num_samples)
-        try:
-            while batch.waiting or running:
-                while batch.waiting and len(running) < room:
-                    order, prompt = batch.waiting.popleft()
-                    running[self._events.create_task(self._run_group(prompt, batch))] = order
-                self._num_running = len(running)
-                done, _ = self._wait(asyncio.wait(running, return_when=asyncio.FIRST_COMPLETED))
-                for task in done:
-                    group = header_of_group(task.result())
-                    if any(t.stop_reason is StopReason.ENGINE_FAILED for t in group.trajectories):
-                        raise RolloutError("rollout: the engine died. Its own messages are above.")
-                    yield running.pop(task), group
-        finally:
-            self._cancel(running)
-
-    @property
-    def num_alive(self) -> int:
-        """See `Workers`."""
-        return 1
-
-    @property
-    def num_running(self) -> int:
-        """See `Workers`."""
-        return self._num_running
+        with closing(super().run(batch)) as groups:
+            for order, group in groups:
+                if any(t.stop_reason is StopReason.ENGINE_FAILED for t in group.trajectories):
+                    raise RolloutError("rollout: the engine died. Its own messages are above.")
+                yield order, group
 
     def engine_metrics(self, timeout_s: float) -> dict[int, list[Metric]]:
         """See `Workers`."""
@@ -118,43 +95,16 @@ class LocalWorkers:
 
     def write(self, path: Path, groups: Sequence[GroupHeader], recording: Recording | None = None) -> None:
         """See `Workers`; here the files are written when the call returns."""
-        write_records(path, [group.record for group in groups], uses_of(groups))
+        super().write(path, groups)
         if recording is not None:
-            pieces = partial(token_pieces, self._loop.tokenizer)
+            pieces = partial(token_pieces, self._tokenizer)
             failure = write_sampled_rows(recording, (group.rows for group in groups), pieces)
             if failure is not None:
                 logger.warning("%s", failure)
 
-    def fetch(self, reference: Any) -> Any:
-        """See `Workers`; a reference is the value itself."""
-        return reference
-
-    def keep(self, value: Any) -> Any:
-        """See `Workers`; a reference is the value itself."""
-        return value
-
-    async def _run_group(self, prompt: Prompt, batch: PromptBatch) -> Group:
-        return await run_group(self._loop, prompt, batch.num_samples, batch.sampling, self._score)
-
     async def _score(self, trajectory: Trajectory) -> Scores:
         with self._scoring:
-            return await self._rewards.score(trajectory.without_tokens())
-
-    def _cancel(self, tasks: Collection[asyncio.Task[Group]]) -> None:
-        """End what still runs when a step fails or a debugger is left."""
-        for task in tasks:
-            task.cancel()
-        if tasks:
-            done, _ = self._wait(asyncio.wait(tasks, timeout=_END_TIMEOUT_S))
-            for task in done:
-                if not task.cancelled():
-                    task.exception()  # retrieved, so that asyncio does not print it
-
-    def _wait(self, work: Awaitable[T]) -> T:
-        async def result() -> T:
-            return await work
-
-        return self._events.run_until_complete(result())
+            return await super()._score(trajectory)
 
 
 @contextmanager

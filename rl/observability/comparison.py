@@ -53,11 +53,6 @@ class ComparedRun:
         """Completed steps."""
         return max((step for curve in self.curves.values() for step in curve), default=0)
 
-    @property
-    def is_finished(self) -> bool:
-        """Whether the run ended by itself."""
-        return self.directory.summary_file.is_file()
-
 
 @dataclass(slots=True, frozen=True)
 class Setting:

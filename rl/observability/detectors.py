@@ -52,7 +52,7 @@ class StepView:
 
     @property
     def trajectories(self) -> list[TrajectoryHeader]:
-        """Of all groups."""
+        """The trajectories of all groups."""
         return [trajectory for group in self.groups for trajectory in group.trajectories]
 
     def before(self, name: str) -> list[float]:

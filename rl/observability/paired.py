@@ -40,7 +40,7 @@ class PairedComparison:
     difference: Estimate
     """Second minus first, with its 95 % interval for pairs."""
     p_value: float
-    """Of no difference: exact sign test over the questions whose means differ; for one sample McNemar's exact test."""
+    """Exact sign test over the questions whose means differ; with one sample this is McNemar's exact test."""
     gained: list[Change]
     """Questions of which at most half of the samples were correct, and then more than half."""
     lost: list[Change]

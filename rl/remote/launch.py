@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Generator, Iterator
+from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -18,15 +18,13 @@ from rl.cluster.endings import terminated_like_interrupted
 from rl.cluster.rollouts import RolloutGroup
 from rl.config.schema import Config
 from rl.errors import RolloutError
-from rl.observability.trajectories import write_records
 from rl.remote.client import ChatClient, Endpoint
 from rl.remote.loop import EndpointLoop
-from rl.rewards.registry import RewardSet, configured_rewards
-from rl.rollout.group import run_group
-from rl.rollout.headers import header_of_group
-from rl.rollout.workers import PromptBatch, Recording
+from rl.rewards.registry import configured_rewards
+from rl.rollout.loop_workers import LoopWorkers
+from rl.rollout.workers import PromptBatch
 from rl.tools.registry import load_toolbox
-from rl.types import Group, Prompt, Scores, Span, StopReason, Trajectory, WeightUpdate
+from rl.types import Prompt, Span, StopReason, WeightUpdate
 
 logger = logging.getLogger(__name__)
 
@@ -35,60 +33,28 @@ _SILENT = (StopReason.ENGINE_FAILED, StopReason.DEADLINE)
 """With one of these and without a turn, the server never answered a trajectory."""
 
 
-class EndpointWorkers:
-    """One rollout worker in this process (`rl.rollout.workers.Workers`).
+class EndpointWorkers(LoopWorkers):
+    """One rollout worker in this process (`rl.rollout.workers.Workers`). The engine is the server's."""
 
-    Args:
-        loop: Runs trajectories.
-        rewards: Score them.
-        num_at_once: Trajectories at the same time, in whole groups.
-        events: The event loop that runs everything while the driver waits.
-    """
-
-    def __init__(
-        self, loop: EndpointLoop, rewards: RewardSet, *, num_at_once: int, events: asyncio.AbstractEventLoop
-    ) -> None:
-        self._loop, self._rewards, self._num_at_once, self._events = loop, rewards, num_at_once, events
-        self._num_running = 0
-
-    def run(self, batch: PromptBatch) -> Iterator[tuple[int, GroupHeader]]:
+    def run(self, batch: PromptBatch) -> Generator[tuple[int, GroupHeader], None, None]:
         """See `Workers`.
 
         Raises:
             RolloutError: The server failed in every trajectory.
         """
-        running: dict[asyncio.Task[Group], int] = {}
-        room = math.ceil(self._num_at_once / batch.num_samples)
         failure, has_answered = None, False
-        while batch.waiting or running:
-            while batch.waiting and len(running) < room:
-                order, prompt = batch.waiting.popleft()
-                running[self._events.create_task(self._run_group(prompt, batch))] = order
-            self._num_running = len(running)
-            done, _ = self._events.run_until_complete(asyncio.wait(running, return_when=asyncio.FIRST_COMPLETED))
-            for task in done:
-                group = header_of_group(task.result())
+        with closing(super().run(batch)) as groups:
+            for order, group in groups:
                 silent = [t for t in group.trajectories if t.stop_reason in _SILENT and not t.turn_tokens]
                 has_answered = has_answered or len(silent) < len(group.trajectories)
                 failure = failure or (silent[0].failure if silent else None)
-                yield running.pop(task), group
-        self._num_running = 0
+                yield order, group
         if failure is not None and not has_answered:
             raise RolloutError(f"--endpoint: no trajectory got an answer. The first: {failure}. See the server's log.")
 
     def call(self, method: str, *, what: str) -> list[Any]:
         """See `Workers`; there is nothing to call."""
         return []
-
-    @property
-    def num_alive(self) -> int:
-        """See `Workers`."""
-        return 1
-
-    @property
-    def num_running(self) -> int:
-        """See `Workers`."""
-        return self._num_running
 
     def engine_metrics(self, timeout_s: float) -> dict[int, list[Metric]]:
         """See `Workers`; the engine's metrics are the server's."""
@@ -97,24 +63,6 @@ class EndpointWorkers:
     def update_weights(self, update: WeightUpdate) -> list[Span]:
         """See `Workers`; the weights are the server's."""
         raise AssertionError("a server takes no weights")
-
-    def write(self, path: Path, groups: Sequence[GroupHeader], recording: Recording | None = None) -> None:
-        """See `Workers`; here the file is written when the call returns. There are no tokens to record."""
-        write_records(path, [group.record for group in groups], {})
-
-    def fetch(self, reference: Any) -> Any:
-        """See `Workers`; a reference is the value itself."""
-        return reference
-
-    def keep(self, value: Any) -> Any:
-        """See `Workers`; a reference is the value itself."""
-        return value
-
-    async def _run_group(self, prompt: Prompt, batch: PromptBatch) -> Group:
-        return await run_group(self._loop, prompt, batch.num_samples, batch.sampling, self._score)
-
-    async def _score(self, trajectory: Trajectory) -> Scores:
-        return await self._rewards.score(trajectory)
 
 
 @contextmanager
@@ -149,7 +97,7 @@ def connect(
         client = ChatClient(endpoint, timeout_s=2 * rl.trajectory_timeout, num_at_once=num_at_once)
         stack.callback(lambda: runner.run(client.close()))
         loop = EndpointLoop(client, toolbox, config)
-        workers = EndpointWorkers(loop, rewards, num_at_once=num_at_once, events=runner.get_loop())
+        workers = EndpointWorkers(loop, rewards, runner.get_loop(), lambda samples: math.ceil(num_at_once / samples))
         yield RolloutGroup(workers, prompts, config, on_group=on_group)
         if client.num_failed_attempts:
             logger.warning("--endpoint: %d attempts failed and were tried again.", client.num_failed_attempts)

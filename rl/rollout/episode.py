@@ -13,13 +13,26 @@ import time
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+import numpy as np
+
 from rl.chat.ledger import Ledger
 from rl.chat.renderer import Renderer
 from rl.chat.stopping import begins_stop, completes_stop
 from rl.interfaces import Engine
 from rl.observability.clock import wall_time
 from rl.thoughts import OPEN, is_thinking
-from rl.types import FinishReason, Message, Prompt, Sampling, StopReason, TokenSequence, Trajectory, Turn
+from rl.types import (
+    FinishReason,
+    FloatArray,
+    IntArray,
+    Message,
+    Prompt,
+    Sampling,
+    StopReason,
+    TokenSequence,
+    Trajectory,
+    Turn,
+)
 
 _HEADER_TOKENS = 16
 """Tokens that the end of a header is looked for in."""
@@ -29,11 +42,12 @@ _HEADER_TOKENS = 16
 class Sampled:
     """The tokens of one turn, as the engine gave them."""
 
-    prompt_ids: list[int]
-    """The turn's context."""
-    token_ids: list[int]
-    logprobs: list[float]
-    """Of the distribution that the turn was sampled from."""
+    prompt_ids: IntArray
+    """[P] int32, the turn's context. These are views of the sequence."""
+    token_ids: IntArray
+    """[L] int32."""
+    logprobs: FloatArray
+    """[L] float32, of the distribution that the turn was sampled from."""
 
 
 @dataclass(slots=True)
@@ -63,7 +77,7 @@ class Episode:
     _places: list[tuple[TokenSequence, int]] = field(default_factory=list)
     """Where the tokens of each turn begin."""
     _logprobs: dict[int, list[float]] = field(default_factory=dict)
-    """Of the tokens of turns that are not trained on, by their place among `turns`."""
+    """Log-probs of turns that are not trained on, by their place among `turns`."""
 
     def __post_init__(self) -> None:
         self.ledger = Ledger(self.renderer)
@@ -171,8 +185,9 @@ class Episode:
         """The tokens of a turn, by its place among `turns`."""
         sequence, start = self._places[number]
         end = start + self.turns[number].num_tokens
-        logprobs = self._logprobs.get(number, sequence.logprobs[start:end].tolist())
-        return Sampled(_ids(sequence)[:start], _ids(sequence, start)[: end - start], logprobs)
+        own = self._logprobs.get(number)
+        logprobs = sequence.logprobs[start:end] if own is None else np.array(own, np.float32)
+        return Sampled(sequence.token_ids[:start], sequence.token_ids[start:end], logprobs)
 
     def said(self, turn: Turn) -> Message:
         """A turn as a message, in the model's own words."""

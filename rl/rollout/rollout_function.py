@@ -64,8 +64,8 @@ class Policy:
         self._episode, self._parser, self._tools = episode, parser, tools
         self.engine_error: RolloutError | None = None
         """The engine died, though the function may have caught it."""
-        self._asked: Counter[bytes] = Counter()
-        """How often each context was asked for."""
+        self._asked: Counter[int] = Counter()
+        """How often each context was asked for, by its hash."""
         self._answered: list[int] = []
         """Numbers of the turns that the caller got, by their place among the episode's."""
         self.stop_reason: StopReason | None = None
@@ -133,7 +133,7 @@ class Policy:
 
     def _name(self, sequence: TokenSequence, extension: Extension) -> str:
         """What a turn's seed is derived from: its depth in the conversation, whatever the order of the requests."""
-        context = sequence.token_ids.tobytes()
+        context = hash(sequence.token_ids.tobytes())
         self._asked[context] += 1
         again = self._asked[context] - 1
         return f"{extension.num_turns}.{again}" if again else f"{extension.num_turns}"

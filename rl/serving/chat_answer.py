@@ -29,7 +29,7 @@ def chat_answer(request: ChatRequest, answer: Answer) -> dict[str, Any]:
     body["choices"] = [_choice(request, answer, number) for number in range(len(answer.replies))]
     body["usage"] = usage_of(answer.replies)
     if request.return_token_ids:
-        body["prompt_token_ids"] = answer.replies[0].sampled.prompt_ids
+        body["prompt_token_ids"] = answer.replies[0].sampled.prompt_ids.tolist()
     return body
 
 
@@ -67,7 +67,8 @@ def _choice(request: ChatRequest, answer: Answer, number: int) -> dict[str, Any]
         message["content"] = message["content"] or None
     logprobs = None
     if request.logprobs:
-        tokens = zip(answer.pieces(reply.sampled.token_ids), reply.sampled.logprobs, strict=True)
+        sampled = reply.sampled
+        tokens = zip(answer.pieces(sampled.token_ids.tolist()), sampled.logprobs.tolist(), strict=True)
         logprobs = {
             "content": [
                 {"token": piece, "logprob": value, "bytes": list(piece.encode()), "top_logprobs": []}
@@ -75,7 +76,7 @@ def _choice(request: ChatRequest, answer: Answer, number: int) -> dict[str, Any]
             ]
         }
     found = {"index": number, "message": message, "logprobs": logprobs, "finish_reason": _finish_reason(reply)}
-    return {**found, "token_ids": reply.sampled.token_ids} if request.return_token_ids else found
+    return {**found, "token_ids": reply.sampled.token_ids.tolist()} if request.return_token_ids else found
 
 
 def _finish_reason(reply: Reply) -> str:

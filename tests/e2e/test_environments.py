@@ -84,8 +84,6 @@ def test_a_model_learns_behind_an_agent_on_the_openai_package(workspace: Path) -
         workspace,
         "agent",
         f"rl_config.agent_function={file}:solve",
-        "rl_config.tool_parser_format=hermes",
-        "rl_config.prompt_type=empty",
         "generate_config.sampling_config.max_tokens=40",
         "megatron_training.train_iters=1",
     )

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
-from rl.errors import DataError
 from rl.observability.run_directory import RunDirectory
 
 
@@ -26,7 +24,7 @@ def overview(run: RunDirectory) -> dict[str, Any]:
         "path": str(run.path.resolve()),
         "steps": steps,
         "metrics": metrics,
-        "warnings": read_warnings(run.warnings_file),
+        "warnings": run.read_warnings(),
         "config": run.config_file.read_text(encoding="utf-8", errors="replace"),
         "versions": _text(run.versions_file),
         "summary": run.read_summary(),
@@ -55,23 +53,6 @@ def metric_columns(rows: list[dict[str, Any]]) -> tuple[list[int], dict[str, lis
     steps = sorted(by_step)
     names = sorted({name for row in by_step.values() for name in row} - {"step"})
     return steps, {name: [by_step[step].get(name) for step in steps] for name in names}
-
-
-def read_warnings(path: Path) -> list[dict[str, Any]]:
-    """Read warnings.jsonl; empty without the file. A last line that is being written is ignored.
-
-    Raises:
-        DataError: Another line is malformed.
-    """
-    found = []
-    lines = _text(path).splitlines()
-    for number, line in enumerate(lines, start=1):
-        try:
-            found.append(json.loads(line))
-        except ValueError as error:
-            if number < len(lines):
-                raise DataError(f"{path}, row {number}: not JSON ({error}). Remove the line.") from error
-    return found
 
 
 def _text(path: Path) -> str:

@@ -36,7 +36,7 @@ class RowIndex:
     endings: list[str] = field(default_factory=list)
     """The end of each trajectory's last turn, which often is its answer."""
     tool_errors: list[list[int]] = field(default_factory=list)
-    """Of each trajectory, the statuses other than `ok`, as `names`."""
+    """For each trajectory, the statuses other than `ok`, as `names`."""
     _numbers: dict[str, int] = field(default_factory=dict)
 
     @property
