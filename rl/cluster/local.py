@@ -176,9 +176,9 @@ def _local_workers(config: Config, model_folder: Path, tool_overrides: dict[str,
 
 @contextmanager
 def _local_actor(config: Config, shards: Path, loss: Literal["policy", "sft"]) -> Iterator[ActorGroup]:
-    from rl.training.actor import Actor
+    from rl.training.loading import actor_class
 
-    make = partial(Actor, config, num_threads=len(os.sched_getaffinity(0)))
+    make = partial(actor_class(), config, num_threads=len(os.sched_getaffinity(0)))
     with make(loss=loss) as actor, ExitStack() as stack:
         references = None
         if loss == "policy" and config.rl_config.init_kl_coef > 0:

@@ -45,9 +45,9 @@ class ActorWorker:
 
     def start(self) -> None:
         """Join the process group and load the model."""
-        from rl.training.actor import Actor
+        from rl.training.loading import actor_class
 
-        self.rank = Rank(Actor(self.config, **self.placement), fetch_rows)
+        self.rank = Rank(actor_class()(self.config, **self.placement), fetch_rows)
 
     def call(self, method: str, *args: Any) -> Any:
         """Call a method of `rl.training.actor.Actor`, after fetching rows from the object store."""

@@ -84,11 +84,11 @@ def _difference(config: Config, sequence: TokenSequence) -> float:
     from rl.batch.layout import packing_layout
     from rl.batch.packing import pack_samples
     from rl.batches import Sample
-    from rl.training.actor import Actor
+    from rl.training.loading import actor_class
 
     row = Sample("doctor/0", "doctor", sequence.token_ids, sequence.loss_mask, None, sequence.logprobs)
     layout = packing_layout(config, num_data_parallel=1)
-    with Actor(config, loss="reference", num_threads=len(os.sched_getaffinity(0))) as actor:
+    with actor_class()(config, loss="reference", num_threads=len(os.sched_getaffinity(0))) as actor:
         micros = pack_samples([row], layout).mini_batches[0].micro_batches[0]
         pairs = list(zip(micros, actor.compute_logprobs(micros), strict=True))
     return max(float((own - m.rollout_logprobs)[m.loss_mask > 0].abs().max()) for m, own in pairs)
