@@ -160,7 +160,9 @@ def _print_paths(directory: RunDirectory, picture: Path, target: Console) -> Non
     }
     for name, path in paths.items():
         target.print(f"{name:<13}{_short(path)}", soft_wrap=True, markup=False)
-    target.print(f"{'to read one':<13}python -m rl view {_short(directory.path)} --best", soft_wrap=True, markup=False)
+    for name, option in {"to read one": "--best", "as a page": "--html"}.items():
+        command = f"python -m rl view {_short(directory.path)} {option}"
+        target.print(f"{name:<13}{command}", soft_wrap=True, markup=False)
 
 
 def _short(path: Path | str) -> str:
