@@ -46,6 +46,7 @@ from rl.config.kinds import (
     TruncateSide,
     Weight,
 )
+from rl.config.serve import ServeConfig
 
 
 @dataclass(config=CHECKED)
@@ -376,3 +377,4 @@ class Config(Section):
     actor_config: ActorConfig = field(default_factory=ActorConfig)
     rl_config: RLConfig = field(default_factory=RLConfig)
     generate_config: GenerateConfig = field(default_factory=GenerateConfig)
+    serve_config: ServeConfig = field(default_factory=ServeConfig)
