@@ -244,7 +244,10 @@ def run_checks(
     }
     if is_strict:
         checks |= {
-            "run directory": lambda: [*place_problems(config), *resume_problems(config, "train")],
+            "run directory": lambda: [
+                *place_problems(config),
+                *resume_problems(config, "serve" if is_served(config) else "train"),
+            ],
             "devices": lambda: device_problems(config),
             "memory": lambda: memory_problems(config, with_actor=not config.megatron_training.rollout_only),
         }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
+from pathlib import Path
 
 from rl.cluster.serve_launch import ServiceHandle, launch_service
 from rl.cluster.served_rollouts import TrainingEndedByClientError
@@ -35,12 +36,13 @@ def main(config: Config, name: str) -> None:
     Raises:
         TurnwiseError: An error that the user can fix.
     """
+    config, journal = _from_the_journal(config)
     preflight_service(config)
     directory: RunDirectory | None = RunDirectory.create(config, name)
     assert directory is not None, "it was just created"
     with launch_service(config, log_directory=directory.logs) as service:
         console().print(f"serving at {service.address}/v1, page at {service.address}/", highlight=False)
-        if config.megatron_training.resume:
+        if config.megatron_training.resume or journal:
             service.front.begin_native()
         while True:
             job = service.front.next_job()
@@ -49,12 +51,22 @@ def main(config: Config, name: str) -> None:
             except TurnwiseError as problem:
                 service.front.refuse_job(problem)
                 continue
-            run_job(changed, service, name if directory else f"{name}-{job.name}", directory)
-            directory = None
+            run_job(changed, service, name if directory else f"{name}-{job.name}", directory, journal)
+            directory = journal = None
 
 
-def run_job(config: Config, service: ServiceHandle, name: str, directory: RunDirectory | None) -> None:
-    """Train until the steps are done or a client ends it; the model stays served."""
+def run_job(
+    config: Config, service: ServiceHandle, name: str, directory: RunDirectory | None, journal: Path | None = None
+) -> None:
+    """Train until the steps are done or a client ends it; the model stays served.
+
+    Args:
+        config: The training's.
+        service: The engines and the clients.
+        name: Names the run directory.
+        directory: A run directory that was made before.
+        journal: Groups of a run that died before its first checkpoint.
+    """
     step = 0
     try:
         with (
@@ -63,6 +75,8 @@ def run_job(config: Config, service: ServiceHandle, name: str, directory: RunDir
             run.watching(rollouts),
         ):
             rollouts.on_save = lambda: run.save(rollouts.step, actor, rollouts)
+            if journal is not None:
+                rollouts.recover(journal)
             try:
                 train(config, run, actor, rollouts, [])
                 step = rollouts.step + 1
@@ -74,6 +88,18 @@ def run_job(config: Config, service: ServiceHandle, name: str, directory: RunDir
         time.sleep(_LINGER_S)
         raise
     service.front.end_job(step, None)
+
+
+def _from_the_journal(config: Config) -> tuple[Config, Path | None]:
+    """A run that died before its first checkpoint is begun anew, with the groups that it had acknowledged."""
+    source = config.megatron_training.resume
+    if (
+        not source
+        or not (journal := Path(source) / "journal").is_dir()
+        or RunDirectory(Path(source)).latest_checkpoint()
+    ):
+        return config, None
+    return with_changes(config, {"megatron_training.resume": None}), journal
 
 
 def _config_of(config: Config, job: JobRequest) -> Config:
