@@ -279,7 +279,7 @@ def _sampling_params(sampling: Sampling, stop_token_ids: list[int]) -> SamplingP
         max_tokens=sampling.max_tokens,
         seed=sampling.seed,
         stop=list(sampling.stop) if has_stop_strings else None,
-        stop_token_ids=stop_token_ids,
+        stop_token_ids=[*stop_token_ids, *sampling.stop_token_ids],
         include_stop_str_in_output=has_stop_strings,
         detokenize=has_stop_strings,
         skip_special_tokens=not has_stop_strings,  # a stop string may contain a special token

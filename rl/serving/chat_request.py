@@ -10,84 +10,42 @@ Source: OpenAI's API reference, "Create chat completion"; vLLM's `ChatCompletion
 from __future__ import annotations
 
 import json
-import re
-from collections.abc import Mapping, Set
-from dataclasses import dataclass, field
-from typing import Annotated, Any, Literal
+from collections.abc import Coroutine, Mapping
+from dataclasses import dataclass, replace
+from typing import Annotated, Any, ClassVar, Literal
 
 from jsonschema import Draft202012Validator
 from jsonschema.exceptions import SchemaError
 from pydantic import Field, TypeAdapter, ValidationError
 
-from rl.errors import first_problem, unknown_name
-from rl.serving.errors import ApiError, bad_request
+from rl.rollout.dialog import Dialog
+from rl.rollout.rollout_function import Policy, Reply
+from rl.serving.errors import bad_request, wrong_field
+from rl.serving.sample_request import NEUTRAL, WITHOUT_EFFECT, SampleRequest, Tokens
+from rl.serving.values import neutral
 from rl.types import Message, Sampling
 
-_NEUTRAL: dict[str, tuple[Any, ...]] = {
-    "best_of": (1,),
-    "echo": (False,),
-    "frequency_penalty": (0,),
+_NEUTRAL = NEUTRAL | {
     "function_call": ("auto", "none"),
     "functions": ([],),
-    "ignore_eos": (False,),
-    "length_penalty": (1,),
-    "logit_bias": ({},),
-    "min_tokens": (0,),
     "modalities": (["text"],),
     "parallel_tool_calls": (True,),
-    "presence_penalty": (0,),
-    "repetition_penalty": (1,),
-    "skip_special_tokens": (True,),
     "top_logprobs": (0,),
-    "use_beam_search": (False,),
 }
 """Keys that are accepted with these values alone, which have no effect."""
 
-_WITHOUT_EFFECT = frozenset(
-    (
-        "cache_salt",
-        "metadata",
-        "priority",
-        "prompt_cache_key",
-        "request_id",
-        "safety_identifier",
-        "service_tier",
-        "store",
-        "user",
-    )
-)
-"""Keys that never change what is sampled."""
 
-StopString = Annotated[str, Field(min_length=1)]
-Tokens = Annotated[int, Field(ge=1, le=10_000_000)]
-
-
-@dataclass(slots=True)
-class _Stream:
-    include_usage: bool = False
-
-
-@dataclass(slots=True)
-class ChatRequest:
+@dataclass(slots=True, kw_only=True)
+class ChatRequest(SampleRequest):
     """A chat request. A field that is None was not given."""
 
+    prompt_key: ClassVar[str] = "messages"
+
     messages: Annotated[list[Message], Field(min_length=1)]
-    model: str | None = None
-    n: Annotated[int, Field(ge=1, le=128)] = 1
-    max_tokens: Tokens | None = None
     max_completion_tokens: Tokens | None = None
-    temperature: Annotated[float, Field(ge=0, le=2)] | None = None
-    top_p: Annotated[float, Field(gt=0, le=1)] | None = None
-    top_k: Annotated[int, Field(ge=-1, le=2**31 - 1)] | None = None
-    min_p: Annotated[float, Field(ge=0, le=1)] | None = None
-    stop: StopString | list[StopString] | None = None
-    seed: Annotated[int, Field(ge=-(2**63), le=2**63 - 1)] | None = None
     tools: list[dict[str, Any]] | None = None
     tool_choice: Literal["auto", "none"] | None = None
     logprobs: bool = False
-    stream: bool = False
-    stream_options: _Stream = field(default_factory=_Stream)
-    return_token_ids: bool = False
     response_format: dict[str, Any] | None = None
 
     @property
@@ -119,45 +77,21 @@ class ChatRequest:
         """The tools that the model is shown."""
         return [] if self.tool_choice == "none" else self.tools or []
 
+    def conversation(self, number: int) -> list[Message]:
+        """See `SampleRequest.conversation`."""
+        return self.messages
+
     def sampling(self, own: Sampling) -> Sampling:
-        """The sampling that it asks for.
+        """See `SampleRequest.sampling`."""
+        return replace(SampleRequest.sampling(self, own), json_schema=self.json_schema)
 
-        Args:
-            own: The run's, for what it leaves open.
-        """
-        stop = (self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ())
-        return Sampling(
-            temperature=own.temperature if self.temperature is None else self.temperature,
-            max_tokens=self.limit or own.max_tokens,
-            top_p=own.top_p if self.top_p is None else self.top_p,
-            top_k=own.top_k if self.top_k is None else self.top_k or -1,
-            min_p=own.min_p if self.min_p is None else self.min_p,
-            stop=own.stop + stop,
-            seed=own.seed if self.seed is None else self.seed,
-            json_schema=self.json_schema,
-        )
+    def ask(self, number: int, policy: Policy, own: Sampling, dialog: Dialog) -> Coroutine[Any, Any, Reply]:
+        """See `SampleRequest.ask`."""
+        return policy.chat(self.messages, max_tokens=self.limit, sampling=self.sampling(own), dialog=dialog)
 
 
-_SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
 _REQUEST = TypeAdapter(ChatRequest)
 _FIELDS = frozenset(ChatRequest.__dataclass_fields__)
-
-
-def read_body(body: bytes | bytearray) -> Mapping[str, Any]:
-    """Decode the body of a request.
-
-    Raises:
-        ApiError: It is not a JSON object.
-    """
-    try:
-        given = json.loads(body)
-        if _SURROGATE.search(body):  # half a pair has no UTF-8
-            given = json.loads(json.dumps(given, ensure_ascii=False).encode("utf-8", "replace"))
-    except (ValueError, RecursionError) as error:
-        raise ApiError(400, f"The body is not JSON: {error}.") from error
-    if not isinstance(given, Mapping):
-        raise ApiError(400, f"The body must be a JSON object, got {type(given).__name__}.")
-    return given
 
 
 def read_chat_request(given: Mapping[str, Any]) -> ChatRequest:
@@ -166,35 +100,7 @@ def read_chat_request(given: Mapping[str, Any]) -> ChatRequest:
     Raises:
         ApiError: A key is unknown, wrong, or has an effect that is not supported. Names the key.
     """
-    return check_request(neutral(given, _FIELDS, _WITHOUT_EFFECT, _NEUTRAL))
-
-
-def neutral(
-    given: Mapping[str, Any], known: Set[str], without_effect: Set[str], accepted: Mapping[str, tuple[Any, ...]]
-) -> dict[str, Any]:
-    """Leave out keys without effect and keys that are null.
-
-    Args:
-        given: The body.
-        known: Keys to keep.
-        without_effect: Keys that are ignored.
-        accepted: Keys that are ignored with these values alone.
-
-    Raises:
-        ApiError: There is another key, or another value of such a key.
-    """
-    kept = {}
-    for key, value in given.items():
-        if value is None or key in without_effect:
-            continue
-        if key in known:
-            kept[key] = value
-        elif key not in accepted:
-            raise ApiError(400, unknown_name("request", key, [*known, *accepted]), param=key)
-        elif value not in accepted[key]:
-            allowed = " or ".join(json.dumps(v) for v in accepted[key])
-            raise bad_request(key, f"only {allowed} is supported, got {json.dumps(value):.80}. Remove the key.")
-    return kept
+    return check_request(neutral(given, _FIELDS, WITHOUT_EFFECT, _NEUTRAL))
 
 
 def check_request(given: Mapping[str, Any]) -> ChatRequest:
@@ -209,8 +115,7 @@ def check_request(given: Mapping[str, Any]) -> ChatRequest:
     try:
         request = _REQUEST.validate_python(given)
     except ValidationError as error:
-        param = str(error.errors()[0]["loc"][0])
-        raise ApiError(400, f"{first_problem(error)}.", param=param) from None
+        raise wrong_field(error) from None
     for number, tool in enumerate(request.tools or []):
         function = tool.get("function")
         name = function.get("name") if isinstance(function, dict) else None
@@ -233,18 +138,3 @@ def _check_schema(number: int, name: str, function: Any) -> None:
         Draft202012Validator.check_schema(parameters)
     except SchemaError as error:
         raise bad_request("tools", f"[{number}], parameters of {name}: not a JSON schema: {error.message}.") from None
-
-
-def json_objects(key: str, values: Any) -> list[Mapping[str, Any]]:
-    """A value that must be a list of JSON objects.
-
-    Args:
-        key: Where it stands, for the message.
-        values: The value.
-
-    Raises:
-        ApiError: It is not.
-    """
-    if not isinstance(values, list) or not all(isinstance(value, Mapping) for value in values):
-        raise bad_request(key, f"must be JSON objects, got {json.dumps(values):.80}.")
-    return values
