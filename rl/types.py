@@ -329,6 +329,8 @@ class Sampling:
     seed: int | None = None
     json_schema: str | None = None
     """JSON schema, as text, that the generated text must follow. A weight publish in the middle starts it anew."""
+    structural_tag: str | None = None
+    """Another form that the text must follow: an xgrammar structural tag as JSON. Not together with `json_schema`."""
     stop_token_ids: tuple[int, ...] = ()
     """Further tokens that end the generation."""
 

@@ -229,7 +229,8 @@ class Episode:
 
 def distribution_of(sampling: Sampling) -> tuple[float, float, int, float, str | None]:
     """What log-probs depend on."""
-    return sampling.temperature, sampling.top_p, sampling.top_k, sampling.min_p, sampling.json_schema
+    form = sampling.json_schema or sampling.structural_tag
+    return sampling.temperature, sampling.top_p, sampling.top_k, sampling.min_p, form
 
 
 def request_seed(base: int, prompt_id: str, sample_index: int, turn: int | str, span: int) -> int:

@@ -21,6 +21,7 @@ from pydantic import Field, TypeAdapter, ValidationError
 from rl.rollout.dialog import Dialog
 from rl.rollout.rollout_function import Policy, Reply
 from rl.serving.errors import bad_request, wrong_field
+from rl.serving.required_call import required_call
 from rl.serving.sample_request import NEUTRAL, WITHOUT_EFFECT, SampleRequest, Tokens
 from rl.serving.values import neutral
 from rl.types import Message, Sampling
@@ -44,7 +45,7 @@ class ChatRequest(SampleRequest):
     messages: Annotated[list[Message], Field(min_length=1)]
     max_completion_tokens: Tokens | None = None
     tools: list[dict[str, Any]] | None = None
-    tool_choice: Literal["auto", "none"] | None = None
+    tool_choice: Literal["auto", "none", "required"] | dict[str, Any] | None = None
     logprobs: bool = False
     response_format: dict[str, Any] | None = None
 
@@ -77,6 +78,17 @@ class ChatRequest(SampleRequest):
         """The tools that the model is shown."""
         return [] if self.tool_choice == "none" else self.tools or []
 
+    @property
+    def required_tools(self) -> list[dict[str, Any]]:
+        """The tools of which one must be called; empty where the model may answer as it likes."""
+        if self.tool_choice == "required":
+            return self.offered_tools
+        if not isinstance(self.tool_choice, dict):
+            return []
+        function = self.tool_choice.get("function")
+        name = function.get("name") if isinstance(function, dict) else None
+        return [tool for tool in self.offered_tools if tool["function"]["name"] == name]
+
     def conversation(self, number: int) -> list[Message]:
         """See `SampleRequest.conversation`."""
         return self.messages
@@ -87,7 +99,11 @@ class ChatRequest(SampleRequest):
 
     def ask(self, number: int, policy: Policy, own: Sampling, dialog: Dialog) -> Coroutine[Any, Any, Reply]:
         """See `SampleRequest.ask`."""
-        return policy.chat(self.messages, max_tokens=self.limit, sampling=self.sampling(own), dialog=dialog)
+        sampling = self.sampling(own)
+        if required := self.required_tools:
+            tag = required_call(required, dialog.parser, is_single=self.tool_choice != "required")
+            sampling = replace(sampling, structural_tag=tag)
+        return policy.chat(self.messages, max_tokens=self.limit, sampling=sampling, dialog=dialog)
 
 
 _REQUEST = TypeAdapter(ChatRequest)
@@ -110,8 +126,8 @@ def check_request(given: Mapping[str, Any]) -> ChatRequest:
         ApiError: A field is missing or wrong. Names it.
     """
     choice = given.get("tool_choice")
-    if choice not in (None, "auto", "none"):
-        raise bad_request("tool_choice", f"must be auto or none, got {json.dumps(choice):.80}.")
+    if choice not in (None, "auto", "none", "required") and not isinstance(choice, dict):
+        raise bad_request("tool_choice", f"must be auto, none, required or a function, got {json.dumps(choice):.80}.")
     try:
         request = _REQUEST.validate_python(given)
     except ValidationError as error:
@@ -126,7 +142,12 @@ def check_request(given: Mapping[str, Any]) -> ChatRequest:
     for message in request.messages:
         if not isinstance(message.get("tool_calls") or [], list):
             raise bad_request("messages", f"tool_calls must be a list, got {json.dumps(message['tool_calls']):.80}.")
-    _ = request.json_schema  # so that a wrong format is told now
+    schema = request.json_schema  # a wrong format is told now
+    if choice not in (None, "auto", "none"):
+        if not request.required_tools:
+            raise bad_request("tool_choice", f"must be one of the tools of the request, got {json.dumps(choice):.80}.")
+        if schema is not None:
+            raise bad_request("tool_choice", "a call cannot be required together with a response_format.")
     return request
 
 

@@ -19,7 +19,7 @@ from rl.types import Message
 _SAME = ("messages", "model", "max_tokens", "temperature", "top_p", "top_k", "stream")
 _WITHOUT_EFFECT = frozenset(("metadata", "service_tier", "inference_geo", "container"))
 _TRANSLATED = frozenset((*_SAME, "system", "tools", "tool_choice", "stop_sequences", "thinking"))
-_CHOICES = {"auto": "auto", "none": "none", "any": "required", "tool": "required"}
+_CHOICES = {"auto": "auto", "none": "none", "any": "required"}
 
 
 def read_messages_request(given: Mapping[str, Any]) -> ChatRequest:
@@ -43,7 +43,8 @@ def read_messages_request(given: Mapping[str, Any]) -> ChatRequest:
         chat["tools"] = [_tool(tool) for tool in json_objects("tools", given["tools"])]
     if "tool_choice" in given:
         (choice,) = json_objects("tool_choice", [given["tool_choice"]])
-        chat["tool_choice"] = _CHOICES.get(str(choice.get("type")), choice)
+        named = {"type": "function", "function": {"name": choice.get("name")}}
+        chat["tool_choice"] = _CHOICES.get(str(choice.get("type")), named)
     return check_request(chat)
 
 

@@ -46,6 +46,8 @@ def read_responses_request(given: Mapping[str, Any]) -> ChatRequest:
         chat["max_tokens"] = given["max_output_tokens"]
     if "tools" in given:
         chat["tools"] = [_tool(tool) for tool in json_objects("tools", given["tools"])]
+    if isinstance(choice := given.get("tool_choice"), Mapping):
+        chat["tool_choice"] = {"type": "function", "function": {"name": choice.get("name")}}
     if "text" in given:
         (text,) = json_objects("text", [given["text"]])
         chat["response_format"] = _format(text.get("format") or {"type": "text"})
