@@ -24,6 +24,7 @@ from rl.serving.errors import bad_request, wrong_field
 from rl.serving.required_call import required_call
 from rl.serving.sample_request import NEUTRAL, WITHOUT_EFFECT, SampleRequest, Tokens
 from rl.serving.values import neutral
+from rl.thoughts import OPEN
 from rl.types import Message, Sampling
 
 _NEUTRAL = NEUTRAL | {
@@ -101,7 +102,13 @@ class ChatRequest(SampleRequest):
         """See `SampleRequest.ask`."""
         sampling = self.sampling(own)
         if required := self.required_tools:
-            tag = required_call(required, dialog.parser, is_single=self.tool_choice != "required")
+            header = dialog.renderer.decode(dialog.renderer.render_prompt([{"role": "user", "content": ""}]))
+            tag = required_call(
+                required,
+                dialog.parser,
+                is_single=self.tool_choice != "required",
+                begins_in_thought=header.rstrip().endswith(OPEN),
+            )
             sampling = replace(sampling, structural_tag=tag)
         return policy.chat(self.messages, max_tokens=self.limit, sampling=sampling, dialog=dialog)
 
