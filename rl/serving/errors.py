@@ -10,9 +10,7 @@ from typing import Any
 from aiohttp import web
 from pydantic import ValidationError
 
-from rl.errors import first_problem
-
-from rl.errors import ConfigError, DataError, TurnwiseError
+from rl.errors import ConfigError, DataError, TurnwiseError, first_problem
 
 logger = logging.getLogger(__name__)
 
