@@ -1,4 +1,4 @@
-"""Answers as server-sent events: the headers go out at once, and comments keep the connection busy until the answer."""
+"""Answers as server-sent events: the headers go out early, and comments keep the connection busy until the answer."""
 
 from __future__ import annotations
 
