@@ -1,11 +1,11 @@
-"""Make the data of the guessing game: prompts, and demonstrations of players who often do not listen.
+"""Make the data of the guessing game: prompts, and demonstrations of players of whom most do not listen.
 
     <output>/train.parquet            ranges to train on
     <output>/eval.parquet             ranges that occur in no other file
     <output>/demonstrations.parquet   whole games
 
-A player of a demonstration guesses at random: now and then among the numbers that are still possible, mostly among all
-of the range. So the model learns to play, and rewards have to teach it to listen, and to ask for the middle.
+Every third player asks for the middle of what is still possible. The others guess at random and do not listen. So the
+model learns to play either way, and rewards have to teach it which way pays off.
 
 Usage: python -m examples.environment.make_data [--output data/game] ...
 """
@@ -25,8 +25,8 @@ from examples.environment.game import GuessTheNumber
 
 WIDTH = 16
 """Numbers in a range. Four guesses at the middle find 15 of 16."""
-LISTENS = 0.3
-"""Share of a player's guesses that follow the hints."""
+LISTENS_EVERY = 3
+"""One of this many players listens to the hints."""
 NUM_EVAL_RANGES = 15
 SYSTEM = {"role": "system", "content": "Find my number. Say one number at a time."}
 
@@ -37,19 +37,25 @@ def make_row(low: int, number: int) -> dict[str, Any]:
     return {"messages": [SYSTEM], "ground_truth": str(number), "data_source": "guess_the_number", **columns}
 
 
-def demonstrate(row: dict[str, Any], rng: random.Random) -> dict[str, Any]:
-    """Play a row's game as a player who often does not listen; returns the row with the whole conversation."""
+def demonstrate(row: dict[str, Any], rng: random.Random, *, listens: bool) -> dict[str, Any]:
+    """Play a row's game.
+
+    Args:
+        row: From `make_row`.
+        rng: Source of the guesses of a player who does not listen.
+        listens: Ask for the middle of what the hints leave.
+
+    Returns:
+        The row with the whole conversation as its messages.
+    """
     game = GuessTheNumber()
     messages = [*row["messages"], {"role": "user", "content": game.reset(**row)}]
     low, high, done = row["low"], row["high"], False
     while not done:
-        guess = rng.randint(low, high) if rng.random() < LISTENS else rng.randint(row["low"], row["high"])
+        guess = (low + high) // 2 if listens else rng.randint(row["low"], row["high"])
         hint, _, done = game.step(str(guess))
         messages += [{"role": "assistant", "content": str(guess)}, {"role": "user", "content": hint}]
-        if hint == "Higher.":
-            low = max(low, guess + 1)
-        elif hint == "Lower.":
-            high = min(high, guess - 1)
+        low, high = (guess + 1, high) if hint == "Higher." else (low, guess - 1)
     return {**row, "messages": messages[:-1]}
 
 
@@ -78,7 +84,10 @@ def make_data(output: Path, num_train: int, num_eval: int, num_demonstrations: i
     files = {
         "eval": rng.sample(held_out, num_eval),
         "train": rng.sample(seen, num_train),
-        "demonstrations": [demonstrate(row, rng) for row in rng.sample(seen, num_demonstrations)],
+        "demonstrations": [
+            demonstrate(row, rng, listens=i % LISTENS_EVERY == 0)
+            for i, row in enumerate(rng.sample(seen, num_demonstrations))
+        ],
     }
     for name, rows in files.items():
         pq.write_table(pa.Table.from_pylist(rows), output / f"{name}.parquet")
@@ -92,7 +101,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=Path("data/game"))
     parser.add_argument("--train", type=int, default=640, help="training prompts")
     parser.add_argument("--eval", type=int, default=200, help="evaluation prompts")
-    parser.add_argument("--demonstrations", type=int, default=320, help="whole games")
+    parser.add_argument("--demonstrations", type=int, default=384, help="whole games")
     parser.add_argument("--seed", type=int, default=1)
     given = parser.parse_args()
     make_data(given.output, given.train, given.eval, given.demonstrations, given.seed)

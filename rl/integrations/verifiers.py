@@ -104,25 +104,20 @@ def write_prompts(environment: Environment, output: Path, num: int = -1) -> list
 
 
 def _rows(dataset: Iterable[dict[str, Any]]) -> Iterable[dict[str, Any]]:
+    """Rows of our data; what verifiers has besides the prompt is the column `row`, as JSON."""
     for row in dataset:
         yield {
             "messages": [{"role": m["role"], "content": m["content"]} for m in row["prompt"]],
             "ground_truth": str(row.get("answer") or ""),
-            "data_source": str(row.get("task") or "verifiers"),
-            "example_id": int(row["example_id"]),
-            "info": json.dumps(row.get("info") or {}),
+            "data_source": "verifiers",
+            "row": json.dumps({name: value for name, value in row.items() if name != "prompt"}),
         }
 
 
 def _as_input(prompt: Prompt) -> dict[str, Any]:
-    """A row of our data as verifiers' input of a rollout."""
-    return {
-        "prompt": prompt.messages,
-        "example_id": prompt.extra.get("example_id", 0),
-        "answer": prompt.ground_truth,
-        "task": prompt.data_source,
-        "info": prompt.extra.get("info", "{}"),
-    }
+    """A row as verifiers' input of a rollout."""
+    given = {"example_id": 0, "answer": prompt.ground_truth, "info": {}, **json.loads(prompt.extra.get("row", "{}"))}
+    return {**given, "prompt": prompt.messages}
 
 
 def main() -> None:
