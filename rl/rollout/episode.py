@@ -208,7 +208,8 @@ class Episode:
         order = sorted(range(len(self.turns)), key=lambda i: (rank[id(self._places[i][0])], self._places[i][1]))
         given = dict(self.given) if self.given is not None else None
         if given is not None and given.get("turn_scores"):
-            given["turn_scores"] = [given["turn_scores"][i] for i in order]
+            scores = given["turn_scores"]  # a turn that the deadline interrupted has none
+            given["turn_scores"] = [scores[i] if i < len(scores) else 0.0 for i in order]
         return Trajectory(
             prompt=self.prompt,
             sample_index=self.sample_index,
