@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from rl.types import FloatArray, IntArray, Prompt, StopReason, ToolResult
+from rl.types import FloatArray, IntArray, Prompt, SequenceStart, StopReason, ToolResult
 
 if TYPE_CHECKING:  # rewards and tools start without loading torch
     import torch
@@ -99,6 +99,10 @@ class TrajectoryHeader:
     """Turns that look like a tool call but were not read as one."""
     num_untrained: int = 0
     """Tokens that were sampled from another distribution than the run's, and are context."""
+    num_as_sampled: int = 0
+    """Tokens to train on that are those that the engine sampled, by the turns' checksums."""
+    starts: list[SequenceStart] = field(default_factory=list)
+    """How each token sequence began."""
     kl_penalty: float = 0.0
     """This and the next three: see `Use`."""
     reward: float | None = None

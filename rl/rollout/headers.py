@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Sequence
 from dataclasses import replace
+
+import numpy as np
 
 from rl.batch.rows import row_headers
 from rl.batches import GroupHeader, RowHeader, Sample, TrajectoryHeader, Use
 from rl.rewards.answers import voted_answer
 from rl.rollout.signs import num_unread_calls, repetition
-from rl.types import Group, IntArray, StopReason, ToolStatus, Trajectory
+from rl.types import Group, IntArray, StopReason, ToolStatus, Trajectory, Turn
 
 
 def rows_of(trajectories: Sequence[Trajectory]) -> list[Sample]:
@@ -88,7 +91,20 @@ def _header(trajectory: Trajectory, rows: Sequence[Sample], headers: list[RowHea
         repetition=repetition(rows),
         num_unread_calls=num_unread_calls(trajectory.turns),
         num_untrained=sum(turn.num_tokens for turn in trajectory.turns if not turn.is_trained),
+        num_as_sampled=_num_as_sampled(trajectory.turns, rows),
+        starts=trajectory.starts,
     )
+
+
+def _num_as_sampled(turns: Sequence[Turn], rows: Sequence[Sample]) -> int:
+    """Tokens with loss mask 1 that are, turn by turn, those that the engine gave."""
+    trained = [np.asarray(row.token_ids)[np.asarray(row.loss_mask) > 0] for row in rows]
+    ids = np.concatenate([np.empty(0, np.int32), *trained], dtype=np.int32)
+    found, end = 0, 0
+    for turn in (turn for turn in turns if turn.is_trained):
+        start, end = end, end + turn.num_tokens
+        found += turn.num_tokens * (turn.checksum == zlib.crc32(ids[start:end].tobytes()))
+    return found
 
 
 def _failure(trajectory: Trajectory) -> str | None:
