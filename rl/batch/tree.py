@@ -50,27 +50,50 @@ def paths_of(token_ids: Sequence[IntArray], loss_masks: Sequence[NDArray[np.uint
         The path of each row. The last node is the row's own, and may have no tokens.
     """
     root = _Node(np.empty(0, np.int32), np.empty(0, np.bool_))
-    for row, (ids, mask) in enumerate(zip(token_ids, loss_masks, strict=True)):
-        _insert(root, row, np.asarray(ids), np.asarray(mask) > 0)
+    is_sampled = [np.asarray(mask) > 0 for mask in loss_masks]
+    # Whoever sampled a turn comes before those that repeat it, so that these find its tokens.
+    for row in sorted(range(len(token_ids)), key=lambda row: _num_unsampled(is_sampled[row])):
+        _insert(root, row, np.asarray(token_ids[row]), is_sampled[row])
     return _number(root, len(token_ids))
 
 
-def _insert(node: _Node, row: int, ids: IntArray, mask: NDArray[np.bool_]) -> None:
-    """Follow the child that has most in common with a row; where none has, the row gets a node of its own."""
-    while node.children:
-        lengths = [_num_common(child, ids, mask) for child in node.children]
-        length = max(lengths)
-        if not length:
-            break
-        node = node.children[lengths.index(length)]
+def _num_unsampled(is_sampled: NDArray[np.bool_]) -> int:
+    """Tokens before the first sampled one."""
+    return int(is_sampled.argmax()) if is_sampled.any() else len(is_sampled)
+
+
+def _insert(root: _Node, row: int, ids: IntArray, mask: NDArray[np.bool_]) -> None:
+    """Go along the nodes that the row begins with, and add a node for the rest."""
+    node = root
+    for node in _longest_way(root, ids, mask):
+        length = _num_common(node, ids, mask)
         if length < len(node.token_ids):
             node.cut(length)
         node.is_sampled = node.is_sampled | mask[:length]
         ids, mask = ids[length:], mask[length:]
-    if node.row is not None:  # it ends where the row goes on or ends too
+    if node.row is not None:  # it ends where this row goes on or ends too
         node.children.append(_Node(node.token_ids[:0], node.is_sampled[:0], row=node.row))
         node.row = None
     node.children.append(_Node(ids, mask, row=row))
+
+
+def _longest_way(root: _Node, ids: IntArray, mask: NDArray[np.bool_]) -> list[_Node]:
+    """The nodes that have most tokens in common with a row; of the last, the first tokens at least.
+
+    There are several ways where the same tokens were sampled twice.
+    """
+    best: list[_Node] = []
+    best_length = 0
+    waiting: list[tuple[_Node, list[_Node], int]] = [(root, [], 0)]
+    while waiting:
+        node, way, length = waiting.pop()
+        for child in node.children:
+            num_common = _num_common(child, ids[length:], mask[length:])
+            if length + num_common > best_length:
+                best, best_length = [*way, child], length + num_common
+            if num_common and num_common == len(child.token_ids):
+                waiting.append((child, [*way, child], length + num_common))
+    return best
 
 
 def _num_common(node: _Node, ids: IntArray, mask: NDArray[np.bool_]) -> int:
