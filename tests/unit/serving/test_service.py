@@ -108,7 +108,7 @@ async def test_an_aborted_rollout_leaves_the_group_to_the_others(tmp_path: Path)
 
 async def test_a_rollout_past_its_deadline_is_lost_and_named(tmp_path: Path):
     config = service_config()
-    config.rl_config.trajectory_timeout = 0.3
+    config.rl_config.trajectory_timeout = 2.0
     async with served(tmp_path, config) as s:
         first, second = (await s.open_group())["rollouts"]
         await s.chat(first)
