@@ -35,6 +35,7 @@ MAY_IMPORT["weight_sync"] = MAY_IMPORT["rollout"] | {"rollout"}
 MAY_IMPORT["training"] = MAY_IMPORT["rollout"] | {"rollout", "weight_sync"}
 MAY_IMPORT["inference"] = MAY_IMPORT["rollout"] | {"rollout", "weight_sync"}
 MAY_IMPORT["serving"] = MAY_IMPORT["rollout"] | {"rollout", "services"}
+MAY_IMPORT["integrations"] = {"errors"}
 MAY_IMPORT["run"] = MAY_IMPORT["training"] | {"training"}
 MAY_IMPORT["cluster"] = MAY_IMPORT["training"] | {"training", "inference", "services", "serving"}
 MAY_IMPORT["remote"] = MAY_IMPORT["run"] | {"cluster"}
