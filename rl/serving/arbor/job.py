@@ -202,9 +202,10 @@ class ArborJob:
         found = [
             self._usable(sample, match, batch[:i]) for i, (sample, match) in enumerate(zip(batch, matches, strict=True))
         ]
-        reasons = [one for one in found if isinstance(one, str)]
-        if batch and len(reasons) == len(batch) and set(reasons) == {str(Untrained.OTHER_SAMPLING)}:
-            raise self._other_sampling(batch[0])
+        others = [one for one in found if isinstance(one, Completion) and one.untrained is Untrained.OTHER_SAMPLING]
+        if len(others) == len(batch):
+            raise self._other_sampling(others[0])
+        reasons = [_reason(one) for one in found if not isinstance(one, Match)]
         own = [(sample, one) for sample, one in zip(batch, found, strict=True) if isinstance(one, Match)]
         self.figures.count("groups")
         self.figures.count("samples", len(batch) - reasons.count("duplicate_samples"))
@@ -220,13 +221,10 @@ class ArborJob:
         prompt = Prompt(f"{self.id}-{self._num_groups:06d}", messages, "", "arbor")
         return [_scored(sample, match, prompt, i) for i, (sample, match) in enumerate(own)]
 
-    def _usable(self, sample: Sample, match: Match | None, earlier: Sequence[Sample]) -> Match | str:
-        """A sample's match, or why it is not trained on."""
+    def _usable(self, sample: Sample, match: Match | None, earlier: Sequence[Sample]) -> Match | Completion | str:
+        """A sample's match, or the completion that cannot be trained on, or why there is none."""
         if match is None:
-            if sample in earlier:
-                return "duplicate_samples"
-            untrained = self._ledger.find_untrained(sample)
-            return "unknown" if untrained is None else str(untrained.untrained)
+            return self._ledger.take_untrained(sample) or ("duplicate_samples" if sample in earlier else "unknown")
         return "too_long" if self._is_too_long(match.completion) else match
 
     def _is_too_long(self, completion: Completion) -> bool:
@@ -237,16 +235,18 @@ class ArborJob:
         )
         return any(limit is not None and length > limit for length, limit in limits)
 
-    def _other_sampling(self, sample: Sample) -> ApiError:
-        completion = self._ledger.find_untrained(sample)
-        asked = completion.sampling if completion is not None else ""
+    def _other_sampling(self, completion: Completion) -> ApiError:
         own = self._settings.changes.get("generate_config.sampling_config.temperature")
         told = f"temperature {own:g} of train_kwargs" if own is not None else "the service's temperature"
         return bad_request(
             "batch",
-            f"its completions were sampled with {asked}, the training assumes {told}, and no top_p, top_k or min_p. "
-            "Give the LM and train_kwargs the same temperature, and the LM nothing else.",
+            f"its completions were sampled with {completion.sampling}, the training assumes {told}, and no top_p, top_k "
+            "or min_p. Give the LM and train_kwargs the same temperature, and the LM nothing else.",
         )
+
+
+def _reason(found: Completion | str) -> str:
+    return found if isinstance(found, str) else str(found.untrained)
 
 
 def _scored(sample: Sample, match: Match, prompt: Prompt, number: int) -> Trajectory:

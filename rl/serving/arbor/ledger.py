@@ -120,11 +120,13 @@ class Ledger:
             if match is not None:
                 match.completion.is_used = False
 
-    def find_untrained(self, sample: Sample) -> Completion | None:
-        """A completion that a sample may mean but that cannot be trained on."""
-        return next(
-            (found for kind in MatchKind if (found := self._find(kind, self._untrained, sample)) is not None), None
-        )
+    def take_untrained(self, sample: Sample) -> Completion | None:
+        """Find a completion that a sample means but that cannot be trained on, and mark it as used."""
+        for kind in MatchKind:
+            if (completion := self._find(kind, self._untrained, sample)) is not None:
+                completion.is_used = True
+                return completion
+        return None
 
     def clear(self) -> None:
         """Forget all completions; the count of those seen goes on."""
