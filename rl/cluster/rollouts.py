@@ -10,6 +10,7 @@ from typing import Any
 
 from rl.algorithms.filters import check_filter_metric
 from rl.batches import GroupHeader, RolloutStatus
+from rl.cluster.engine_rollouts import EngineRollouts
 from rl.config.schema import Config
 from rl.data.cursor import prompt_cursor
 from rl.data.prompts import id_in_epoch

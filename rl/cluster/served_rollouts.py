@@ -77,7 +77,8 @@ class ServedRollouts(EngineRollouts):
         """Number of the next group to be opened."""
         self._version = 0
         self._groups = (0, 0)
-        self._front.use(config, journal.parent, 0, set())
+        if config.megatron_training.resume is None:
+            self._front.use(config, journal.parent, 0, set())
 
     def take(
         self, num_prompts: int, metrics: MutableMapping[str, float], *, step: int = 0, is_recorded: bool = False
@@ -210,7 +211,7 @@ class ServedRollouts(EngineRollouts):
             return True
         tally.num_stale += 1
         logger.warning(
-            "group %s: dropped, because the weights that began it are %d steps old and serve_config.max_staleness is %d",
+            "group %s: dropped, its oldest weights are %d steps old and serve_config.max_staleness is %d",
             event.header.prompt.id, staleness, self.config.serve_config.max_staleness,
         )  # fmt: skip
         return False

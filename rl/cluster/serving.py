@@ -96,7 +96,9 @@ class RemoteEngine:
 class ServingWorker:
     """The service and its HTTP server."""
 
-    def __init__(self, config: Config, *, log_file: Path, workers: Sequence[Any], reward_workers: Sequence[Any]) -> None:
+    def __init__(
+        self, config: Config, *, log_file: Path, workers: Sequence[Any], reward_workers: Sequence[Any]
+    ) -> None:
         log_to(log_file)
         self.config, self.workers, self.rewards = config, workers, RewardWorkers(reward_workers)
 
@@ -164,6 +166,10 @@ class Front:
             [self._worker.next_events.remote(_POLL_S)], what="the service's events", timeout_s=_CALL_TIMEOUT_S
         )
         return list(events)
+
+    def begin_native(self) -> None:
+        """See `Service.begin_native`."""
+        self._call("begin_native")
 
     def refuse_job(self, error: TurnwiseError) -> None:
         """See `Service.refuse_job`."""

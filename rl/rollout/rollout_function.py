@@ -27,6 +27,10 @@ BUILT_IN = "agent_loop"
 """The rollout function that is always there: policy and environment take turns (`rl.rollout.agent_loop`)."""
 
 
+SERVICE = "service"
+"""Clients of `rl serve` lead the trajectories."""
+
+
 @dataclass(slots=True, frozen=True)
 class Reply:
     """A sampled turn."""
@@ -204,16 +208,16 @@ class Policy:
 
 
 def load_rollout_function(rl: RLConfig) -> UserCode | None:
-    """Find the rollout function that the configuration names; None for the built-in agent loop.
+    """Find the rollout function that the configuration names; None for the built-in agent loop and for clients.
 
     Raises:
         ConfigError: There is none of this name, or it cannot be called with a prompt, a policy and
             `rollout_function_kwargs`.
     """
     where = "rl_config.rollout_function"
-    if rl.rollout_function == BUILT_IN:
+    if rl.rollout_function in (BUILT_IN, SERVICE):
         return None
-    code = load_named(where, rl.rollout_function, [BUILT_IN], rl.rollout_function_kwargs)
+    code = load_named(where, rl.rollout_function, [BUILT_IN, SERVICE], rl.rollout_function_kwargs)
     if isinstance(code.function, type):
         raise ConfigError(f"{where}: '{code.name}' is a class. Write `async def rollout(prompt, policy)`.")
     if not inspect.iscoroutinefunction(code.function):

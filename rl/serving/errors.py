@@ -9,6 +9,8 @@ from typing import Any
 
 from aiohttp import web
 
+from rl.errors import ConfigError, DataError, TurnwiseError
+
 logger = logging.getLogger(__name__)
 
 _LONGEST_TEXT = 2000
@@ -75,5 +77,7 @@ def as_api_error(error: Exception, path: str) -> ApiError:
     if isinstance(error, web.HTTPException):
         told: Any = json.loads(error.text or "{}").get("detail", error.reason)
         return ApiError(error.status, f"{told}")
+    if isinstance(error, TurnwiseError):
+        return ApiError(400 if isinstance(error, ConfigError | DataError) else 500, f"{error}"[:_LONGEST_TEXT])
     logger.error("endpoint: a request to %s failed", path, exc_info=error)
     return ApiError(500, f"{type(error).__name__}: {error}"[:_LONGEST_TEXT])

@@ -62,7 +62,7 @@ class RewardRequest:
         Raises:
             ApiError: A number is missing or not finite, or there is no such completion.
         """
-        value = dict(self.reward) if isinstance(self.reward, dict) else {"score": self.reward}
+        value: dict[str, Any] = dict(self.reward) if isinstance(self.reward, dict) else {"score": self.reward}
         scores = self.turn_scores
         if self.completions is not None:
             if scores is not None:

@@ -72,12 +72,19 @@ class Groups:
         score: Scores a trajectory.
         on_group: Takes a finished group; what it does is done before the client's last answer.
         max_open: Rollouts that may be open.
+        release: Called with a trajectory's id when it has ended.
     """
 
     def __init__(
-        self, endpoint: Endpoint, score: Score, on_group: Callable[[ServedGroup, Group], Awaitable[None]], max_open: int
+        self,
+        endpoint: Endpoint,
+        score: Score,
+        on_group: Callable[[ServedGroup, Group], Awaitable[None]],
+        max_open: int,
+        release: Callable[[str], None],
     ) -> None:
         self._endpoint, self._score, self._on_group, self._max_open = endpoint, score, on_group, max_open
+        self._release = release
         self._open: dict[str, Rollout] = {}
         self._by_name: dict[str, Rollout] = {}
         self._ended: OrderedDict[str, Rollout] = OrderedDict()
@@ -198,7 +205,8 @@ class Groups:
         finally:
             rollout.ended_by = rollout.ended_by or "its deadline, rl_config.trajectory_timeout"
             self._close(rollout)
-            await self._endpoint.end(client)
+            await self._endpoint.end(rollout.id)
+            self._release(episode.id)
         return policy.end(outcome, _CLIENT)
 
     def _add_rollouts(self, group: ServedGroup, n: int) -> None:

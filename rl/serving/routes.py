@@ -5,19 +5,19 @@ from __future__ import annotations
 import hmac
 import ipaddress
 import os
-from collections.abc import Awaitable, Callable
 from typing import Any
 
 from aiohttp import web
+from aiohttp.typedefs import Handler, Middleware
 
 from rl.errors import ConfigError
 from rl.services.http_guard import Bodies, make_application
 from rl.serving.chat_request import read_body
-from rl.serving.endpoint import answering
-from rl.serving.errors import ApiError, bad_request
+from rl.serving.errors import ApiError, answering, bad_request
 from rl.serving.group_requests import read_group_request, read_reward_request
 from rl.serving.groups import Rollout, ServedGroup
 from rl.serving.job import JobStatus
+from rl.serving.open_rollouts import sent_key
 from rl.serving.service import Service, client_json
 
 KEY_VARIABLE = "TURNWISE_API_KEY"
@@ -166,32 +166,22 @@ def _number(http: web.Request, name: str, default: float) -> float:
     return value
 
 
-def _authorizing(
-    service: Service, key: str
-) -> Callable[[web.Request, Callable[[web.Request], Awaitable[web.StreamResponse]]], Awaitable[web.StreamResponse]]:
+def _authorizing(service: Service, key: str) -> Middleware:
     """Refuse requests without the key. A rollout's own key opens that rollout."""
 
     @web.middleware
-    async def authorize(
-        http: web.Request, handler: Callable[[web.Request], Awaitable[web.StreamResponse]]
-    ) -> web.StreamResponse:
-        if http.path not in _OPEN_TO_ALL:
-            sent = bearer_of(http)
-            is_own = sent is not None and sent == http.match_info.get("key", sent) and service.groups.knows(sent)
-            if not is_own and not hmac.compare_digest((sent or "").encode(), key.encode()):
+    async def authorize(request: web.Request, handler: Handler) -> web.StreamResponse:
+        if request.path not in _OPEN_TO_ALL:
+            sent = sent_key(request)
+            is_own = sent == request.match_info.get("key", sent) and service.groups.knows(sent)
+            if not is_own and not hmac.compare_digest(sent.encode(), key.encode()):
                 error = ApiError(
                     401, f"Send the service's key as Bearer token ({KEY_VARIABLE}).", code="invalid_api_key"
                 )
                 return web.json_response(error.body(), status=401, headers={"WWW-Authenticate": "Bearer"})
-        return await handler(http)
+        return await handler(request)
 
     return authorize
-
-
-def bearer_of(http: web.Request) -> str | None:
-    """The key that a request brings, as OpenAI's or as Anthropic's clients send it."""
-    sent = http.headers.get("Authorization", "").removeprefix("Bearer ").strip()
-    return sent or http.headers.get("X-Api-Key") or None
 
 
 def _is_loopback(host: str) -> bool:

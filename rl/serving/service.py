@@ -9,7 +9,8 @@ from __future__ import annotations
 import asyncio
 import itertools
 import logging
-from collections.abc import Mapping
+import weakref
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -21,9 +22,10 @@ from rl.rollout.agent_loop import AgentLoop
 from rl.rollout.dialog import Dialog
 from rl.rollout.episode import Episode
 from rl.rollout.headers import rows_of
-from rl.rollout.rollout_function import Policy
+from rl.rollout.rollout_function import Policy, Reply
 from rl.rollout.tool_environment import ToolEnvironment
 from rl.rollout.workers import training_sampling
+from rl.serving.chat_request import ChatRequest
 from rl.serving.client import AgentClient
 from rl.serving.dialogs import Dialogs
 from rl.serving.endpoint import Endpoint
@@ -79,18 +81,32 @@ class Service:
         dialog: Tokenizer, template and parser.
         score: Scores a trajectory.
         model: The model's name in answers.
+        release: Called with the id of a trajectory that asks the engine no more.
     """
 
-    def __init__(self, config: Config, engine: Engine, dialog: Dialog, score: Score, *, model: str) -> None:
+    def __init__(
+        self,
+        config: Config,
+        engine: Engine,
+        dialog: Dialog,
+        score: Score,
+        *,
+        model: str,
+        release: Callable[[str], None] = lambda session_id: None,
+    ) -> None:
         self.config, self.model = config, model
         self.gate = GatedEngine(engine)
-        self._dialog, self._score = dialog, score
+        self._dialog, self._score, self._release = dialog, score, release
         self.endpoint = Endpoint(
             Dialogs(dialog.renderer.tokenizer, config.rl_config),
             model=model,
             max_model_len=config.generate_config.max_model_len,
+            plain=self,
         )
-        self.groups = Groups(self.endpoint, score, self._keep, config.serve_config.max_open_rollouts)
+        most = config.serve_config.max_open_rollouts
+        self.groups = Groups(self.endpoint, score, self._keep, most, release)
+        self.on_plain: Callable[[ChatRequest, Sequence[Reply], Sequence[Policy]], None] | None = None
+        """Takes completions outside of rollouts, before they are sent; for protocols that train on them."""
         self._loop = self._new_loop(config)
         self._status = JobStatus()
         self._jobs: asyncio.Queue[JobRequest] = asyncio.Queue()
@@ -141,6 +157,9 @@ class Service:
             raise ApiError(409, f"The training '{status.name}' runs and takes its own groups.", code="other_training")
         if status.state is JobState.IDLE:
             self._ask_for(NATIVE, {})
+        await self._journal_is_there.wait()  # with it comes the number of the next group
+        if self._status.state not in _RUNNING:
+            return await self.open_group(request)  # it failed meanwhile
         config = self.config
         return await self.groups.open(request, self._loop, config.rl_config.n_samples_per_prompt, self.sampling)
 
@@ -189,18 +208,30 @@ class Service:
         """How the training's rollouts are sampled."""
         return training_sampling(self.config)
 
-    def new_policy(self) -> tuple[Policy, Sampling]:
-        """A conversation outside of any rollout, for plain inference."""
-        prompt = Prompt(f"plain-{next(self._plain_numbers)}", [], "", "service")
+    def new_policy(self, request: ChatRequest, number: int) -> tuple[Policy, Sampling]:
+        """See `rl.serving.endpoint.Plain`. The same request with a seed samples the same tokens."""
+        is_seeded = request.seed is not None
+        prompt = Prompt("plain" if is_seeded else f"plain-{next(self._plain_numbers)}", [], "", "service")
         rl, dialog = self.config.rl_config, self._dialog
         limit = self.config.generate_config.max_model_len
         episode = Episode(
-            self.gate, dialog.renderer, prompt, 0, self.sampling, stop=(), max_context=limit, max_response=limit
+            self.gate, dialog.renderer, prompt, number, self.sampling, stop=(), max_context=limit, max_response=limit
         )
         tools = ToolEnvironment(None, dialog.renderer, dialog.parser, rl, None, lambda turn: None)
-        return Policy(episode, dialog.parser, tools), self.sampling
+        policy = Policy(episode, dialog.parser, tools)
+        weakref.finalize(policy, self._release, episode.id)
+        return policy, self.sampling
+
+    def on_completion(self, request: ChatRequest, replies: Sequence[Reply], policies: Sequence[Policy]) -> None:
+        """See `rl.serving.endpoint.Plain`."""
+        if self.on_plain is not None:
+            self.on_plain(request, replies, policies)
 
     # What the driver does
+
+    async def begin_native(self) -> None:
+        """Begin the training without waiting for a client, because there is a checkpoint to go on with."""
+        self._ask_for(NATIVE, {})
 
     async def next_job(self, timeout_s: float) -> JobRequest | None:
         """The training to begin; None if no client asks for one in time."""
@@ -273,10 +304,11 @@ class Service:
     async def end_job(self, step: int, failure: str | None) -> None:
         """The training is over; the last weights stay served."""
         state = JobState.ENDED if failure is None else JobState.FAILED
+        self._journal_is_there.set()
         self._set(state=state, step=step, failure=failure)
         self.gate.open()
         await self.groups.close("the training ended" if failure is None else f"the training failed: {failure}")
-        waiting = [*self._closing, *self._saving.values(), self._started]
+        waiting: list[asyncio.Future[Any]] = [*self._closing, *self._saving.values(), self._started]
         self._closing, self._saving = [], {}
         for one in waiting:
             if not one.done():
