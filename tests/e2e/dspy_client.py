@@ -85,7 +85,7 @@ def main(api_base, model, provider, adapter, num_steps):
         optimizer, kwargs = arbor_client().ArborGRPO, {**kwargs, **extra, "gradient_checkpointing": False}
         common["checkpoint"] = "single-best"
     else:
-        from dspy.teleprompt.grpo import GRPO as optimizer  # noqa: N811
+        from dspy.teleprompt.grpo import GRPO as optimizer
     grpo = optimizer(
         metric=metric, train_kwargs=kwargs, num_rollouts_per_grpo_step=4, num_steps_for_val=2, use_train_as_val=True,
         report_train_scores=True, exclude_demos=True, **common,

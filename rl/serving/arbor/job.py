@@ -195,6 +195,7 @@ class ArborJob:
             self._num_batches, self._num_open, self._closing = self._num_batches + 1, 0, None
             if self._ids is not None:
                 self._ids.begin_step()
+            self.figures.begin_batch()
             logger.info("arbor: %s, %d batches: %s", self.id, self._num_batches, self.figures)
 
     def _trajectories(self, batch: Sequence[Sample], matches: Sequence[Match | None]) -> list[Trajectory]:
@@ -240,8 +241,8 @@ class ArborJob:
         told = f"temperature {own:g} of train_kwargs" if own is not None else "the service's temperature"
         return bad_request(
             "batch",
-            f"its completions were sampled with {completion.sampling}, the training assumes {told}, and no top_p, top_k "
-            "or min_p. Give the LM and train_kwargs the same temperature, and the LM nothing else.",
+            f"its completions were sampled with {completion.sampling}, the training assumes {told}, and no top_p, "
+            "top_k or min_p. Give the LM and train_kwargs the same temperature, and the LM nothing else.",
         )
 
 

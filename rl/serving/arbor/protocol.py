@@ -85,8 +85,8 @@ class Arbor:
         self._ledger.add(request, replies, policies)
 
     def metrics(self) -> dict[str, float]:
-        """Counts of the training's samples, under their names; empty without a training."""
-        return self._job.figures.metrics() if self._job is not None else {}
+        """Counts of the samples of a batch, under their names; empty without a training."""
+        return self._job.figures.batch_metrics() if self._job is not None else {}
 
     @web.middleware
     async def _waiting(self, request: web.Request, handler: Handler) -> web.StreamResponse:
