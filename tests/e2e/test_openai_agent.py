@@ -23,6 +23,8 @@ def test_the_agent_trains_the_model_of_a_service(workspace: Path, unused_tcp_por
         workspace,
         "agent-service",
         f"serve_config.port={unused_tcp_port}",
+        "megatron_training.data_path=''",  # clients bring the prompts
+        "megatron_training.eval_data_path={}",
         "rl_config.rollout_function=service",
         "rl_config.tool_config_path=null",
         "rl_config.verifier_function=[environment,'tests/e2e/length_reward.py:sampled_digits']",

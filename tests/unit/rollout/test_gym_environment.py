@@ -139,6 +139,12 @@ class LateTools(Calls):
         return [ADD]
 
 
+class UnknownTools(Calls):
+    @property
+    def tools(self) -> list[Any]:  # type: ignore[override]
+        raise OSError("no server")
+
+
 class BrokenCalls(Calls):
     def step(self, action: Any) -> Any:
         return "three"
@@ -335,6 +341,7 @@ async def test_a_hanging_plain_step_does_not_block_the_loop():
         ("NoActions", "has no method step, and no public method"),
         ("NoArgument", r"step of '.*' must be `def step\(self, action\)`"),
         ("UntypedMethod", "has no type"),
+        ("UnknownTools", "its tools cannot be read. OSError: no server"),
     ],
 )
 def test_load_environment_checks_the_class_before_the_run(name: str, reason: str):
