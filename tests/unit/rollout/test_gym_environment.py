@@ -391,6 +391,27 @@ async def test_the_door_of_the_page_opens_by_a_call(tmp_path: Path):
     assert trajectory.environment == {"score": 1.0, "turn_scores": [0.0, 1.0]}
 
 
+async def test_the_puzzle_of_the_page_scores_the_last_try(tmp_path: Path):
+    (tmp_path / "puzzle.py").write_text(page_file("puzzle.py"))
+    renderer = Renderer(byte_level(chat_templates.CHATML), "empty", [])
+    script = [said(renderer.encoder.encode(f"{text}<|im_end|>", behind=True)) for text in ("none", "nothing")]
+    config = make_config("Counter", environment_kwargs={"task": "chain_sum", "max_tries": 2})
+    config.rl_config.environment = f"{tmp_path}/puzzle.py:Puzzle"
+    trajectories = [
+        await AgentLoop(ScriptedEngine(script), renderer, None, PARSERS["hermes"], config).run(
+            PROMPT, i, Sampling(1.0, 99)
+        )
+        for i in range(2)
+    ]
+    questions = {trajectory.prompt.messages[0]["content"] for trajectory in trajectories}
+    assert len(questions) == 1  # the same for the samples of a group
+    assert "arithmetic problem" in questions.pop()
+    assert [turn.messages[0]["content"] for turn in trajectories[0].turns] == ["Wrong. Try again."] * 2
+    score = trajectories[0].environment
+    assert score is not None
+    assert score["turn_scores"][0] == 0.0
+
+
 def page_file(name: str) -> str:
     """A file that the page shows."""
     page = (Path(__file__).parents[3] / "docs/environments.md").read_text()
