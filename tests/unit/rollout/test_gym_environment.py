@@ -358,6 +358,21 @@ def test_load_dialog_shows_the_tools_of_an_environment_to_the_model(tmp_path: Pa
     assert [call.name for call in dialog.parser.parse(_CALL)] == ["add"]
 
 
+def test_load_dialog_refuses_two_tools_of_one_name(tmp_path: Path):
+    (tmp_path / "sums.py").write_text("def add(a: int) -> int:\n    return a\n")
+    (tmp_path / "tools.yaml").write_text(f"tools: [{{function: '{tmp_path}/sums.py:add'}}]\n")
+    config = make_config("Methods", prompt_type="qwen_retool", tool_config_path=str(tmp_path / "tools.yaml"))
+    config.actor_config.load = str(make_tiny_tokenizer(tmp_path / "tokenizer"))
+    with pytest.raises(ConfigError, match="has a tool 'add', and so has tool_config_path"):
+        load_dialog(config)
+
+
+async def test_in_process_plain_methods_run_in_the_callers_thread():
+    trajectory = await run("Counter", answers(13, 14, 15), in_process=True)
+    assert trajectory.stop_reason is StopReason.FINISHED
+    assert Recorder.log[0][-1] is True
+
+
 _CALL = '<tool_call>\n{"name": "add", "arguments": {"a": 1}}\n</tool_call>'
 
 
