@@ -76,10 +76,7 @@ class GymEnvironment:
         if _are_messages(given):
             return list(given)
         text = self._as_text("reset", given)
-        *earlier, last = prompt.messages
-        if last["role"] == "user" and isinstance(last["content"], str):
-            return [*earlier, {**last, "content": f"{last['content']}\n\n{text}"}]
-        return [*prompt.messages, {"role": "user", "content": text}]
+        return _with_text(prompt.messages, text)
 
     async def step(self, turn: Turn) -> Step:
         """Answer a turn without a call: its text is the action. Without `step`, it is the last one."""
@@ -218,6 +215,14 @@ class _StepTool(Tool):
 
     async def execute(self, state: Any, arguments: dict[str, Any]) -> Any:
         return await self._act(self.name, arguments)
+
+
+def _with_text(messages: list[Message], text: str) -> list[Message]:
+    """Messages with a text added to the last one, if that is the user's, or else behind it."""
+    last = messages[-1] if messages else {}
+    if last.get("role") == "user" and isinstance(last["content"], str):
+        return [*messages[:-1], {**last, "content": f"{last['content']}\n\n{text}"}]
+    return [*messages, {"role": "user", "content": text}]
 
 
 def _are_messages(value: Any) -> bool:
