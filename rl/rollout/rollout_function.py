@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from rl.chat.ledger import Extension
-from rl.chat.messages import reply_to
+from rl.chat.messages import normalized, reply_to
 from rl.chat.parsers import Parser
 from rl.config.schema import RLConfig
 from rl.errors import ConfigError, RolloutError
@@ -119,6 +119,7 @@ class Policy:
             self._tools.read_calls(turn)
         elif renderer.tools:
             turn.calls = calls_of(turn, renderer, parser)
+        turn.asked = self._said_before(extension)
         text = renderer.strip_end_of_turn(turn.text)
         ended_by = self._stop_sequence(text, sampling) if not turn.is_cut else None
         reply = reply_to(turn, text.removesuffix(ended_by or ""), parser, f"call-{name}")
@@ -137,6 +138,14 @@ class Policy:
         self._asked[context] += 1
         again = self._asked[context] - 1
         return f"{extension.num_turns}.{again}" if again else f"{extension.num_turns}"
+
+    def _said_before(self, extension: Extension) -> list[Message]:
+        """The caller's own words before a turn, for readers of the trajectory."""
+        own = [normalized(message) for message in self._episode.prompt.messages]
+        if extension.new_messages == own:
+            return []
+        runs_tools = any(turn.results for turn in self._episode.turns)
+        return [m for m in extension.new_messages if m["role"] != "tool" or not runs_tools]
 
     def _stop_sequence(self, text: str, sampling: Sampling | None) -> str | None:
         """The stop string of a request's own that ends a text."""

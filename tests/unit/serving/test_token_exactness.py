@@ -235,6 +235,24 @@ async def test_a_window_over_the_last_messages_begins_a_sequence_with_each_reque
         assert len(rollout.check().starts) == 2  # the window of the second request is the whole conversation
 
 
+async def test_a_trajectory_tells_what_the_agent_said_before_each_turn():
+    async with conversation("The answer", "one", "two", "three") as rollout:
+        first = await rollout.ask([USER])
+        await asyncio.gather(rollout.ask([USER, first, MORE]), rollout.ask([USER, first, {**MORE, "content": "one"}]))
+        await rollout.ask([{"role": "system", "content": "The second"}, USER])
+        trajectory = rollout.episode.finish(StopReason.FINISHED, 1.0)
+        asked = {turn.text.removesuffix(END): [m["content"] for m in turn.asked] for turn in trajectory.turns}
+        question = USER["content"]  # the data row's own is not told again
+        assert asked == {"The answer": [], "one": ["and now?"], "two": ["one"], "three": ["The second", question]}
+        of_sequences = [[turn.text for turn in trajectory.turns if turn.sequence == i] for i in range(3)]
+        starts = {start.why: texts for start, texts in zip(trajectory.starts, of_sequences, strict=True)}
+        assert starts == {
+            Start.FIRST: [f"The answer{END}", f"one{END}"],
+            Start.SECOND_CONTINUATION: [f"two{END}"],
+            Start.NEW_CONVERSATION: [f"three{END}"],
+        }
+
+
 async def test_two_agents_of_one_rollout_have_a_sequence_each():
     async with conversation(*("one", "two", "three") * 2) as rollout:
         agents = [[{"role": "system", "content": role}, USER] for role in ("The first", "The second")]
