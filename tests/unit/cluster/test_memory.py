@@ -263,7 +263,7 @@ def make_setting(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Ca
             processes = site.layout.rollouts
             workers = [EngineWorker(setting.ledger, config, process, scores) for process in processes]
             writer = SimpleNamespace(write=Method(lambda *args: None))
-            return RayWorkers(workers, config, nodes=["here"] * len(workers), writer=writer), {}
+            return RayWorkers(workers, config, nodes=["here"] * len(workers), rewards=[writer]), {}
 
         def start_ranks(site: Any, processes: tuple[Process, ...], **kwargs: Any) -> tuple[list[Rank], dict]:
             ranks = [Rank(setting.ledger, config, estimate, process) for process in processes]
@@ -274,8 +274,8 @@ def make_setting(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Ca
         monkeypatch.setattr(module, "embedded_services", lambda config: nullcontext({}))
         monkeypatch.setattr(module, "machines", lambda: [Machine("here", (0,))])
         monkeypatch.setattr(module, "Nodes", OneMachine)
-        monkeypatch.setattr(module, "_shut_down", lambda workers: lambda *failure: None)
-        monkeypatch.setattr(module, "_start_rollouts", start_rollouts)
+        monkeypatch.setattr(module, "shut_down", lambda workers: lambda *failure: None)
+        monkeypatch.setattr(module, "start_rollouts", start_rollouts)
         monkeypatch.setattr(module, "_start_ranks", start_ranks)
         return setting
 
