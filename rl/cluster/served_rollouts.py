@@ -233,6 +233,7 @@ class ServedRollouts(EngineRollouts):
         self, groups: Sequence[GroupHeader], tally: _Tally, elapsed_s: float, metrics: MutableMapping[str, float]
     ) -> None:
         trajectories = [t for group in groups for t in group.trajectories]
+        metrics.update(self._front.protocol_metrics())
         metrics["serve/dropped_groups"] = float(tally.num_stale)
         metrics["serve/unscored_groups"] = float(tally.num_unscored)
         metrics["serve/lost_rollouts"] = float(sum(t.score is None for t in trajectories))

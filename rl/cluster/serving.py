@@ -187,6 +187,11 @@ class Front:
         """See `Service.begin_update`."""
         self._call("begin_update")
 
+    def protocol_metrics(self) -> dict[str, float]:
+        """See `Service.protocol_metrics`."""
+        found: dict[str, float] = self._call("read_protocol_metrics")
+        return found
+
     def batch_was_empty(self) -> None:
         """See `Service.batch_was_empty`."""
         self._call("batch_was_empty")

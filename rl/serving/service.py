@@ -107,6 +107,8 @@ class Service:
         self.groups = Groups(self.endpoint, score, self._keep, most, release)
         self.on_plain: Callable[[SampleRequest, Sequence[Reply], Sequence[Policy]], None] | None = None
         """Takes completions outside of rollouts, before they are sent; for protocols that train on them."""
+        self.protocol_metrics: Callable[[], dict[str, float]] = dict
+        """Figures of a protocol about the batch that was closed last, under the names of their metrics."""
         self._loop = self._new_loop(config)
         self._status = JobStatus()
         self._jobs: asyncio.Queue[JobRequest] = asyncio.Queue()
@@ -279,6 +281,10 @@ class Service:
         self._set(state=JobState.UPDATING)
         if self.config.serve_config.max_staleness == 0:
             self.gate.close()
+
+    async def read_protocol_metrics(self) -> dict[str, float]:
+        """See `protocol_metrics`."""
+        return self.protocol_metrics()
 
     async def next_events(self, timeout_s: float) -> list[Event]:
         """What happened since the last call, in order; waits for the first, but not longer."""
