@@ -5,12 +5,15 @@ from __future__ import annotations
 import asyncio
 import json
 import random
+import zlib
 from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 from openai import AsyncOpenAI
 
@@ -18,6 +21,7 @@ from rl.batch.tree import num_shared
 from rl.batches import Sample, TrajectoryHeader
 from rl.chat.parsers import PARSERS
 from rl.config.schema import RLConfig
+from rl.observability.metrics import sequence_metrics
 from rl.rollout.episode import Episode
 from rl.rollout.headers import headers_of, rows_of
 from rl.rollout.rollout_function import Policy
@@ -25,7 +29,17 @@ from rl.rollout.tool_environment import ToolEnvironment
 from rl.serving.client import AgentClient
 from rl.serving.dialogs import Dialogs
 from rl.serving.endpoint import Endpoint
-from rl.types import Generation, Sampling, Start, StopReason
+from rl.types import (
+    FinishReason,
+    Generation,
+    Sampling,
+    SequenceStart,
+    Start,
+    StopReason,
+    TokenSequence,
+    Trajectory,
+    Turn,
+)
 from tests.fakes import said
 from tests.unit.serving.agents import ADD
 from tests.unit.serving.parts import PROMPT, SAMPLING, ids, make_renderer
@@ -295,6 +309,50 @@ async def test_other_tools_begin_a_sequence():
         first = await rollout.ask([USER])
         await rollout.ask([USER, first, MORE], tools=[ADD])
         assert rollout.reasons() == [Start.OTHER_TOOLS]
+
+
+async def test_a_turn_of_another_distribution_is_context_in_all_that_follows():
+    async with conversation("The answer", "one", "two") as rollout:
+        first = await rollout.ask([USER])
+        second = await rollout.ask([USER, first, MORE], temperature=0.5)
+        await rollout.ask([USER, first, MORE, second, MORE])
+        trajectory = rollout.episode.finish(StopReason.FINISHED, 1.0)
+        (row,) = rows_of([trajectory])
+        (header,), _ = headers_of([trajectory.without_tokens()], [row])
+        asked = [(tuple(context), tuple(sampled)) for context, sampled in rollout.engine.asked]
+        assert sampled_turns(row) == [asked[0], asked[2]]
+        assert (header.num_as_sampled, header.num_untrained) == (header.num_sampled, len(asked[1][1]))
+
+
+async def test_a_turn_that_a_publish_interrupts_is_trained_as_sampled():
+    async with conversation("The answer", "one") as rollout:
+        whole = rollout.engine
+        spans: list[Generation] = []
+
+        async def in_spans(token_ids: list[int], sampling: Sampling, *, session_id: str) -> Generation:
+            if not spans:
+                found = await whole.generate(token_ids, sampling, session_id=session_id)
+                half = len(found.token_ids) // 2
+                spans.append(replace(found, token_ids=found.token_ids[half:], logprobs=found.logprobs[half:]))
+                cut = {"finish_reason": FinishReason.ABORT, "policy_version": 4}
+                return replace(found, token_ids=found.token_ids[:half], logprobs=found.logprobs[:half], **cut)
+            return replace(spans.pop(), policy_version=5)
+
+        rollout.episode.engine = SimpleNamespace(generate=in_spans)
+        first = await rollout.ask([USER])
+        await rollout.ask([USER, first, MORE])
+        header = rollout.check()
+        assert rollout.reasons() == [] and header.policy_versions == [4, 5]
+
+
+def test_what_was_encoded_again_is_not_as_sampled():
+    sequence = TokenSequence([1, 2])
+    sequence.append_sampled([7, 8], [-1.0, -1.0], 0)
+    turns = [Turn("", 1, checksum=zlib.crc32(np.array([token], np.int32).tobytes())) for token in (7, 9)]
+    trajectory = Trajectory(PROMPT, 0, [sequence], turns, StopReason.FINISHED, starts=[SequenceStart(Start.FIRST)])
+    (header,), _ = headers_of([trajectory.without_tokens()], rows_of([trajectory]))
+    assert (header.num_as_sampled, header.num_sampled) == (1, 2)
+    assert sequence_metrics([header])["rollout/as_sampled_share"] == 0.5
 
 
 @pytest.mark.parametrize("seed", range(6))
