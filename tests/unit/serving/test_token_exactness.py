@@ -16,10 +16,12 @@ from typing import Any
 import numpy as np
 import pytest
 from openai import AsyncOpenAI
+from transformers import PreTrainedTokenizerFast
 
 from rl.batch.tree import num_shared
 from rl.batches import Sample, TrajectoryHeader
 from rl.chat.parsers import PARSERS
+from rl.chat.renderer import Renderer
 from rl.config.schema import RLConfig
 from rl.observability.metrics import sequence_metrics
 from rl.rollout.episode import Episode
@@ -40,6 +42,7 @@ from rl.types import (
     Trajectory,
     Turn,
 )
+from tests.chat_templates import QWEN3, byte_level
 from tests.fakes import said
 from tests.unit.serving.agents import ADD
 from tests.unit.serving.parts import PROMPT, SAMPLING, ids, make_renderer
@@ -49,13 +52,13 @@ MORE = {"role": "user", "content": "and now?"}
 END = "<|im_end|>"
 
 
-def spelled(text: str, seed: int) -> list[int]:
+def spelled(text: str, seed: int, tokenizer: PreTrainedTokenizerFast) -> list[int]:
     """Tokens that say a text, but cut where an encoder would not: between any two characters, or all of them."""
     cuts = random.Random(seed)
     found, start = [], 0
     for end in range(1, len(text) + 1):
         if end == len(text) or cuts.random() < 0.5:
-            found += ids(text[start:end])
+            found += tokenizer.encode(text[start:end], add_special_tokens=False)
             start = end
     return found
 
@@ -65,13 +68,15 @@ class SpellingEngine:
     """Says the texts of a script, or token ids, in spellings of its own; waits a little, so that requests overlap."""
 
     script: list[str | list[int]]
+    tokenizer: PreTrainedTokenizerFast
     asked: list[tuple[list[int], list[int]]] = field(default_factory=list)
     """Context and sampled tokens of each request."""
 
     async def generate(self, token_ids: list[int], sampling: Sampling, *, session_id: str) -> Generation:
         number = len(self.asked)
         text = self.script[number]
-        sampled = [*spelled(text, number), *ids(END)] if isinstance(text, str) else text
+        end = self.tokenizer.convert_tokens_to_ids(END)
+        sampled = [*spelled(text, number, self.tokenizer), end] if isinstance(text, str) else text
         self.asked.append((list(token_ids), sampled))
         await asyncio.sleep(0.01)
         return said(sampled)
@@ -120,9 +125,9 @@ def sampled_turns(row: Sample) -> list[tuple[tuple[int, ...], tuple[int, ...]]]:
 
 
 @asynccontextmanager
-async def conversation(*script: str | list[int]) -> Any:
-    renderer, parser, rl = make_renderer(), PARSERS["hermes"], RLConfig(multi_turn_enable=True)
-    engine = SpellingEngine(list(script))
+async def conversation(*script: str | list[int], renderer: Renderer | None = None) -> Any:
+    renderer, parser, rl = renderer or make_renderer(), PARSERS["hermes"], RLConfig(multi_turn_enable=True)
+    engine = SpellingEngine(list(script), renderer.tokenizer)
     episode = Episode(engine, renderer, PROMPT, 0, SAMPLING, (), 8192, 4096)
     policy = Policy(episode, parser, ToolEnvironment(None, renderer, parser, rl, None, lambda turn: None))
     endpoint = Endpoint(Dialogs(renderer.tokenizer, rl), model="tiny", max_model_len=8192)
@@ -302,6 +307,18 @@ async def test_each_of_several_choices_can_be_continued():
         for choice in choices:
             await rollout.ask([USER, choice, MORE])
         assert rollout.reasons() == [Start.REPEATED_REQUEST] * 2
+
+
+async def test_a_template_that_drops_thoughts_begins_a_sequence_where_the_user_speaks():
+    renderer = Renderer(byte_level(QWEN3), "empty", [])
+    thought = "<think>\nI see.\n</think>\n\n"
+    async with conversation(f"{thought}{CALL % ARGUMENTS}", f"{thought}one", "two", renderer=renderer) as rollout:
+        first = await rollout.ask([USER], tools=[ADD_ANY])
+        result = {"role": "tool", "tool_call_id": first["tool_calls"][0]["id"], "content": "2"}
+        second = await rollout.ask([USER, first, result], tools=[ADD_ANY])
+        assert rollout.reasons() == []
+        await rollout.ask([USER, first, result, second, MORE], tools=[ADD_ANY])
+        assert rollout.reasons() == [Start.TEMPLATE_REWRITES]
 
 
 async def test_other_tools_begin_a_sequence():
