@@ -328,7 +328,12 @@ class Sampling:
     stop: tuple[str, ...] = ()
     seed: int | None = None
     json_schema: str | None = None
-    """JSON schema, as text, that the generated text must follow. A weight publish in the middle starts it anew."""
+    """JSON schema, as text, that the generated text must follow. A weight publish in the middle starts the turn
+    anew."""
+    structural_tag: str | None = None
+    """Another form that the text must follow: an xgrammar structural tag as JSON. Not together with `json_schema`."""
+    stop_token_ids: tuple[int, ...] = ()
+    """Further tokens that end the generation."""
 
 
 @dataclass(slots=True, frozen=True)

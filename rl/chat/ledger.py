@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
+from rl.chat.encoding import BREAK
 from rl.chat.messages import is_echo, normalized
 from rl.chat.renderer import Renderer
 from rl.types import Message, TokenSequence
@@ -148,19 +149,80 @@ class Ledger:
         added = context[len(known) :]
         return Extension(given, added, len(context), len(added), len(known), line, end, renderer)
 
+    def plan_tokens(self, token_ids: Sequence[int]) -> Extension:
+        """What a prompt of token ids adds: it goes on from the longest known beginning that ends in a sampled turn.
+
+        Args:
+            token_ids: The next turn's whole context.
+        """
+        ids = list(token_ids)
+        prompt = _prompt(self._renderer.decode(ids))
+        best: tuple[tuple[int, bool], _Line, _End] | None = None
+        for line in self._lines:
+            num_same = _num_same_ids(_ids(line.sequence, 0, len(ids)), ids)
+            for end in line.ends:
+                rank = (end.num_tokens, end == line.ends[-1])
+                is_usable = end.num_tokens <= num_same and (end.is_turn or end.num_tokens == len(ids))
+                if is_usable and (best is None or rank > best[0]):
+                    best = rank, line, end
+        if best is None:
+            return Extension([prompt], ids, len(ids), 0, renderer=self._renderer)
+        _, line, end = best
+        return _behind(line, end, ids[end.num_tokens :], prompt)
+
+    def plan_text(self, text: str) -> Extension:
+        """What a prompt of text adds: it is encoded behind the longest beginning that was said before, or as a whole.
+
+        What was said is a prompt and the text that was told of the turn behind it. A token that ended this turn, or a
+        stop string, is kept only where the text repeats it.
+
+        Args:
+            text: The next turn's whole context. Special tokens that it spells become tokens.
+        """
+        text = text.replace(BREAK, "\ufffd")
+        best: tuple[int, _Line, _End, str] | None = None
+        for line in self._lines:
+            for place, said in line.said.items():
+                before = line.messages[place - 1].get("text")
+                if before is None or said.sequence is not line.sequence:
+                    continue  # a chat's turn, or one that another line has too
+                if not text.startswith(before + line.messages[place]["content"]):
+                    continue
+                end = next(end for end in line.ends if end.is_turn and end.num_messages == place + 1)
+                kept, known = self._told(said.start, _ids(line.sequence, said.start, end.num_tokens), before, text)
+                if best is None or (kept, kept == len(line.sequence)) > (best[0], best[0] == len(best[1].sequence)):
+                    best = kept, line, _End(place + 1, kept, is_turn=True), known
+        if best is None:
+            ids = self._renderer.tokenizer.backend_tokenizer.encode(
+                text
+            ).ids  # with what the tokenizer begins texts with
+            return Extension([_prompt(text)], ids, len(ids), 0, renderer=self._renderer)
+        _, line, end, known = best
+        rest = self._renderer.encoder.encode(text[len(known) :], behind=True)
+        return _behind(line, end, rest, _prompt(text))
+
+    def _told(self, start: int, turn: list[int], before: str, text: str) -> tuple[int, str]:
+        """How many tokens of a line a text repeats, with those of a turn, and what they say."""
+        for num in range(len(turn), 0, -1):
+            known = before + self._renderer.decode(turn[:num])
+            if text.startswith(known):
+                return start + num, known
+        return start, before
+
     def apply(self, extension: Extension) -> tuple[TokenSequence, list[int]]:
         """Add what `plan` made, before anything else is added to the ledger."""
         messages, line, end, ids = extension.messages, extension.line, extension.end, extension.token_ids
         renderer = extension.renderer or self._renderer
         if line is None or end is None:
             line = self._begin(TokenSequence(ids), messages, {}, [], renderer)
-        elif extension.kept == len(line.sequence.token_ids) and end.is_turn:
+        elif extension.kept == len(line.sequence.token_ids) and end == line.ends[-1] and end.is_turn:
             line.messages += messages[end.num_messages :]
             line.sequence.append_context(ids)
         else:
             messages = line.messages[: end.num_messages] + messages[end.num_messages :]
             said = {place: turn for place, turn in line.said.items() if place < end.num_messages}
-            ends = [e for e in line.ends if e.is_turn and e.num_messages <= end.num_messages] if extension.kept else []
+            ends = [e for e in line.ends if e.is_turn and e.num_messages <= end.num_messages]
+            ends = [e for e in ends if e.num_tokens <= extension.kept]
             ids = _ids(line.sequence, 0, extension.kept) + ids
             line = self._begin(TokenSequence(ids, results_length=extension.num_added), messages, said, ends, renderer)
         line.ends.append(_End(len(line.messages), len(line.sequence.token_ids), is_turn=False))
@@ -237,6 +299,25 @@ class Ledger:
     def _is_closed(self, sequence: TokenSequence, end: int) -> bool:
         """The last token before `end` ends a turn as the template would."""
         return _ids(sequence, end - 1, end) == self._renderer.close_turn_ids[-1:]
+
+
+def _prompt(text: str) -> Message:
+    """What stands among a line's messages for a prompt that is none: a text or token ids. No message is equal to it."""
+    return {"role": "prompt", "text": text}
+
+
+def _behind(line: _Line, end: _End, ids: list[int], prompt: Message) -> Extension:
+    """A prompt that goes on from a line with some token ids."""
+    messages = line.messages[: end.num_messages] + ([prompt] if end.is_turn else [])
+    kept = end.num_tokens
+    return Extension(messages, ids, kept + len(ids), len(ids), kept, line, end, line.renderer)
+
+
+def _num_same_ids(own: list[int], given: list[int]) -> int:
+    """How many ids, from the first, are the same."""
+    return next(
+        (place for place, (a, b) in enumerate(zip(own, given, strict=False)) if a != b), min(len(own), len(given))
+    )
 
 
 def _ids(sequence: TokenSequence, start: int, end: int) -> list[int]:

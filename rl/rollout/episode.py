@@ -161,6 +161,10 @@ class Episode:
             generation = await self.engine.generate(
                 _ids(sequence), replace(sampling, max_tokens=max_tokens, stop=stop, seed=seed), session_id=self.id
             )
+            finish = generation.finish_reason
+            if finish is FinishReason.ABORT and (sampling.json_schema or sampling.structural_tag):
+                await asyncio.sleep(0)
+                continue  # the next span would follow the form from its beginning
             if turn.is_trained:
                 sequence.append_sampled(generation.token_ids, generation.logprobs, generation.policy_version)
             else:
@@ -169,7 +173,6 @@ class Episode:
             turn.num_tokens += len(generation.token_ids)
             turn.text = self.renderer.decode(_ids(sequence, first))
             turn.generate_s = time.monotonic() - start
-            finish = generation.finish_reason
             if finish is FinishReason.STOP or (is_watched and completes_stop(turn.text, before, stop)):
                 if self._is_over(sequence, turn, own_stop):
                     return turn
@@ -205,7 +208,8 @@ class Episode:
         order = sorted(range(len(self.turns)), key=lambda i: (rank[id(self._places[i][0])], self._places[i][1]))
         given = dict(self.given) if self.given is not None else None
         if given is not None and given.get("turn_scores"):
-            given["turn_scores"] = [given["turn_scores"][i] for i in order]
+            scores = given["turn_scores"]  # a turn that the deadline interrupted has none
+            given["turn_scores"] = [scores[i] if i < len(scores) else 0.0 for i in order]
         return Trajectory(
             prompt=self.prompt,
             sample_index=self.sample_index,
@@ -229,7 +233,8 @@ class Episode:
 
 def distribution_of(sampling: Sampling) -> tuple[float, float, int, float, str | None]:
     """What log-probs depend on."""
-    return sampling.temperature, sampling.top_p, sampling.top_k, sampling.min_p, sampling.json_schema
+    form = sampling.json_schema or sampling.structural_tag
+    return sampling.temperature, sampling.top_p, sampling.top_k, sampling.min_p, form
 
 
 def request_seed(base: int, prompt_id: str, sample_index: int, turn: int | str, span: int) -> int:

@@ -25,7 +25,6 @@ from rl.rollout.headers import rows_of
 from rl.rollout.rollout_function import Policy, Reply
 from rl.rollout.tool_environment import ToolEnvironment
 from rl.rollout.workers import training_sampling
-from rl.serving.chat_request import ChatRequest
 from rl.serving.client import AgentClient
 from rl.serving.dialogs import Dialogs
 from rl.serving.endpoint import Endpoint
@@ -35,6 +34,7 @@ from rl.serving.group_requests import GroupRequest
 from rl.serving.groups import Groups, ServedGroup
 from rl.serving.job import JobRequest, JobState, JobStatus
 from rl.serving.journal import Journal
+from rl.serving.sample_request import SampleRequest
 from rl.types import Group, Prompt, Sampling, Trajectory
 
 logger = logging.getLogger(__name__)
@@ -105,7 +105,7 @@ class Service:
         )
         most = config.serve_config.max_open_rollouts
         self.groups = Groups(self.endpoint, score, self._keep, most, release)
-        self.on_plain: Callable[[ChatRequest, Sequence[Reply], Sequence[Policy]], None] | None = None
+        self.on_plain: Callable[[SampleRequest, Sequence[Reply], Sequence[Policy]], None] | None = None
         """Takes completions outside of rollouts, before they are sent; for protocols that train on them."""
         self.protocol_metrics: Callable[[], dict[str, float]] = dict
         """Figures of a protocol about the batch that was closed last, under the names of their metrics."""
@@ -210,7 +210,7 @@ class Service:
         """How the training's rollouts are sampled."""
         return training_sampling(self.config)
 
-    def new_policy(self, request: ChatRequest, number: int) -> tuple[Policy, Sampling]:
+    def new_policy(self, request: SampleRequest, number: int) -> tuple[Policy, Sampling]:
         """See `rl.serving.endpoint.Plain`. The same request with a seed samples the same tokens."""
         is_seeded = request.seed is not None
         prompt = Prompt("plain" if is_seeded else f"plain-{next(self._plain_numbers)}", [], "", "service")
@@ -224,7 +224,7 @@ class Service:
         weakref.finalize(policy, self._release, episode.id)
         return policy, self.sampling
 
-    def on_completion(self, request: ChatRequest, replies: Sequence[Reply], policies: Sequence[Policy]) -> None:
+    def on_completion(self, request: SampleRequest, replies: Sequence[Reply], policies: Sequence[Policy]) -> None:
         """See `rl.serving.endpoint.Plain`."""
         if self.on_plain is not None:
             self.on_plain(request, replies, policies)
