@@ -20,8 +20,8 @@ def completion(prompt: str, text: str, *, version: int = 0, size: int = 10, **ot
     trajectory = Trajectory(PROMPT, 0, [sequence], [], StopReason.FINISHED)
     named = {"untrained": None, **others}
     return Completion(
-        (("user", prompt),), text, trajectory, version, forms_of(text), sampling="", num_prompt_tokens=size, num_tokens=1,
-        **named,
+        (("user", prompt),), text, trajectory, version, forms_of(text), sampling="", num_prompt_tokens=size,
+        num_tokens=1, **named,
     )  # fmt: skip
 
 
