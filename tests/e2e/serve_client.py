@@ -32,9 +32,11 @@ async def play(address: str, names: list[str], num_rollouts: int) -> dict[str, A
 
 async def wait_for_step(address: str, step: int) -> dict[str, Any]:
     """Wait until so many steps are done; returns the service's state."""
-    async with aiohttp.ClientSession(address, timeout=aiohttp.ClientTimeout(total=300)) as session:
-        async with session.get(f"/v1/status?step={step}&timeout=200") as answer:
-            return dict(await answer.json())
+    async with (
+        aiohttp.ClientSession(address, timeout=aiohttp.ClientTimeout(total=300)) as session,
+        session.get(f"/v1/status?step={step}&timeout=200") as answer,
+    ):
+        return dict(await answer.json())
 
 
 async def _lead(session: aiohttp.ClientSession, rollout: dict[str, str]) -> None:

@@ -39,7 +39,19 @@ MAY_IMPORT["integrations"] = MAY_IMPORT["rollout"] | {"rollout", "serving"}
 MAY_IMPORT["run"] = MAY_IMPORT["training"] | {"training"}
 MAY_IMPORT["cluster"] = MAY_IMPORT["training"] | {"training", "inference", "services", "serving"}
 MAY_IMPORT["remote"] = MAY_IMPORT["run"] | {"cluster"}
-TOP = {"train", "sft", "evaluate", "serve", "play", "rollout_only", "preflight", "score", "doctor", "__main__", "__init__"}
+TOP = {
+    "train",
+    "sft",
+    "evaluate",
+    "serve",
+    "play",
+    "rollout_only",
+    "preflight",
+    "score",
+    "doctor",
+    "__main__",
+    "__init__",
+}
 
 HOMES = {"ray": {"cluster"}, "megatron": {"training"}, "vllm": {"inference"}}
 NOT_ON_THE_PAGE = {"ray", "megatron", "vllm", "torch"}
