@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import logging
+import re
 import weakref
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -16,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from rl.config.schema import Config
-from rl.errors import ConfigError, RolloutError
+from rl.errors import ConfigError, DataError, RolloutError
 from rl.interfaces import Engine, Score
 from rl.rollout.agent_loop import AgentLoop
 from rl.rollout.dialog import Dialog
@@ -40,6 +41,7 @@ from rl.types import Group, Prompt, Sampling, Trajectory
 logger = logging.getLogger(__name__)
 
 _RUNNING = (JobState.STARTING, JobState.SAMPLING, JobState.UPDATING)
+_FILE_NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,99}")
 NATIVE = "groups"
 """Name of the training that the first group begins."""
 
@@ -69,7 +71,14 @@ class EndWanted:
     """A client ends the training."""
 
 
-Event = GroupDone | BatchClosed | SaveWanted | EndWanted
+@dataclass(slots=True, frozen=True)
+class EnginesDied:
+    """No engine is left to sample."""
+
+    reason: str
+
+
+Event = GroupDone | BatchClosed | SaveWanted | EndWanted | EnginesDied
 
 
 class Service:
@@ -193,6 +202,8 @@ class Service:
     async def save(self, name: str) -> Path:
         """See `rl.serving.job.Trainer`."""
         self._check_running()
+        if not _FILE_NAME.fullmatch(name):
+            raise DataError(f"checkpoint: '{name:.80}' cannot name a folder. Use letters, digits, '-', '_' and '.'.")
         saved: asyncio.Future[Path] = _future()
         self._saving[name] = saved
         self._events.put_nowait(SaveWanted(name))
@@ -306,6 +317,10 @@ class Service:
         self._set(checkpoints={**self._status.checkpoints, name: str(folder)}, last_checkpoint=name)
         if name in self._saving:
             _resolve(self._saving.pop(name), folder)
+
+    def engines_died(self, reason: str) -> None:
+        """Tell the driver, which waits for groups that will not come."""
+        self._events.put_nowait(EnginesDied(reason))
 
     async def end_job(self, step: int, failure: str | None) -> None:
         """The training is over; the last weights stay served."""
