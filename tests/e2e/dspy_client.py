@@ -80,7 +80,7 @@ def demonstrate(path):
                 answer = adapter.format_assistant_message_content(signature, outputs).strip()
                 end = "\n\n[[ ## completed ## ]]" if "[[" in answer and "completed" not in answer else ""
                 messages.append({"role": "assistant", "content": answer + end})
-                lines.append(json.dumps({"messages": messages}))
+                lines.append(json.dumps({"messages": messages, "ground_truth": colour, "data_source": "dspy"}))
     with open(path, "w") as file:
         file.write("\n".join(lines) + "\n")
 
