@@ -58,6 +58,7 @@ def main(config: Config, name: str) -> None:
                 continue
             run_job(changed, service, name if directory else f"{name}-{job.name}", directory, journal)
             directory = journal = None
+            config, name = _of_later_trainings(config), config.megatron_training.run_name or name
 
 
 def run_job(
@@ -122,6 +123,11 @@ def _from_the_journal(config: Config) -> tuple[Config, Path | None]:
     ):
         return config, None
     return with_changes(config, {"megatron_training.resume": None}), journal
+
+
+def _of_later_trainings(config: Config) -> Config:
+    """The configuration without what only the first training of a service has: its directory, and a checkpoint."""
+    return with_changes(config, {"megatron_training.run_name": None, "megatron_training.resume": None})
 
 
 def _config_of(config: Config, job: JobRequest) -> Config:

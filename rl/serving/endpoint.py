@@ -204,7 +204,7 @@ class Endpoint:
         """Refuse other models than the one that is served."""
         known = {self._model, Path(self._model).name, *self.aliases}
         asked = name
-        while asked is not None and asked not in known:
+        while asked is not None and not {asked, Path(asked).name} & known:  # a name may have its organization in front
             prefix = next((prefix for prefix in _PREFIXES if asked.startswith(prefix)), None)
             if prefix is None:
                 message = f"model: '{name:.100}' does not exist. Ask for '{self._model}'."

@@ -1,8 +1,10 @@
 """A DSPy program that is trained through a service; runs in an environment with dspy, without Turnwise's.
 
-    python dspy_client.py API_BASE MODEL PROVIDER ADAPTER NUM_STEPS
+    python dspy_client.py train API_BASE MODEL PROVIDER ADAPTER NUM_STEPS
+    python dspy_client.py demonstrate FILE
 
 PROVIDER is `dspy` (its own ArborProvider), `arbor` (arbor-ai's) or `turnwise`; ADAPTER `default`, `chat` or `xml`.
+`demonstrate` writes conversations in the form of each adapter, for a cold start.
 """
 
 from __future__ import annotations
@@ -11,10 +13,13 @@ import functools
 import importlib.util
 import json
 import logging
+import random
 import sys
 import types
 
 import dspy
+
+COLOURS = ("red", "green", "blue", "yellow")
 
 
 class Hops(dspy.Module):
@@ -59,7 +64,28 @@ def arbor_client():
     return arbor.integrations.dspy
 
 
-def main(api_base, model, provider, adapter, num_steps):
+def demonstrate(path):
+    rng, lines = random.Random(0), []
+    adapters = [dspy.ChatAdapter(), *([dspy.XMLAdapter()] if hasattr(dspy, "XMLAdapter") else [])]
+    program = Hops()
+    for _ in range(48):
+        colour, claim = rng.choice(COLOURS), f"Claim number {rng.randrange(4)}."
+        calls = [
+            (program.query.signature, {"claim": claim, "notes": ["none"]}, {"query": colour}),
+            (program.note.signature, {"claim": claim, "query": colour}, {"titles": [colour], "verdict": True}),
+        ]
+        for adapter in adapters:
+            for signature, inputs, outputs in calls:
+                messages = adapter.format(signature=signature, demos=[], inputs=inputs)
+                answer = adapter.format_assistant_message_content(signature, outputs).strip()
+                end = "\n\n[[ ## completed ## ]]" if "[[" in answer and "completed" not in answer else ""
+                messages.append({"role": "assistant", "content": answer + end})
+                lines.append(json.dumps({"messages": messages, "ground_truth": colour, "data_source": "dspy"}))
+    with open(path, "w") as file:
+        file.write("\n".join(lines) + "\n")
+
+
+def train(api_base, model, provider, adapter, num_steps):
     logging.getLogger("dspy").setLevel(logging.ERROR)
     sampling = {"temperature": 1.0, "max_tokens": 200}
     extra = {"top_k": -1, "top_p": 1.0, "repetition_penalty": 1.0}
@@ -96,4 +122,5 @@ def main(api_base, model, provider, adapter, num_steps):
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:5], int(sys.argv[5]))
+    command, *arguments = sys.argv[1:]
+    demonstrate(*arguments) if command == "demonstrate" else train(*arguments[:-1], int(arguments[-1]))

@@ -15,7 +15,7 @@ from typing import TypeVar
 from rl.rollout.rollout_function import Policy, Reply
 from rl.serving.arbor.fields import Fields, forms_of
 from rl.serving.arbor.wire import Sample, text_of
-from rl.serving.chat_request import ChatRequest
+from rl.serving.sample_request import SampleRequest
 from rl.types import Message, StopReason, Trajectory
 
 _MOST_TOKENS = 32_000_000
@@ -94,11 +94,10 @@ class Ledger:
     def __len__(self) -> int:
         return len(self._kept)
 
-    def add(self, request: ChatRequest, replies: Sequence[Reply], policies: Sequence[Policy]) -> None:
+    def add(self, request: SampleRequest, replies: Sequence[Reply], policies: Sequence[Policy]) -> None:
         """Keep the completions of a request; each has an episode of its own."""
-        prompt = _prompt(request.messages)
-        for reply, policy in zip(replies, policies, strict=True):
-            self._add(_completion(request, prompt, reply, policy, self._newest))
+        for number, (reply, policy) in enumerate(zip(replies, policies, strict=True)):
+            self._add(_completion(request, _prompt(request.conversation(number)), reply, policy, self._newest))
 
     def match(self, samples: Sequence[Sample]) -> list[Match | None]:
         """Find the completion of each sample, and mark it as used.
@@ -206,13 +205,14 @@ def _remove(table: dict[_K, set[int]], key: _K, number: int) -> None:
 
 
 def _completion(
-    request: ChatRequest, prompt: tuple[tuple[str, str], ...], reply: Reply, policy: Policy, newest: int
+    request: SampleRequest, prompt: tuple[tuple[str, str], ...], reply: Reply, policy: Policy, newest: int
 ) -> Completion:
     stop_reason = StopReason.LENGTH if reply.is_cut else StopReason.FINISHED
     trajectory = policy.episode.finish(stop_reason, reply.turn.generate_s)
     untrained = None
     if not reply.turn.is_trained:
-        untrained = Untrained.CONSTRAINED if request.json_schema is not None else Untrained.OTHER_SAMPLING
+        is_constrained = request.sampling(policy.episode.sampling).json_schema is not None
+        untrained = Untrained.CONSTRAINED if is_constrained else Untrained.OTHER_SAMPLING
     text = text_of(reply.message)
     named = {key: getattr(request, key) for key in ("temperature", "top_p", "top_k", "min_p")}
     return Completion(

@@ -22,7 +22,6 @@ from rl.serving.arbor.job import ArborJob
 from rl.serving.arbor.ledger import Ledger
 from rl.serving.arbor.train_kwargs import read_train_kwargs
 from rl.serving.arbor.wire import InitializeRequest, read_checkpoint, read_initialize, read_job, read_step
-from rl.serving.chat_request import ChatRequest
 from rl.serving.errors import ApiError, answering, bad_request
 from rl.serving.job import JobState, Trainer
 from rl.serving.sample_request import SampleRequest
@@ -36,7 +35,7 @@ _BEGIN_TIMEOUT_S = 1800.0
 _GONE_AFTER_S = 60.0
 """Seconds without a request after which another client may take the place of one whose training waits for it."""
 _PREFIXES = ("openai/", "arbor:", "huggingface/", "local:")
-_COMPLETIONS = ("/v1/chat/completions", "/v1/completions", "/v1/responses", "/v1/messages")
+_COMPLETIONS = ("/v1/chat/completions", "/v1/completions", "/v1/responses", "/v1/messages", "/inference/v1/generate")
 _NOT_THERE = ("/v1/files", "/v1/fine_tuning/jobs")
 _T = TypeVar("_T")
 
@@ -84,8 +83,7 @@ class Arbor:
     def on_completion(self, request: SampleRequest, replies: Sequence[Reply], policies: Sequence[Policy]) -> None:
         """Keep completions that belong to no rollout (`rl.serving.endpoint.Plain`)."""
         self._heard = time.monotonic()
-        if isinstance(request, ChatRequest):  # samples of a batch have messages
-            self._ledger.add(request, replies, policies)
+        self._ledger.add(request, replies, policies)
 
     def metrics(self) -> dict[str, float]:
         """Counts of the samples of a batch, under their names; empty without a training."""

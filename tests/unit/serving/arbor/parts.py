@@ -20,10 +20,10 @@ from rl.rollout.rollout_function import Policy, Reply
 from rl.rollout.tool_environment import ToolEnvironment
 from rl.services.http_guard import make_application
 from rl.serving.arbor.protocol import Arbor
-from rl.serving.chat_request import ChatRequest
 from rl.serving.dialogs import Dialogs
 from rl.serving.endpoint import Endpoint
 from rl.serving.job import JobState, JobStatus
+from rl.serving.sample_request import SampleRequest
 from rl.types import Generation, Prompt, Sampling, Trajectory, WeightUpdate
 from tests.fakes import said
 from tests.unit.serving.parts import ids, make_renderer, tokenizer
@@ -111,7 +111,7 @@ class Plain:
     config: Config
     numbers: itertools.count = field(default_factory=itertools.count)
 
-    def new_policy(self, request: ChatRequest, number: int) -> tuple[Policy, Sampling]:
+    def new_policy(self, request: SampleRequest, number: int) -> tuple[Policy, Sampling]:
         renderer, parser = make_renderer(), PARSERS["hermes"]
         temperature = self.engine.trainer.changes.get("generate_config.sampling_config.temperature", 1.0)
         sampling = Sampling(temperature=temperature, max_tokens=4000)
@@ -120,7 +120,7 @@ class Plain:
         tools = ToolEnvironment(None, renderer, parser, self.config.rl_config, None, lambda turn: None)
         return Policy(episode, parser, tools), sampling
 
-    def on_completion(self, request: ChatRequest, replies: Sequence[Reply], policies: Sequence[Policy]) -> None:
+    def on_completion(self, request: SampleRequest, replies: Sequence[Reply], policies: Sequence[Policy]) -> None:
         self.arbor.on_completion(request, replies, policies)
 
 

@@ -266,6 +266,7 @@ async def test_a_client_that_asks_again_has_sent_what_it_had():
         ({"batch": []}, "batch: the group is empty"),
         ({"batch": [{**sample("q", "a"), "reward": float("nan")}]}, "NaN is not a JSON number"),
         ({"batch": [{**sample("q", "a"), "reward": float("inf")}]}, "Infinity is not a JSON number"),
+        ({"batch": [{**sample("q", "a"), "reward": 1e300}]}, "batch.0.reward"),
         ({"batch": [{**sample("q", "a"), "reward": "1"}]}, "batch.0.reward"),
         ({"batch": [{**sample("q", "a"), "completion": None}]}, "batch.0.completion"),
         ({"batch": [{**sample("q", "a"), "completion": {"role": "assistant"}}]}, "completion.content must be a text"),
