@@ -36,7 +36,7 @@ from rl.run.parts import RunParts
 from rl.run.replay import replay_problems
 from rl.run.resume import check_place, resume_problems
 from rl.serving.agents import load_agent_function
-from rl.serving.routes import service_key
+from rl.serving.server import port_problems, service_key
 from rl.types import Prompt
 
 logger = logging.getLogger(__name__)
@@ -89,6 +89,10 @@ def preflight_service(config: Config) -> None:
         problems.append(
             error(f"rl_config.tool_config_path: clients run their own tools, got '{rl.tool_config_path}'. Set null.")
         )
+    for key in ("replay", "rollout_only"):
+        if getattr(training, key):
+            problems.append(error(f"megatron_training.{key}: a service trains on what clients do. Remove it."))
+    problems += port_problems(config.serve_config)
     if rl.in_process:
         problems.append(error("rl_config.in_process: a service has processes of its own. Remove it."))
     raise_errors(problems)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import shutil
@@ -16,12 +17,13 @@ from rl.config.model_folder import STATE_FILES
 from rl.config.problems import raise_errors
 from rl.config.schema import Config
 from rl.config.validate import find_problems
-from rl.errors import TurnwiseError
+from rl.errors import ConfigError, TurnwiseError
 from rl.interfaces import Actor
 from rl.observability.log import console
 from rl.observability.run_directory import RunDirectory
 from rl.preflight import preflight_service
-from rl.run.run import Run
+from rl.run.checkpoints import find_checkpoint
+from rl.run.run import Run, freeing_the_name
 from rl.serving.job import JobRequest
 from rl.train import train
 
@@ -29,6 +31,8 @@ logger = logging.getLogger(__name__)
 
 _LINGER_S = 3.0
 """Seconds in which clients can still hear why the training failed."""
+_TRAINING_FILE = "training.json"
+"""Who began the training of a run directory."""
 
 
 def main(config: Config, name: str) -> None:
@@ -41,59 +45,70 @@ def main(config: Config, name: str) -> None:
     Raises:
         TurnwiseError: An error that the user can fix.
     """
-    config, journal = _from_the_journal(config)
+    config, journals = _resumed(config)
     preflight_service(config)
     directory: RunDirectory | None = RunDirectory.create(config, name)
     assert directory is not None, "it was just created"
-    with launch_service(config, log_directory=directory.logs) as service:
+    with freeing_the_name(directory), launch_service(config, log_directory=directory.logs) as service:
         console().print(f"serving at {service.address}/v1, page at {service.address}/", highlight=False)
-        if config.megatron_training.resume or journal:
+        if config.megatron_training.resume or journals:
             service.front.begin_native()
         while True:
             job = service.front.next_job()
-            try:
-                changed = _config_of(config, job)
-            except TurnwiseError as problem:
-                service.front.refuse_job(problem)
-                continue
-            run_job(changed, service, name if directory else f"{name}-{job.name}", directory, journal)
-            directory = journal = None
-            config, name = _of_later_trainings(config), config.megatron_training.run_name or name
+            if run_job(config, job, service, name, directory, journals):
+                directory, journals = None, []
+                config = _of_later_trainings(config)
 
 
 def run_job(
-    config: Config, service: ServiceHandle, name: str, directory: RunDirectory | None, journal: Path | None = None
-) -> None:
+    config: Config,
+    job: JobRequest,
+    service: ServiceHandle,
+    name: str,
+    directory: RunDirectory | None,
+    journals: list[Path],
+) -> bool:
     """Train until the steps are done or a client ends it; the model stays served.
 
     Args:
-        config: The training's.
+        config: The service's.
+        job: What a client asked for.
         service: The engines and the clients.
         name: Names the run directory.
         directory: A run directory that was made before.
-        journal: Groups of a run that died before its first checkpoint.
+        journals: Those of the runs that are gone on with.
+
+    Returns:
+        Whether it began. A training that a protocol asked for and that cannot begin is refused.
     """
-    step = 0
+    rollouts: ServedRollouts | None = None
     try:
+        config = _config_of(config, job)
         with (
-            Run.open(config, name, directory) as run,
-            service.training(config, run.directory.path, run.progress.groups) as (actor, rollouts),
+            Run.open(config, name if directory else f"{name}-{job.name}", directory) as run,
+            service.training(config, run.directory.path, run.progress.groups, journals) as (actor, rollouts),
             run.watching(rollouts),
         ):
+            note = {"name": job.name, "is_native": job.is_native, "changes": dict(job.changes)}
+            (run.directory.path / _TRAINING_FILE).write_text(json.dumps(note) + "\n", encoding="utf-8")
             rollouts.on_save = partial(_save_for_client, run, actor, rollouts)
-            if journal is not None:
-                rollouts.recover(journal)
             try:
                 train(config, run, actor, rollouts, [])
-                step = rollouts.step + 1
+                rollouts.step += 1
             except TrainingEndedByClientError:
-                step = rollouts.step
                 _saved(run, actor, rollouts)
+            rollouts.serve_on()
     except Exception as failure:
-        service.front.end_job(step, str(failure) or type(failure).__name__)
+        has_begun = rollouts is not None and rollouts.has_begun
+        if isinstance(failure, TurnwiseError) and not has_begun and not job.is_native:
+            logger.error("the training '%s' cannot begin: %s", job.name, failure)
+            service.front.refuse_job(failure)
+            return False
+        service.front.end_job(rollouts.step if rollouts else 0, str(failure) or type(failure).__name__)
         time.sleep(_LINGER_S)
         raise
-    service.front.end_job(step, None)
+    service.front.end_job(rollouts.step, None)
+    return True
 
 
 def _saved(run: Run, actor: Actor, rollouts: ServedRollouts) -> Path:
@@ -113,16 +128,38 @@ def _save_for_client(run: Run, actor: Actor, rollouts: ServedRollouts, name: str
     return folder
 
 
-def _from_the_journal(config: Config) -> tuple[Config, Path | None]:
-    """A run that died before its first checkpoint is begun anew, with the groups that it had acknowledged."""
+def _resumed(config: Config) -> tuple[Config, list[Path]]:
+    """The configuration with the checkpoint to go on with, and the journals of what came after it.
+
+    A run that died before its first checkpoint leads to the one that it went on with, or to none.
+
+    Raises:
+        ConfigError: A protocol's client began the training; only that client could go on.
+        CheckpointError: There is no such run.
+    """
+    journals: list[Path] = []
     source = config.megatron_training.resume
-    if (
-        not source
-        or not (journal := Path(source) / "journal").is_dir()
-        or RunDirectory(Path(source)).latest_checkpoint()
-    ):
-        return config, None
-    return with_changes(config, {"megatron_training.resume": None}), journal
+    while source:
+        run = RunDirectory(Path(source))
+        if (run.path / "run_state.json").is_file() or run.latest_checkpoint() or not run.config_file.is_file():
+            checkpoint = find_checkpoint(run.path)
+            _check_native(checkpoint.parent.parent)
+            journals.insert(0, checkpoint.parent.parent / "journal")
+            return with_changes(config, {"megatron_training.resume": str(checkpoint)}), journals
+        _check_native(run.path)
+        journals.insert(0, run.path / "journal")
+        source = run.read_config().megatron_training.resume
+    return with_changes(config, {"megatron_training.resume": None}), journals
+
+
+def _check_native(run: Path) -> None:
+    file = run / _TRAINING_FILE
+    note = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {"is_native": True}
+    if not note["is_native"]:
+        raise ConfigError(
+            f"megatron_training.resume: the training of {run} was begun by a client ('{note['name']}'), and only a "
+            "client can begin it again. Set actor_config.load to its checkpoint to serve what it learned."
+        )
 
 
 def _of_later_trainings(config: Config) -> Config:

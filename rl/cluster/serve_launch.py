@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -42,7 +42,11 @@ class ServiceHandle:
 
     @contextmanager
     def training(
-        self, config: Config, run_directory: Path, on_group: Callable[[int, int], None]
+        self,
+        config: Config,
+        run_directory: Path,
+        on_group: Callable[[int, int], None],
+        journals: Sequence[Path] = (),
     ) -> Iterator[tuple[ActorGroup, ServedRollouts]]:
         """Start an actor, and end it after the block; the engines go on.
 
@@ -50,9 +54,12 @@ class ServiceHandle:
             config: The training's.
             run_directory: Its run directory.
             on_group: See `ServedRollouts`.
+            journals: See `ServedRollouts`.
         """
         site = self._site_of(config)
-        rollouts = ServedRollouts(self._workers, self.front, config, run_directory / "journal", on_group=on_group)
+        rollouts = ServedRollouts(
+            self._workers, self.front, config, run_directory, journals=journals, on_group=on_group
+        )
         with ExitStack() as stack:
             if is_colocated(config):
                 rollouts.leave_devices()

@@ -14,13 +14,13 @@ from typing import Any
 from rl.algorithms.filters import is_informative
 from rl.batches import GroupHeader, RolloutStatus
 from rl.cluster.engine_rollouts import EngineRollouts
-from rl.cluster.serving import BatchClosed, EndWanted, EnginesDied, Front, SaveWanted, ServedGroup
+from rl.cluster.serving import BatchClosed, Broken, EndWanted, Front, GroupEvent, SaveWanted
 from rl.config.schema import Config
 from rl.errors import RolloutError
 from rl.observability.clock import wall_time
 from rl.rollout.group_text import header_from_text, prompt_of
 from rl.rollout.workers import Workers
-from rl.serving.journal import Journal
+from rl.serving.journal import Journal, read_journal
 from rl.types import Prompt, Sampling, Span, WeightUpdate
 
 logger = logging.getLogger(__name__)
@@ -36,6 +36,8 @@ class TrainingEndedByClientError(Exception):
 class _Tally:
     """What one step met besides its groups."""
 
+    num_counted: int = 0
+    """Groups that count towards the batch."""
     num_stale: int = 0
     num_unscored: int = 0
 
@@ -47,7 +49,8 @@ class ServedRollouts(EngineRollouts):
         workers: The engines.
         front: The service.
         config: The training's.
-        journal: Folder of its journal.
+        run_directory: Of the training; its `journal` has the groups that no checkpoint has.
+        journals: Those of the runs that are gone on with.
         on_group: Called with (groups done, groups wanted) after each group, for the progress bar.
     """
 
@@ -56,8 +59,9 @@ class ServedRollouts(EngineRollouts):
         workers: Workers,
         front: Front,
         config: Config,
-        journal: Path,
+        run_directory: Path,
         *,
+        journals: Sequence[Path] = (),
         on_group: Callable[[int, int], None] = lambda done, wanted: None,
     ) -> None:
         super().__init__(workers, config)
@@ -66,8 +70,11 @@ class ServedRollouts(EngineRollouts):
         """Saves the weights for a client, under its name for them, and returns their folder."""
         self.step = 0
         """Completed steps."""
-        self._front, self._journal = front, Journal(journal)
-        self._recovered: deque[ServedGroup] = deque()
+        self.has_begun = False
+        """Clients' groups are taken."""
+        self._front, self._run_directory, self._journals = front, run_directory, journals
+        self._journal = Journal(run_directory / "journal")
+        self._recovered: deque[GroupEvent] = deque()
         """Acknowledged before a restart."""
         self._waiting: deque[Any] = deque()
         """Events that were not taken yet."""
@@ -76,13 +83,15 @@ class ServedRollouts(EngineRollouts):
         self._current: list[int] = []
         """Those of the step that is being collected."""
         self._covered: list[int] = []
-        """Those of them that a checkpoint has, once it is complete."""
+        """Those of `_taken` that a checkpoint has, once it is complete."""
+        self._closed: list[int] = []
+        """Numbers of the batches that clients closed and that are trained on in this step."""
+        self._in_checkpoint: frozenset[int] = frozenset()
+        """Groups of the journals that the checkpoint has."""
         self._next = 0
         """Number of the next group to be opened."""
         self._version = 0
         self._groups = (0, 0)
-        if config.megatron_training.resume is None:
-            self._front.use(config, journal.parent, 0, set())
 
     def take(
         self, num_prompts: int, metrics: MutableMapping[str, float], *, step: int = 0, is_recorded: bool = False
@@ -98,14 +107,20 @@ class ServedRollouts(EngineRollouts):
         """
         self.step = step
         self._forget_covered()
+        self._begin()
         self._begin_turn()
         start, start_wall = time.monotonic(), wall_time()
         self.workers.call("restart_clocks", what="restarting the clocks")
-        self._front.begin_sampling(step)
+        self._front.begin_sampling(step, self._closed)
+        self._closed = []
         groups, tally = self._collect(num_prompts)
         self._taken += self._current
         self._current = []
-        self._front.begin_update(_mean_score(groups), {"stale": tally.num_stale, "unscored": tally.num_unscored})
+        self._front.begin_update(
+            _mean_score(groups),
+            {"stale": tally.num_stale, "unscored": tally.num_unscored},
+            stops_requests=self.turns is not None,
+        )
         self._spans.append(Span("service", "collect", start_wall, wall_time()))
         self._report(groups, tally, time.monotonic() - start, metrics)
         return groups
@@ -135,34 +150,31 @@ class ServedRollouts(EngineRollouts):
     def state_dict(self) -> dict[str, Any]:
         """A checkpoint's state: which groups of the journal it covers."""
         self._covered = list(self._taken)
-        return {"served": {"journal": str(self._journal.folder), "next": self._next, "covered": self._covered}}
+        return {"served": {"next": self._next, "covered": self._covered}}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on with the groups that were acknowledged but are not in the checkpoint."""
-        served = state["served"]
-        self.recover(Path(served["journal"]), served["next"], frozenset(served["covered"]))
+        """Leave out the groups that the checkpoint covers."""
+        self._next, self._in_checkpoint = state["served"]["next"], frozenset(state["served"]["covered"])
 
-    def recover(self, folder: Path, following: int = 0, covered: frozenset[int] = frozenset()) -> None:
-        """Take over the groups of another journal.
+    def serve_on(self) -> None:
+        """Give the engines their weights back, if the actor has the devices: the model stays served."""
+        self._begin_turn()
 
-        Args:
-            folder: The journal of the run that is gone on with.
-            following: Number of the next group, if the journal has none.
-            covered: Groups that are in the checkpoint.
-        """
+    def _begin(self) -> None:
+        """Before the first step: take over the journals, then let clients in."""
+        if self.has_begun:
+            return
+        texts = {number: text for folder in self._journals for number, text in read_journal(folder)}
         names = set()
-        for number, text in Journal(folder).read():
-            if number in covered:
-                continue
-            prompt = prompt_of(text)
-            header = header_from_text(text, prompt, self.workers.keep)
-            self._recovered.append(ServedGroup(number, header))
-            if self._journal.folder != folder:
-                self._journal.write_text(number, text)
+        for number in sorted(texts.keys() - self._in_checkpoint):
+            prompt = prompt_of(texts[number])
+            header = header_from_text(texts[number], prompt, self.workers.keep)
+            self._recovered.append(GroupEvent(number, header))
+            self._journal.write_text(number, texts[number])
             names.add(prompt.id)
-            following = max(following, number + 1)
-        self._next = following
-        self._front.use(self.config, self._journal.folder.parent, following, names)
+        self._next = max([self._next, *(number + 1 for number in texts)])
+        self._front.use(self.config, self._run_directory, self._next, names)
+        self.has_begun = True
         if self._recovered:
             logger.info("%d groups that were acknowledged before are trained on first", len(self._recovered))
 
@@ -175,27 +187,40 @@ class ServedRollouts(EngineRollouts):
 
     def _collect(self, num_wanted: int) -> tuple[list[GroupHeader], _Tally]:
         groups: list[GroupHeader] = []
-        num_counted, tally, by_size = 0, _Tally(), self.config.serve_config.batch_trigger == "size"
-        self._count(0, num_wanted)
-        while not by_size or num_counted < num_wanted:
-            event = self._next_event(num_counted, num_wanted)
+        tally, serve, rl = _Tally(), self.config.serve_config, self.config.rl_config
+        limit = rl.filter_groups_max_batches * num_wanted if rl.filter_groups_enable else 0
+        self._count(tally, num_wanted)
+        while serve.batch_trigger == "client" or tally.num_counted < num_wanted:
+            event = self._next_event(tally.num_counted, num_wanted)
             if isinstance(event, BatchClosed):
                 if groups:
+                    self._closed.append(event.number)
                     break
-                self._front.batch_was_empty()
+                self._front.batches_closed([event.number])
             elif isinstance(event, SaveWanted):
-                assert self.on_save is not None, "the page said how to save"
-                self._front.saved(event.name, self.on_save(event.name))
+                self._save(event.name)
             elif isinstance(event, EndWanted):
                 self._waiting.clear()
                 raise TrainingEndedByClientError
-            elif isinstance(event, EnginesDied):
+            elif isinstance(event, Broken):
                 raise RolloutError(event.reason)
             elif self._is_fresh(event, tally):
                 groups.append(event.header)
-                num_counted += self._counts(event.header, tally)
-                self._count(num_counted, num_wanted)
+                tally.num_counted += self._counts(event.header, tally)
+            self._count(tally, num_wanted)
+            if 0 < limit <= len(groups):
+                logger.warning(
+                    "rl_config.filter_groups_max_batches: only %d of %d groups have differing scores after %d groups, "
+                    "and the step learns from no more.", tally.num_counted, num_wanted, len(groups),
+                )  # fmt: skip
+                break
         return groups, tally
+
+    def _save(self, name: str) -> None:
+        assert self.on_save is not None, "the page said how to save"
+        folder = self.on_save(name)
+        self._begin_turn()  # the actor may have taken the devices
+        self._front.saved(name, folder)
 
     def _next_event(self, done: int, wanted: int) -> Any:
         """The next group of a journal, or what a client did next."""
@@ -209,7 +234,7 @@ class ServedRollouts(EngineRollouts):
                 logger.info("waiting for clients: %d of %d groups", done, wanted)
         return self._waiting.popleft()
 
-    def _is_fresh(self, event: ServedGroup, tally: _Tally) -> bool:
+    def _is_fresh(self, event: GroupEvent, tally: _Tally) -> bool:
         """Whether a group's weights are new enough; it counts as taken in any case."""
         self._current.append(event.number)
         self._next = max(self._next, event.number + 1)
@@ -233,9 +258,11 @@ class ServedRollouts(EngineRollouts):
             header, rl.filter_groups_metric, drop_overlong=rl.overlong_filter_enable
         )
 
-    def _count(self, done: int, wanted: int) -> None:
-        self._groups = (done, wanted)
-        self.on_group(done, wanted)
+    def _count(self, tally: _Tally, wanted: int) -> None:
+        self._groups = (tally.num_counted, wanted)
+        self.on_group(*self._groups)
+        lost = {"dropped": tally.num_stale, "unscored": tally.num_unscored}
+        self._front.progress({"done": tally.num_counted, "wanted": wanted, **lost})
 
     def _report(
         self, groups: Sequence[GroupHeader], tally: _Tally, elapsed_s: float, metrics: MutableMapping[str, float]

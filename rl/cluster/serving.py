@@ -23,11 +23,11 @@ from rl.errors import RolloutError, TurnwiseError, WorkerDiedError
 from rl.inference.router import Router
 from rl.rollout.headers import headers_of, rows_of
 from rl.serving.job import JobRequest
-from rl.serving.service import BatchClosed as BatchClosed
-from rl.serving.service import EndWanted as EndWanted
-from rl.serving.service import EnginesDied as EnginesDied
-from rl.serving.service import Event, GroupDone
-from rl.serving.service import SaveWanted as SaveWanted
+from rl.serving.training import BatchClosed as BatchClosed
+from rl.serving.training import Broken as Broken
+from rl.serving.training import EndWanted as EndWanted
+from rl.serving.training import Event, GroupDone
+from rl.serving.training import SaveWanted as SaveWanted
 from rl.types import Generation, Sampling, WeightUpdate
 
 logger = logging.getLogger(__name__)
@@ -38,8 +38,8 @@ _POLL_S = 5.0
 
 
 @dataclass(slots=True, frozen=True)
-class ServedGroup:
-    """A scored group of clients."""
+class GroupEvent:
+    """A group of clients is scored and journaled."""
 
     number: int
     header: GroupHeader
@@ -122,16 +122,16 @@ class ServingWorker:
         from rl.serving.service import Service
 
         dialog = load_dialog(self.config)
-        engine = RemoteEngine(self.workers, lambda reason: self.service.engines_died(reason))
+        engine = RemoteEngine(self.workers, lambda reason: self.service.break_off(reason))
         model = Path(self.config.actor_config.load).name or "policy"
         self.service = Service(self.config, engine, dialog, self.rewards.score, model=model, release=engine.release)
         self.server = await start_server(self.service, self.config.serve_config)
         collect_seldom()
         return self.server.address
 
-    async def call(self, method: str, *args: Any) -> Any:
+    async def call(self, method: str, *args: Any, **options: Any) -> Any:
         """Call a method of the service."""
-        return await getattr(self.service, method)(*args)
+        return await getattr(self.service, method)(*args, **options)
 
     async def next_events(self, timeout_s: float) -> list[Any]:
         """See `Service.next_events`; tokens and texts of groups go to the object store."""
@@ -149,7 +149,7 @@ class ServingWorker:
         records = [trajectory.without_tokens() for trajectory in trajectories]
         headers, prompt_ids = headers_of(records, rows)
         header = GroupHeader(event.group.prompt, headers, prompt_ids, ray.put(rows), ray.put(records))
-        return ServedGroup(event.number, header)
+        return GroupEvent(event.number, header)
 
 
 class Front:
@@ -191,22 +191,26 @@ class Front:
         """See `Service.use`."""
         self._call("use", config, run_directory, number, names)
 
-    def begin_sampling(self, step: int) -> None:
+    def begin_sampling(self, step: int, closed: list[int]) -> None:
         """See `Service.begin_sampling`."""
-        self._call("begin_sampling", step)
+        self._call("begin_sampling", step, closed)
 
-    def begin_update(self, mean_reward: float | None, lost_groups: Mapping[str, int]) -> None:
+    def progress(self, batch: Mapping[str, int]) -> None:
+        """See `Service.progress`."""
+        self._call("progress", dict(batch))
+
+    def begin_update(self, mean_reward: float | None, lost_groups: Mapping[str, int], *, stops_requests: bool) -> None:
         """See `Service.begin_update`."""
-        self._call("begin_update", mean_reward, lost_groups)
+        self._call("begin_update", mean_reward, lost_groups, stops_requests=stops_requests)
 
     def protocol_metrics(self) -> dict[str, float]:
         """See `Service.protocol_metrics`."""
         found: dict[str, float] = self._call("read_protocol_metrics")
         return found
 
-    def batch_was_empty(self) -> None:
-        """See `Service.batch_was_empty`."""
-        self._call("batch_was_empty")
+    def batches_closed(self, numbers: list[int]) -> None:
+        """See `Service.batches_closed`."""
+        self._call("batches_closed", numbers)
 
     def saved(self, name: str, folder: Path) -> None:
         """See `Service.saved`."""
@@ -216,6 +220,6 @@ class Front:
         """See `Service.end_job`."""
         self._call("end_job", step, failure)
 
-    def _call(self, method: str, *args: Any) -> Any:
-        reference = self._worker.call.remote(method, *args)
+    def _call(self, method: str, *args: Any, **options: Any) -> Any:
+        reference = self._worker.call.remote(method, *args, **options)
         return get_all([reference], what=f"the service ({method})", timeout_s=_CALL_TIMEOUT_S)[0]

@@ -84,7 +84,7 @@ class Run:
             else:
                 save_resolved(config, directory.config_file)
             setup_logging(directory.log_file)
-            stack.enter_context(_freeing_the_name(directory))
+            stack.enter_context(freeing_the_name(directory))
             run = cls(config, directory, live)
             stack.enter_context(run._writer)
             stack.enter_context(run.progress)
@@ -348,14 +348,14 @@ class Run:
 
 
 @contextmanager
-def _freeing_the_name(directory: RunDirectory) -> Iterator[None]:
+def freeing_the_name(directory: RunDirectory) -> Iterator[None]:
     """Rename the directory of a run that fails before its first metric, so that the same command works again."""
     has_ended_by_itself = False
     try:
         yield
         has_ended_by_itself = True
     finally:
-        if not has_ended_by_itself and directory.is_empty:
+        if not has_ended_by_itself and directory.path.exists() and directory.is_empty:
             aside = directory.set_aside()
             setup_logging(aside.log_file)  # later log lines go to the moved file
             logger.error("no step was completed; the logs are in %s", aside.path)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-import itertools
+import hashlib
 import json
 import logging
+import re
 import secrets
 from collections import OrderedDict
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -20,17 +21,21 @@ from rl.rollout.episode import Episode
 from rl.rollout.group import run_group
 from rl.rollout.rollout_function import Policy
 from rl.rollout.tool_environment import ToolEnvironment
-from rl.rollout.user_code import UserCode
+from rl.rollout.user_code import UserCode, UserCodeError
 from rl.serving.client import AgentClient
 from rl.serving.endpoint import Endpoint
 from rl.serving.errors import ApiError, bad_request
 from rl.serving.group_requests import GroupRequest, RewardRequest
-from rl.types import Group, Prompt, Sampling, Scores, StopReason, Trajectory
+from rl.serving.training import Training, resolve
+from rl.types import INFRASTRUCTURE_FAILURES, Group, Prompt, Sampling, Scores, StopReason, Trajectory
 
 logger = logging.getLogger(__name__)
 
 _MOST_ENDED = 100_000
 """Ended rollouts that are remembered, so that a reward that is sent again is recognized."""
+_END_TIMEOUT_S = 30.0
+_DEADLINE = "its deadline, rl_config.trajectory_timeout"
+_OWN_NAME = re.compile(r"group-\d+")
 _CLIENT = UserCode("rl serve", "the client of a rollout", lambda: None, {})
 
 
@@ -46,10 +51,14 @@ class Rollout:
     outcome: asyncio.Future[Outcome | None]
     """What the client gives; an exception where it aborts."""
     opened: asyncio.Future[AgentClient]
-    scored: asyncio.Future[float | None]
+    settled: asyncio.Future[float | None]
+    """Its score; None without one."""
     policy: Policy | None = None
+    """While it is open."""
     ended_by: str | None = None
-    """What ended it, as text that is the same for the same request."""
+    """What ended it, in words."""
+    request: str | None = None
+    """Tells the request that ended it from others."""
 
 
 @dataclass(slots=True, eq=False)
@@ -58,10 +67,16 @@ class ServedGroup:
 
     id: str
     number: int
-    """In the order in which groups were opened, from 0."""
+    """In the order in which groups of the training were opened, from 0."""
+    training: Training
     rollouts: list[Rollout] = field(default_factory=list)
     done: asyncio.Task[None] | None = None
-    """Ends when the group is acknowledged."""
+    """Ends when all are scored."""
+    found: Group | None = None
+    """The scored group, until it is kept."""
+    is_kept: bool = False
+    """It is journaled and handed to the training."""
+    keeping: asyncio.Lock = field(default_factory=asyncio.Lock)
 
 
 class Groups:
@@ -70,30 +85,23 @@ class Groups:
     Args:
         endpoint: Answers the requests of open rollouts.
         score: Scores a trajectory.
-        on_group: Takes a finished group; what it does is done before the client's last answer.
         max_open: Rollouts that may be open.
         release: Called with a trajectory's id when it has ended.
     """
 
-    def __init__(
-        self,
-        endpoint: Endpoint,
-        score: Score,
-        on_group: Callable[[ServedGroup, Group], Awaitable[None]],
-        max_open: int,
-        release: Callable[[str], None],
-    ) -> None:
-        self._endpoint, self._score, self._on_group, self._max_open = endpoint, score, on_group, max_open
-        self._release = release
+    def __init__(self, endpoint: Endpoint, score: Score, max_open: int, release: Callable[[str], None]) -> None:
+        self._endpoint, self._score, self._max_open, self._release = endpoint, score, max_open, release
         self._open: dict[str, Rollout] = {}
         self._by_name: dict[str, Rollout] = {}
         self._ended: OrderedDict[str, Rollout] = OrderedDict()
-        self._numbers = itertools.count()
+        self._running: set[asyncio.Task[None]] = set()
         self._names: set[str] = set()
         self.num_lost: dict[str, int] = {}
         """Rollouts without a score, by their stop reason."""
         self.on_failure: Callable[[str, Exception], None] = lambda name, error: None
         """Told of a group, by its name, that ended with an error of the service."""
+        self.on_kept: Callable[[], None] = lambda: None
+        """Told when a group has been handed to the training."""
 
     @property
     def num_open(self) -> int:
@@ -104,12 +112,17 @@ class Groups:
         """Whether there is or was a rollout with this id."""
         return key in self._open or key in self._ended
 
-    def go_on(self, number: int, names: set[str]) -> None:
-        """Number the next group so, and refuse groups of these names: they were acknowledged before a restart."""
-        self._numbers = itertools.count(number)
-        self._names |= names
+    def begin(self, names: set[str]) -> None:
+        """Begin a training.
 
-    async def open(self, request: GroupRequest, loop: AgentLoop, num_samples: int, sampling: Sampling) -> ServedGroup:
+        Args:
+            names: Of groups that were acknowledged before a restart; they are not taken again.
+        """
+        self._names = set(names)
+
+    async def open(
+        self, request: GroupRequest, loop: AgentLoop, num_samples: int, sampling: Sampling, training: Training
+    ) -> ServedGroup:
         """Open a group.
 
         Args:
@@ -117,27 +130,32 @@ class Groups:
             loop: Runs its trajectories; its agents are these groups.
             num_samples: Rollouts where the request leaves it open.
             sampling: Of the run.
+            training: Takes the group.
 
         Raises:
-            ApiError: Too many rollouts are open (429), or the name was used (409).
+            ApiError: Too many rollouts are open (429), the name was used (409), or it is wrong (400).
         """
         n = request.n or num_samples
-        if self.num_open + n > self._max_open:
-            raise ApiError(
-                429,
-                f"{self.num_open} rollouts are open, {n} more would exceed serve_config.max_open_rollouts "
-                f"({self._max_open}). Wait, or end some.",
-                code="too_many_rollouts",
-            )
-        if request.id is not None and request.id in self._names:
+        self._check_room(n)
+        if request.id is not None and _OWN_NAME.fullmatch(request.id):
+            raise bad_request("id", f"'{request.id}' is a name that the service gives. Choose another.")
+        if request.id in self._names:
             raise ApiError(409, f"id: there was a group '{request.id}' already. Choose another name.", param="id")
-        number = next(self._numbers)
-        group = ServedGroup(request.id or f"group-{number:06d}", number)
-        self._names.add(group.id)
+        number = training.next_number()
+        group = ServedGroup(request.id or f"group-{number:06d}", number, training)
+        if request.id is not None:
+            self._names.add(request.id)
         prompt = Prompt(group.id, request.all_messages, request.ground_truth, request.data_source, request.columns)
         self._add_rollouts(group, n)
-        group.done = asyncio.create_task(self._run(group, loop, prompt, n, sampling))
-        await asyncio.gather(*(rollout.opened for rollout in group.rollouts))
+        group.done = task = asyncio.create_task(self._run(group, loop, prompt, n, sampling))
+        self._running.add(task)
+        task.add_done_callback(self._running.discard)
+        try:
+            await asyncio.gather(*(asyncio.shield(rollout.opened) for rollout in group.rollouts))
+        except asyncio.CancelledError:  # the client left before it knew of them
+            for rollout in group.rollouts:
+                self._give_up(rollout, "aborted: its client left")
+            raise
         return group
 
     def client_of(self, rollout: Rollout) -> AgentClient:
@@ -148,14 +166,17 @@ class Groups:
         """End a rollout with its reward, and wait until it is scored; for the last of a group, until it is journaled.
 
         Raises:
-            ApiError: It is unknown (404), it ended in another way (409), or the reward is malformed (400).
+            ApiError: It is unknown (404), it ended in another way (409), the reward is malformed (400), or the journal
+                cannot be written (503).
         """
-        what = json.dumps(["reward", request.reward, request.turn_scores, request.completions], sort_keys=True)
-        rollout = self._find(key, what)
-        if rollout.ended_by is None:
-            policy = rollout.policy
-            assert policy is not None, "an open rollout has a policy"
-            self._end(rollout, what, request.outcome(policy.num_answered, self._endpoint.turns_of(key)))
+        what = json.dumps([request.reward, request.turn_scores, request.completions], sort_keys=True)
+        rollout = self._find(key)
+        asked = f"reward {hashlib.blake2b(what.encode(), digest_size=16).hexdigest()}"
+        if self._is_first(rollout, asked):
+            assert rollout.policy is not None, "an open rollout has a policy"
+            outcome = request.outcome(rollout.policy.num_answered, self._endpoint.turns_of(key))
+            rollout.ended_by, rollout.request = "its reward", asked
+            rollout.outcome.set_result(outcome)
         return await self._acknowledged(rollout)
 
     async def end(self, key: str) -> Rollout:
@@ -164,9 +185,10 @@ class Groups:
         Raises:
             ApiError: See `reward`.
         """
-        rollout = self._find(key, "end")
-        if rollout.ended_by is None:
-            self._end(rollout, "end", None)
+        rollout = self._find(key)
+        if self._is_first(rollout, "end"):
+            rollout.ended_by, rollout.request = "its end", "end"
+            rollout.outcome.set_result(None)
         return await self._acknowledged(rollout)
 
     async def abort(self, key: str, reason: str) -> Rollout:
@@ -175,21 +197,18 @@ class Groups:
         Raises:
             ApiError: See `reward`.
         """
-        rollout = self._find(key, "abort")
-        if rollout.ended_by is None:
-            rollout.ended_by = "abort"
-            rollout.outcome.set_exception(_CLIENT.failure(f"aborted: {reason}"[:2000]))
+        rollout = self._find(key)
+        if self._is_first(rollout, "abort"):
+            rollout.request = "abort"
+            self._give_up(rollout, f"aborted: {reason}"[:2000])
         return await self._acknowledged(rollout)
 
     async def close(self, reason: str) -> None:
-        """Abort what is open, because the training ended."""
-        open_now = list(self._open.values())
-        for rollout in open_now:
-            if not rollout.outcome.done():
-                rollout.ended_by = reason
-                rollout.outcome.set_exception(_CLIENT.failure(reason))
-        groups = {id(rollout.group): rollout.group for rollout in open_now}
-        await asyncio.gather(*(g.done for g in groups.values() if g.done is not None), return_exceptions=True)
+        """Give up what is open, because the training ended, and wait for what is being scored."""
+        for rollout in list(self._open.values()):
+            self._give_up(rollout, reason)
+        if self._running:
+            await asyncio.wait(self._running, timeout=_END_TIMEOUT_S)
 
     async def run(self, episode: Episode, parser: Parser, tools: ToolEnvironment) -> StopReason:
         """Answer the client's requests until it ends the rollout; see `rl.serving.agents.Agents`.
@@ -200,16 +219,35 @@ class Groups:
         """
         rollout = self._by_name[episode.id]
         policy = rollout.policy = Policy(episode, parser, tools)
-        client = self._endpoint.open(policy, episode.sampling, key=rollout.id)
-        rollout.opened.set_result(client)
         try:
+            resolve(rollout.opened, self._endpoint.open(policy, episode.sampling, key=rollout.id))
             outcome = await rollout.outcome
         finally:
-            rollout.ended_by = rollout.ended_by or "its deadline, rl_config.trajectory_timeout"
+            rollout.ended_by = rollout.ended_by or _DEADLINE
             self._close(rollout)
-            await self._endpoint.end(rollout.id)
+            await self._end_requests(rollout)
             self._release(episode.id)
+        if outcome is not None and outcome.turn_scores:  # an answer may have come beside the reward
+            outcome.turn_scores += [0.0] * (policy.num_answered - len(outcome.turn_scores))
         return policy.end(outcome, _CLIENT)
+
+    async def _end_requests(self, rollout: Rollout) -> None:
+        try:
+            await self._endpoint.end(rollout.id)
+        except asyncio.CancelledError:  # the deadline; a reward that was accepted counts
+            if rollout.outcome.cancelled() or not rollout.outcome.done():
+                raise
+
+    def _check_room(self, n: int) -> None:
+        if n > self._max_open:
+            raise bad_request("n", f"must be at most serve_config.max_open_rollouts, {self._max_open}, got {n}.")
+        if self.num_open + n > self._max_open:
+            raise ApiError(
+                429,
+                f"{self.num_open} rollouts are open, {n} more would exceed serve_config.max_open_rollouts "
+                f"({self._max_open}). Wait, or end some.",
+                code="too_many_rollouts",
+            )
 
     def _add_rollouts(self, group: ServedGroup, n: int) -> None:
         new = asyncio.get_running_loop().create_future
@@ -221,29 +259,46 @@ class Groups:
 
     async def _run(self, group: ServedGroup, loop: AgentLoop, prompt: Prompt, n: int, sampling: Sampling) -> None:
         try:
-            found = await run_group(loop, prompt, n, sampling, self._scored)
-        except Exception as error:  # the service must go on, and clients must hear of it
-            logger.exception("group %s failed", group.id)
-            self.on_failure(group.id, error)
+            group.found = await run_group(_Members(loop, self._settle), prompt, n, sampling, self._scored)
+        except Exception as error:  # scoring failed: so would that of every other group
+            problem = _cause_of(error)
+            logger.error("group %s failed", group.id, exc_info=problem)
+            self.on_failure(group.id, problem)
             for rollout in group.rollouts:
+                rollout.ended_by = rollout.ended_by or "an error of the service"
                 self._close(rollout)
-                if not rollout.opened.done():
-                    rollout.opened.set_exception(ApiError(500, f"{type(error).__name__}: {error}"[:2000]))
-            raise
-        for trajectory in found.trajectories:
+                self._settle(rollout.name, None)
+            text = f"{type(problem).__name__}: {problem}"[:2000]
+            group.training.break_off(text)
+            raise ApiError(500, text, code="training_failed") from None
+        for trajectory in group.found.trajectories:
             if trajectory.score is None:
                 name = str(trajectory.stop_reason)
                 self.num_lost[name] = self.num_lost.get(name, 0) + 1
-        await self._on_group(group, found)
+        try:
+            await self._keep(group)
+        except ApiError as error:  # a reward that is sent again tries again
+            self.on_failure(group.id, error)
+
+    async def _keep(self, group: ServedGroup) -> None:
+        async with group.keeping:
+            if group.is_kept:
+                return
+            assert group.found is not None, "it is scored"
+            await group.training.keep(group.number, group.found)
+            group.is_kept, group.found = True, None
+            self.on_kept()
 
     async def _scored(self, trajectory: Trajectory) -> Scores:
         scores = await self._score(trajectory)
-        rollout = self._by_name.get(trajectory.id)
-        if rollout is not None and not rollout.scored.done():
-            rollout.scored.set_result(scores.score)
+        self._settle(trajectory.id, scores.score)
         return scores
 
-    def _find(self, key: str, what: str) -> Rollout:
+    def _settle(self, name: str, score: float | None) -> None:
+        if (rollout := self._by_name.get(name)) is not None:
+            resolve(rollout.settled, score)
+
+    def _find(self, key: str) -> Rollout:
         rollout = self._open.get(key) or self._ended.get(key)
         if rollout is None:
             raise ApiError(
@@ -251,17 +306,26 @@ class Groups:
                 "rollout: unknown here. Its id is wrong, or the service was started again meanwhile; open a new group.",
                 code="rollout_not_found",
             )
-        if rollout.ended_by not in (None, what):
-            raise ApiError(
-                409, f"rollout {rollout.name}: it has ended already, by {rollout.ended_by:.200}.", code="rollout_ended"
-            )
         return rollout
 
-    def _end(self, rollout: Rollout, what: str, outcome: Outcome | None) -> None:
-        if rollout.outcome.done():
-            raise bad_request("rollout", "it has ended already.")
-        rollout.ended_by = what
-        rollout.outcome.set_result(outcome)
+    def _is_first(self, rollout: Rollout, asked: str) -> bool:
+        """Whether a request is to end the rollout; False: the same one did.
+
+        Raises:
+            ApiError: It ended in another way (409).
+        """
+        if rollout.request == asked:
+            return False
+        if rollout.ended_by is None and not rollout.outcome.done():
+            return True
+        ended_by = rollout.ended_by or _DEADLINE
+        raise ApiError(409, f"rollout {rollout.name}: it has ended already, by {ended_by}.", code="rollout_ended")
+
+    def _give_up(self, rollout: Rollout, reason: str) -> None:
+        if not rollout.outcome.done():
+            rollout.ended_by = reason
+            rollout.outcome.set_exception(UserCodeError(f"the client of a rollout: {reason}"))
+            rollout.outcome.exception()  # its trajectory may have ended meanwhile
 
     def _close(self, rollout: Rollout) -> None:
         """Count a rollout as ended, and remember it."""
@@ -275,12 +339,30 @@ class Groups:
     async def _acknowledged(self, rollout: Rollout) -> Rollout:
         group = rollout.group
         assert group.done is not None, "an open group runs"
-        waits: set[asyncio.Future[Any]] = {group.done}
-        if any(other.ended_by is None for other in group.rollouts) and rollout.ended_by != "abort":
-            waits.add(rollout.scored)
-        elif any(other.ended_by is None for other in group.rollouts):
-            return rollout
-        done, _ = await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
-        if group.done in done:
-            group.done.result()
+        ends: set[asyncio.Future[Any]] = {rollout.settled, group.done}
+        await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
+        if all(other.ended_by is not None for other in group.rollouts):
+            await asyncio.shield(group.done)
+            await self._keep(group)
         return rollout
+
+
+@dataclass(slots=True, frozen=True)
+class _Members:
+    """Runs the trajectories of a group, and settles those that will not be scored."""
+
+    loop: AgentLoop
+    settle: Callable[[str, float | None], None]
+
+    async def run(self, prompt: Prompt, sample_index: int, sampling: Sampling) -> Trajectory:
+        trajectory = await self.loop.run(prompt, sample_index, sampling)
+        if trajectory.stop_reason in INFRASTRUCTURE_FAILURES:
+            self.settle(trajectory.id, None)
+        return trajectory
+
+
+def _cause_of(error: Exception) -> Exception:
+    """The first error in a group of them."""
+    while isinstance(error, ExceptionGroup):
+        error = error.exceptions[0]
+    return error

@@ -64,6 +64,10 @@ class History:
             self.rewards.append(StepReward(completed + 1, mean_reward, time.time()))
         self.lost_groups.update(lost_groups)
 
+    def group_kept(self) -> None:
+        """A group is scored and journaled."""
+        self.num_groups += 1
+
     def group_failed(self, name: str, error: Exception) -> None:
         """A group ended with an error of the service."""
         self.lost_groups["failed"] += 1

@@ -50,6 +50,8 @@ class JobRequest:
     name: str
     changes: Mapping[str, Any]
     """Values by dotted key, over the service's configuration."""
+    is_native: bool
+    """It takes the groups of `POST /v1/groups`; otherwise those of the protocol that began it."""
 
 
 class Trainer(Protocol):

@@ -50,21 +50,6 @@ class Journal:
             os.fsync(stream.fileno())
         partial.replace(path)
 
-    def read(self, first: int = 0) -> Iterator[tuple[int, str]]:
-        """Groups from a number on, in order: number and text.
-
-        Raises:
-            CheckpointError: A file cannot be read.
-        """
-        for path in sorted(self.folder.glob("[0-9]*.json")):
-            if (number := int(path.stem)) >= first:
-                try:
-                    yield number, path.read_text(encoding="utf-8")
-                except (OSError, ValueError) as error:
-                    raise CheckpointError(
-                        f"{path}: the group cannot be read ({error}). Remove the file to go on without it."
-                    ) from error
-
     def remove(self, numbers: Sequence[int]) -> None:
         """Remove groups that a checkpoint covers."""
         for number in numbers:
@@ -72,3 +57,18 @@ class Journal:
 
     def _path(self, number: int) -> Path:
         return self.folder / f"{number:08d}.json"
+
+
+def read_journal(folder: Path) -> Iterator[tuple[int, str]]:
+    """The groups of a run, in order: number and text; none without the folder.
+
+    Raises:
+        CheckpointError: A file cannot be read.
+    """
+    for path in sorted(folder.glob("[0-9]*.json")):
+        try:
+            yield int(path.stem), path.read_text(encoding="utf-8")
+        except (OSError, ValueError) as error:
+            raise CheckpointError(
+                f"{path}: the group cannot be read ({error}). Remove the file to go on without it."
+            ) from error

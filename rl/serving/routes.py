@@ -130,6 +130,7 @@ class _Routes:
                 "model": self._service.model,
                 "open_rollouts": groups.num_open,
                 "lost_rollouts": dict(groups.num_lost),
+                "batch": self._service.batch,
                 "groups_done": self._service.history.num_groups,
                 "lost_groups": dict(self._service.history.lost_groups),
                 "requests_running": gate.num_running,
@@ -165,9 +166,9 @@ def status_json(status: JobStatus) -> dict[str, Any]:
 
 
 def _rollout_json(rollout: Rollout) -> web.Response:
-    score = rollout.scored.result() if rollout.scored.done() else None
+    score = rollout.settled.result() if rollout.settled.done() else None
     group = rollout.group
-    is_complete = group.done is not None and group.done.done()
+    is_complete = group.is_kept
     return web.json_response(
         {"id": rollout.id, "name": rollout.name, "score": score, "group": group.id, "group_is_complete": is_complete}
     )

@@ -2,15 +2,36 @@
 
 from __future__ import annotations
 
+import socket
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from aiohttp import web
 
+from rl.config.problems import Problem, error
 from rl.config.serve import ServeConfig
 from rl.errors import ConfigError
 from rl.serving.arbor.protocol import Arbor
-from rl.serving.routes import make_service_application, service_key
+from rl.serving.routes import make_service_application
+from rl.serving.routes import service_key as service_key
 from rl.serving.service import Service
+
+
+def port_problems(config: ServeConfig) -> Iterator[Problem]:
+    """Check that the service can listen, before its engines start."""
+    with socket.socket(socket.AF_INET6 if ":" in config.host else socket.AF_INET) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((config.host, config.port))
+        except OSError as failure:
+            yield error(_cannot_listen(config, failure))
+
+
+def _cannot_listen(config: ServeConfig, failure: OSError) -> str:
+    return (
+        f"serve_config.port: cannot listen on {config.host}:{config.port} ({failure.strerror or failure}). Choose "
+        "another port, or end what uses it."
+    )
 
 
 @dataclass(slots=True, frozen=True)
@@ -40,12 +61,9 @@ async def start_server(service: Service, config: ServeConfig) -> Server:
     await runner.setup()
     try:
         await web.TCPSite(runner, config.host, config.port).start()
-    except OSError as error:
+    except OSError as failure:
         await runner.cleanup()
-        raise ConfigError(
-            f"serve_config.port: cannot listen on {config.host}:{config.port} ({error.strerror or error}). Choose "
-            "another port, or end what uses it."
-        ) from error
+        raise ConfigError(_cannot_listen(config, failure)) from failure
     port = runner.addresses[0][1]
     host = f"[{config.host}]" if ":" in config.host else config.host
     service.endpoint.address = f"http://{host}:{port}"

@@ -12,18 +12,17 @@ import logging
 import re
 import weakref
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
 from rl.config.schema import Config
-from rl.errors import ConfigError, DataError, RolloutError
+from rl.errors import ConfigError, DataError, RolloutError, TurnwiseError
 from rl.interfaces import Engine, Score
 from rl.rollout.agent_loop import AgentLoop
 from rl.rollout.dialog import Dialog
 from rl.rollout.episode import Episode
-from rl.rollout.headers import rows_of
 from rl.rollout.rollout_function import Policy, Reply
 from rl.rollout.tool_environment import ToolEnvironment
 from rl.rollout.workers import training_sampling
@@ -36,8 +35,8 @@ from rl.serving.group_requests import GroupRequest
 from rl.serving.groups import Groups, ServedGroup
 from rl.serving.history import History
 from rl.serving.job import JobRequest, JobState, JobStatus
-from rl.serving.journal import Journal
 from rl.serving.sample_request import SampleRequest
+from rl.serving.training import Event, Training, resolve
 from rl.types import Group, Prompt, Sampling, Trajectory
 
 logger = logging.getLogger(__name__)
@@ -46,41 +45,6 @@ _RUNNING = (JobState.STARTING, JobState.SAMPLING, JobState.UPDATING)
 _FILE_NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,99}")
 NATIVE = "groups"
 """Name of the training that the first group begins."""
-
-
-@dataclass(slots=True, frozen=True)
-class GroupDone:
-    """A group is scored and journaled."""
-
-    number: int
-    group: Group
-
-
-@dataclass(slots=True, frozen=True)
-class BatchClosed:
-    """A client wants an update on what is there."""
-
-
-@dataclass(slots=True, frozen=True)
-class SaveWanted:
-    """A client wants the weights on disk."""
-
-    name: str
-
-
-@dataclass(slots=True, frozen=True)
-class EndWanted:
-    """A client ends the training."""
-
-
-@dataclass(slots=True, frozen=True)
-class EnginesDied:
-    """No engine is left to sample."""
-
-    reason: str
-
-
-Event = GroupDone | BatchClosed | SaveWanted | EndWanted | EnginesDied
 
 
 class Service:
@@ -115,23 +79,20 @@ class Service:
             plain=self,
         )
         most = config.serve_config.max_open_rollouts
-        self.groups = Groups(self.endpoint, score, self._keep, most, release)
+        self.groups = Groups(self.endpoint, score, most, release)
         self.on_plain: Callable[[SampleRequest, Sequence[Reply], Sequence[Policy]], None] | None = None
         """Takes completions outside of rollouts, before they are sent; for protocols that train on them."""
         self.protocol_metrics: Callable[[], dict[str, float]] = dict
         """Figures of a protocol about the batch that was closed last, under the names of their metrics."""
         self.history = History()
-        self.groups.on_failure = self.history.group_failed
+        self.batch: dict[str, int] = {}
+        """How far the batch is that the training waits for."""
+        self.groups.on_failure, self.groups.on_kept = self.history.group_failed, self.history.group_kept
         self._loop = self._new_loop(config)
         self._status = JobStatus()
         self._jobs: asyncio.Queue[JobRequest] = asyncio.Queue()
-        self._events: asyncio.Queue[Event] = asyncio.Queue()
-        self._started = self._ended = _future()
-        self._closing: list[asyncio.Future[None]] = []
-        self._saving: dict[str, asyncio.Future[Path]] = {}
-        self._journal: Journal | None = None
-        self._journal_is_there = asyncio.Event()
-        self._plain_numbers, self._submitted = itertools.count(), itertools.count()
+        self._training: Training | None = None
+        self._plain_numbers = itertools.count()
         self._changed = asyncio.Condition()
 
     # What clients ask for
@@ -168,15 +129,15 @@ class Service:
             raise ApiError(
                 409, f"The training has ended after step {status.step}. The model stays served.", code="training_ended"
             )
-        if status.state in _RUNNING and status.name != NATIVE:
+        if self._training is not None and status.state in _RUNNING and not self._training.request.is_native:
             raise ApiError(409, f"The training '{status.name}' runs and takes its own groups.", code="other_training")
         if status.state is JobState.IDLE:
-            self._ask_for(NATIVE, {})
-        await self._journal_is_there.wait()  # with it comes the number of the next group
-        if self._status.state not in _RUNNING:
-            return await self.open_group(request)  # it failed meanwhile
-        config = self.config
-        return await self.groups.open(request, self._loop, config.rl_config.n_samples_per_prompt, self.sampling)
+            self._ask_for(JobRequest(NATIVE, {}, is_native=True))
+        training = self._training
+        assert training is not None, "one was just asked for"
+        await asyncio.shield(training.started)  # a rollout's deadline runs from its opening
+        num_samples = self.config.rl_config.n_samples_per_prompt
+        return await self.groups.open(request, self._loop, num_samples, self.sampling, training)
 
     async def begin(self, name: str, changes: Mapping[str, Any]) -> None:
         """See `rl.serving.job.Trainer`."""
@@ -184,41 +145,32 @@ class Service:
             raise ConfigError(f"The training '{self._status.name}' runs. End it first.")
         if self._status.state is JobState.FAILED:
             raise ConfigError(f"The training failed: {self._status.failure}")
-        self._ask_for(name, changes)
-        await asyncio.shield(self._started)
+        training = self._ask_for(JobRequest(name, changes, is_native=False))
+        await asyncio.shield(training.started)
 
     async def submit(self, group: list[Trajectory]) -> None:
         """See `rl.serving.job.Trainer`."""
-        self._check_running()
+        training = self._running()
         for trajectory in group:
             trajectory.take_scores(await self._score(trajectory))
-        number = next(self._submitted)
-        await self._keep_numbered(number, Group(group[0].prompt, group))
+        await training.keep(training.next_number(), Group(group[0].prompt, group))
+        self.history.group_kept()
 
     async def close_batch(self) -> None:
         """See `rl.serving.job.Trainer`."""
-        self._check_running()
-        closed = _future()
-        self._closing.append(closed)
-        self._events.put_nowait(BatchClosed())
-        await asyncio.shield(closed)
+        await self._running().close_batch()
 
     async def save(self, name: str) -> Path:
         """See `rl.serving.job.Trainer`."""
-        self._check_running()
+        training = self._running()
         if not _FILE_NAME.fullmatch(name):
             raise DataError(f"checkpoint: '{name:.80}' cannot name a folder. Use letters, digits, '-', '_' and '.'.")
-        saved: asyncio.Future[Path] = _future()
-        self._saving[name] = saved
-        self._events.put_nowait(SaveWanted(name))
-        return await asyncio.shield(saved)
+        return await training.save(name)
 
     async def end(self) -> None:
         """See `rl.serving.job.Trainer`."""
-        if self._status.state not in _RUNNING:
-            return
-        self._events.put_nowait(EndWanted())
-        await asyncio.shield(self._ended)
+        if self._training is not None and self._status.state in _RUNNING:
+            await self._training.end()
 
     @property
     def sampling(self) -> Sampling:
@@ -247,22 +199,22 @@ class Service:
     # What the driver does
 
     async def begin_native(self) -> None:
-        """Begin the training without waiting for a client, because there is a checkpoint to go on with."""
-        self._ask_for(NATIVE, {})
+        """Begin the training without waiting for a client, because there is a run to go on with."""
+        self._ask_for(JobRequest(NATIVE, {}, is_native=True))
 
     async def next_job(self, timeout_s: float) -> JobRequest | None:
         """The training to begin; None if no client asks for one in time."""
         try:
-            return await asyncio.wait_for(self._jobs.get(), timeout_s)
+            async with asyncio.timeout(timeout_s):
+                return await self._jobs.get()
         except TimeoutError:
             return None
 
     async def refuse_job(self, problem: str) -> None:
-        """Tell the client why its training cannot begin."""
+        """Tell the clients why their training cannot begin."""
+        self._finish(ConfigError(problem))
         self._set(state=JobState.IDLE, name="")
         self.gate.open()
-        self._started.set_exception(ConfigError(problem))
-        self._started.exception()  # a client need not wait for it
 
     async def use(self, config: Config, run_directory: Path, number: int, names: set[str]) -> None:
         """Take the training's configuration, and journal groups in its run directory.
@@ -275,34 +227,44 @@ class Service:
         """
         self.config = config
         self._loop = self._new_loop(config)
-        self.groups.go_on(number, names)
-        self._submitted = itertools.count(number)
-        self._journal = Journal(run_directory / "journal")
-        self._journal_is_there.set()
+        self.groups.begin(names)
+        self._running().begin(run_directory / "journal", number)
         self._set(run_directory=str(run_directory))
 
-    async def begin_sampling(self, step: int) -> None:
-        """The engines have the weights after `step` steps, and the training waits for groups."""
+    async def begin_sampling(self, step: int, closed: Sequence[int] = ()) -> None:
+        """The engines have the weights after `step` steps, and the training waits for groups.
+
+        Args:
+            step: Completed steps.
+            closed: Numbers of the closed batches that were trained on.
+        """
         self._set(state=JobState.SAMPLING, step=step)
         self.gate.open()
-        closing, self._closing = self._closing, []
-        for closed in closing:
-            _resolve(closed, None)
-        if not self._started.done():
-            self._started.set_result(None)
+        training = self._running()
+        training.batches_closed(list(closed))
+        resolve(training.started)
+
+    async def progress(self, batch: Mapping[str, int]) -> None:
+        """How far the batch is that the training waits for."""
+        self.batch = dict(batch)
 
     async def begin_update(
-        self, mean_reward: float | None = None, lost_groups: Mapping[str, int] = MappingProxyType({})
+        self,
+        mean_reward: float | None = None,
+        lost_groups: Mapping[str, int] = MappingProxyType({}),
+        *,
+        stops_requests: bool = False,
     ) -> None:
         """The training has its groups.
 
         Args:
             mean_reward: Of their scored rollouts; None if there are none.
             lost_groups: Groups that are not trained on, by reason.
+            stops_requests: The engines leave their devices, so requests wait.
         """
         self.history.batch_taken(self._status.step, mean_reward, lost_groups)
         self._set(state=JobState.UPDATING)
-        if self.config.serve_config.max_staleness == 0:
+        if stops_requests or self.config.serve_config.max_staleness == 0:
             self.gate.close()
 
     async def read_protocol_metrics(self) -> dict[str, float]:
@@ -310,75 +272,51 @@ class Service:
         return self.protocol_metrics()
 
     async def next_events(self, timeout_s: float) -> list[Event]:
-        """What happened since the last call, in order; waits for the first, but not longer."""
-        try:
-            events = [await asyncio.wait_for(self._events.get(), timeout_s)]
-        except TimeoutError:
-            return []
-        while not self._events.empty():
-            events.append(self._events.get_nowait())
-        return events
+        """See `Training.next_events`."""
+        return await self._running().next_events(timeout_s)
 
-    async def batch_was_empty(self) -> None:
-        """A client closed a batch without groups."""
-        if self._closing:
-            _resolve(self._closing.pop(0), None)
+    async def batches_closed(self, numbers: list[int]) -> None:
+        """Closed batches without groups, or those that were trained on."""
+        self._running().batches_closed(numbers)
 
     async def saved(self, name: str, folder: Path) -> None:
         """What a client wanted saved is on disk."""
         self._set(checkpoints={**self._status.checkpoints, name: str(folder)}, last_checkpoint=name)
-        if name in self._saving:
-            _resolve(self._saving.pop(name), folder)
+        self._running().saved(name, folder)
 
-    def engines_died(self, reason: str) -> None:
-        """Tell the driver, which waits for groups that will not come."""
-        self._events.put_nowait(EnginesDied(reason))
+    def break_off(self, reason: str) -> None:
+        """Tell the driver, if it waits for groups, that none will come."""
+        if self._training is not None:
+            self._training.break_off(reason)
 
     async def end_job(self, step: int, failure: str | None) -> None:
         """The training is over; the last weights stay served."""
         state = JobState.ENDED if failure is None else JobState.FAILED
-        self._journal_is_there.set()
         self._set(state=state, step=step, failure=failure)
         self.gate.open()
+        self._finish(RolloutError(failure) if failure is not None else None)
         await self.groups.close("the training ended" if failure is None else f"the training failed: {failure}")
-        waiting: list[asyncio.Future[Any]] = [*self._closing, *self._saving.values(), self._started]
-        self._closing, self._saving = [], {}
-        for one in waiting:
-            if not one.done():
-                one.set_exception(RolloutError(failure or "The training ended meanwhile."))
-                one.exception()
-        _resolve(self._ended, None)
-        while not self._events.empty():
-            self._events.get_nowait()
 
     # Inside
 
-    def _ask_for(self, name: str, changes: Mapping[str, Any]) -> None:
-        self._started, self._ended = _future(), _future()
-        self._journal_is_there.clear()
-        self._set(state=JobState.STARTING, name=name, step=0, failure=None)
+    def _ask_for(self, request: JobRequest) -> Training:
+        self._training = training = Training(request)
+        self._set(state=JobState.STARTING, name=request.name, step=0, failure=None)
         self.gate.close()
-        self._jobs.put_nowait(JobRequest(name, changes))
+        self._jobs.put_nowait(request)
+        return training
 
-    def _check_running(self) -> None:
-        if self._status.state not in _RUNNING:
+    def _running(self) -> Training:
+        if self._training is None or self._status.state not in _RUNNING:
             raise RolloutError(self._status.failure or "No training runs. Begin one first.")
+        return self._training
+
+    def _finish(self, failure: TurnwiseError | None) -> None:
+        if self._training is not None:
+            self._training.finish(failure)
 
     def _new_loop(self, config: Config) -> AgentLoop:
         return AgentLoop(self.gate, self._dialog.renderer, None, self._dialog.parser, config, agents=self.groups)
-
-    async def _keep(self, served: ServedGroup, group: Group) -> None:
-        await self._keep_numbered(served.number, group)
-
-    async def _keep_numbered(self, number: int, group: Group) -> None:
-        """Journal a group, then hand it to the training."""
-        await self._journal_is_there.wait()
-        assert self._journal is not None, "the training said where"
-        rows = rows_of(group.trajectories)
-        records = [trajectory.without_tokens() for trajectory in group.trajectories]
-        await asyncio.to_thread(self._journal.write, number, group.prompt, records, rows)
-        self.history.num_groups += 1
-        self._events.put_nowait(GroupDone(number, group))
 
     def _set(self, **changes: Any) -> None:
         self._status = replace(self._status, **changes)
@@ -399,12 +337,3 @@ def client_json(client: AgentClient, name: str) -> dict[str, str]:
         "api_key": client.api_key,
         "model": client.model,
     }
-
-
-def _future() -> asyncio.Future[Any]:
-    return asyncio.get_running_loop().create_future()
-
-
-def _resolve(future: asyncio.Future[Any], value: Any) -> None:
-    if not future.done():
-        future.set_result(value)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,12 +11,12 @@ import pytest
 
 from rl.batches import GroupHeader
 from rl.cluster.served_rollouts import ServedRollouts, TrainingEndedByClientError
-from rl.cluster.serving import BatchClosed, EndWanted, EnginesDied, SaveWanted, ServedGroup
+from rl.cluster.serving import BatchClosed, Broken, EndWanted, GroupEvent, SaveWanted
 from rl.config.schema import Config
 from rl.config.serve import ServeConfig
 from rl.errors import RolloutError
 from rl.rollout.group_text import prompt_of, to_text
-from rl.serving.journal import Journal
+from rl.serving.journal import Journal, read_journal
 from rl.types import BusySeconds, Prompt, Span, StopReason, TokenSequence, Trajectory, Turn, WeightUpdate
 from tests.samples import group_of
 
@@ -51,7 +52,7 @@ class Front:
         return {}
 
     def __getattr__(self, name: str) -> Any:
-        return lambda *args: self.calls.append((name, *args))
+        return lambda *args, **options: self.calls.append((name, *args))
 
 
 def trajectory(prompt: Prompt, index: int, score: float | None, version: int = 0) -> Trajectory:
@@ -60,15 +61,15 @@ def trajectory(prompt: Prompt, index: int, score: float | None, version: int = 0
     return Trajectory(prompt, index, [sequence], [Turn("x", 2)], StopReason.FINISHED, score)
 
 
-def group(number: int, *scores: float | None, version: int = 0) -> ServedGroup:
+def group(number: int, *scores: float | None, version: int = 0) -> GroupEvent:
     prompt = Prompt(f"g{number}", [], "", "service")
     members = [trajectory(prompt, index, score, version) for index, score in enumerate(scores)]
-    return ServedGroup(number, group_of(*members))
+    return GroupEvent(number, group_of(*members))
 
 
-def rollouts(folder: Path, *events: Any, **serve: Any) -> ServedRollouts:
+def rollouts(folder: Path, *events: Any, journals: Sequence[Path] = (), **serve: Any) -> ServedRollouts:
     config = Config(serve_config=ServeConfig(**serve))
-    return ServedRollouts(Workers(), Front(*events), config, folder / "journal")  # type: ignore[arg-type]
+    return ServedRollouts(Workers(), Front(*events), config, folder, journals=journals)  # type: ignore[arg-type]
 
 
 def names(groups: list[GroupHeader]) -> list[str]:
@@ -76,10 +77,10 @@ def names(groups: list[GroupHeader]) -> list[str]:
 
 
 def journaled(made: ServedRollouts) -> list[int]:
-    return [number for number, _ in made._journal.read()]
+    return [number for number, _ in read_journal(made._journal.folder)]
 
 
-def write(made: ServedRollouts, *groups: ServedGroup) -> None:
+def write(made: ServedRollouts, *groups: GroupEvent) -> None:
     for one in groups:
         made._journal.write_text(one.number, to_text(one.header.prompt, one.header.record, one.header.rows))
 
@@ -100,7 +101,7 @@ def test_a_group_without_any_score_does_not_count(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("max_staleness", "kept"), [(0, ["g2"]), (1, ["g1", "g2"]), (2, ["g0", "g1", "g2"])])
 def test_groups_older_than_the_bound_are_dropped_and_counted(tmp_path: Path, max_staleness: int, kept: list[str]):
     old, newer, now = group(0, 1, version=1), group(1, 1, version=2), group(2, 1, version=3)
-    made = rollouts(tmp_path, old, newer, now, BatchClosed(), batch_trigger="client", max_staleness=max_staleness)
+    made = rollouts(tmp_path, old, newer, now, BatchClosed(5), batch_trigger="client", max_staleness=max_staleness)
     made.update_weights(WeightUpdate(version=3, paths=(), checksum=None))
     metrics: dict[str, float] = {}
     assert names(made.take(9, metrics)) == kept
@@ -109,22 +110,22 @@ def test_groups_older_than_the_bound_are_dropped_and_counted(tmp_path: Path, max
 
 
 def test_a_client_closes_a_batch_early_but_not_an_empty_one(tmp_path: Path) -> None:
-    made = rollouts(tmp_path, BatchClosed(), group(0, 1), BatchClosed())
+    made = rollouts(tmp_path, BatchClosed(5), group(0, 1), BatchClosed(5))
     assert names(made.take(8, {})) == ["g0"]
-    assert ("batch_was_empty",) in made._front.calls  # type: ignore[attr-defined]
+    assert ("batches_closed", [5]) in made._front.calls  # type: ignore[attr-defined]
 
 
 def test_the_end_and_the_death_of_all_engines_end_the_wait(tmp_path: Path) -> None:
     with pytest.raises(TrainingEndedByClientError):
         rollouts(tmp_path, group(0, 1), EndWanted()).take(8, {})
     with pytest.raises(RolloutError, match="no engine is left"):
-        rollouts(tmp_path, EnginesDied("no engine is left.")).take(8, {})
+        rollouts(tmp_path, Broken("no engine is left.")).take(8, {})
 
 
 def test_a_checkpoint_covers_the_groups_of_completed_steps_and_clears_the_journal_when_it_is_there(tmp_path: Path):
     events = [group(0, 1), group(1, 1), group(2, 1), SaveWanted("best"), group(3, 1)]
     made = rollouts(tmp_path, *events)
-    write(made, *(event for event in events if isinstance(event, ServedGroup)))
+    write(made, *(event for event in events if isinstance(event, GroupEvent)))
     saved: list[Any] = []
 
     def save(name: str) -> Path:
@@ -146,10 +147,10 @@ def test_a_resumed_service_trains_on_what_the_checkpoint_does_not_cover(tmp_path
     write(first, group(0, 1), group(1, 0.5), group(2, 0.25))
     first.take(1, {})
     state = first.state_dict()
-    again = rollouts(tmp_path / "b", group(3, 1))
+    again = rollouts(tmp_path / "b", group(3, 1), journals=[tmp_path / "a" / "journal"])
     again.load_state_dict(state)
-    assert ("use", again.config, tmp_path / "b", 3, {"g1", "g2"}) in again._front.calls  # type: ignore[attr-defined]
     taken = again.take(3, {})
+    assert ("use", again.config, tmp_path / "b", 3, {"g1", "g2"}) in again._front.calls  # type: ignore[attr-defined]
     assert names(taken) == ["g1", "g2", "g3"]
     assert [t.score for g in taken for t in g.trajectories] == [0.5, 0.25, 1]
     assert journaled(again) == [1, 2]
@@ -159,5 +160,5 @@ def test_a_group_in_the_journal_is_whole(tmp_path: Path) -> None:
     prompt = Prompt("g", [{"role": "user", "content": "é?"}], "3", "service", {"level": 2})
     header = group_of(trajectory(prompt, 0, 1.0))
     Journal(tmp_path).write(7, prompt, header.record, header.rows)
-    ((number, text),) = Journal(tmp_path).read()
+    ((number, text),) = read_journal(tmp_path)
     assert (number, prompt_of(text)) == (7, prompt)

@@ -19,7 +19,8 @@ from rl.config.serve import ServeConfig
 from rl.rewards.registry import configured_rewards
 from rl.rollout.dialog import Dialog
 from rl.serving.server import start_server
-from rl.serving.service import Event, GroupDone, Service
+from rl.serving.service import Service
+from rl.serving.training import Event, GroupDone
 from rl.types import Generation, Sampling, WeightUpdate
 from tests.fakes import said
 from tests.unit.serving.parts import ids, make_renderer

@@ -11,8 +11,8 @@ from rl.batches import Sample
 from rl.errors import ConfigError
 from rl.rollout.group_text import header_from_text, prompt_of
 from rl.serving.job import JobState
-from rl.serving.journal import Journal
-from rl.serving.service import BatchClosed, EndWanted, GroupDone
+from rl.serving.journal import read_journal
+from rl.serving.training import BatchClosed, EndWanted, GroupDone
 from rl.types import StopReason
 from tests.unit.serving.parts import ids, text_of
 from tests.unit.serving.service_parts import served, service_config
@@ -47,7 +47,7 @@ async def test_an_acknowledged_group_is_on_disk(tmp_path: Path):
         group = await s.open_group(n=1)
         await s.chat(group["rollouts"][0])
         await s.reward(group["rollouts"][0], 0.25)
-        ((number, text),) = Journal(tmp_path / "journal").read()
+        ((number, text),) = read_journal(tmp_path / "journal")
         header = header_from_text(text, prompt_of(text), keep=lambda value: value)
         (event,) = await s.groups()
         assert (number, header.trajectories[0].score) == (0, 0.25)
@@ -138,14 +138,14 @@ async def test_the_first_group_begins_the_training_and_requests_wait_for_its_wei
         job = await s.service.next_job(1.0)
         assert job is not None
         assert (job.name, dict(job.changes)) == ("groups", {})
-        await s.service.use(s.service.config, tmp_path, 0, set())
-        (rollout,) = (await opening)["rollouts"]
-        asking = asyncio.create_task(s.chat(rollout))
+        asking = asyncio.create_task(s.post("/v1/chat/completions", {"messages": [{"role": "user", "content": "Hi"}]}))
         while not s.service.gate.num_waiting:
             await asyncio.sleep(0.01)
-        assert not asking.done()
-        await s.service.begin_sampling(0)
+        assert not opening.done() and not asking.done()
+        await s.begin()
         assert (await asking)[0] == 200
+        (rollout,) = (await opening)["rollouts"]
+        assert (await s.chat(rollout))[0] == 200
 
 
 @pytest.mark.parametrize("max_staleness", [0, 1])
@@ -170,13 +170,14 @@ async def test_requests_wait_for_an_update_unless_staleness_is_allowed(tmp_path:
 async def test_a_client_closes_a_batch_and_hears_when_it_was_trained_on(tmp_path: Path):
     async with served(tmp_path) as s:
         closing = asyncio.create_task(s.post("/v1/close_batch"))
-        assert await s.events() == [BatchClosed()]
+        assert await s.events() == [BatchClosed(0)]
         await s.service.begin_update()
         await asyncio.sleep(0.05)
+        await s.service.begin_sampling(1)  # of another batch
         assert not closing.done()
-        await s.service.begin_sampling(1)
+        await s.service.begin_sampling(2, [0])
         status, answer = await closing
-        assert (status, answer["step"]) == (200, 1)
+        assert (status, answer["step"]) == (200, 2)
 
 
 async def test_clients_wait_for_a_step(tmp_path: Path):
