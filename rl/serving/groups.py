@@ -265,7 +265,8 @@ class Groups:
             logger.error("group %s failed", group.id, exc_info=problem)
             self.on_failure(group.id, problem)
             for rollout in group.rollouts:
-                rollout.ended_by = rollout.ended_by or "an error of the service"
+                if rollout.ended_by in (None, _DEADLINE):  # it was cancelled with the others
+                    rollout.ended_by = "an error of the service"
                 self._close(rollout)
                 self._settle(rollout.name, None)
             text = f"{type(problem).__name__}: {problem}"[:2000]
