@@ -35,7 +35,11 @@ BENCHMARKS = (
     "parsers",
     "sandbox",
     "page",
+    "serve",
 )
+_CONFIG = "dapo_smollm2_135m_retool"
+_CONFIG_OF = {"serve": "serve_smollm2_135m"}
+"""Configurations of benchmarks that cannot use `_CONFIG`."""
 _IN_A_ROLLOUT_WORKER = ("generation", "tools")
 """These measure code of a rollout worker and get its environment. The others do not: it would bind all of an actor's
 threads to one core."""
@@ -57,7 +61,7 @@ def main(argv: list[str]) -> int:
     """
     parser = argparse.ArgumentParser(prog="python -m tools.bench", description=__doc__)
     parser.add_argument("names", nargs="*", help=f"of {', '.join(BENCHMARKS)} (default: all), and key=value overrides")
-    parser.add_argument("--config-name", default="dapo_smollm2_135m_retool")
+    parser.add_argument("--config-name", help=f"default: {_CONFIG}; for serve: {_CONFIG_OF['serve']}")
     parser.add_argument("--output", type=Path, default=Path("runs/bench.json"))
     args = parser.parse_intermixed_args(argv)
     overrides = [name for name in args.names if "=" in name]
@@ -70,7 +74,7 @@ def main(argv: list[str]) -> int:
     with terminated_like_interrupted():
         for name in names:
             console.print(f"measuring {name} ...")
-            figures += _measure(name, args.config_name, overrides)
+            figures += _measure(name, args.config_name or _CONFIG_OF.get(name, _CONFIG), overrides)
     print_table(figures, console)
     write_json(figures, args.output)
     console.print(f"written to {args.output}")

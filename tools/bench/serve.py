@@ -1,0 +1,209 @@
+"""The service against vLLM's own server on the same requests, and the memory of many open rollouts."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import socket
+import sys
+import tempfile
+import time
+from collections.abc import Coroutine, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import psutil
+
+from rl.cluster.nodes import machines
+from rl.cluster.placement import place
+from rl.cluster.serve_launch import ServiceHandle, launch_service
+from rl.config.load import load_config
+from rl.config.schema import Config
+from tools.bench.figures import Figure, median_ratio, write_json
+from tools.bench.vllm_server import MODEL, vllm_server
+
+_NUM_CLIENTS, _ROUNDS, _NUM_REQUESTS, _MAX_TOKENS = 64, 2, 3, 64
+_SPEED_GOAL, _MEMORY_GOAL_GB = 0.9, 2.0
+_NUM_ROLLOUTS, _GROUP_SIZE, _SHORT = 10_000, 8, 2
+_TIMEOUT_S = 600.0
+_SETTINGS = (
+    "serve_config.port=0",
+    "serve_config.max_open_rollouts=20000",
+    "rl_config.trajectory_timeout=3000",
+    "rl_config.prompt_type=empty",  # as short as the model's own template, which vLLM's server uses
+)
+
+
+@dataclass(slots=True, frozen=True)
+class _Target:
+    """A model behind an address."""
+
+    base_url: str
+    model: str
+
+
+def measure(config: Config, num_rollouts: int) -> list[Figure]:
+    """Serve the model twice, with engines that take turns, and ask both the same.
+
+    The service keeps its ledger: each of its clients is a rollout, and gets a new one for each round. The test is the
+    driver of the training, so no actor is loaded.
+
+    Args:
+        config: Of a service.
+        num_rollouts: To open, with a short answer each, for the memory.
+    """
+    with (
+        tempfile.TemporaryDirectory(prefix="turnwise-bench-") as name,
+        launch_service(config, log_directory=Path(name) / "logs") as service,
+    ):
+        folder = Path(name)
+        layout = place(config, cores=machines()[0].cores, on_cuda=False, with_reference=False)
+        front = service.front
+        front.begin_native()
+        front.use(config, folder, 0, set())
+        front.begin_sampling(0)
+        with vllm_server(config, port=_free_port(), cores=layout.rollouts[0].cores, folder=folder) as other:
+            speed = _compare(service, other)
+        return [*speed, *_memory(service, num_rollouts)]
+
+
+def _compare(service: ServiceHandle, other: str) -> list[Figure]:
+    targets = [_Target(f"{other}/v1", MODEL)] * _NUM_CLIENTS
+    asyncio.run(_warm_up(service.address, other))
+    ratio, ours, theirs = median_ratio(
+        lambda number: asyncio.run(_speed_of_service(service.address, number)),
+        lambda number: asyncio.run(_speed(targets, number)),
+        _ROUNDS,
+    )
+    detail = (
+        f"{ours:.0f} against {theirs:.0f} tokens/s, {_NUM_CLIENTS} clients, {_NUM_CLIENTS * _NUM_REQUESTS} requests "
+        f"of at most {_MAX_TOKENS} tokens a round"
+    )
+    return [
+        Figure("service / vLLM's server", ratio, "", _SPEED_GOAL, detail=detail),
+        Figure("service", ours, "tokens/s"),
+    ]
+
+
+async def _warm_up(address: str, other: str) -> None:
+    await _speed([_Target(f"{other}/v1", MODEL)] * 8, -1)
+    await _speed_of_service(address, -1, 8)
+
+
+async def _speed_of_service(address: str, number: int, num_clients: int = _NUM_CLIENTS) -> float:
+    async with _session() as session:
+        rollouts = await _open(session, address, num_clients)
+        speed = await _speed([_Target(one["base_url"], one["model"]) for one in rollouts], number)
+        for one in rollouts:
+            await _post(session, f"{address}/rollouts/{one['id']}/abort", {})
+    return speed
+
+
+async def _speed(targets: list[_Target], number: int) -> float:
+    """Sampled tokens per second of clients that ask at once, each one request after the other."""
+    async with _session() as session:
+
+        async def lead(client: int, target: _Target) -> int:
+            found = 0
+            for request in range(_NUM_REQUESTS):
+                found += await _ask(session, target, f"{number}.{client}.{request}", _MAX_TOKENS)
+            return found
+
+        start = time.perf_counter()
+        tokens = await asyncio.gather(*(lead(i, target) for i, target in enumerate(targets)))
+        return sum(tokens) / (time.perf_counter() - start)
+
+
+def _memory(service: ServiceHandle, num_rollouts: int) -> list[Figure]:
+    """Memory of the service's process with rollouts that have an answer and no reward."""
+    process = _service_process()
+    before = process.memory_info().rss
+    seconds = asyncio.run(_open_and_ask(service.address, num_rollouts))
+    rss = process.memory_info().rss
+    detail = (
+        f"{before / 1e9:.2f} GB before; {(rss - before) / num_rollouts / 1e3:.0f} kB a rollout; opened and asked in "
+        f"{seconds:.0f} s"
+    )
+    return [Figure(f"{num_rollouts} open rollouts", rss / 1e9, "GB", _MEMORY_GOAL_GB, at_least=False, detail=detail)]
+
+
+async def _open_and_ask(address: str, num_rollouts: int) -> float:
+    start = time.perf_counter()
+    async with _session() as session:
+        rollouts = await _open(session, address, num_rollouts)
+        targets = [_Target(one["base_url"], one["model"]) for one in rollouts]
+        numbers = itertools.count()
+        await _at_once(_ask(session, target, f"{next(numbers)}", _SHORT) for target in targets)
+        async with session.get(f"{address}/v1/status") as answer:
+            status = await answer.json()
+    assert status["open_rollouts"] == num_rollouts, status
+    return time.perf_counter() - start
+
+
+async def _open(session: aiohttp.ClientSession, address: str, num_rollouts: int) -> list[dict[str, str]]:
+    """Open rollouts in groups."""
+    found: list[dict[str, str]] = []
+    while len(found) < num_rollouts:
+        n = min(_GROUP_SIZE, num_rollouts - len(found))
+        group = await _post(session, f"{address}/v1/groups", {"prompt": "Tell me a story.", "n": n})
+        found += group["rollouts"]
+    return found
+
+
+async def _ask(session: aiohttp.ClientSession, target: _Target, topic: str, max_tokens: int) -> int:
+    """Tokens that were sampled."""
+    text = f"Write a very long story of at least a thousand words about the number {topic} and its long journey."
+    body = {
+        "model": target.model,
+        "messages": [{"role": "user", "content": text}],
+        "max_tokens": max_tokens,
+        "temperature": 1.0,
+    }
+    answer = await _post(session, f"{target.base_url}/chat/completions", body)
+    return int(answer["usage"]["completion_tokens"])
+
+
+async def _post(session: aiohttp.ClientSession, url: str, body: dict[str, Any]) -> dict[str, Any]:
+    async with session.post(url, json=body) as answer:
+        found: dict[str, Any] = await answer.json()
+        assert answer.status == 200, found
+        return found
+
+
+async def _at_once(calls: Iterable[Coroutine[Any, Any, Any]]) -> None:
+    remaining = iter(calls)
+
+    async def work() -> None:
+        for call in remaining:
+            await call
+
+    await asyncio.gather(*(work() for _ in range(_NUM_CLIENTS)))
+
+
+def _session() -> aiohttp.ClientSession:
+    return aiohttp.ClientSession(
+        connector=aiohttp.TCPConnector(limit=0), timeout=aiohttp.ClientTimeout(total=_TIMEOUT_S)
+    )
+
+
+def _service_process() -> psutil.Process:
+    """The actor's process: Ray names it after its class."""
+    found = [p for p in psutil.Process().children(recursive=True) if "ServingWorker" in "".join(p.cmdline())]
+    assert len(found) == 1, "the service runs in one process"
+    return found[0]
+
+
+def _free_port() -> int:
+    with socket.socket() as one:
+        one.bind(("127.0.0.1", 0))
+        return int(one.getsockname()[1])
+
+
+if __name__ == "__main__":
+    name, output, *given = sys.argv[1:]
+    numbers = [one.partition("=")[2] for one in given if one.startswith("num_rollouts=")]
+    overrides = [one for one in given if not one.startswith("num_rollouts=")]
+    settings = load_config(name, [*_SETTINGS, *overrides])
+    write_json(measure(settings, int(numbers[-1]) if numbers else _NUM_ROLLOUTS), Path(output))
