@@ -5,6 +5,9 @@ from __future__ import annotations
 import re
 import subprocess
 from pathlib import Path
+from urllib.request import urlopen
+
+from prometheus_client.parser import text_string_to_metric_families
 
 from tests.e2e.commands import start
 
@@ -29,3 +32,17 @@ def address_of(process: subprocess.Popen[str]) -> str:
         if found := re.search(r"serving at (http://[^/]+)/v1", line):
             return found[1]
     raise AssertionError("".join(told))
+
+
+def engine_counts(workspace: Path, name: str) -> tuple[int, int]:
+    """Requests that vLLM runs, as of its last step, and the tokens that it has sampled; needs `prometheus_port=0`."""
+    log = (workspace / "runs" / name / "logs" / "driver.log").read_text()
+    address = re.findall(r"http://127\.0\.0\.1:\d+/metrics", log)[-1]
+    counts = {"vllm:num_requests_running": 0.0, "vllm:generation_tokens_total": 0.0}
+    with urlopen(address, timeout=60) as answer:
+        for family in text_string_to_metric_families(answer.read().decode()):
+            for sample in family.samples:
+                if sample.name in counts:
+                    counts[sample.name] += sample.value
+    running, sampled = counts.values()
+    return int(running), int(sampled)
