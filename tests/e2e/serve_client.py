@@ -39,6 +39,50 @@ async def wait_for_step(address: str, step: int) -> dict[str, Any]:
         return dict(await answer.json())
 
 
+def long_request() -> dict[str, Any]:
+    """A request whose four answers take hundreds of tokens, whatever the model would say."""
+    schema = {"type": "array", "items": {"enum": [1, 2]}, "minItems": 400, "maxItems": 400}
+    return {
+        "messages": [{"role": "user", "content": "Say digits."}],
+        "n": 4,
+        "max_tokens": 600,
+        "response_format": {"type": "json_schema", "json_schema": {"name": "digits", "schema": schema}},
+    }
+
+
+async def leave_in_mid_answer(address: str, *, is_streamed: bool) -> None:
+    """Disconnect while the answer to `long_request` is sampled; then ask for something short, and get it."""
+    body = {**long_request(), "stream": is_streamed}
+    async with aiohttp.ClientSession(address, timeout=aiohttp.ClientTimeout(total=120)) as session:
+        begun = asyncio.Event()
+        leaving = asyncio.create_task(_read(session, body, begun))
+        await _wait_for_running(session, 4)
+        if is_streamed:
+            await begun.wait()
+        assert not leaving.done()
+        leaving.cancel()
+        await asyncio.gather(leaving, return_exceptions=True)
+        await _wait_for_running(session, 0)
+        short = {"messages": [{"role": "user", "content": "Hi."}], "max_tokens": 4}
+        await _post(session, "/v1/chat/completions", short)
+
+
+async def _read(session: aiohttp.ClientSession, body: dict[str, Any], begun: asyncio.Event) -> None:
+    async with session.post("/v1/chat/completions", json=body) as answer:
+        begun.set()
+        await answer.read()
+
+
+async def _wait_for_running(session: aiohttp.ClientSession, number: int) -> None:
+    """Wait until so many requests are with the engines."""
+    async with asyncio.timeout(60):
+        while True:
+            async with session.get("/v1/status") as answer:
+                if (await answer.json())["requests_running"] == number:
+                    return
+            await asyncio.sleep(0.02)
+
+
 async def _lead(session: aiohttp.ClientSession, rollout: dict[str, str]) -> None:
     async with AsyncOpenAI(base_url=rollout["base_url"], api_key=rollout["api_key"], max_retries=0) as client:
         answer = await client.chat.completions.create(

@@ -4,38 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import os
-import re
 import signal
-import subprocess
 from pathlib import Path
 
 import pytest
 from psutil import pid_exists, process_iter
 
-from tests.e2e.commands import TIMEOUT_S, ended, start, steps_of
-from tests.e2e.serve_client import play, wait_for_step
+from tests.e2e.commands import TIMEOUT_S, ended, steps_of
+from tests.e2e.serve_client import leave_in_mid_answer, play, wait_for_step
+from tests.e2e.service import address_of, engine_counts, serve
 
 pytestmark = pytest.mark.timeout(2 * TIMEOUT_S)
-
-
-def serve(workspace: Path, name: str, *overrides: str) -> subprocess.Popen[str]:
-    return start(
-        "serve", workspace, name, "megatron_training.data_path=", "megatron_training.eval_data_path=null",
-        "megatron_training.global_batch_size=2", "megatron_training.train_iters=100",
-        "megatron_training.save_interval=2", "rl_config.rollout_function=service", "rl_config.tool_config_path=null",
-        "rl_config.verifier_function=[environment]", "rl_config.verifier_weight=[1.0]", "serve_config.port=0",
-        *overrides,
-    )  # fmt: skip
-
-
-def address_of(process: subprocess.Popen[str]) -> str:
-    assert process.stdout is not None
-    told = []
-    for line in process.stdout:
-        told.append(line)
-        if found := re.search(r"serving at (http://[^/]+)/v1", line):
-            return found[1]
-    raise AssertionError("".join(told))
 
 
 def test_clients_train_a_model_and_a_killed_service_goes_on_with_what_it_acknowledged(workspace: Path) -> None:
@@ -52,11 +31,17 @@ def test_clients_train_a_model_and_a_killed_service_goes_on_with_what_it_acknowl
     run = workspace / "runs" / "served"
     assert [path.name for path in (run / "journal").glob("*.json")] == ["00000004.json"]
 
-    second = serve(workspace, "served-again", f"megatron_training.resume={run}")
+    second = serve(workspace, "served-again", f"megatron_training.resume={run}", "megatron_training.prometheus_port=0")
     with ended(second):
         address = address_of(second)
         asyncio.run(play(address, ["sum-3-b"], 3))
         assert asyncio.run(wait_for_step(address, 3))["step"] == 3
+        for is_streamed in (False, True):
+            _, before = engine_counts(workspace, "served-again")
+            asyncio.run(leave_in_mid_answer(address, is_streamed=is_streamed))
+            running, sampled = engine_counts(workspace, "served-again")
+            assert running == 0
+            assert sampled - before < 4 * 400  # of four answers with 400 numbers each: the engine gave them up
         second.send_signal(signal.SIGINT)
         assert second.wait(60) == 130
     steps = steps_of(workspace, "served-again")
