@@ -100,6 +100,23 @@ def evaluate(argv: list[str]) -> int:
     return 0
 
 
+def serve(argv: list[str]) -> int:
+    """Serve the model to agents that live elsewhere, and train on what they do."""
+    parser = _config_parser("serve", serve)
+    parser.add_argument("--host", help="address to listen on; short for serve_config.host=HOST")
+    parser.add_argument("--port", help="port to listen on; short for serve_config.port=PORT")
+    arguments = parser.parse_intermixed_args(argv)
+    arguments.overrides += [
+        f"serve_config.{key}={value}" for key in ("host", "port") if (value := getattr(arguments, key)) is not None
+    ]
+    _log_to_terminal()
+    config = _checked_config(arguments, "train")
+    from rl import serve as page
+
+    page.main(config, _run_name(arguments))
+    return 0
+
+
 def play(argv: list[str]) -> int:
     """Ask a model in the terminal and watch it use its tools, or take its turns to test a tool."""
     parser = _config_parser("play", play, default="play")
@@ -260,6 +277,7 @@ def doctor(argv: list[str]) -> int:
 COMMANDS: dict[str, Callable[[list[str]], int]] = {
     "train": train,
     "sft": sft,
+    "serve": serve,
     "evaluate": evaluate,
     "play": play,
     "preprocess": preprocess,

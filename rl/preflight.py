@@ -19,7 +19,7 @@ from rl.remote.launch import check_endpoint
 from rl.rollout.dialog import Dialog
 from rl.rollout.environments import load_environment
 from rl.rollout.replay import RecordedStep, find_recorded_steps
-from rl.rollout.rollout_function import load_rollout_function
+from rl.rollout.rollout_function import SERVICE, load_rollout_function
 from rl.run.checks import (
     data_problems,
     device_problems,
@@ -36,6 +36,7 @@ from rl.run.parts import RunParts
 from rl.run.replay import replay_problems
 from rl.run.resume import check_place, resume_problems
 from rl.serving.agents import load_agent_function
+from rl.serving.routes import service_key
 from rl.types import Prompt
 
 logger = logging.getLogger(__name__)
@@ -52,6 +53,10 @@ def preflight(config: Config) -> tuple[list[Prompt], list[Prompt]]:
         DataError: No prompt is short enough.
         CheckpointError: The run to resume had another seed or other prompts.
     """
+    if is_served(config):
+        raise ConfigError(
+            "rl_config.rollout_function: with 'service', clients lead the trajectories. Give the command `rl serve`."
+        )
     parts = RunParts(config)
     raise_errors(_run_problems(parts, frozenset(), is_strict=True))
     _log_warnings(prompt_type_problems(parts))
@@ -60,6 +65,39 @@ def preflight(config: Config) -> tuple[list[Prompt], list[Prompt]]:
     kept = parts.short_prompts("data_path")
     check_place(config, prompt_cursor(kept, config), kept)
     return kept, parts.short_prompts("eval_data_path")
+
+
+def preflight_service(config: Config) -> None:
+    """Check a service on this machine: as `preflight`, without data and tools.
+
+    Raises:
+        ConfigError: Something is wrong; the message has a line for each finding.
+    """
+    problems = _run_problems(RunParts(config), frozenset(), is_strict=True)
+    training, rl = config.megatron_training, config.rl_config
+    if not is_served(config):
+        problems.append(
+            error(
+                f"rl_config.rollout_function: must be 'service' for `rl serve`, got '{rl.rollout_function}'. Set it, "
+                "and multi_turn_enable: true."
+            )
+        )
+    for key, value in (("data_path", training.data_path), ("eval_data_path", training.eval_data_path)):
+        if value:
+            problems.append(error(f"megatron_training.{key}: clients bring the prompts, got '{value}'. Remove it."))
+    if rl.tool_config_path:
+        problems.append(
+            error(f"rl_config.tool_config_path: clients run their own tools, got '{rl.tool_config_path}'. Set null.")
+        )
+    if rl.in_process:
+        problems.append(error("rl_config.in_process: a service has processes of its own. Remove it."))
+    raise_errors(problems)
+    service_key(config.serve_config.host)
+
+
+def is_served(config: Config) -> bool:
+    """Whether clients of `rl serve` lead the trajectories."""
+    return config.rl_config.rollout_function == SERVICE
 
 
 def preflight_replay(config: Config) -> list[RecordedStep]:
@@ -206,10 +244,15 @@ def run_checks(
     }
     if is_strict:
         checks |= {
-            "run directory": lambda: [*place_problems(config), *resume_problems(config, "train")],
+            "run directory": lambda: [
+                *place_problems(config),
+                *resume_problems(config, "serve" if is_served(config) else "train"),
+            ],
             "devices": lambda: device_problems(config),
             "memory": lambda: memory_problems(config, with_actor=not config.megatron_training.rollout_only),
         }
+    if is_served(config):
+        return checks | {"model and chat template": lambda: model_problems(parts, is_strict=is_strict)}
     keys = ("data_path", "eval_data_path")
     return checks | {
         "data": lambda: [

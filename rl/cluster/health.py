@@ -73,7 +73,7 @@ def result(ref: ray.ObjectRef, *, what: str) -> Any:
     try:
         return ray.get(ref)
     except RayTaskError as error:
-        told = _told_to_user(error.cause)
+        told = told_to_user(error.cause)
         if told is not None:
             raise told from None
         if isinstance(error.cause, ObjectLostError):
@@ -93,12 +93,12 @@ def _lost(what: str) -> RolloutError:
     )
 
 
-def _told_to_user(cause: BaseException) -> TurnwiseError | None:
+def told_to_user(cause: BaseException) -> TurnwiseError | None:
     """The error meant for the user, also if it is inside an exception group."""
     if isinstance(cause, TurnwiseError):
         return cause
     if isinstance(cause, BaseExceptionGroup):
-        return next((told for inner in cause.exceptions if (told := _told_to_user(inner))), None)
+        return next((told for inner in cause.exceptions if (told := told_to_user(inner))), None)
     return None
 
 

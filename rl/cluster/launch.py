@@ -106,23 +106,23 @@ def launch(
             yield cluster if replay is None else Cluster(cluster.actor, Replay(replay))
             return
         with_notes = stack.enter_context(ExitStack())
-        site = _open_site(config, log_directory, stack, with_notes, with_reference=_needs_reference(config, loss))
+        site = open_site(config, log_directory, stack, with_notes, with_reference=needs_reference(config, loss))
         rollouts = actor = None
         starts: dict[str, ray.ObjectRef] = {}
         colocated = runs_on_cuda(config) and config.rl_config.use_integrated_worker and loss and prompts is not None
         if prompts is not None:
-            workers, starts = _start_rollouts(site, model_folder, overrides, stack)
+            workers, starts = start_rollouts(site, model_folder, overrides, stack)
             rollouts = RolloutGroup(workers, prompts, config, on_group=on_group)
             if colocated:  # the engines free their memory before the actor loads; apart, both start in parallel
-                _wait_for(starts)
+                wait_for(starts)
                 rollouts.leave_devices()
                 starts = {}
         if loss is not None:
-            actor = _start_actor(site, loss, starts, stack)
+            actor = start_actor(site, loss, starts, stack)
             if colocated and rollouts is not None:
                 actor.turns = rollouts.turns = Turns(actor)
         else:
-            _wait_for(starts)
+            wait_for(starts)
         with_notes.close()
         stack.callback(ignore_interrupts)  # runs before all other exit callbacks
         recorded = Replay(replay, keep=ray.put, fetch=partial(result, what="the object store")) if replay else None
@@ -130,7 +130,7 @@ def launch(
 
 
 @dataclass(slots=True, frozen=True)
-class _Site:
+class Site:
     """Where the workers of a run are placed, and the folders they share."""
 
     config: Config
@@ -144,13 +144,14 @@ class _Site:
     """Ray's id of the driver's machine."""
 
 
-def _needs_reference(config: Config, loss: str | None) -> bool:
+def needs_reference(config: Config, loss: str | None) -> bool:
+    """Whether a KL term needs the reference."""
     return loss == "policy" and config.rl_config.init_kl_coef > 0
 
 
-def _open_site(
+def open_site(
     config: Config, log_directory: Path, stack: ExitStack, with_notes: ExitStack, *, with_reference: bool
-) -> _Site:
+) -> Site:
     """Start Ray or connect to it, and place the workers."""
     shards, sockets = stack.enter_context(_own_place(config, log_directory))
     with_notes.enter_context(noting_belongings(shards))
@@ -168,26 +169,26 @@ def _open_site(
     away = {nodes.node_of(p) for p in (*layout.actors, *layout.rollouts)} - {here.id}
     for path in (shards, sockets):
         stack.callback(remove_folder, path, away)
-    return _Site(config, layout, nodes, log_directory, shards, sockets, here.id)
+    return Site(config, layout, nodes, log_directory, shards, sockets, here.id)
 
 
-def _start_actor(
-    site: _Site, loss: Literal["policy", "sft"], starts: dict[str, ray.ObjectRef], stack: ExitStack
+def start_actor(
+    site: Site, loss: Literal["policy", "sft"], starts: dict[str, ray.ObjectRef], stack: ExitStack
 ) -> ActorGroup:
     """Start the actor's ranks, wait for them and for `starts`, then start the reference's ranks."""
     actors, loads = _start_ranks(site, site.layout.actors, loss=loss)
-    stack.push(_shut_down(actors))
-    _wait_for(starts | loads)
+    stack.push(shut_down(actors))
+    wait_for(starts | loads)
     references, loads = _start_ranks(site, site.layout.references, loss="reference")
-    stack.push(_shut_down(references))
-    _wait_for(loads)
+    stack.push(shut_down(references))
+    wait_for(loads)
     homes = [site.nodes.node_of(process) for process in site.layout.actors]
     reference = RayRanks(references) if references else None
     return ActorGroup(RayRanks(actors), reference, site.config, site.shards, nodes=homes)
 
 
 def _start_ranks(
-    site: _Site, processes: tuple[Process, ...], *, loss: str
+    site: Site, processes: tuple[Process, ...], *, loss: str
 ) -> tuple[list[Any], dict[str, ray.ObjectRef]]:
     """Create the ranks; returns them and the ref of each start, by name."""
     if not processes:
@@ -208,10 +209,10 @@ def _start_ranks(
     return workers, {f"starting {p.role} {p.index}": w.start.remote() for p, w in zip(processes, workers, strict=True)}
 
 
-def _start_rollouts(
-    site: _Site, model_folder: Path, overrides: dict[str, dict], stack: ExitStack
+def start_rollouts(
+    site: Site, model_folder: Path, overrides: dict[str, dict], stack: ExitStack
 ) -> tuple[RayWorkers, dict[str, ray.ObjectRef]]:
-    """Create reward workers and engines; returns them and the ref of each start, by name."""
+    """Create reward workers and engines; returns the engines and the ref of each start, by name."""
     config, layout, nodes = site.config, site.layout, site.nodes
     homes = [nodes.node_of(process) for process in layout.rollouts]
     _check_services_reach(overrides, set(homes) - {site.here})
@@ -237,15 +238,15 @@ def _start_rollouts(
         )
         for process in layout.rollouts
     ]
-    stack.push(_shut_down([*engines, *rewards]))
-    workers = RayWorkers(engines, config, nodes=homes, writer=rewards[0])
-    stack.push(_finish_writing(workers))
+    stack.push(shut_down([*engines, *rewards]))
+    workers = RayWorkers(engines, config, nodes=homes, rewards=rewards)
+    stack.push(finish_writing(workers))
     starts = {f"starting reward worker {i}": worker.start.remote() for i, worker in enumerate(rewards)}
     starts |= {f"starting engine {i}": worker.start.remote() for i, worker in enumerate(engines)}
     return workers, starts
 
 
-def _wait_for(starts: dict[str, ray.ObjectRef]) -> None:
+def wait_for(starts: dict[str, ray.ObjectRef]) -> None:
     """Wait until all workers have started or one has failed."""
     get_all(list(starts.values()), what="the workers' start", names=list(starts), timeout_s=_START_TIMEOUT_S)
 
@@ -332,7 +333,7 @@ def _log_ray_message(data: dict[str, Any], ignore_prefix: bool = False) -> None:
     ray_log.warning("%s", "\n".join(data["lines"]))
 
 
-def _finish_writing(workers: RayWorkers) -> Callable[..., None]:
+def finish_writing(workers: RayWorkers) -> Callable[..., None]:
     """An exit callback that waits until the last trajectories are written; only briefly after a failure."""
 
     def wait(kind: type[BaseException] | None, error: BaseException | None, trace: Any) -> None:
@@ -345,7 +346,7 @@ def _finish_writing(workers: RayWorkers) -> Callable[..., None]:
     return wait
 
 
-def _shut_down(workers: list[Any]) -> Callable[..., None]:
+def shut_down(workers: list[Any]) -> Callable[..., None]:
     """An exit callback that asks workers to end their own processes.
 
     After an error or Ctrl-C workers may be busy for minutes, so they are not asked and end with Ray.

@@ -55,12 +55,14 @@ class RayWorkers:
     Args:
         workers: Handles in order of replica.
         nodes: Ray's id of each worker's node.
-        writer: The reward worker that writes trajectories.
+        rewards: The reward workers; the first writes trajectories.
     """
 
-    def __init__(self, workers: Sequence[Any], config: Config, *, nodes: Sequence[str], writer: Any = None) -> None:
+    def __init__(
+        self, workers: Sequence[Any], config: Config, *, nodes: Sequence[str], rewards: Sequence[Any] = ()
+    ) -> None:
         self.workers = dict(enumerate(workers))
-        self.config, self.nodes, self.writer = config, dict(enumerate(nodes)), writer
+        self.config, self.nodes, self.rewards = config, dict(enumerate(nodes)), list(rewards)
         self.router = Router(list(self.workers))
         self._running: dict[ray.ObjectRef, _Job] = {}
         self._writing: ray.ObjectRef | None = None
@@ -127,7 +129,7 @@ class RayWorkers:
         """See `Workers`. One step at a time: each call waits for the previous files."""
         self.finish_writing()
         records, rows = [group.record for group in groups], [group.rows for group in groups]
-        self._writing = self.writer.write.remote(
+        self._writing = self.rewards[0].write.remote(
             path, records, uses_of(groups), rows if recording is not None else [], recording
         )
 

@@ -4,37 +4,32 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, MutableMapping, Sequence
+from collections.abc import Callable, MutableMapping
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
-from prometheus_client.core import Metric
-
 from rl.algorithms.filters import check_filter_metric
-from rl.batches import GroupHeader, Recording, RolloutStatus, Sample
-from rl.cluster.turns import Turns
+from rl.batches import GroupHeader, RolloutStatus
+from rl.cluster.engine_rollouts import EngineRollouts
 from rl.config.schema import Config
 from rl.data.cursor import prompt_cursor
 from rl.data.prompts import id_in_epoch
 from rl.errors import RolloutError
 from rl.rollout.buffer import Filling, GroupBuffer
-from rl.rollout.workers import PromptBatch, Workers
-from rl.types import Prompt, Sampling, Span, StopReason, ToolStatus, Trajectory, WeightUpdate
+from rl.rollout.workers import PromptBatch, Workers, training_sampling
+from rl.types import Prompt, Sampling, StopReason, ToolStatus
 
 logger = logging.getLogger(__name__)
 
 
-class RolloutGroup:
-    """All rollout workers (`rl.interfaces.Rollouts`).
+class RolloutGroup(EngineRollouts):
+    """All rollout workers, which take prompts of a dataset (`rl.interfaces.Rollouts`).
 
     Args:
         workers: Their engines must be started.
         prompts: The training prompts, without those that are too long.
         on_group: Called with (groups done, groups wanted) after each group, for the progress bar.
     """
-
-    has_engines = True
 
     def __init__(
         self,
@@ -44,20 +39,15 @@ class RolloutGroup:
         *,
         on_group: Callable[[int, int], None] = lambda done, wanted: None,
     ) -> None:
-        self.workers = workers
-        self.prompts, self.config, self.on_group = prompts, config, on_group
+        super().__init__(workers, config)
+        self.prompts, self.on_group = prompts, on_group
         self.cursor = prompt_cursor(prompts, config)
         rl = config.rl_config
         metric = rl.filter_groups_metric if rl.filter_groups_enable else None
         self.buffer = GroupBuffer(metric, drop_overlong=rl.overlong_filter_enable)
-        self.turns: Turns | None = None
-        """Set if an actor shares the accelerators."""
         self._batch: PromptBatch | None = None
         """The prompts of the current or last call, for `status`."""
         self._groups = (0, 0)
-        self._published: WeightUpdate | None = None
-        self._has_weights = True
-        self._spans: list[Span] = []
 
     def take(
         self, num_prompts: int, metrics: MutableMapping[str, float], *, step: int = 0, is_recorded: bool = False
@@ -75,7 +65,7 @@ class RolloutGroup:
         start = time.monotonic()
         limit = int(min(self._prompt_limit(num_prompts), self.cursor.num_left))
         filling = self.buffer.begin(num_prompts, limit, keeps_all_rows=is_recorded)
-        batch = self._batch = PromptBatch(self.config.rl_config.n_samples_per_prompt, self._training_sampling())
+        batch = self._batch = PromptBatch(self.config.rl_config.n_samples_per_prompt, training_sampling(self.config))
         self._groups = (filling.num_filled, num_prompts)
         batch.add(self._next_prompts(filling.num_to_start()))
         for order, group in self.workers.run(batch):
@@ -103,46 +93,11 @@ class RolloutGroup:
         self._check_tools(groups)
         return groups
 
-    def update_weights(self, update: WeightUpdate) -> None:
-        """Load published weights into every engine; this wakes sleeping engines."""
-        if self.turns is not None:
-            self.turns.begin(self)
-        self._spans += self.workers.update_weights(update)
-        self._published, self._has_weights = update, True
-
-    def leave_devices(self) -> None:
-        """Put the engines to sleep; they lose their weights."""
-        self.workers.call("sleep", what="putting the engines to sleep")
-        self._has_weights = False
-
-    def take_spans(self) -> list[Span]:
-        """When engines loaded weights since the last call. What trajectories did is in their records."""
-        spans, self._spans = self._spans, []
-        return spans
-
-    def write_trajectories(self, path: Path, groups: Sequence[GroupHeader], recording: Recording | None = None) -> None:
-        """Write groups' trajectories and tokens to files; see `rl.interfaces.Rollouts`."""
-        self.workers.write(path, groups, recording)
-
-    def fetch_rows(self, group: GroupHeader) -> list[Sample]:
-        """A group's training rows, with their tokens."""
-        rows: list[Sample] = self.workers.fetch(group.rows)
-        return rows
-
-    def fetch_record(self, group: GroupHeader) -> list[Trajectory]:
-        """A group's trajectories, without their tokens."""
-        record: list[Trajectory] = self.workers.fetch(group.record)
-        return record
-
     def status(self) -> RolloutStatus:
         """What the rollouts are doing; see `rl.interfaces.Rollouts`."""
         done, wanted = self._groups
         waiting = len(self._batch.waiting) if self._batch is not None else 0
         return RolloutStatus(done, wanted, self.workers.num_running, waiting, self.workers.num_alive)
-
-    def engine_metrics(self, timeout_s: float) -> dict[int, list[Metric]]:
-        """Each replica's own metrics; see `rl.interfaces.Rollouts`."""
-        return self.workers.engine_metrics(timeout_s)
 
     def expected_steps(self, completed: int) -> int | None:
         """Expected steps of the whole run; see `PromptCursor.expected_steps`."""
@@ -165,14 +120,6 @@ class RolloutGroup:
     def _count_groups(self, done: int, wanted: int) -> None:
         self._groups = (done, wanted)
         self.on_group(done, wanted)
-
-    def _begin_turn(self) -> None:
-        """Take the accelerators. If the actor did not publish meanwhile, load its last publish again."""
-        if self.turns is not None:
-            self.turns.begin(self)
-        if not self._has_weights:
-            assert self._published is not None, "the loop begins with a publish"
-            self.update_weights(self._published)
 
     def _prompt_limit(self, num_prompts: int) -> int:
         """The maximum number of prompts for one batch."""
@@ -212,13 +159,6 @@ class RolloutGroup:
         """The next prompts. Ids contain the epoch, so a repeated prompt is sampled with a different seed."""
         visits = self.cursor.take_with_epochs(count)
         return [replace(self.prompts[i], id=id_in_epoch(self.prompts[i].id, epoch)) for i, epoch in visits]
-
-    def _training_sampling(self) -> Sampling:
-        s = self.config.generate_config.sampling_config
-        return Sampling(
-            temperature=s.temperature, max_tokens=s.max_tokens, top_p=s.top_p, top_k=s.top_k, min_p=s.min_p,
-            seed=self.config.megatron_training.seed,
-        )  # fmt: skip
 
     def _check_tools(self, groups: list[GroupHeader]) -> None:
         trajectories = [t for g in groups for t in g.trajectories]

@@ -7,7 +7,6 @@ would import torch, vLLM and Megatron.
 from __future__ import annotations
 
 import asyncio
-import itertools
 import os
 from collections.abc import Sequence
 from functools import partial
@@ -16,14 +15,12 @@ from typing import Any
 
 import ray
 from prometheus_client.core import Metric
-from ray.exceptions import OutOfMemoryError, RayActorError
 
 from rl.batches import Recording, Sample, TrajectoryHeader, Use
 from rl.cluster.ranks import Rank
 from rl.cluster.rate_limits import RemotePermits
+from rl.cluster.rewards import RewardWorkers
 from rl.config.schema import Config
-from rl.errors import RewardError
-from rl.observability.busy_clock import BusyClock
 from rl.observability.clock import wall_time
 from rl.observability.log import setup_logging
 from rl.observability.token_records import write_sampled_rows
@@ -32,7 +29,7 @@ from rl.rewards.registry import configured_rewards
 from rl.rollout.garbage_collection import collect_seldom
 from rl.rollout.group import run_group
 from rl.rollout.headers import headers_of, rows_of
-from rl.types import BusySeconds, IntArray, Prompt, Sampling, Scores, Span, Trajectory, WeightUpdate
+from rl.types import BusySeconds, Generation, IntArray, Prompt, Sampling, Scores, Span, Trajectory, WeightUpdate
 
 
 @ray.remote
@@ -40,7 +37,7 @@ class ActorWorker:
     """One rank of the actor or of the reference."""
 
     def __init__(self, config: Config, *, log_file: Path, **placement: Any) -> None:
-        _log_to(log_file)
+        log_to(log_file)
         self.config, self.placement = config, placement
 
     def start(self) -> None:
@@ -63,7 +60,7 @@ class RewardWorker:
     """Scores trajectories and writes them to files."""
 
     def __init__(self, config: Config, *, log_file: Path) -> None:
-        _log_to(log_file)
+        log_to(log_file)
         self.config = config
         self.tokenizer: Any = None
         """Loaded for the first recorded step."""
@@ -124,12 +121,11 @@ class RolloutWorker:
         tool_overrides: dict[str, dict],
         rate_limits: Any | None = None,
     ) -> None:
-        _log_to(log_file)
+        log_to(log_file)
         self.config, self.replica, self.model_folder = config, replica, model_folder
         self.socket_folder = socket_folder
-        self.reward_workers = itertools.cycle(enumerate(reward_workers))
+        self.rewards = RewardWorkers(reward_workers)
         self.tool_overrides, self.rate_limits = tool_overrides, rate_limits
-        self.scoring = BusyClock()
 
     async def start(self) -> None:
         """Check the chat template against the parser and start the engine."""
@@ -166,28 +162,20 @@ class RolloutWorker:
             Three objects: the headers with the group's `prompt_ids`; the rows, empty without `keeps_rows`; the
             trajectories without tokens. The driver fetches only the first.
         """
-        group = await run_group(self.loop, prompt, num_samples, sampling, self._score)
+        group = await run_group(self.loop, prompt, num_samples, sampling, self.rewards.score)
         for trajectory in group.trajectories:
             trajectory.worker = self.replica
         rows = rows_of(group.trajectories)
         records = [trajectory.without_tokens() for trajectory in group.trajectories]
         return headers_of(records, rows), rows if keeps_rows else [], records
 
-    async def _score(self, trajectory: Trajectory) -> Scores:
-        number, worker = next(self.reward_workers)
-        try:
-            with self.scoring:
-                scores: Scores = await worker.score.remote(trajectory.without_tokens())
-        except (RayActorError, OutOfMemoryError) as error:
-            raise RewardError(
-                f"reward worker {number}: its process died while scoring {trajectory.id}. See reward-{number}.log of "
-                "the run directory."
-            ) from error
-        return scores
+    async def generate(self, token_ids: IntArray, sampling: Sampling, session_id: str) -> Generation:
+        """See `rl.interfaces.Engine`, for trajectories that another process leads."""
+        return await self.engine.generate(token_ids.tolist(), sampling, session_id=session_id)
 
     async def restart_clocks(self) -> BusySeconds:
         """Seconds since the last call during which the engine had requests, and during which rewards were scoring."""
-        return BusySeconds(engine_s=self.engine.busy.restart(), reward_s=self.scoring.restart())
+        return BusySeconds(engine_s=self.engine.busy.restart(), reward_s=self.rewards.busy.restart())
 
     async def engine_metrics(self) -> list[Metric]:
         """See `rl.inference.engine.VllmEngine.metrics`."""
@@ -212,7 +200,7 @@ class RolloutWorker:
             await self.toolbox.close()
 
 
-def _log_to(log_file: Path) -> None:
+def log_to(log_file: Path) -> None:
     """Redirect the output of this process and its children to a file, and set up logging."""
     log_file.parent.mkdir(parents=True, exist_ok=True)
     with log_file.open("a") as stream:

@@ -46,6 +46,7 @@ from rl.config.kinds import (
     TruncateSide,
     Weight,
 )
+from rl.config.serve import ServeConfig
 
 
 @dataclass(config=CHECKED)
@@ -315,8 +316,8 @@ class RLConfig(Section):
     environment_kwargs: dict[str, Any] = field(default_factory=dict)
     """Keyword arguments of the environment's class."""
     rollout_function: CodeName = "agent_loop"
-    """What runs a trajectory: `agent_loop` lets the policy and the environment take turns; or `package.module:function`
-    or `path/file.py:function`."""
+    """What runs a trajectory: `agent_loop` lets the policy and the environment take turns; `service` leaves it to the
+    clients of `rl serve`; or `package.module:function` or `path/file.py:function`."""
     rollout_function_kwargs: dict[str, Any] = field(default_factory=dict)
     """Keyword arguments of the rollout function."""
     agent_function: CodeName | None = None
@@ -376,3 +377,4 @@ class Config(Section):
     actor_config: ActorConfig = field(default_factory=ActorConfig)
     rl_config: RLConfig = field(default_factory=RLConfig)
     generate_config: GenerateConfig = field(default_factory=GenerateConfig)
+    serve_config: ServeConfig = field(default_factory=ServeConfig)

@@ -9,31 +9,18 @@ Source: DAPO, arXiv:2503.14476, section 3.2.
 
 from __future__ import annotations
 
-import json
 import math
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field, fields, is_dataclass, replace
-from functools import partial
+from dataclasses import dataclass, field, replace
 from typing import Any
 
-import numpy as np
-from pydantic import TypeAdapter
-
 from rl.algorithms.filters import is_informative
-from rl.batches import GroupHeader, Sample
+from rl.batches import GroupHeader
 from rl.data.prompts import row_of
 from rl.errors import CheckpointError
-from rl.rollout.headers import headers_of
-from rl.types import Prompt, Trajectory
-
-_TRAJECTORY = TypeAdapter(Trajectory)
-_DTYPES = {
-    "token_ids": partial(np.array, dtype=np.int32),
-    "loss_mask": partial(np.array, dtype=np.uint8),
-    "rollout_logprobs": partial(np.array, dtype=np.float32),
-    "versions": partial(np.array, dtype=np.int32),
-}
+from rl.rollout.group_text import header_from_text, prompt_id_of, to_text
+from rl.types import Prompt
 
 
 @dataclass(slots=True)
@@ -137,7 +124,7 @@ class GroupBuffer:
         Args:
             fetch: Resolves a reference of a `GroupHeader`.
         """
-        surplus = [_to_text(group.prompt.id, fetch(group.record), fetch(group.rows)) for group in self.surplus]
+        surplus = [to_text({"id": group.prompt.id}, fetch(group.record), fetch(group.rows)) for group in self.surplus]
         return {"useful_share": self.useful_share, "surplus": surplus}
 
     def load_state_dict(self, state: dict[str, Any], prompts: Iterable[Prompt], keep: Callable[[Any], Any]) -> None:
@@ -153,42 +140,14 @@ class GroupBuffer:
         """
         rows = {prompt.id: prompt for prompt in prompts}
         self.useful_share = state["useful_share"]
-        self.surplus = deque(_from_text(text, rows, keep) for text in state["surplus"])
+        self.surplus = deque(header_from_text(text, _prompt_of(text, rows), keep) for text in state["surplus"])
 
 
-def _to_text(name: str, record: list[Trajectory], rows: list[Sample]) -> str:
-    """A group as JSON text. Numpy's and similar numbers become Python's; other values that JSON lacks become text."""
-    trajectories = [{f.name: _plain(getattr(t, f.name)) for f in fields(t) if f.name != "prompt"} for t in record]
-    saved = {"prompt": {"id": name}, "trajectories": trajectories, "rows": [_plain(row) for row in rows]}
-    return json.dumps(saved, default=_to_plain, skipkeys=True)
-
-
-def _plain(value: Any) -> Any:
-    """Convert records to mappings, also in nested lists; `asdict` would copy every value."""
-    if is_dataclass(value):
-        return {f.name: _plain(getattr(value, f.name)) for f in fields(value)}
-    if isinstance(value, np.ndarray) and value.shape:
-        return value.tolist()
-    return [_plain(item) for item in value] if isinstance(value, list) else value
-
-
-def _to_plain(value: Any) -> Any:
-    return value.item() if getattr(value, "shape", None) == () else str(value)
-
-
-def _from_text(text: str, prompts: Mapping[str, Prompt], keep: Callable[[Any], Any]) -> GroupHeader:
-    saved = json.loads(text)
-    name = saved["prompt"]["id"]
+def _prompt_of(text: str, prompts: Mapping[str, Prompt]) -> Prompt:
+    name = prompt_id_of(text)
     if row_of(name) not in prompts:
         raise CheckpointError(
             f"megatron_training.data_path: must hold the rows of the run to resume, got none for '{name}'. Resume with "
             "its data file."
         )
-    prompt = replace(prompts[row_of(name)], id=name)
-    record = [_TRAJECTORY.validate_python({**one, "prompt": prompt}) for one in saved["trajectories"]]
-    rows = [
-        Sample(**{key: _DTYPES[key](value) if key in _DTYPES else value for key, value in row.items()})
-        for row in saved["rows"]
-    ]
-    headers, prompt_ids = headers_of(record, rows)
-    return GroupHeader(prompt, headers, prompt_ids, keep(rows), keep(record))
+    return replace(prompts[row_of(name)], id=name)

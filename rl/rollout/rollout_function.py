@@ -27,6 +27,10 @@ BUILT_IN = "agent_loop"
 """The rollout function that is always there: policy and environment take turns (`rl.rollout.agent_loop`)."""
 
 
+SERVICE = "service"
+"""Clients of `rl serve` lead the trajectories."""
+
+
 @dataclass(slots=True, frozen=True)
 class Reply:
     """A sampled turn."""
@@ -39,6 +43,8 @@ class Reply:
     """Its tokens."""
     stop_sequence: str | None = None
     """The stop string of the request that ended it. The message is without it, the tokens are not."""
+    number: int = 0
+    """Its place among the episode's turns, in the order in which they began."""
 
     @property
     def text(self) -> str:
@@ -124,7 +130,17 @@ class Policy:
         reply = reply_to(turn, text.removesuffix(ended_by or ""), parser, f"call-{name}")
         episode.ledger.record(sequence, reply)
         self._answered.append(number)
-        return Reply(reply, turn, episode.sampled(number), ended_by)
+        return Reply(reply, turn, episode.sampled(number), ended_by, number)
+
+    @property
+    def episode(self) -> Episode:
+        """What the turns belong to."""
+        return self._episode
+
+    @property
+    def answered(self) -> list[int]:
+        """Places of the turns that the caller got among the episode's, ascending: `turn_scores` has one for each."""
+        return sorted(self._answered)
 
     @property
     def num_answered(self) -> int:
@@ -169,7 +185,7 @@ class Policy:
             return outcome
         if len(given) != self.num_answered:
             raise code.failure(f"returned {len(given)} turn_scores, not one for each of {self.num_answered} turns")
-        scores = dict(zip(sorted(self._answered), given, strict=True))
+        scores = dict(zip(self.answered, given, strict=True))
         return replace(outcome, turn_scores=[scores.get(i, 0.0) for i in range(len(self._episode.turns))])
 
     async def run_calls(self, reply: Reply) -> list[Message]:
@@ -192,16 +208,16 @@ class Policy:
 
 
 def load_rollout_function(rl: RLConfig) -> UserCode | None:
-    """Find the rollout function that the configuration names; None for the built-in agent loop.
+    """Find the rollout function that the configuration names; None for the built-in agent loop and for clients.
 
     Raises:
         ConfigError: There is none of this name, or it cannot be called with a prompt, a policy and
             `rollout_function_kwargs`.
     """
     where = "rl_config.rollout_function"
-    if rl.rollout_function == BUILT_IN:
+    if rl.rollout_function in (BUILT_IN, SERVICE):
         return None
-    code = load_named(where, rl.rollout_function, [BUILT_IN], rl.rollout_function_kwargs)
+    code = load_named(where, rl.rollout_function, [BUILT_IN, SERVICE], rl.rollout_function_kwargs)
     if isinstance(code.function, type):
         raise ConfigError(f"{where}: '{code.name}' is a class. Write `async def rollout(prompt, policy)`.")
     if not inspect.iscoroutinefunction(code.function):

@@ -44,6 +44,15 @@ def groups_at_once(config: Config, num_samples: int) -> int:
     return max(1, math.ceil(_OVERCOMMIT * config.generate_config.max_num_seqs / num_samples))
 
 
+def training_sampling(config: Config) -> Sampling:
+    """How rollouts for training are sampled."""
+    s = config.generate_config.sampling_config
+    return Sampling(
+        temperature=s.temperature, max_tokens=s.max_tokens, top_p=s.top_p, top_k=s.top_k, min_p=s.min_p,
+        seed=config.megatron_training.seed,
+    )  # fmt: skip
+
+
 class Workers(Protocol):
     """The rollout workers (`rl.cluster.rollout_workers.RayWorkers`, `rl.cluster.local.LocalWorkers`)."""
 

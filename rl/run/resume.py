@@ -33,7 +33,7 @@ _MALFORMED = (AttributeError, KeyError, TypeError, ValueError)
 """Raised when a state file has a value of an unexpected type or structure."""
 
 
-def resume_problems(config: Config, command: Literal["train", "sft", "replay"]) -> Iterator[Problem]:
+def resume_problems(config: Config, command: Literal["train", "sft", "replay", "serve"]) -> Iterator[Problem]:
     """Check the checkpoint that `megatron_training.resume` names, if any, for damage and against the configuration.
 
     `check_place` checks the seed and the training rows, since it has the rows.
@@ -137,10 +137,8 @@ def _place_problems(config: Config, command: str, checkpoint: Path, state: dict[
         )
         return
     try:
-        cursor, surplus = data.get("cursor", data), data.get("buffer", {}).get("surplus")
-        wrote = "train" if "cursor" in data else "sft"
-        taken = cursor["epoch"] * cursor["num_prompts"] + cursor["position"]
-        is_used_up = training.total_epochs is not None and taken >= training.total_epochs * cursor["num_prompts"]
+        wrote = "serve" if "served" in data else "train" if "cursor" in data else "sft"
+        is_used_up = wrote != "serve" and _is_used_up(data, training.total_epochs)
     except _MALFORMED as failure:
         yield error(f"megatron_training.resume: {_unreadable(checkpoint, failure)}")
         return
@@ -150,11 +148,17 @@ def _place_problems(config: Config, command: str, checkpoint: Path, state: dict[
             f"that command; to start from its weights, set actor_config.load to it instead."
         )
         return
-    if is_used_up and not surplus:
+    if is_used_up:
         yield error(
             f"megatron_training.resume: nothing is left to do: {checkpoint} has used up total_epochs, "
             f"{training.total_epochs}. Raise that to go on."
         )
+
+
+def _is_used_up(data: Any, total_epochs: int | None) -> bool:
+    cursor, surplus = data.get("cursor", data), data.get("buffer", {}).get("surplus")
+    taken = cursor["epoch"] * cursor["num_prompts"] + cursor["position"]
+    return total_epochs is not None and taken >= total_epochs * cursor["num_prompts"] and not surplus
 
 
 def _unreadable(checkpoint: Path, failure: Exception) -> str:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from rl.batches import GroupHeader, Recording, RunPlace
 from rl.config.estimates import longest_response
+from rl.config.load import save_resolved
 from rl.config.model_folder import RUN_STATE_FILE
 from rl.config.schema import Config
 from rl.errors import CheckpointError, TrainingError
@@ -58,12 +59,13 @@ class Run:
 
     @classmethod
     @contextmanager
-    def open(cls, config: Config, name: str) -> Iterator[Run]:
+    def open(cls, config: Config, name: str, directory: RunDirectory | None = None) -> Iterator[Run]:
         """Create the run's directory and open its trackers, log and progress display.
 
         Args:
             config: A validated configuration.
             name: The configuration's name.
+            directory: An empty one that was created before; its configuration is written again.
 
         Yields:
             The run. A block that succeeds writes `summary.json`; one that fails or is interrupted shows how to resume.
@@ -77,7 +79,10 @@ class Run:
         check_trackers(config)
         with ExitStack() as stack:
             live = stack.enter_context(serving(config))
-            directory = RunDirectory.create(config, name)
+            if directory is None:
+                directory = RunDirectory.create(config, name)
+            else:
+                save_resolved(config, directory.config_file)
             setup_logging(directory.log_file)
             stack.enter_context(_freeing_the_name(directory))
             run = cls(config, directory, live)

@@ -258,5 +258,5 @@ class Agents:
                 raise self._code.failure(f"{error}") from error
             outcome = Outcome(0.0)  # it did not expect the end of its budget
         finally:
-            await self._endpoint.end(client)
+            await self._endpoint.end(client.api_key)
         return policy.end(outcome, self._code)

@@ -19,6 +19,8 @@ class Dialect:
 
     path: str
     """Behind `/v1/`."""
+    id_prefix: str
+    """Begins the ids of completions."""
     read: Callable[[Mapping[str, Any]], ChatRequest]
     whole: Callable[[ChatRequest, Answer], dict[str, Any]]
     events: Callable[[ChatRequest, Answer], Iterator[str]]
@@ -32,8 +34,8 @@ def _anthropic_error(error: ApiError) -> dict[str, Any]:
 
 
 DIALECTS = (
-    Dialect("chat/completions", read_chat_request, chat_answer, chat_events),
-    Dialect("responses", read_responses_request, responses_answer, responses_events),
-    Dialect("messages", read_messages_request, messages_answer, messages_events, _anthropic_error),
+    Dialect("chat/completions", "chatcmpl-", read_chat_request, chat_answer, chat_events),
+    Dialect("responses", "resp_", read_responses_request, responses_answer, responses_events),
+    Dialect("messages", "msg_", read_messages_request, messages_answer, messages_events, _anthropic_error),
 )
 """All of them."""

@@ -1,19 +1,17 @@
-"""The APIs of OpenAI and Anthropic for the trajectories that are open: requests of one trajectory share its ledger.
+"""The APIs of OpenAI and Anthropic for the rollouts that are open: requests of one rollout share its ledger.
 
-A key names a trajectory, in the address (`/rollouts/KEY/v1/...`) or as API key, so any client works unchanged.
-Requests are answered with the tokens of the trained model, which are kept as sampled for the update.
+A key names a rollout, in the address (`/rollouts/KEY/v1/...`), in a header, as API key or in the body, so any client
+works unchanged. Requests are answered with the tokens of the trained model, which are kept as sampled for the update.
 """
 
 from __future__ import annotations
 
 import asyncio
-import itertools
-import json
-import logging
 import secrets
-from collections.abc import Awaitable, Callable, Coroutine, Iterable
+from collections.abc import Coroutine, Iterable, Sequence
 from functools import partial
-from typing import Any
+from pathlib import Path
+from typing import Any, Protocol
 
 from aiohttp import web
 
@@ -26,139 +24,209 @@ from rl.serving.chat_request import ChatRequest, read_body
 from rl.serving.client import AgentClient
 from rl.serving.dialects import DIALECTS, Dialect
 from rl.serving.dialogs import Dialogs
-from rl.serving.errors import ApiError
+from rl.serving.errors import ApiError, answering
+from rl.serving.open_rollouts import OpenRollout, OpenRollouts, not_found
 from rl.types import Sampling
-
-logger = logging.getLogger(__name__)
 
 _MAX_BODY_BYTES = 32 << 20
 _MAX_BODIES_BYTES = 1 << 30
-_LONGEST_TEXT = 2000
-_Handler = Callable[[web.Request], Awaitable[web.Response]]
+_PREFIXES = ("openai/", "arbor:", "huggingface/", "local:")
+"""What clients put before the name of a model."""
+
+
+class Plain(Protocol):
+    """Serves completions that belong to no rollout."""
+
+    def new_policy(self, request: ChatRequest, number: int) -> tuple[Policy, Sampling]:
+        """Begin an episode for one completion.
+
+        Args:
+            request: What it is for.
+            number: Of the completion in the request, from 0.
+
+        Returns:
+            The episode's policy, and the sampling for what the request leaves open.
+
+        Raises:
+            ApiError: No completion is served now.
+        """
+        ...
+
+    def on_completion(self, request: ChatRequest, replies: Sequence[Reply], policies: Sequence[Policy]) -> None:
+        """Take what was sampled, before it is sent.
+
+        Args:
+            request: The request.
+            replies: One for each completion.
+            policies: In the same order, as `new_policy` gave them.
+        """
+        ...
 
 
 class Endpoint:
-    """The HTTP server of one rollout worker, on the loopback interface.
+    """The routes under which the trained model answers.
 
     Args:
         dialogs: Renderers and parsers.
         model: The model's name in answers.
         max_model_len: Tokens of the longest context.
+        plain: For requests that name no rollout; None: they are refused.
+
+    Attributes:
+        address: Where the routes are reached, `http://HOST:PORT`. `start` sets it.
+        aliases: Further names that requests may give the model.
     """
 
-    def __init__(self, dialogs: Dialogs, *, model: str, max_model_len: int) -> None:
-        self._dialogs, self._model, self._max_model_len = dialogs, model, max_model_len
-        self._open: dict[str, tuple[Policy, Sampling]] = {}
-        self._sampling: dict[str, set[asyncio.Task[Answer]]] = {}
-        """What is being sampled, by key."""
+    def __init__(self, dialogs: Dialogs, *, model: str, max_model_len: int, plain: Plain | None = None) -> None:
+        self.address = ""
+        self.aliases: set[str] = set()
+        self._dialogs, self._model, self._max_model_len, self._plain = dialogs, model, max_model_len, plain
+        self._rollouts = OpenRollouts()
         self._bodies = Bodies(_MAX_BODY_BYTES, _MAX_BODIES_BYTES)
-        self._numbers = itertools.count()
         self._runner: web.AppRunner | None = None
-        self._address = ""
 
-    async def start(self) -> None:
-        """Listen on any free port."""
-        application = make_application([])
+    def add_routes(self, application: web.Application) -> None:
+        """Serve the APIs in an application. Its runner needs `handler_cancellation`: who disconnects, ends his request.
+
+        Args:
+            application: As `rl.services.http_guard.make_application` makes one.
+        """
         for prefix in ("", "/rollouts/{key}"):
-            application.router.add_get(f"{prefix}/v1/models", _answering(self._models, ApiError.body))
+            application.router.add_get(f"{prefix}/v1/models", answering(self._models, ApiError.body))
             for dialect in DIALECTS:
                 handler = partial(self._sampled, dialect)
-                application.router.add_post(f"{prefix}/v1/{dialect.path}", _answering(handler, dialect.error))
+                application.router.add_post(f"{prefix}/v1/{dialect.path}", answering(handler, dialect.error))
+
+    async def start(self) -> None:
+        """Listen on any free port of the loopback interface."""
+        application = make_application([])
+        self.add_routes(application)
         self._runner = web.AppRunner(application, access_log=None, shutdown_timeout=1.0, handler_cancellation=True)
         await self._runner.setup()
         site = web.TCPSite(self._runner, "127.0.0.1", 0)
         await site.start()
         host, port = self._runner.addresses[0][:2]
-        self._address = f"http://{host}:{port}"
+        self.address = f"http://{host}:{port}"
 
     async def close(self) -> None:
         """Stop listening."""
         if self._runner is not None:
             await self._runner.cleanup()
 
-    def open(self, policy: Policy, sampling: Sampling) -> AgentClient:
-        """Answer requests of a trajectory.
+    def open(self, policy: Policy, sampling: Sampling, key: str | None = None) -> AgentClient:
+        """Answer requests of a rollout.
 
         Args:
             policy: Leads its conversations.
             sampling: For what a request leaves open.
+            key: Names the rollout, and gives access to it; by default a new one that nobody can guess.
         """
-        key = secrets.token_urlsafe(16)
-        self._open[key], self._sampling[key] = (policy, sampling), set()
-        return AgentClient(f"{self._address}/rollouts/{key}/v1", key, self._model)
+        key = key or secrets.token_urlsafe(16)
+        self._rollouts.add(OpenRollout(key, policy, sampling))
+        return AgentClient(f"{self.address}/rollouts/{key}/v1", key, self._model)
 
-    async def end(self, client: AgentClient) -> None:
-        """Refuse further requests of a trajectory, and end those that are under way: it takes no more tokens."""
-        del self._open[client.api_key]
-        running = self._sampling.pop(client.api_key)
-        for task in running:
-            task.cancel()
-        await asyncio.gather(*running, return_exceptions=True)
+    async def end(self, key: str) -> None:
+        """Refuse further requests of a rollout, and end those that are under way: it takes no more tokens."""
+        await self._rollouts.end(key)
 
-    def _find(self, http: web.Request) -> str:
-        """The key of the trajectory that a request belongs to."""
-        headers = http.headers
-        sent = headers.get("Authorization", "").removeprefix("Bearer ").strip() or headers.get("X-Api-Key", "")
-        key = http.match_info.get("key") or sent
-        if key not in self._open:
-            raise _ended()
-        return key
+    def is_open(self, key: str) -> bool:
+        """Whether a rollout takes requests."""
+        return key in self._rollouts
+
+    @property
+    def num_open(self) -> int:
+        """Rollouts that take requests."""
+        return len(self._rollouts)
+
+    def turns_of(self, key: str) -> dict[str, list[int]]:
+        """The turns that each completion of an open rollout gave its client.
+
+        Returns:
+            For each completion's id, the places of its turns in `turn_scores`: among the turns that the client got, in
+            the order in which they began.
+
+        Raises:
+            ApiError: The rollout is not open.
+        """
+        rollout = self._rollouts.of(key)
+        places = {number: place for place, number in enumerate(rollout.policy.answered)}
+        return {name: [places[number] for number in numbers] for name, numbers in rollout.turns.items()}
 
     async def _models(self, http: web.Request) -> web.Response:
-        self._find(http)
+        if self._rollouts.named_by(http) is None and self._plain is None:
+            raise not_found()
         model = {"id": self._model, "object": "model", "owned_by": "turnwise", "max_model_len": self._max_model_len}
         return web.json_response({"object": "list", "data": [model]})
 
     async def _sampled(self, dialect: Dialect, http: web.Request) -> web.Response:
-        key = self._find(http)
+        key = self._rollouts.named_by(http)
         async with self._bodies.read(http) as body:
-            request = dialect.read(read_body(body))
-        if key not in self._open:  # it ended while the body arrived
-            raise _ended()
-        policy, own = self._open[key]
-        task = asyncio.create_task(self._sample(policy, own, request))
-        running = self._sampling[key]
-        running.add(task)
-        task.add_done_callback(running.discard)
-        try:
-            answer = await task  # a client that disconnects cancels it
-        except asyncio.CancelledError:
-            if key in self._open or not task.cancelled():
-                raise
-            raise _ended() from None
+            given = read_body(body)
+        key = key or self._rollouts.named_in(given)
+        if key is None and self._plain is None:
+            raise not_found()
+        request = dialect.read(given)
+        self._check_model(request.model)
+        answer = await self._answer(dialect, key, request)
         if request.stream:
             return web.Response(text="".join(dialect.events(request, answer)), content_type="text/event-stream")
         return web.json_response(dialect.whole(request, answer))
 
-    async def _sample(self, policy: Policy, own: Sampling, request: ChatRequest) -> Answer:
-        dialog = await self._dialogs.of(request.offered_tools)
-        sampling = request.sampling(own)
+    def _check_model(self, name: str | None) -> None:
+        """Refuse other models than the one that is served."""
+        known = {self._model, Path(self._model).name, *self.aliases}
+        asked = name
+        while asked is not None and asked not in known:
+            prefix = next((prefix for prefix in _PREFIXES if asked.startswith(prefix)), None)
+            if prefix is None:
+                message = f"model: '{name:.100}' does not exist. Ask for '{self._model}'."
+                raise ApiError(404, message, param="model", code="model_not_found")
+            asked = asked.removeprefix(prefix)
+
+    async def _answer(self, dialect: Dialect, key: str | None, request: ChatRequest) -> Answer:
+        """Sample the completions of a request. Who cancels it, ends them."""
+        if key is None:
+            return await self._sample(dialect, request, None)
+        rollout = self._rollouts.of(key)  # it may have ended while the body arrived
+        task = asyncio.create_task(self._sample(dialect, request, rollout))
+        rollout.running.add(task)
+        task.add_done_callback(rollout.running.discard)
         try:
-            replies = await _all(
-                policy.chat(request.messages, max_tokens=request.limit, sampling=sampling, dialog=dialog)
-                for _ in range(request.n)
-            )
+            return await task
+        except asyncio.CancelledError:
+            if key in self._rollouts or not task.cancelled():
+                raise
+            raise not_found() from None
+
+    async def _sample(self, dialect: Dialect, request: ChatRequest, rollout: OpenRollout | None) -> Answer:
+        dialog = await self._dialogs.of(request.offered_tools)
+        policies = self._policies(request, rollout)
+        turns = (
+            policy.chat(request.messages, max_tokens=request.limit, sampling=request.sampling(own), dialog=dialog)
+            for policy, own in policies
+        )
+        try:
+            replies = await _all(turns)
         except (DataError, ModelError) as error:
             raise ApiError(400, f"{error}") from error
         except OutOfTokensError as error:
             raise ApiError(400, f"{error}", param="messages", code="context_length_exceeded") from error
         except RolloutError as error:
             raise ApiError(500, f"{error}") from error
+        answer_id = f"{dialect.id_prefix}{secrets.token_hex(16)}"
+        if rollout is not None:
+            rollout.turns[answer_id] = [reply.number for reply in replies]
+        elif self._plain is not None:
+            self._plain.on_completion(request, replies, [policy for policy, _ in policies])
         decode = dialog.renderer.decode
-        return Answer(
-            f"chatcmpl-{next(self._numbers)}",
-            self._model,
-            replies,
-            lambda ids: [decode([token]) for token in ids],
-        )
+        return Answer(answer_id, self._model, replies, lambda ids: [decode([token]) for token in ids])
 
-
-def _ended() -> ApiError:
-    return ApiError(
-        404,
-        "rollout: unknown, or it has ended. Use the base_url and the api_key of a client that is still in use.",
-        code="rollout_not_found",
-    )
+    def _policies(self, request: ChatRequest, rollout: OpenRollout | None) -> list[tuple[Policy, Sampling]]:
+        """Who samples each completion, with the sampling for what the request leaves open."""
+        if rollout is not None:
+            return [(rollout.policy, rollout.sampling)] * request.n
+        assert self._plain is not None, "other requests are refused"
+        return [self._plain.new_policy(request, number) for number in range(request.n)]
 
 
 async def _all(turns: Iterable[Coroutine[Any, Any, Reply]]) -> list[Reply]:
@@ -169,22 +237,3 @@ async def _all(turns: Iterable[Coroutine[Any, Any, Reply]]) -> list[Reply]:
     except ExceptionGroup as group:
         raise group.exceptions[0] from None
     return [task.result() for task in running]
-
-
-def _answering(handler: _Handler, body_of: Callable[[ApiError], dict[str, Any]]) -> _Handler:
-    """Answer errors in the form of a dialect."""
-
-    async def answer(http: web.Request) -> web.Response:
-        try:
-            return await handler(http)
-        except ApiError as error:
-            return web.json_response(body_of(error), status=error.status)
-        except web.HTTPException as error:
-            told: Any = json.loads(error.text or "{}").get("detail", error.reason)
-            return web.json_response(body_of(ApiError(error.status, f"{told}")), status=error.status)
-        except Exception as error:  # a request may have any shape
-            logger.exception("endpoint: a request to %s failed", http.path.rpartition("/v1/")[2])
-            failure = ApiError(500, f"{type(error).__name__}: {error}"[:_LONGEST_TEXT])
-            return web.json_response(body_of(failure), status=500)
-
-    return answer

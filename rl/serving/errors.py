@@ -2,7 +2,19 @@
 
 from __future__ import annotations
 
+import json
+import logging
+from collections.abc import Awaitable, Callable
 from typing import Any
+
+from aiohttp import web
+
+from rl.errors import ConfigError, DataError, TurnwiseError
+
+logger = logging.getLogger(__name__)
+
+_LONGEST_TEXT = 2000
+Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
 class ApiError(Exception):
@@ -33,3 +45,39 @@ def bad_request(param: str, message: str) -> ApiError:
         message: What it must be, and what it is.
     """
     return ApiError(400, f"{param}: {message}", param=param)
+
+
+def answering(handler: Handler, body_of: Callable[[ApiError], dict[str, Any]]) -> Handler:
+    """Make a handler answer errors in the form of a dialect.
+
+    Args:
+        handler: Answers a request, or raises.
+        body_of: The JSON object of an error.
+    """
+
+    async def answer(http: web.Request) -> web.StreamResponse:
+        try:
+            return await handler(http)
+        except Exception as error:  # a request may have any shape
+            told = as_api_error(error, http.path.rpartition("/v1/")[2])
+            return web.json_response(body_of(told), status=told.status)
+
+    return answer
+
+
+def as_api_error(error: Exception, path: str) -> ApiError:
+    """Any error as one that a client is told. What nobody expects is logged.
+
+    Args:
+        error: What a handler raised.
+        path: What was asked for, without the rollout's key.
+    """
+    if isinstance(error, ApiError):
+        return error
+    if isinstance(error, web.HTTPException):
+        told: Any = json.loads(error.text or "{}").get("detail", error.reason)
+        return ApiError(error.status, f"{told}")
+    if isinstance(error, TurnwiseError):
+        return ApiError(400 if isinstance(error, ConfigError | DataError) else 500, f"{error}"[:_LONGEST_TEXT])
+    logger.error("endpoint: a request to %s failed", path, exc_info=error)
+    return ApiError(500, f"{type(error).__name__}: {error}"[:_LONGEST_TEXT])

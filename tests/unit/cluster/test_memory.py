@@ -263,7 +263,7 @@ def make_setting(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Ca
             processes = site.layout.rollouts
             workers = [EngineWorker(setting.ledger, config, process, scores) for process in processes]
             writer = SimpleNamespace(write=Method(lambda *args: None))
-            return RayWorkers(workers, config, nodes=["here"] * len(workers), writer=writer), {}
+            return RayWorkers(workers, config, nodes=["here"] * len(workers), rewards=[writer]), {}
 
         def start_ranks(site: Any, processes: tuple[Process, ...], **kwargs: Any) -> tuple[list[Rank], dict]:
             ranks = [Rank(setting.ledger, config, estimate, process) for process in processes]

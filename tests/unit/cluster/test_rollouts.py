@@ -298,7 +298,7 @@ def test_a_file_that_could_not_be_written_is_told_at_the_next_one(cause: Excepti
     """As an OSError with its number: a full disk has advice of its own."""
     answers = iter([Ref(error=RayTaskError("write", "traceback", cause)), Ref()])
     writer = SimpleNamespace(write=Method(lambda *args: next(answers)))
-    workers = RayWorkers([Worker(mixed)], Config(), nodes=["here"], writer=writer)
+    workers = RayWorkers([Worker(mixed)], Config(), nodes=["here"], rewards=[writer])
     workers.write(tmp_path / "first", [])
     with pytest.raises(expected) as caught:
         workers.write(tmp_path / "second", [])

@@ -3,20 +3,28 @@
 from __future__ import annotations
 
 import functools
+import json
 import tempfile
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
+import aiohttp
 from transformers import PreTrainedTokenizerFast
 
 from rl.chat.parsers import PARSERS
 from rl.chat.renderer import Renderer, load_tokenizer
-from rl.config.schema import Config
+from rl.config.schema import Config, RLConfig
 from rl.rollout.agent_loop import AgentLoop
 from rl.rollout.dialog import Dialog
+from rl.rollout.episode import Episode
+from rl.rollout.rollout_function import Policy
+from rl.rollout.tool_environment import ToolEnvironment
 from rl.serving.agents import Agents
+from rl.serving.client import AgentClient
+from rl.serving.dialogs import Dialogs
+from rl.serving.endpoint import Endpoint, Plain
 from rl.types import Generation, Prompt, Sampling, TokenSequence, Trajectory
 from tests.fakes import ScriptedEngine, said
 from tests.tiny import make_tiny_tokenizer
@@ -27,6 +35,7 @@ HEAD = (
     "<|im_start|>assistant\n"
 )
 CALL = '<tool_call>\n{"name": "add", "arguments": {"a": 1}}\n</tool_call>'
+USER = {"role": "user", "content": "What is 1 + 2?"}
 SAMPLING = Sampling(temperature=1.0, max_tokens=100)
 
 
@@ -50,6 +59,40 @@ async def agent_loop(engine: Any, config: Config) -> AsyncIterator[AgentLoop]:
         yield AgentLoop(engine, renderer, None, PARSERS["hermes"], config, agents=agents)
     finally:
         await agents.close()
+
+
+def make_policy(engine: Any, *, max_response: int = 100, prompt: Prompt = PROMPT) -> Policy:
+    renderer, parser, rl = make_renderer(), PARSERS["hermes"], RLConfig(multi_turn_enable=True)
+    episode = Episode(
+        engine, renderer, prompt, 0, SAMPLING, stop=(), max_context=4096, max_response=max_response
+    )  # fmt: skip
+    return Policy(episode, parser, ToolEnvironment(None, renderer, parser, rl, None, lambda turn: None))
+
+
+@asynccontextmanager
+async def serving(
+    script: Sequence[Generation], *, hangs: bool = False, plain: Plain | None = None
+) -> AsyncIterator[tuple[Endpoint, AgentClient, Episode]]:
+    policy = make_policy(ScriptedEngine(list(script), hangs=hangs))
+    dialogs = Dialogs(tokenizer(), RLConfig(multi_turn_enable=True))
+    endpoint = Endpoint(dialogs, model="tiny", max_model_len=4096, plain=plain)
+    await endpoint.start()
+    try:
+        yield endpoint, endpoint.open(policy, SAMPLING), policy.episode
+    finally:
+        await endpoint.close()
+
+
+async def ask(script: Sequence[Generation], body: Any, path: str = "chat/completions") -> tuple[int, Any]:
+    async with serving(script) as (_, client, _):
+        return await post(f"{client.base_url}/{path}", body)
+
+
+async def post(url: str, body: Any, **headers: str) -> tuple[int, Any]:
+    data = body if isinstance(body, str) else json.dumps(body)
+    headers = {"Content-Type": "application/json", **headers}
+    async with aiohttp.ClientSession() as session, session.post(url, data=data, headers=headers) as answer:
+        return answer.status, await answer.json()
 
 
 @functools.cache

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
 from typing import Any
 
 import aiohttp
@@ -13,60 +11,18 @@ import pytest
 from anthropic import BadRequestError as AnthropicBadRequest
 from openai import AsyncOpenAI, BadRequestError, NotFoundError
 
-from rl.chat.parsers import PARSERS
-from rl.config.schema import RLConfig
 from rl.rollout.episode import Episode, request_seed
 from rl.rollout.rollout_function import Policy
-from rl.rollout.tool_environment import ToolEnvironment
-from rl.serving.client import AgentClient
-from rl.serving.dialogs import Dialogs
-from rl.serving.endpoint import Endpoint
-from rl.types import Generation
-from tests.fakes import ScriptedEngine
 from tests.unit.serving.agents import ADD
-from tests.unit.serving.parts import CALL, PROMPT, SAMPLING, ids, make_renderer, saying, saying_raw, text_of
-
-USER = {"role": "user", "content": "What is 1 + 2?"}
+from tests.unit.serving.parts import CALL, PROMPT, SAMPLING, USER, ask, ids, saying, saying_raw, serving, text_of
 
 
 def tool_with(parameters: Any) -> dict[str, Any]:
     return {"type": "function", "function": {"name": "add", "parameters": parameters}}
 
 
-@asynccontextmanager
-async def serving(
-    script: Sequence[Generation], *, hangs: bool = False
-) -> AsyncIterator[tuple[Endpoint, AgentClient, Episode]]:
-    renderer, parser, rl = make_renderer(), PARSERS["hermes"], RLConfig(multi_turn_enable=True)
-    episode = Episode(
-        ScriptedEngine(list(script), hangs=hangs),
-        renderer,
-        PROMPT,
-        0,
-        SAMPLING,
-        stop=(),
-        max_context=4096,
-        max_response=100,
-    )
-    policy = Policy(episode, parser, ToolEnvironment(None, renderer, parser, rl, None, lambda turn: None))
-    endpoint = Endpoint(Dialogs(renderer.tokenizer, rl), model="tiny", max_model_len=4096)
-    await endpoint.start()
-    try:
-        yield endpoint, endpoint.open(policy, SAMPLING), episode
-    finally:
-        await endpoint.close()
-
-
-async def ask(script: Sequence[Generation], body: Any, path: str = "chat/completions") -> tuple[int, Any]:
-    async with serving(script) as (_, client, _), aiohttp.ClientSession() as session:
-        data = body if isinstance(body, str) else json.dumps(body)
-        headers = {"Content-Type": "application/json"}
-        async with session.post(f"{client.base_url}/{path}", data=data, headers=headers) as answer:
-            return answer.status, await answer.json()
-
-
 async def test_an_answer_has_tokens_logprobs_and_usage():
-    body = {"model": "any", "messages": [USER], "logprobs": True, "return_token_ids": True, "max_tokens": 50}
+    body = {"model": "tiny", "messages": [USER], "logprobs": True, "return_token_ids": True, "max_tokens": 50}
     status, answer = await ask([saying("3")], body)
     (choice,) = answer["choices"]
     assert (status, answer["model"], choice["finish_reason"]) == (200, "tiny", "stop")
@@ -82,7 +38,7 @@ async def test_an_answer_has_tokens_logprobs_and_usage():
 async def test_a_stream_carries_calls_their_end_and_the_usage():
     async with serving([saying(CALL)]) as (_, client, _), client.openai() as openai:
         stream = await openai.chat.completions.create(
-            model="any", messages=[USER], tools=[ADD], stream=True, stream_options={"include_usage": True}
+            model="tiny", messages=[USER], tools=[ADD], stream=True, stream_options={"include_usage": True}
         )  # fmt: skip
         parts = [part async for part in stream]
     (call,) = parts[0].choices[0].delta.tool_calls
@@ -102,9 +58,9 @@ async def test_the_api_key_alone_names_the_trajectory():
 
 async def test_a_history_that_a_client_wrote_anew_keeps_its_sampled_tokens():
     async with serving([saying(" 3 "), saying("4")]) as (_, client, episode), client.openai() as openai:
-        first = await openai.chat.completions.create(model="any", messages=[USER])
+        first = await openai.chat.completions.create(model="tiny", messages=[USER])
         given = [USER, {"role": "assistant", "content": f"  {first.choices[0].message.content}\n"}, USER]
-        await openai.chat.completions.create(model="any", messages=given)
+        await openai.chat.completions.create(model="tiny", messages=given)
     (sequence,) = episode.ledger.sequences
     assert sequence.num_sampled == len(ids(" 3 ")) + 1 + len(ids("4")) + 1
     tokens = list(sequence.token_ids)
@@ -114,21 +70,21 @@ async def test_a_history_that_a_client_wrote_anew_keeps_its_sampled_tokens():
 
 async def test_another_list_of_tools_starts_a_sequence():
     async with serving([saying("3"), saying("4")]) as (_, client, episode), client.openai() as openai:
-        await openai.chat.completions.create(model="any", messages=[USER])
-        await openai.chat.completions.create(model="any", messages=[USER], tools=[ADD])
+        await openai.chat.completions.create(model="tiny", messages=[USER])
+        await openai.chat.completions.create(model="tiny", messages=[USER], tools=[ADD])
     assert [sequence.num_sampled for sequence in episode.ledger.sequences] == [2, 2]
 
 
 async def test_a_used_up_budget_is_the_error_that_clients_know():
     async with serving([saying("3")]) as (_, client, _), client.openai() as openai:
         with pytest.raises(BadRequestError) as caught:
-            await openai.chat.completions.create(model="any", messages=[{**USER, "content": "one " * 5000}])
+            await openai.chat.completions.create(model="tiny", messages=[{**USER, "content": "one " * 5000}])
     assert (caught.value.code, caught.value.status_code) == ("context_length_exceeded", 400)
 
 
 async def test_an_ended_trajectory_is_not_found():
     async with serving([]) as (endpoint, client, _), aiohttp.ClientSession() as session:
-        await endpoint.end(client)
+        await endpoint.end(client.api_key)
         async with session.get(f"{client.base_url}/models") as answer:
             assert (answer.status, (await answer.json())["error"]["code"]) == (404, "rollout_not_found")
 
@@ -182,7 +138,7 @@ async def test_the_responses_api_keeps_the_same_tokens_as_the_chat_api():
     async with serving([saying(CALL), saying("3")]) as (_, client, chat), client.openai() as openai:
         messages: list[Any] = [USER]
         for _ in range(2):
-            done = await openai.chat.completions.create(model="any", messages=messages, tools=[ADD])
+            done = await openai.chat.completions.create(model="tiny", messages=messages, tools=[ADD])
             message = done.choices[0].message
             messages.append(message.model_dump(exclude_none=True))
             messages += [{"role": "tool", "tool_call_id": c.id, "content": "3"} for c in message.tool_calls or []]
@@ -190,7 +146,7 @@ async def test_the_responses_api_keeps_the_same_tokens_as_the_chat_api():
         items: list[Any] = [USER]
         tool = {"type": "function", **ADD["function"], "strict": None}
         for _ in range(2):
-            answer = await openai.responses.create(model="any", input=items, tools=[tool])
+            answer = await openai.responses.create(model="tiny", input=items, tools=[tool])
             items += [item.model_dump(exclude_none=True) for item in answer.output]
             calls = [item for item in answer.output if item.type == "function_call"]
             items += [{"type": "function_call_output", "call_id": c.call_id, "output": "3"} for c in calls]
@@ -202,7 +158,7 @@ async def test_the_messages_api_keeps_the_same_tokens_as_the_chat_api():
     async with serving([saying(CALL), saying("3")]) as (_, client, chat), client.openai() as openai:
         messages: list[Any] = [{"role": "system", "content": "Be short."}, USER]
         for _ in range(2):
-            done = await openai.chat.completions.create(model="any", messages=messages, tools=[ADD])
+            done = await openai.chat.completions.create(model="tiny", messages=messages, tools=[ADD])
             message = done.choices[0].message
             messages.append(message.model_dump(exclude_none=True))
             messages += [{"role": "tool", "tool_call_id": c.id, "content": "3"} for c in message.tool_calls or []]
@@ -212,7 +168,7 @@ async def test_the_messages_api_keeps_the_same_tokens_as_the_chat_api():
         said: list[Any] = [USER]
         for _ in range(2):
             answer = await anthropic.messages.create(
-                model="any", system="Be short.", messages=said, tools=[tool], max_tokens=50
+                model="tiny", system="Be short.", messages=said, tools=[tool], max_tokens=50
             )
             said.append({"role": "assistant", "content": [block.model_dump() for block in answer.content]})
             calls = [block for block in answer.content if block.type == "tool_use"]
@@ -230,13 +186,13 @@ async def test_streams_of_the_other_apis_end_in_the_whole_answer():
     async with serving([saying(CALL), saying("3"), saying("3")]) as (_, client, _):
         async with client.openai() as openai:
             tool = {"type": "function", **ADD["function"], "strict": None}
-            async with openai.responses.stream(model="any", input="What is 1 + 2?", tools=[tool]) as stream:
+            async with openai.responses.stream(model="tiny", input="What is 1 + 2?", tools=[tool]) as stream:
                 (call,) = (await stream.get_final_response()).output
             assert (call.type, call.name, json.loads(call.arguments)) == ("function_call", "add", {"a": 1})
-            async with openai.responses.stream(model="any", input="What is 1 + 2?") as stream:
+            async with openai.responses.stream(model="tiny", input="What is 1 + 2?") as stream:
                 assert (await stream.get_final_response()).output_text == "3"
         async with client.anthropic() as anthropic:
-            async with anthropic.messages.stream(model="any", messages=[USER], max_tokens=50) as events:
+            async with anthropic.messages.stream(model="tiny", messages=[USER], max_tokens=50) as events:
                 final = await events.get_final_message()
             assert (final.content[0].text, final.stop_reason) == ("3", "end_turn")
 
@@ -244,7 +200,7 @@ async def test_streams_of_the_other_apis_end_in_the_whole_answer():
 async def test_errors_of_the_messages_api_have_its_form():
     async with serving([]) as (_, client, _), client.anthropic() as anthropic:
         with pytest.raises(AnthropicBadRequest) as caught:
-            await anthropic.messages.create(model="any", messages=[USER], max_tokens=0)
+            await anthropic.messages.create(model="tiny", messages=[USER], max_tokens=0)
     assert caught.value.body["error"]["type"] == "invalid_request_error"
 
 
@@ -274,7 +230,7 @@ async def test_wrong_requests_of_the_other_apis_are_refused_by_name(
 async def test_tokens_under_a_json_schema_are_not_trained_on():
     async with serving([saying('{"a": 1}')]) as (_, client, episode), client.openai() as openai:
         await openai.chat.completions.create(
-            model="any", messages=[USER], response_format={"type": "json_object"}
+            model="tiny", messages=[USER], response_format={"type": "json_object"}
         )  # fmt: skip
     assert [turn.is_trained for turn in episode.turns] == [False]
 
@@ -285,11 +241,11 @@ def tokens_of(episode: Episode) -> list[tuple[list[int], list[int]]]:
 
 async def test_what_is_being_sampled_ends_with_its_trajectory():
     async with serving([saying("3")], hangs=True) as (endpoint, client, episode), client.openai() as openai:
-        await openai.chat.completions.create(model="any", messages=[USER])
-        running = asyncio.create_task(openai.chat.completions.create(model="any", messages=[USER]))
+        await openai.chat.completions.create(model="tiny", messages=[USER])
+        running = asyncio.create_task(openai.chat.completions.create(model="tiny", messages=[USER]))
         while len(episode.turns) < 2:
             await asyncio.sleep(0)
-        await endpoint.end(client)
+        await endpoint.end(client.api_key)
         with pytest.raises(NotFoundError):
             await running
     assert [sequence.num_sampled for sequence in episode.ledger.sequences] == [2, 0]
@@ -299,7 +255,7 @@ async def test_what_is_being_sampled_ends_with_its_trajectory():
 async def test_the_seed_of_a_turn_does_not_depend_on_the_order_of_requests(tools_first: bool):
     async with serving([saying("3")] * 4) as (_, client, episode), client.openai() as openai:
         for with_tools in (tools_first, not tools_first):
-            given: Any = {"model": "any", "tools": [ADD] if with_tools else []}
+            given: Any = {"model": "tiny", "tools": [ADD] if with_tools else []}
             messages: list[Any] = [USER]
             done = await openai.chat.completions.create(messages=messages, **given)
             messages += [done.choices[0].message.model_dump(exclude_none=True), USER]
@@ -309,7 +265,7 @@ async def test_the_seed_of_a_turn_does_not_depend_on_the_order_of_requests(tools
 
 async def test_equal_requests_have_seeds_of_their_own():
     async with serving([saying("3")] * 3) as (_, client, episode), client.openai() as openai:
-        await openai.chat.completions.create(model="any", messages=[USER], n=3)
+        await openai.chat.completions.create(model="tiny", messages=[USER], n=3)
     assert seeds_of(episode) == sorted(seed(turn) for turn in ("0", "0.1", "0.2"))
 
 
@@ -325,10 +281,10 @@ def seeds_of(episode: Episode) -> list[int]:
 async def test_a_stop_string_ends_the_text_and_is_not_in_it():
     async with serving([saying_raw("Thought\nObservation:")] * 2) as (_, client, episode):
         async with client.openai() as openai:
-            done = await openai.chat.completions.create(model="any", messages=[USER], stop=["Observation:"])
+            done = await openai.chat.completions.create(model="tiny", messages=[USER], stop=["Observation:"])
         async with client.anthropic() as anthropic:
             told = await anthropic.messages.create(
-                model="any", messages=[USER], stop_sequences=["Observation:"], max_tokens=50
+                model="tiny", messages=[USER], stop_sequences=["Observation:"], max_tokens=50
             )
     assert done.choices[0].message.content == "Thought"
     assert (told.content[0].text, told.stop_reason, told.stop_sequence) == ("Thought", "stop_sequence", "Observation:")
@@ -382,4 +338,4 @@ async def test_more_lists_of_tools_than_are_kept_are_served(monkeypatch: pytest.
     async with serving([saying("3")] * 4) as (_, client, _), client.openai() as openai:
         for name in ("a", "b", "c", "a"):
             tool: Any = {"type": "function", "function": {**ADD["function"], "name": name}}
-            await openai.chat.completions.create(model="any", messages=[USER], tools=[tool])
+            await openai.chat.completions.create(model="tiny", messages=[USER], tools=[tool])

@@ -1,0 +1,245 @@
+"""The rollouts of a service, as the training loop sees them: groups come from clients, in the order they end."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections import deque
+from collections.abc import Callable, MutableMapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rl.algorithms.filters import is_informative
+from rl.batches import GroupHeader, RolloutStatus
+from rl.cluster.engine_rollouts import EngineRollouts
+from rl.cluster.serving import BatchClosed, EndWanted, Front, SaveWanted, ServedGroup
+from rl.config.schema import Config
+from rl.observability.clock import wall_time
+from rl.rollout.group_text import header_from_text, prompt_of
+from rl.rollout.workers import Workers
+from rl.serving.journal import Journal
+from rl.types import Prompt, Sampling, Span, WeightUpdate
+
+logger = logging.getLogger(__name__)
+
+_REMINDER_S = 60.0
+
+
+class TrainingEndedByClientError(Exception):
+    """A client ended the training. Not a failure."""
+
+
+@dataclass(slots=True)
+class _Tally:
+    """What one step met besides its groups."""
+
+    num_stale: int = 0
+    num_unscored: int = 0
+
+
+class ServedRollouts(EngineRollouts):
+    """Groups of clients (`rl.interfaces.Rollouts`).
+
+    Args:
+        workers: The engines.
+        front: The service.
+        config: The training's.
+        journal: Folder of its journal.
+        on_group: Called with (groups done, groups wanted) after each group, for the progress bar.
+    """
+
+    def __init__(
+        self,
+        workers: Workers,
+        front: Front,
+        config: Config,
+        journal: Path,
+        *,
+        on_group: Callable[[int, int], None] = lambda done, wanted: None,
+    ) -> None:
+        super().__init__(workers, config)
+        self.on_group = on_group
+        self.on_save: Callable[[], Path] | None = None
+        """Saves the weights for a client and returns their folder."""
+        self.step = 0
+        """Completed steps."""
+        self._front, self._journal = front, Journal(journal)
+        self._recovered: deque[ServedGroup] = deque()
+        """Acknowledged before a restart."""
+        self._waiting: deque[Any] = deque()
+        """Events that were not taken yet."""
+        self._taken: list[int] = []
+        """Groups that were trained on, or dropped, and are still in the journal."""
+        self._covered: list[int] = []
+        """Those of them that a checkpoint has, once it is complete."""
+        self._next = 0
+        """Number of the next group to be opened."""
+        self._version = 0
+        self._groups = (0, 0)
+        if config.megatron_training.resume is None:
+            self._front.use(config, journal.parent, 0, set())
+
+    def take(
+        self, num_prompts: int, metrics: MutableMapping[str, float], *, step: int = 0, is_recorded: bool = False
+    ) -> list[GroupHeader]:
+        """Wait for scored groups of clients; see `rl.interfaces.Rollouts`.
+
+        It returns when there are enough, or when a client closed the batch. With `filter_groups_enable` only groups
+        whose scores differ count. A group without any score does not count. Those that are too old are dropped.
+
+        Raises:
+            TrainingEndedByClientError: A client ended the training.
+            RolloutError: The service or all engines died.
+        """
+        self.step = step
+        self._forget_covered()
+        self._begin_turn()
+        start, start_wall = time.monotonic(), wall_time()
+        self.workers.call("restart_clocks", what="restarting the clocks")
+        self._front.begin_sampling(step)
+        groups, tally = self._collect(num_prompts)
+        self._front.begin_update()
+        self._spans.append(Span("service", "collect", start_wall, wall_time()))
+        self._report(groups, tally, time.monotonic() - start, metrics)
+        return groups
+
+    def evaluate(self, prompts: list[Prompt], sampling: Sampling, num_samples: int = 1) -> list[GroupHeader]:
+        """Nothing: clients evaluate through the address."""
+        assert not prompts, "preflight refuses evaluation data"
+        return []
+
+    def update_weights(self, update: WeightUpdate) -> None:
+        """Load published weights into every engine."""
+        super().update_weights(update)
+        self._version = update.version
+
+    def status(self) -> RolloutStatus:
+        """What the rollouts are doing; see `rl.interfaces.Rollouts`."""
+        return RolloutStatus(*self._groups, self.workers.num_running, 0, self.workers.num_alive)
+
+    def expected_steps(self, completed: int) -> int | None:
+        """Unknown: clients decide."""
+        return None
+
+    def next_step(self, completed: int) -> int:
+        """Number of the next step: none is left out."""
+        return completed
+
+    def state_dict(self) -> dict[str, Any]:
+        """A checkpoint's state: which groups of the journal it covers."""
+        self._covered = list(self._taken)
+        return {"served": {"journal": str(self._journal.folder), "next": self._next, "covered": self._covered}}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on with the groups that were acknowledged but are not in the checkpoint."""
+        served = state["served"]
+        self.recover(Path(served["journal"]), served["next"], frozenset(served["covered"]))
+
+    def recover(self, folder: Path, following: int = 0, covered: frozenset[int] = frozenset()) -> None:
+        """Take over the groups of another journal.
+
+        Args:
+            folder: The journal of the run that is gone on with.
+            following: Number of the next group, if the journal has none.
+            covered: Groups that are in the checkpoint.
+        """
+        names = set()
+        for number, text in Journal(folder).read():
+            if number in covered:
+                continue
+            prompt = prompt_of(text)
+            header = header_from_text(text, prompt, self.workers.keep)
+            self._recovered.append(ServedGroup(number, header))
+            if self._journal.folder != folder:
+                self._journal.write_text(number, text)
+            names.add(prompt.id)
+            following = max(following, number + 1)
+        self._next = following
+        self._front.use(self.config, self._journal.folder.parent, following, names)
+        if self._recovered:
+            logger.info("%d groups that were acknowledged before are trained on first", len(self._recovered))
+
+    def _forget_covered(self) -> None:
+        """Clear the journal of what the last checkpoint has; it is complete by now."""
+        if self._covered:
+            self._journal.remove(self._covered)
+            self._taken = self._taken[len(self._covered) :]
+            self._covered = []
+
+    def _collect(self, num_wanted: int) -> tuple[list[GroupHeader], _Tally]:
+        groups: list[GroupHeader] = []
+        num_counted, tally, by_size = 0, _Tally(), self.config.serve_config.batch_trigger == "size"
+        self._count(0, num_wanted)
+        while not by_size or num_counted < num_wanted:
+            event = self._next_event(num_counted, num_wanted)
+            if isinstance(event, BatchClosed):
+                if groups:
+                    break
+                self._front.batch_was_empty()
+            elif isinstance(event, SaveWanted):
+                assert self.on_save is not None, "the page said how to save"
+                self._front.saved(event.name, self.on_save())
+            elif isinstance(event, EndWanted):
+                self._waiting.clear()
+                raise TrainingEndedByClientError
+            elif self._is_fresh(event, tally):
+                groups.append(event.header)
+                num_counted += self._counts(event.header, tally)
+                self._count(num_counted, num_wanted)
+        return groups, tally
+
+    def _next_event(self, done: int, wanted: int) -> Any:
+        """The next group of a journal, or what a client did next."""
+        if self._recovered:
+            return self._recovered.popleft()
+        since = time.monotonic()
+        while not self._waiting:
+            self._waiting.extend(self._front.next_events())
+            if not self._waiting and time.monotonic() - since > _REMINDER_S:
+                since = time.monotonic()
+                logger.info("waiting for clients: %d of %d groups", done, wanted)
+        return self._waiting.popleft()
+
+    def _is_fresh(self, event: ServedGroup, tally: _Tally) -> bool:
+        """Whether a group's weights are new enough; it counts as taken in any case."""
+        self._taken.append(event.number)
+        self._next = max(self._next, event.number + 1)
+        versions = [v for t in event.header.trajectories for v in t.policy_versions]
+        staleness = self._version - min(versions, default=self._version)
+        if staleness <= self.config.serve_config.max_staleness:
+            return True
+        tally.num_stale += 1
+        logger.warning(
+            "group %s: dropped, its oldest weights are %d steps old and serve_config.max_staleness is %d",
+            event.header.prompt.id, staleness, self.config.serve_config.max_staleness,
+        )  # fmt: skip
+        return False
+
+    def _counts(self, header: GroupHeader, tally: _Tally) -> bool:
+        rl = self.config.rl_config
+        if all(t.score is None for t in header.trajectories):
+            tally.num_unscored += 1
+            return False
+        return not rl.filter_groups_enable or is_informative(
+            header, rl.filter_groups_metric, drop_overlong=rl.overlong_filter_enable
+        )
+
+    def _count(self, done: int, wanted: int) -> None:
+        self._groups = (done, wanted)
+        self.on_group(done, wanted)
+
+    def _report(
+        self, groups: Sequence[GroupHeader], tally: _Tally, elapsed_s: float, metrics: MutableMapping[str, float]
+    ) -> None:
+        trajectories = [t for group in groups for t in group.trajectories]
+        metrics["serve/dropped_groups"] = float(tally.num_stale)
+        metrics["serve/unscored_groups"] = float(tally.num_unscored)
+        metrics["serve/lost_rollouts"] = float(sum(t.score is None for t in trajectories))
+        staleness = [self._version - v for t in trajectories for v in t.policy_versions]
+        if staleness:
+            metrics["serve/staleness"] = float(max(staleness))
+        busy = self.workers.call("restart_clocks", what="reading the clocks")
+        if busy and elapsed_s > 0:
+            idle_s = sum(max(0.0, elapsed_s - one.engine_s) for one in busy)
+            metrics["rollout/engine_idle_share"] = idle_s / (len(busy) * elapsed_s)

@@ -1,0 +1,59 @@
+"""An engine whose requests wait while there are no weights to sample from."""
+
+from __future__ import annotations
+
+import asyncio
+
+from rl.interfaces import Engine
+from rl.types import Generation, Sampling, WeightUpdate
+
+
+class GatedEngine:
+    """Passes requests on while it is open (`rl.interfaces.Engine`); the others wait.
+
+    Args:
+        engine: Answers them.
+    """
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+        self._is_open = asyncio.Event()
+        self._is_open.set()
+        self.num_waiting = 0
+        """Requests that wait."""
+        self.num_running = 0
+        """Requests that are being sampled."""
+
+    def open(self) -> None:
+        """Let requests pass."""
+        self._is_open.set()
+
+    def close(self) -> None:
+        """Make requests wait. Those that are being sampled go on until weights are loaded."""
+        self._is_open.clear()
+
+    async def generate(self, token_ids: list[int], sampling: Sampling, *, session_id: str) -> Generation:
+        """See `rl.interfaces.Engine`."""
+        if not self._is_open.is_set():
+            self.num_waiting += 1
+            try:
+                await self._is_open.wait()
+            finally:
+                self.num_waiting -= 1
+        self.num_running += 1
+        try:
+            return await self._engine.generate(token_ids, sampling, session_id=session_id)
+        finally:
+            self.num_running -= 1
+
+    async def update_weights(self, update: WeightUpdate) -> None:
+        """See `rl.interfaces.Engine`."""
+        await self._engine.update_weights(update)
+
+    async def sleep(self) -> None:
+        """See `rl.interfaces.Engine`."""
+        await self._engine.sleep()
+
+    async def shutdown(self) -> None:
+        """See `rl.interfaces.Engine`."""
+        await self._engine.shutdown()

@@ -1,0 +1,376 @@
+"""The service: clients' rollouts on one side, the training loop on the other.
+
+It lives on one event loop. The driver takes events in the order in which they happened, and tells it what the training
+does. It needs no Ray: `rl.cluster.serving` wraps it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import logging
+import weakref
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from rl.config.schema import Config
+from rl.errors import ConfigError, RolloutError
+from rl.interfaces import Engine, Score
+from rl.rollout.agent_loop import AgentLoop
+from rl.rollout.dialog import Dialog
+from rl.rollout.episode import Episode
+from rl.rollout.headers import rows_of
+from rl.rollout.rollout_function import Policy, Reply
+from rl.rollout.tool_environment import ToolEnvironment
+from rl.rollout.workers import training_sampling
+from rl.serving.chat_request import ChatRequest
+from rl.serving.client import AgentClient
+from rl.serving.dialogs import Dialogs
+from rl.serving.endpoint import Endpoint
+from rl.serving.errors import ApiError
+from rl.serving.gate import GatedEngine
+from rl.serving.group_requests import GroupRequest
+from rl.serving.groups import Groups, ServedGroup
+from rl.serving.job import JobRequest, JobState, JobStatus
+from rl.serving.journal import Journal
+from rl.types import Group, Prompt, Sampling, Trajectory
+
+logger = logging.getLogger(__name__)
+
+_RUNNING = (JobState.STARTING, JobState.SAMPLING, JobState.UPDATING)
+NATIVE = "groups"
+"""Name of the training that the first group begins."""
+
+
+@dataclass(slots=True, frozen=True)
+class GroupDone:
+    """A group is scored and journaled."""
+
+    number: int
+    group: Group
+
+
+@dataclass(slots=True, frozen=True)
+class BatchClosed:
+    """A client wants an update on what is there."""
+
+
+@dataclass(slots=True, frozen=True)
+class SaveWanted:
+    """A client wants the weights on disk."""
+
+    name: str
+
+
+@dataclass(slots=True, frozen=True)
+class EndWanted:
+    """A client ends the training."""
+
+
+Event = GroupDone | BatchClosed | SaveWanted | EndWanted
+
+
+class Service:
+    """Serves the model, and collects groups for the training (`rl.serving.job.Trainer`).
+
+    Args:
+        config: The service's.
+        engine: Samples.
+        dialog: Tokenizer, template and parser.
+        score: Scores a trajectory.
+        model: The model's name in answers.
+        release: Called with the id of a trajectory that asks the engine no more.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        engine: Engine,
+        dialog: Dialog,
+        score: Score,
+        *,
+        model: str,
+        release: Callable[[str], None] = lambda session_id: None,
+    ) -> None:
+        self.config, self.model = config, model
+        self.gate = GatedEngine(engine)
+        self._dialog, self._score, self._release = dialog, score, release
+        self.endpoint = Endpoint(
+            Dialogs(dialog.renderer.tokenizer, config.rl_config),
+            model=model,
+            max_model_len=config.generate_config.max_model_len,
+            plain=self,
+        )
+        most = config.serve_config.max_open_rollouts
+        self.groups = Groups(self.endpoint, score, self._keep, most, release)
+        self.on_plain: Callable[[ChatRequest, Sequence[Reply], Sequence[Policy]], None] | None = None
+        """Takes completions outside of rollouts, before they are sent; for protocols that train on them."""
+        self._loop = self._new_loop(config)
+        self._status = JobStatus()
+        self._jobs: asyncio.Queue[JobRequest] = asyncio.Queue()
+        self._events: asyncio.Queue[Event] = asyncio.Queue()
+        self._started = self._ended = _future()
+        self._closing: list[asyncio.Future[None]] = []
+        self._saving: dict[str, asyncio.Future[Path]] = {}
+        self._journal: Journal | None = None
+        self._journal_is_there = asyncio.Event()
+        self._plain_numbers, self._submitted = itertools.count(), itertools.count()
+        self._changed = asyncio.Condition()
+
+    # What clients ask for
+
+    @property
+    def status(self) -> JobStatus:
+        """See `rl.serving.job.Trainer`."""
+        return self._status
+
+    async def wait_for_step(self, step: int, timeout_s: float) -> JobStatus:
+        """Wait until so many steps are completed and the weights published, or the training is over."""
+        try:
+            async with asyncio.timeout(timeout_s), self._changed:
+                await self._changed.wait_for(
+                    lambda: (
+                        self._status.state in (JobState.ENDED, JobState.FAILED)
+                        or (self._status.step >= step and self._status.state is not JobState.UPDATING)
+                    )
+                )
+        except TimeoutError:
+            pass
+        return self._status
+
+    async def open_group(self, request: GroupRequest) -> ServedGroup:
+        """Open a group; the first begins the training.
+
+        Raises:
+            ApiError: The training has ended or failed, or belongs to another protocol; see `Groups.open`.
+        """
+        status = self._status
+        if status.state is JobState.FAILED:
+            raise ApiError(500, f"The training failed: {status.failure}", code="training_failed")
+        if status.state is JobState.ENDED:
+            raise ApiError(
+                409, f"The training has ended after step {status.step}. The model stays served.", code="training_ended"
+            )
+        if status.state in _RUNNING and status.name != NATIVE:
+            raise ApiError(409, f"The training '{status.name}' runs and takes its own groups.", code="other_training")
+        if status.state is JobState.IDLE:
+            self._ask_for(NATIVE, {})
+        await self._journal_is_there.wait()  # with it comes the number of the next group
+        if self._status.state not in _RUNNING:
+            return await self.open_group(request)  # it failed meanwhile
+        config = self.config
+        return await self.groups.open(request, self._loop, config.rl_config.n_samples_per_prompt, self.sampling)
+
+    async def begin(self, name: str, changes: Mapping[str, Any]) -> None:
+        """See `rl.serving.job.Trainer`."""
+        if self._status.state in _RUNNING:
+            raise ConfigError(f"The training '{self._status.name}' runs. End it first.")
+        if self._status.state is JobState.FAILED:
+            raise ConfigError(f"The training failed: {self._status.failure}")
+        self._ask_for(name, changes)
+        await asyncio.shield(self._started)
+
+    async def submit(self, group: list[Trajectory]) -> None:
+        """See `rl.serving.job.Trainer`."""
+        self._check_running()
+        for trajectory in group:
+            trajectory.take_scores(await self._score(trajectory))
+        number = next(self._submitted)
+        await self._keep_numbered(number, Group(group[0].prompt, group))
+
+    async def close_batch(self) -> None:
+        """See `rl.serving.job.Trainer`."""
+        self._check_running()
+        closed = _future()
+        self._closing.append(closed)
+        self._events.put_nowait(BatchClosed())
+        await asyncio.shield(closed)
+
+    async def save(self, name: str) -> Path:
+        """See `rl.serving.job.Trainer`."""
+        self._check_running()
+        saved: asyncio.Future[Path] = _future()
+        self._saving[name] = saved
+        self._events.put_nowait(SaveWanted(name))
+        return await asyncio.shield(saved)
+
+    async def end(self) -> None:
+        """See `rl.serving.job.Trainer`."""
+        if self._status.state not in _RUNNING:
+            return
+        self._events.put_nowait(EndWanted())
+        await asyncio.shield(self._ended)
+
+    @property
+    def sampling(self) -> Sampling:
+        """How the training's rollouts are sampled."""
+        return training_sampling(self.config)
+
+    def new_policy(self, request: ChatRequest, number: int) -> tuple[Policy, Sampling]:
+        """See `rl.serving.endpoint.Plain`. The same request with a seed samples the same tokens."""
+        is_seeded = request.seed is not None
+        prompt = Prompt("plain" if is_seeded else f"plain-{next(self._plain_numbers)}", [], "", "service")
+        rl, dialog = self.config.rl_config, self._dialog
+        limit = self.config.generate_config.max_model_len
+        episode = Episode(
+            self.gate, dialog.renderer, prompt, number, self.sampling, stop=(), max_context=limit, max_response=limit
+        )
+        tools = ToolEnvironment(None, dialog.renderer, dialog.parser, rl, None, lambda turn: None)
+        policy = Policy(episode, dialog.parser, tools)
+        weakref.finalize(policy, self._release, episode.id)
+        return policy, self.sampling
+
+    def on_completion(self, request: ChatRequest, replies: Sequence[Reply], policies: Sequence[Policy]) -> None:
+        """See `rl.serving.endpoint.Plain`."""
+        if self.on_plain is not None:
+            self.on_plain(request, replies, policies)
+
+    # What the driver does
+
+    async def begin_native(self) -> None:
+        """Begin the training without waiting for a client, because there is a checkpoint to go on with."""
+        self._ask_for(NATIVE, {})
+
+    async def next_job(self, timeout_s: float) -> JobRequest | None:
+        """The training to begin; None if no client asks for one in time."""
+        try:
+            return await asyncio.wait_for(self._jobs.get(), timeout_s)
+        except TimeoutError:
+            return None
+
+    async def refuse_job(self, problem: str) -> None:
+        """Tell the client why its training cannot begin."""
+        self._set(state=JobState.IDLE, name="")
+        self.gate.open()
+        self._started.set_exception(ConfigError(problem))
+        self._started.exception()  # a client need not wait for it
+
+    async def use(self, config: Config, run_directory: Path, number: int, names: set[str]) -> None:
+        """Take the training's configuration, and journal groups in its run directory.
+
+        Args:
+            config: With the changes that a client asked for.
+            run_directory: Of the training.
+            number: Number of the first new group.
+            names: Names of groups that were acknowledged before a restart.
+        """
+        self.config = config
+        self._loop = self._new_loop(config)
+        self.groups.go_on(number, names)
+        self._submitted = itertools.count(number)
+        self._journal = Journal(run_directory / "journal")
+        self._journal_is_there.set()
+        self._set(run_directory=str(run_directory))
+
+    async def begin_sampling(self, step: int) -> None:
+        """The engines have the weights after `step` steps, and the training waits for groups."""
+        self._set(state=JobState.SAMPLING, step=step)
+        self.gate.open()
+        closing, self._closing = self._closing, []
+        for closed in closing:
+            _resolve(closed, None)
+        if not self._started.done():
+            self._started.set_result(None)
+
+    async def begin_update(self) -> None:
+        """The training has its groups."""
+        self._set(state=JobState.UPDATING)
+        if self.config.serve_config.max_staleness == 0:
+            self.gate.close()
+
+    async def next_events(self, timeout_s: float) -> list[Event]:
+        """What happened since the last call, in order; waits for the first, but not longer."""
+        try:
+            events = [await asyncio.wait_for(self._events.get(), timeout_s)]
+        except TimeoutError:
+            return []
+        while not self._events.empty():
+            events.append(self._events.get_nowait())
+        return events
+
+    async def batch_was_empty(self) -> None:
+        """A client closed a batch without groups."""
+        if self._closing:
+            _resolve(self._closing.pop(0), None)
+
+    async def saved(self, name: str, folder: Path) -> None:
+        """What a client wanted saved is on disk."""
+        self._set(checkpoints={**self._status.checkpoints, name: str(folder)}, last_checkpoint=name)
+        if name in self._saving:
+            _resolve(self._saving.pop(name), folder)
+
+    async def end_job(self, step: int, failure: str | None) -> None:
+        """The training is over; the last weights stay served."""
+        state = JobState.ENDED if failure is None else JobState.FAILED
+        self._journal_is_there.set()
+        self._set(state=state, step=step, failure=failure)
+        self.gate.open()
+        await self.groups.close("the training ended" if failure is None else f"the training failed: {failure}")
+        waiting: list[asyncio.Future[Any]] = [*self._closing, *self._saving.values(), self._started]
+        self._closing, self._saving = [], {}
+        for one in waiting:
+            if not one.done():
+                one.set_exception(RolloutError(failure or "The training ended meanwhile."))
+                one.exception()
+        _resolve(self._ended, None)
+        while not self._events.empty():
+            self._events.get_nowait()
+
+    # Inside
+
+    def _ask_for(self, name: str, changes: Mapping[str, Any]) -> None:
+        self._started, self._ended = _future(), _future()
+        self._journal_is_there.clear()
+        self._set(state=JobState.STARTING, name=name, step=0, failure=None)
+        self.gate.close()
+        self._jobs.put_nowait(JobRequest(name, changes))
+
+    def _check_running(self) -> None:
+        if self._status.state not in _RUNNING:
+            raise RolloutError(self._status.failure or "No training runs. Begin one first.")
+
+    def _new_loop(self, config: Config) -> AgentLoop:
+        return AgentLoop(self.gate, self._dialog.renderer, None, self._dialog.parser, config, agents=self.groups)
+
+    async def _keep(self, served: ServedGroup, group: Group) -> None:
+        await self._keep_numbered(served.number, group)
+
+    async def _keep_numbered(self, number: int, group: Group) -> None:
+        """Journal a group, then hand it to the training."""
+        await self._journal_is_there.wait()
+        assert self._journal is not None, "the training said where"
+        rows = rows_of(group.trajectories)
+        records = [trajectory.without_tokens() for trajectory in group.trajectories]
+        await asyncio.to_thread(self._journal.write, number, group.prompt, records, rows)
+        self._events.put_nowait(GroupDone(number, group))
+
+    def _set(self, **changes: Any) -> None:
+        self._status = replace(self._status, **changes)
+        task = asyncio.ensure_future(self._notify())
+        task.add_done_callback(lambda done: done.exception())
+
+    async def _notify(self) -> None:
+        async with self._changed:
+            self._changed.notify_all()
+
+
+def client_json(client: AgentClient, name: str) -> dict[str, str]:
+    """A rollout as clients get it."""
+    return {
+        "id": client.api_key,
+        "name": name,
+        "base_url": client.base_url,
+        "api_key": client.api_key,
+        "model": client.model,
+    }
+
+
+def _future() -> asyncio.Future[Any]:
+    return asyncio.get_running_loop().create_future()
+
+
+def _resolve(future: asyncio.Future[Any], value: Any) -> None:
+    if not future.done():
+        future.set_result(value)
