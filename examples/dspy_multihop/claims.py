@@ -72,7 +72,7 @@ def _read_land(row: dict[str, Any]) -> Land | None:
 def _is_plain(name: str, country: str) -> bool:
     """Whether a place's name has only letters, spaces and hyphens, and shares no word with its country's."""
     is_name = name.replace(" ", "").replace("-", "").isalpha()
-    return is_name and not set(name.lower().split()) & set(country.lower().split())
+    return is_name and not set(name.lower().replace("-", " ").split()) & set(country.lower().split())
 
 
 def describe(land: Land) -> list[dict[str, str]]:

@@ -38,7 +38,7 @@ class ResearchHop(dspy.Module):
         self.append_notes = predictor(NOTES_SIGNATURE)
 
     def forward(self, claim: str) -> dspy.Prediction:
-        """Research a claim; the prediction has `key_facts` and `retrieved_docs`."""
+        """Research a claim; the prediction has `key_facts`, `retrieved_docs` and the last `query`."""
         key_facts: list[str] = []
         retrieved_docs: list[str] = []
         query = claim
@@ -52,7 +52,7 @@ class ResearchHop(dspy.Module):
                 break
             notes = self.append_notes(claim=claim, key_facts=list(key_facts), new_search_results=found)
             key_facts.append(notes.new_key_facts)
-        return dspy.Prediction(key_facts=key_facts, retrieved_docs=retrieved_docs)
+        return dspy.Prediction(key_facts=key_facts, retrieved_docs=retrieved_docs, query=query)
 
 
 def recall(example: dspy.Example, prediction: dspy.Prediction, trace: Any = None) -> float:
