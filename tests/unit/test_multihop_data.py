@@ -68,7 +68,7 @@ def test_read_lands_keeps_places_with_names_of_their_own() -> None:
 
 
 def test_describe_keeps_a_country_and_its_places_apart() -> None:
-    country, alsace, _ = describe(read_lands([FRANCE])[0])
+    country, alsace, _ = describe(read_lands([FRANCE, CHAD])[0])
     assert "Alsace" not in country["text"]
     assert alsace == {"title": "Alsace", "text": "Alsace is a province of France."}
 
