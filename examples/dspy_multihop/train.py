@@ -27,6 +27,9 @@ from examples.dspy_multihop.program import ResearchHop, load_claims, make_adapte
 from examples.dspy_multihop.search import open_index
 from rl.integrations.dspy import TurnwiseProvider
 
+FORMAT_FAILURE_SCORE = -0.1
+"""With dspy's -1, a malformed answer would outweigh the differences in recall within its group."""
+
 
 def make_lm(options: argparse.Namespace) -> dspy.LM:
     """The served model, trained by the service. Neither cached nor repeated: each answer has to be sampled."""
@@ -52,7 +55,7 @@ def evaluate(program: dspy.Module, claims: list[dspy.Example], num_threads: int,
     """Run the program on claims, greedily, and write what it did.
 
     Args:
-        program: The trained program; a copy of it samples at temperature 0.
+        program: The program; it samples at temperature 0 meanwhile.
         claims: Held-out claims.
         num_threads: Claims at a time.
         output: File to write.
@@ -60,8 +63,8 @@ def evaluate(program: dspy.Module, claims: list[dspy.Example], num_threads: int,
     Returns:
         Each claim's recall; 0 where an answer was malformed.
     """
-    greedy = program.deepcopy()
-    greedy.set_lm(program.get_lm().copy(temperature=0.0))
+    lm = program.get_lm()
+    program.set_lm(lm.copy(temperature=0.0))
     evaluator = dspy.Evaluate(
         devset=claims,
         metric=recall,
@@ -70,7 +73,8 @@ def evaluate(program: dspy.Module, claims: list[dspy.Example], num_threads: int,
         max_errors=len(claims),
         provide_traceback=False,
     )
-    results = evaluator(greedy).results
+    results = evaluator(program).results
+    program.set_lm(lm)
     rows = [
         {"claim": claim.claim, "titles": claim.titles, "recall": score, **prediction.toDict()}
         for claim, prediction, score in results
@@ -91,6 +95,7 @@ def optimize(program: dspy.Module, data: Path, options: argparse.Namespace) -> d
         num_threads=options.threads,
         num_steps_for_val=options.steps_for_val,
         seed=options.seed,
+        format_failure_score=FORMAT_FAILURE_SCORE,
         train_kwargs={
             "temperature": options.temperature,
             "learning_rate": options.learning_rate,
@@ -156,10 +161,10 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--api-base", default="http://127.0.0.1:7453/v1/")
     parser.add_argument("--chain-of-thought", action="store_true", help="as in the tutorial; needs a larger model")
     parser.add_argument("--max-tokens", type=int, default=48, help="per answer")
-    parser.add_argument("--steps", type=int, default=20)
+    parser.add_argument("--steps", type=int, default=16)
     parser.add_argument("--examples", type=int, default=6, help="claims per step")
     parser.add_argument("--rollouts", type=int, default=8, help="runs of the program per claim")
-    parser.add_argument("--learning-rate", type=float, default=2e-5)
+    parser.add_argument("--learning-rate", type=float, default=4e-5)
     parser.add_argument("--beta", type=float, default=0.0, help="coefficient of the KL penalty")
     parser.add_argument("--temperature", type=float, default=0.7)
     parser.add_argument("--threads", type=int, default=32)
