@@ -49,7 +49,7 @@ serve() {
         megatron_training.seed="$((1234 + SEED))" megatron_training.output_dir="$RUNS" > "$RUNS/service.log" 2>&1 &
     SERVICE=$!
     trap 'kill -INT "$SERVICE" 2>/dev/null; wait "$SERVICE"' EXIT
-    until curl --silent --fail --output /dev/null "http://127.0.0.1:$PORT/health"; do
+    until (exec 3<> "/dev/tcp/127.0.0.1/$PORT") 2>/dev/null; do
         kill -0 "$SERVICE" 2>/dev/null || { tail -n 20 "$RUNS/service.log" >&2; exit 1; }
         sleep 1
     done
