@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from rl.types import FloatArray, IntArray, Prompt, StopReason, ToolResult
+from rl.types import FloatArray, IntArray, Prompt, SequenceStart, StopReason, ToolResult
 
 if TYPE_CHECKING:  # rewards and tools start without loading torch
     import torch
@@ -34,6 +34,8 @@ class RowHeader:
     num_loss_tokens: int
     shared_length: int
     """Number of leading unsampled tokens in common with `GroupHeader.prompt_ids`."""
+    path: tuple[tuple[int, int], ...]
+    """Its place in the tree of the group's rows, see `rl.batch.tree.paths_of`."""
 
 
 class Exclusion(StrEnum):
@@ -97,6 +99,10 @@ class TrajectoryHeader:
     """Turns that look like a tool call but were not read as one."""
     num_untrained: int = 0
     """Tokens that were sampled from another distribution than the run's, and are context."""
+    num_as_sampled: int = 0
+    """Tokens to train on that are those that the engine sampled, by the turns' checksums."""
+    starts: list[SequenceStart] = field(default_factory=list)
+    """How each token sequence began."""
     kl_penalty: float = 0.0
     """This and the next three: see `Use`."""
     reward: float | None = None
@@ -156,13 +162,16 @@ class MicroBatch:
     cu_seqlens: Tensor
     """[S + 1] int32, sequence boundaries, from 0 to T."""
     prefix_ids: Tensor
-    """[S] int64, index of the earlier sequence that is this one's prefix, or -1; it may have a prefix too. A group's
-    prompt is stored once, without its last token; each answer's sequence begins with that token and points to the
-    prompt here. The common start of all prompts is a sequence before them."""
+    """[S] int64, index of the earlier sequence that is this one's prefix, or -1; it may have a prefix too. What several
+    samples begin with, such as a group's prompt or a trajectory's first turns, is stored once, without its last token;
+    each continuation begins with that token, since it predicts another one, and points to the prefix here. The common
+    start of all prompts is a sequence before them."""
     loss_mask: Tensor
     """[T] float32, 1 where `target_ids` was sampled by the model."""
     rollout_logprobs: Tensor
     """[T] float32."""
+    sample_ids: Tensor
+    """[T] int64, index in `MiniBatch.trajectory_ids` of the sample that trains on the target; -1 where none does."""
     loss_weights: Tensor | None = None
     """[T] float32. The loss is sum(loss_weights * per-token loss) over micro-batches and ranks, without further
     division: the weights include the denominator of the whole mini-batch (see `rl.algorithms.aggregation`). This and
@@ -173,8 +182,6 @@ class MicroBatch:
     """[T] float32. None: the same as the current ones (one optimizer step per batch)."""
     ref_logprobs: Tensor | None = None
     """[T] float32. None: no KL term."""
-    sample_ids: Tensor | None = None
-    """[S] int64, index of each sequence's sample in `MiniBatch.trajectory_ids`; -1: a shared prompt or padding."""
 
     @property
     def num_tokens(self) -> int:
@@ -212,7 +219,7 @@ class MicroBatchPlan:
 
     segments: NDArray[np.int32]
     """[S, 5]: row number in the mini-batch, first token, token after the last, prefix segment or -1, and 1 if the
-    tokens are the row's own, 0 if several rows share them."""
+    segment is the end of the row, 0 if several rows share it."""
     padding: int
     """Padding tokens at the end."""
 

@@ -28,7 +28,8 @@ class Engine(Protocol):
             The sampled ids and their log-probs; with `FinishReason.ABORT` when a weight publish interrupted it.
 
         Raises:
-            DataError: The engine refuses a sampling parameter, or cannot follow `sampling.json_schema`.
+            DataError: The engine refuses a sampling parameter, or cannot follow `sampling.json_schema` or
+                `sampling.structural_tag`.
             RolloutError: The engine died.
         """
         ...

@@ -17,7 +17,7 @@ from rl.errors import ConfigError, unknown_name
 from rl.remote.client import Endpoint
 from rl.remote.launch import check_endpoint
 from rl.rollout.dialog import Dialog
-from rl.rollout.environments import load_environment
+from rl.rollout.environment_code import load_environment
 from rl.rollout.replay import RecordedStep, find_recorded_steps
 from rl.rollout.rollout_function import SERVICE, load_rollout_function
 from rl.run.checks import (

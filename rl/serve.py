@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import logging
+import os
+import shutil
 import time
+from functools import partial
 from pathlib import Path
 
 from rl.cluster.serve_launch import ServiceHandle, launch_service
-from rl.cluster.served_rollouts import TrainingEndedByClientError
+from rl.cluster.served_rollouts import ServedRollouts, TrainingEndedByClientError
 from rl.config.changes import with_changes
+from rl.config.model_folder import STATE_FILES
 from rl.config.problems import raise_errors
 from rl.config.schema import Config
 from rl.config.validate import find_problems
 from rl.errors import TurnwiseError
+from rl.interfaces import Actor
 from rl.observability.log import console
 from rl.observability.run_directory import RunDirectory
 from rl.preflight import preflight_service
@@ -74,7 +79,7 @@ def run_job(
             service.training(config, run.directory.path, run.progress.groups) as (actor, rollouts),
             run.watching(rollouts),
         ):
-            rollouts.on_save = lambda: run.save(rollouts.step, actor, rollouts)
+            rollouts.on_save = partial(_save_for_client, run, actor, rollouts)
             if journal is not None:
                 rollouts.recover(journal)
             try:
@@ -82,12 +87,29 @@ def run_job(
                 step = rollouts.step + 1
             except TrainingEndedByClientError:
                 step = rollouts.step
-                run.save(step, actor, rollouts)
+                _saved(run, actor, rollouts)
     except Exception as failure:
         service.front.end_job(step, str(failure) or type(failure).__name__)
         time.sleep(_LINGER_S)
         raise
     service.front.end_job(step, None)
+
+
+def _saved(run: Run, actor: Actor, rollouts: ServedRollouts) -> Path:
+    """The checkpoint of the current weights."""
+    there = run.directory.checkpoint(rollouts.step)
+    return there if there.is_dir() else run.save(rollouts.step, actor, rollouts)
+
+
+def _save_for_client(run: Run, actor: Actor, rollouts: ServedRollouts, name: str) -> Path:
+    """A Hugging Face folder with the current weights, which stays when the checkpoint is removed as too old."""
+    checkpoint, folder = _saved(run, actor, rollouts), run.directory.path / "saved" / name
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    for file in checkpoint.iterdir():
+        if file.is_file() and file.name not in STATE_FILES:
+            os.link(file, folder / file.name)
+    return folder
 
 
 def _from_the_journal(config: Config) -> tuple[Config, Path | None]:

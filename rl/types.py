@@ -215,6 +215,39 @@ class Turn:
     """The environment's messages, besides tool results."""
     start_s: float = 0.0
     """When its generation began, seconds since the trajectory's `started_at`."""
+    sequence: int = 0
+    """Number of the trajectory's sequence that holds its tokens."""
+    checksum: int | None = None
+    """CRC-32 of its tokens, int32, as the engine gave them; None: not known."""
+
+
+class Start(StrEnum):
+    """Why a token sequence began. All but the first broke the prefix of another one."""
+
+    FIRST = "first"
+    NEW_CONVERSATION = "new_conversation"
+    """The messages have no user message in common with an earlier conversation: another agent, for example."""
+    OTHER_TOOLS = "other_tools"
+    """A known conversation, but the request offers other tools."""
+    EDITED_HISTORY = "edited_history"
+    """Messages of a known conversation were changed, left out or summarized, and it went on."""
+    SECOND_CONTINUATION = "second_continuation"
+    """Something else follows a turn that another conversation has gone on from."""
+    REPEATED_REQUEST = "repeated_request"
+    """The same messages again: a retry, or several choices."""
+    TEMPLATE_REWRITES = "template_rewrites"
+    """The chat template renders earlier turns in another way than they were sampled."""
+
+
+@dataclass(slots=True, frozen=True)
+class SequenceStart:
+    """How a token sequence began."""
+
+    why: Start
+    branches_from: int | None = None
+    """Number of the sequence whose first tokens it begins with, sampled turns among them; None: it copies none."""
+    num_copied: int = 0
+    """How many tokens."""
 
 
 @dataclass(slots=True)
@@ -261,6 +294,8 @@ class Trajectory:
     """Seconds of scoring, which follows the trajectory's end."""
     worker: int = 0
     """Number of the rollout worker."""
+    starts: list[SequenceStart] = field(default_factory=list)
+    """How each of `sequences` began."""
     prompt_length: int = 0
     """Tokens of the first prompt. This and the next three are computed from `sequences`, if any."""
     num_sampled: int = 0
@@ -328,7 +363,12 @@ class Sampling:
     stop: tuple[str, ...] = ()
     seed: int | None = None
     json_schema: str | None = None
-    """JSON schema, as text, that the generated text must follow. A weight publish in the middle starts it anew."""
+    """JSON schema, as text, that the generated text must follow. A weight publish in the middle starts the turn
+    anew."""
+    structural_tag: str | None = None
+    """Another form that the text must follow: an xgrammar structural tag as JSON. Not together with `json_schema`."""
+    stop_token_ids: tuple[int, ...] = ()
+    """Further tokens that end the generation."""
 
 
 @dataclass(slots=True, frozen=True)

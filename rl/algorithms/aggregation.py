@@ -68,24 +68,22 @@ def loss_aggregation(config: Config) -> tuple[LossAggregation, float]:
     return rl.loss_agg_mode or by_default, rl.loss_scale_factor or float(longest_response(config))
 
 
-def sequence_ids(cu_seqlens: Tensor, loss_mask: Tensor) -> Tensor:
-    """Number the sequences of a micro-batch.
+def sequence_ids(sample_ids: Tensor) -> Tensor:
+    """Number the sampled sequences of a micro-batch.
 
-    A sampled sequence is a trajectory, or one part of it where the chat template rewrote history. It lies between two
-    boundaries of one micro-batch. A prompt shared by its group is a sequence without loss tokens.
+    A sampled sequence is a trajectory, or one part of it where the chat template or the agent rewrote history. All its
+    loss tokens are in one micro-batch, though some may be in a prefix that other sequences share.
 
-    Example: boundaries 0 3 5 and mask 0 1 1 0 1 give -1 0 0 -1 1.
+    Example: samples -1 7 7 -1 2 give -1 1 1 -1 0.
 
     Args:
-        cu_seqlens: [S + 1] int32, boundaries, from 0 to T.
-        loss_mask: [T] float32, 1 on loss tokens.
+        sample_ids: [T] int64, the sample of each loss token, -1 elsewhere.
 
     Returns:
-        [T] int64, from 0 to S - 1, or -1 where `loss_mask` is 0.
+        [T] int64, from 0, below T, or -1 where `sample_ids` is.
     """
-    numbers = torch.arange(len(cu_seqlens) - 1, device=cu_seqlens.device)
-    ids = numbers.repeat_interleave(cu_seqlens.diff().long(), output_size=len(loss_mask))
-    return torch.where(loss_mask > 0, ids, -1)
+    found, ids = sample_ids.unique(return_inverse=True)  # sorted
+    return ids - (found[0] < 0).long()
 
 
 def sequence_sum(values: Tensor, ids: Tensor) -> Tensor:

@@ -50,7 +50,7 @@ def kl_of_samples(micro_batches: list[MicroBatch], num_samples: int, kind: KlPen
     """Sum the estimates over the sampled tokens of each sample of a mini-batch, with the engine's log-probs.
 
     Args:
-        micro_batches: Packed, with `ref_logprobs` and `sample_ids`.
+        micro_batches: Packed, with `ref_logprobs`.
         num_samples: N, the mini-batch's.
         kind: The estimator.
 
@@ -59,11 +59,10 @@ def kl_of_samples(micro_batches: list[MicroBatch], num_samples: int, kind: KlPen
     """
     totals = torch.zeros(num_samples)
     for micro in micro_batches:
-        assert micro.ref_logprobs is not None and micro.sample_ids is not None, "of a packed batch, after the reference"
+        assert micro.ref_logprobs is not None, "of a packed batch, after the reference"
         estimates = kl_estimate(micro.rollout_logprobs, micro.ref_logprobs, kind)
-        owners = micro.sample_ids.repeat_interleave(micro.cu_seqlens.diff().long())
         is_sampled = micro.loss_mask > 0
-        totals.index_add_(0, owners[is_sampled], estimates[is_sampled])
+        totals.index_add_(0, micro.sample_ids[is_sampled], estimates[is_sampled])
     return totals
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import heapq
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from rl.config.model_facts import count_layer_parameters, head_size
@@ -33,17 +34,16 @@ class CostModel:
             head=facts.vocab_size * facts.hidden_size / (facts.num_hidden_layers * layer),
         )
 
-    def cost(self, lengths: list[int], prefix_length: int, num_loss_tokens: int) -> float:
-        """The cost of sequences that share a prefix, or of a single sequence.
+    def cost(self, lengths: Sequence[int], shared: Sequence[int], num_loss_tokens: int) -> float:
+        """The cost of sequences that share prefixes, or of a single sequence.
 
         Args:
-            lengths: Tokens of each sequence, including the prefix.
-            prefix_length: Tokens computed once for all of them.
+            lengths: Tokens of each sequence, including its prefix.
+            shared: The first tokens of each sequence that are computed for another one.
             num_loss_tokens: Total over all sequences.
         """
-        repeats = len(lengths) - 1
-        num_tokens = sum(lengths) - repeats * prefix_length
-        num_pairs = sum(_causal_pairs(n) for n in lengths) - repeats * _causal_pairs(prefix_length)
+        num_tokens = sum(lengths) - sum(shared)
+        num_pairs = sum(map(_causal_pairs, lengths)) - sum(map(_causal_pairs, shared))
         return num_tokens + self.attention * num_pairs + self.head * num_loss_tokens
 
 

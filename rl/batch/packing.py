@@ -11,12 +11,9 @@ from torch import Tensor
 
 from rl.batch.layout import PackingLayout
 from rl.batch.plan import plan_mini_batches, row_weights
-from rl.batch.rows import prompt_of, row_header
+from rl.batch.rows import row_headers
 from rl.batches import Batch, BatchPlan, MicroBatch, MicroBatchPlan, MiniBatch, RowAdvantages, RowPlace, Sample
 from rl.types import FloatArray, IntArray
-
-_OWN = 4
-"""Column of `MicroBatchPlan.segments`."""
 
 
 def pack_micro_batch(plan: MicroBatchPlan, samples: Mapping[int, Sample]) -> MicroBatch:
@@ -29,20 +26,23 @@ def pack_micro_batch(plan: MicroBatchPlan, samples: Mapping[int, Sample]) -> Mic
     Returns:
         The micro-batch, without loss weights and advantages (`fill_columns`).
     """
-    rows, starts, ends, prefixes, is_own = plan.segments.T.astype(np.int64)
+    rows, starts, ends, prefixes, _ = plan.segments.T.astype(np.int64)
     lengths, padding = ends - starts, plan.padding
     if padding:
         lengths, starts, prefixes = (np.append(a, b) for a, b in ((lengths, padding), (starts, 0), (prefixes, -1)))
-        rows, is_own = np.append(rows, -1), np.append(is_own, 0)
+    own = {int(row): samples[row] for row in rows}
+    masks = {row: np.asarray(sample.loss_mask) > 0 for row, sample in own.items()}
     return MicroBatch(
         token_ids=_join([samples[row].token_ids[a:b] for row, a, b, *_ in plan.segments], padding, np.int64),
-        target_ids=_predicted(plan, {row: samples[row].token_ids for row in rows if row >= 0}, np.int64),
+        target_ids=_join(
+            [_shifted(samples[row].token_ids, a, b) for row, a, b, *_ in plan.segments], padding, np.int64
+        ),
         position_ids=_tensor(np.concatenate([np.arange(a, a + n) for a, n in zip(starts, lengths, strict=True)])),
         cu_seqlens=_tensor(np.concatenate([[0], lengths.cumsum()]).astype(np.int32)),
         prefix_ids=_tensor(prefixes),
-        loss_mask=_predicted(plan, {row: samples[row].loss_mask for row in rows if row >= 0}, np.float32),
-        rollout_logprobs=_predicted(plan, {row: samples[row].rollout_logprobs for row in rows if row >= 0}, np.float32),
-        sample_ids=_tensor(np.where(is_own > 0, rows, -1)),
+        loss_mask=_predicted(plan, masks, np.float32),
+        rollout_logprobs=_predicted(plan, {row: sample.rollout_logprobs for row, sample in own.items()}, np.float32),
+        sample_ids=_predicted(plan, {row: mask * (row + 1) for row, mask in masks.items()}, np.int64) - 1,
     )
 
 
@@ -62,30 +62,32 @@ def fill_columns(
         weights: The weight of each loss token of a row.
         advantages: [L] float32 of each row, token-aligned.
     """
-    own = {int(row) for row in plan.segments[plan.segments[:, _OWN] > 0, 0]}
+    own = {int(row) for row in plan.segments[:, 0]}
     weighed = {row: np.asarray(masks[row], np.float32) * np.float32(weights[row]) for row in own}
     micro_batch.loss_weights = _predicted(plan, weighed, np.float32)
     micro_batch.advantages = _predicted(plan, {row: np.asarray(advantages[row]) for row in own}, np.float32)
 
 
-def token_aligned(plan: MicroBatchPlan, column: Tensor, lengths: Mapping[int, int]) -> dict[int, FloatArray]:
-    """Undo the packing of a column: position t of a row's own tokens gives the value of its token t + 1.
+def token_aligned(
+    plan: MicroBatchPlan, column: Tensor, masks: Mapping[int, NDArray[np.uint8]]
+) -> dict[int, FloatArray]:
+    """Undo the packing of a column: the value at a prediction goes to the token that a row trains on.
 
     Args:
         plan: Which tokens of which rows.
         column: [T], prediction-aligned.
-        lengths: Tokens of each row, by row number in the mini-batch.
+        masks: `Sample.loss_mask` of each row, by row number in the mini-batch.
 
     Returns:
-        [L] float32 for each row whose own tokens are in the micro-batch; 0 before them.
+        [L] float32 for each row that ends in the micro-batch; 0 where the row's mask is 0.
     """
-    values, position = column.numpy(), 0
+    values = column.numpy()
     found: dict[int, FloatArray] = {}
-    for row, start, end, _, is_own in plan.segments.tolist():
-        if is_own:
-            found[row] = np.zeros(lengths[row], np.float32)
-            found[row][start + 1 :] = values[position : position + lengths[row] - start - 1]
-        position += end - start
+    for (_, start, end, _, _), position, rows in zip(plan.segments.tolist(), *_places(plan), strict=True):
+        for row in rows:
+            aligned = found.setdefault(row, np.zeros(len(masks[row]), np.float32))
+            predicted = aligned[start + 1 : end + 1]
+            predicted[:] = values[position : position + len(predicted)] * masks[row][start + 1 : end + 1]
     return found
 
 
@@ -106,21 +108,23 @@ def plan_samples(samples: Sequence[Sample], layout: PackingLayout) -> BatchPlan:
     Returns:
         The plan, with loss weights, and with advantages if the samples have them.
     """
-    groups = {name: i for i, name in enumerate(dict.fromkeys(s.group_id for s in samples))}
     trajectories = {name: i for i, name in enumerate(dict.fromkeys(s.trajectory_id for s in samples))}
-    prompts: dict[int, IntArray] = {}
-    rows, group_ids = [], []
+    members: dict[str, list[int]] = {}
     for index, sample in enumerate(samples):
-        group = groups[sample.group_id]
-        if np.asarray(sample.loss_mask)[1:].any():
-            prompts.setdefault(group, prompt_of(sample))
-        header = row_header(sample, prompts.get(group, prompt_of(sample)))
-        rows.append(RowPlace(header, trajectories[sample.trajectory_id], source=index, index=0))
-        group_ids.append(group)
+        members.setdefault(sample.group_id, []).append(index)
+    prompts: dict[int, IntArray] = {}
+    rows: dict[int, RowPlace] = {}
+    group_ids: dict[int, int] = {}
+    for group, own in enumerate(members.values()):
+        headers, prompts[group] = row_headers([samples[index] for index in own])
+        for index, header in zip(own, headers, strict=True):
+            rows[index] = RowPlace(header, trajectories[samples[index].trajectory_id], source=index, index=0)
+            group_ids[index] = group
+    in_order = [rows[index] for index in range(len(samples))]
     plan = BatchPlan(
-        rows,
+        in_order,
         [[sample] for sample in samples],
-        plan_mini_batches(rows, group_ids, prompts, layout),
+        plan_mini_batches(in_order, [group_ids[index] for index in range(len(samples))], prompts, layout),
         layout.epochs,
         list(trajectories),
     )
@@ -163,17 +167,33 @@ def _given_advantages(sample: Sample) -> RowAdvantages:
 def _predicted(plan: MicroBatchPlan, values: Mapping[int, ArrayLike], dtype: DTypeLike) -> Tensor:
     """Shift token-aligned values into a column: position t gets the value of token t + 1, a row's last one 0.
 
-    A shared segment gets the values of the row it comes from, or 0 if the row has none.
+    A shared segment gets the sum over its rows: each of its tokens is trained by one of them at most, and the values of
+    the others are 0 there.
     """
-    parts = []
-    for row, start, end, _, _ in plan.segments:
-        if row not in values:
-            parts.append(np.zeros(end - start))
-            continue
-        of_row = np.asarray(values[row])
-        part = of_row[start + 1 : end + 1]
-        parts.append(part if len(part) == end - start else np.append(part, 0))
+    _, rows_of = _places(plan)
+    parts = [
+        np.sum([_shifted(values[row], start, end) for row in rows], axis=0)
+        for (_, start, end, _, _), rows in zip(plan.segments.tolist(), rows_of, strict=True)
+    ]
     return _join(parts, plan.padding, dtype)
+
+
+def _places(plan: MicroBatchPlan) -> tuple[list[int], list[list[int]]]:
+    """The position of each segment's first token, and the rows that it is a part of."""
+    segments: list[list[int]] = plan.segments.tolist()
+    rows: list[list[int]] = [[] for _ in segments]
+    for number, (row, _, _, _, is_end) in enumerate(segments):
+        while is_end and number >= 0:
+            rows[number].append(row)
+            number = segments[number][3]
+    lengths = plan.segments[:, 2] - plan.segments[:, 1]
+    return (lengths.cumsum() - lengths).tolist(), rows
+
+
+def _shifted(values: ArrayLike, start: int, end: int) -> NDArray:
+    """The values of tokens start + 1 to end; 0 behind the last."""
+    part = np.asarray(values)[start + 1 : end + 1]
+    return part if len(part) == end - start else np.append(part, np.zeros(1, part.dtype))
 
 
 def _join(parts: Sequence[ArrayLike], padding: int, dtype: DTypeLike) -> Tensor:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
-from itertools import pairwise
+from dataclasses import dataclass
+from itertools import accumulate, pairwise, takewhile
 
 import numpy as np
 import torch
@@ -14,23 +14,28 @@ from rl.algorithms.aggregation import token_loss_weights
 from rl.batch.balance import CostModel, balance
 from rl.batch.layout import PackingLayout
 from rl.batch.rows import shared_length
+from rl.batch.tree import num_shared
 from rl.batches import BatchPlan, MicroBatchPlan, MiniBatchPlan, RowHeader, RowPlace, Share
 from rl.types import IntArray
 
 _LEAST_ROOT = 16
 """Minimum common prefix of all samples to store once: an extra sequence costs attention calls."""
 
+_Segment = tuple[int, int, int, int, int]
+"""A row of `MicroBatchPlan.segments`."""
+
 
 @dataclass(slots=True, frozen=True)
 class _Bundle:
-    """Rows that share a prefix and go into one micro-batch, or a single row."""
+    """Neighbours in a group's tree that go into one micro-batch, or a single row."""
 
     rows: list[int]
-    """Row numbers in the mini-batch."""
-    prefix_length: int
-    """Tokens stored once for all of them, including the root."""
+    """Row numbers in the mini-batch, in the order of the tree."""
+    shared: list[int]
+    """The first tokens of each row that are stored for the row before it; for the first row, the root: the prefix of
+    all rows of the mini-batch."""
     num_tokens: int
-    """The prefix and each row's own tokens, without the root: the prefix of all rows of the mini-batch."""
+    """Tokens to store, without the root."""
 
 
 def plan_mini_batches(
@@ -43,8 +48,9 @@ def plan_mini_batches(
     by at most one: 17 groups in mini-batches of 16 become 9 and 8, because a step on one remaining group would move the
     weights as far as a step on 16. Rows are distributed over ranks by cost and over micro-batches by length
     (`rl.batch.balance`), deterministically. With `share_prefix`, groups are distributed instead, and split if
-    `max_tokens` or the balance of ranks requires it. The common prefix of all rows, such as a system prompt with tool
-    schemas, is then the first segment of every micro-batch.
+    `max_tokens` or the balance of ranks requires it: what both parts begin with is then repeated, and each token is
+    trained where its row ends. Within a part every shared prefix is stored once. The common prefix of all rows, such as
+    a system prompt with tool schemas, is then the first segment of every micro-batch.
 
     Example: rows of 5, 4, 3 and 2 tokens, 2 ranks, at most 7 tokens: rank 0 gets [5, 2], rank 1 gets [4, 3].
 
@@ -120,7 +126,7 @@ def _plan_mini_batch(
         bundles = _bundle(headers, groups, min(budget, share), root)
     ranks = balance(
         [bundle.num_tokens for bundle in bundles],
-        [_cost(bundle, headers, layout.cost, root) for bundle in bundles],
+        [_cost(bundle, headers, layout.cost) for bundle in bundles],
         num_ranks=layout.num_data_parallel,
         max_tokens=budget,
         num_bins_multiple=layout.num_micro_batches_multiple,
@@ -137,57 +143,77 @@ def _plan_mini_batch(
 
 
 def _root_length(headers: Sequence[RowHeader], prompts: Sequence[IntArray]) -> int:
-    """Unsampled tokens that all rows begin with, minus one (see `_shared_length`)."""
+    """Unsampled tokens that all rows begin with, minus one (see `_num_stored`)."""
     first = prompts[0]
     common = min(shared_length(first, prompt) for prompt in prompts)
     return max(min(common, *(header.shared_length for header in headers)) - 1, 0)
 
 
-def _shared_length(headers: Sequence[RowHeader]) -> int:
-    """Unsampled tokens that all rows of a group begin with, minus one.
+def _num_stored(before: RowHeader, header: RowHeader, root: int) -> int:
+    """Tokens of a row that are stored for the row before it in the tree: those that they share, minus one.
 
-    Each row keeps the last of them, because the token it predicts is sampled and differs.
+    Each row keeps the last of them, because the token that it predicts there is another one.
     """
-    return max(min(header.shared_length for header in headers) - 1, 0)
+    return max(num_shared(before.path, header.path) - 1, root)
 
 
-def _cost(bundle: _Bundle, headers: Sequence[RowHeader], cost: CostModel, root: int) -> float:
+def _cost(bundle: _Bundle, headers: Sequence[RowHeader], cost: CostModel) -> float:
     members = [headers[row] for row in bundle.rows]
     num_loss_tokens = sum(header.num_loss_tokens for header in members)
-    whole = cost.cost([header.length for header in members], bundle.prefix_length, num_loss_tokens)
-    return whole - cost.cost([root], 0, 0)
+    return cost.cost([header.length for header in members], bundle.shared, num_loss_tokens)
 
 
 def _bundle(headers: Sequence[RowHeader], groups: Sequence[Sequence[int]], max_tokens: int, root: int) -> list[_Bundle]:
-    """Split each group into bundles of at most `max_tokens`, in order; a group of one row shares only the root."""
+    """Split the tree of each group into bundles of at most `max_tokens`. Rows that share only the root stay apart."""
     bundles: list[_Bundle] = []
     for rows in groups:
-        shared = _shared_length([headers[row] for row in rows]) if len(rows) > 1 else root
-        start = len(bundles)
-        for row in rows:
-            own = headers[row].length - shared
-            last = bundles[-1] if len(bundles) > start and shared else None
-            if last is not None and last.num_tokens + own <= max_tokens:
-                bundles[-1] = replace(last, rows=[*last.rows, row], num_tokens=last.num_tokens + own)
+        last: _Bundle | None = None
+        for row in sorted(rows, key=lambda row: headers[row].path[-1]):
+            stored = _num_stored(headers[last.rows[-1]], headers[row], root) if last else root
+            own = headers[row].length - stored
+            if last is not None and stored > root and last.num_tokens + own <= max_tokens:
+                last = _Bundle([*last.rows, row], [*last.shared, stored], last.num_tokens + own)
+                bundles[-1] = last
             else:
-                bundles.append(_Bundle([row], shared, shared - root + own))
+                last = _Bundle([row], [root], headers[row].length - root)
+                bundles.append(last)
     return bundles
 
 
 def _plan_micro_batch(
     bundles: Sequence[_Bundle], headers: Sequence[RowHeader], root: int, pad_to_multiple: int
 ) -> MicroBatchPlan:
-    """The root, then for each bundle its other shared tokens and each row's own."""
-    segments: list[tuple[int, int, int, int, int]] = []
+    """The root, then for each bundle its tree, depth first."""
+    segments: list[_Segment] = []
     if bundles and root:
         segments.append((bundles[0].rows[0], 0, root, -1, 0))
     for bundle in bundles:
-        prefix = 0 if root else -1
-        if bundle.prefix_length > root:
-            segments.append((bundle.rows[0], root, bundle.prefix_length, prefix, 0))
-            prefix = len(segments) - 1
-        segments += [(row, bundle.prefix_length, headers[row].length, prefix, 1) for row in bundle.rows]
+        _add_tree(segments, bundle, headers, (root, 0 if root else -1))
     num_tokens = sum(end - start for _, start, end, _, _ in segments)
     # At least one token: an empty micro-batch must still run on its rank.
     padding = max(-(-num_tokens // pad_to_multiple), 1) * pad_to_multiple - num_tokens
     return MicroBatchPlan(np.array(segments, np.int32).reshape(-1, 5), padding)
+
+
+def _add_tree(segments: list[_Segment], bundle: _Bundle, headers: Sequence[RowHeader], root: tuple[int, int]) -> None:
+    """Add a segment for each node of a bundle's tree.
+
+    Example: rows of 6 tokens that store 0, 3 and 5 tokens for the row before. The first adds [0, 3) and its end [3, 6),
+    the second behind the first segment [3, 5) and [5, 6), and the third [5, 6) behind that.
+
+    Args:
+        segments: Extended.
+        bundle: The rows.
+        headers: Of the mini-batch.
+        root: Where the root ends, and its segment or -1.
+    """
+    ends = [root]
+    """Where the row's segments end that a later row may go on from, and their numbers."""
+    for i, (row, stored) in enumerate(zip(bundle.rows, bundle.shared, strict=True)):
+        while ends[-1][0] > stored:
+            ends.pop()
+        later = accumulate(bundle.shared[i + 1 :], min)
+        for end in sorted(set(takewhile(lambda end: end > ends[-1][0], later))):
+            segments.append((row, ends[-1][0], end, ends[-1][1], 0))
+            ends.append((end, len(segments) - 1))
+        segments.append((row, ends[-1][0], headers[row].length, ends[-1][1], 1))

@@ -95,10 +95,10 @@ class RankBatch:
         self, number: int, plan: MicroBatchPlan, micro: MicroBatch, of_update: TokenColumns, new_logprobs: Tensor
     ) -> list[TrainedRow]:
         assert micro.advantages is not None and micro.loss_weights is not None, "loss columns are not filled"
-        names, lengths = self._names[number], {row: len(mask) for row, mask in self._masks[number].items()}
+        names, masks = self._names[number], self._masks[number]
 
         def aligned(column: Tensor) -> dict[int, FloatArray]:
-            return token_aligned(plan, torch.where(micro.loss_mask > 0, column, 0.0), lengths)
+            return token_aligned(plan, torch.where(micro.loss_mask > 0, column, 0.0), masks)
 
         old, new, ratios = aligned(of_update.old_logprobs), aligned(new_logprobs), aligned(of_update.ratios)
         ref = None if micro.ref_logprobs is None else aligned(micro.ref_logprobs)
@@ -125,7 +125,7 @@ class RankBatch:
         """The estimates of KL(policy || reference), summed over each row's sampled tokens, in nats, by row number."""
         sums: dict[int, float] = {}
         for (numbers, _), micros in zip(self._share.mini_batches, self.mini_batches, strict=True):
-            owned = {int(i) for micro in micros if micro.sample_ids is not None for i in micro.sample_ids if i >= 0}
+            owned = {i for micro in micros for i in micro.sample_ids.unique().tolist() if i >= 0}
             totals = kl_of_samples(micros, len(numbers), kind).tolist()
             sums |= {numbers[i]: totals[i] for i in owned}
         return sums

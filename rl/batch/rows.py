@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
+from rl.batch.tree import paths_of
 from rl.batches import RowHeader, Sample
 from rl.types import IntArray
 
@@ -15,19 +18,29 @@ def prompt_of(sample: Sample) -> IntArray:
     return np.asarray(sample.token_ids[:length], np.int32)
 
 
-def row_header(sample: Sample, prompt_ids: IntArray) -> RowHeader:
-    """What the plan needs to know about a row.
+def row_headers(rows: Sequence[Sample]) -> tuple[list[RowHeader], IntArray]:
+    """What the plan needs to know about the rows of a group.
 
     Args:
-        sample: The row.
-        prompt_ids: [P] int32, the group's.
+        rows: All of the group.
+
+    Returns:
+        A header for each row, and the group's `prompt_ids`: [P] int32, the tokens of the first row before its first
+        sampled one.
     """
-    mask = np.asarray(sample.loss_mask)
-    return RowHeader(
-        length=len(mask),
-        num_loss_tokens=int(mask[1:].sum()),
-        shared_length=shared_length(prompt_of(sample), prompt_ids),
-    )
+    prompt_ids = prompt_of(rows[0]) if rows else np.empty(0, np.int32)
+    masks = [np.asarray(row.loss_mask) for row in rows]
+    paths = paths_of([np.asarray(row.token_ids) for row in rows], masks)
+    headers = [
+        RowHeader(
+            length=len(mask),
+            num_loss_tokens=int(mask[1:].sum()),
+            shared_length=shared_length(prompt_of(row), prompt_ids),
+            path=path,
+        )
+        for row, mask, path in zip(rows, masks, paths, strict=True)
+    ]
+    return headers, prompt_ids
 
 
 def shared_length(one: IntArray, other: IntArray) -> int:

@@ -12,7 +12,8 @@ from itertools import pairwise
 
 from transformers import PreTrainedTokenizerFast
 
-_BREAK = "\ufdd0"  # a Unicode noncharacter: no real text contains it, so it can mark a cut
+BREAK = "\ufdd0"
+"""Marks a cut. A Unicode noncharacter: no real text contains it."""
 _TAGS_OF_THOUGHTS = ("<think>", "</think>")
 _ANCHORS = ("\n", ".", ":", "0", "a", "|")
 _SAMPLES = ("a b", " a b")
@@ -59,7 +60,7 @@ class TextEncoder:
             of_tool: The text comes from outside and may not hold any added token. Other texts may name the tags of
                 thoughts and calls, as instructions do.
         """
-        return text if isinstance(text, Marked) else Marked(_BREAK.join(self._pieces(text, of_tool=of_tool)))
+        return text if isinstance(text, Marked) else Marked(BREAK.join(self._pieces(text, of_tool=of_tool)))
 
     def encode(self, text: str, *, behind: bool = False) -> list[int]:
         """Token ids of a rendered text; an added token in it is one token, unless a mark cuts it.
@@ -69,7 +70,7 @@ class TextEncoder:
             behind: The text follows other tokens, which do not change. A tokenizer that puts a space before the first
                 word, as SentencePiece does, then does not.
         """
-        first, *others = text.split(_BREAK)
+        first, *others = text.split(BREAK)
         ids = self._encode_behind(first)[0] if behind else self.encode_whole(first)
         return ids + [i for piece in others for i in self._encode_behind(piece)[0]]
 
@@ -92,7 +93,7 @@ class TextEncoder:
         return offsets
 
     def _pieces(self, text: str, *, of_tool: bool) -> list[str]:
-        text = text.replace(_BREAK, "\ufffd")
+        text = text.replace(BREAK, "\ufffd")
         pattern = self._every_start if of_tool else self._control_start
         pieces = _cut(text, [match.start() + 1 for match in pattern.finditer(text)])
         if self._backend.normalizer is None:

@@ -6,12 +6,13 @@ ledger finds what it knows of them, keeps every token that was sampled as it was
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from rl.chat.encoding import BREAK
 from rl.chat.messages import is_echo, normalized
 from rl.chat.renderer import Renderer
-from rl.types import Message, TokenSequence
+from rl.types import Message, SequenceStart, Start, TokenSequence
 
 
 @dataclass(slots=True, frozen=True)
@@ -45,6 +46,10 @@ class _Line:
     ends: list[_End]
     """Where it can be gone on from, in order."""
     renderer: Renderer
+    why: Start
+    """This and the next two: see `SequenceStart`."""
+    parent: TokenSequence | None = None
+    num_copied: int = 0
 
 
 @dataclass(slots=True, frozen=True)
@@ -65,6 +70,8 @@ class Extension:
     end: _End | None = None
     """Where it is gone on from."""
     renderer: Renderer | None = field(default=None, repr=False)
+    breaks: Start | None = None
+    """Why a sequence begins; None: the line goes on."""
 
     @property
     def num_turns(self) -> int:
@@ -94,6 +101,15 @@ class Ledger:
         prefix, and where the caller leads several conversations.
         """
         return [line.sequence for line in self._lines]
+
+    @property
+    def starts(self) -> list[SequenceStart]:
+        """How each of `sequences` began."""
+        numbers = {id(line.sequence): number for number, line in enumerate(self._lines)}
+        return [
+            SequenceStart(line.why, numbers[id(line.parent)] if line.parent else None, line.num_copied)
+            for line in self._lines
+        ]
 
     @property
     def response_length(self) -> int:
@@ -131,38 +147,111 @@ class Ledger:
         given = [normalized(message) for message in messages]
         found = self._longest_known(given, renderer)
         if found is None:
-            ids = renderer.render_prompt(given)
-            return Extension(given, ids, len(ids), 0, renderer=renderer)
+            ids, why = renderer.render_prompt(given), self._why_unknown(given, renderer)
+            return Extension(given, ids, len(ids), 0, renderer=renderer, breaks=why)
         line, end = found
         if not end.is_turn:
-            return Extension(given, [], end.num_tokens, 0, end.num_tokens, line, end, renderer)
+            why = Start.REPEATED_REQUEST
+            return Extension(given, [], end.num_tokens, 0, end.num_tokens, line, end, renderer, why)
         rest = given[end.num_messages :]
+        breaks = None
+        if end.num_tokens < len(line.sequence):
+            is_edited = any(message["role"] == "assistant" for message in rest)
+            breaks = Start.EDITED_HISTORY if is_edited else Start.SECOND_CONTINUATION
         suffix = renderer.render_continuation(rest, closed=self._is_closed(line.sequence, end.num_tokens))
         if not renderer.rewrites(rest):
             kept = end.num_tokens
-            return Extension(given, suffix, kept + len(suffix), len(suffix), kept, line, end, renderer)
+            return Extension(given, suffix, kept + len(suffix), len(suffix), kept, line, end, renderer, breaks)
         known = _ids(line.sequence, 0, end.num_tokens)
         context = renderer.render_prompt(self._as_said(line, end.num_messages) + rest)
         if context[: len(known)] != known:
-            return Extension(given, context, len(context), len(suffix), 0, line, end, renderer)
+            why = breaks or Start.TEMPLATE_REWRITES
+            return Extension(given, context, len(context), len(suffix), 0, line, end, renderer, why)
         added = context[len(known) :]
-        return Extension(given, added, len(context), len(added), len(known), line, end, renderer)
+        return Extension(given, added, len(context), len(added), len(known), line, end, renderer, breaks)
+
+    def plan_tokens(self, token_ids: Sequence[int]) -> Extension:
+        """What a prompt of token ids adds: it goes on from the longest known beginning that ends in a sampled turn.
+
+        Args:
+            token_ids: The next turn's whole context.
+        """
+        ids = list(token_ids)
+        prompt = _prompt(self._renderer.decode(ids))
+        best: tuple[tuple[int, bool], _Line, _End] | None = None
+        for line in self._lines:
+            num_same = _num_same_ids(_ids(line.sequence, 0, len(ids)), ids)
+            for end in line.ends:
+                rank = (end.num_tokens, end == line.ends[-1])
+                is_usable = end.num_tokens <= num_same and (end.is_turn or end.num_tokens == len(ids))
+                if is_usable and (best is None or rank > best[0]):
+                    best = rank, line, end
+        if best is None:
+            return self._alone(prompt, ids)
+        _, line, end = best
+        return _behind(line, end, ids[end.num_tokens :], prompt)
+
+    def plan_text(self, text: str) -> Extension:
+        """What a prompt of text adds: it is encoded behind the longest beginning that was said before, or as a whole.
+
+        What was said is a prompt and the text that was told of the turn behind it. A token that ended this turn, or a
+        stop string, is kept only where the text repeats it.
+
+        Args:
+            text: The next turn's whole context. Special tokens that it spells become tokens.
+        """
+        text = text.replace(BREAK, "\ufffd")
+        best: tuple[int, _Line, _End, str] | None = None
+        for line in self._lines:
+            for place, said in line.said.items():
+                before = line.messages[place - 1].get("text")
+                if before is None or said.sequence is not line.sequence:
+                    continue  # a chat's turn, or one that another line has too
+                if not text.startswith(before + line.messages[place]["content"]):
+                    continue
+                end = next(end for end in line.ends if end.is_turn and end.num_messages == place + 1)
+                kept, known = self._told(said.start, _ids(line.sequence, said.start, end.num_tokens), before, text)
+                if best is None or (kept, kept == len(line.sequence)) > (best[0], best[0] == len(best[1].sequence)):
+                    best = kept, line, _End(place + 1, kept, is_turn=True), known
+        if best is None:
+            whole = self._renderer.tokenizer.backend_tokenizer.encode(text)  # with what it begins texts with
+            return self._alone(_prompt(text), whole.ids)
+        _, line, end, known = best
+        rest = self._renderer.encoder.encode(text[len(known) :], behind=True)
+        return _behind(line, end, rest, _prompt(text))
+
+    def _alone(self, prompt: Message, ids: list[int]) -> Extension:
+        """A prompt that goes on from nothing."""
+        why = Start.NEW_CONVERSATION if self._lines else Start.FIRST
+        return Extension([prompt], ids, len(ids), 0, renderer=self._renderer, breaks=why)
+
+    def _told(self, start: int, turn: list[int], before: str, text: str) -> tuple[int, str]:
+        """How many tokens of a line a text repeats, with those of a turn, and what they say."""
+        for num in range(len(turn), 0, -1):
+            known = before + self._renderer.decode(turn[:num])
+            if text.startswith(known):
+                return start + num, known
+        return start, before
 
     def apply(self, extension: Extension) -> tuple[TokenSequence, list[int]]:
         """Add what `plan` made, before anything else is added to the ledger."""
         messages, line, end, ids = extension.messages, extension.line, extension.end, extension.token_ids
-        renderer = extension.renderer or self._renderer
+        renderer, why = extension.renderer or self._renderer, extension.breaks
         if line is None or end is None:
-            line = self._begin(TokenSequence(ids), messages, {}, [], renderer)
-        elif extension.kept == len(line.sequence.token_ids) and end.is_turn:
+            assert why is not None, "an unknown conversation begins a sequence"
+            line = self._begin(_Line(TokenSequence(ids), messages, {}, [], renderer, why))
+        elif why is None:
             line.messages += messages[end.num_messages :]
             line.sequence.append_context(ids)
         else:
             messages = line.messages[: end.num_messages] + messages[end.num_messages :]
             said = {place: turn for place, turn in line.said.items() if place < end.num_messages}
-            ends = [e for e in line.ends if e.is_turn and e.num_messages <= end.num_messages] if extension.kept else []
+            ends = [e for e in line.ends if e.is_turn and e.num_messages <= end.num_messages]
+            ends = [e for e in ends if e.num_tokens <= extension.kept]
             ids = _ids(line.sequence, 0, extension.kept) + ids
-            line = self._begin(TokenSequence(ids, results_length=extension.num_added), messages, said, ends, renderer)
+            sequence = TokenSequence(ids, results_length=extension.num_added)
+            parent = line.sequence if extension.kept else None
+            line = self._begin(_Line(sequence, messages, said, ends, renderer, why, parent, extension.kept))
         line.ends.append(_End(len(line.messages), len(line.sequence.token_ids), is_turn=False))
         return line.sequence, ids
 
@@ -180,17 +269,20 @@ class Ledger:
         line.messages.append(normalized(reply))
         line.ends.append(_End(len(line.messages), end, is_turn=True))
 
-    def _begin(
-        self,
-        sequence: TokenSequence,
-        messages: Iterable[Message],
-        said: dict[int, _Said],
-        ends: list[_End],
-        renderer: Renderer,
-    ) -> _Line:
-        line = _Line(sequence, list(messages), said, ends, renderer)
+    def _begin(self, line: _Line) -> _Line:
         self._lines.append(line)
         return line
+
+    def _why_unknown(self, given: list[Message], renderer: Renderer) -> Start:
+        """Why a list of messages begins a sequence of which the ledger knows no turn."""
+        if not self._lines:
+            return Start.FIRST
+        of_others = [line for line in self._lines if line.renderer is not renderer]
+        if any(end.num_messages <= self._num_same(line, given) for line in of_others for end in line.ends):
+            return Start.OTHER_TOOLS
+        num_same = max(self._num_same(line, given) for line in self._lines)
+        is_known = any(message["role"] == "user" for message in given[:num_same])
+        return Start.EDITED_HISTORY if is_known else Start.NEW_CONVERSATION
 
     def _longest_known(self, given: list[Message], renderer: Renderer) -> tuple[_Line, _End] | None:
         """The longest prefix of some messages that ends in a sampled turn, or all of them where they are known.
@@ -237,6 +329,29 @@ class Ledger:
     def _is_closed(self, sequence: TokenSequence, end: int) -> bool:
         """The last token before `end` ends a turn as the template would."""
         return _ids(sequence, end - 1, end) == self._renderer.close_turn_ids[-1:]
+
+
+def _prompt(text: str) -> Message:
+    """What stands among a line's messages for a prompt that is none: a text or token ids. No message is equal to it."""
+    return {"role": "prompt", "text": text}
+
+
+def _behind(line: _Line, end: _End, ids: list[int], prompt: Message) -> Extension:
+    """A prompt that goes on from a line with some token ids."""
+    messages = line.messages[: end.num_messages] + ([prompt] if end.is_turn else [])
+    kept, breaks = end.num_tokens, None
+    if not end.is_turn:
+        breaks = Start.REPEATED_REQUEST
+    elif kept < len(line.sequence):
+        breaks = Start.SECOND_CONTINUATION
+    return Extension(messages, ids, kept + len(ids), len(ids), kept, line, end, line.renderer, breaks)
+
+
+def _num_same_ids(own: list[int], given: list[int]) -> int:
+    """How many ids, from the first, are the same."""
+    return next(
+        (place for place, (a, b) in enumerate(zip(own, given, strict=False)) if a != b), min(len(own), len(given))
+    )
 
 
 def _ids(sequence: TokenSequence, start: int, end: int) -> list[int]:

@@ -70,16 +70,22 @@ def reply_to(turn: Turn, text: str, parser: Parser, call_ids: str) -> Message:
 def is_echo(given: Message, own: Message) -> bool:
     """Whether a caller's assistant message is one that was returned to it.
 
-    It is when it says the same and makes the same calls. Its thoughts may be missing, since many clients drop them;
-    space around the text, the calls' ids and other fields do not count.
+    It is when it says the same and makes the same calls. Its thoughts may be missing, since many clients drop them, and
+    with the same calls under the same ids its text too; space around the text, other ids of the calls and other fields
+    do not count.
 
     Args:
         given: The caller's message, `normalized`.
         own: What was returned, `normalized`.
     """
-    thought, *rest = _meaning(given)
-    own_thought, *own_rest = _meaning(own)
-    return rest == own_rest and thought in ("", own_thought)
+    thought, text, calls = _meaning(given)
+    own_thought, own_text, own_calls = _meaning(own)
+    is_named = bool(calls) and _call_ids(given) == _call_ids(own)
+    return calls == own_calls and thought in ("", own_thought) and (text == own_text or (is_named and not text))
+
+
+def _call_ids(message: Message) -> list[Any]:
+    return [call.get("id") for call in message.get("tool_calls", [])]
 
 
 def _meaning(message: Message) -> tuple[str, str, list[tuple[str, Any]]]:

@@ -13,8 +13,9 @@ from typing import Any
 from rl.algorithms.filters import is_informative
 from rl.batches import GroupHeader, RolloutStatus
 from rl.cluster.engine_rollouts import EngineRollouts
-from rl.cluster.serving import BatchClosed, EndWanted, Front, SaveWanted, ServedGroup
+from rl.cluster.serving import BatchClosed, EndWanted, EnginesDied, Front, SaveWanted, ServedGroup
 from rl.config.schema import Config
+from rl.errors import RolloutError
 from rl.observability.clock import wall_time
 from rl.rollout.group_text import header_from_text, prompt_of
 from rl.rollout.workers import Workers
@@ -60,8 +61,8 @@ class ServedRollouts(EngineRollouts):
     ) -> None:
         super().__init__(workers, config)
         self.on_group = on_group
-        self.on_save: Callable[[], Path] | None = None
-        """Saves the weights for a client and returns their folder."""
+        self.on_save: Callable[[str], Path] | None = None
+        """Saves the weights for a client, under its name for them, and returns their folder."""
         self.step = 0
         """Completed steps."""
         self._front, self._journal = front, Journal(journal)
@@ -70,7 +71,9 @@ class ServedRollouts(EngineRollouts):
         self._waiting: deque[Any] = deque()
         """Events that were not taken yet."""
         self._taken: list[int] = []
-        """Groups that were trained on, or dropped, and are still in the journal."""
+        """Groups of earlier steps that are still in the journal: trained on, or dropped."""
+        self._current: list[int] = []
+        """Those of the step that is being collected."""
         self._covered: list[int] = []
         """Those of them that a checkpoint has, once it is complete."""
         self._next = 0
@@ -99,6 +102,8 @@ class ServedRollouts(EngineRollouts):
         self.workers.call("restart_clocks", what="restarting the clocks")
         self._front.begin_sampling(step)
         groups, tally = self._collect(num_prompts)
+        self._taken += self._current
+        self._current = []
         self._front.begin_update()
         self._spans.append(Span("service", "collect", start_wall, wall_time()))
         self._report(groups, tally, time.monotonic() - start, metrics)
@@ -179,10 +184,12 @@ class ServedRollouts(EngineRollouts):
                 self._front.batch_was_empty()
             elif isinstance(event, SaveWanted):
                 assert self.on_save is not None, "the page said how to save"
-                self._front.saved(event.name, self.on_save())
+                self._front.saved(event.name, self.on_save(event.name))
             elif isinstance(event, EndWanted):
                 self._waiting.clear()
                 raise TrainingEndedByClientError
+            elif isinstance(event, EnginesDied):
+                raise RolloutError(event.reason)
             elif self._is_fresh(event, tally):
                 groups.append(event.header)
                 num_counted += self._counts(event.header, tally)
@@ -203,7 +210,7 @@ class ServedRollouts(EngineRollouts):
 
     def _is_fresh(self, event: ServedGroup, tally: _Tally) -> bool:
         """Whether a group's weights are new enough; it counts as taken in any case."""
-        self._taken.append(event.number)
+        self._current.append(event.number)
         self._next = max(self._next, event.number + 1)
         versions = [v for t in event.header.trajectories for v in t.policy_versions]
         staleness = self._version - min(versions, default=self._version)
@@ -233,6 +240,7 @@ class ServedRollouts(EngineRollouts):
         self, groups: Sequence[GroupHeader], tally: _Tally, elapsed_s: float, metrics: MutableMapping[str, float]
     ) -> None:
         trajectories = [t for group in groups for t in group.trajectories]
+        metrics.update(self._front.protocol_metrics())
         metrics["serve/dropped_groups"] = float(tally.num_stale)
         metrics["serve/unscored_groups"] = float(tally.num_unscored)
         metrics["serve/lost_rollouts"] = float(sum(t.score is None for t in trajectories))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,12 +19,13 @@ from rl.cluster.health import get_all, told_to_user
 from rl.cluster.rewards import RewardWorkers
 from rl.cluster.workers import log_to
 from rl.config.schema import Config
-from rl.errors import RolloutError, TurnwiseError
+from rl.errors import RolloutError, TurnwiseError, WorkerDiedError
 from rl.inference.router import Router
 from rl.rollout.headers import headers_of, rows_of
 from rl.serving.job import JobRequest
 from rl.serving.service import BatchClosed as BatchClosed
 from rl.serving.service import EndWanted as EndWanted
+from rl.serving.service import EnginesDied as EnginesDied
 from rl.serving.service import Event, GroupDone
 from rl.serving.service import SaveWanted as SaveWanted
 from rl.types import Generation, Sampling, WeightUpdate
@@ -49,10 +50,11 @@ class RemoteEngine:
 
     Args:
         workers: Handles of the rollout workers, in order of replica.
+        on_death: Called with the reason when the last of them has died.
     """
 
-    def __init__(self, workers: Sequence[Any]) -> None:
-        self._workers = dict(enumerate(workers))
+    def __init__(self, workers: Sequence[Any], on_death: Callable[[str], None]) -> None:
+        self._workers, self._on_death = dict(enumerate(workers)), on_death
         self._router = Router(list(self._workers))
 
     async def generate(self, token_ids: list[int], sampling: Sampling, *, session_id: str) -> Generation:
@@ -67,14 +69,24 @@ class RemoteEngine:
                 ray.cancel(reference)
                 raise
             except RayActorError:
-                logger.error("rollout worker %d: its process died. Its requests go to the others.", replica)
-                self._router.remove(replica)
+                self._lose(replica, f"rollout worker {replica}: its process died. See logs/rollout-{replica}.log.")
             except TaskCancelledError as error:
                 raise RolloutError(f"rollout worker {replica}: it ended a request.") from error
             except RayTaskError as error:
-                raise told_to_user(error.cause) or error from None
+                told = told_to_user(error.cause)
+                if not isinstance(told, WorkerDiedError):
+                    raise told or error from None
+                self._lose(replica, str(told))
             else:
                 return generation
+
+    def _lose(self, replica: int, reason: str) -> None:
+        if replica not in self._router.replicas:
+            return
+        self._router.remove(replica)
+        logger.error("%s Its requests go to the %d engines left.", reason, len(self._router.replicas))
+        if not self._router.replicas:
+            self._on_death(f"no engine is left. {reason}")
 
     def release(self, session_id: str) -> None:
         """A trajectory has ended."""
@@ -110,7 +122,7 @@ class ServingWorker:
         from rl.serving.service import Service
 
         dialog = load_dialog(self.config)
-        engine = RemoteEngine(self.workers)
+        engine = RemoteEngine(self.workers, lambda reason: self.service.engines_died(reason))
         model = Path(self.config.actor_config.load).name or "policy"
         self.service = Service(self.config, engine, dialog, self.rewards.score, model=model, release=engine.release)
         self.server = await start_server(self.service, self.config.serve_config)
@@ -186,6 +198,11 @@ class Front:
     def begin_update(self) -> None:
         """See `Service.begin_update`."""
         self._call("begin_update")
+
+    def protocol_metrics(self) -> dict[str, float]:
+        """See `Service.protocol_metrics`."""
+        found: dict[str, float] = self._call("read_protocol_metrics")
+        return found
 
     def batch_was_empty(self) -> None:
         """See `Service.batch_was_empty`."""

@@ -117,7 +117,7 @@ class VllmEngine:
         except (EngineDeadError, EngineGenerateError) as error:
             raise self._died("generating", error) from error
         except VLLMClientError as error:
-            if sampling.json_schema is not None:
+            if sampling.json_schema is not None or sampling.structural_tag is not None:
                 raise DataError(f"json_schema: the engine cannot follow it ({error}). Simplify the schema.") from error
             raise RolloutError(f"{self.name}: rejected a request of {len(token_ids)} tokens, got '{error}'.") from error
         assert final is not None, "vLLM ends every request with an output"
@@ -279,15 +279,21 @@ def _sampling_params(sampling: Sampling, stop_token_ids: list[int]) -> SamplingP
         max_tokens=sampling.max_tokens,
         seed=sampling.seed,
         stop=list(sampling.stop) if has_stop_strings else None,
-        stop_token_ids=stop_token_ids,
+        stop_token_ids=[*stop_token_ids, *sampling.stop_token_ids],
         include_stop_str_in_output=has_stop_strings,
         detokenize=has_stop_strings,
         skip_special_tokens=not has_stop_strings,  # a stop string may contain a special token
         logprobs=0,  # only that of the sampled token
         flat_logprobs=True,
         output_kind=RequestOutputKind.FINAL_ONLY,
-        structured_outputs=StructuredOutputsParams(json=sampling.json_schema) if sampling.json_schema else None,
+        structured_outputs=_structured_outputs(sampling),
     )
+
+
+def _structured_outputs(sampling: Sampling) -> StructuredOutputsParams | None:
+    if sampling.json_schema is None and sampling.structural_tag is None:
+        return None
+    return StructuredOutputsParams(json=sampling.json_schema, structural_tag=sampling.structural_tag)
 
 
 def _as_generation(output: RequestOutput, version: int) -> Generation:

@@ -6,11 +6,11 @@ Names follow verl's where verl has one. docs/metrics.md gives formula, healthy r
 from __future__ import annotations
 
 import math
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 
 from rl.batches import GroupHeader, TrajectoryHeader
-from rl.types import StopReason, ToolResult, ToolStatus
+from rl.types import Start, StopReason, ToolResult, ToolStatus
 
 _NOT_A_TOOL = frozenset({ToolStatus.PARSE_ERROR, ToolStatus.IN_THOUGHT, ToolStatus.UNKNOWN_TOOL, ToolStatus.OVER_LIMIT})
 """Results without a tool: their name is what the model wrote, so each misspelling would become a metric."""
@@ -47,6 +47,7 @@ def rollout_metrics(groups: Sequence[GroupHeader], *, max_response_length: int |
         "rollout/unread_calls": float(sum(t.num_unread_calls for t in trajectories)),
         "rollout/untrained_tokens": float(sum(t.num_untrained for t in trajectories)),
     }
+    metrics |= sequence_metrics(trajectories)
     metrics |= spread("prompt_length", [t.prompt_length for t in trajectories])
     metrics |= spread("response_length", [t.response_length for t in trajectories])
     clipped = sum(_is_clipped(t, max_response_length) for t in trajectories)
@@ -58,6 +59,30 @@ def rollout_metrics(groups: Sequence[GroupHeader], *, max_response_length: int |
     metrics |= reward_metrics(trajectories)
     metrics |= tool_metrics(trajectories)
     return metrics
+
+
+def sequence_metrics(trajectories: Sequence[TrajectoryHeader]) -> dict[str, float]:
+    """Whether tokens are trained as they were sampled, and how many sequences they are in.
+
+    Args:
+        trajectories: At least one.
+
+    Returns:
+        `rollout/as_sampled_share`, if anything was sampled; mean and largest number of `rollout/sequences` and
+        `rollout/branches`; and the number of sequences by the reason why they began, `rollout/new_sequences/<reason>`,
+        without the first of each trajectory.
+    """
+    num_trained = sum(t.num_sampled for t in trajectories)
+    metrics = (
+        {"rollout/as_sampled_share": sum(t.num_as_sampled for t in trajectories) / num_trained} if num_trained else {}
+    )
+    branches = [sum(start.branches_from is not None for start in t.starts) for t in trajectories]
+    for name, counts in (("sequences", [len(t.starts) for t in trajectories]), ("branches", branches)):
+        metrics |= {f"rollout/{name}/mean": _mean(counts), f"rollout/{name}/max": float(max(counts))}
+    why = Counter(start.why for t in trajectories for start in t.starts)
+    return metrics | {
+        f"rollout/new_sequences/{reason}": float(why[reason]) for reason in Start if reason != Start.FIRST
+    }
 
 
 def spread(name: str, values: Sequence[float]) -> dict[str, float]:

@@ -14,6 +14,8 @@
     tokens/                step_000000.parquet and step_000000.rank_0.parquet: tokens of recorded steps
     skipped/               step_000000.jsonl: trajectories of steps with NaN or Inf, if any
     checkpoints/step_000012/
+    journal/               groups of clients that no checkpoint has (`python -m rl serve`)
+    saved/                 Hugging Face folders that clients asked for
     tensorboard/  logs/
 """
 

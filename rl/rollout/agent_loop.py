@@ -17,7 +17,8 @@ from rl.chat.renderer import Renderer
 from rl.config.schema import Config
 from rl.errors import DataError, ModelError, RolloutError
 from rl.interfaces import Engine
-from rl.rollout.environments import Step, load_environment
+from rl.rollout.environment_code import load_environment
+from rl.rollout.environments import Step
 from rl.rollout.episode import Episode
 from rl.rollout.rollout_function import load_rollout_function, run_rollout_function
 from rl.rollout.tool_environment import Session, ToolEnvironment
@@ -79,8 +80,13 @@ class AgentLoop:
         self._rl = config.rl_config
         self._max_model_len = config.generate_config.max_model_len
         self._seed = config.megatron_training.seed
-        self._environment = load_environment(config.rl_config)
+        self._environment = load_environment(config.rl_config, renderer.strip_end_of_turn)
         self._function = load_rollout_function(config.rl_config)
+
+    @property
+    def _has_actions(self) -> bool:
+        """The environment has tools of its own."""
+        return self._environment is not None and bool(self._environment.tools)
 
     @property
     def tokenizer(self) -> PreTrainedTokenizerFast:
@@ -114,7 +120,7 @@ class AgentLoop:
             prompt,
             sample_index,
             sampling if sampling.seed is not None else replace(sampling, seed=self._seed),
-            stop=self._parser.stop if session is not None else (),
+            stop=self._parser.stop if session is not None or self._has_actions else (),
             max_context=self._max_model_len,
             max_response=self._rl.max_total_response_length if self._rl.multi_turn_enable else self._max_model_len,
             began_at=start,

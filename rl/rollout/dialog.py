@@ -11,6 +11,8 @@ from rl.chat.parsers import Parser, load_parser
 from rl.chat.renderer import Renderer, load_tokenizer
 from rl.chat.self_test import check_renderer
 from rl.config.schema import Config
+from rl.errors import ConfigError
+from rl.rollout.environment_code import load_environment
 from rl.tools.registry import Toolbox, load_toolbox
 
 
@@ -20,7 +22,7 @@ class Dialog:
 
     renderer: Renderer
     toolbox: Toolbox | None
-    """None without `multi_turn_enable`, or without tools."""
+    """None without `multi_turn_enable`, or without tools besides those of an environment."""
     parser: Parser
 
 
@@ -44,7 +46,8 @@ def load_dialog(
         The parts, self-tested.
 
     Raises:
-        ConfigError: There is no such parser or template, or the parser cannot call one of the tools.
+        ConfigError: There is no such parser or template, the parser cannot call one of the tools, or the environment is
+            wrong.
         ModelError: The tokenizer folder is missing, or the chat template and the parser disagree.
         ToolError: The tool YAML is wrong.
     """
@@ -53,6 +56,14 @@ def load_dialog(
     if toolbox is None and rl.multi_turn_enable and rl.tool_config_path:
         toolbox = load_toolbox(Path(rl.tool_config_path), overrides=tool_overrides)
     schemas = toolbox.schemas if toolbox else []
+    if rl.multi_turn_enable and (environment := load_environment(rl)) is not None:
+        names = [tool["function"]["name"] for tool in environment.tools]
+        if taken := sorted({schema["function"]["name"] for schema in schemas} & set(names)):
+            raise ConfigError(
+                f"rl_config.environment: '{rl.environment}' has a tool '{taken[0]}', and so has tool_config_path. "
+                "Rename one of them."
+            )
+        schemas = [*schemas, *environment.tools]
     parser = load_parser(rl.tool_parser_format, schemas, tokenizer)
     renderer = Renderer(tokenizer, rl.prompt_type, schemas, parser)
     check_renderer(renderer, parser)

@@ -1,6 +1,7 @@
 """What the policy acts in: an environment answers its turns. Tools are one (`rl.rollout.tool_environment`).
 
-docs/environments.md shows how to write another.
+docs/environments.md shows how to write another. Classes with Gymnasium's methods are adapted by
+`rl.rollout.gym_environment`; `rl.rollout.environment_code` finds the class.
 """
 
 from __future__ import annotations
@@ -8,10 +9,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, NamedTuple, Protocol
 
-from rl.config.schema import RLConfig
-from rl.errors import ConfigError
 from rl.rewards.outcome import read_outcome
-from rl.rollout.user_code import UserCode, load_named
+from rl.rollout.user_code import UserCode
 from rl.types import Message, Prompt, StopReason, Turn
 
 
@@ -47,29 +46,6 @@ class Environment(Protocol):
     async def close(self) -> None:
         """Free what it holds, however the trajectory ended."""
         ...
-
-
-BUILT_IN = "tools"
-"""The environment that is always there: the tools of `rl_config.tool_config_path`."""
-
-
-def load_environment(rl: RLConfig) -> UserCode | None:
-    """Find the environment that the configuration names; None where tools are all there is.
-
-    Raises:
-        ConfigError: There is none of this name, or it cannot be made with `environment_kwargs` or used.
-    """
-    where = "rl_config.environment"
-    if rl.environment == BUILT_IN:
-        return None
-    code = load_named(where, rl.environment, [BUILT_IN], rl.environment_kwargs)
-    code.check_call(0, "with the keyword arguments alone")
-    if isinstance(code.function, type):
-        for name, num_arguments in (("reset", 1), ("step", 1), ("close", 0)):
-            code.check_method(name, num_arguments)
-    elif not callable(code.function):
-        raise ConfigError(f"{where}: '{rl.environment}' must be a class, got {code.function!r:.80}.")
-    return code
 
 
 async def reset(code: UserCode, environment: Environment, prompt: Prompt) -> list[Message]:

@@ -10,6 +10,7 @@ import asyncio
 import hashlib
 import itertools
 import time
+import zlib
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -28,6 +29,7 @@ from rl.types import (
     Message,
     Prompt,
     Sampling,
+    SequenceStart,
     StopReason,
     TokenSequence,
     Trajectory,
@@ -161,15 +163,19 @@ class Episode:
             generation = await self.engine.generate(
                 _ids(sequence), replace(sampling, max_tokens=max_tokens, stop=stop, seed=seed), session_id=self.id
             )
+            finish = generation.finish_reason
+            if finish is FinishReason.ABORT and (sampling.json_schema or sampling.structural_tag):
+                await asyncio.sleep(0)
+                continue  # the next span would follow the form from its beginning
             if turn.is_trained:
                 sequence.append_sampled(generation.token_ids, generation.logprobs, generation.policy_version)
             else:
                 sequence.append_context(generation.token_ids)
                 self._logprobs.setdefault(number, []).extend(generation.logprobs)
             turn.num_tokens += len(generation.token_ids)
+            turn.checksum = zlib.crc32(np.array(generation.token_ids, np.int32).tobytes(), turn.checksum or 0)
             turn.text = self.renderer.decode(_ids(sequence, first))
             turn.generate_s = time.monotonic() - start
-            finish = generation.finish_reason
             if finish is FinishReason.STOP or (is_watched and completes_stop(turn.text, before, stop)):
                 if self._is_over(sequence, turn, own_stop):
                     return turn
@@ -200,12 +206,17 @@ class Episode:
         comes last, so that the last turn stays the last.
         """
         last_turn = {id(sequence): number for number, (sequence, _) in enumerate(self._places)}
-        sequences = sorted(self.ledger.sequences, key=lambda s: last_turn.get(id(s), -1))
+        began = self.ledger.sequences
+        places = sorted(range(len(began)), key=lambda i: last_turn.get(id(began[i]), -1))
+        sequences = [began[i] for i in places]
         rank = {id(sequence): number for number, sequence in enumerate(sequences)}
+        for turn, (sequence, _) in zip(self.turns, self._places, strict=True):
+            turn.sequence = rank[id(sequence)]
         order = sorted(range(len(self.turns)), key=lambda i: (rank[id(self._places[i][0])], self._places[i][1]))
         given = dict(self.given) if self.given is not None else None
         if given is not None and given.get("turn_scores"):
-            given["turn_scores"] = [given["turn_scores"][i] for i in order]
+            scores = given["turn_scores"]  # a turn that the deadline interrupted has none
+            given["turn_scores"] = [scores[i] if i < len(scores) else 0.0 for i in order]
         return Trajectory(
             prompt=self.prompt,
             sample_index=self.sample_index,
@@ -215,6 +226,7 @@ class Episode:
             environment=given,
             wall_s=wall_s,
             started_at=wall_time(self.began_at),
+            starts=_renumbered(self.ledger.starts, places),
         )
 
     def _is_over(self, sequence: TokenSequence, turn: Turn, stop: tuple[str, ...]) -> bool:
@@ -227,9 +239,17 @@ class Episode:
         return self.renderer.decode(_ids(sequence, -_HEADER_TOKENS)).rstrip().endswith(OPEN)
 
 
+def _renumbered(starts: list[SequenceStart], places: list[int]) -> list[SequenceStart]:
+    """How the sequences at some places began, in this order."""
+    numbers = {place: number for number, place in enumerate(places)}
+    found = [starts[place] for place in places]
+    return [s if s.branches_from is None else replace(s, branches_from=numbers[s.branches_from]) for s in found]
+
+
 def distribution_of(sampling: Sampling) -> tuple[float, float, int, float, str | None]:
     """What log-probs depend on."""
-    return sampling.temperature, sampling.top_p, sampling.top_k, sampling.min_p, sampling.json_schema
+    form = sampling.json_schema or sampling.structural_tag
+    return sampling.temperature, sampling.top_p, sampling.top_k, sampling.min_p, form
 
 
 def request_seed(base: int, prompt_id: str, sample_index: int, turn: int | str, span: int) -> int:

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
 
-from rl.batch.rows import prompt_of, row_header
-from rl.batches import GroupHeader, Sample, TrajectoryHeader, Use
+from rl.batch.rows import row_headers
+from rl.batches import GroupHeader, RowHeader, Sample, TrajectoryHeader, Use
 from rl.rewards.answers import voted_answer
 from rl.rollout.signs import num_unread_calls, repetition
-from rl.types import Group, IntArray, StopReason, ToolStatus, Trajectory
+from rl.types import Group, IntArray, StopReason, ToolStatus, Trajectory, Turn
 
 
 def rows_of(trajectories: Sequence[Trajectory]) -> list[Sample]:
@@ -42,11 +43,12 @@ def headers_of(records: Sequence[Trajectory], rows: Sequence[Sample]) -> tuple[l
     Returns:
         A header for each trajectory, and the group's `prompt_ids`.
     """
-    prompt_ids = prompt_of(rows[0]) if rows else np.empty(0, np.int32)
-    own: dict[str, list[Sample]] = {}
-    for row in rows:
-        own.setdefault(row.trajectory_id, []).append(row)
-    return [_header(record, own.get(record.id, []), prompt_ids) for record in records], prompt_ids
+    of_rows, prompt_ids = row_headers(rows)
+    own: dict[str, tuple[list[Sample], list[RowHeader]]] = {record.id: ([], []) for record in records}
+    for row, header in zip(rows, of_rows, strict=True):
+        own[row.trajectory_id][0].append(row)
+        own[row.trajectory_id][1].append(header)
+    return [_header(record, *own[record.id]) for record in records], prompt_ids
 
 
 def header_of_group(group: Group) -> GroupHeader:
@@ -62,7 +64,7 @@ def uses_of(groups: Sequence[GroupHeader]) -> dict[str, Use]:
     return {trajectory.id: trajectory.use for group in groups for trajectory in group.trajectories}
 
 
-def _header(trajectory: Trajectory, rows: Sequence[Sample], prompt_ids: IntArray) -> TrajectoryHeader:
+def _header(trajectory: Trajectory, rows: Sequence[Sample], headers: list[RowHeader]) -> TrajectoryHeader:
     given = trajectory.turn_rewards or [0.0] * len(trajectory.turns)
     return TrajectoryHeader(
         id=trajectory.id,
@@ -84,12 +86,25 @@ def _header(trajectory: Trajectory, rows: Sequence[Sample], prompt_ids: IntArray
         tool_s=sum(turn.tool_s for turn in trajectory.turns),
         wall_s=trajectory.wall_s,
         policy_versions=trajectory.policy_versions,
-        rows=[row_header(row, prompt_ids) for row in rows],
+        rows=headers,
         answer=voted_answer(trajectory) if trajectory.prompt.evaluation_set is not None else "",
         repetition=repetition(rows),
         num_unread_calls=num_unread_calls(trajectory.turns),
         num_untrained=sum(turn.num_tokens for turn in trajectory.turns if not turn.is_trained),
+        num_as_sampled=_num_as_sampled(trajectory.turns, rows),
+        starts=trajectory.starts,
     )
+
+
+def _num_as_sampled(turns: Sequence[Turn], rows: Sequence[Sample]) -> int:
+    """Tokens with loss mask 1 that are, turn by turn, those that the engine gave."""
+    trained = [np.asarray(row.token_ids)[np.asarray(row.loss_mask) > 0] for row in rows]
+    ids = np.concatenate([np.empty(0, np.int32), *trained], dtype=np.int32)
+    found, end = 0, 0
+    for turn in (turn for turn in turns if turn.is_trained):
+        start, end = end, end + turn.num_tokens
+        found += turn.num_tokens * (turn.checksum == zlib.crc32(ids[start:end].tobytes()))
+    return found
 
 
 def _failure(trajectory: Trajectory) -> str | None:

@@ -63,6 +63,18 @@ class Reply:
         return self.turn.is_cut
 
 
+@dataclass(slots=True, frozen=True)
+class _Sampled:
+    """A turn that is not yet recorded."""
+
+    sequence: TokenSequence
+    turn: Turn
+    number: int
+    """Its place among the episode's turns."""
+    name: str
+    """What its seed is derived from."""
+
+
 class Policy:
     """The model, as a rollout function sees it. All turns belong to one trajectory."""
 
@@ -103,7 +115,47 @@ class Policy:
         """
         episode = self._episode
         renderer, parser = (dialog.renderer, dialog.parser) if dialog else (episode.renderer, self._parser)
+        stop = () if dialog and not renderer.tools else parser.stop  # without tools nothing is a call
         extension = episode.ledger.plan(messages, renderer)
+        turn = await self._sample(extension, max_tokens, sampling, stop if dialog else None)
+        if dialog is None:
+            self._tools.read_calls(turn.turn)
+        elif renderer.tools:
+            turn.turn.calls = calls_of(turn.turn, renderer, parser)
+        text = renderer.strip_end_of_turn(turn.turn.text)
+        ended_by = self._stop_sequence(text, turn.turn, sampling)
+        message = reply_to(turn.turn, text.removesuffix(ended_by or ""), parser, f"call-{turn.name}")
+        return self._record(turn, message, ended_by)
+
+    async def complete(
+        self, prompt: str | Sequence[int], *, max_tokens: int | None = None, sampling: Sampling | None = None
+    ) -> Reply:
+        """Sample what follows a text or token ids, without a chat template.
+
+        A prompt that goes on from an earlier prompt and its reply keeps their tokens.
+
+        Args:
+            prompt: Not empty.
+            max_tokens: See `chat`.
+            sampling: See `chat`.
+
+        Raises:
+            OutOfTokensError: The budget of the trajectory or of the context is used up.
+            RolloutError: The engine died.
+        """
+        ledger, renderer = self._episode.ledger, self._episode.renderer
+        extension = ledger.plan_text(prompt) if isinstance(prompt, str) else ledger.plan_tokens(prompt)
+        turn = await self._sample(extension, max_tokens, sampling, ())
+        ids = self._episode.sampled(turn.number).token_ids.tolist()
+        text = renderer.decode(ids[:-1] if ids and ids[-1] in renderer.end_of_turn_ids else ids)
+        ended_by = self._stop_sequence(text, turn.turn, sampling)
+        return self._record(turn, {"role": "assistant", "content": text.removesuffix(ended_by or "")}, ended_by)
+
+    async def _sample(
+        self, extension: Extension, max_tokens: int | None, sampling: Sampling | None, stop: tuple[str, ...] | None
+    ) -> _Sampled:
+        """Sample a turn behind what a request adds to the ledger."""
+        episode = self._episode
         room = episode.room_behind(extension.context_length, episode.ledger.response_length + extension.num_added)
         if room <= 0:
             self.stop_reason = self.stop_reason or StopReason.LENGTH
@@ -113,24 +165,20 @@ class Policy:
             )
         sequence, _ = episode.ledger.apply(extension)
         number, name = len(episode.turns), self._name(sequence, extension)
-        stop = () if dialog and not renderer.tools else parser.stop  # without tools nothing is a call
         try:
             turn = await episode.generate(
-                sequence, min(room, max_tokens or room), sampling=sampling, stop=stop if dialog else None, name=name
+                sequence, min(room, max_tokens or room), sampling=sampling, stop=stop, name=name
             )
         except RolloutError as error:
             self.engine_error = error
             raise
-        if dialog is None:
-            self._tools.read_calls(turn)
-        elif renderer.tools:
-            turn.calls = calls_of(turn, renderer, parser)
-        text = renderer.strip_end_of_turn(turn.text)
-        ended_by = self._stop_sequence(text, sampling) if not turn.is_cut else None
-        reply = reply_to(turn, text.removesuffix(ended_by or ""), parser, f"call-{name}")
-        episode.ledger.record(sequence, reply)
+        return _Sampled(sequence, turn, number, name)
+
+    def _record(self, sampled: _Sampled, message: Message, ended_by: str | None) -> Reply:
+        episode, number = self._episode, sampled.number
+        episode.ledger.record(sampled.sequence, message)
         self._answered.append(number)
-        return Reply(reply, turn, episode.sampled(number), ended_by, number)
+        return Reply(message, sampled.turn, episode.sampled(number), ended_by, number)
 
     @property
     def episode(self) -> Episode:
@@ -154,9 +202,11 @@ class Policy:
         again = self._asked[context] - 1
         return f"{extension.num_turns}.{again}" if again else f"{extension.num_turns}"
 
-    def _stop_sequence(self, text: str, sampling: Sampling | None) -> str | None:
-        """The stop string of a request's own that ends a text."""
-        own = set(sampling.stop) - set(self._episode.sampling.stop) if sampling else set()
+    def _stop_sequence(self, text: str, turn: Turn, sampling: Sampling | None) -> str | None:
+        """The stop string of a request's own that ended a turn."""
+        if turn.is_cut or sampling is None:
+            return None
+        own = set(sampling.stop) - set(self._episode.sampling.stop)
         return max((stop for stop in own if text.endswith(stop)), key=len, default=None)
 
     def end(self, outcome: Outcome | str | None, code: UserCode) -> StopReason:

@@ -1,6 +1,7 @@
 """The environment of tools: reads the calls of a turn, runs them within their limits, and answers with the results.
 
-Turns without a call go to the user's environment, where there is one; otherwise they end the trajectory.
+Turns without a call go to the user's environment, where there is one; otherwise they end the trajectory. Calls of the
+tools of an environment go to it too.
 """
 
 from __future__ import annotations
@@ -17,8 +18,10 @@ from typing import Any, Protocol
 from rl.chat.truncation import truncate_tokens
 from rl.config.schema import RLConfig
 from rl.rollout import environments
+from rl.rollout.environment_code import EnvironmentCode
 from rl.rollout.environments import Environment, Step
-from rl.rollout.user_code import UserCode, UserCodeError
+from rl.rollout.gym_environment import GymEnvironment
+from rl.rollout.user_code import UserCodeError
 from rl.thoughts import OPEN
 from rl.types import Message, Prompt, StopReason, ToolCall, ToolResult, ToolStatus, Turn
 
@@ -79,28 +82,36 @@ class ToolEnvironment:
         renderer: TurnText,
         parser: CallReader,
         rl: RLConfig,
-        inner: UserCode | None,
+        inner: EnvironmentCode | None,
         on_turn: Callable[[Turn], None],
         began_at: float = 0.0,
     ) -> None:
         self._session, self._renderer, self._parser, self._rl = session, renderer, parser, rl
         self._code, self._on_turn, self._began_at = inner, on_turn, began_at
         self._inner: Environment | None = None
+        self._actor: GymEnvironment | None = None
+        """The inner environment, if it has tools."""
         self._num_calls = 0
         self._shortener: _Shortener | None = None
 
     @property
     def is_last_turn(self) -> bool:
         """No turn may follow the coming one."""
-        if self._code is not None:
+        if self._code is not None and self._actor is None:
             return bool(self._code.run("is_last_turn", lambda: getattr(self._inner, "is_last_turn", False)))
-        return self._session is None or self._num_calls >= self._rl.max_tool_calls
+        return not self._has_tools or self._num_calls >= self._rl.max_tool_calls
+
+    @property
+    def _has_tools(self) -> bool:
+        return self._session is not None or self._actor is not None
 
     async def reset(self, prompt: Prompt) -> list[Message]:
         """The prompt's messages, or those of the inner environment."""
         if self._code is None:
             return prompt.messages
         self._inner = self._code.make()
+        if isinstance(self._inner, GymEnvironment) and self._code.tools:
+            self._actor = self._inner
         return await environments.reset(self._code, self._inner, prompt)
 
     async def step(self, turn: Turn) -> Step:
@@ -117,7 +128,7 @@ class ToolEnvironment:
 
     def read_calls(self, turn: Turn) -> None:
         """Fill in a turn's calls."""
-        if self._session is not None:
+        if self._has_tools:
             turn.calls = calls_of(turn, self._renderer, self._parser)
         self._on_turn(turn)
 
@@ -134,14 +145,13 @@ class ToolEnvironment:
     async def answer(self, turn: Turn) -> Step:
         """Run the calls of a turn, at least one, and fill in their results."""
         start = time.monotonic()
-        assert self._session is not None, "calls are read only where there are tools"
         num_slots = min(self._rl.max_parallel_calls, self._rl.max_tool_calls - self._num_calls)
         accepted = turn.calls[:num_slots]
         self._num_calls += len(accepted)
         if len(accepted) == 1:
-            turn.results = [await self._session.execute(accepted[0])]  # by far the most, and a task less
+            turn.results = [await self._execute(accepted[0])]  # by far the most, and a task less
         else:
-            turn.results = list(await asyncio.gather(*(self._session.execute(call) for call in accepted)))
+            turn.results = list(await asyncio.gather(*(self._execute(call) for call in accepted)))
         turn.results += [self._over_limit(call) for call in turn.calls[num_slots:]]
         for result in turn.results:
             result.start_s = start - self._began_at
@@ -149,12 +159,19 @@ class ToolEnvironment:
         texts = [result.text.encode("utf-8", "replace").decode("utf-8") for result in turn.results]
         cap = self._rl.max_tool_response_length
         messages = self._as_messages(turn, texts, cap)
+        reward, done = self._actor.take_outcome() if self._actor is not None else (None, False)
         if any(result.status is ToolStatus.UNAVAILABLE for result in turn.results):
             return Step(stop_reason=StopReason.TOOL_UNAVAILABLE)
         if any(result.stop for result in turn.results):
-            return Step(stop_reason=StopReason.TOOL_STOP)
+            return Step(reward=reward, stop_reason=StopReason.TOOL_STOP)
         self._shortener = _Shortener(partial(self._as_messages, turn, texts), cap, len(texts))
-        return Step(messages)
+        return Step(messages, reward, done)
+
+    async def _execute(self, call: ToolCall) -> ToolResult:
+        if self._actor is not None and (self._session is None or call.name in self._actor.tool_names):
+            return await self._actor.execute(call)
+        assert self._session is not None, "calls are read only where there are tools"
+        return await self._session.execute(call)
 
     def shorten(self, excess: int) -> list[Message] | None:
         """The messages of the last step with about so many tokens less; None where they cannot be cut (further)."""

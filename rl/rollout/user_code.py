@@ -68,7 +68,7 @@ class UserCode:
             begin: Calls it.
 
         Raises:
-            UserCodeError: It raised, or is no coroutine function.
+            UserCodeError: It raised, is no coroutine function, or says so itself.
             RolloutError: The engine died meanwhile.
             OutOfTokensError: The token budget is used up.
         """
@@ -77,7 +77,7 @@ class UserCode:
             if not inspect.isawaitable(given):
                 raise TypeError(f"{what} must be `async def`, got {given!r:.80}")
             return await given
-        except (RolloutError, OutOfTokensError):
+        except (RolloutError, OutOfTokensError, UserCodeError):
             raise
         except asyncio.CancelledError as error:
             task = asyncio.current_task()

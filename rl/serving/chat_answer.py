@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -10,6 +11,9 @@ from typing import Any
 
 from rl.rollout.rollout_function import Reply
 from rl.serving.chat_request import ChatRequest
+from rl.types import Message
+
+_PIECE = re.compile(r"\s*\S{1,16}|\s+")
 
 
 @dataclass(slots=True, frozen=True)
@@ -34,19 +38,25 @@ def chat_answer(request: ChatRequest, answer: Answer) -> dict[str, Any]:
 
 
 def chat_events(request: ChatRequest, answer: Answer) -> Iterator[str]:
-    """The same answer as events: one with each message, one with its end, and the usage if it was asked for."""
+    """The same answer as events: pieces of each message, its end, and the usage if it was asked for."""
     head = _head(answer, "chat.completion.chunk")
     for number in range(len(answer.replies)):
         whole = _choice(request, answer, number)
-        delta = whole.pop("message")
-        delta["tool_calls"] = [{"index": i, **call} for i, call in enumerate(delta.get("tool_calls", []))] or None
+        deltas = _deltas(whole.pop("message"))
         end = {"index": number, "delta": {}, "logprobs": None, "finish_reason": whole["finish_reason"]}
-        first = {**whole, "delta": {k: v for k, v in delta.items() if v is not None}, "finish_reason": None}
-        for part in (first, end):
+        yield _event({**head, "choices": [{**whole, "delta": next(deltas), "finish_reason": None}]})
+        for delta in deltas:
+            part = {"index": number, "delta": delta, "logprobs": None, "finish_reason": None}
             yield _event({**head, "choices": [part]})
+        yield _event({**head, "choices": [end]})
     if request.stream_options.include_usage:
         yield _event({**head, "choices": [], "usage": usage_of(answer.replies)})
     yield "data: [DONE]\n\n"
+
+
+def cut(text: str) -> list[str]:
+    """The pieces in which a text is streamed, about a word each; together they are the text."""
+    return _PIECE.findall(text)
 
 
 def usage_of(replies: Sequence[Reply]) -> dict[str, int]:
@@ -77,6 +87,20 @@ def _choice(request: ChatRequest, answer: Answer, number: int) -> dict[str, Any]
         }
     found = {"index": number, "message": message, "logprobs": logprobs, "finish_reason": _finish_reason(reply)}
     return {**found, "token_ids": reply.sampled.token_ids.tolist()} if request.return_token_ids else found
+
+
+def _deltas(message: Message) -> Iterator[dict[str, Any]]:
+    """A message in pieces: thoughts, text, then of each call its name and its arguments."""
+    yield {"role": message["role"], "content": ""}
+    for key in ("reasoning_content", "content"):
+        for piece in cut(message.get(key) or ""):
+            yield {key: piece}
+    for index, call in enumerate(message.get("tool_calls", [])):
+        function = call["function"]
+        named = {"name": function["name"], "arguments": ""}
+        yield {"tool_calls": [{"index": index, "id": call["id"], "type": "function", "function": named}]}
+        for piece in cut(function["arguments"]):
+            yield {"tool_calls": [{"index": index, "function": {"arguments": piece}}]}
 
 
 def _finish_reason(reply: Reply) -> str:

@@ -10,84 +10,44 @@ Source: OpenAI's API reference, "Create chat completion"; vLLM's `ChatCompletion
 from __future__ import annotations
 
 import json
-import re
-from collections.abc import Mapping, Set
-from dataclasses import dataclass, field
-from typing import Annotated, Any, Literal
+from collections.abc import Coroutine, Mapping
+from dataclasses import dataclass, replace
+from typing import Annotated, Any, ClassVar, Literal
 
 from jsonschema import Draft202012Validator
 from jsonschema.exceptions import SchemaError
 from pydantic import Field, TypeAdapter, ValidationError
 
-from rl.errors import first_problem, unknown_name
-from rl.serving.errors import ApiError, bad_request
+from rl.rollout.dialog import Dialog
+from rl.rollout.rollout_function import Policy, Reply
+from rl.serving.errors import bad_request, wrong_field
+from rl.serving.required_call import required_call
+from rl.serving.sample_request import NEUTRAL, WITHOUT_EFFECT, SampleRequest, Tokens
+from rl.serving.values import neutral
+from rl.thoughts import OPEN
 from rl.types import Message, Sampling
 
-_NEUTRAL: dict[str, tuple[Any, ...]] = {
-    "best_of": (1,),
-    "echo": (False,),
-    "frequency_penalty": (0,),
+_NEUTRAL = NEUTRAL | {
     "function_call": ("auto", "none"),
     "functions": ([],),
-    "ignore_eos": (False,),
-    "length_penalty": (1,),
-    "logit_bias": ({},),
-    "min_tokens": (0,),
     "modalities": (["text"],),
     "parallel_tool_calls": (True,),
-    "presence_penalty": (0,),
-    "repetition_penalty": (1,),
-    "skip_special_tokens": (True,),
     "top_logprobs": (0,),
-    "use_beam_search": (False,),
 }
 """Keys that are accepted with these values alone, which have no effect."""
 
-_WITHOUT_EFFECT = frozenset(
-    (
-        "cache_salt",
-        "metadata",
-        "priority",
-        "prompt_cache_key",
-        "request_id",
-        "safety_identifier",
-        "service_tier",
-        "store",
-        "user",
-    )
-)
-"""Keys that never change what is sampled."""
 
-StopString = Annotated[str, Field(min_length=1)]
-Tokens = Annotated[int, Field(ge=1, le=10_000_000)]
-
-
-@dataclass(slots=True)
-class _Stream:
-    include_usage: bool = False
-
-
-@dataclass(slots=True)
-class ChatRequest:
+@dataclass(slots=True, kw_only=True)
+class ChatRequest(SampleRequest):
     """A chat request. A field that is None was not given."""
 
+    prompt_key: ClassVar[str] = "messages"
+
     messages: Annotated[list[Message], Field(min_length=1)]
-    model: str | None = None
-    n: Annotated[int, Field(ge=1, le=128)] = 1
-    max_tokens: Tokens | None = None
     max_completion_tokens: Tokens | None = None
-    temperature: Annotated[float, Field(ge=0, le=2)] | None = None
-    top_p: Annotated[float, Field(gt=0, le=1)] | None = None
-    top_k: Annotated[int, Field(ge=-1, le=2**31 - 1)] | None = None
-    min_p: Annotated[float, Field(ge=0, le=1)] | None = None
-    stop: StopString | list[StopString] | None = None
-    seed: Annotated[int, Field(ge=-(2**63), le=2**63 - 1)] | None = None
     tools: list[dict[str, Any]] | None = None
-    tool_choice: Literal["auto", "none"] | None = None
+    tool_choice: Literal["auto", "none", "required"] | dict[str, Any] | None = None
     logprobs: bool = False
-    stream: bool = False
-    stream_options: _Stream = field(default_factory=_Stream)
-    return_token_ids: bool = False
     response_format: dict[str, Any] | None = None
 
     @property
@@ -119,45 +79,42 @@ class ChatRequest:
         """The tools that the model is shown."""
         return [] if self.tool_choice == "none" else self.tools or []
 
+    @property
+    def required_tools(self) -> list[dict[str, Any]]:
+        """The tools of which one must be called; empty where the model may answer as it likes."""
+        if self.tool_choice == "required":
+            return self.offered_tools
+        if not isinstance(self.tool_choice, dict):
+            return []
+        function = self.tool_choice.get("function")
+        name = function.get("name") if isinstance(function, dict) else None
+        return [tool for tool in self.offered_tools if tool["function"]["name"] == name]
+
+    def conversation(self, number: int) -> list[Message]:
+        """See `SampleRequest.conversation`."""
+        return self.messages
+
     def sampling(self, own: Sampling) -> Sampling:
-        """The sampling that it asks for.
+        """See `SampleRequest.sampling`."""
+        return replace(SampleRequest.sampling(self, own), json_schema=self.json_schema)
 
-        Args:
-            own: The run's, for what it leaves open.
-        """
-        stop = (self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ())
-        return Sampling(
-            temperature=own.temperature if self.temperature is None else self.temperature,
-            max_tokens=self.limit or own.max_tokens,
-            top_p=own.top_p if self.top_p is None else self.top_p,
-            top_k=own.top_k if self.top_k is None else self.top_k or -1,
-            min_p=own.min_p if self.min_p is None else self.min_p,
-            stop=own.stop + stop,
-            seed=own.seed if self.seed is None else self.seed,
-            json_schema=self.json_schema,
-        )
+    def ask(self, number: int, policy: Policy, own: Sampling, dialog: Dialog) -> Coroutine[Any, Any, Reply]:
+        """See `SampleRequest.ask`."""
+        sampling = self.sampling(own)
+        if required := self.required_tools:
+            header = dialog.renderer.decode(dialog.renderer.render_prompt([{"role": "user", "content": ""}]))
+            tag = required_call(
+                required,
+                dialog.parser,
+                is_single=self.tool_choice != "required",
+                begins_in_thought=header.rstrip().endswith(OPEN),
+            )
+            sampling = replace(sampling, structural_tag=tag)
+        return policy.chat(self.messages, max_tokens=self.limit, sampling=sampling, dialog=dialog)
 
 
-_SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
 _REQUEST = TypeAdapter(ChatRequest)
 _FIELDS = frozenset(ChatRequest.__dataclass_fields__)
-
-
-def read_body(body: bytes | bytearray) -> Mapping[str, Any]:
-    """Decode the body of a request.
-
-    Raises:
-        ApiError: It is not a JSON object.
-    """
-    try:
-        given = json.loads(body)
-        if _SURROGATE.search(body):  # half a pair has no UTF-8
-            given = json.loads(json.dumps(given, ensure_ascii=False).encode("utf-8", "replace"))
-    except (ValueError, RecursionError) as error:
-        raise ApiError(400, f"The body is not JSON: {error}.") from error
-    if not isinstance(given, Mapping):
-        raise ApiError(400, f"The body must be a JSON object, got {type(given).__name__}.")
-    return given
 
 
 def read_chat_request(given: Mapping[str, Any]) -> ChatRequest:
@@ -166,35 +123,7 @@ def read_chat_request(given: Mapping[str, Any]) -> ChatRequest:
     Raises:
         ApiError: A key is unknown, wrong, or has an effect that is not supported. Names the key.
     """
-    return check_request(neutral(given, _FIELDS, _WITHOUT_EFFECT, _NEUTRAL))
-
-
-def neutral(
-    given: Mapping[str, Any], known: Set[str], without_effect: Set[str], accepted: Mapping[str, tuple[Any, ...]]
-) -> dict[str, Any]:
-    """Leave out keys without effect and keys that are null.
-
-    Args:
-        given: The body.
-        known: Keys to keep.
-        without_effect: Keys that are ignored.
-        accepted: Keys that are ignored with these values alone.
-
-    Raises:
-        ApiError: There is another key, or another value of such a key.
-    """
-    kept = {}
-    for key, value in given.items():
-        if value is None or key in without_effect:
-            continue
-        if key in known:
-            kept[key] = value
-        elif key not in accepted:
-            raise ApiError(400, unknown_name("request", key, [*known, *accepted]), param=key)
-        elif value not in accepted[key]:
-            allowed = " or ".join(json.dumps(v) for v in accepted[key])
-            raise bad_request(key, f"only {allowed} is supported, got {json.dumps(value):.80}. Remove the key.")
-    return kept
+    return check_request(neutral(given, _FIELDS, WITHOUT_EFFECT, _NEUTRAL))
 
 
 def check_request(given: Mapping[str, Any]) -> ChatRequest:
@@ -204,13 +133,12 @@ def check_request(given: Mapping[str, Any]) -> ChatRequest:
         ApiError: A field is missing or wrong. Names it.
     """
     choice = given.get("tool_choice")
-    if choice not in (None, "auto", "none"):
-        raise bad_request("tool_choice", f"must be auto or none, got {json.dumps(choice):.80}.")
+    if choice not in (None, "auto", "none", "required") and not isinstance(choice, dict):
+        raise bad_request("tool_choice", f"must be auto, none, required or a function, got {json.dumps(choice):.80}.")
     try:
         request = _REQUEST.validate_python(given)
     except ValidationError as error:
-        param = str(error.errors()[0]["loc"][0])
-        raise ApiError(400, f"{first_problem(error)}.", param=param) from None
+        raise wrong_field(error) from None
     for number, tool in enumerate(request.tools or []):
         function = tool.get("function")
         name = function.get("name") if isinstance(function, dict) else None
@@ -221,7 +149,12 @@ def check_request(given: Mapping[str, Any]) -> ChatRequest:
     for message in request.messages:
         if not isinstance(message.get("tool_calls") or [], list):
             raise bad_request("messages", f"tool_calls must be a list, got {json.dumps(message['tool_calls']):.80}.")
-    _ = request.json_schema  # so that a wrong format is told now
+    schema = request.json_schema  # a wrong format is told now
+    if choice not in (None, "auto", "none"):
+        if not request.required_tools:
+            raise bad_request("tool_choice", f"must be one of the tools of the request, got {json.dumps(choice):.80}.")
+        if schema is not None:
+            raise bad_request("tool_choice", "a call cannot be required together with a response_format.")
     return request
 
 
@@ -233,18 +166,3 @@ def _check_schema(number: int, name: str, function: Any) -> None:
         Draft202012Validator.check_schema(parameters)
     except SchemaError as error:
         raise bad_request("tools", f"[{number}], parameters of {name}: not a JSON schema: {error.message}.") from None
-
-
-def json_objects(key: str, values: Any) -> list[Mapping[str, Any]]:
-    """A value that must be a list of JSON objects.
-
-    Args:
-        key: Where it stands, for the message.
-        values: The value.
-
-    Raises:
-        ApiError: It is not.
-    """
-    if not isinstance(values, list) or not all(isinstance(value, Mapping) for value in values):
-        raise bad_request(key, f"must be JSON objects, got {json.dumps(values):.80}.")
-    return values

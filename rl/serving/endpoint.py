@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import secrets
-from collections.abc import Coroutine, Iterable, Sequence
+from collections.abc import Coroutine, Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
@@ -16,16 +16,20 @@ from typing import Any, Protocol
 from aiohttp import web
 
 from rl.errors import DataError, ModelError, RolloutError
+from rl.rollout.dialog import Dialog
 from rl.rollout.rollout_function import Policy, Reply
 from rl.rollout.user_code import OutOfTokensError
 from rl.services.http_guard import Bodies, make_application
 from rl.serving.chat_answer import Answer
-from rl.serving.chat_request import ChatRequest, read_body
 from rl.serving.client import AgentClient
 from rl.serving.dialects import DIALECTS, Dialect
 from rl.serving.dialogs import Dialogs
 from rl.serving.errors import ApiError, answering
 from rl.serving.open_rollouts import OpenRollout, OpenRollouts, not_found
+from rl.serving.sample_request import SampleRequest
+from rl.serving.streams import stream_answer
+from rl.serving.tokenize_api import detokenized, read_detokenize_request, read_tokenize_request, tokenized
+from rl.serving.values import read_body
 from rl.types import Sampling
 
 _MAX_BODY_BYTES = 32 << 20
@@ -37,7 +41,7 @@ _PREFIXES = ("openai/", "arbor:", "huggingface/", "local:")
 class Plain(Protocol):
     """Serves completions that belong to no rollout."""
 
-    def new_policy(self, request: ChatRequest, number: int) -> tuple[Policy, Sampling]:
+    def new_policy(self, request: SampleRequest, number: int) -> tuple[Policy, Sampling]:
         """Begin an episode for one completion.
 
         Args:
@@ -52,7 +56,7 @@ class Plain(Protocol):
         """
         ...
 
-    def on_completion(self, request: ChatRequest, replies: Sequence[Reply], policies: Sequence[Policy]) -> None:
+    def on_completion(self, request: SampleRequest, replies: Sequence[Reply], policies: Sequence[Policy]) -> None:
         """Take what was sampled, before it is sent.
 
         Args:
@@ -93,9 +97,11 @@ class Endpoint:
         """
         for prefix in ("", "/rollouts/{key}"):
             application.router.add_get(f"{prefix}/v1/models", answering(self._models, ApiError.body))
+            application.router.add_post(f"{prefix}/tokenize", answering(self._tokenize, ApiError.body))
+            application.router.add_post(f"{prefix}/detokenize", answering(self._detokenize, ApiError.body))
             for dialect in DIALECTS:
                 handler = partial(self._sampled, dialect)
-                application.router.add_post(f"{prefix}/v1/{dialect.path}", answering(handler, dialect.error))
+                application.router.add_post(f"{prefix}{dialect.path}", answering(handler, dialect.error))
 
     async def start(self) -> None:
         """Listen on any free port of the loopback interface."""
@@ -158,19 +164,41 @@ class Endpoint:
         model = {"id": self._model, "object": "model", "owned_by": "turnwise", "max_model_len": self._max_model_len}
         return web.json_response({"object": "list", "data": [model]})
 
-    async def _sampled(self, dialect: Dialect, http: web.Request) -> web.Response:
+    async def _tokenize(self, http: web.Request) -> web.Response:
+        _, given = await self._read(http)
+        request = read_tokenize_request(given)
+        self._check_model(request.model)
+        dialog = await self._dialogs.of(request.offered_tools)
+        try:
+            return web.json_response(tokenized(request, dialog.renderer, self._max_model_len))
+        except (DataError, ModelError) as error:
+            raise ApiError(400, f"{error}", param="messages") from error
+
+    async def _detokenize(self, http: web.Request) -> web.Response:
+        _, given = await self._read(http)
+        request = read_detokenize_request(given)
+        self._check_model(request.model)
+        return web.json_response(detokenized(request, (await self._dialogs.of([])).renderer))
+
+    async def _sampled(self, dialect: Dialect[Any], http: web.Request) -> web.StreamResponse:
+        key, given = await self._read(http)
+        request = dialect.read(given)
+        self._check_model(request.model)
+        dialog = await self._dialogs.of(request.offered_tools)
+        answer = self._answer(dialect, key, request, dialog)
+        if request.stream:
+            return await stream_answer(http, answer, partial(dialect.events, request), dialect.error_event)
+        return web.json_response(dialect.whole(request, await answer))
+
+    async def _read(self, http: web.Request) -> tuple[str | None, Mapping[str, Any]]:
+        """The rollout that a request belongs to, None for plain inference, and its body."""
         key = self._rollouts.named_by(http)
         async with self._bodies.read(http) as body:
             given = read_body(body)
         key = key or self._rollouts.named_in(given)
         if key is None and self._plain is None:
             raise not_found()
-        request = dialect.read(given)
-        self._check_model(request.model)
-        answer = await self._answer(dialect, key, request)
-        if request.stream:
-            return web.Response(text="".join(dialect.events(request, answer)), content_type="text/event-stream")
-        return web.json_response(dialect.whole(request, answer))
+        return key, given
 
     def _check_model(self, name: str | None) -> None:
         """Refuse other models than the one that is served."""
@@ -183,12 +211,12 @@ class Endpoint:
                 raise ApiError(404, message, param="model", code="model_not_found")
             asked = asked.removeprefix(prefix)
 
-    async def _answer(self, dialect: Dialect, key: str | None, request: ChatRequest) -> Answer:
+    async def _answer(self, dialect: Dialect[Any], key: str | None, request: SampleRequest, dialog: Dialog) -> Answer:
         """Sample the completions of a request. Who cancels it, ends them."""
         if key is None:
-            return await self._sample(dialect, request, None)
+            return await self._sample(dialect, request, dialog, None)
         rollout = self._rollouts.of(key)  # it may have ended while the body arrived
-        task = asyncio.create_task(self._sample(dialect, request, rollout))
+        task = asyncio.create_task(self._sample(dialect, request, dialog, rollout))
         rollout.running.add(task)
         task.add_done_callback(rollout.running.discard)
         try:
@@ -198,19 +226,16 @@ class Endpoint:
                 raise
             raise not_found() from None
 
-    async def _sample(self, dialect: Dialect, request: ChatRequest, rollout: OpenRollout | None) -> Answer:
-        dialog = await self._dialogs.of(request.offered_tools)
+    async def _sample(
+        self, dialect: Dialect[Any], request: SampleRequest, dialog: Dialog, rollout: OpenRollout | None
+    ) -> Answer:
         policies = self._policies(request, rollout)
-        turns = (
-            policy.chat(request.messages, max_tokens=request.limit, sampling=request.sampling(own), dialog=dialog)
-            for policy, own in policies
-        )
         try:
-            replies = await _all(turns)
+            replies = await _all(request.ask(i, policy, own, dialog) for i, (policy, own) in enumerate(policies))
         except (DataError, ModelError) as error:
             raise ApiError(400, f"{error}") from error
         except OutOfTokensError as error:
-            raise ApiError(400, f"{error}", param="messages", code="context_length_exceeded") from error
+            raise ApiError(400, f"{error}", param=request.prompt_key, code="context_length_exceeded") from error
         except RolloutError as error:
             raise ApiError(500, f"{error}") from error
         answer_id = f"{dialect.id_prefix}{secrets.token_hex(16)}"
@@ -221,12 +246,12 @@ class Endpoint:
         decode = dialog.renderer.decode
         return Answer(answer_id, self._model, replies, lambda ids: [decode([token]) for token in ids])
 
-    def _policies(self, request: ChatRequest, rollout: OpenRollout | None) -> list[tuple[Policy, Sampling]]:
+    def _policies(self, request: SampleRequest, rollout: OpenRollout | None) -> list[tuple[Policy, Sampling]]:
         """Who samples each completion, with the sampling for what the request leaves open."""
         if rollout is not None:
-            return [(rollout.policy, rollout.sampling)] * request.n
+            return [(rollout.policy, rollout.sampling)] * request.num_completions
         assert self._plain is not None, "other requests are refused"
-        return [self._plain.new_policy(request, number) for number in range(request.n)]
+        return [self._plain.new_policy(request, number) for number in range(request.num_completions)]
 
 
 async def _all(turns: Iterable[Coroutine[Any, Any, Reply]]) -> list[Reply]:

@@ -8,8 +8,9 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 from aiohttp import web
+from pydantic import ValidationError
 
-from rl.errors import ConfigError, DataError, TurnwiseError
+from rl.errors import ConfigError, DataError, TurnwiseError, first_problem
 
 logger = logging.getLogger(__name__)
 
@@ -45,6 +46,12 @@ def bad_request(param: str, message: str) -> ApiError:
         message: What it must be, and what it is.
     """
     return ApiError(400, f"{param}: {message}", param=param)
+
+
+def wrong_field(error: ValidationError) -> ApiError:
+    """The first problem that pydantic found in a request."""
+    place = error.errors(include_url=False)[0]["loc"]
+    return ApiError(400, f"{first_problem(error)}.", param=str(place[0]) if place else None)
 
 
 def answering(handler: Handler, body_of: Callable[[ApiError], dict[str, Any]]) -> Handler:

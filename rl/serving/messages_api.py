@@ -10,15 +10,16 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from rl.rollout.rollout_function import Reply
-from rl.serving.chat_answer import Answer, usage_of
-from rl.serving.chat_request import ChatRequest, check_request, json_objects, neutral
+from rl.serving.chat_answer import Answer, cut, usage_of
+from rl.serving.chat_request import ChatRequest, check_request
 from rl.serving.errors import bad_request
+from rl.serving.values import json_objects, neutral
 from rl.types import Message
 
 _SAME = ("messages", "model", "max_tokens", "temperature", "top_p", "top_k", "stream")
 _WITHOUT_EFFECT = frozenset(("metadata", "service_tier", "inference_geo", "container"))
 _TRANSLATED = frozenset((*_SAME, "system", "tools", "tool_choice", "stop_sequences", "thinking"))
-_CHOICES = {"auto": "auto", "none": "none", "any": "required", "tool": "required"}
+_CHOICES = {"auto": "auto", "none": "none", "any": "required"}
 
 
 def read_messages_request(given: Mapping[str, Any]) -> ChatRequest:
@@ -42,7 +43,8 @@ def read_messages_request(given: Mapping[str, Any]) -> ChatRequest:
         chat["tools"] = [_tool(tool) for tool in json_objects("tools", given["tools"])]
     if "tool_choice" in given:
         (choice,) = json_objects("tool_choice", [given["tool_choice"]])
-        chat["tool_choice"] = _CHOICES.get(str(choice.get("type")), choice)
+        named = {"type": "function", "function": {"name": choice.get("name")}}
+        chat["tool_choice"] = _CHOICES.get(str(choice.get("type")), named)
     return check_request(chat)
 
 
@@ -69,9 +71,10 @@ def messages_events(request: ChatRequest, answer: Answer) -> Iterator[str]:
     begun = {**whole, "content": [], "stop_reason": None, "stop_sequence": None, "usage": {**usage, "output_tokens": 0}}
     yield _event("message_start", message=begun)
     for index, block in enumerate(whole["content"]):
-        empty, delta = _as_delta(block)
+        empty, deltas = _as_deltas(block)
         yield _event("content_block_start", index=index, content_block=empty)
-        yield _event("content_block_delta", index=index, delta=delta)
+        for delta in deltas:
+            yield _event("content_block_delta", index=index, delta=delta)
         yield _event("content_block_stop", index=index)
     end = {"stop_reason": whole["stop_reason"], "stop_sequence": whole["stop_sequence"]}
     yield _event("message_delta", delta=end, usage={"output_tokens": usage["output_tokens"]})
@@ -136,14 +139,15 @@ def _stop_reason(reply: Reply) -> str:
     return "tool_use" if reply.message.get("tool_calls") else "end_turn"
 
 
-def _as_delta(block: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """A block without its content, and the content."""
+def _as_deltas(block: Mapping[str, Any]) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """A block without its content, and the content in pieces."""
     if block["type"] == "text":
-        return {**block, "text": ""}, {"type": "text_delta", "text": block["text"]}
+        return {**block, "text": ""}, [{"type": "text_delta", "text": piece} for piece in cut(block["text"])]
     if block["type"] == "thinking":
-        return {**block, "thinking": ""}, {"type": "thinking_delta", "thinking": block["thinking"]}
+        thoughts = [{"type": "thinking_delta", "thinking": piece} for piece in cut(block["thinking"])]
+        return {**block, "thinking": ""}, thoughts
     text = json.dumps(block["input"], ensure_ascii=False)
-    return {**block, "input": {}}, {"type": "input_json_delta", "partial_json": text}
+    return {**block, "input": {}}, [{"type": "input_json_delta", "partial_json": piece} for piece in cut(text)]
 
 
 def _event(kind: str, **fields: Any) -> str:

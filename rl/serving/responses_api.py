@@ -11,9 +11,10 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from rl.rollout.rollout_function import Reply
-from rl.serving.chat_answer import Answer, usage_of
-from rl.serving.chat_request import ChatRequest, check_request, json_objects, neutral
+from rl.serving.chat_answer import Answer, cut, usage_of
+from rl.serving.chat_request import ChatRequest, check_request
 from rl.serving.errors import bad_request
+from rl.serving.values import json_objects, neutral
 from rl.types import Message
 
 _SAME = ("model", "temperature", "top_p", "tool_choice", "stream")
@@ -45,6 +46,8 @@ def read_responses_request(given: Mapping[str, Any]) -> ChatRequest:
         chat["max_tokens"] = given["max_output_tokens"]
     if "tools" in given:
         chat["tools"] = [_tool(tool) for tool in json_objects("tools", given["tools"])]
+    if isinstance(choice := given.get("tool_choice"), Mapping):
+        chat["tool_choice"] = {"type": "function", "function": {"name": choice.get("name")}}
     if "text" in given:
         (text,) = json_objects("text", [given["text"]])
         chat["response_format"] = _format(text.get("format") or {"type": "text"})
@@ -97,11 +100,13 @@ def responses_events(request: ChatRequest, answer: Answer) -> Iterator[str]:
             (part,) = item["content"]
             place["content_index"] = 0
             yield event("response.content_part.added", **place, part={**part, "text": ""})
-            yield event("response.output_text.delta", **place, delta=part["text"], logprobs=[])
+            for piece in cut(part["text"]):
+                yield event("response.output_text.delta", **place, delta=piece, logprobs=[])
             yield event("response.output_text.done", **place, text=part["text"], logprobs=[])
             yield event("response.content_part.done", **place, part=part)
         elif item["type"] == "function_call":
-            yield event("response.function_call_arguments.delta", **place, delta=item["arguments"])
+            for piece in cut(item["arguments"]):
+                yield event("response.function_call_arguments.delta", **place, delta=piece)
             told = {"arguments": item["arguments"], "name": item["name"]}
             yield event("response.function_call_arguments.done", **place, **told)
         yield event("response.output_item.done", output_index=index, item=item)

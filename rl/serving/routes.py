@@ -12,13 +12,13 @@ from aiohttp.typedefs import Handler, Middleware
 
 from rl.errors import ConfigError
 from rl.services.http_guard import Bodies, make_application
-from rl.serving.chat_request import read_body
 from rl.serving.errors import ApiError, answering, bad_request
 from rl.serving.group_requests import read_group_request, read_reward_request
 from rl.serving.groups import Rollout, ServedGroup
 from rl.serving.job import JobStatus
 from rl.serving.open_rollouts import sent_key
 from rl.serving.service import Service, client_json
+from rl.serving.values import read_body
 
 KEY_VARIABLE = "TURNWISE_API_KEY"
 _MAX_BODY_BYTES = 32 << 20

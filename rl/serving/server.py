@@ -8,6 +8,7 @@ from aiohttp import web
 
 from rl.config.serve import ServeConfig
 from rl.errors import ConfigError
+from rl.serving.arbor.protocol import Arbor
 from rl.serving.routes import make_service_application, service_key
 from rl.serving.service import Service
 
@@ -32,6 +33,9 @@ async def start_server(service: Service, config: ServeConfig) -> Server:
         ConfigError: The port is in use, the address is not this machine's, or a key is missing.
     """
     application = make_service_application(service, service_key(config.host))
+    arbor = Arbor(service, service.config)
+    arbor.add_to(application)
+    service.on_plain, service.protocol_metrics = arbor.on_completion, arbor.metrics
     runner = web.AppRunner(application, access_log=None, shutdown_timeout=1.0, handler_cancellation=True)
     await runner.setup()
     try:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import logging
+import re
 import weakref
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -16,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from rl.config.schema import Config
-from rl.errors import ConfigError, RolloutError
+from rl.errors import ConfigError, DataError, RolloutError
 from rl.interfaces import Engine, Score
 from rl.rollout.agent_loop import AgentLoop
 from rl.rollout.dialog import Dialog
@@ -25,7 +26,6 @@ from rl.rollout.headers import rows_of
 from rl.rollout.rollout_function import Policy, Reply
 from rl.rollout.tool_environment import ToolEnvironment
 from rl.rollout.workers import training_sampling
-from rl.serving.chat_request import ChatRequest
 from rl.serving.client import AgentClient
 from rl.serving.dialogs import Dialogs
 from rl.serving.endpoint import Endpoint
@@ -35,11 +35,13 @@ from rl.serving.group_requests import GroupRequest
 from rl.serving.groups import Groups, ServedGroup
 from rl.serving.job import JobRequest, JobState, JobStatus
 from rl.serving.journal import Journal
+from rl.serving.sample_request import SampleRequest
 from rl.types import Group, Prompt, Sampling, Trajectory
 
 logger = logging.getLogger(__name__)
 
 _RUNNING = (JobState.STARTING, JobState.SAMPLING, JobState.UPDATING)
+_FILE_NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,99}")
 NATIVE = "groups"
 """Name of the training that the first group begins."""
 
@@ -69,7 +71,14 @@ class EndWanted:
     """A client ends the training."""
 
 
-Event = GroupDone | BatchClosed | SaveWanted | EndWanted
+@dataclass(slots=True, frozen=True)
+class EnginesDied:
+    """No engine is left to sample."""
+
+    reason: str
+
+
+Event = GroupDone | BatchClosed | SaveWanted | EndWanted | EnginesDied
 
 
 class Service:
@@ -105,8 +114,10 @@ class Service:
         )
         most = config.serve_config.max_open_rollouts
         self.groups = Groups(self.endpoint, score, self._keep, most, release)
-        self.on_plain: Callable[[ChatRequest, Sequence[Reply], Sequence[Policy]], None] | None = None
+        self.on_plain: Callable[[SampleRequest, Sequence[Reply], Sequence[Policy]], None] | None = None
         """Takes completions outside of rollouts, before they are sent; for protocols that train on them."""
+        self.protocol_metrics: Callable[[], dict[str, float]] = dict
+        """Figures of a protocol about the batch that was closed last, under the names of their metrics."""
         self._loop = self._new_loop(config)
         self._status = JobStatus()
         self._jobs: asyncio.Queue[JobRequest] = asyncio.Queue()
@@ -191,6 +202,8 @@ class Service:
     async def save(self, name: str) -> Path:
         """See `rl.serving.job.Trainer`."""
         self._check_running()
+        if not _FILE_NAME.fullmatch(name):
+            raise DataError(f"checkpoint: '{name:.80}' cannot name a folder. Use letters, digits, '-', '_' and '.'.")
         saved: asyncio.Future[Path] = _future()
         self._saving[name] = saved
         self._events.put_nowait(SaveWanted(name))
@@ -208,7 +221,7 @@ class Service:
         """How the training's rollouts are sampled."""
         return training_sampling(self.config)
 
-    def new_policy(self, request: ChatRequest, number: int) -> tuple[Policy, Sampling]:
+    def new_policy(self, request: SampleRequest, number: int) -> tuple[Policy, Sampling]:
         """See `rl.serving.endpoint.Plain`. The same request with a seed samples the same tokens."""
         is_seeded = request.seed is not None
         prompt = Prompt("plain" if is_seeded else f"plain-{next(self._plain_numbers)}", [], "", "service")
@@ -222,7 +235,7 @@ class Service:
         weakref.finalize(policy, self._release, episode.id)
         return policy, self.sampling
 
-    def on_completion(self, request: ChatRequest, replies: Sequence[Reply], policies: Sequence[Policy]) -> None:
+    def on_completion(self, request: SampleRequest, replies: Sequence[Reply], policies: Sequence[Policy]) -> None:
         """See `rl.serving.endpoint.Plain`."""
         if self.on_plain is not None:
             self.on_plain(request, replies, policies)
@@ -280,6 +293,10 @@ class Service:
         if self.config.serve_config.max_staleness == 0:
             self.gate.close()
 
+    async def read_protocol_metrics(self) -> dict[str, float]:
+        """See `protocol_metrics`."""
+        return self.protocol_metrics()
+
     async def next_events(self, timeout_s: float) -> list[Event]:
         """What happened since the last call, in order; waits for the first, but not longer."""
         try:
@@ -300,6 +317,10 @@ class Service:
         self._set(checkpoints={**self._status.checkpoints, name: str(folder)}, last_checkpoint=name)
         if name in self._saving:
             _resolve(self._saving.pop(name), folder)
+
+    def engines_died(self, reason: str) -> None:
+        """Tell the driver, which waits for groups that will not come."""
+        self._events.put_nowait(EnginesDied(reason))
 
     async def end_job(self, step: int, failure: str | None) -> None:
         """The training is over; the last weights stay served."""

@@ -102,7 +102,7 @@ def policy_loss(micro_batch: MicroBatch, head: HeadOutput, objective: Objective)
     """
     assert micro_batch.loss_weights is not None and micro_batch.advantages is not None, "loss columns are not filled"
     weights, mask, current = micro_batch.loss_weights, micro_batch.loss_mask, head.logprobs.detach()
-    ids = sequence_ids(micro_batch.cu_seqlens, mask)
+    ids = sequence_ids(micro_batch.sample_ids)
     old, trained = _old_and_trained(micro_batch, current, objective.correction)
     token = objective.loss(
         head.logprobs,

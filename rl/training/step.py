@@ -167,9 +167,7 @@ def _reduce_metrics(
 def _broken_samples(results: list[TokenSums], micro_batches: list[MicroBatch]) -> list[int]:
     found: set[int] = set()
     for result, micro_batch in zip(results, micro_batches, strict=False):  # no results before the last stage
-        if micro_batch.sample_ids is not None:
-            owners = micro_batch.sample_ids.repeat_interleave(micro_batch.cu_seqlens.diff().long())
-            found |= set(owners[result.is_broken.cpu()].tolist())
+        found |= set(micro_batch.sample_ids[result.is_broken.cpu()].tolist())
     return sorted(found)
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from itertools import pairwise
 from pathlib import Path
 
 import torch
@@ -17,6 +16,7 @@ from rl.batches import MicroBatch, MiniBatch, RunPlace
 from rl.config.correction import RolloutCorrection
 from rl.config.schema import Config, LossAggregation
 from rl.training.actor import Actor
+from tests.trees import tree_samples
 from tests.update_case import UpdateTrace, trace_updates, update_config, update_samples, with_logprobs
 
 
@@ -96,7 +96,7 @@ class Outcome:
     updates: UpdateTrace
     """Three updates, this rank's stage."""
     logprobs: dict[tuple[int, ...], Tensor]
-    """After the updates, by the token ids of the sequence; this rank's share."""
+    """After the updates, by the sampled token ids of the sequence; this rank's share."""
     resumed: dict[str, float]
     """Metrics of the fourth update, after loading the checkpoint of the single-process run."""
     is_same_offloaded: bool
@@ -105,6 +105,9 @@ class Outcome:
     """Metrics of one more update with each loss of `CLIP_RANGES`, one after the other."""
     corrected: dict[str, float]
     """Metrics of one more update, with importance weights, rejected sequences and current log-probs as old ones."""
+    branched: list[dict[str, float]]
+    """Metrics of two more updates, on rollouts that branch: with the tokens of a tree shared, but in one process row by
+    row."""
     loss_weights: dict[str, Tensor]
     """Parameters after all updates, this rank's stage."""
 
@@ -149,9 +152,10 @@ def run_layout(layout: Layout, folder: Path, *, rank: int, init_method: str | No
                 micro.old_logprobs = current + ((micro.target_ids % 7).float() / 7 - 0.4) * micro.loss_mask
             losses[name] = actor.update(micros)
         corrected = _corrected_update(actor, mini_batch(config, layout.dp).micro_batches[actor.parallel.dp_rank])
+        branched = [_branched_update(actor, layout, folder, loss) for loss in ("clip", "gspo")]
         weights = {name: tensor.clone() for name, tensor in actor.export_hf_weights()}
         _record(actor, layout, folder / f"{layout.name}.parquet")
-        return Outcome(updates, logprobs, resumed, is_same, losses, corrected, weights)
+        return Outcome(updates, logprobs, resumed, is_same, losses, corrected, branched, weights)
 
 
 def run_in_bfloat16(layout: Layout, folder: Path, *, rank: int, init_method: str | None) -> tuple[UpdateTrace, bool]:
@@ -184,6 +188,19 @@ def _corrected_update(actor: Actor, micros: list[MicroBatch]) -> dict[str, float
     return actor.update(micros)
 
 
+def _branched_update(actor: Actor, layout: Layout, folder: Path, loss: str) -> dict[str, float]:
+    """Old log-probs are up to 0.06 from the current ones, the engine's up to 0.6, as functions of the token."""
+    config = layout.config(folder)
+    config.rl_config.share_prompt_prefix = layout.world_size > 1
+    (mini,) = pack_samples(tree_samples(1), packing_layout(config, num_data_parallel=layout.dp)).mini_batches
+    micros = mini.micro_batches[actor.parallel.dp_rank]
+    actor.objective = replace(actor.objective, loss=LOSSES[loss])
+    for micro, current in zip(micros, actor.compute_logprobs(micros), strict=True):
+        micro.old_logprobs = current + ((micro.target_ids % 7).float() / 50 - 0.06) * micro.loss_mask
+        micro.rollout_logprobs = current + ((micro.target_ids * 31 % 13).float() / 10 - 0.6) * micro.loss_mask
+    return actor.update(micros)
+
+
 def _record(actor: Actor, layout: Layout, path: Path) -> None:
     """One more update, as the training loop does it, whose tokens are recorded."""
     plan = plan_samples(update_samples(), packing_layout(layout.config(path.parent), num_data_parallel=layout.dp))
@@ -202,10 +219,10 @@ def mini_batch(config: Config, num_data_parallel: int) -> MiniBatch:
 
 
 def by_sequence(micros: list[MicroBatch], logprobs: list[Tensor]) -> dict[tuple[int, ...], Tensor]:
-    """Log-probs of each sequence that has any."""
+    """Log-probs of each sample's sampled tokens."""
     found = {}
     for micro, values in zip(micros, logprobs, strict=True):
-        for start, end in pairwise(micro.cu_seqlens.tolist()):
-            if bool(micro.loss_mask[start:end].any()):
-                found[tuple(micro.token_ids[start:end].tolist())] = values[start:end]
+        for sample in set(micro.sample_ids.tolist()) - {-1}:
+            is_own = micro.sample_ids == sample
+            found[tuple(micro.target_ids[is_own].tolist())] = values[is_own]
     return found

@@ -117,6 +117,15 @@ def test_corrected_update_equals_that_of_one_process_and_its_ratios_are_exactly_
         assert corrected == pytest.approx(expected, rel=1e-4, abs=1e-6)
 
 
+def test_updates_on_branching_rollouts_equal_those_of_one_process_row_by_row(results: Results, layout: Layout):
+    """Their parameters are part of those after all updates."""
+    expected = results.alone[layout.model].branched
+    assert all(0 < metrics["rollout_corr/rollout_rs_seq_masked_fraction"] < 1 for metrics in expected)
+    for outcome in results.ranks(layout):
+        for one, alone in zip(outcome.branched, expected, strict=True):
+            assert one == pytest.approx(alone, rel=1e-4, abs=1e-6)
+
+
 def test_recorded_tokens_equal_those_of_one_process(results: Results, layout: Layout):
     """Each data-parallel rank writes one file, and each sample is in one of them."""
     expected, found = (

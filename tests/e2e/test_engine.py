@@ -12,10 +12,12 @@ import pytest_asyncio
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
+from rl.chat.parsers import PARSERS
 from rl.config.schema import Config, Device
 from rl.errors import DataError, ModelError, RolloutError, WeightSyncError, WorkerDiedError
 from rl.inference.engine import VllmEngine
 from rl.inference.environment import engine_environment
+from rl.serving.required_call import required_call
 from rl.types import FinishReason, Generation, Sampling, WeightUpdate
 from rl.weight_sync.shared_memory import publish
 from tests.engine_contract import check_engine
@@ -101,6 +103,21 @@ async def test_engine_logprobs_are_of_the_distribution_sampled_from(engine, refe
     )
     for prompt, result in zip(prompts, results, strict=True):
         assert_logprobs_agree(reference, prompt, result, temperature)
+
+
+async def test_engine_writes_nothing_but_a_required_call(engine, folder):
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    parameters = {"type": "object", "properties": {"x": {"enum": [1, 2]}}, "required": ["x"]}
+    tools = [{"type": "function", "function": {"name": name, "parameters": parameters}} for name in ("add", "subtract")]
+    parser = PARSERS["hermes"]
+    for seed in range(4):
+        tag = required_call(tools, parser, is_single=True)
+        result = await engine.generate(PROMPT, Sampling(1.0, 100, seed=seed, structural_tag=tag), session_id="call")
+        text = tokenizer.decode(result.token_ids, skip_special_tokens=True)
+        (call,) = parser.parse(text)
+        assert result.finish_reason is FinishReason.STOP
+        assert (call.error, call.name in ("add", "subtract"), call.arguments["x"] in (1, 2)) == (None, True, True)
+        assert text.startswith("<tool_call>") and text.endswith("</tool_call>")
 
 
 async def test_engine_follows_a_json_schema_and_refuses_one_that_is_none(engine, folder):

@@ -38,7 +38,7 @@ def test_a_model_learns_in_an_environment_of_several_turns(workspace: Path) -> N
         workspace,
         "guess",
         f"rl_config.environment={file}:GuessTheNumber",
-        "rl_config.environment_kwargs={largest: 3, max_turns: 3}",
+        "rl_config.environment_kwargs={largest: 3, max_guesses: 3}",
         "rl_config.turn_credit_coef=0.5",
         "generate_config.sampling_config.max_tokens=40",
     )
@@ -50,14 +50,14 @@ def test_a_model_learns_in_an_environment_of_several_turns(workspace: Path) -> N
         assert metrics["actor/grad_norm"] > 0
         assert 0 <= metrics["reward/environment/mean"] <= 1
         assert metrics["stop_reason/environment_failed"] == 0
-    assert all(t["messages"][0]["content"].startswith("Guess my number from 1 to 3") for t in trajectories)
+    assert all(t["messages"][-1]["content"].endswith("Guess my number from 1 to 3.") for t in trajectories)
     for trajectory in trajectories:
         *earlier, last = trajectory["turns"]
         hints = [message["content"] for turn in earlier for message in turn["messages"]]
         assert len(hints) == len(earlier)
         assert set(hints) <= {"Higher.", "Lower.", "Say a number."}
         if trajectory["rewards"]["environment"]:
-            assert last["messages"] == []
+            assert last["messages"][0]["content"] == "Right."
             assert trajectory["turn_rewards"] == [0.0] * len(earlier) + [1.0]
     assert any(len(t["turns"]) > 1 for t in trajectories)
 

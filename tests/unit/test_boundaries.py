@@ -35,10 +35,23 @@ MAY_IMPORT["weight_sync"] = MAY_IMPORT["rollout"] | {"rollout"}
 MAY_IMPORT["training"] = MAY_IMPORT["rollout"] | {"rollout", "weight_sync"}
 MAY_IMPORT["inference"] = MAY_IMPORT["rollout"] | {"rollout", "weight_sync"}
 MAY_IMPORT["serving"] = MAY_IMPORT["rollout"] | {"rollout", "services"}
+MAY_IMPORT["integrations"] = MAY_IMPORT["rollout"] | {"rollout", "serving"}
 MAY_IMPORT["run"] = MAY_IMPORT["training"] | {"training"}
 MAY_IMPORT["cluster"] = MAY_IMPORT["training"] | {"training", "inference", "services", "serving"}
 MAY_IMPORT["remote"] = MAY_IMPORT["run"] | {"cluster"}
-TOP = {"train", "sft", "evaluate", "play", "rollout_only", "preflight", "score", "doctor", "__main__", "__init__"}
+TOP = {
+    "train",
+    "sft",
+    "evaluate",
+    "serve",
+    "play",
+    "rollout_only",
+    "preflight",
+    "score",
+    "doctor",
+    "__main__",
+    "__init__",
+}
 
 HOMES = {"ray": {"cluster"}, "megatron": {"training"}, "vllm": {"inference"}}
 NOT_ON_THE_PAGE = {"ray", "megatron", "vllm", "torch"}

@@ -71,11 +71,10 @@ def test_default_loss_scale_is_the_longest_response():
     assert loss_aggregation(config)[1] == 700.0
 
 
-def test_sequence_ids_number_the_sequences_between_boundaries():
-    boundaries = torch.tensor([0, 3, 5, 6], dtype=torch.int32)
-    mask = torch.tensor([0, 1, 1, 0, 1, 0], dtype=torch.float32)
-    assert sequence_ids(boundaries, mask).tolist() == [-1, 0, 0, -1, 1, -1]
-    assert sequence_ids(torch.tensor([0, 1], dtype=torch.int32), torch.zeros(1)).tolist() == [-1]
+def test_sequence_ids_number_the_samples_of_a_micro_batch():
+    assert sequence_ids(torch.tensor([-1, 7, 7, -1, 2])).tolist() == [-1, 1, 1, -1, 0]
+    assert sequence_ids(torch.tensor([3, 3])).tolist() == [0, 0]
+    assert sequence_ids(torch.tensor([-1])).tolist() == [-1]
 
 
 def test_sequence_sum_and_mean_worked_example_with_gradient():

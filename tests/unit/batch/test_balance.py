@@ -33,16 +33,18 @@ def test_karmarkar_karp_keeps_each_row_once_and_parts_close(costs: list[float], 
 def test_cost_worked_example():
     # A prompt of 3 and answers of 2 and 1 tokens: 6 tokens; pairs 1 + 2 + 3, 4 + 5, and 4.
     model = CostModel(attention=0.1, head=0.5)
-    assert model.cost([5, 4], 3, num_loss_tokens=3) == pytest.approx(6 + 0.1 * 19 + 0.5 * 3)
+    assert model.cost([5, 4], [0, 3], num_loss_tokens=3) == pytest.approx(6 + 0.1 * 19 + 0.5 * 3)
 
 
-def test_cost_of_a_sequence_alone_does_not_depend_on_its_prefix():
+def test_cost_of_a_tree_counts_each_token_and_pair_once():
+    # Sequences of 5, 4 and 6 tokens that begin with 3 and then 2 of the ones before: 5 + 1 + 4 tokens; pairs 15, and 4,
+    # and 3 + 4 + 5 + 6.
     model = CostModel(attention=0.1)
-    assert model.cost([5], 3, 0) == model.cost([5], 0, 0) == pytest.approx(6.5)
+    assert model.cost([5, 4, 6], [0, 3, 2], 0) == pytest.approx(10 + 0.1 * 37)
 
 
 def test_cost_of_an_unknown_architecture_counts_tokens():
-    assert CostModel.of(None).cost([5, 4], 3, num_loss_tokens=3) == 6
+    assert CostModel.of(None).cost([5, 4], [0, 3], num_loss_tokens=3) == 6
 
 
 def test_cost_model_of_smollm2():

@@ -72,7 +72,7 @@ def test_pack_samples_cuts_a_group_that_is_too_long_and_repeats_its_prompt():
     layout = PackingLayout(num_data_parallel=1, max_tokens=8, mini_batch_prompts=1, share_prefix=True)
     (micros,) = pack_samples(samples, layout).mini_batches[0].micro_batches
     assert [m.token_ids.tolist() for m in micros] == [[1, 5, 9, 7, 0, 9, 7, 1], [1, 5, 9, 7, 2]]
-    assert [m.prefix_ids.tolist() for m in micros] == [[-1, 0, 0], [-1, 0]]
+    assert [m.prefix_ids.tolist() for m in micros] == [[-1, 0, 0], [-1]]
 
 
 def test_pack_samples_holds_what_all_samples_begin_with_once_in_each_micro_batch():

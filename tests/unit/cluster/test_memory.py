@@ -274,8 +274,8 @@ def make_setting(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Ca
         monkeypatch.setattr(module, "embedded_services", lambda config: nullcontext({}))
         monkeypatch.setattr(module, "machines", lambda: [Machine("here", (0,))])
         monkeypatch.setattr(module, "Nodes", OneMachine)
-        monkeypatch.setattr(module, "_shut_down", lambda workers: lambda *failure: None)
-        monkeypatch.setattr(module, "_start_rollouts", start_rollouts)
+        monkeypatch.setattr(module, "shut_down", lambda workers: lambda *failure: None)
+        monkeypatch.setattr(module, "start_rollouts", start_rollouts)
         monkeypatch.setattr(module, "_start_ranks", start_ranks)
         return setting
 

@@ -16,7 +16,8 @@ from rl.config.schema import Config
 from rl.errors import ConfigError
 from rl.rewards.registry import load_rewards
 from rl.rollout.agent_loop import AgentLoop
-from rl.rollout.environments import Step, load_environment
+from rl.rollout.environment_code import load_environment
+from rl.rollout.environments import Step
 from rl.rollout.group import run_group
 from rl.types import FinishReason, Message, Prompt, Sampling, Scores, StopReason, Trajectory, Turn
 from tests import chat_templates
@@ -314,6 +315,12 @@ async def test_an_engine_that_dies_is_no_failure_of_the_environment():
     assert (await run("Counting", [])).stop_reason is StopReason.ENGINE_FAILED
 
 
+async def test_an_engine_that_dies_behind_a_rewarded_turn_ends_the_trajectory():
+    trajectory = await run("Counting", answers(13))
+    assert trajectory.stop_reason is StopReason.ENGINE_FAILED
+    assert trajectory.environment == {"score": 0.5, "turn_scores": [0.5, 0.0]}
+
+
 async def test_an_environment_that_fails_to_close_is_logged(caplog):
     trajectory = await run("FailingToClose", answers(13), environment_kwargs={"last": 1})
     assert trajectory.stop_reason is StopReason.FINISHED
@@ -370,9 +377,9 @@ async def test_an_environment_of_a_template_that_drops_thoughts_has_a_sequence_f
     ]
 
 
-async def test_the_example_of_the_page_is_a_game(tmp_path: Path):
+async def test_the_environment_of_messages_of_the_page_is_a_game(tmp_path: Path):
     page = (Path(__file__).parents[3] / "docs/environments.md").read_text()
-    code = page.partition("```python\n# guess.py\n")[2].partition("```")[0]
+    code = page.partition("```python\n# turns.py\n")[2].partition("```")[0]
     (tmp_path / "guess.py").write_text(code)
     renderer = Renderer(byte_level(chat_templates.CHATML), "empty", [])
     number = random.Random("p").randint(1, 20)

@@ -41,10 +41,13 @@ async def test_a_stream_carries_calls_their_end_and_the_usage():
             model="tiny", messages=[USER], tools=[ADD], stream=True, stream_options={"include_usage": True}
         )  # fmt: skip
         parts = [part async for part in stream]
-    (call,) = parts[0].choices[0].delta.tool_calls
-    assert (call.index, call.function.name, json.loads(call.function.arguments)) == (0, "add", {"a": 1})
-    assert [part.choices[0].finish_reason for part in parts[:2]] == [None, "tool_calls"]
-    assert parts[2].usage.completion_tokens == len(ids(CALL)) + 1
+    deltas = [choice.delta for part in parts for choice in part.choices]
+    first, *rest = [call for delta in deltas for call in delta.tool_calls or []]
+    assert (first.index, first.function.name, first.function.arguments) == (0, "add", "")
+    assert len(rest) > 1
+    assert json.loads("".join(call.function.arguments for call in rest)) == {"a": 1}
+    assert [part.choices[0].finish_reason for part in parts[-3:-1]] == [None, "tool_calls"]
+    assert parts[-1].usage.completion_tokens == len(ids(CALL)) + 1
 
 
 async def test_the_api_key_alone_names_the_trajectory():
@@ -114,7 +117,10 @@ async def test_a_dead_engine_is_an_error_of_the_server():
         ({"messages": [USER], "frequency_penalty": 0.5}, "frequency_penalty", "only 0 is supported, got 0.5"),
         ({"messages": [USER], "response_format": {"type": "grammar"}}, "response_format", "text, json_object"),
         ({"messages": [USER], "response_format": {"type": "json_schema"}}, "response_format", "json_schema"),
-        ({"messages": [USER], "tool_choice": "required"}, "tool_choice", "auto or none"),
+        ({"messages": [USER], "tool_choice": "always"}, "tool_choice", "auto, none, required or a function"),
+        ({"messages": [USER], "tool_choice": "required"}, "tool_choice", "one of the tools"),
+        ({"messages": [USER], "tools": [ADD], "tool_choice": {"function": {"name": "x"}}}, "tool_choice", "one of the"),
+        ({"messages": [USER], "parallel_tool_calls": False}, "parallel_tool_calls", "only true"),
         ({"messages": [USER], "top_logprobs": 5}, "top_logprobs", "only 0"),
         ({"messages": [USER], "temprature": 1}, "temprature", "Did you mean 'temperature'"),
         ({"messages": [USER], "tools": [{"type": "function"}]}, "tools", "function.name"),
@@ -215,7 +221,7 @@ async def test_errors_of_the_messages_api_have_its_form():
         ("messages", {"messages": [USER]}, None, "max_tokens: is missing"),
         ("messages", {"messages": [USER], "max_tokens": 5, "thinking": {"type": "enabled"}}, None, "only disabled"),
         ("messages", {"messages": [{"role": "user", "content": [{"type": "image"}]}], "max_tokens": 5}, None, "image"),
-        ("messages", {"messages": [USER], "max_tokens": 5, "tool_choice": {"type": "any"}}, None, "auto or none"),
+        ("messages", {"messages": [USER], "max_tokens": 5, "tool_choice": {"type": "any"}}, None, "of the tools"),
     ],
 )
 async def test_wrong_requests_of_the_other_apis_are_refused_by_name(
@@ -339,3 +345,35 @@ async def test_more_lists_of_tools_than_are_kept_are_served(monkeypatch: pytest.
         for name in ("a", "b", "c", "a"):
             tool: Any = {"type": "function", "function": {**ADD["function"], "name": name}}
             await openai.chat.completions.create(model="tiny", messages=[USER], tools=[tool])
+
+
+@pytest.mark.parametrize(("choice", "is_single"), [("required", False), ("add", True)])
+async def test_a_required_call_is_a_form_that_the_engine_follows_and_is_not_trained_on(choice: str, is_single: bool):
+    named: Any = {"type": "function", "function": {"name": choice}}
+    other: Any = {"type": "function", "function": {**ADD["function"], "name": "other"}}
+    async with serving([saying(CALL)] * 3) as (_, client, episode):
+        async with client.openai() as openai:
+            done = await openai.chat.completions.create(
+                model="tiny", messages=[USER], tools=[ADD, other], tool_choice=named if is_single else "required"
+            )
+            tools: Any = [{"type": "function", **tool["function"]} for tool in (ADD, other)]
+            told: Any = {"type": "function", "name": choice} if is_single else "required"
+            await openai.responses.create(model="tiny", input="one", tools=tools, tool_choice=told)
+        async with client.anthropic() as anthropic:
+            given: Any = [
+                {"name": tool["function"]["name"], "input_schema": ADD["function"]["parameters"]}
+                for tool in (ADD, other)
+            ]
+            asked: Any = {"type": "tool", "name": choice} if is_single else {"type": "any"}
+            await anthropic.messages.create(
+                model="tiny", messages=[USER], tools=given, tool_choice=asked, max_tokens=50
+            )
+    assert done.choices[0].finish_reason == "tool_calls"
+    assert [turn.is_trained for turn in episode.turns] == [False] * 3
+    engine: Any = episode.engine
+    for request in engine.requests:
+        form = json.loads(request.sampling.structural_tag)["format"]
+        first, *rest = form["tags"]
+        assert (form["stop_after_first"], len(rest)) == (is_single, 0 if is_single else 1)
+        assert first["begin"] + '{"a": 1}' + first["end"] == CALL
+        assert first["content"]["json_schema"] == ADD["function"]["parameters"]

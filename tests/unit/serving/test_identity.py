@@ -12,7 +12,7 @@ from openai import NotFoundError
 
 from rl.rollout.rollout_function import Policy, Reply
 from rl.services.http_guard import make_application
-from rl.serving.chat_request import ChatRequest
+from rl.serving.sample_request import SampleRequest
 from rl.types import Prompt, Sampling
 from tests.fakes import ScriptedEngine
 from tests.unit.serving.parts import SAMPLING, USER, ids, make_policy, post, saying, serving
@@ -25,15 +25,15 @@ class Recorded:
     """Serves requests of no rollout, and keeps what was sampled."""
 
     script: list[Any]
-    completions: list[tuple[ChatRequest, list[Reply], list[Policy]]] = field(default_factory=list)
+    completions: list[tuple[SampleRequest, list[Reply], list[Policy]]] = field(default_factory=list)
     num_begun: int = 0
 
-    def new_policy(self, request: ChatRequest, number: int) -> tuple[Policy, Sampling]:
+    def new_policy(self, request: SampleRequest, number: int) -> tuple[Policy, Sampling]:
         self.num_begun += 1
-        prompt = Prompt(f"plain-{self.num_begun}", request.messages, "", "plain")
+        prompt = Prompt(f"plain-{self.num_begun}", request.conversation(number), "", "plain")
         return make_policy(ScriptedEngine([self.script.pop(0)]), prompt=prompt), SAMPLING
 
-    def on_completion(self, request: ChatRequest, replies: Sequence[Reply], policies: Sequence[Policy]) -> None:
+    def on_completion(self, request: SampleRequest, replies: Sequence[Reply], policies: Sequence[Policy]) -> None:
         self.completions.append((request, list(replies), list(policies)))
 
 
@@ -85,7 +85,7 @@ async def test_each_completion_of_plain_inference_has_an_episode_of_its_own():
         body = {**CHAT, "n": 2, "return_token_ids": True}
         _, answer = await post(f"{endpoint.address}/v1/chat/completions", body)
     ((request, replies, policies),) = plain.completions
-    assert request.messages == [USER]
+    assert request.conversation(1) == [USER]
     assert [reply.text for reply in replies] == ["3", "4"]
     assert [c["token_ids"] for c in answer["choices"]] == [ids("3<|im_end|>"), ids("4<|im_end|>")]
     assert [len(policy.episode.ledger.sequences) for policy in policies] == [1, 1]

@@ -12,7 +12,7 @@ from rl.errors import ConfigError
 from rl.rollout.group_text import header_from_text, prompt_of
 from rl.serving.job import JobState
 from rl.serving.journal import Journal
-from rl.serving.service import BatchClosed, EndWanted
+from rl.serving.service import BatchClosed, EndWanted, GroupDone
 from rl.types import StopReason
 from tests.unit.serving.parts import ids, text_of
 from tests.unit.serving.service_parts import served, service_config
@@ -108,12 +108,12 @@ async def test_an_aborted_rollout_leaves_the_group_to_the_others(tmp_path: Path)
 
 async def test_a_rollout_past_its_deadline_is_lost_and_named(tmp_path: Path):
     config = service_config()
-    config.rl_config.trajectory_timeout = 0.3
+    config.rl_config.trajectory_timeout = 2.0
     async with served(tmp_path, config) as s:
         first, second = (await s.open_group())["rollouts"]
-        await s.chat(first)
         assert (await s.reward(first, 1))[0] == 200
-        (event,) = await s.groups()
+        (event,) = await s.service.next_events(10.0)
+        assert isinstance(event, GroupDone)
         assert [t.stop_reason for t in event.group.trajectories] == [StopReason.FINISHED, StopReason.DEADLINE]
         status, answer = await s.reward(second, 1)
         assert status == 409

@@ -47,4 +47,5 @@ def pack(sequences: list[Tensor]) -> MicroBatch:
         loss_weights=zeros,
         advantages=zeros,
         rollout_logprobs=zeros,
+        sample_ids=torch.full((sum(lengths),), -1),
     )

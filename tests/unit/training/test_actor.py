@@ -224,14 +224,11 @@ def test_log_prob_that_is_not_finite_skips_the_step_and_names_its_samples(qwen2:
         before = weights_of(actor)
         broken = micro_batches(update_samples(), max_tokens=48)
         assert len(broken) > 1
-        owner = broken[1].sample_ids
-        assert owner is not None
-        sequence = int((owner >= 0).nonzero()[-1])
-        start = int(broken[1].cu_seqlens[sequence])
-        getattr(broken[1], field)[start + int(broken[1].loss_mask[start:].argmax())] = -torch.inf
+        position = int((broken[1].sample_ids >= 0).nonzero()[-1])
+        getattr(broken[1], field)[position] = -torch.inf
         metrics = actor.update(broken)
         assert metrics["actor/skipped_steps"] == metrics["actor/broken_tokens"] == 1.0
-        assert actor.broken_samples == [int(owner[sequence])]
+        assert actor.broken_samples == [int(broken[1].sample_ids[position])]
         assert_close(weights_of(actor), before, atol=0.0)
         assert actor.update(micro_batches(update_samples()))["actor/skipped_steps"] == 0.0
         assert actor.broken_samples == []

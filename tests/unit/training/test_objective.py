@@ -33,6 +33,7 @@ def make_micro_batch(old: Tensor | None = OLD, ref: Tensor | None = None) -> Mic
         loss_weights=MASK / 3,
         advantages=ADVANTAGES,
         rollout_logprobs=ROLLOUT.clone(),
+        sample_ids=torch.tensor([-1, 0, 0, -1, 1]),
         old_logprobs=old,
         ref_logprobs=ref,
     )

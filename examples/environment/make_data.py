@@ -1,0 +1,111 @@
+"""Make the data of the guessing game: prompts, and demonstrations of players of whom most do not listen.
+
+    <output>/train.parquet            ranges to train on
+    <output>/eval.parquet             ranges that occur in no other file
+    <output>/demonstrations.parquet   whole games
+
+Every third player asks for the middle of what is still possible. The others guess at random and do not listen. So the
+model learns to play either way, and rewards have to teach it which way pays off.
+
+Usage: python -m examples.environment.make_data [--output data/game] ...
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from examples.environment.game import GuessTheNumber
+
+WIDTH = 16
+"""Numbers in a range. Four guesses at the middle find 15 of 16."""
+LISTENS_EVERY = 3
+"""One of this many players listens to the hints."""
+NUM_EVAL_RANGES = 15
+SYSTEM = {"role": "system", "content": "Find my number. Say one number at a time."}
+
+
+def make_row(low: int, number: int) -> dict[str, Any]:
+    """A prompt; the game adds the range to it."""
+    columns = {"low": low, "high": low + WIDTH - 1, "number": number}
+    return {"messages": [SYSTEM], "ground_truth": str(number), "data_source": "guess_the_number", **columns}
+
+
+def demonstrate(row: dict[str, Any], rng: random.Random, *, listens: bool) -> dict[str, Any]:
+    """Play a row's game.
+
+    Args:
+        row: From `make_row`.
+        rng: Source of the guesses of a player who does not listen.
+        listens: Ask for the middle of what the hints leave.
+
+    Returns:
+        The row with the whole conversation as its messages.
+    """
+    game = GuessTheNumber()
+    messages = [*row["messages"], {"role": "user", "content": game.reset(**row)}]
+    low, high, done = row["low"], row["high"], False
+    while not done:
+        guess = (low + high) // 2 if listens else rng.randint(row["low"], row["high"])
+        hint, _, done = game.step(str(guess))
+        messages += [{"role": "assistant", "content": str(guess)}, {"role": "user", "content": hint}]
+        low, high = (guess + 1, high) if hint == "Higher." else (low, guess - 1)
+    return {**row, "messages": messages[:-1]}
+
+
+def make_data(output: Path, num_train: int, num_eval: int, num_demonstrations: int, seed: int) -> None:
+    """Write the three files, unless they were already made with the same arguments.
+
+    Args:
+        output: Folder to write to.
+        num_train: Training prompts.
+        num_eval: Evaluation prompts.
+        num_demonstrations: Demonstrations.
+        seed: Seed of all of them.
+    """
+    wanted = {"train": num_train, "eval": num_eval, "demonstrations": num_demonstrations, "seed": seed}
+    manifest = output / "manifest.json"
+    if manifest.is_file() and json.loads(manifest.read_text()) == wanted:
+        print(f"make_data: {output} exists already")
+        return
+    output.mkdir(parents=True, exist_ok=True)
+    manifest.unlink(missing_ok=True)
+    rng = random.Random(seed)
+    lows = list(range(10, 100 - WIDTH + 1))
+    rng.shuffle(lows)
+    seen = [make_row(low, number) for low in lows[NUM_EVAL_RANGES:] for number in range(low, low + WIDTH)]
+    held_out = [make_row(low, number) for low in lows[:NUM_EVAL_RANGES] for number in range(low, low + WIDTH)]
+    files = {
+        "eval": rng.sample(held_out, num_eval),
+        "train": rng.sample(seen, num_train),
+        "demonstrations": [
+            demonstrate(row, rng, listens=i % LISTENS_EVERY == 0)
+            for i, row in enumerate(rng.sample(seen, num_demonstrations))
+        ],
+    }
+    for name, rows in files.items():
+        pq.write_table(pa.Table.from_pylist(rows), output / f"{name}.parquet")
+        print(f"make_data: {output / name}.parquet, {len(rows)} rows")
+    manifest.write_text(json.dumps(wanted) + "\n")
+
+
+def main() -> None:
+    """Parse the command line and make the data."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--output", type=Path, default=Path("data/game"))
+    parser.add_argument("--train", type=int, default=640, help="training prompts")
+    parser.add_argument("--eval", type=int, default=200, help="evaluation prompts")
+    parser.add_argument("--demonstrations", type=int, default=384, help="whole games")
+    parser.add_argument("--seed", type=int, default=1)
+    given = parser.parse_args()
+    make_data(given.output, given.train, given.eval, given.demonstrations, given.seed)
+
+
+if __name__ == "__main__":
+    main()
