@@ -24,7 +24,10 @@ def report(folder: Path) -> str:
         means = [_mean_recall(rows, number) for rows in (before, after)]
         lines.append(f"  claims of {number} documents: {means[0]:.3f} -> {means[1]:.3f}")
     lines += ["", *(f"  {name}: {seconds:.0f} s" for name, seconds in results["seconds"].items()), ""]
-    pair = max(zip(before, after, strict=True), key=lambda rows: rows[1]["recall"] - rows[0]["recall"])
+    pairs = list(zip(before, after, strict=True))
+    pair = max(
+        [rows for rows in pairs if "query" in rows[0]] or pairs, key=lambda rows: rows[1]["recall"] - rows[0]["recall"]
+    )
     lines += [f"  claim: {pair[0]['claim']}", f"  documents: {', '.join(pair[0]['titles'])}"]
     for name, row in zip(("before", "after"), pair, strict=True):
         lines += [f"  {name}: {row.get('key_facts', 'malformed answer')}", f"          query: {row.get('query')}"]

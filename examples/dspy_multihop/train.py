@@ -126,7 +126,8 @@ def interval(values: list[float]) -> dict[str, float]:
 def main() -> None:
     """Parse the command line, evaluate, train, evaluate."""
     options = _parse()
-    logging.getLogger("dspy.adapters").setLevel(logging.ERROR)  # a malformed answer is a score here, not a warning
+    for name in ("dspy.utils.parallelizer", "dspy.clients.lm"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)  # a malformed answer is a score here, not an error
     dspy.configure(adapter=make_adapter())
     options.output.mkdir(parents=True, exist_ok=True)
     predictor = dspy.ChainOfThought if options.chain_of_thought else dspy.Predict
