@@ -46,10 +46,14 @@ class Country:
 
 def load_countries() -> list[Country]:
     """Load the countries of countryinfo that `read_countries` accepts."""
+    return read_countries(load_country_records())
+
+
+def load_country_records() -> list[dict[str, Any]]:
+    """Load countryinfo's records, in the order of their files."""
     with _download(COUNTRIES) as wheel:
         files = [name for name in wheel.namelist() if name.startswith("countryinfo/data/") and name.endswith(".json")]
-        rows = [json.loads(wheel.read(name)) for name in sorted(files)]
-    return read_countries(rows)
+        return [json.loads(wheel.read(name)) for name in sorted(files)]
 
 
 def read_countries(rows: list[dict[str, Any]]) -> list[Country]:
