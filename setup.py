@@ -42,6 +42,7 @@ setup(
         "rl.configs": ["*.yaml", "*/*.yaml"],
         "rl.observability": ["*.js"],
         "rl.observability.page": ["assets/*"],
+        "rl.serving": ["*.html"],
     },
     install_requires=CORE,
     extras_require={

@@ -217,6 +217,9 @@ class Turn:
     """When its generation began, seconds since the trajectory's `started_at`."""
     sequence: int = 0
     """Number of the trajectory's sequence that holds its tokens."""
+    asked: list[Message] = field(default_factory=list)
+    """What a caller that leads the conversation itself said since the turn that it goes on from; without results of the
+    run's tools, and without the data row's own messages."""
     checksum: int | None = None
     """CRC-32 of its tokens, int32, as the engine gave them; None: not known."""
 

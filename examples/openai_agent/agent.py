@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import aiohttp
+from openai import BadRequestError
 
 from rl.data.prompts import load_prompts
 from rl.rewards.answers import boxed_answers, is_same_answer
@@ -54,8 +55,14 @@ async def train(address: str, prompts: list[Prompt], steps: int, num_prompts: in
     """Let a service train the model behind the agent: a group of rollouts for each prompt, and a reward for each."""
     async with aiohttp.ClientSession(address, raise_for_status=True) as service:
 
+        async def get_status(step: int) -> dict[str, Any]:
+            return await (await service.get("/v1/status", params={"step": step})).json()
+
         async def play(prompt: Prompt, rollout: dict[str, Any]) -> float:
-            reward = await solve(prompt, AgentClient(rollout["base_url"], rollout["api_key"], rollout["model"]))
+            try:
+                reward = await solve(prompt, AgentClient(rollout["base_url"], rollout["api_key"], rollout["model"]))
+            except BadRequestError:  # the token budget is used up
+                reward = 0.0
             await service.post(f"/rollouts/{rollout['id']}/reward", json={"reward": reward})
             return reward
 
@@ -64,10 +71,13 @@ async def train(address: str, prompts: list[Prompt], steps: int, num_prompts: in
             group = await (await service.post("/v1/groups", json=task)).json()
             return await asyncio.gather(*(play(prompt, rollout) for rollout in group["rollouts"]))
 
-        for step in range(1, steps + 1):
+        first = (await get_status(0))["step"]
+        for step in range(first + 1, first + steps + 1):
             chosen = [prompts.pop() for _ in range(num_prompts)]
             rewards = [reward for group in await asyncio.gather(*map(play_group, chosen)) for reward in group]
-            await service.get("/v1/status", params={"step": step})  # answers when the step is done
+            while (status := await get_status(step))["step"] < step:  # each request waits for a minute
+                if status["failure"]:
+                    raise SystemExit(f"{address}: {status['failure']}")
             print(f"step {step}: mean reward {sum(rewards) / len(rewards):.3f}")
 
 

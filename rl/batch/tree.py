@@ -98,6 +98,8 @@ def _longest_way(root: _Node, ids: IntArray, mask: NDArray[np.bool_]) -> list[_N
 
 def _num_common(node: _Node, ids: IntArray, mask: NDArray[np.bool_]) -> int:
     length = min(len(node.token_ids), len(ids))
+    if not length or node.token_ids[0] != ids[0]:  # most children of a node
+        return 0
     differs = (node.token_ids[:length] != ids[:length]) | (node.is_sampled[:length] & mask[:length])
     return int(differs.argmax()) if differs.any() else length
 

@@ -74,6 +74,11 @@ class Extension:
     """Why a sequence begins; None: the line goes on."""
 
     @property
+    def new_messages(self) -> list[Message]:
+        """Those behind what is known."""
+        return self.messages[self.end.num_messages :] if self.end is not None else self.messages
+
+    @property
     def num_turns(self) -> int:
         """Sampled turns among the messages."""
         if self.line is None or self.end is None:

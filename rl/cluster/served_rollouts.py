@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import statistics
 import time
 from collections import deque
 from collections.abc import Callable, MutableMapping, Sequence
@@ -104,7 +105,7 @@ class ServedRollouts(EngineRollouts):
         groups, tally = self._collect(num_prompts)
         self._taken += self._current
         self._current = []
-        self._front.begin_update()
+        self._front.begin_update(_mean_score(groups), {"stale": tally.num_stale, "unscored": tally.num_unscored})
         self._spans.append(Span("service", "collect", start_wall, wall_time()))
         self._report(groups, tally, time.monotonic() - start, metrics)
         return groups
@@ -251,3 +252,8 @@ class ServedRollouts(EngineRollouts):
         if busy and elapsed_s > 0:
             idle_s = sum(max(0.0, elapsed_s - one.engine_s) for one in busy)
             metrics["rollout/engine_idle_share"] = idle_s / (len(busy) * elapsed_s)
+
+
+def _mean_score(groups: Sequence[GroupHeader]) -> float | None:
+    scores = [t.score for group in groups for t in group.trajectories if t.score is not None]
+    return statistics.fmean(scores) if scores else None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -195,9 +195,9 @@ class Front:
         """See `Service.begin_sampling`."""
         self._call("begin_sampling", step)
 
-    def begin_update(self) -> None:
+    def begin_update(self, mean_reward: float | None, lost_groups: Mapping[str, int]) -> None:
         """See `Service.begin_update`."""
-        self._call("begin_update")
+        self._call("begin_update", mean_reward, lost_groups)
 
     def protocol_metrics(self) -> dict[str, float]:
         """See `Service.protocol_metrics`."""

@@ -221,8 +221,9 @@ class RLConfig(Section):
     max_packing_token_size: int = Field(default=4096, ge=2, le=10_000_000)
     """Tokens of one micro-batch; samples are packed without padding up to it. A longer sample stands alone."""
     share_prompt_prefix: bool | None = None
-    """Store the prompt of a group once in a micro-batch instead of once for each trajectory. By default only on CPU:
-    the packed attention kernel of CUDA has no shared prefixes."""
+    """Store the prompt of a group, and the turns that several sequences of a trajectory begin with, once in a
+    micro-batch instead of once for each sequence. By default only on CPU: the packed attention kernel of CUDA has no
+    shared prefixes."""
     # Advantages and loss
     adv_estimator: str = "group_norm"
     """Name in `rl.algorithms.advantages.ADVANTAGES`."""

@@ -77,7 +77,7 @@ def sequence_metrics(trajectories: Sequence[TrajectoryHeader]) -> dict[str, floa
         {"rollout/as_sampled_share": sum(t.num_as_sampled for t in trajectories) / num_trained} if num_trained else {}
     )
     branches = [sum(start.branches_from is not None for start in t.starts) for t in trajectories]
-    for name, counts in (("sequences", [len(t.starts) for t in trajectories]), ("branches", branches)):
+    for name, counts in (("sequences", [len(t.rows) for t in trajectories]), ("branches", branches)):
         metrics |= {f"rollout/{name}/mean": _mean(counts), f"rollout/{name}/max": float(max(counts))}
     why = Counter(start.why for t in trajectories for start in t.starts)
     return metrics | {

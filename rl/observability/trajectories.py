@@ -64,8 +64,8 @@ def to_record(trajectory: Trajectory, use: Use | None = None) -> dict[str, Any]:
         `id`, `data_source`, `evaluation_set` (None in training), `messages`, `ground_truth`, `turns` (text, start and
         end of each thought in it, whether it begins in one, number of tokens, calls, results with status and times),
         `stop_reason`, `score`, `rewards`, `reward_texts`, `turn_rewards`, the fields of `Use`, `reward_error`,
-        `environment`, `failure`, `prompt_length`, `num_sampled`, `response_length`, `policy_versions`, `wall_s`,
-        `started_at`, `reward_s` and `worker`.
+        `environment`, `failure`, `prompt_length`, `num_sampled`, `response_length`, `policy_versions`, `starts` (how
+        each token sequence began), `wall_s`, `started_at`, `reward_s` and `worker`.
     """
     return {
         "id": trajectory.id,
@@ -87,6 +87,7 @@ def to_record(trajectory: Trajectory, use: Use | None = None) -> dict[str, Any]:
         "num_sampled": trajectory.num_sampled,
         "response_length": trajectory.response_length,
         "policy_versions": trajectory.policy_versions,
+        "starts": [asdict(start) for start in trajectory.starts],
         "wall_s": round(trajectory.wall_s, 4),
         "started_at": round(trajectory.started_at, 4),
         "reward_s": round(trajectory.reward_s, 4),
@@ -121,7 +122,9 @@ def turn_record(turn: Turn) -> dict[str, Any]:
             }
             for result in turn.results
         ],
+        "asked": turn.asked,
         "messages": turn.messages,
+        "sequence": turn.sequence,
         "is_cut": turn.is_cut,
         "start_s": round(turn.start_s, 4),
         "is_trained": turn.is_trained,

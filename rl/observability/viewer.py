@@ -134,7 +134,13 @@ def print_record(record: dict[str, Any], target: Console, *, title: str = "") ->
     target.print(Rule(f"{escape(title)}  [bold]{name}[/]  {source}"))
     for message in record["messages"]:
         print_message(target, message["role"], message["content"])
+    starts, sequence = record.get("starts", []), None
     for number, turn in enumerate(record["turns"], start=1):
+        if len(starts) > 1 and turn["sequence"] != sequence:
+            sequence = turn["sequence"]
+            target.print(Rule(start_line(starts, sequence), align="left", style=PROMPT_STYLE))
+        for message in turn.get("asked", []):
+            print_message(target, message["role"], message["content"])
         print_generation(target, turn, number)
         for index, call in enumerate(turn["calls"]):
             print_call(target, call)
@@ -154,6 +160,19 @@ def print_record(record: dict[str, Any], target: Console, *, title: str = "") ->
     target.print(
         Text(f"expected {record['ground_truth']!r}, stopped: {record['stop_reason']}, {record['wall_s']:.2f} s")
     )
+
+
+def start_line(starts: Sequence[dict[str, Any]], number: int) -> str:
+    """How a token sequence began: `sequence 1 of 3: behind 120 tokens of sequence 0, second continuation`.
+
+    Args:
+        starts: The trajectory's, from `rl.observability.trajectories.to_record`.
+        number: Of the sequence, from 0.
+    """
+    start = starts[number]
+    source = start["branches_from"]
+    behind = "" if source is None else f"behind {start['num_copied']} tokens of sequence {source}, "
+    return f"sequence {number} of {len(starts)}: {behind}{start['why'].replace('_', ' ')}"
 
 
 def print_message(target: Console, head: str, text: str | None) -> None:

@@ -8,7 +8,8 @@ from typing import Any
 from rl.config.schema import RLConfig
 from rl.errors import ConfigError
 from rl.rollout.environments import Environment
-from rl.rollout.gym_environment import GymEnvironment, check_class, has_gym_form, tools_of_class
+from rl.rollout.gym_class import check_class, has_gym_form, tools_of_class
+from rl.rollout.gym_environment import GymEnvironment
 from rl.rollout.user_code import UserCode, load_named
 from rl.tools.threads import CallerThread, ThreadPool
 

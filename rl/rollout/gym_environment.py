@@ -1,6 +1,6 @@
 """Environments with Gymnasium's methods: `reset(**row)` and `step(action)`, or public methods that the model calls.
 
-`GymEnvironment` makes one an environment of `rl.rollout.environments`. docs/environments.md shows them.
+`GymEnvironment` makes an instance an environment of `rl.rollout.environments`. docs/environments.md shows some.
 """
 
 from __future__ import annotations
@@ -8,97 +8,22 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import inspect
-import types
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from rl.errors import ConfigError, ToolError
 from rl.rollout.environments import Step
+from rl.rollout.gym_class import parameters_of
 from rl.rollout.user_code import UserCode, UserCodeError
 from rl.thoughts import said
 from rl.tools.base import Tool, ToolConfig, ToolOutput
-from rl.tools.function_tool import FunctionTool, function_schema
+from rl.tools.function_tool import FunctionTool
 from rl.tools.registry import Toolbox
 from rl.tools.results import as_output
-from rl.tools.schemas import checked_schema
 from rl.tools.threads import ThreadPool
 from rl.types import Message, Prompt, ToolCall, ToolResult, Turn
 
-_OWN_METHODS = ("reset", "close", "render")
-"""Public methods that are no tools."""
 _CALL_TIMEOUT_S = 86_400.0
 """The deadline of the trajectory is the one that counts."""
-
-
-def has_gym_form(kind: type) -> bool:
-    """Whether a class has Gymnasium's methods, rather than those of `rl.rollout.environments.Environment`.
-
-    `step` takes an `action`, `reset` takes the columns of a row by name, or there is no `step`.
-    """
-    reset, step = getattr(kind, "reset", None), getattr(kind, "step", None)
-    if not callable(reset):
-        return False
-    if not callable(step):
-        return True
-    names = list(_parameters(step))[1:2]
-    if names == ["turn"]:
-        return False
-    needed = [p for p in list(_parameters(reset).values())[1:] if p.default is p.empty and p.kind in _POSITIONAL]
-    return names == ["action"] or not needed
-
-
-_POSITIONAL = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
-
-
-def tools_of_class(code: UserCode, make: Callable[[], Any]) -> list[dict[str, Any]]:
-    """What the model can call in an environment of Gymnasium's form.
-
-    With `step`, these are its `tools`: schemas in OpenAI's form, or typed functions that stand for them. Without
-    `step`, they are its public methods.
-
-    Args:
-        code: The class.
-        make: Makes an instance, for `tools` that is a property.
-
-    Returns:
-        Schemas in OpenAI's form; empty if the model acts by text.
-
-    Raises:
-        ConfigError: A schema is wrong, or there is neither `step` nor a public method.
-    """
-    kind = code.function
-    where = f"{code.where}: '{code.name}'"
-    assert isinstance(kind, type), "a function that makes environments has no methods"
-    try:
-        if callable(getattr(kind, "step", None)):
-            given = getattr(kind, "tools", ())
-            return [_schema(where, tool) for tool in (make().tools if isinstance(given, property) else given)]
-        methods = [types.MethodType(method, object()) for method in _public_methods(kind)]
-        schemas = [function_schema(method) for method in methods]
-    except (ToolError, UserCodeError) as error:
-        raise ConfigError(f"{where}: {error}") from error
-    if not schemas:
-        raise ConfigError(
-            f"{where} has no method step, and no public method that the model could call. Write `step(self, action)`."
-        )
-    return schemas
-
-
-def check_class(code: UserCode) -> None:
-    """Find out whether the methods of a class can be called.
-
-    Raises:
-        ConfigError: `step` or `close` takes other arguments.
-    """
-    for name, arguments in (("step", ["action"]), ("close", [])):
-        method = getattr(code.function, name, None)
-        if method is None:
-            continue
-        try:
-            inspect.signature(method).bind(None, *arguments)
-        except TypeError as error:
-            wanted = f"`def {name}({', '.join(['self', *arguments])})`"
-            raise ConfigError(f"{code.where}: {name} of '{code.name}' must be {wanted}: {error}.") from error
 
 
 class GymEnvironment:
@@ -151,10 +76,7 @@ class GymEnvironment:
         if _are_messages(given):
             return list(given)
         text = self._as_text("reset", given)
-        *earlier, last = prompt.messages
-        if last["role"] == "user" and isinstance(last["content"], str):
-            return [*earlier, {**last, "content": f"{last['content']}\n\n{text}"}]
-        return [*prompt.messages, {"role": "user", "content": text}]
+        return _with_text(prompt.messages, text)
 
     async def step(self, turn: Turn) -> Step:
         """Answer a turn without a call: its text is the action. Without `step`, it is the last one."""
@@ -238,7 +160,7 @@ class GymEnvironment:
             "data_source": prompt.data_source,
             **prompt.extra,
         }
-        parameters = _parameters(self._world.reset).values()
+        parameters = parameters_of(self._world.reset).values()
         named = [p.name for p in parameters if p.kind is not inspect.Parameter.VAR_KEYWORD]
         if "seed" in named:
             row.setdefault("seed", _seed(prompt.id))
@@ -295,23 +217,16 @@ class _StepTool(Tool):
         return await self._act(self.name, arguments)
 
 
-def _public_methods(kind: type) -> list[Callable[..., Any]]:
-    """In the order in which they are written, those of base classes first."""
-    names = {name: None for base in reversed(kind.__mro__) for name in vars(base)}
-    found = [(name, getattr(kind, name)) for name in names if not name.startswith("_") and name not in _OWN_METHODS]
-    return [value for _, value in found if inspect.isfunction(value)]
-
-
-def _schema(where: str, tool: Any) -> dict[str, Any]:
-    return checked_schema(f"{where}: tools", function_schema(tool) if callable(tool) else tool)[0]
+def _with_text(messages: list[Message], text: str) -> list[Message]:
+    """Messages with a text added to the last one, if that is the user's, or else behind it."""
+    last = messages[-1] if messages else {}
+    if last.get("role") == "user" and isinstance(last["content"], str):
+        return [*messages[:-1], {**last, "content": f"{last['content']}\n\n{text}"}]
+    return [*messages, {"role": "user", "content": text}]
 
 
 def _are_messages(value: Any) -> bool:
     return isinstance(value, list) and bool(value) and all(isinstance(m, dict) and "role" in m for m in value)
-
-
-def _parameters(function: Callable[..., Any]) -> Mapping[str, inspect.Parameter]:
-    return inspect.signature(function).parameters
 
 
 def _seed(prompt_id: str) -> int:

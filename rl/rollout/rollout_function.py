@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from rl.chat.ledger import Extension
-from rl.chat.messages import reply_to
+from rl.chat.messages import normalized, reply_to
 from rl.chat.parsers import Parser
 from rl.config.schema import RLConfig
 from rl.errors import ConfigError, RolloutError
@@ -118,6 +118,7 @@ class Policy:
         stop = () if dialog and not renderer.tools else parser.stop  # without tools nothing is a call
         extension = episode.ledger.plan(messages, renderer)
         turn = await self._sample(extension, max_tokens, sampling, stop if dialog else None)
+        turn.turn.asked = self._said_before(extension)
         if dialog is None:
             self._tools.read_calls(turn.turn)
         elif renderer.tools:
@@ -146,6 +147,7 @@ class Policy:
         ledger, renderer = self._episode.ledger, self._episode.renderer
         extension = ledger.plan_text(prompt) if isinstance(prompt, str) else ledger.plan_tokens(prompt)
         turn = await self._sample(extension, max_tokens, sampling, ())
+        turn.turn.asked = [{"role": "prompt", "content": renderer.decode(extension.token_ids)}]
         ids = self._episode.sampled(turn.number).token_ids.tolist()
         text = renderer.decode(ids[:-1] if ids and ids[-1] in renderer.end_of_turn_ids else ids)
         ended_by = self._stop_sequence(text, turn.turn, sampling)
@@ -201,6 +203,14 @@ class Policy:
         self._asked[context] += 1
         again = self._asked[context] - 1
         return f"{extension.num_turns}.{again}" if again else f"{extension.num_turns}"
+
+    def _said_before(self, extension: Extension) -> list[Message]:
+        """The caller's own words before a turn, for readers of the trajectory."""
+        own = [normalized(message) for message in self._episode.prompt.messages]
+        if extension.new_messages == own:
+            return []
+        runs_tools = any(turn.results for turn in self._episode.turns)
+        return [m for m in extension.new_messages if m["role"] != "tool" or not runs_tools]
 
     def _stop_sequence(self, text: str, turn: Turn, sampling: Sampling | None) -> str | None:
         """The stop string of a request's own that ended a turn."""

@@ -23,6 +23,11 @@ class GatedEngine:
         """Requests that wait."""
         self.num_running = 0
         """Requests that are being sampled."""
+        self.num_prompt_tokens = 0
+        """Of all answered requests."""
+        self.num_sampled_tokens = 0
+        self.policy_version = 0
+        """Of the last answer."""
 
     def open(self) -> None:
         """Let requests pass."""
@@ -42,9 +47,13 @@ class GatedEngine:
                 self.num_waiting -= 1
         self.num_running += 1
         try:
-            return await self._engine.generate(token_ids, sampling, session_id=session_id)
+            generation = await self._engine.generate(token_ids, sampling, session_id=session_id)
         finally:
             self.num_running -= 1
+        self.num_prompt_tokens += len(token_ids)
+        self.num_sampled_tokens += len(generation.token_ids)
+        self.policy_version = generation.policy_version
+        return generation
 
     async def update_weights(self, update: WeightUpdate) -> None:
         """See `rl.interfaces.Engine`."""

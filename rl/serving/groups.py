@@ -92,6 +92,8 @@ class Groups:
         self._names: set[str] = set()
         self.num_lost: dict[str, int] = {}
         """Rollouts without a score, by their stop reason."""
+        self.on_failure: Callable[[str, Exception], None] = lambda name, error: None
+        """Told of a group, by its name, that ended with an error of the service."""
 
     @property
     def num_open(self) -> int:
@@ -222,6 +224,7 @@ class Groups:
             found = await run_group(loop, prompt, n, sampling, self._scored)
         except Exception as error:  # the service must go on, and clients must hear of it
             logger.exception("group %s failed", group.id)
+            self.on_failure(group.id, error)
             for rollout in group.rollouts:
                 self._close(rollout)
                 if not rollout.opened.done():

@@ -17,15 +17,18 @@ from rl.serving.group_requests import read_group_request, read_reward_request
 from rl.serving.groups import Rollout, ServedGroup
 from rl.serving.job import JobStatus
 from rl.serving.open_rollouts import sent_key
+from rl.serving.page import answer_page, curve_json, errors_json
 from rl.serving.service import Service, client_json
+from rl.serving.service_metrics import ServiceMetrics
 from rl.serving.values import read_body
 
 KEY_VARIABLE = "TURNWISE_API_KEY"
 _MAX_BODY_BYTES = 32 << 20
 _MAX_BODIES_BYTES = 1 << 30
+_DOCUMENTED = "docs/service.md"
 _LONGEST_WAIT_S = 600.0
 _RETRY_AFTER_S = 5
-_OPEN_TO_ALL = ("/health",)
+_OPEN_TO_ALL = ("/health", "/")
 
 
 def service_key(host: str) -> str | None:
@@ -54,8 +57,11 @@ def make_service_application(service: Service, key: str | None) -> web.Applicati
         key: What clients must send as Bearer token, or in the header `X-Api-Key`; None: nothing.
     """
     application = make_application([])
+    metrics = ServiceMetrics(service)
+    application.middlewares.append(metrics.middleware())
     if key is not None:
         application.middlewares.append(_authorizing(service, key))
+    application.middlewares.append(_telling_of_no_route)
     routes = _Routes(service)
     for method, path, handler in (
         ("POST", "/v1/groups", routes.open_group),
@@ -65,6 +71,10 @@ def make_service_application(service: Service, key: str | None) -> web.Applicati
         ("POST", "/rollouts/{key}/end", routes.end),
         ("POST", "/rollouts/{key}/abort", routes.abort),
         ("GET", "/health", routes.health),
+        ("GET", "/v1/curve", routes.curve),
+        ("GET", "/v1/errors", routes.errors),
+        ("GET", "/metrics", metrics.answer),
+        ("GET", "/", answer_page),
     ):
         application.router.add_route(method, path, answering(handler, ApiError.body))
     service.endpoint.add_routes(application)
@@ -120,10 +130,18 @@ class _Routes:
                 "model": self._service.model,
                 "open_rollouts": groups.num_open,
                 "lost_rollouts": dict(groups.num_lost),
+                "groups_done": self._service.history.num_groups,
+                "lost_groups": dict(self._service.history.lost_groups),
                 "requests_running": gate.num_running,
                 "requests_waiting": gate.num_waiting,
             }
         )
+
+    async def curve(self, http: web.Request) -> web.Response:
+        return web.json_response(curve_json(self._service.history))
+
+    async def errors(self, http: web.Request) -> web.Response:
+        return web.json_response(errors_json(self._service.history))
 
     async def health(self, http: web.Request) -> web.Response:
         return web.json_response({"status": "ok"})
@@ -182,6 +200,18 @@ def _authorizing(service: Service, key: str) -> Middleware:
         return await handler(request)
 
     return authorize
+
+
+@web.middleware
+async def _telling_of_no_route(request: web.Request, handler: Handler) -> web.StreamResponse:
+    """Answer requests for what does not exist in the form of OpenAI's errors."""
+    missing = request.match_info.http_exception
+    if missing is None:
+        return await handler(request)
+    what = "is no address of this service" if missing.status == 404 else f"does not take {request.method}"
+    error = ApiError(missing.status, f"{request.path:.200} {what}. See {_DOCUMENTED}.", code="unknown_url")
+    headers = {"Allow": missing.headers["Allow"]} if "Allow" in missing.headers else {}
+    return web.json_response(error.body(), status=missing.status, headers=headers)
 
 
 def _is_loopback(host: str) -> bool:

@@ -14,6 +14,7 @@ import weakref
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from rl.config.schema import Config
@@ -33,6 +34,7 @@ from rl.serving.errors import ApiError
 from rl.serving.gate import GatedEngine
 from rl.serving.group_requests import GroupRequest
 from rl.serving.groups import Groups, ServedGroup
+from rl.serving.history import History
 from rl.serving.job import JobRequest, JobState, JobStatus
 from rl.serving.journal import Journal
 from rl.serving.sample_request import SampleRequest
@@ -118,6 +120,8 @@ class Service:
         """Takes completions outside of rollouts, before they are sent; for protocols that train on them."""
         self.protocol_metrics: Callable[[], dict[str, float]] = dict
         """Figures of a protocol about the batch that was closed last, under the names of their metrics."""
+        self.history = History()
+        self.groups.on_failure = self.history.group_failed
         self._loop = self._new_loop(config)
         self._status = JobStatus()
         self._jobs: asyncio.Queue[JobRequest] = asyncio.Queue()
@@ -287,8 +291,16 @@ class Service:
         if not self._started.done():
             self._started.set_result(None)
 
-    async def begin_update(self) -> None:
-        """The training has its groups."""
+    async def begin_update(
+        self, mean_reward: float | None = None, lost_groups: Mapping[str, int] = MappingProxyType({})
+    ) -> None:
+        """The training has its groups.
+
+        Args:
+            mean_reward: Of their scored rollouts; None if there are none.
+            lost_groups: Groups that are not trained on, by reason.
+        """
+        self.history.batch_taken(self._status.step, mean_reward, lost_groups)
         self._set(state=JobState.UPDATING)
         if self.config.serve_config.max_staleness == 0:
             self.gate.close()
@@ -365,6 +377,7 @@ class Service:
         rows = rows_of(group.trajectories)
         records = [trajectory.without_tokens() for trajectory in group.trajectories]
         await asyncio.to_thread(self._journal.write, number, group.prompt, records, rows)
+        self.history.num_groups += 1
         self._events.put_nowait(GroupDone(number, group))
 
     def _set(self, **changes: Any) -> None:

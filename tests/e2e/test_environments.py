@@ -47,6 +47,7 @@ def test_a_model_learns_in_an_environment_of_several_turns(workspace: Path) -> N
     for metrics in steps:
         # Log-probs agree, so the actor was trained on the very tokens that the engine saw.
         assert metrics["training/rollout_probs_diff_max"] < 1e-3
+        assert metrics["rollout/as_sampled_share"] == 1
         assert metrics["actor/grad_norm"] > 0
         assert 0 <= metrics["reward/environment/mean"] <= 1
         assert metrics["stop_reason/environment_failed"] == 0
@@ -74,6 +75,7 @@ def test_a_model_learns_in_a_rollout_function(workspace: Path) -> None:
     )
     assert len(steps) == 1
     assert steps[0]["training/rollout_probs_diff_max"] < 1e-3
+    assert steps[0]["rollout/as_sampled_share"] == 1
     assert "environment/first_was_right" in trajectories[0]["rewards"]
     assert {len(t["turns"]) for t in trajectories} == {2}
 
@@ -89,6 +91,7 @@ def test_a_model_learns_behind_an_agent_on_the_openai_package(workspace: Path) -
     )
     assert len(steps) == 1
     assert steps[0]["training/rollout_probs_diff_max"] < 1e-3
+    assert steps[0]["rollout/as_sampled_share"] == 1
     assert steps[0]["actor/grad_norm"] > 0
     assert steps[0]["stop_reason/environment_failed"] == 0
     assert {t["environment"]["score"] for t in trajectories} <= {0.0, 1.0}

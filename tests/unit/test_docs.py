@@ -27,7 +27,7 @@ SCRIPTS = sorted((ROOT / "scripts").glob("*.sh"))
 SECTIONS = tuple(field_types(Config))
 
 KEY = re.compile(rf"(?<![\w/.])(?:{'|'.join(SECTIONS)})\.[a-z0-9_]+(?:\.[a-z0-9_]+)*")
-FRAMEWORKS = {"agents", "dspy"}
+FRAMEWORKS = {"agents", "dspy", "textarena"}
 """Packages that examples need and the tests do not install."""
 COMMAND = re.compile(r"(?:python -m rl|(?<=`)rl) ([a-z_]+)")
 CONFIG_NAME = re.compile(r"--config-name ([\w/]+)")

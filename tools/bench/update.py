@@ -62,6 +62,25 @@ def grouped_samples() -> list[Sample]:
     return samples
 
 
+def branching_samples() -> list[Sample]:
+    """4 rollouts of one prompt of 128 tokens, each with five sequences.
+
+    One has two turns of 160 tokens with 32 of context between them; four go on from it with 24 tokens of context and a
+    turn of 96.
+    """
+    samples = []
+    prompt = _tokens(128, seed=0)
+    for i in range(4):
+        trunk = torch.cat([prompt, _tokens(2 * 160 + 32, seed=i + 1)])
+        mask = torch.ones(len(trunk))
+        mask[: len(prompt)] = mask[len(prompt) + 160 : len(prompt) + 192] = 0
+        samples.append(_masked_sample(f"0/{i}", trunk, mask))
+        for branch in range(4):
+            ids = torch.cat([trunk, _tokens(24 + 96, seed=100 + 10 * i + branch)])
+            samples.append(_sample(f"0/{i}", ids, prompt_length=len(trunk) + 24))
+    return samples
+
+
 def pad_batches(samples: list[Sample], max_tokens: int) -> list[PaddedBatch]:
     """Fill batches in the order of the samples, within the budget of padded tokens.
 
@@ -97,12 +116,13 @@ def measure(config: Config) -> list[Figure]:
             batches = pad_batches(samples, config.rl_config.max_packing_token_size)
             return lambda: transformers_pass(model, batches)
 
-        equal, ragged, groups = equal_samples(), ragged_samples(), grouped_samples()
+        equal, ragged, groups, branches = equal_samples(), ragged_samples(), grouped_samples(), branching_samples()
         figures += [
             _ratio("update / transformers, equal lengths", 0.8, equal, ours(equal), theirs(equal)),
             _ratio("update / transformers, ragged lengths", 1.0, ragged, ours(ragged), theirs(ragged)),
             _ratio("update / transformers, groups of eight", 2.0, groups, ours(groups), theirs(groups)),
             _ratio("shared prompts / packing alone", 2.0, groups, ours(groups), ours(groups, share_prefix=False)),
+            _ratio("shared turns / packing alone", 2.0, branches, ours(branches), ours(branches, share_prefix=False)),
         ]
     return figures
 
@@ -203,6 +223,10 @@ def _pad(samples: list[Sample]) -> PaddedBatch:
 def _sample(name: str, token_ids: Tensor, *, prompt_length: int) -> Sample:
     mask = torch.ones(len(token_ids))
     mask[:prompt_length] = 0
+    return _masked_sample(name, token_ids, mask)
+
+
+def _masked_sample(name: str, token_ids: Tensor, mask: Tensor) -> Sample:
     return Sample(name, name.split("/")[0], token_ids, mask, advantages=mask, rollout_logprobs=torch.zeros_like(mask))
 
 

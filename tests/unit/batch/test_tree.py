@@ -45,6 +45,13 @@ def test_rows_share_what_one_of_them_sampled_but_not_what_both_did():
     assert [num_shared(found[a], found[b]) for a, b in ((0, 1), (0, 2), (1, 2))] == [3, 1, 1]
 
 
+def test_rows_find_the_turn_that_they_repeat_among_equal_ones_wherever_they_stand():
+    # Two choices begin with the same token 7; the first row repeats the second choice and goes on from it.
+    going_on, one, other = ([1, 7, 8, 5], [0, 0, 0, 1]), ([1, 7, 9], [0, 1, 1]), ([1, 7, 8], [0, 1, 1])
+    found = paths(going_on, one, other)
+    assert [num_shared(found[a], found[b]) for a, b in ((0, 1), (0, 2), (1, 2))] == [1, 3, 1]
+
+
 def test_rows_that_end_within_another_share_all_their_tokens():
     found = paths(([1, 2], [0, 1]), ([1, 2, 3], [0, 0, 1]), ([1, 2], [0, 0]))
     assert [num_shared(found[a], found[b]) for a, b in ((0, 1), (0, 2), (1, 2))] == [2, 2, 2]

@@ -17,7 +17,7 @@ from rl.observability.report import main as report_command
 from rl.observability.report import report
 from rl.observability.run_directory import RunDirectory
 from rl.observability.trajectories import read_records, to_record
-from rl.types import ToolCall, ToolResult, ToolStatus
+from rl.types import SequenceStart, Start, ToolCall, ToolResult, ToolStatus, Turn
 from tests.samples import AtHand
 from tests.unit.observability.examples import evaluation_metrics_of, make_group, make_trajectory
 
@@ -150,6 +150,25 @@ def test_print_record_shows_calls_with_arguments_result_status_and_times() -> No
     assert '[call of search]\nquery_list: ["a", "é"]\ntopk: 3\n[search: unavailable, queued 60.000 s' in text
     assert "9 failed attempts]" in text
     assert "[call of a tool, malformed]\n{oops}\n[tool: parse_error" in text
+
+
+def test_print_record_shows_turns_under_their_sequence_and_where_it_branched() -> None:
+    trajectory = make_trajectory()
+    trajectory.starts = [
+        SequenceStart(Start.FIRST),
+        SequenceStart(Start.SECOND_CONTINUATION, branches_from=0, num_copied=7),
+        SequenceStart(Start.NEW_CONVERSATION),
+    ]
+    asked = {"role": "user", "content": "And now?"}
+    trajectory.turns = [Turn("a", 1), Turn("b", 1), Turn("c", 1, sequence=1, asked=[asked]), Turn("d", 1, sequence=2)]
+    out = io.StringIO()
+    viewer.print_record(to_record(trajectory), Console(file=out, width=100))
+    lines = [line.rstrip(" ─") for line in out.getvalue().splitlines()]
+    places = [lines.index(line) for line in ("sequence 0 of 3: first", "a", "b")]
+    behind = "sequence 1 of 3: behind 7 tokens of sequence 0, second continuation"
+    places += [lines.index(line) for line in (behind, "And now?", "c")]
+    places += [lines.index("sequence 2 of 3: new conversation"), lines.index("d")]
+    assert places == sorted(places)
 
 
 def test_print_record_does_not_interpret_markup() -> None:

@@ -139,6 +139,12 @@ class LateTools(Calls):
         return [ADD]
 
 
+class UnknownTools(Calls):
+    @property
+    def tools(self) -> list[Any]:  # type: ignore[override]
+        raise OSError("no server")
+
+
 class BrokenCalls(Calls):
     def step(self, action: Any) -> Any:
         return "three"
@@ -335,6 +341,7 @@ async def test_a_hanging_plain_step_does_not_block_the_loop():
         ("NoActions", "has no method step, and no public method"),
         ("NoArgument", r"step of '.*' must be `def step\(self, action\)`"),
         ("UntypedMethod", "has no type"),
+        ("UnknownTools", "its tools cannot be read. OSError: no server"),
     ],
 )
 def test_load_environment_checks_the_class_before_the_run(name: str, reason: str):
@@ -349,6 +356,21 @@ def test_load_dialog_shows_the_tools_of_an_environment_to_the_model(tmp_path: Pa
     prompt = dialog.renderer.decode(dialog.renderer.render_prompt(PROMPT.messages))
     assert '"name": "add", "description": "Add a number."' in prompt
     assert [call.name for call in dialog.parser.parse(_CALL)] == ["add"]
+
+
+def test_load_dialog_refuses_two_tools_of_one_name(tmp_path: Path):
+    (tmp_path / "sums.py").write_text("def add(a: int) -> int:\n    return a\n")
+    (tmp_path / "tools.yaml").write_text(f"tools: [{{function: '{tmp_path}/sums.py:add'}}]\n")
+    config = make_config("Methods", prompt_type="qwen_retool", tool_config_path=str(tmp_path / "tools.yaml"))
+    config.actor_config.load = str(make_tiny_tokenizer(tmp_path / "tokenizer"))
+    with pytest.raises(ConfigError, match="has a tool 'add', and so has tool_config_path"):
+        load_dialog(config)
+
+
+async def test_in_process_plain_methods_run_in_the_callers_thread():
+    trajectory = await run("Counter", answers(13, 14, 15), in_process=True)
+    assert trajectory.stop_reason is StopReason.FINISHED
+    assert Recorder.log[0][-1] is True
 
 
 _CALL = '<tool_call>\n{"name": "add", "arguments": {"a": 1}}\n</tool_call>'
@@ -382,6 +404,27 @@ async def test_the_door_of_the_page_opens_by_a_call(tmp_path: Path):
     trajectory = await loop.run(PROMPT, 0, Sampling(1.0, 200))
     assert [turn.results[0].text for turn in trajectory.turns] == ["It stays closed.", "It opens."]
     assert trajectory.environment == {"score": 1.0, "turn_scores": [0.0, 1.0]}
+
+
+async def test_the_puzzle_of_the_page_scores_the_last_try(tmp_path: Path):
+    (tmp_path / "puzzle.py").write_text(page_file("puzzle.py"))
+    renderer = Renderer(byte_level(chat_templates.CHATML), "empty", [])
+    script = [said(renderer.encoder.encode(f"{text}<|im_end|>", behind=True)) for text in ("none", "nothing")]
+    config = make_config("Counter", environment_kwargs={"task": "chain_sum", "max_tries": 2})
+    config.rl_config.environment = f"{tmp_path}/puzzle.py:Puzzle"
+    trajectories = [
+        await AgentLoop(ScriptedEngine(script), renderer, None, PARSERS["hermes"], config).run(
+            PROMPT, i, Sampling(1.0, 99)
+        )
+        for i in range(2)
+    ]
+    questions = {trajectory.prompt.messages[0]["content"] for trajectory in trajectories}
+    assert len(questions) == 1  # the same for the samples of a group
+    assert "arithmetic problem" in questions.pop()
+    assert [turn.messages[0]["content"] for turn in trajectories[0].turns] == ["Wrong. Try again."] * 2
+    score = trajectories[0].environment
+    assert score is not None
+    assert score["turn_scores"][0] == 0.0
 
 
 def page_file(name: str) -> str:

@@ -12,7 +12,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from examples.openai_agent.agent import TOOLS, compute
+from examples.openai_agent.agent import TOOLS, compute, train
 from rl.batch.layout import packing_layout
 from rl.batch.packing import pack_samples
 from rl.config.schema import Config
@@ -21,10 +21,12 @@ from rl.rollout.agent_loop import AgentLoop
 from rl.rollout.dialog import load_dialog
 from rl.rollout.group import Loop, run_group
 from rl.serving.agents import Agents
+from rl.serving.service import GroupDone
 from rl.training.actor import Actor
 from rl.types import FinishReason, Generation, Group, Prompt, Sampling
 from tests.samples import make_samples
 from tests.tiny import make_tiny_model
+from tests.unit.serving.service_parts import served
 from tests.update_case import UpdateTrace, trace_updates, update_config, with_logprobs
 
 PROMPTS = [
@@ -137,6 +139,26 @@ async def test_the_agent_and_the_built_in_loop_give_the_same_tokens_and_the_same
     assert ours.metrics[0]["actor/grad_norm"] > 0
     for name, gradient in theirs.gradients.items():
         assert torch.equal(ours.gradients[name], gradient), name
+
+
+async def test_the_agent_trains_the_model_of_a_service(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    prompts = [Prompt(f"{i}", [{"role": "user", "content": "What is 1 + 2?"}], str(i), "test") for i in range(2, 6)]
+    async with served(tmp_path) as service:
+        service.engine.text = "3"
+        client = asyncio.create_task(train(service.address, prompts, steps=2, num_prompts=2, num_samples=2))
+        truths = []
+        for step in (1, 2):  # the driver of the service
+            groups: list[GroupDone] = []
+            while len(groups) < 2:
+                groups += await service.groups()
+            truths.append(sorted(done.group.prompt.ground_truth for done in groups))
+            for done in groups:
+                right = float(done.group.prompt.ground_truth == "3")
+                assert [trajectory.score for trajectory in done.group.trajectories] == [right, right]
+            await service.service.begin_sampling(step)
+        await client
+    assert truths == [["4", "5"], ["2", "3"]]
+    assert capsys.readouterr().out.splitlines()[-2:] == ["step 1: mean reward 0.000", "step 2: mean reward 0.500"]
 
 
 def test_the_calculator_answers_wrong_calls_too() -> None:

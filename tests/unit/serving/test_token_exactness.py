@@ -5,19 +5,25 @@ from __future__ import annotations
 import asyncio
 import json
 import random
+import zlib
 from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 from openai import AsyncOpenAI
+from transformers import PreTrainedTokenizerFast
 
 from rl.batch.tree import num_shared
 from rl.batches import Sample, TrajectoryHeader
 from rl.chat.parsers import PARSERS
+from rl.chat.renderer import Renderer
 from rl.config.schema import RLConfig
+from rl.observability.metrics import sequence_metrics
 from rl.rollout.episode import Episode
 from rl.rollout.headers import headers_of, rows_of
 from rl.rollout.rollout_function import Policy
@@ -25,7 +31,18 @@ from rl.rollout.tool_environment import ToolEnvironment
 from rl.serving.client import AgentClient
 from rl.serving.dialogs import Dialogs
 from rl.serving.endpoint import Endpoint
-from rl.types import Generation, Sampling, Start, StopReason
+from rl.types import (
+    FinishReason,
+    Generation,
+    Sampling,
+    SequenceStart,
+    Start,
+    StopReason,
+    TokenSequence,
+    Trajectory,
+    Turn,
+)
+from tests.chat_templates import QWEN3, byte_level
 from tests.fakes import said
 from tests.unit.serving.agents import ADD
 from tests.unit.serving.parts import PROMPT, SAMPLING, ids, make_renderer
@@ -35,13 +52,13 @@ MORE = {"role": "user", "content": "and now?"}
 END = "<|im_end|>"
 
 
-def spelled(text: str, seed: int) -> list[int]:
+def spelled(text: str, seed: int, tokenizer: PreTrainedTokenizerFast) -> list[int]:
     """Tokens that say a text, but cut where an encoder would not: between any two characters, or all of them."""
     cuts = random.Random(seed)
     found, start = [], 0
     for end in range(1, len(text) + 1):
         if end == len(text) or cuts.random() < 0.5:
-            found += ids(text[start:end])
+            found += tokenizer.encode(text[start:end], add_special_tokens=False)
             start = end
     return found
 
@@ -51,13 +68,15 @@ class SpellingEngine:
     """Says the texts of a script, or token ids, in spellings of its own; waits a little, so that requests overlap."""
 
     script: list[str | list[int]]
+    tokenizer: PreTrainedTokenizerFast
     asked: list[tuple[list[int], list[int]]] = field(default_factory=list)
     """Context and sampled tokens of each request."""
 
     async def generate(self, token_ids: list[int], sampling: Sampling, *, session_id: str) -> Generation:
         number = len(self.asked)
         text = self.script[number]
-        sampled = [*spelled(text, number), *ids(END)] if isinstance(text, str) else text
+        end = self.tokenizer.convert_tokens_to_ids(END)
+        sampled = [*spelled(text, number, self.tokenizer), end] if isinstance(text, str) else text
         self.asked.append((list(token_ids), sampled))
         await asyncio.sleep(0.01)
         return said(sampled)
@@ -106,9 +125,9 @@ def sampled_turns(row: Sample) -> list[tuple[tuple[int, ...], tuple[int, ...]]]:
 
 
 @asynccontextmanager
-async def conversation(*script: str | list[int]) -> Any:
-    renderer, parser, rl = make_renderer(), PARSERS["hermes"], RLConfig(multi_turn_enable=True)
-    engine = SpellingEngine(list(script))
+async def conversation(*script: str | list[int], renderer: Renderer | None = None) -> Any:
+    renderer, parser, rl = renderer or make_renderer(), PARSERS["hermes"], RLConfig(multi_turn_enable=True)
+    engine = SpellingEngine(list(script), renderer.tokenizer)
     episode = Episode(engine, renderer, PROMPT, 0, SAMPLING, (), 8192, 4096)
     policy = Policy(episode, parser, ToolEnvironment(None, renderer, parser, rl, None, lambda turn: None))
     endpoint = Endpoint(Dialogs(renderer.tokenizer, rl), model="tiny", max_model_len=8192)
@@ -235,6 +254,24 @@ async def test_a_window_over_the_last_messages_begins_a_sequence_with_each_reque
         assert len(rollout.check().starts) == 2  # the window of the second request is the whole conversation
 
 
+async def test_a_trajectory_tells_what_the_agent_said_before_each_turn():
+    async with conversation("The answer", "one", "two", "three") as rollout:
+        first = await rollout.ask([USER])
+        await asyncio.gather(rollout.ask([USER, first, MORE]), rollout.ask([USER, first, {**MORE, "content": "one"}]))
+        await rollout.ask([{"role": "system", "content": "The second"}, USER])
+        trajectory = rollout.episode.finish(StopReason.FINISHED, 1.0)
+        asked = {turn.text.removesuffix(END): [m["content"] for m in turn.asked] for turn in trajectory.turns}
+        question = USER["content"]  # the data row's own is not told again
+        assert asked == {"The answer": [], "one": ["and now?"], "two": ["one"], "three": ["The second", question]}
+        of_sequences = [[turn.text for turn in trajectory.turns if turn.sequence == i] for i in range(3)]
+        starts = {start.why: texts for start, texts in zip(trajectory.starts, of_sequences, strict=True)}
+        assert starts == {
+            Start.FIRST: [f"The answer{END}", f"one{END}"],
+            Start.SECOND_CONTINUATION: [f"two{END}"],
+            Start.NEW_CONVERSATION: [f"three{END}"],
+        }
+
+
 async def test_two_agents_of_one_rollout_have_a_sequence_each():
     async with conversation(*("one", "two", "three") * 2) as rollout:
         agents = [[{"role": "system", "content": role}, USER] for role in ("The first", "The second")]
@@ -272,11 +309,67 @@ async def test_each_of_several_choices_can_be_continued():
         assert rollout.reasons() == [Start.REPEATED_REQUEST] * 2
 
 
+async def test_a_template_that_drops_thoughts_begins_a_sequence_where_the_user_speaks():
+    renderer = Renderer(byte_level(QWEN3), "empty", [])
+    thought = "<think>\nI see.\n</think>\n\n"
+    async with conversation(f"{thought}{CALL % ARGUMENTS}", f"{thought}one", "two", renderer=renderer) as rollout:
+        first = await rollout.ask([USER], tools=[ADD_ANY])
+        result = {"role": "tool", "tool_call_id": first["tool_calls"][0]["id"], "content": "2"}
+        second = await rollout.ask([USER, first, result], tools=[ADD_ANY])
+        assert rollout.reasons() == []
+        await rollout.ask([USER, first, result, second, MORE], tools=[ADD_ANY])
+        assert rollout.reasons() == [Start.TEMPLATE_REWRITES]
+
+
 async def test_other_tools_begin_a_sequence():
     async with conversation("The answer", "one") as rollout:
         first = await rollout.ask([USER])
         await rollout.ask([USER, first, MORE], tools=[ADD])
         assert rollout.reasons() == [Start.OTHER_TOOLS]
+
+
+async def test_a_turn_of_another_distribution_is_context_in_all_that_follows():
+    async with conversation("The answer", "one", "two") as rollout:
+        first = await rollout.ask([USER])
+        second = await rollout.ask([USER, first, MORE], temperature=0.5)
+        await rollout.ask([USER, first, MORE, second, MORE])
+        trajectory = rollout.episode.finish(StopReason.FINISHED, 1.0)
+        (row,) = rows_of([trajectory])
+        (header,), _ = headers_of([trajectory.without_tokens()], [row])
+        asked = [(tuple(context), tuple(sampled)) for context, sampled in rollout.engine.asked]
+        assert sampled_turns(row) == [asked[0], asked[2]]
+        assert (header.num_as_sampled, header.num_untrained) == (header.num_sampled, len(asked[1][1]))
+
+
+async def test_a_turn_that_a_publish_interrupts_is_trained_as_sampled():
+    async with conversation("The answer", "one") as rollout:
+        whole = rollout.engine
+        spans: list[Generation] = []
+
+        async def in_spans(token_ids: list[int], sampling: Sampling, *, session_id: str) -> Generation:
+            if not spans:
+                found = await whole.generate(token_ids, sampling, session_id=session_id)
+                half = len(found.token_ids) // 2
+                spans.append(replace(found, token_ids=found.token_ids[half:], logprobs=found.logprobs[half:]))
+                cut = {"finish_reason": FinishReason.ABORT, "policy_version": 4}
+                return replace(found, token_ids=found.token_ids[:half], logprobs=found.logprobs[:half], **cut)
+            return replace(spans.pop(), policy_version=5)
+
+        rollout.episode.engine = SimpleNamespace(generate=in_spans)
+        first = await rollout.ask([USER])
+        await rollout.ask([USER, first, MORE])
+        header = rollout.check()
+        assert rollout.reasons() == [] and header.policy_versions == [4, 5]
+
+
+def test_what_was_encoded_again_is_not_as_sampled():
+    sequence = TokenSequence([1, 2])
+    sequence.append_sampled([7, 8], [-1.0, -1.0], 0)
+    turns = [Turn("", 1, checksum=zlib.crc32(np.array([token], np.int32).tobytes())) for token in (7, 9)]
+    trajectory = Trajectory(PROMPT, 0, [sequence], turns, StopReason.FINISHED, starts=[SequenceStart(Start.FIRST)])
+    (header,), _ = headers_of([trajectory.without_tokens()], rows_of([trajectory]))
+    assert (header.num_as_sampled, header.num_sampled) == (1, 2)
+    assert sequence_metrics([header])["rollout/as_sampled_share"] == 0.5
 
 
 @pytest.mark.parametrize("seed", range(6))

@@ -1,18 +1,59 @@
 // A trajectory as a conversation.
 
-import type { JSX } from "preact";
+import { Fragment, type JSX } from "preact";
 import { seconds, Text } from "./parts";
 import { asText, unitOffsets } from "./text";
-import type { Call, Message, Result, Trajectory, Turn } from "./types";
+import type { Call, Message, Result, Start, Trajectory, Turn } from "./types";
 
 export function Conversation({ record, words }: { record: Trajectory; words: string[] }): JSX.Element {
   return (
     <div class="conversation">
       {record.messages.map((message, i) => <Said key={i} message={message} words={words} />)}
-      {record.turns.map((turn, i) => <TurnView key={i} turn={turn} number={i + 1} reward={record.turn_rewards?.[i]} words={words} />)}
+      {(record.starts?.length ?? 0) > 1 && <Sequences record={record} />}
+      {record.turns.map((turn, i) => (
+        <Fragment key={i}>
+          {(record.starts?.length ?? 0) > 1 && turn.sequence !== record.turns[i - 1]?.sequence && (
+            <h2 class="sequence" id={anchor(record, turn.sequence!)}>
+              sequence {turn.sequence} <span class="muted">{began(record.starts![turn.sequence!])}</span>
+            </h2>
+          )}
+          {turn.asked?.map((message, j) => <Said key={j} message={message} words={words} />)}
+          <TurnView turn={turn} number={i + 1} reward={record.turn_rewards?.[i]} words={words} />
+        </Fragment>
+      ))}
       <Outcome record={record} words={words} />
     </div>
   );
+}
+
+const anchor = (record: Trajectory, sequence: number): string => `${record.id}-sequence-${sequence}`;
+
+/** Why a sequence began, and behind which tokens. */
+function began(start: Start): string {
+  const behind = start.branches_from === null ? "" : `behind ${start.num_copied} tokens of sequence ${start.branches_from}, `;
+  return behind + start.why.replaceAll("_", " ");
+}
+
+/** The tree of the sequences: which began with the tokens of which. */
+function Sequences({ record }: { record: Trajectory }): JSX.Element {
+  const starts = record.starts!;
+  const below = (parent: number | null): JSX.Element | null => {
+    const numbers = starts.map((_, i) => i).filter((i) => starts[i].branches_from === parent);
+    return numbers.length === 0 ? null : (
+      <ul>{numbers.map((i) => {
+        const turns = record.turns.filter((turn) => turn.sequence === i);
+        const tokens = turns.reduce((sum, turn) => sum + turn.num_tokens, 0);
+        return (
+          <li key={i}>
+            <button type="button" onClick={() => document.getElementById(anchor(record, i))?.scrollIntoView()}>sequence {i}</button>
+            <span class="muted"> {turns.length} {turns.length === 1 ? "turn" : "turns"} · {tokens} tokens · {began(starts[i])}</span>
+            {below(i)}
+          </li>
+        );
+      })}</ul>
+    );
+  };
+  return <nav class="sequences" aria-label="Sequences">{below(null)}</nav>;
 }
 
 function Said({ message, words }: { message: Message; words: string[] }): JSX.Element {

@@ -79,11 +79,23 @@ export interface Turn {
   num_tokens: number;
   calls: Call[];
   results: Result[];
+  /** What the agent said before the turn, where it leads the conversation itself. */
+  asked?: Message[];
   messages?: Message[];
+  /** Number of its token sequence, from 0. */
+  sequence?: number;
   is_cut?: boolean;
   generate_s: number;
   tool_s: number;
   start_s?: number;
+}
+
+/** How a token sequence began. */
+export interface Start {
+  why: string;
+  /** Number of the sequence whose first tokens it begins with. */
+  branches_from: number | null;
+  num_copied: number;
 }
 
 export interface Trajectory {
@@ -108,6 +120,7 @@ export interface Trajectory {
   num_sampled: number;
   response_length: number;
   policy_versions: number[];
+  starts?: Start[];
   wall_s: number;
   started_at?: number;
   worker?: number;
