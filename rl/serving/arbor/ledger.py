@@ -138,14 +138,14 @@ class Ledger:
         self._kept[number] = completion
         self._num_tokens += _size(completion)
         self._index(completion).add(number, completion)
-        self._newest = max(self._newest, completion.version)
+        self._newest = completion.version  # a new training counts from 0 again
         while self._kept and (self._num_tokens > self._most_tokens or self._is_old(next(iter(self._kept.values())))):
             oldest, dropped = self._kept.popitem(last=False)
             self._num_tokens -= _size(dropped)
             self._index(dropped).remove(oldest)
 
     def _is_old(self, completion: Completion) -> bool:
-        return completion.version <= self._newest - self._num_versions
+        return abs(self._newest - completion.version) >= self._num_versions
 
     def _index(self, completion: Completion) -> _Index:
         return self._trained if completion.untrained is None else self._untrained
@@ -219,7 +219,7 @@ def _completion(
         prompt,
         text,
         trajectory,
-        max(trajectory.policy_versions, default=newest),
+        int(trajectory.sequences[-1].versions[-1]) if untrained is None else newest,
         forms_of(text),
         untrained,
         ", ".join(f"{key} {value:g}" for key, value in named.items() if value is not None),

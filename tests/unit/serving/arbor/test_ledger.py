@@ -87,6 +87,8 @@ def test_old_weights_and_too_many_tokens_are_forgotten() -> None:
     ledger = ledger_of(*(completion("q", f"<a>{v}</a>", version=v) for v in range(5)), num_versions=2)
     assert (len(ledger), ledger.num_seen) == (2, 5)
     assert kinds(ledger.match([sample("q", "<a>2</a>"), sample("q", "<a>3</a>")])) == [None, MatchKind.EXACT]
+    ledger._add(completion("q", "<a>0</a>", version=0))  # another training
+    assert len(ledger) == 1
     ledger = ledger_of(*(completion("q", f"{n}", size=99) for n in range(50)), most_tokens=1000)
     assert len(ledger) == 10
     ledger.clear()
