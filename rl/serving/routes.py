@@ -15,7 +15,7 @@ from rl.services.http_guard import Bodies, make_application
 from rl.serving.errors import ApiError, answering, bad_request
 from rl.serving.group_requests import read_group_request, read_reward_request
 from rl.serving.groups import Rollout, ServedGroup
-from rl.serving.job import JobStatus
+from rl.serving.job import JobState, JobStatus
 from rl.serving.open_rollouts import sent_key
 from rl.serving.page import answer_page, curve_json, errors_json
 from rl.serving.service import Service, client_json
@@ -114,6 +114,8 @@ class _Routes:
         return _rollout_json(await self._service.groups.abort(http.match_info["key"], reason))
 
     async def close_batch(self, http: web.Request) -> web.Response:
+        if self._service.status.state in (JobState.IDLE, JobState.ENDED):
+            raise ApiError(409, "No training runs. Open a group first; it begins one.", code="no_training")
         await self._service.close_batch()
         return web.json_response(status_json(self._service.status))
 
