@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-import logging
 import socket
 import sys
 import tempfile
@@ -23,13 +22,10 @@ from rl.cluster.placement import place
 from rl.cluster.serve_launch import ServiceHandle, launch_service
 from rl.config.load import load_config
 from rl.config.schema import Config
-from rl.observability.log import setup_logging
 from tools.bench.figures import Figure, median_ratio, write_json
 from tools.bench.vllm_server import MODEL, vllm_server
 
-logger = logging.getLogger("tools.bench.serve")
-
-_NUM_CLIENTS, _ROUNDS, _NUM_REQUESTS, _MAX_TOKENS = 64, 2, 3, 64
+_NUM_CLIENTS, _ROUNDS, _NUM_REQUESTS, _MAX_TOKENS = 64, 3, 3, 64
 _SPEED_GOAL, _MEMORY_GOAL_GB = 0.9, 2.0
 _NUM_ROLLOUTS, _GROUP_SIZE, _SHORT = 10_000, 8, 2
 _TIMEOUT_S = 600.0
@@ -52,8 +48,8 @@ class _Target:
 def measure(config: Config, num_rollouts: int) -> list[Figure]:
     """Serve the model twice, with engines that take turns, and ask both the same.
 
-    The service keeps its ledger: each of its clients is a rollout, and gets a new one for each round. The test is the
-    driver of the training, so no actor is loaded.
+    The service keeps its ledger: each of its clients is a rollout, and gets a new one for each round. This
+    process is the driver of the training, so no actor is loaded.
 
     Args:
         config: Of a service.
@@ -76,15 +72,22 @@ def measure(config: Config, num_rollouts: int) -> list[Figure]:
 
 def _compare(service: ServiceHandle, other: str) -> list[Figure]:
     targets = [_Target(f"{other}/v1", MODEL)] * _NUM_CLIENTS
-    asyncio.run(_warm_up(service.address, other))
-    ratio, ours, theirs = median_ratio(
-        lambda number: asyncio.run(_speed_of_service(service.address, number)),
-        lambda number: asyncio.run(_speed(targets, number)),
-        _ROUNDS,
-    )
+    measured: dict[str, list[float]] = {"service": [], "vLLM": []}
+
+    def of_service(number: int) -> float:
+        measured["service"].append(asyncio.run(_speed_of_service(service.address, number)))
+        return measured["service"][-1]
+
+    def of_vllm(number: int) -> float:
+        measured["vLLM"].append(asyncio.run(_speed(targets, number)))
+        return measured["vLLM"][-1]
+
+    of_service(-1), of_vllm(-1)  # warms up: the first round of a batch's size is slower
+    ratio, ours, theirs = median_ratio(of_service, of_vllm, _ROUNDS)
+    rounds = ", ".join(f"{a:.0f}/{b:.0f}" for a, b in zip(*measured.values(), strict=True))
     detail = (
-        f"{ours:.0f} against {theirs:.0f} tokens/s, {_NUM_CLIENTS} clients, {_NUM_CLIENTS * _NUM_REQUESTS} requests "
-        f"of at most {_MAX_TOKENS} tokens a round"
+        f"{ours:.0f} against {theirs:.0f} tokens/s (rounds, with the first that warms up: {rounds}); {_NUM_CLIENTS} "
+        f"clients, {_NUM_CLIENTS * _NUM_REQUESTS} requests of at most {_MAX_TOKENS} tokens a round"
     )
     return [
         Figure("service / vLLM's server", ratio, "", _SPEED_GOAL, detail=detail),
@@ -92,14 +95,9 @@ def _compare(service: ServiceHandle, other: str) -> list[Figure]:
     ]
 
 
-async def _warm_up(address: str, other: str) -> None:
-    await _speed([_Target(f"{other}/v1", MODEL)] * 8, -1)
-    await _speed_of_service(address, -1, 8)
-
-
-async def _speed_of_service(address: str, number: int, num_clients: int = _NUM_CLIENTS) -> float:
+async def _speed_of_service(address: str, number: int) -> float:
     async with _session() as session:
-        rollouts = await _open(session, address, num_clients)
+        rollouts = await _open(session, address, _NUM_CLIENTS)
         speed = await _speed([_Target(one["base_url"], one["model"]) for one in rollouts], number)
         for one in rollouts:
             await _post(session, f"{address}/rollouts/{one['id']}/abort", {})
@@ -119,7 +117,6 @@ async def _speed(targets: list[_Target], number: int) -> float:
         start = time.perf_counter()
         tokens = await asyncio.gather(*(lead(i, target) for i, target in enumerate(targets)))
         seconds = time.perf_counter() - start
-    logger.info("%s: %d tokens in %.1f s", targets[0].base_url.partition("/rollouts")[0], sum(tokens), seconds)
     return sum(tokens) / seconds
 
 
@@ -215,5 +212,4 @@ if __name__ == "__main__":
     numbers = [one.partition("=")[2] for one in given if one.startswith("num_rollouts=")]
     overrides = [one for one in given if not one.startswith("num_rollouts=")]
     settings = load_config(name, [*_SETTINGS, *overrides])
-    setup_logging()
     write_json(measure(settings, int(numbers[-1]) if numbers else _NUM_ROLLOUTS), Path(output))

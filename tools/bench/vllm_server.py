@@ -14,6 +14,8 @@ from pathlib import Path
 from urllib.error import URLError
 from urllib.request import urlopen
 
+import aiohttp
+
 from rl.config.schema import Config
 from rl.errors import TurnwiseError
 from rl.inference.environment import engine_environment
@@ -37,7 +39,7 @@ def vllm_server(config: Config, *, port: int, cores: tuple[int, ...], folder: Pa
         folder: For its sockets and its log.
 
     Raises:
-        TurnwiseError: It did not start.
+        TurnwiseError: It did not start, or ended.
     """
     generate, address, log = config.generate_config, f"http://127.0.0.1:{port}", folder / "vllm.log"
     command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--host", "127.0.0.1", "--port", str(port)]
@@ -56,6 +58,8 @@ def vllm_server(config: Config, *, port: int, cores: tuple[int, ...], folder: Pa
     try:
         _wait_until_healthy(process, address, log)
         yield address
+    except aiohttp.ClientConnectionError as error:
+        raise TurnwiseError(f"bench serve: vLLM's server ended. It ended with:\n{_end_of(log)}") from error
     finally:
         _end(process)
 
@@ -68,8 +72,11 @@ def _wait_until_healthy(process: subprocess.Popen[bytes], address: str, log: Pat
                 return
         except (URLError, OSError):
             time.sleep(0.5)
-    end = log.read_text(encoding="utf-8", errors="replace")[-3000:]
-    raise TurnwiseError(f"bench serve: vLLM's server did not start. It ended with:\n{end}")
+    raise TurnwiseError(f"bench serve: vLLM's server did not start. It ended with:\n{_end_of(log)}")
+
+
+def _end_of(log: Path) -> str:
+    return log.read_text(encoding="utf-8", errors="replace")[-3000:]
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
