@@ -28,13 +28,12 @@ DOUBT = "Are you sure?"
 Lead = Callable[[dict[str, str], str], None]
 """Leads a rollout that answers a question."""
 _SUM = re.compile(r"print\((\d+) \+ (\d+)\)")
-_num_calls = 0
+_calls: list[Any] = []
 
 
 def run_code(code: Any) -> str:
     """The tool: prints sums."""
-    global _num_calls
-    _num_calls += 1
+    _calls.append(code)
     found = _SUM.fullmatch(str(code))
     return f"{int(found[1]) + int(found[2])}\n" if found else "Error: only sums\n"
 
@@ -47,7 +46,7 @@ def main(package: str, ways: dict[str, Lead]) -> None:
         ways: How the rollouts of a step are led, by name; a step for each.
     """
     assert importlib.util.find_spec("rl") is None, "a client has nothing of Turnwise"
-    address = sys.argv[1]
+    address, num_calls = sys.argv[1], {}
     for way, lead in ways.items():
         step = call(f"{address}/v1/status")["step"]
         asked = [
@@ -59,10 +58,12 @@ def main(package: str, ways: dict[str, Lead]) -> None:
             list(threads.map(lambda own, lead=lead: lead(*own), asked))
         for place, (rollout, _) in enumerate(asked):  # what is rewarded does not matter, but rewards must differ
             call(f"{address}/rollouts/{rollout['id']}/reward", {"reward": place % NUM_ROLLOUTS})
+        num_calls[way] = len(_calls)
+        _calls.clear()
         status = call(f"{address}/v1/status?step={step + 1}&timeout=200")
         assert (status["state"], status["step"]) == ("sampling", step + 1), (way, status)
     version = importlib.metadata.version(package)
-    print(json.dumps({"package": package, "version": version, "ways": list(ways), "num_calls": _num_calls}))
+    print(json.dumps({"package": package, "version": version, "num_calls": num_calls}))
 
 
 def call(url: str, body: dict[str, Any] | None = None) -> dict[str, Any]:
