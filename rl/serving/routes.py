@@ -12,7 +12,8 @@ from aiohttp.typedefs import Handler, Middleware
 
 from rl.errors import ConfigError
 from rl.services.http_guard import Bodies, make_application
-from rl.serving.errors import ApiError, answering, bad_request
+from rl.serving.dialects import DIALECTS
+from rl.serving.errors import ApiError, answering, bad_request, route_of
 from rl.serving.group_requests import read_group_request, read_reward_request
 from rl.serving.groups import Rollout, ServedGroup
 from rl.serving.job import JobStatus
@@ -29,6 +30,8 @@ _DOCUMENTED = "docs/service.md"
 _LONGEST_WAIT_S = 600.0
 _RETRY_AFTER_S = 5
 _OPEN_TO_ALL = ("/health", "/")
+_OF_ROLLOUTS = frozenset(("/v1/models", "/tokenize", "/detokenize", *(dialect.path for dialect in DIALECTS)))
+"""Plain routes that serve a rollout by its API key."""
 
 
 def service_key(host: str) -> str | None:
@@ -191,8 +194,7 @@ def _authorizing(service: Service, key: str) -> Middleware:
     async def authorize(request: web.Request, handler: Handler) -> web.StreamResponse:
         if request.path not in _OPEN_TO_ALL:
             sent = sent_key(request)
-            is_own = sent == request.match_info.get("key", sent) and service.groups.knows(sent)
-            if not is_own and not hmac.compare_digest(sent.encode(), key.encode()):
+            if not hmac.compare_digest(_bytes(sent), _bytes(key)) and not _is_of_rollout(service, request, sent):
                 error = ApiError(
                     401, f"Send the service's key as Bearer token ({KEY_VARIABLE}).", code="invalid_api_key"
                 )
@@ -200,6 +202,19 @@ def _authorizing(service: Service, key: str) -> Middleware:
         return await handler(request)
 
     return authorize
+
+
+def _is_of_rollout(service: Service, request: web.Request, key: str) -> bool:
+    """Whether a rollout's key opens a request's route: its own address, also after its end for a reward that is sent
+    again, and while it is open the plain routes that serve it."""
+    named = request.match_info.get("key")
+    if named is not None:
+        return named == key and service.groups.knows(key)
+    return service.endpoint.is_open(key) and route_of(request) in _OF_ROLLOUTS
+
+
+def _bytes(key: str) -> bytes:
+    return key.encode("utf-8", "surrogateescape")  # headers may have any bytes
 
 
 @web.middleware
