@@ -205,8 +205,11 @@ def _authorizing(service: Service, key: str) -> Middleware:
 
 
 def _is_of_rollout(service: Service, request: web.Request, key: str) -> bool:
-    """Whether a rollout's key opens a request's route: its own address, also after its end for a reward that is sent
-    again, and while it is open the plain routes that serve it."""
+    """Whether a rollout's key opens a request's route.
+
+    It opens its own address, also after its end for a reward that is sent again, and while it is open the plain routes
+    that serve it.
+    """
     named = request.match_info.get("key")
     if named is not None:
         return named == key and service.groups.knows(key)

@@ -131,7 +131,7 @@ class Ledger:
         """Forget all completions; the count of those seen goes on."""
         self._kept.clear()
         self._trained, self._untrained = _Index(), _Index()
-        self._num_tokens = 0
+        self._num_tokens, self._newest = 0, 0  # the next training's versions begin at 0 again
 
     def _add(self, completion: Completion) -> None:
         number, self.num_seen = self.num_seen, self.num_seen + 1
