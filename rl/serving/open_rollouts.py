@@ -42,9 +42,6 @@ class OpenRollouts:
     def __contains__(self, key: str) -> bool:
         return key in self._open
 
-    def __len__(self) -> int:
-        return len(self._open)
-
     def add(self, rollout: OpenRollout) -> None:
         """Take requests of a rollout. Its key must be new."""
         assert rollout.key not in self._open, f"{rollout.key}: open already"
