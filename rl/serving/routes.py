@@ -5,6 +5,7 @@ from __future__ import annotations
 import hmac
 import ipaddress
 import os
+from dataclasses import replace
 from typing import Any
 
 from aiohttp import web
@@ -59,7 +60,8 @@ def make_service_application(service: Service, key: str | None) -> web.Applicati
         service: What it stands for.
         key: What clients must send as Bearer token, or in the header `X-Api-Key`; None: nothing.
     """
-    application = make_application([])
+    serve = service.config.serve_config
+    application = make_application([serve.host, *serve.allowed_hosts])
     metrics = ServiceMetrics(service)
     application.middlewares.append(metrics.middleware())
     if key is not None:
@@ -99,7 +101,7 @@ class _Routes:
                 raise
             headers = {"Retry-After": str(_RETRY_AFTER_S)}
             return web.json_response(error.body(), status=429, headers=headers)
-        return web.json_response(self._group_json(group))
+        return web.json_response(self._group_json(group, http))
 
     async def reward(self, http: web.Request) -> web.Response:
         async with self._bodies.read(http) as body:
@@ -149,9 +151,16 @@ class _Routes:
     async def health(self, http: web.Request) -> web.Response:
         return web.json_response({"status": "ok"})
 
-    def _group_json(self, group: ServedGroup) -> dict[str, Any]:
-        groups = self._service.groups
-        rollouts = [client_json(groups.client_of(rollout), rollout.name) for rollout in group.rollouts]
+    def _group_json(self, group: ServedGroup, http: web.Request) -> dict[str, Any]:
+        """A group, with addresses under the name by which its client reached the service."""
+        host, own = http.headers.get("Host"), self._service.endpoint.address
+        proto = http.headers.get("X-Forwarded-Proto", http.scheme).lower()
+        address = f"{'https' if proto == 'https' else 'http'}://{host}" if host else own
+        rollouts = []
+        for rollout in group.rollouts:
+            client = self._service.groups.client_of(rollout)
+            base_url = address + client.base_url.removeprefix(own)
+            rollouts.append(client_json(replace(client, base_url=base_url), rollout.name))
         return {"id": group.id, "rollouts": rollouts}
 
 
