@@ -109,6 +109,8 @@ class Episode:
     ) -> Turn:
         """Sample one turn of at most `budget` tokens, in as many spans as weight publishes cut it into.
 
+        A turn that is cancelled or fails between two spans keeps its tokens as context: the caller did not get them.
+
         A stop string inside a thought cuts it too. Where a span may end within a stop string, the next one is of a
         single token, since the engine would not see the rest of that string.
 
@@ -140,6 +142,9 @@ class Episode:
         try:
             name = str(number) if name is None else name
             return await self._sample(sequence, number, budget, sampling, self.stop if stop is None else stop, name)
+        except BaseException:
+            self._give_up(number)
+            raise
         finally:
             del self._running[number]
 
@@ -186,6 +191,14 @@ class Episode:
             await asyncio.sleep(0)  # an engine that aborts again at once must not starve the other trajectories
         turn.is_cut = True
         return turn
+
+    def _give_up(self, number: int) -> None:
+        """Train on nothing of a turn whose caller got no answer."""
+        turn, (sequence, start) = self.turns[number], self._places[number]
+        if turn.is_trained:
+            self._logprobs[number] = sequence.logprobs[start:].tolist()
+            sequence.drop_sampled(start)
+            turn.is_trained = False
 
     def sampled(self, number: int) -> Sampled:
         """The tokens of a turn, by its place among `turns`."""

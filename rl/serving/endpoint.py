@@ -34,7 +34,7 @@ from rl.types import Sampling
 
 _MAX_BODY_BYTES = 32 << 20
 _MAX_BODIES_BYTES = 1 << 30
-_PREFIXES = ("openai/", "arbor:", "huggingface/", "local:")
+PREFIXES = ("openai/", "arbor:", "huggingface/", "local:")
 """What clients put before the name of a model."""
 
 
@@ -78,12 +78,10 @@ class Endpoint:
 
     Attributes:
         address: Where the routes are reached, `http://HOST:PORT`. `start` sets it.
-        aliases: Further names that requests may give the model.
     """
 
     def __init__(self, dialogs: Dialogs, *, model: str, max_model_len: int, plain: Plain | None = None) -> None:
         self.address = ""
-        self.aliases: set[str] = set()
         self._dialogs, self._model, self._max_model_len, self._plain = dialogs, model, max_model_len, plain
         self._rollouts = OpenRollouts()
         self._bodies = Bodies(_MAX_BODY_BYTES, _MAX_BODIES_BYTES)
@@ -138,11 +136,6 @@ class Endpoint:
     def is_open(self, key: str) -> bool:
         """Whether a rollout takes requests."""
         return key in self._rollouts
-
-    @property
-    def num_open(self) -> int:
-        """Rollouts that take requests."""
-        return len(self._rollouts)
 
     def turns_of(self, key: str) -> dict[str, list[int]]:
         """The turns that each completion of an open rollout gave its client.
@@ -202,10 +195,10 @@ class Endpoint:
 
     def _check_model(self, name: str | None) -> None:
         """Refuse other models than the one that is served."""
-        known = {self._model, Path(self._model).name, *self.aliases}
+        known = {self._model, Path(self._model).name}
         asked = name
         while asked is not None and not {asked, Path(asked).name} & known:  # a name may have its organization in front
-            prefix = next((prefix for prefix in _PREFIXES if asked.startswith(prefix)), None)
+            prefix = next((prefix for prefix in PREFIXES if asked.startswith(prefix)), None)
             if prefix is None:
                 message = f"model: '{name:.100}' does not exist. Ask for '{self._model}'."
                 raise ApiError(404, message, param="model", code="model_not_found")

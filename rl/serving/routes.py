@@ -5,6 +5,7 @@ from __future__ import annotations
 import hmac
 import ipaddress
 import os
+from dataclasses import replace
 from typing import Any
 
 from aiohttp import web
@@ -12,7 +13,8 @@ from aiohttp.typedefs import Handler, Middleware
 
 from rl.errors import ConfigError
 from rl.services.http_guard import Bodies, make_application
-from rl.serving.errors import ApiError, answering, bad_request
+from rl.serving.dialects import DIALECTS
+from rl.serving.errors import ApiError, answering, bad_request, route_of
 from rl.serving.group_requests import read_group_request, read_reward_request
 from rl.serving.groups import Rollout, ServedGroup
 from rl.serving.job import JobState, JobStatus
@@ -29,6 +31,8 @@ _DOCUMENTED = "docs/service.md"
 _LONGEST_WAIT_S = 600.0
 _RETRY_AFTER_S = 5
 _OPEN_TO_ALL = ("/health", "/")
+_OF_ROLLOUTS = frozenset(("/v1/models", "/tokenize", "/detokenize", *(dialect.path for dialect in DIALECTS)))
+"""Plain routes that serve a rollout by its API key."""
 
 
 def service_key(host: str) -> str | None:
@@ -56,7 +60,8 @@ def make_service_application(service: Service, key: str | None) -> web.Applicati
         service: What it stands for.
         key: What clients must send as Bearer token, or in the header `X-Api-Key`; None: nothing.
     """
-    application = make_application([])
+    serve = service.config.serve_config
+    application = make_application([serve.host, *serve.allowed_hosts])
     metrics = ServiceMetrics(service)
     application.middlewares.append(metrics.middleware())
     if key is not None:
@@ -96,7 +101,7 @@ class _Routes:
                 raise
             headers = {"Retry-After": str(_RETRY_AFTER_S)}
             return web.json_response(error.body(), status=429, headers=headers)
-        return web.json_response(self._group_json(group))
+        return web.json_response(self._group_json(group, http))
 
     async def reward(self, http: web.Request) -> web.Response:
         async with self._bodies.read(http) as body:
@@ -149,9 +154,16 @@ class _Routes:
     async def health(self, http: web.Request) -> web.Response:
         return web.json_response({"status": "ok"})
 
-    def _group_json(self, group: ServedGroup) -> dict[str, Any]:
-        groups = self._service.groups
-        rollouts = [client_json(groups.client_of(rollout), rollout.name) for rollout in group.rollouts]
+    def _group_json(self, group: ServedGroup, http: web.Request) -> dict[str, Any]:
+        """A group, with addresses under the name by which its client reached the service."""
+        host, own = http.headers.get("Host"), self._service.endpoint.address
+        proto = http.headers.get("X-Forwarded-Proto", http.scheme).lower()
+        address = f"{'https' if proto == 'https' else 'http'}://{host}" if host else own
+        rollouts = []
+        for rollout in group.rollouts:
+            client = self._service.groups.client_of(rollout)
+            base_url = address + client.base_url.removeprefix(own)
+            rollouts.append(client_json(replace(client, base_url=base_url), rollout.name))
         return {"id": group.id, "rollouts": rollouts}
 
 
@@ -194,8 +206,7 @@ def _authorizing(service: Service, key: str) -> Middleware:
     async def authorize(request: web.Request, handler: Handler) -> web.StreamResponse:
         if request.path not in _OPEN_TO_ALL:
             sent = sent_key(request)
-            is_own = sent == request.match_info.get("key", sent) and service.groups.knows(sent)
-            if not is_own and not hmac.compare_digest(sent.encode(), key.encode()):
+            if not hmac.compare_digest(_bytes(sent), _bytes(key)) and not _is_of_rollout(service, request, sent):
                 error = ApiError(
                     401, f"Send the service's key as Bearer token ({KEY_VARIABLE}).", code="invalid_api_key"
                 )
@@ -203,6 +214,22 @@ def _authorizing(service: Service, key: str) -> Middleware:
         return await handler(request)
 
     return authorize
+
+
+def _is_of_rollout(service: Service, request: web.Request, key: str) -> bool:
+    """Whether a rollout's key opens a request's route.
+
+    It opens its own address, also after its end for a reward that is sent again, and while it is open the plain routes
+    that serve it.
+    """
+    named = request.match_info.get("key")
+    if named is not None:
+        return named == key and service.groups.knows(key)
+    return service.endpoint.is_open(key) and route_of(request) in _OF_ROLLOUTS
+
+
+def _bytes(key: str) -> bytes:
+    return key.encode("utf-8", "surrogateescape")  # headers may have any bytes
 
 
 @web.middleware
