@@ -239,6 +239,7 @@ class Service:
             closed: Numbers of the closed batches that were trained on.
         """
         self._set(state=JobState.SAMPLING, step=step)
+        self.batch = {}
         self.gate.open()
         training = self._running()
         training.batches_closed(list(closed))
@@ -300,6 +301,7 @@ class Service:
     # Inside
 
     def _ask_for(self, request: JobRequest) -> Training:
+        assert self._status.state not in _RUNNING, "one training at a time"
         self._training = training = Training(request)
         self._set(state=JobState.STARTING, name=request.name, step=0, failure=None)
         self.gate.close()
