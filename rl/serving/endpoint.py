@@ -30,10 +30,12 @@ from rl.serving.sample_request import SampleRequest
 from rl.serving.streams import stream_answer
 from rl.serving.tokenize_api import detokenized, read_detokenize_request, read_tokenize_request, tokenized
 from rl.serving.values import read_body
-from rl.types import Sampling
+from rl.types import Message, Sampling
 
-_MAX_BODY_BYTES = 32 << 20
+_MAX_BODY_BYTES = 8 << 20
 _MAX_BODIES_BYTES = 1 << 30
+_MOST_CHARACTERS = 128
+"""Of one token; the longest tokens of common vocabularies are runs of that many spaces."""
 PREFIXES = ("openai/", "arbor:", "huggingface/", "local:")
 """What clients put before the name of a model."""
 
@@ -177,6 +179,7 @@ class Endpoint:
         key, given = await self._read(http)
         request = dialect.read(given)
         self._check_model(request.model)
+        self._check_length(request)
         dialog = await self._dialogs.of(request.offered_tools)
         answer = self._answer(dialect, key, request, dialog)
         if request.stream:
@@ -203,6 +206,20 @@ class Endpoint:
                 message = f"model: '{name:.100}' does not exist. Ask for '{self._model}'."
                 raise ApiError(404, message, param="model", code="model_not_found")
             asked = asked.removeprefix(prefix)
+
+    def _check_length(self, request: SampleRequest) -> None:
+        """Refuse texts that cannot fit, before they take the time to be encoded."""
+        most = self._max_model_len * _MOST_CHARACTERS
+        for number in range(0, request.num_completions, request.n):
+            length = _num_characters(request.conversation(number))
+            if length > most:
+                raise ApiError(
+                    400,
+                    f"{request.prompt_key}: the context has {length} characters. At {_MOST_CHARACTERS} for each token, "
+                    f"at most {most} can fit into generate_config.max_model_len ({self._max_model_len}).",
+                    param=request.prompt_key,
+                    code="context_length_exceeded",
+                )
 
     async def _answer(self, dialect: Dialect[Any], key: str | None, request: SampleRequest, dialog: Dialog) -> Answer:
         """Sample the completions of a request. Who cancels it, ends them."""
@@ -245,6 +262,19 @@ class Endpoint:
             return [(rollout.policy, rollout.sampling)] * request.num_completions
         assert self._plain is not None, "other requests are refused"
         return [self._plain.new_policy(request, number) for number in range(request.num_completions)]
+
+
+def _num_characters(messages: Sequence[Message]) -> int:
+    """Characters of what others than the model said; templates may leave out thoughts."""
+    others = (message for message in messages if message.get("role") != "assistant")
+    return sum(len(text) for message in others for text in _texts(message.get("content")))
+
+
+def _texts(content: Any) -> list[str]:
+    """The texts of a message, whose content may be in parts."""
+    parts = content if isinstance(content, list) else [content]
+    texts = [part.get("text") if isinstance(part, Mapping) else part for part in parts]
+    return [text for text in texts if isinstance(text, str)]
 
 
 async def _all(turns: Iterable[Coroutine[Any, Any, Reply]]) -> list[Reply]:
