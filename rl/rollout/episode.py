@@ -70,6 +70,8 @@ class Episode:
     """Tokens the response may reach, as `Trajectory.response_length` counts them."""
     began_at: float = field(default_factory=time.monotonic)
     """Reading of `time.monotonic`; the `start_s` of turns and results count from it."""
+    session_id: str = ""
+    """Requests of the same session go to the same engine; by default `id`."""
     ledger: Ledger = field(init=False)
     turns: list[Turn] = field(default_factory=list)
     given: dict[str, Any] | None = None
@@ -83,6 +85,7 @@ class Episode:
 
     def __post_init__(self) -> None:
         self.ledger = Ledger(self.renderer)
+        self.session_id = self.session_id or self.id
 
     @property
     def id(self) -> str:
@@ -166,7 +169,9 @@ class Episode:
             seed = request_seed(sampling.seed or 0, self.prompt.id, self.sample_index, name, span)
             max_tokens = 1 if is_watched else budget - turn.num_tokens
             generation = await self.engine.generate(
-                _ids(sequence), replace(sampling, max_tokens=max_tokens, stop=stop, seed=seed), session_id=self.id
+                _ids(sequence),
+                replace(sampling, max_tokens=max_tokens, stop=stop, seed=seed),
+                session_id=self.session_id,
             )
             finish = generation.finish_reason
             if finish is FinishReason.ABORT and (sampling.json_schema or sampling.structural_tag):

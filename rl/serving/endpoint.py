@@ -30,10 +30,16 @@ from rl.serving.sample_request import SampleRequest
 from rl.serving.streams import stream_answer
 from rl.serving.tokenize_api import detokenized, read_detokenize_request, read_tokenize_request, tokenized
 from rl.serving.values import read_body
-from rl.types import Sampling
+from rl.types import Message, Sampling
 
-_MAX_BODY_BYTES = 32 << 20
+_MAX_BODY_BYTES = 8 << 20
 _MAX_BODIES_BYTES = 1 << 30
+_MOST_CHARACTERS = 128
+"""Of one token; the longest tokens of common vocabularies are runs of that many spaces."""
+_LONG_TEXT = 1 << 16
+"""Characters whose tokens are counted in a thread first."""
+_SLACK = 16
+"""Tokens by which a text that stands in a template may be shorter than alone."""
 PREFIXES = ("openai/", "arbor:", "huggingface/", "local:")
 """What clients put before the name of a model."""
 
@@ -177,6 +183,7 @@ class Endpoint:
         key, given = await self._read(http)
         request = dialect.read(given)
         self._check_model(request.model)
+        await self._check_length(request)
         dialog = await self._dialogs.of(request.offered_tools)
         answer = self._answer(dialect, key, request, dialog)
         if request.stream:
@@ -203,6 +210,26 @@ class Endpoint:
                 message = f"model: '{name:.100}' does not exist. Ask for '{self._model}'."
                 raise ApiError(404, message, param="model", code="model_not_found")
             asked = asked.removeprefix(prefix)
+
+    async def _check_length(self, request: SampleRequest) -> None:
+        """Refuse texts that cannot fit, before they take the event loop's time to be rendered and encoded."""
+        for number in range(0, request.num_completions, request.n):
+            texts = _texts(request.conversation(number))
+            length = sum(map(len, texts))
+            if length > self._max_model_len * _MOST_CHARACTERS:
+                raise self._too_long(request, f"{length} characters, more than {_MOST_CHARACTERS} for each token")
+            if length > _LONG_TEXT:
+                num_tokens = await asyncio.to_thread(self._dialogs.count_tokens, texts)
+                if num_tokens > self._max_model_len + _SLACK * len(texts):
+                    raise self._too_long(request, f"about {num_tokens} tokens")
+
+    def _too_long(self, request: SampleRequest, found: str) -> ApiError:
+        return ApiError(
+            400,
+            f"{request.prompt_key}: the context has {found}. generate_config.max_model_len is {self._max_model_len}.",
+            param=request.prompt_key,
+            code="context_length_exceeded",
+        )
 
     async def _answer(self, dialect: Dialect[Any], key: str | None, request: SampleRequest, dialog: Dialog) -> Answer:
         """Sample the completions of a request. Who cancels it, ends them."""
@@ -245,6 +272,18 @@ class Endpoint:
             return [(rollout.policy, rollout.sampling)] * request.num_completions
         assert self._plain is not None, "other requests are refused"
         return [self._plain.new_policy(request, number) for number in range(request.num_completions)]
+
+
+def _texts(messages: Sequence[Message]) -> list[str]:
+    """What others than the model said; of the model's words a template may leave out thoughts."""
+    texts: list[str] = []
+    for message in messages:
+        if message.get("role") != "assistant":
+            content = message.get("content")
+            parts = content if isinstance(content, list) else [content]
+            found = [part.get("text") if isinstance(part, Mapping) else part for part in parts]
+            texts += [text for text in found if isinstance(text, str)]
+    return texts
 
 
 async def _all(turns: Iterable[Coroutine[Any, Any, Reply]]) -> list[Reply]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hmac
 import ipaddress
+import math
 import os
 from dataclasses import replace
 from typing import Any
@@ -94,6 +95,10 @@ class _Routes:
     async def open_group(self, http: web.Request) -> web.Response:
         async with self._bodies.read(http) as body:
             request = read_group_request(read_body(body))
+        config = self._service.config
+        most, n = config.serve_config.max_open_rollouts, request.n or config.rl_config.n_samples_per_prompt
+        if n > most:  # waiting would not help
+            raise bad_request("n", f"must be at most serve_config.max_open_rollouts ({most}), got {n}.")
         try:
             group = await self._service.open_group(request)
         except ApiError as error:
@@ -106,6 +111,13 @@ class _Routes:
     async def reward(self, http: web.Request) -> web.Response:
         async with self._bodies.read(http) as body:
             request = read_reward_request(read_body(body))
+        verifiers = self._service.config.rl_config.verifier_function
+        if "environment" not in verifiers:
+            raise bad_request(
+                "reward",
+                f"the service's rewards do not read it: rl_config.verifier_function is {verifiers}. Start it with "
+                "'environment' among them, or POST to /end instead, and these score the rollout.",
+            )
         return _rollout_json(await self._service.groups.reward(http.match_info["key"], request))
 
     async def end(self, http: web.Request) -> web.Response:
@@ -194,8 +206,8 @@ def _number(http: web.Request, name: str, default: float) -> float:
         value = default if text is None else float(text)
     except ValueError:
         value = -1.0
-    if not value >= 0:
-        raise bad_request(name, f"must be a number that is not negative, got '{text:.80}'.")
+    if not (value >= 0 and math.isfinite(value)):
+        raise bad_request(name, f"must be a finite number that is not negative, got '{text:.80}'.")
     return value
 
 
