@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import logging
 import socket
 import sys
 import tempfile
 import time
 from collections.abc import Coroutine, Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,8 +23,11 @@ from rl.cluster.placement import place
 from rl.cluster.serve_launch import ServiceHandle, launch_service
 from rl.config.load import load_config
 from rl.config.schema import Config
+from rl.observability.log import setup_logging
 from tools.bench.figures import Figure, median_ratio, write_json
 from tools.bench.vllm_server import MODEL, vllm_server
+
+logger = logging.getLogger("tools.bench.serve")
 
 _NUM_CLIENTS, _ROUNDS, _NUM_REQUESTS, _MAX_TOKENS = 64, 2, 3, 64
 _SPEED_GOAL, _MEMORY_GOAL_GB = 0.9, 2.0
@@ -63,7 +68,7 @@ def measure(config: Config, num_rollouts: int) -> list[Figure]:
         front = service.front
         front.begin_native()
         front.use(config, folder, 0, set())
-        front.begin_sampling(0)
+        front.begin_sampling(0, [])
         with vllm_server(config, port=_free_port(), cores=layout.rollouts[0].cores, folder=folder) as other:
             speed = _compare(service, other)
         return [*speed, *_memory(service, num_rollouts)]
@@ -113,7 +118,9 @@ async def _speed(targets: list[_Target], number: int) -> float:
 
         start = time.perf_counter()
         tokens = await asyncio.gather(*(lead(i, target) for i, target in enumerate(targets)))
-        return sum(tokens) / (time.perf_counter() - start)
+        seconds = time.perf_counter() - start
+    logger.info("%s: %d tokens in %.1f s", targets[0].base_url.partition("/rollouts")[0], sum(tokens), seconds)
+    return sum(tokens) / seconds
 
 
 def _memory(service: ServiceHandle, num_rollouts: int) -> list[Figure]:
@@ -190,9 +197,11 @@ def _session() -> aiohttp.ClientSession:
 
 def _service_process() -> psutil.Process:
     """The actor's process: Ray names it after its class."""
-    found = [p for p in psutil.Process().children(recursive=True) if "ServingWorker" in "".join(p.cmdline())]
-    assert len(found) == 1, "the service runs in one process"
-    return found[0]
+    for process in psutil.Process().children(recursive=True):
+        with suppress(psutil.NoSuchProcess):  # a zombie too
+            if "ServingWorker" in "".join(process.cmdline()):
+                return process
+    raise AssertionError("the service runs in a process of its own")
 
 
 def _free_port() -> int:
@@ -206,4 +215,5 @@ if __name__ == "__main__":
     numbers = [one.partition("=")[2] for one in given if one.startswith("num_rollouts=")]
     overrides = [one for one in given if not one.startswith("num_rollouts=")]
     settings = load_config(name, [*_SETTINGS, *overrides])
+    setup_logging()
     write_json(measure(settings, int(numbers[-1]) if numbers else _NUM_ROLLOUTS), Path(output))
