@@ -6,6 +6,7 @@ Each command imports its modules when it runs, so that `--help` is fast.
 from __future__ import annotations
 
 import argparse
+import json
 import logging
 import signal
 import sys
@@ -105,10 +106,14 @@ def serve(argv: list[str]) -> int:
     parser = _config_parser("serve", serve)
     parser.add_argument("--host", help="address to listen on; short for serve_config.host=HOST")
     parser.add_argument("--port", help="port to listen on; short for serve_config.port=PORT")
+    hosts = f"{_ALLOW_HOST}; short for serve_config.allowed_hosts=[NAMES]"
+    parser.add_argument("--allow-host", type=_names, metavar="NAMES", help=hosts)
     arguments = parser.parse_intermixed_args(argv)
     arguments.overrides += [
         f"serve_config.{key}={value}" for key in ("host", "port") if (value := getattr(arguments, key)) is not None
     ]
+    if arguments.allow_host is not None:
+        arguments.overrides.append(f"serve_config.allowed_hosts={json.dumps(arguments.allow_host)}")
     _log_to_terminal()
     config = _checked_config(arguments, "train")
     from rl import serve as page

@@ -49,10 +49,9 @@ def main(config: Config, name: str) -> None:
     preflight_service(config)
     directory: RunDirectory | None = RunDirectory.create(config, name)
     assert directory is not None, "it was just created"
-    with freeing_the_name(directory), launch_service(config, log_directory=directory.logs) as service:
+    begins = bool(config.megatron_training.resume or journals)
+    with freeing_the_name(directory), launch_service(config, log_directory=directory.logs, begins=begins) as service:
         console().print(f"serving at {service.address}/v1, page at {service.address}/", highlight=False)
-        if config.megatron_training.resume or journals:
-            service.front.begin_native()
         while True:
             job = service.front.next_job()
             if run_job(config, job, service, name, directory, journals):

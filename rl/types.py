@@ -136,6 +136,8 @@ class ToolResult:
 class TokenSequence:
     """Token ids with a mask of sampled tokens. Grows only by `append_sampled` and `append_context`.
 
+    No token changes; `drop_sampled` takes the mask from tokens that nobody got.
+
     Example: prompt [1, 5, 9], the model samples [7, 2], the tool answers [1, 6], the model samples [8]:
 
         token_ids  1 5 9 7 2 1 6 8
@@ -169,6 +171,10 @@ class TokenSequence:
     def append_context(self, token_ids: Sequence[int]) -> None:
         """Append unsampled tokens: tool results, headers, a forced closing token (mask 0)."""
         self._append(token_ids, 0, [0.0] * len(token_ids), NOT_SAMPLED)
+
+    def drop_sampled(self, start: int) -> None:
+        """Make all tokens from a place on context: they are not trained on."""
+        self.loss_mask[start:], self.logprobs[start:], self.versions[start:] = 0, 0.0, NOT_SAMPLED
 
     def _append(self, token_ids: Sequence[int], mask: int, logprobs: Sequence[float], version: int) -> None:
         num = len(token_ids)
@@ -209,8 +215,8 @@ class Turn:
     is_last: bool = False
     """The limits allow no further turn."""
     is_trained: bool = True
-    """Its tokens were sampled as training assumes. An agent may ask for another temperature or top_p; such tokens are
-    context."""
+    """Its tokens were sampled as training assumes, and the caller got them. An agent may ask for another temperature or
+    top_p, or leave before the answer; such tokens are context."""
     messages: list[Message] = field(default_factory=list)
     """The environment's messages, besides tool results."""
     start_s: float = 0.0

@@ -89,12 +89,13 @@ def is_colocated(config: Config) -> bool:
 
 
 @contextmanager
-def launch_service(config: Config, *, log_directory: Path) -> Iterator[ServiceHandle]:
+def launch_service(config: Config, *, log_directory: Path, begins: bool) -> Iterator[ServiceHandle]:
     """Start the engines and the service, and always end all processes on exit.
 
     Args:
         config: A validated configuration.
         log_directory: Folder for each worker's log file.
+        begins: The training begins without waiting for a client.
 
     Raises:
         TurnwiseError: A worker could not start; the message is its own.
@@ -104,14 +105,14 @@ def launch_service(config: Config, *, log_directory: Path) -> Iterator[ServiceHa
         with_notes = stack.enter_context(ExitStack())
         site = open_site(config, log_directory, stack, with_notes, with_reference=needs_reference(config, "policy"))
         workers, starts = start_rollouts(site, Path(config.actor_config.load), {}, stack)
-        front, address = _start_front(site, workers, starts, stack)
+        front, address = _start_front(site, workers, starts, stack, begins=begins)
         with_notes.close()
         stack.callback(ignore_interrupts)  # runs before all other exit callbacks
         yield ServiceHandle(site, workers, front, address)
 
 
 def _start_front(
-    site: Site, workers: RayWorkers, starts: dict[str, ray.ObjectRef], stack: ExitStack
+    site: Site, workers: RayWorkers, starts: dict[str, ray.ObjectRef], stack: ExitStack, *, begins: bool
 ) -> tuple[Front, str]:
     options: dict[str, Any] = {
         "max_concurrency": 100_000,
@@ -128,5 +129,5 @@ def _start_front(
     )
     stack.push(shut_down([worker]))
     wait_for(starts)
-    (address,) = get_all([worker.start.remote()], what="starting the service", timeout_s=_START_TIMEOUT_S)
+    (address,) = get_all([worker.start.remote(begins)], what="starting the service", timeout_s=_START_TIMEOUT_S)
     return Front(worker), address

@@ -114,8 +114,15 @@ class ServingWorker:
         log_to(log_file)
         self.config, self.workers, self.rewards = config, workers, RewardWorkers(reward_workers)
 
-    async def start(self) -> str:
-        """Listen; returns the address."""
+    async def start(self, begins: bool) -> str:
+        """Listen.
+
+        Args:
+            begins: The training begins without waiting for a client; before one can ask for it.
+
+        Returns:
+            The address.
+        """
         from rl.rollout.dialog import load_dialog
         from rl.rollout.garbage_collection import collect_seldom
         from rl.serving.server import start_server
@@ -125,6 +132,8 @@ class ServingWorker:
         engine = RemoteEngine(self.workers, lambda reason: self.service.break_off(reason))
         model = Path(self.config.actor_config.load).name or "policy"
         self.service = Service(self.config, engine, dialog, self.rewards.score, model=model, release=engine.release)
+        if begins:
+            await self.service.begin_native()
         self.server = await start_server(self.service, self.config.serve_config)
         collect_seldom()
         return self.server.address
@@ -178,10 +187,6 @@ class Front:
             [self._worker.next_events.remote(_POLL_S)], what="the service's events", timeout_s=_CALL_TIMEOUT_S
         )
         return list(events)
-
-    def begin_native(self) -> None:
-        """See `Service.begin_native`."""
-        self._call("begin_native")
 
     def refuse_job(self, error: TurnwiseError) -> None:
         """See `Service.refuse_job`."""

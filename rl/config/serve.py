@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import field
 from typing import Literal
 
 from pydantic import Field
@@ -19,6 +20,9 @@ class ServeConfig(Section):
     clients send as Bearer token."""
     port: int = Field(default=7453, ge=0, le=65535)
     """Port to listen on; 0 takes any free one."""
+    allowed_hosts: list[str] = field(default_factory=list)
+    """Further names under which clients reach the service, such as that of a reverse proxy. Addresses, `localhost` and
+    this machine's name always work."""
     max_open_rollouts: Count = 10_000
     """Rollouts that may be open at once. Clients that ask for more get status 429 and the time to wait."""
     max_staleness: StepsOrZero = 1

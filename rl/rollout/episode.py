@@ -70,6 +70,8 @@ class Episode:
     """Tokens the response may reach, as `Trajectory.response_length` counts them."""
     began_at: float = field(default_factory=time.monotonic)
     """Reading of `time.monotonic`; the `start_s` of turns and results count from it."""
+    session_id: str = ""
+    """Requests of the same session go to the same engine; by default `id`."""
     ledger: Ledger = field(init=False)
     turns: list[Turn] = field(default_factory=list)
     given: dict[str, Any] | None = None
@@ -83,6 +85,7 @@ class Episode:
 
     def __post_init__(self) -> None:
         self.ledger = Ledger(self.renderer)
+        self.session_id = self.session_id or self.id
 
     @property
     def id(self) -> str:
@@ -108,6 +111,8 @@ class Episode:
         name: str | None = None,
     ) -> Turn:
         """Sample one turn of at most `budget` tokens, in as many spans as weight publishes cut it into.
+
+        A turn that is cancelled or fails between two spans keeps its tokens as context: the caller did not get them.
 
         A stop string inside a thought cuts it too. Where a span may end within a stop string, the next one is of a
         single token, since the engine would not see the rest of that string.
@@ -140,6 +145,9 @@ class Episode:
         try:
             name = str(number) if name is None else name
             return await self._sample(sequence, number, budget, sampling, self.stop if stop is None else stop, name)
+        except BaseException:
+            self._give_up(number)
+            raise
         finally:
             del self._running[number]
 
@@ -161,7 +169,9 @@ class Episode:
             seed = request_seed(sampling.seed or 0, self.prompt.id, self.sample_index, name, span)
             max_tokens = 1 if is_watched else budget - turn.num_tokens
             generation = await self.engine.generate(
-                _ids(sequence), replace(sampling, max_tokens=max_tokens, stop=stop, seed=seed), session_id=self.id
+                _ids(sequence),
+                replace(sampling, max_tokens=max_tokens, stop=stop, seed=seed),
+                session_id=self.session_id,
             )
             finish = generation.finish_reason
             if finish is FinishReason.ABORT and (sampling.json_schema or sampling.structural_tag):
@@ -186,6 +196,14 @@ class Episode:
             await asyncio.sleep(0)  # an engine that aborts again at once must not starve the other trajectories
         turn.is_cut = True
         return turn
+
+    def _give_up(self, number: int) -> None:
+        """Train on nothing of a turn whose caller got no answer."""
+        turn, (sequence, start) = self.turns[number], self._places[number]
+        if turn.is_trained:
+            self._logprobs[number] = sequence.logprobs[start:].tolist()
+            sequence.drop_sampled(start)
+            turn.is_trained = False
 
     def sampled(self, number: int) -> Sampled:
         """The tokens of a turn, by its place among `turns`."""

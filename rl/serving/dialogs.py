@@ -49,6 +49,10 @@ class Dialogs:
             self._known.pop(key, None)
             raise bad_request("tools", f"{error}") from error
 
+    def count_tokens(self, texts: list[str]) -> int:
+        """Tokens of some texts. Other threads go on meanwhile: only the call for batches lets them."""
+        return sum(map(len, self._tokenizer.backend_tokenizer.encode_batch(texts, add_special_tokens=False)))
+
     def _make(self, tools: list[dict[str, Any]]) -> Dialog:
         parser = load_parser(self._rl.tool_parser_format, tools, self._tokenizer)
         renderer = Renderer(self._tokenizer, self._rl.prompt_type, tools, parser)

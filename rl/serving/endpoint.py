@@ -30,11 +30,17 @@ from rl.serving.sample_request import SampleRequest
 from rl.serving.streams import stream_answer
 from rl.serving.tokenize_api import detokenized, read_detokenize_request, read_tokenize_request, tokenized
 from rl.serving.values import read_body
-from rl.types import Sampling
+from rl.types import Message, Sampling
 
-_MAX_BODY_BYTES = 32 << 20
+_MAX_BODY_BYTES = 8 << 20
 _MAX_BODIES_BYTES = 1 << 30
-_PREFIXES = ("openai/", "arbor:", "huggingface/", "local:")
+_MOST_CHARACTERS = 128
+"""Of one token; the longest tokens of common vocabularies are runs of that many spaces."""
+_LONG_TEXT = 1 << 16
+"""Characters whose tokens are counted in a thread first."""
+_SLACK = 16
+"""Tokens by which a text that stands in a template may be shorter than alone."""
+PREFIXES = ("openai/", "arbor:", "huggingface/", "local:")
 """What clients put before the name of a model."""
 
 
@@ -78,12 +84,10 @@ class Endpoint:
 
     Attributes:
         address: Where the routes are reached, `http://HOST:PORT`. `start` sets it.
-        aliases: Further names that requests may give the model.
     """
 
     def __init__(self, dialogs: Dialogs, *, model: str, max_model_len: int, plain: Plain | None = None) -> None:
         self.address = ""
-        self.aliases: set[str] = set()
         self._dialogs, self._model, self._max_model_len, self._plain = dialogs, model, max_model_len, plain
         self._rollouts = OpenRollouts()
         self._bodies = Bodies(_MAX_BODY_BYTES, _MAX_BODIES_BYTES)
@@ -139,11 +143,6 @@ class Endpoint:
         """Whether a rollout takes requests."""
         return key in self._rollouts
 
-    @property
-    def num_open(self) -> int:
-        """Rollouts that take requests."""
-        return len(self._rollouts)
-
     def turns_of(self, key: str) -> dict[str, list[int]]:
         """The turns that each completion of an open rollout gave its client.
 
@@ -184,6 +183,7 @@ class Endpoint:
         key, given = await self._read(http)
         request = dialect.read(given)
         self._check_model(request.model)
+        await self._check_length(request)
         dialog = await self._dialogs.of(request.offered_tools)
         answer = self._answer(dialect, key, request, dialog)
         if request.stream:
@@ -202,14 +202,34 @@ class Endpoint:
 
     def _check_model(self, name: str | None) -> None:
         """Refuse other models than the one that is served."""
-        known = {self._model, Path(self._model).name, *self.aliases}
+        known = {self._model, Path(self._model).name}
         asked = name
         while asked is not None and not {asked, Path(asked).name} & known:  # a name may have its organization in front
-            prefix = next((prefix for prefix in _PREFIXES if asked.startswith(prefix)), None)
+            prefix = next((prefix for prefix in PREFIXES if asked.startswith(prefix)), None)
             if prefix is None:
                 message = f"model: '{name:.100}' does not exist. Ask for '{self._model}'."
                 raise ApiError(404, message, param="model", code="model_not_found")
             asked = asked.removeprefix(prefix)
+
+    async def _check_length(self, request: SampleRequest) -> None:
+        """Refuse texts that cannot fit, before they take the event loop's time to be rendered and encoded."""
+        for number in range(0, request.num_completions, request.n):
+            texts = _texts(request.conversation(number))
+            length = sum(map(len, texts))
+            if length > self._max_model_len * _MOST_CHARACTERS:
+                raise self._too_long(request, f"{length} characters, more than {_MOST_CHARACTERS} for each token")
+            if length > _LONG_TEXT:
+                num_tokens = await asyncio.to_thread(self._dialogs.count_tokens, texts)
+                if num_tokens > self._max_model_len + _SLACK * len(texts):
+                    raise self._too_long(request, f"about {num_tokens} tokens")
+
+    def _too_long(self, request: SampleRequest, found: str) -> ApiError:
+        return ApiError(
+            400,
+            f"{request.prompt_key}: the context has {found}. generate_config.max_model_len is {self._max_model_len}.",
+            param=request.prompt_key,
+            code="context_length_exceeded",
+        )
 
     async def _answer(self, dialect: Dialect[Any], key: str | None, request: SampleRequest, dialog: Dialog) -> Answer:
         """Sample the completions of a request. Who cancels it, ends them."""
@@ -252,6 +272,18 @@ class Endpoint:
             return [(rollout.policy, rollout.sampling)] * request.num_completions
         assert self._plain is not None, "other requests are refused"
         return [self._plain.new_policy(request, number) for number in range(request.num_completions)]
+
+
+def _texts(messages: Sequence[Message]) -> list[str]:
+    """What others than the model said; of the model's words a template may leave out thoughts."""
+    texts: list[str] = []
+    for message in messages:
+        if message.get("role") != "assistant":
+            content = message.get("content")
+            parts = content if isinstance(content, list) else [content]
+            found = [part.get("text") if isinstance(part, Mapping) else part for part in parts]
+            texts += [text for text in found if isinstance(text, str)]
+    return texts
 
 
 async def _all(turns: Iterable[Coroutine[Any, Any, Reply]]) -> list[Reply]:

@@ -66,10 +66,16 @@ def answering(handler: Handler, body_of: Callable[[ApiError], dict[str, Any]]) -
         try:
             return await handler(http)
         except Exception as error:  # a request may have any shape
-            told = as_api_error(error, http.path.rpartition("/v1/")[2])
+            told = as_api_error(error, route_of(http))
             return web.json_response(body_of(told), status=told.status)
 
     return answer
+
+
+def route_of(http: web.Request) -> str:
+    """The address of a request as the route spells it, `/rollouts/{key}/reward`: without keys, for logs."""
+    resource = http.match_info.route.resource
+    return resource.canonical if resource is not None else "an unknown address"
 
 
 def as_api_error(error: Exception, path: str) -> ApiError:
@@ -77,7 +83,7 @@ def as_api_error(error: Exception, path: str) -> ApiError:
 
     Args:
         error: What a handler raised.
-        path: What was asked for, without the rollout's key.
+        path: What was asked for, from `route_of`.
     """
     if isinstance(error, ApiError):
         return error

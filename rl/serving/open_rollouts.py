@@ -42,9 +42,6 @@ class OpenRollouts:
     def __contains__(self, key: str) -> bool:
         return key in self._open
 
-    def __len__(self) -> int:
-        return len(self._open)
-
     def add(self, rollout: OpenRollout) -> None:
         """Take requests of a rollout. Its key must be new."""
         assert rollout.key not in self._open, f"{rollout.key}: open already"
@@ -87,10 +84,22 @@ class OpenRollouts:
         return sent if sent in self._open else None
 
     def named_in(self, body: Mapping[str, Any]) -> str | None:
-        """The key of an open rollout that a body names as `metadata.rollout_id` or `user`; None without any."""
-        metadata = body.get("metadata")
-        named = [metadata.get("rollout_id") if isinstance(metadata, Mapping) else None, body.get("user")]
-        return next((key for key in named if isinstance(key, str) and key in self._open), None)
+        """The key that a body names as `metadata.rollout_id` or `user`; None without any.
+
+        A `user` counts if it is that of a rollout; other servers' clients send any.
+
+        Raises:
+            ApiError: The rollout is not open.
+        """
+        metadata, user = body.get("metadata"), body.get("user")
+        key = metadata.get("rollout_id") if isinstance(metadata, Mapping) else None
+        if key is not None:
+            return self.of(str(key)).key
+        if not isinstance(user, str):
+            return None
+        if user in self._ended:
+            raise not_found()
+        return user if user in self._open else None
 
 
 def sent_key(http: web.Request) -> str:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import hmac
 import ipaddress
+import math
 import os
+from dataclasses import replace
 from typing import Any
 
 from aiohttp import web
@@ -12,7 +14,8 @@ from aiohttp.typedefs import Handler, Middleware
 
 from rl.errors import ConfigError
 from rl.services.http_guard import Bodies, make_application
-from rl.serving.errors import ApiError, answering, bad_request
+from rl.serving.dialects import DIALECTS
+from rl.serving.errors import ApiError, answering, bad_request, route_of
 from rl.serving.group_requests import read_group_request, read_reward_request
 from rl.serving.groups import Rollout, ServedGroup
 from rl.serving.job import JobState, JobStatus
@@ -29,6 +32,8 @@ _DOCUMENTED = "docs/service.md"
 _LONGEST_WAIT_S = 600.0
 _RETRY_AFTER_S = 5
 _OPEN_TO_ALL = ("/health", "/")
+_OF_ROLLOUTS = frozenset(("/v1/models", "/tokenize", "/detokenize", *(dialect.path for dialect in DIALECTS)))
+"""Plain routes that serve a rollout by its API key."""
 
 
 def service_key(host: str) -> str | None:
@@ -56,7 +61,8 @@ def make_service_application(service: Service, key: str | None) -> web.Applicati
         service: What it stands for.
         key: What clients must send as Bearer token, or in the header `X-Api-Key`; None: nothing.
     """
-    application = make_application([])
+    serve = service.config.serve_config
+    application = make_application([serve.host, *serve.allowed_hosts])
     metrics = ServiceMetrics(service)
     application.middlewares.append(metrics.middleware())
     if key is not None:
@@ -89,6 +95,10 @@ class _Routes:
     async def open_group(self, http: web.Request) -> web.Response:
         async with self._bodies.read(http) as body:
             request = read_group_request(read_body(body))
+        config = self._service.config
+        most, n = config.serve_config.max_open_rollouts, request.n or config.rl_config.n_samples_per_prompt
+        if n > most:  # waiting would not help
+            raise bad_request("n", f"must be at most serve_config.max_open_rollouts ({most}), got {n}.")
         try:
             group = await self._service.open_group(request)
         except ApiError as error:
@@ -96,11 +106,18 @@ class _Routes:
                 raise
             headers = {"Retry-After": str(_RETRY_AFTER_S)}
             return web.json_response(error.body(), status=429, headers=headers)
-        return web.json_response(self._group_json(group))
+        return web.json_response(self._group_json(group, http))
 
     async def reward(self, http: web.Request) -> web.Response:
         async with self._bodies.read(http) as body:
             request = read_reward_request(read_body(body))
+        verifiers = self._service.config.rl_config.verifier_function
+        if "environment" not in verifiers:
+            raise bad_request(
+                "reward",
+                f"the service's rewards do not read it: rl_config.verifier_function is {verifiers}. Start it with "
+                "'environment' among them, or POST to /end instead, and these score the rollout.",
+            )
         return _rollout_json(await self._service.groups.reward(http.match_info["key"], request))
 
     async def end(self, http: web.Request) -> web.Response:
@@ -149,9 +166,16 @@ class _Routes:
     async def health(self, http: web.Request) -> web.Response:
         return web.json_response({"status": "ok"})
 
-    def _group_json(self, group: ServedGroup) -> dict[str, Any]:
-        groups = self._service.groups
-        rollouts = [client_json(groups.client_of(rollout), rollout.name) for rollout in group.rollouts]
+    def _group_json(self, group: ServedGroup, http: web.Request) -> dict[str, Any]:
+        """A group, with addresses under the name by which its client reached the service."""
+        host, own = http.headers.get("Host"), self._service.endpoint.address
+        proto = http.headers.get("X-Forwarded-Proto", http.scheme).lower()
+        address = f"{'https' if proto == 'https' else 'http'}://{host}" if host else own
+        rollouts = []
+        for rollout in group.rollouts:
+            client = self._service.groups.client_of(rollout)
+            base_url = address + client.base_url.removeprefix(own)
+            rollouts.append(client_json(replace(client, base_url=base_url), rollout.name))
         return {"id": group.id, "rollouts": rollouts}
 
 
@@ -182,8 +206,8 @@ def _number(http: web.Request, name: str, default: float) -> float:
         value = default if text is None else float(text)
     except ValueError:
         value = -1.0
-    if not value >= 0:
-        raise bad_request(name, f"must be a number that is not negative, got '{text:.80}'.")
+    if not (value >= 0 and math.isfinite(value)):
+        raise bad_request(name, f"must be a finite number that is not negative, got '{text:.80}'.")
     return value
 
 
@@ -194,8 +218,7 @@ def _authorizing(service: Service, key: str) -> Middleware:
     async def authorize(request: web.Request, handler: Handler) -> web.StreamResponse:
         if request.path not in _OPEN_TO_ALL:
             sent = sent_key(request)
-            is_own = sent == request.match_info.get("key", sent) and service.groups.knows(sent)
-            if not is_own and not hmac.compare_digest(sent.encode(), key.encode()):
+            if not hmac.compare_digest(_bytes(sent), _bytes(key)) and not _is_of_rollout(service, request, sent):
                 error = ApiError(
                     401, f"Send the service's key as Bearer token ({KEY_VARIABLE}).", code="invalid_api_key"
                 )
@@ -203,6 +226,22 @@ def _authorizing(service: Service, key: str) -> Middleware:
         return await handler(request)
 
     return authorize
+
+
+def _is_of_rollout(service: Service, request: web.Request, key: str) -> bool:
+    """Whether a rollout's key opens a request's route.
+
+    It opens its own address, also after its end for a reward that is sent again, and while it is open the plain routes
+    that serve it.
+    """
+    named = request.match_info.get("key")
+    if named is not None:
+        return named == key and service.groups.knows(key)
+    return service.endpoint.is_open(key) and route_of(request) in _OF_ROLLOUTS
+
+
+def _bytes(key: str) -> bytes:
+    return key.encode("utf-8", "surrogateescape")  # headers may have any bytes
 
 
 @web.middleware

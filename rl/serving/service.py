@@ -179,16 +179,24 @@ class Service:
 
     def new_policy(self, request: SampleRequest, number: int) -> tuple[Policy, Sampling]:
         """See `rl.serving.endpoint.Plain`. The same request with a seed samples the same tokens."""
-        is_seeded = request.seed is not None
-        prompt = Prompt("plain" if is_seeded else f"plain-{next(self._plain_numbers)}", [], "", "service")
+        own = f"plain-{next(self._plain_numbers)}"
+        prompt = Prompt(own if request.seed is None else "plain", [], "", "service")  # seeds follow from its id
         rl, dialog = self.config.rl_config, self._dialog
         limit = self.config.generate_config.max_model_len
         episode = Episode(
-            self.gate, dialog.renderer, prompt, number, self.sampling, stop=(), max_context=limit, max_response=limit
+            self.gate,
+            dialog.renderer,
+            prompt,
+            number,
+            self.sampling,
+            stop=(),
+            max_context=limit,
+            max_response=limit,
+            session_id=own,
         )
         tools = ToolEnvironment(None, dialog.renderer, dialog.parser, rl, None, lambda turn: None)
         policy = Policy(episode, dialog.parser, tools)
-        weakref.finalize(policy, self._release, episode.id)
+        weakref.finalize(policy, self._release, own)
         return policy, self.sampling
 
     def on_completion(self, request: SampleRequest, replies: Sequence[Reply], policies: Sequence[Policy]) -> None:
@@ -239,6 +247,7 @@ class Service:
             closed: Numbers of the closed batches that were trained on.
         """
         self._set(state=JobState.SAMPLING, step=step)
+        self.batch = {}
         self.gate.open()
         training = self._running()
         training.batches_closed(list(closed))
@@ -300,6 +309,7 @@ class Service:
     # Inside
 
     def _ask_for(self, request: JobRequest) -> Training:
+        assert self._status.state not in _RUNNING, "one training at a time"
         self._training = training = Training(request)
         self._set(state=JobState.STARTING, name=request.name, step=0, failure=None)
         self.gate.close()

@@ -10,7 +10,7 @@ from aiohttp import web
 
 from rl.services.http_guard import SEND_TIMEOUT_S
 from rl.serving.chat_answer import Answer
-from rl.serving.errors import ApiError, as_api_error
+from rl.serving.errors import ApiError, as_api_error, route_of
 
 _KEEP_ALIVE_S = 10.0
 _ERRORS_S = 0.5
@@ -62,7 +62,7 @@ async def _send(
     try:
         text = "".join(events_of(task.result()))
     except Exception as error:  # as for an answer that is not streamed
-        text = error_event(as_api_error(error, http.path.rpartition("/v1/")[2]))
+        text = error_event(as_api_error(error, route_of(http)))
     async with asyncio.timeout(SEND_TIMEOUT_S):
         await response.write(text.encode())
         await response.write_eof()

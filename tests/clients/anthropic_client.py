@@ -16,7 +16,7 @@ def access(rollout: dict[str, str]) -> dict[str, Any]:
     return {"base_url": rollout["base_url"].removesuffix("/v1"), "api_key": rollout["api_key"], "max_retries": 0}
 
 
-def tool_loop(rollout: dict[str, str], question: str, *, is_streamed: bool = False, **first: Any) -> str:
+def tool_loop(rollout: dict[str, str], question: str, *, is_streamed: bool = False, **first: Any) -> None:
     """A conversation with calls; `first` goes with the first request alone."""
     messages: list[Any] = [{"role": "user", "content": question}]
     with Anthropic(**access(rollout)) as client:
@@ -37,18 +37,17 @@ def tool_loop(rollout: dict[str, str], question: str, *, is_streamed: bool = Fal
                 answer = client.messages.create(**request)
             messages.append({"role": "assistant", "content": answer.content or [{"type": "text", "text": ""}]})
             messages.append({"role": "user", "content": results_of(answer) or DOUBT})
-    return text_of(answer)
 
 
-def streamed(rollout: dict[str, str], question: str) -> str:
-    return tool_loop(rollout, question, is_streamed=True)
+def streamed(rollout: dict[str, str], question: str) -> None:
+    tool_loop(rollout, question, is_streamed=True)
 
 
-def required(rollout: dict[str, str], question: str) -> str:
-    return tool_loop(rollout, question, tool_choice={"type": "any"})
+def required(rollout: dict[str, str], question: str) -> None:
+    tool_loop(rollout, question, tool_choice={"type": "any"})
 
 
-def at_once(rollout: dict[str, str], question: str) -> str:
+def at_once(rollout: dict[str, str], question: str) -> None:
     """Three sub-agents, two of them with the same request: three sequences."""
 
     async def ask_all() -> list[Any]:
@@ -65,7 +64,7 @@ def at_once(rollout: dict[str, str], question: str) -> str:
                 )
             )
 
-    return "".join(text_of(answer) for answer in asyncio.run(ask_all()))
+    asyncio.run(ask_all())
 
 
 def results_of(answer: Any) -> list[dict[str, Any]]:

@@ -22,7 +22,7 @@ def access(rollout: dict[str, str]) -> dict[str, Any]:
     }
 
 
-def tool_loop(rollout: dict[str, str], question: str, *, is_streamed: bool = False, **first: Any) -> str:
+def tool_loop(rollout: dict[str, str], question: str, *, is_streamed: bool = False, **first: Any) -> None:
     """A conversation with calls; `first` goes with the first request alone."""
     messages: list[Any] = [{"role": "user", "content": question}]
     for number in range(NUM_TURNS):
@@ -38,18 +38,17 @@ def tool_loop(rollout: dict[str, str], question: str, *, is_streamed: bool = Fal
             {"role": "tool", "tool_call_id": call.id, "content": run_code(json.loads(call.function.arguments)["code"])}
             for call in message.tool_calls or []
         ] or [{"role": "user", "content": DOUBT}]
-    return message.content or ""
 
 
-def streamed(rollout: dict[str, str], question: str) -> str:
-    return tool_loop(rollout, question, is_streamed=True)
+def streamed(rollout: dict[str, str], question: str) -> None:
+    tool_loop(rollout, question, is_streamed=True)
 
 
-def required(rollout: dict[str, str], question: str) -> str:
-    return tool_loop(rollout, question, tool_choice="required")
+def required(rollout: dict[str, str], question: str) -> None:
+    tool_loop(rollout, question, tool_choice="required")
 
 
-def at_once(rollout: dict[str, str], question: str) -> str:
+def at_once(rollout: dict[str, str], question: str) -> None:
     """Two sub-agents and two choices at the same time: four sequences."""
 
     async def ask_all() -> list[Any]:
@@ -62,7 +61,6 @@ def at_once(rollout: dict[str, str], question: str) -> str:
 
     answers = asyncio.run(ask_all())
     assert [len(answer.choices) for answer in answers] == [2, 1, 1]
-    return "".join(choice.message.content or "" for answer in answers for choice in answer.choices)
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ def client_of(rollout: dict[str, str]) -> OpenAI:
     return OpenAI(base_url=rollout["base_url"], api_key=rollout["api_key"], max_retries=0)
 
 
-def tool_loop(rollout: dict[str, str], question: str, **first: Any) -> str:
+def tool_loop(rollout: dict[str, str], question: str, **first: Any) -> None:
     """A conversation with calls; `first` goes with the first request alone."""
     messages: list[Any] = [{"role": "user", "content": question}]
     with client_of(rollout) as client:
@@ -32,14 +32,13 @@ def tool_loop(rollout: dict[str, str], question: str, **first: Any) -> str:
             messages.append(message)
             calls = message.tool_calls or []
             messages += [tool_message(call.id, call.function.arguments) for call in calls] or [user_message()]
-    return message.content or ""
 
 
-def required(rollout: dict[str, str], question: str) -> str:
-    return tool_loop(rollout, question, tool_choice="required")
+def required(rollout: dict[str, str], question: str) -> None:
+    tool_loop(rollout, question, tool_choice="required")
 
 
-def streamed(rollout: dict[str, str], question: str) -> str:
+def streamed(rollout: dict[str, str], question: str) -> None:
     messages: list[Any] = [{"role": "user", "content": question}]
     with client_of(rollout) as client:
         for _ in range(NUM_TURNS):
@@ -55,7 +54,6 @@ def streamed(rollout: dict[str, str], question: str) -> str:
             message: dict[str, Any] = {"role": "assistant", "content": content}
             messages.append({**message, "tool_calls": calls} if calls else message)
             messages += [tool_message(c["id"], c["function"]["arguments"]) for c in calls] or [user_message()]
-    return content
 
 
 def collect(chunks: Any) -> tuple[str, list[dict[str, Any]]]:
@@ -75,7 +73,7 @@ def collect(chunks: Any) -> tuple[str, list[dict[str, Any]]]:
     return content, calls
 
 
-def at_once(rollout: dict[str, str], question: str) -> str:
+def at_once(rollout: dict[str, str], question: str) -> None:
     """Two sub-agents and two choices at the same time; then one of the choices goes on. Four sequences."""
 
     def ask(messages: list[Any], n: int = 1) -> Any:
@@ -85,14 +83,13 @@ def at_once(rollout: dict[str, str], question: str) -> str:
     with client_of(rollout) as client, ThreadPoolExecutor(3) as threads:
         helpers = [threads.submit(ask, [{"role": "system", "content": f"Helper {i}."}, user]) for i in range(2)]
         choices = ask([user], n=2).choices
-        last = ask([user, choices[1].message, user_message()]).choices[0].message
+        ask([user, choices[1].message, user_message()])
         for helper in helpers:
             helper.result()
     assert len(choices) == 2
-    return last.content or ""
 
 
-def responses(rollout: dict[str, str], question: str) -> str:
+def responses(rollout: dict[str, str], question: str) -> None:
     items: list[Any] = [{"role": "user", "content": question}]
     with client_of(rollout) as client:
         for _ in range(NUM_TURNS):
@@ -109,7 +106,6 @@ def responses(rollout: dict[str, str], question: str) -> str:
                 {"type": "function_call_output", "call_id": c.call_id, "output": run_code(code_of(c.arguments))}
                 for c in calls
             ] or [user_message()]
-    return answer.output_text
 
 
 def tool_message(call_id: str, arguments: str) -> dict[str, str]:

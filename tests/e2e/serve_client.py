@@ -51,7 +51,7 @@ def long_request() -> dict[str, Any]:
 
 
 async def leave_in_mid_answer(address: str, *, is_streamed: bool) -> None:
-    """Disconnect while the answer to `long_request` is sampled; then ask for something short, and get it."""
+    """Disconnect while the answer to `long_request` is sampled."""
     body = {**long_request(), "stream": is_streamed}
     async with aiohttp.ClientSession(address, timeout=aiohttp.ClientTimeout(total=120)) as session:
         begun = asyncio.Event()
@@ -63,6 +63,11 @@ async def leave_in_mid_answer(address: str, *, is_streamed: bool) -> None:
         leaving.cancel()
         await asyncio.gather(leaving, return_exceptions=True)
         await _wait_for_running(session, 0)
+
+
+async def ask_briefly(address: str) -> None:
+    """Ask for four tokens."""
+    async with aiohttp.ClientSession(address, timeout=aiohttp.ClientTimeout(total=60)) as session:
         short = {"messages": [{"role": "user", "content": "Hi."}], "max_tokens": 4}
         await _post(session, "/v1/chat/completions", short)
 

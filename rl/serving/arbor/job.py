@@ -19,7 +19,7 @@ from pathlib import Path
 from rl.errors import TurnwiseError
 from rl.serving.arbor.figures import Figures
 from rl.serving.arbor.ids import BatchIds
-from rl.serving.arbor.ledger import Completion, Ledger, Match, Untrained
+from rl.serving.arbor.ledger import Completion, CompletionLedger, Match, Untrained
 from rl.serving.arbor.train_kwargs import Settings
 from rl.serving.arbor.wire import InitializeRequest, Sample, StepRequest
 from rl.serving.errors import ApiError, bad_request
@@ -45,7 +45,9 @@ class ArborJob:
         settings: What it asked for.
     """
 
-    def __init__(self, trainer: Trainer, ledger: Ledger, request: InitializeRequest, settings: Settings) -> None:
+    def __init__(
+        self, trainer: Trainer, ledger: CompletionLedger, request: InitializeRequest, settings: Settings
+    ) -> None:
         self.id = f"grpo-{secrets.token_hex(4)}"
         self.request, self.figures = request, Figures()
         self.is_over = False
@@ -105,19 +107,12 @@ class ArborJob:
             matches = self._ledger.match(request.batch)
             key = _digest(request.batch)
             is_copy = self._is_copy(key, matches)
-            try:
-                group = [] if is_copy else self._trajectories(request.batch, matches)
-            except ApiError:
-                self._ledger.free(matches)
-                raise
             if is_copy:
                 self._ledger.free(matches)
                 self.figures.count("duplicate_groups")
+            else:
+                await self._submit(request.batch, matches)
             self._remember(key)
-            if len(group) > 1:
-                async with asyncio.timeout(_SUBMIT_TIMEOUT_S):
-                    await self._trainer.submit(group)
-                self._num_open += 1
             if self._ids is not None:
                 self._ids.take(batch_id, is_copy=is_copy)
                 if self._ids.is_complete:
@@ -198,29 +193,45 @@ class ArborJob:
             self.figures.begin_batch()
             logger.info("arbor: %s, %d batches: %s", self.id, self._num_batches, self.figures)
 
-    def _trajectories(self, batch: Sequence[Sample], matches: Sequence[Match | None]) -> list[Trajectory]:
-        """The completions of a group's samples, scored; without those that cannot be trained on."""
+    async def _submit(self, batch: Sequence[Sample], matches: Sequence[Match | None]) -> None:
+        """Give a group to the training. After an error it is as if it had not come: the client may send it again."""
         found = [
             self._usable(sample, match, batch[:i]) for i, (sample, match) in enumerate(zip(batch, matches, strict=True))
         ]
+        try:
+            if group := self._trajectories(batch, found):
+                async with asyncio.timeout(_SUBMIT_TIMEOUT_S):
+                    await self._trainer.submit(group)
+        except BaseException:
+            self._ledger.free([*matches, *found])
+            raise
+        self._num_open += bool(group)
+        self._count(found, is_dropped=not group)
+
+    def _trajectories(self, batch: Sequence[Sample], found: Sequence[Match | Completion | str]) -> list[Trajectory]:
+        """The completions of a group's samples, scored; without those that cannot be trained on."""
         others = [one for one in found if isinstance(one, Completion) and one.untrained is Untrained.OTHER_SAMPLING]
         if len(others) == len(batch):
             raise self._other_sampling(others[0])
-        reasons = [_reason(one) for one in found if not isinstance(one, Match)]
         own = [(sample, one) for sample, one in zip(batch, found, strict=True) if isinstance(one, Match)]
-        self.figures.count("groups")
-        self.figures.count("samples", len(batch) - reasons.count("duplicate_samples"))
-        for reason in reasons:
-            self.figures.count(reason if reason == "duplicate_samples" else f"left_out/{reason}")
-        for _, match in own:
-            self.figures.count(str(match.kind))
         if len(own) < 2:
-            self.figures.count("dropped_groups")
             return []
         self._num_groups += 1
         messages = [{"role": role, "content": text} for role, text in own[0][1].completion.prompt]
         prompt = Prompt(f"{self.id}-{self._num_groups:06d}", messages, "", "arbor")
         return [_scored(sample, match, prompt, i) for i, (sample, match) in enumerate(own)]
+
+    def _count(self, found: Sequence[Match | Completion | str], *, is_dropped: bool) -> None:
+        reasons = [_reason(one) for one in found if not isinstance(one, Match)]
+        self.figures.count("groups")
+        self.figures.count("samples", len(found) - reasons.count("duplicate_samples"))
+        for reason in reasons:
+            self.figures.count(reason if reason == "duplicate_samples" else f"left_out/{reason}")
+        for one in found:
+            if isinstance(one, Match):
+                self.figures.count(str(one.kind))
+        if is_dropped:
+            self.figures.count("dropped_groups")
 
     def _usable(self, sample: Sample, match: Match | None, earlier: Sequence[Sample]) -> Match | Completion | str:
         """A sample's match, or the completion that cannot be trained on, or why there is none."""

@@ -75,7 +75,7 @@ class Match:
     completion: Completion
 
 
-class Ledger:
+class CompletionLedger:
     """The completions of late, in the order in which they came.
 
     Args:
@@ -113,11 +113,12 @@ class Ledger:
                     found[place] = Match(kind, completion)
         return found
 
-    def free(self, matches: Iterable[Match | None]) -> None:
-        """Take back what `match` marked."""
-        for match in matches:
-            if match is not None:
-                match.completion.is_used = False
+    def free(self, found: Iterable[Match | Completion | str | None]) -> None:
+        """Take back what `match` and `take_untrained` marked; others than matches and completions do not count."""
+        for one in found:
+            completion = one.completion if isinstance(one, Match) else one
+            if isinstance(completion, Completion):
+                completion.is_used = False
 
     def take_untrained(self, sample: Sample) -> Completion | None:
         """Find a completion that a sample means but that cannot be trained on, and mark it as used."""
@@ -131,7 +132,7 @@ class Ledger:
         """Forget all completions; the count of those seen goes on."""
         self._kept.clear()
         self._trained, self._untrained = _Index(), _Index()
-        self._num_tokens = 0
+        self._num_tokens, self._newest = 0, 0  # the next training's versions begin at 0 again
 
     def _add(self, completion: Completion) -> None:
         number, self.num_seen = self.num_seen, self.num_seen + 1

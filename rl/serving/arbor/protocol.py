@@ -19,9 +19,11 @@ from rl.errors import ConfigError
 from rl.rollout.rollout_function import Policy, Reply
 from rl.services.http_guard import Bodies, Handler
 from rl.serving.arbor.job import ArborJob
-from rl.serving.arbor.ledger import Ledger
+from rl.serving.arbor.ledger import CompletionLedger
 from rl.serving.arbor.train_kwargs import read_train_kwargs
 from rl.serving.arbor.wire import InitializeRequest, read_checkpoint, read_initialize, read_job, read_step
+from rl.serving.dialects import DIALECTS
+from rl.serving.endpoint import PREFIXES
 from rl.serving.errors import ApiError, answering, bad_request
 from rl.serving.job import JobState, Trainer
 from rl.serving.sample_request import SampleRequest
@@ -34,8 +36,7 @@ _MAX_BODIES_BYTES = 1 << 30
 _BEGIN_TIMEOUT_S = 1800.0
 _GONE_AFTER_S = 60.0
 """Seconds without a request after which another client may take the place of one whose training waits for it."""
-_PREFIXES = ("openai/", "arbor:", "huggingface/", "local:")
-_COMPLETIONS = ("/v1/chat/completions", "/v1/completions", "/v1/responses", "/v1/messages", "/inference/v1/generate")
+_COMPLETIONS = frozenset(dialect.path for dialect in DIALECTS)
 _NOT_THERE = ("/v1/files", "/v1/fine_tuning/jobs")
 _T = TypeVar("_T")
 
@@ -50,7 +51,7 @@ class Arbor:
 
     def __init__(self, trainer: Trainer, config: Config) -> None:
         self._trainer, self._config = trainer, config
-        self._ledger = Ledger()
+        self._ledger = CompletionLedger()
         self._bodies = Bodies(_MAX_BODY_BYTES, _MAX_BODIES_BYTES)
         self._job: ArborJob | None = None
         self._beginning: asyncio.Task[ArborJob] | None = None
@@ -214,7 +215,7 @@ class Arbor:
         return job
 
     def _check_model(self, name: str) -> None:
-        while prefix := next((prefix for prefix in _PREFIXES if name.startswith(prefix)), None):
+        while prefix := next((prefix for prefix in PREFIXES if name.startswith(prefix)), None):
             name = name.removeprefix(prefix)
         if Path(name).name.lower() != Path(self._trainer.model).name.lower():
             raise bad_request(

@@ -8,6 +8,7 @@ Source: `dspy/clients/lm_local_arbor.py` of dspy 2.6.27 and 3.0.4; `arbor/integr
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Annotated, Any, TypeVar
@@ -16,12 +17,14 @@ from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 
 from rl.errors import first_problem, unknown_name
 from rl.serving.errors import ApiError, bad_request
+from rl.serving.service import NATIVE
 from rl.types import Message
 
 _SECTIONS = ("trainer_config", "inference_config", "gpu_config")
 _FINITE = ConfigDict(allow_inf_nan=False)
 _LARGEST_REWARD = 1e18
 CheckpointName = Annotated[str, Field(min_length=1, max_length=200, pattern=r"^[A-Za-z0-9_][A-Za-z0-9._:-]*$")]
+_SUFFIX = re.compile(r"[A-Za-z0-9._-]{1,100}")
 _T = TypeVar("_T")
 
 
@@ -99,7 +102,8 @@ def read_initialize(given: Mapping[str, Any]) -> InitializeRequest:
     """Read the body of `initialize`, flat or nested.
 
     Raises:
-        ApiError: A section is no object, two sections contradict each other, or the model is missing.
+        ApiError: A section is no object, two sections contradict each other, the model is missing, or the suffix cannot
+            name a training.
     """
     is_nested = "trainer_config" in given
     settings = {key: value for key, value in given.items() if key not in ("model", "suffix", *_SECTIONS)}
@@ -109,8 +113,16 @@ def read_initialize(given: Mapping[str, Any]) -> InitializeRequest:
     for section in _SECTIONS:
         _merge(settings, section, _object(section, given.get(section)))
     suffix = given.get("suffix") or "arbor"
-    if not isinstance(suffix, str) or not isinstance(given.get("model"), str) or not given["model"]:
+    if not isinstance(suffix, str):
+        raise bad_request("suffix", f"must be a text, got {suffix!r:.80}.")
+    if not isinstance(given.get("model"), str) or not given["model"]:
         raise bad_request("model", f"must be the served model's name, got {given.get('model')!r:.80}.")
+    if not _SUFFIX.fullmatch(suffix) or suffix == NATIVE:
+        raise bad_request(
+            "suffix",
+            f"names the run directory: at most 100 letters, digits, '-', '_' and '.', and not '{NATIVE}', got "
+            f"'{suffix:.80}'.",
+        )
     inference = given.get("inference_config") or {}
     return InitializeRequest(given["model"], suffix, settings, is_nested, "max_seq_len" in inference)
 

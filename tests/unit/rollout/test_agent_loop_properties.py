@@ -57,15 +57,19 @@ def test_agent_loop_keeps_what_was_sampled_and_its_limits(
     assert len(sequences) == 1 or renderer.rewrites_history
     sampled = [i for s in sequences for i, m in zip(s.token_ids, s.loss_mask, strict=True) if m]
     answered = [g.token_ids[: r.sampling.max_tokens] for g, r in zip(script, engine.requests, strict=False)]
-    assert sampled == [i for ids in answered for i in ids]
+    has_died = trajectory.stop_reason is StopReason.ENGINE_FAILED
+    assert [turn.is_trained for turn in trajectory.turns][::-1] == [not has_died, *[True] * 99][: len(trajectory.turns)]
+    num_given_up = trajectory.turns[-1].num_tokens if has_died else 0  # of the turn that nobody got
+    everything = [i for ids in answered for i in ids]
+    assert sampled == everything[: len(everything) - num_given_up]
     for request, ids in zip(engine.requests, answered, strict=False):
         asked = request.token_ids + ids
         assert any(s.token_ids[: len(asked)].tolist() == asked for s in sequences)
     assert all(len(s.loss_mask) == len(s.logprobs) == len(s.token_ids) for s in sequences)
     assert trajectory.response_length <= max_response
-    assert sum(turn.num_tokens for turn in trajectory.turns) == len(sampled)
+    assert sum(turn.num_tokens for turn in trajectory.turns) == len(everything)
     assert all(turn.num_tokens <= max_tokens for turn in trajectory.turns)
     assert len(toolbox.executed) <= max_calls
     assert all(len(turn.results) in (0, len(turn.calls)) for turn in trajectory.turns)
-    assert (trajectory.stop_reason is StopReason.ENGINE_FAILED) == (len(engine.requests) > len(script))
+    assert has_died == (len(engine.requests) > len(script))
     assert toolbox.num_closed == 1

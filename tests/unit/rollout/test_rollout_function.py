@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from typing import Any
 
 import pytest
@@ -12,6 +13,7 @@ from rl.chat.renderer import Renderer
 from rl.config.schema import Config
 from rl.errors import ConfigError
 from rl.rollout.agent_loop import AgentLoop
+from rl.rollout.headers import headers_of, rows_of
 from rl.rollout.rollout_function import Policy, load_rollout_function
 from rl.rollout.user_code import OutOfTokensError
 from rl.types import FinishReason, Message, Prompt, Sampling, StopReason, ToolStatus, Trajectory
@@ -213,3 +215,27 @@ async def test_a_rollout_function_has_a_deadline():
 def test_load_rollout_function_checks_it_before_the_run(name: str, kwargs: dict[str, Any], reason: str):
     with pytest.raises(ConfigError, match=reason):
         load_rollout_function(make_config(name, rollout_function_kwargs=kwargs).rl_config)
+
+
+async def impatient(prompt: Prompt, policy: Policy) -> float:
+    messages: list[Message] = list(prompt.messages)
+    first = await policy.chat(messages)
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(0.05):
+            await policy.chat([*messages, first.message, user("three")])
+    return 1.0
+
+
+async def test_what_was_sampled_for_a_caller_that_left_is_context():
+    cut = said([21, 22], FinishReason.ABORT)  # a publish, then the engine hangs
+    engine = ScriptedEngine([said([13, 2]), cut], hangs=True)
+    loop = AgentLoop(engine, Renderer(word_tokenizer(), "empty", []), None, PARSERS["hermes"], make_config("impatient"))
+    trajectory = await loop.run(PROMPT, 0, Sampling(1.0, 100))
+    assert (trajectory.stop_reason, len(engine.requests)) == (StopReason.FINISHED, 3)
+    (sequence,) = trajectory.sequences
+    assert sequence.token_ids.tolist()[-2:] == [21, 22]
+    assert sequence.token_ids[sequence.loss_mask == 1].tolist() == [13, 2]
+    assert (sequence.logprobs[-2:].tolist(), sequence.versions[-2:].tolist()) == ([0.0, 0.0], [-1, -1])
+    assert [turn.is_trained for turn in trajectory.turns] == [True, False]
+    (header,), _ = headers_of([trajectory.without_tokens()], rows_of([trajectory]))
+    assert (header.num_as_sampled, header.num_sampled, header.num_untrained) == (2, 2, 2)

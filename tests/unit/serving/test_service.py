@@ -13,7 +13,7 @@ from rl.rollout.group_text import header_from_text, prompt_of
 from rl.serving.job import JobState
 from rl.serving.journal import read_journal
 from rl.serving.training import BatchClosed, EndWanted, GroupDone
-from rl.types import StopReason
+from rl.types import Generation, Sampling, StopReason
 from tests.unit.serving.parts import ids, text_of
 from tests.unit.serving.service_parts import served, service_config
 
@@ -131,6 +131,43 @@ async def test_too_many_rollouts_must_wait(tmp_path: Path):
         await s.open_group()
 
 
+async def test_more_rollouts_than_may_ever_be_open_are_refused(tmp_path: Path):
+    async with served(tmp_path, service_config(max_open_rollouts=3)) as s:
+        status, answer = await s.post("/v1/groups", {"prompt": "?", "n": 4})
+        assert (status, answer["error"]["param"]) == (400, "n")
+    async with served(tmp_path, service_config(max_open_rollouts=1)) as s:  # a group has 2 by default
+        assert (await s.post("/v1/groups", {"prompt": "?"}))[0] == 400
+
+
+async def test_a_reward_that_no_reward_function_reads_is_refused(tmp_path: Path):
+    config = service_config()
+    config.rl_config.verifier_function = ["format"]
+    async with served(tmp_path, config) as s:
+        (rollout,) = (await s.open_group(n=1))["rollouts"]
+        await s.chat(rollout)
+        status, answer = await s.reward(rollout, 0.5)
+        assert (status, answer["error"]["param"]) == (400, "reward")
+        assert "environment" in answer["error"]["message"]
+        assert (await s.post(f"/rollouts/{rollout['id']}/end"))[0] == 200
+
+
+async def test_plain_requests_with_a_seed_sample_the_same_in_sessions_of_their_own(tmp_path: Path):
+    async with served(tmp_path) as s:
+        seeds: list[int | None] = []
+        generate = s.engine.generate
+
+        async def noting(token_ids: list[int], sampling: Sampling, *, session_id: str) -> Generation:
+            seeds.append(sampling.seed)
+            return await generate(token_ids, sampling, session_id=session_id)
+
+        s.engine.generate = noting  # type: ignore[method-assign]
+        asked = {"messages": [{"role": "user", "content": "Hi"}], "seed": 5, "n": 2}
+        for _ in range(2):
+            assert (await s.post("/v1/chat/completions", asked))[0] == 200
+        assert seeds[:2] == seeds[2:] and seeds[0] != seeds[1]
+        assert len(set(s.engine.sessions)) == 4
+
+
 async def test_the_first_group_begins_the_training_and_requests_wait_for_its_weights(tmp_path: Path):
     async with served(tmp_path, begins=False) as s:
         assert (await s.get("/v1/status"))[1]["state"] == "idle"
@@ -189,7 +226,9 @@ async def test_clients_wait_for_a_step(tmp_path: Path):
         await s.service.begin_sampling(1)
         assert (await waiting)[1]["step"] == 1
         assert (await s.get("/v1/status?step=9&timeout=0.05"))[1]["step"] == 1
-        assert (await s.get("/v1/status?step=x"))[0] == 400
+        for wrong in ("step=x", "step=inf", "step=nan", "step=-1", "step=1&timeout=inf"):
+            status, answer = await s.get(f"/v1/status?{wrong}")
+            assert (status, answer["error"]["param"]) == (400, "timeout" if "timeout" in wrong else "step")
 
 
 async def test_a_training_that_fails_says_why_to_everyone(tmp_path: Path):

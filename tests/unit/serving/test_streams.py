@@ -176,7 +176,7 @@ async def test_a_body_of_100_mb_is_refused(is_announced: bool):
         headers = {"Content-Type": "application/json"}
         data: Any = b" " * (100 << 20) if is_announced else body()
         async with session.post(f"{client.base_url}/chat/completions", data=data, headers=headers) as answer:
-            assert (answer.status, "more than 32 MiB" in await answer.text()) == (413, True)
+            assert (answer.status, "more than 8 MiB" in await answer.text()) == (413, True)
 
 
 async def test_a_body_that_does_not_arrive_is_given_up(monkeypatch: pytest.MonkeyPatch):

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from rl.serving.arbor.fields import forms_of
-from rl.serving.arbor.ledger import Completion, Ledger, MatchKind, Untrained
+from rl.serving.arbor.ledger import Completion, CompletionLedger, MatchKind, Untrained
 from rl.serving.arbor.wire import Sample
 from rl.types import Prompt, StopReason, TokenSequence, Trajectory
 
@@ -29,8 +29,8 @@ def sample(prompt: str, text: str) -> Sample:
     return Sample([{"role": "user", "content": prompt}], {"role": "assistant", "content": text}, 0.0)
 
 
-def ledger_of(*completions: Completion, **options: int) -> Ledger:
-    ledger = Ledger(**options)
+def ledger_of(*completions: Completion, **options: int) -> CompletionLedger:
+    ledger = CompletionLedger(**options)
     for one in completions:
         ledger._add(one)
     return ledger
@@ -93,6 +93,13 @@ def test_old_weights_and_too_many_tokens_are_forgotten() -> None:
     assert len(ledger) == 10
     ledger.clear()
     assert (len(ledger), ledger.num_seen, ledger.match([sample("q", "49")])) == (0, 50, [None])
+
+
+def test_the_versions_of_another_training_begin_at_0_again() -> None:
+    ledger = ledger_of(*(completion("q", f"<a>{v}</a>", version=v) for v in range(5)))
+    ledger.clear()
+    ledger._add(completion("q", "again", version=0))
+    assert kinds(ledger.match([sample("q", "again")])) == [MatchKind.EXACT]
 
 
 def test_many_completions_are_searched_in_no_time() -> None:

@@ -204,6 +204,44 @@ async def test_a_training_that_has_done_its_steps_ends_the_poll_too():
         assert (await served.grpo("terminate", {"job_id": job["job_id"]}))["status"] == "succeeded"
 
 
+@pytest.mark.parametrize("initialize", [FLAT, NEWEST])
+async def test_a_group_that_could_not_be_journaled_may_be_sent_again(initialize: dict[str, Any]):
+    async with serving(counting()) as served:
+        job = await served.grpo("initialize", initialize)
+        await poll(served, job)
+        (group,) = await roll_out(served, 1)
+        named = {"batch_id": (await poll(served, job))[0]} if initialize is NEWEST else {}
+        step = {"job_id": job["job_id"], "model": "tiny", "batch": group, **named}
+        submit = served.trainer.submit
+
+        async def fails(group: Any) -> None:
+            raise OSError(28, "No space left on device")
+
+        served.trainer.submit = fails  # type: ignore[method-assign]
+        assert "No space left" in (await served.refused("step", step))[1]
+        served.trainer.submit = submit  # type: ignore[method-assign]
+        metrics = (await served.grpo("step", step))["metrics"]
+        await served.grpo("terminate", {"job_id": job["job_id"]})
+    assert [len(batch[0]) for batch in served.trainer.batches] == [2]
+    assert (metrics["serve/arbor/groups"], metrics["serve/arbor/exact"]) == (1, 2)
+    assert (metrics["serve/arbor/duplicate_groups"], metrics["serve/arbor/dropped_groups"]) == (0, 0)
+
+
+async def test_a_group_of_another_temperature_is_told_again():
+    async with serving(counting()) as served:
+        await served.grpo("initialize", FLAT)
+        group = [sample("q", await served.say("q", temperature=0.3)) for _ in range(2)]
+        for _ in range(2):
+            assert "temperature 0.3" in (await served.refused("step", {"model": "tiny", "batch": group}))[1]
+
+
+@pytest.mark.parametrize("suffix", ["groups", "../x", "a b", "a" * 101, 7])
+async def test_a_suffix_must_be_able_to_name_a_training(suffix: Any):
+    async with serving(counting()) as served:
+        status, message = await served.refused("initialize", {**FLAT, "suffix": suffix})
+        assert (status, message.startswith("suffix: "), served.trainer.changes) == (400, True, {})
+
+
 async def test_checkpoints_are_paths_or_records_as_the_client_knows_them():
     async with serving(counting()) as served:
         job = await served.grpo("initialize", NESTED)

@@ -10,13 +10,13 @@ from pathlib import Path
 
 import pytest
 
-from tests.e2e.client_environments import python_of
+from tests.clients.environments import python_of
 from tests.e2e.commands import ROOT, TIMEOUT_S, ended, finish, start, steps_of
 from tests.e2e.test_serve import address_of
 
 pytestmark = pytest.mark.timeout(2 * TIMEOUT_S)
 
-CLIENT = "tests/e2e/dspy_client.py"
+CLIENT = "tests/clients/dspy_client.py"
 NEWEST = ("dspy-3.4.1", "dspy==3.4.1")
 CLIENTS = [
     # environment, what it has, provider, adapter, share of trained samples
