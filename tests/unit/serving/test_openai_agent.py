@@ -21,7 +21,7 @@ from rl.rollout.agent_loop import AgentLoop
 from rl.rollout.dialog import load_dialog
 from rl.rollout.group import Loop, run_group
 from rl.serving.agents import Agents
-from rl.serving.service import GroupDone
+from rl.serving.training import GroupDone
 from rl.training.actor import Actor
 from rl.types import FinishReason, Generation, Group, Prompt, Sampling
 from tests.samples import make_samples

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from rl.serving.job import JobState
-from rl.serving.service import BatchClosed, EndWanted, GroupDone, SaveWanted
+from rl.serving.training import BatchClosed, EndWanted, GroupDone, SaveWanted
 from tests.unit.serving.arbor.parts import sample
 from tests.unit.serving.parts import ids
 from tests.unit.serving.service_parts import Served, served
@@ -63,7 +63,7 @@ async def test_groups_reach_the_training_scored_and_as_sampled(tmp_path: Path) -
         assert (await answered(s, "status", {"job_id": job}))["pending_batch_ids"] == []
         assert not evaluation.done()  # it waits for the new weights
         s.engine.version = 1
-        await s.service.begin_sampling(1)
+        await s.service.begin_sampling(1, [closed.number])
         await evaluation
         assert len((await answered(s, "status", {"job_id": job}))["pending_batch_ids"]) == 1
 
