@@ -12,6 +12,7 @@ import pytest
 
 from rl.observability.detectors import DETECTORS
 from rl.observability.metrics import rollout_metrics, speed_metrics
+from rl.serving.arbor.figures import Figures
 from tests.samples import group_of
 from tests.unit.observability.examples import evaluation_metrics_of, make_trajectory
 
@@ -56,7 +57,15 @@ def written_in_code() -> set[str]:
 def emitted() -> set[str]:
     groups = [group_of(*[make_trajectory("source", score=1.0, index=i) for i in range(4)])]
     warnings = {f"warnings/{name}" for name in DETECTORS}
-    return {*rollout_metrics(groups), *evaluation_metrics_of(groups), *speed_metrics(10, 5, 1.0, 1.0, 1), *warnings}
+    figures = Figures()
+    figures.count("left_out/unknown")
+    return {
+        *figures.metrics(),
+        *rollout_metrics(groups),
+        *evaluation_metrics_of(groups),
+        *speed_metrics(10, 5, 1.0, 1.0, 1),
+        *warnings,
+    }
 
 
 @cache
