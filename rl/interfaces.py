@@ -12,9 +12,8 @@ from rl.batches import BatchPlan, GroupHeader, Recording, RolloutStatus, RunPlac
 from rl.types import Generation, Prompt, Sampling, Scores, Span, Trajectory, WeightUpdate
 
 
-@runtime_checkable
-class Engine(Protocol):
-    """Samples tokens from token ids (`rl.inference.engine.VllmEngine`, `rl.inference.fake.FakeEngine`)."""
+class Sampler(Protocol):
+    """Samples tokens from token ids: an engine, or what passes requests on to engines."""
 
     async def generate(self, token_ids: list[int], sampling: Sampling, *, session_id: str) -> Generation:
         """Continue `token_ids`.
@@ -33,6 +32,11 @@ class Engine(Protocol):
             RolloutError: The engine died.
         """
         ...
+
+
+@runtime_checkable
+class Engine(Sampler, Protocol):
+    """A model that samples and takes new weights (`rl.inference.engine.VllmEngine`, `rl.inference.fake.FakeEngine`)."""
 
     async def update_weights(self, update: WeightUpdate) -> None:
         """Wake up, load published weights, drop the prefix cache, abort requests in flight, stamp the new version.

@@ -28,7 +28,7 @@ from rl.serving.training import Broken as Broken
 from rl.serving.training import EndWanted as EndWanted
 from rl.serving.training import Event, GroupDone
 from rl.serving.training import SaveWanted as SaveWanted
-from rl.types import Generation, Sampling, WeightUpdate
+from rl.types import Generation, Sampling
 
 logger = logging.getLogger(__name__)
 
@@ -45,8 +45,8 @@ class GroupEvent:
     header: GroupHeader
 
 
-class RemoteEngine:
-    """All engines behind one (`rl.interfaces.Engine`): the requests of a trajectory go to the same one.
+class RemoteEngines:
+    """All engines behind one (`rl.interfaces.Sampler`): the requests of a trajectory go to the same one.
 
     Args:
         workers: Handles of the rollout workers, in order of replica.
@@ -58,7 +58,7 @@ class RemoteEngine:
         self._router = Router(list(self._workers))
 
     async def generate(self, token_ids: list[int], sampling: Sampling, *, session_id: str) -> Generation:
-        """See `rl.interfaces.Engine`. If a worker dies, the request goes to another."""
+        """See `rl.interfaces.Sampler`. If a worker dies, the request goes to another."""
         ids = np.array(token_ids, np.int32)
         while True:
             replica = self._router.route(session_id)
@@ -92,17 +92,6 @@ class RemoteEngine:
         """A trajectory has ended."""
         self._router.release(session_id)
 
-    async def update_weights(self, update: WeightUpdate) -> None:
-        """Not here: the driver calls the workers."""
-        raise NotImplementedError
-
-    async def sleep(self) -> None:
-        """Not here: the driver calls the workers."""
-        raise NotImplementedError
-
-    async def shutdown(self) -> None:
-        """Not here: the workers end with the cluster."""
-
 
 @ray.remote
 class ServingWorker:
@@ -129,7 +118,7 @@ class ServingWorker:
         from rl.serving.service import Service
 
         dialog = load_dialog(self.config)
-        engine = RemoteEngine(self.workers, lambda reason: self.service.break_off(reason))
+        engine = RemoteEngines(self.workers, lambda reason: self.service.break_off(reason))
         model = Path(self.config.actor_config.load).name or "policy"
         self.service = Service(self.config, engine, dialog, self.rewards.score, model=model, release=engine.release)
         if begins:

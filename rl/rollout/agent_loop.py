@@ -16,7 +16,7 @@ from rl.chat.parsers import Parser
 from rl.chat.renderer import Renderer
 from rl.config.schema import Config
 from rl.errors import DataError, ModelError, RolloutError
-from rl.interfaces import Engine
+from rl.interfaces import Sampler
 from rl.rollout.environment_code import load_environment
 from rl.rollout.environments import Step
 from rl.rollout.episode import Episode
@@ -62,7 +62,7 @@ class AgentLoop:
 
     def __init__(
         self,
-        engine: Engine,
+        engine: Sampler,
         renderer: Renderer,
         toolbox: Toolbox | None,
         parser: Parser,

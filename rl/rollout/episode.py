@@ -19,7 +19,7 @@ import numpy as np
 from rl.chat.ledger import Ledger
 from rl.chat.renderer import Renderer
 from rl.chat.stopping import begins_stop, completes_stop
-from rl.interfaces import Engine
+from rl.interfaces import Sampler
 from rl.observability.clock import wall_time
 from rl.thoughts import OPEN, is_thinking
 from rl.types import (
@@ -56,7 +56,7 @@ class Sampled:
 class Episode:
     """A trajectory in the making."""
 
-    engine: Engine
+    engine: Sampler
     renderer: Renderer
     prompt: Prompt
     sample_index: int

@@ -1,21 +1,21 @@
-"""An engine whose requests wait while there are no weights to sample from."""
+"""Requests for tokens wait here while there are no weights to sample from."""
 
 from __future__ import annotations
 
 import asyncio
 
-from rl.interfaces import Engine
-from rl.types import Generation, Sampling, WeightUpdate
+from rl.interfaces import Sampler
+from rl.types import Generation, Sampling
 
 
-class GatedEngine:
-    """Passes requests on while it is open (`rl.interfaces.Engine`); the others wait.
+class Gate:
+    """Passes requests on while it is open (`rl.interfaces.Sampler`); the others wait.
 
     Args:
         engine: Answers them.
     """
 
-    def __init__(self, engine: Engine) -> None:
+    def __init__(self, engine: Sampler) -> None:
         self._engine = engine
         self._is_open = asyncio.Event()
         self._is_open.set()
@@ -38,7 +38,7 @@ class GatedEngine:
         self._is_open.clear()
 
     async def generate(self, token_ids: list[int], sampling: Sampling, *, session_id: str) -> Generation:
-        """See `rl.interfaces.Engine`."""
+        """See `rl.interfaces.Sampler`."""
         if not self._is_open.is_set():
             self.num_waiting += 1
             try:
@@ -54,15 +54,3 @@ class GatedEngine:
         self.num_sampled_tokens += len(generation.token_ids)
         self.policy_version = generation.policy_version
         return generation
-
-    async def update_weights(self, update: WeightUpdate) -> None:
-        """See `rl.interfaces.Engine`."""
-        await self._engine.update_weights(update)
-
-    async def sleep(self) -> None:
-        """See `rl.interfaces.Engine`."""
-        await self._engine.sleep()
-
-    async def shutdown(self) -> None:
-        """See `rl.interfaces.Engine`."""
-        await self._engine.shutdown()

@@ -19,7 +19,7 @@ from typing import Any
 
 from rl.config.schema import Config
 from rl.errors import ConfigError, DataError, RolloutError, TurnwiseError
-from rl.interfaces import Engine, Score
+from rl.interfaces import Sampler, Score
 from rl.rollout.agent_loop import AgentLoop
 from rl.rollout.dialog import Dialog
 from rl.rollout.episode import Episode
@@ -30,7 +30,7 @@ from rl.serving.client import AgentClient
 from rl.serving.dialogs import Dialogs
 from rl.serving.endpoint import Endpoint
 from rl.serving.errors import ApiError
-from rl.serving.gate import GatedEngine
+from rl.serving.gate import Gate
 from rl.serving.group_requests import GroupRequest
 from rl.serving.groups import Groups, ServedGroup
 from rl.serving.history import History
@@ -62,7 +62,7 @@ class Service:
     def __init__(
         self,
         config: Config,
-        engine: Engine,
+        engine: Sampler,
         dialog: Dialog,
         score: Score,
         *,
@@ -70,7 +70,7 @@ class Service:
         release: Callable[[str], None] = lambda session_id: None,
     ) -> None:
         self.config, self.model = config, model
-        self.gate = GatedEngine(engine)
+        self.gate = Gate(engine)
         self._dialog, self._score, self._release = dialog, score, release
         self.endpoint = Endpoint(
             Dialogs(dialog.renderer.tokenizer, config.rl_config),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import itertools
 import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -21,7 +20,7 @@ from rl.rollout.dialog import Dialog
 from rl.serving.server import start_server
 from rl.serving.service import Service
 from rl.serving.training import Event, GroupDone
-from rl.types import Generation, Sampling, WeightUpdate
+from rl.types import Generation, Sampling
 from tests.fakes import said
 from tests.unit.serving.parts import ids, make_renderer
 
@@ -48,12 +47,6 @@ class SayingEngine:
                 raise
         return said([*ids(self.text), *ids("<|im_end|>")], version=self.version)
 
-    async def update_weights(self, update: WeightUpdate) -> None: ...
-
-    async def sleep(self) -> None: ...
-
-    async def shutdown(self) -> None: ...
-
 
 def service_config(**serve: Any) -> Config:
     config = Config()
@@ -77,7 +70,6 @@ class Served:
     address: str
     session: aiohttp.ClientSession
     folder: Path
-    numbers: Any = field(default_factory=itertools.count)
 
     async def post(self, path: str, body: Any = None, **headers: str) -> tuple[int, Any]:
         """Post JSON, or raw text; returns status and answer."""
