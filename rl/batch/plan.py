@@ -204,7 +204,7 @@ def _add_tree(segments: list[_Segment], bundle: _Bundle, headers: Sequence[RowHe
     Args:
         segments: Extended.
         bundle: The rows.
-        headers: Of the mini-batch.
+        headers: The mini-batch's rows.
         root: Where the root ends, and its segment or -1.
     """
     ends = [root]

@@ -145,7 +145,7 @@ class Ledger:
 
         Args:
             messages: See `extend`.
-            renderer: Of the same tokenizer, with the tools of this request. A conversation keeps its tools: with
+            renderer: Has the same tokenizer, and the tools of this request. A conversation keeps its tools: with
                 others, another sequence begins.
         """
         renderer = renderer or self._renderer

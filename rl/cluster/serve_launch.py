@@ -33,7 +33,7 @@ class ServiceHandle:
         site: Where workers are placed.
         workers: The engines.
         front: The service.
-        address: Of its HTTP server.
+        address: Address of its HTTP server.
     """
 
     def __init__(self, site: Site, workers: RayWorkers, front: Front, address: str) -> None:

@@ -49,7 +49,7 @@ class ServedRollouts(EngineRollouts):
         workers: The engines.
         front: The service.
         config: The training's.
-        run_directory: Of the training; its `journal` has the groups that no checkpoint has.
+        run_directory: The training's; its `journal` has the groups that no checkpoint has.
         journals: Those of the runs that are gone on with.
         on_group: Called with (groups done, groups wanted) after each group, for the progress bar.
     """

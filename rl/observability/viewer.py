@@ -167,7 +167,7 @@ def start_line(starts: Sequence[dict[str, Any]], number: int) -> str:
 
     Args:
         starts: The trajectory's, from `rl.observability.trajectories.to_record`.
-        number: Of the sequence, from 0.
+        number: Number of the sequence, from 0.
     """
     start = starts[number]
     source = start["branches_from"]

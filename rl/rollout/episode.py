@@ -120,7 +120,7 @@ class Episode:
         Args:
             sequence: As the ledger prepared it.
             budget: At least 1; `sampling.max_tokens` bounds it too.
-            sampling: Of this turn; by default the episode's. Tokens of another distribution are not trained on.
+            sampling: This turn's; by default the episode's. Tokens of another distribution are not trained on.
             stop: Strings that end this turn; by default the episode's.
             name: What the seed is derived from; by default the turn's number, in the order in which turns begin.
 

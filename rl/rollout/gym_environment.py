@@ -51,7 +51,7 @@ class GymEnvironment:
         self._session = self._toolbox.open_session("")
         self._turn = asyncio.Lock()
         self._reward: float | None = None
-        """Of the calls of the present turn."""
+        """Reward of the present turn's calls."""
         self._seen_reward = 0.0
         """The attribute `reward` when it was last read."""
         self._done = False

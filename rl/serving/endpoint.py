@@ -35,7 +35,7 @@ from rl.types import Message, Sampling
 _MAX_BODY_BYTES = 8 << 20
 _MAX_BODIES_BYTES = 1 << 30
 _MOST_CHARACTERS = 128
-"""Of one token; the longest tokens of common vocabularies are runs of that many spaces."""
+"""Longest token, characters: those of common vocabularies are runs of that many spaces."""
 _LONG_TEXT = 1 << 16
 """Characters whose tokens are counted in a thread first."""
 _SLACK = 16
@@ -52,7 +52,7 @@ class Plain(Protocol):
 
         Args:
             request: What it is for.
-            number: Of the completion in the request, from 0.
+            number: Number of the completion in the request, from 0.
 
         Returns:
             The episode's policy, and the sampling for what the request leaves open.

@@ -24,10 +24,10 @@ class Gate:
         self.num_running = 0
         """Requests that are being sampled."""
         self.num_prompt_tokens = 0
-        """Of all answered requests."""
+        """Prompt tokens of all answered requests."""
         self.num_sampled_tokens = 0
         self.policy_version = 0
-        """Of the last answer."""
+        """Policy version of the last answer."""
 
     def open(self) -> None:
         """Let requests pass."""

@@ -116,7 +116,7 @@ class Groups:
         """Begin a training.
 
         Args:
-            names: Of groups that were acknowledged before a restart; they are not taken again.
+            names: Names of groups that were acknowledged before a restart; they are not taken again.
         """
         self._names = set(names)
 
@@ -129,7 +129,7 @@ class Groups:
             request: From the client.
             loop: Runs its trajectories; its agents are these groups.
             num_samples: Rollouts where the request leaves it open.
-            sampling: Of the run.
+            sampling: The run's.
             training: Takes the group.
 
         Raises:

@@ -55,7 +55,7 @@ class History:
 
         Args:
             completed: Steps that are completed.
-            mean_reward: Of the step's scored rollouts; None if there are none.
+            mean_reward: Mean over the step's scored rollouts; None if there are none.
             lost_groups: Groups that the step leaves out, by reason.
         """
         if mean_reward is not None:

@@ -30,8 +30,8 @@ class Journal:
         """Write a group; it is on disk when the call returns.
 
         Args:
-            number: Of the group.
-            prompt: Of the group.
+            number: The group's number.
+            prompt: The group's prompt.
             record: Its trajectories, without tokens.
             rows: Their training rows.
 

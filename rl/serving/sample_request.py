@@ -95,7 +95,7 @@ class SampleRequest:
         """What a completion follows, as messages; a text is one of the user, token ids are an empty one.
 
         Args:
-            number: Of the completion, from 0.
+            number: Number of the completion, from 0.
         """
         raise NotImplementedError
 
@@ -120,7 +120,7 @@ class SampleRequest:
         """Sample one of the completions.
 
         Args:
-            number: Of the completion, from 0.
+            number: Number of the completion, from 0.
             policy: Samples it.
             own: The run's sampling.
             dialog: Renderer and parser of `offered_tools`.

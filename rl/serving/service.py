@@ -229,7 +229,7 @@ class Service:
 
         Args:
             config: With the changes that a client asked for.
-            run_directory: Of the training.
+            run_directory: The training's.
             number: Number of the first new group.
             names: Names of groups that were acknowledged before a restart.
         """
@@ -267,7 +267,7 @@ class Service:
         """The training has its groups.
 
         Args:
-            mean_reward: Of their scored rollouts; None if there are none.
+            mean_reward: Mean over their scored rollouts; None if there are none.
             lost_groups: Groups that are not trained on, by reason.
             stops_requests: The engines leave their devices, so requests wait.
         """

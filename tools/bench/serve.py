@@ -52,7 +52,7 @@ def measure(config: Config, num_rollouts: int) -> list[Figure]:
     process is the driver of the training, so no actor is loaded.
 
     Args:
-        config: Of a service.
+        config: A service's.
         num_rollouts: To open, with a short answer each, for the memory.
     """
     with (

@@ -55,7 +55,7 @@ class Completion:
     trajectory: Trajectory
     """Its tokens, as sampled."""
     version: int
-    """Of the weights that sampled its last token."""
+    """Version of the weights that sampled its last token."""
     forms: list[Fields]
     """What adapters read in the text."""
     untrained: Untrained | None
