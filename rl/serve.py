@@ -19,7 +19,7 @@ from rl.config.schema import Config
 from rl.config.validate import find_problems
 from rl.errors import ConfigError, TurnwiseError
 from rl.interfaces import Actor
-from rl.observability.log import console
+from rl.observability.log import console, setup_logging
 from rl.observability.run_directory import RunDirectory
 from rl.preflight import preflight_service
 from rl.run.checkpoints import find_checkpoint
@@ -49,6 +49,7 @@ def main(config: Config, name: str) -> None:
     preflight_service(config)
     directory: RunDirectory | None = RunDirectory.create(config, name)
     assert directory is not None, "it was just created"
+    setup_logging(directory.log_file)  # Ray's own lines belong there too
     begins = bool(config.megatron_training.resume or journals)
     with freeing_the_name(directory), launch_service(config, log_directory=directory.logs, begins=begins) as service:
         console().print(f"serving at {service.address}/v1, page at {service.address}/", highlight=False)
@@ -118,7 +119,7 @@ def _saved(run: Run, actor: Actor, rollouts: ServedRollouts) -> Path:
 
 def _save_for_client(run: Run, actor: Actor, rollouts: ServedRollouts, name: str) -> Path:
     """A Hugging Face folder with the current weights, which stays when the checkpoint is removed as too old."""
-    checkpoint, folder = _saved(run, actor, rollouts), run.directory.path / "saved" / name
+    checkpoint, folder = _saved(run, actor, rollouts), run.directory.saved / name
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     for file in checkpoint.iterdir():
@@ -143,10 +144,10 @@ def _resumed(config: Config) -> tuple[Config, list[Path]]:
         if (run.path / "run_state.json").is_file() or run.latest_checkpoint() or not run.config_file.is_file():
             checkpoint = find_checkpoint(run.path)
             _check_native(checkpoint.parent.parent)
-            journals.insert(0, checkpoint.parent.parent / "journal")
+            journals.insert(0, RunDirectory(checkpoint.parent.parent).journal)
             return with_changes(config, {"megatron_training.resume": str(checkpoint)}), journals
         _check_native(run.path)
-        journals.insert(0, run.path / "journal")
+        journals.insert(0, run.journal)
         source = run.read_config().megatron_training.resume
     return with_changes(config, {"megatron_training.resume": None}), journals
 

@@ -18,6 +18,7 @@ from rl.cluster.serving import BatchClosed, Broken, EndWanted, Front, GroupEvent
 from rl.config.schema import Config
 from rl.errors import RolloutError
 from rl.observability.clock import wall_time
+from rl.observability.run_directory import RunDirectory
 from rl.rollout.group_text import header_from_text, prompt_of
 from rl.rollout.workers import Workers
 from rl.serving.journal import Journal, read_journal
@@ -73,7 +74,7 @@ class ServedRollouts(EngineRollouts):
         self.has_begun = False
         """Clients' groups are taken."""
         self._front, self._run_directory, self._journals = front, run_directory, journals
-        self._journal = Journal(run_directory / "journal")
+        self._journal = Journal(RunDirectory(run_directory).journal)
         self._recovered: deque[GroupEvent] = deque()
         """Acknowledged before a restart."""
         self._waiting: deque[Any] = deque()

@@ -168,6 +168,16 @@ class RunDirectory:
         return self.path / "checkpoints"
 
     @property
+    def journal(self) -> Path:
+        """Folder of clients' groups that no checkpoint has; made by a service."""
+        return self.path / "journal"
+
+    @property
+    def saved(self) -> Path:
+        """Folder of model folders that clients asked for; made on demand."""
+        return self.path / "saved"
+
+    @property
     def tensorboard(self) -> Path:
         """Folder of TensorBoard's event files."""
         return self.path / "tensorboard"
@@ -247,8 +257,14 @@ class RunDirectory:
 
     @property
     def is_empty(self) -> bool:
-        """Whether no metrics were written."""
-        return not self.metrics_file.is_file() or self.metrics_file.stat().st_size == 0
+        """Whether no metrics were written, and no group of clients is kept."""
+        has_metrics = self.metrics_file.is_file() and self.metrics_file.stat().st_size > 0
+        return not has_metrics and not self.has_groups
+
+    @property
+    def has_groups(self) -> bool:
+        """Whether groups of clients are kept that no checkpoint has."""
+        return any(self.journal.glob("*.json"))
 
     def set_aside(self) -> RunDirectory:
         """Rename the folder to `<name>-failed-<number>`, so that its name can be used again.

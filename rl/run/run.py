@@ -365,6 +365,11 @@ def _how_to_resume(directory: RunDirectory) -> str:
     checkpoint = directory.latest_checkpoint()
     if directory.is_empty:
         return "No step was completed: start the run again."
+    if checkpoint is None and directory.has_groups:
+        return (
+            "There is no checkpoint yet, but the groups of clients are kept: to train on them first, give the same "
+            f"command with megatron_training.resume={directory.path}, and another run_name if one is set."
+        )
     if checkpoint is None:
         return "There is no checkpoint yet: start the run again, under another run_name if one is set."
     return (

@@ -20,6 +20,7 @@ from typing import Any
 from rl.config.schema import Config
 from rl.errors import ConfigError, DataError, RolloutError, TurnwiseError
 from rl.interfaces import Sampler, Score
+from rl.observability.run_directory import RunDirectory
 from rl.rollout.agent_loop import AgentLoop
 from rl.rollout.dialog import Dialog
 from rl.rollout.episode import Episode
@@ -236,7 +237,7 @@ class Service:
         self.config = config
         self._loop = self._new_loop(config)
         self.groups.begin(names)
-        self._running().begin(run_directory / "journal", number)
+        self._running().begin(RunDirectory(run_directory).journal, number)
         self._set(run_directory=str(run_directory))
 
     async def begin_sampling(self, step: int, closed: Sequence[int] = ()) -> None:

@@ -189,6 +189,18 @@ def test_interrupted_run_says_how_to_resume(config: Config, tmp_path: Path, caps
     assert f"interrupted. {told}" in capsys.readouterr().out
 
 
+def test_a_service_without_a_checkpoint_says_that_it_kept_the_groups(
+    config: Config, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(KeyboardInterrupt), Run.open(config, "tiny") as run:
+        run.directory.journal.mkdir()
+        (run.directory.journal / "00000000.json").write_text("{}")
+        raise KeyboardInterrupt
+    told = "the groups of clients are kept: to train on them first, give the same command with "
+    assert f"{told}megatron_training.resume={tmp_path / 'first'}, and" in capsys.readouterr().out
+    assert (tmp_path / "first" / "journal").is_dir()
+
+
 def test_failed_run_says_how_to_resume_once(config: Config, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(RolloutError), Run.open(config, "tiny") as run:
         with run.step(0) as metrics:
