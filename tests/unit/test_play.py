@@ -147,7 +147,7 @@ class Terminal:
         for _ in range(60):
             self.process.send_signal(signal.SIGTERM)
             with suppress(subprocess.TimeoutExpired):
-                return self.process.wait(2.0)
+                return self.process.wait(20.0)  # a second one would end it without its exit code
         raise TimeoutError("SIGTERM is not answered")
 
     def type(self, text: str) -> None:
