@@ -41,6 +41,7 @@ setup(
     package_data={
         "rl.configs": ["*.yaml", "*/*.yaml"],
         "rl.observability": ["*.js"],
+        "rl.project": ["template/*", "template/configs/*"],
         "rl.observability.page": ["assets/*"],
         "rl.serving": ["*.html"],
     },

@@ -54,6 +54,21 @@ def main(argv: list[str] | None = None) -> int:
         return 130
 
 
+def init(argv: list[str]) -> int:
+    """Write a small project of your own: configuration, reward, tool, data, test."""
+    from rl.project import MODEL, create_project
+
+    parser = _parser("init", init)
+    parser.add_argument("folder", type=Path, metavar="FOLDER", help="a new or empty folder")
+    parser.add_argument(
+        "--model", type=Path, default=MODEL, metavar="FOLDER", help="Hugging Face folder; default: %(default)s"
+    )
+    arguments = parser.parse_args(argv)
+    create_project(arguments.folder, arguments.model)
+    sys.stdout.write(f"{arguments.folder}: read its README.md, or begin with: bash {arguments.folder / 'run.sh'}\n")
+    return 0
+
+
 def train(argv: list[str]) -> int:
     """Reinforcement learning: sample, learn, publish."""
     parser = _config_parser("train", train)
@@ -280,6 +295,7 @@ def doctor(argv: list[str]) -> int:
 
 
 COMMANDS: dict[str, Callable[[list[str]], int]] = {
+    "init": init,
     "train": train,
     "sft": sft,
     "serve": serve,

@@ -21,6 +21,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "interfaces": {"types", "batches"},
     "thoughts": {"types"},
     "config": GROUND,
+    "project": GROUND | {"rewards"},
     "algorithms": GROUND | {"config"},
     "chat": GROUND | {"config"},
     "data": GROUND | {"config", "chat"},

@@ -1,0 +1,42 @@
+"""`rl init FOLDER`: a small project of one's own, to be changed part by part.
+
+`template/` holds its files. They are Python, YAML and a script that run as they are; two names in them are filled in:
+the model folder and the Python interpreter.
+"""
+
+from __future__ import annotations
+
+import shutil
+import sys
+from pathlib import Path
+
+from rl.errors import ConfigError
+
+TEMPLATE = Path(__file__).parent / "template"
+MODEL = Path("models/SmolLM2-135M-Instruct")
+"""The model of the quickstart; `tools/fetch_model.py` fetches it."""
+_FILLED_IN = ("configs/train.yaml", "run.sh", "README.md")
+
+
+def create_project(folder: Path, model: Path) -> None:
+    """Copy the template.
+
+    Args:
+        folder: The project's folder; it must not exist, or be empty.
+        model: Hugging Face model folder that the project trains.
+
+    Raises:
+        ConfigError: The folder is not empty, or `model` is no model folder.
+    """
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise ConfigError(f"rl init: '{folder}' must be a new or empty folder. Choose another name.")
+    if not (model / "config.json").is_file():
+        raise ConfigError(
+            f"rl init --model: no model folder '{model}'. Fetch the 135M model with `python tools/fetch_model.py`, "
+            "or name a Hugging Face folder with --model."
+        )
+    shutil.copytree(TEMPLATE, folder, dirs_exist_ok=True, ignore=shutil.ignore_patterns("__pycache__"))
+    for name in _FILLED_IN:
+        path = folder / name
+        text = path.read_text().replace("MODEL_FOLDER", str(model.resolve())).replace("PYTHON_PATH", sys.executable)
+        path.write_text(text)
