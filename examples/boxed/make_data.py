@@ -13,13 +13,11 @@ Usage: python -m examples.boxed.make_data [--output data/boxed] ...
 from __future__ import annotations
 
 import argparse
-import json
 import random
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
-import pyarrow.parquet as pq
+from examples.data_files import make_once, write_rows
 
 SYSTEM_PROMPT = (
     "You are a helpful assistant that solves problems step-by-step. "
@@ -78,7 +76,7 @@ def demonstrate(row: dict[str, str], *, steps: bool) -> dict[str, Any]:
 
 
 def make_data(output: Path, num_train: int, num_eval: int, num_demonstrations: int, seed: int) -> None:
-    """Write the three files, unless they were already made with the same arguments.
+    """Write the three files.
 
     Args:
         output: Folder to write to.
@@ -87,28 +85,15 @@ def make_data(output: Path, num_train: int, num_eval: int, num_demonstrations: i
         num_demonstrations: Demonstrations.
         seed: Seed of all of them.
     """
-    wanted = {"train": num_train, "eval": num_eval, "demonstrations": num_demonstrations, "seed": seed}
-    manifest = output / "manifest.json"
-    if manifest.is_file() and json.loads(manifest.read_text()) == wanted:
-        print(f"make_data: {output} exists already")
-        return
-    output.mkdir(parents=True, exist_ok=True)
-    manifest.unlink(missing_ok=True)
     rng, rows = random.Random(seed), {}
     while len(rows) < num_train + num_eval + num_demonstrations:
         row = make_row(rng)
         rows.setdefault(row["question"], row)
     drawn = list(rows.values())
-    for name, part in {"train": drawn[:num_train], "eval": drawn[num_train : num_train + num_eval]}.items():
-        (output / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in part))
-    demonstrations = [
-        demonstrate(row, steps=i % STEPS_EVERY == 0) for i, row in enumerate(drawn[num_train + num_eval :])
-    ]
-    pq.write_table(pa.Table.from_pylist(demonstrations), output / "demonstrations.parquet")
-    manifest.write_text(json.dumps(wanted) + "\n")
-    print(
-        f"make_data: {output}, {num_train} training rows, {num_eval} to evaluate, {num_demonstrations} demonstrations"
-    )
+    shown = enumerate(drawn[num_train + num_eval :])
+    write_rows(output / "train.jsonl", drawn[:num_train])
+    write_rows(output / "eval.jsonl", drawn[num_train : num_train + num_eval])
+    write_rows(output / "demonstrations.parquet", [demonstrate(row, steps=i % STEPS_EVERY == 0) for i, row in shown])
 
 
 def main() -> None:
@@ -120,7 +105,9 @@ def main() -> None:
     parser.add_argument("--demonstrations", type=int, default=192, help="conversations for the cold start")
     parser.add_argument("--seed", type=int, default=1)
     given = parser.parse_args()
-    make_data(given.output, given.train, given.eval, given.demonstrations, given.seed)
+    wanted = (given.train, given.eval, given.demonstrations, given.seed)
+    arguments = dict(zip(("train", "eval", "demonstrations", "seed"), wanted, strict=True))
+    make_once(given.output, arguments, lambda: make_data(given.output, *wanted))
 
 
 if __name__ == "__main__":

@@ -21,6 +21,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+from examples.data_files import make_once
 from examples.dspy_multihop.claims import Land, describe, draw_claims, read_lands
 from examples.dspy_multihop.search import Index, open_index, title_of
 from examples.search.sources import load_country_records, load_passages
@@ -104,13 +105,11 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=1)
     given = parser.parse_args()
     wanted = {name: getattr(given, name) for name in ("train", "dev", "test", "shown")}
-    manifest, made = given.output / "manifest.json", {**wanted, "seed": given.seed}
-    if manifest.is_file() and json.loads(manifest.read_text()) == made:
-        print(f"make_data: {given.output} exists already")
-        return
-    manifest.unlink(missing_ok=True)
-    make_data(given.output, read_lands(load_country_records()), load_passages(), wanted, given.seed)
-    manifest.write_text(json.dumps(made) + "\n")
+    make_once(
+        given.output,
+        {**wanted, "seed": given.seed},
+        lambda: make_data(given.output, read_lands(load_country_records()), load_passages(), wanted, given.seed),
+    )
 
 
 if __name__ == "__main__":

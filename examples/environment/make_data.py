@@ -13,14 +13,11 @@ Usage: python -m examples.environment.make_data [--output data/game] ...
 from __future__ import annotations
 
 import argparse
-import json
 import random
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
-import pyarrow.parquet as pq
-
+from examples.data_files import make_once, write_rows
 from examples.environment.game import GuessTheNumber
 
 WIDTH = 16
@@ -60,7 +57,7 @@ def demonstrate(row: dict[str, Any], rng: random.Random, *, listens: bool) -> di
 
 
 def make_data(output: Path, num_train: int, num_eval: int, num_demonstrations: int, seed: int) -> None:
-    """Write the three files, unless they were already made with the same arguments.
+    """Write the three files.
 
     Args:
         output: Folder to write to.
@@ -69,13 +66,6 @@ def make_data(output: Path, num_train: int, num_eval: int, num_demonstrations: i
         num_demonstrations: Demonstrations.
         seed: Seed of all of them.
     """
-    wanted = {"train": num_train, "eval": num_eval, "demonstrations": num_demonstrations, "seed": seed}
-    manifest = output / "manifest.json"
-    if manifest.is_file() and json.loads(manifest.read_text()) == wanted:
-        print(f"make_data: {output} exists already")
-        return
-    output.mkdir(parents=True, exist_ok=True)
-    manifest.unlink(missing_ok=True)
     rng = random.Random(seed)
     lows = list(range(10, 100 - WIDTH + 1))
     rng.shuffle(lows)
@@ -90,9 +80,7 @@ def make_data(output: Path, num_train: int, num_eval: int, num_demonstrations: i
         ],
     }
     for name, rows in files.items():
-        pq.write_table(pa.Table.from_pylist(rows), output / f"{name}.parquet")
-        print(f"make_data: {output / name}.parquet, {len(rows)} rows")
-    manifest.write_text(json.dumps(wanted) + "\n")
+        write_rows(output / f"{name}.parquet", rows)
 
 
 def main() -> None:
@@ -104,7 +92,9 @@ def main() -> None:
     parser.add_argument("--demonstrations", type=int, default=384, help="whole games")
     parser.add_argument("--seed", type=int, default=1)
     given = parser.parse_args()
-    make_data(given.output, given.train, given.eval, given.demonstrations, given.seed)
+    wanted = (given.train, given.eval, given.demonstrations, given.seed)
+    arguments = dict(zip(("train", "eval", "demonstrations", "seed"), wanted, strict=True))
+    make_once(given.output, arguments, lambda: make_data(given.output, *wanted))
 
 
 if __name__ == "__main__":

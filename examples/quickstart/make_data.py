@@ -8,7 +8,7 @@ Demonstrations of one task always call the code interpreter. Of five tasks a thi
 rest answer directly and correctly, which so small a model cannot do with other numbers: it has to learn from rewards
 that a call pays off. Two tasks are never demonstrated.
 
-Usage: python examples/quickstart/make_data.py [--demonstrations 192] ...
+Usage: python -m examples.quickstart.make_data [--demonstrations 192] ...
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
-import pyarrow.parquet as pq
 import reasoning_gym
+
+from examples.data_files import make_once, write_rows
 
 UNDEMONSTRATED = ("basic_arithmetic", "decimal_chain_sum")
 HEADER = "from math import gcd, lcm\n"
@@ -107,7 +107,7 @@ def _say(text: str, **more: Any) -> dict[str, Any]:
 
 
 def make_data(output: Path, num_train: int, num_eval: int, num_demonstrations: int, seed: int) -> None:
-    """Write the three files, unless they were already made with the same arguments.
+    """Write the three files.
 
     Args:
         output: Folder to write to.
@@ -116,13 +116,6 @@ def make_data(output: Path, num_train: int, num_eval: int, num_demonstrations: i
         num_demonstrations: Demonstrations in total.
         seed: Seed of all questions.
     """
-    wanted = {"train": num_train, "eval": num_eval, "demonstrations": num_demonstrations, "seed": seed}
-    manifest = output / "manifest.json"
-    if manifest.is_file() and json.loads(manifest.read_text()) == wanted:
-        print(f"make_data: {output} exists already")
-        return
-    output.mkdir(parents=True, exist_ok=True)
-    manifest.unlink(missing_ok=True)
     taken: set[str] = set()
     tasks = (*PROGRAMS, *UNDEMONSTRATED)
     evaluation = [row for i, task in enumerate(tasks) for row in make_rows(task, num_eval, seed * 1000 + i, taken)]
@@ -136,9 +129,7 @@ def make_data(output: Path, num_train: int, num_eval: int, num_demonstrations: i
     ]
     random.Random(seed).shuffle(demonstrations)
     for name, rows in (("eval", evaluation), ("train", train), ("demonstrations", demonstrations[:num_demonstrations])):
-        pq.write_table(pa.Table.from_pylist(rows), output / f"{name}.parquet")
-        print(f"make_data: {output / name}.parquet, {len(rows)} rows")
-    manifest.write_text(json.dumps(wanted) + "\n")
+        write_rows(output / f"{name}.parquet", rows)
 
 
 def _expression(question: str) -> str:
@@ -155,7 +146,9 @@ def main() -> None:
     parser.add_argument("--demonstrations", type=int, default=192, help="in total; two tasks have none")
     parser.add_argument("--seed", type=int, default=1)
     given = parser.parse_args()
-    make_data(given.output, given.train, given.eval, given.demonstrations, given.seed)
+    wanted = (given.train, given.eval, given.demonstrations, given.seed)
+    arguments = dict(zip(("train", "eval", "demonstrations", "seed"), wanted, strict=True))
+    make_once(given.output, arguments, lambda: make_data(given.output, *wanted))
 
 
 if __name__ == "__main__":

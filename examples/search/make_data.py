@@ -23,6 +23,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from examples.data_files import make_once
 from examples.search.sources import Country, load_countries, load_passages
 from rl.services.retriever.index import Bm25Index, open_index
 from rl.tools.search_tool import format_documents
@@ -191,13 +192,11 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=1)
     given = parser.parse_args()
     wanted = {name: getattr(given, name) for name in ("train", "eval", "demonstrations")}
-    manifest, made = given.output / "manifest.json", {**wanted, "seed": given.seed}
-    if manifest.is_file() and json.loads(manifest.read_text()) == made:
-        print(f"make_data: {given.output} exists already")
-        return
-    manifest.unlink(missing_ok=True)
-    make_data(given.output, load_countries(), load_passages(), wanted, given.seed)
-    manifest.write_text(json.dumps(made) + "\n")
+    make_once(
+        given.output,
+        {**wanted, "seed": given.seed},
+        lambda: make_data(given.output, load_countries(), load_passages(), wanted, given.seed),
+    )
 
 
 if __name__ == "__main__":

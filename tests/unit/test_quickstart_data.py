@@ -69,9 +69,3 @@ def test_other_demonstrations_answer_at_once(demonstrations: list[Prompt]) -> No
     for prompt in at_once:
         assert prompt.data_source not in ALWAYS_CALLED
         assert prompt.messages[1]["content"] == f"\\boxed{{{prompt.ground_truth}}}"
-
-
-def test_data_made_with_the_same_arguments_is_left_alone(folder: Path) -> None:
-    before = (folder / "train.parquet").stat().st_mtime_ns
-    make_data(folder, num_train=6, num_eval=3, num_demonstrations=12, seed=1)
-    assert (folder / "train.parquet").stat().st_mtime_ns == before

@@ -1,0 +1,38 @@
+"""Data files of the recipes: each is made once, and written as parquet."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+
+def make_once(output: Path, arguments: Mapping[str, Any], make: Callable[[], None]) -> None:
+    """Make the files of a folder, unless they were already made with the same arguments.
+
+    Args:
+        output: Folder; it is created. `manifest.json` in it records the arguments once all files are whole.
+        arguments: What the files depend on, as JSON values.
+        make: Writes the files.
+    """
+    manifest = output / "manifest.json"
+    if manifest.is_file() and json.loads(manifest.read_text()) == dict(arguments):
+        print(f"make_data: {output} exists already")
+        return
+    output.mkdir(parents=True, exist_ok=True)
+    manifest.unlink(missing_ok=True)
+    make()
+    manifest.write_text(json.dumps(dict(arguments)) + "\n")
+
+
+def write_rows(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Write rows to a .jsonl or .parquet file, and say so."""
+    if path.suffix == ".jsonl":
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    else:
+        pq.write_table(pa.Table.from_pylist(list(rows)), path)
+    print(f"make_data: {path}, {len(rows)} rows")
