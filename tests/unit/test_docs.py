@@ -71,7 +71,9 @@ def test_page_names_commands_configurations_and_scripts_that_exist(path: Path) -
     text = path.read_text()
     assert {name for name in COMMAND.findall(text) if name not in COMMANDS} == set()
     names = {name for name in CONFIG_NAME.findall(text) if name[-1] != "/" and not name.rpartition("/")[2].isupper()}
-    assert {name for name in names if not (ROOT / f"configs/{name}.yaml").is_file()} == set()
+    folders = (ROOT / "configs", ROOT / "rl/project/template/configs")
+    known = {name for name in names for folder in folders if (folder / f"{name}.yaml").is_file()}
+    assert names - known == set()
     assert {name for name in SCRIPT.findall(text) if not (ROOT / name).is_file()} == set()
 
 
