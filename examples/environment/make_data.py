@@ -1,11 +1,11 @@
-"""Make the data of the guessing game: prompts, and demonstrations of players of whom most do not listen.
+"""Make the data of the guessing game: prompts, and demonstrations of players of whom most count.
 
     <output>/train.parquet            ranges to train on
     <output>/eval.parquet             ranges that occur in no other file
     <output>/demonstrations.parquet   whole games
 
-Every third player asks for the middle of what is still possible. The others guess at random and do not listen. So the
-model learns to play either way, and rewards have to teach it which way pays off.
+Every third player asks for the middle of what is still possible, which finds 15 of 16 numbers. The others count up from
+the lowest, which finds 4. So the model learns to play either way, and rewards have to teach it which way pays off.
 
 Usage: python -m examples.environment.make_data [--output data/game] ...
 """
@@ -22,8 +22,8 @@ from examples.environment.game import GuessTheNumber
 
 WIDTH = 16
 """Numbers in a range. Four guesses at the middle find 15 of 16."""
-LISTENS_EVERY = 3
-"""One of this many players listens to the hints."""
+HALVES_EVERY = 3
+"""One of this many players asks for the middle."""
 NUM_EVAL_RANGES = 15
 SYSTEM = {"role": "system", "content": "Find my number. Say one number at a time."}
 
@@ -34,13 +34,12 @@ def make_row(low: int, number: int) -> dict[str, Any]:
     return {"messages": [SYSTEM], "ground_truth": str(number), "data_source": "guess_the_number", **columns}
 
 
-def demonstrate(row: dict[str, Any], rng: random.Random, *, listens: bool) -> dict[str, Any]:
+def demonstrate(row: dict[str, Any], *, halves: bool) -> dict[str, Any]:
     """Play a row's game.
 
     Args:
         row: From `make_row`.
-        rng: Source of the guesses of a player who does not listen.
-        listens: Ask for the middle of what the hints leave.
+        halves: Ask for the middle of what is still possible; else for the lowest.
 
     Returns:
         The row with the whole conversation as its messages.
@@ -49,7 +48,7 @@ def demonstrate(row: dict[str, Any], rng: random.Random, *, listens: bool) -> di
     messages = [*row["messages"], {"role": "user", "content": game.reset(**row)}]
     low, high, done = row["low"], row["high"], False
     while not done:
-        guess = (low + high) // 2 if listens else rng.randint(row["low"], row["high"])
+        guess = (low + high) // 2 if halves else low
         hint, _, done = game.step(str(guess))
         messages += [{"role": "assistant", "content": str(guess)}, {"role": "user", "content": hint}]
         low, high = (guess + 1, high) if hint == "Higher." else (low, guess - 1)
@@ -75,7 +74,7 @@ def make_data(output: Path, num_train: int, num_eval: int, num_demonstrations: i
         "eval": rng.sample(held_out, num_eval),
         "train": rng.sample(seen, num_train),
         "demonstrations": [
-            demonstrate(row, rng, listens=i % LISTENS_EVERY == 0)
+            demonstrate(row, halves=i % HALVES_EVERY == 0)
             for i, row in enumerate(rng.sample(seen, num_demonstrations))
         ],
     }

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import random
 from pathlib import Path
 
 import pytest
@@ -27,8 +26,8 @@ def test_evaluation_ranges_occur_in_no_other_file(folder: Path) -> None:
     assert len(load_prompts(folder / "demonstrations.parquet")) == 12
 
 
-def test_a_player_who_listens_finds_15_of_16_numbers() -> None:
-    games = [demonstrate(make_row(40, 40 + i), random.Random(0), listens=True)["messages"] for i in range(WIDTH)]
+def test_a_player_who_halves_finds_15_of_16_numbers() -> None:
+    games = [demonstrate(make_row(40, 40 + i), halves=True)["messages"] for i in range(WIDTH)]
     assert games[7] == [
         {"role": "system", "content": "Find my number. Say one number at a time."},
         {"role": "user", "content": "My number is from 40 to 55."},
@@ -36,6 +35,11 @@ def test_a_player_who_listens_finds_15_of_16_numbers() -> None:
     ]
     found = [messages[-1]["content"] == str(40 + i) for i, messages in enumerate(games)]
     assert sum(found) == 15
+
+
+def test_a_player_who_counts_says_the_lowest_numbers() -> None:
+    messages = demonstrate(make_row(40, 47), halves=False)["messages"]
+    assert [m["content"] for m in messages if m["role"] == "assistant"] == ["40", "41", "42", "43"]
 
 
 def test_the_game_rewards_the_turn_that_finds_the_number() -> None:
