@@ -11,6 +11,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+CONVENTIONS = ("verl", "trl", "trl_text")
+"""Prefixes that say for which framework a reward function was written; see `rl.rewards.conventions`."""
 _FOLDERS: set[Path] = set()
 """Folders of files that were imported by their path."""
 
@@ -24,6 +26,16 @@ def import_target(target: str) -> Any:
     """
     place, _, name = target.rpartition(":")
     return getattr(import_place(place), name)
+
+
+def split_convention(name: str) -> tuple[str, str]:
+    """Split a reward's name into its convention and its import path.
+
+    Example: `verl:my_rewards.py:compute_score` gives `verl` and `my_rewards.py:compute_score`; a name without such a
+    prefix gives an empty text and itself.
+    """
+    prefix, _, target = name.partition(":")
+    return (prefix, target) if prefix in CONVENTIONS and ":" in target else ("", name)
 
 
 def import_place(place: str) -> ModuleType:

@@ -12,7 +12,7 @@ from rl.config.moved_trackers import TEXTS, take_over_trackers
 from rl.config.problems import Problem, warning
 from rl.config.schema import Config
 
-_SAME_REWARDS = {
+SAME_REWARDS = {
     "acc": "math_acc",
     "acc_for_dapo": "math_acc",
     "acc_for_ppo": "math_acc",
@@ -138,7 +138,7 @@ def _reward_names(tree: dict[str, Any]) -> list[Problem]:
         return []
     problems: list[Problem] = []
     for index, name in enumerate(names):
-        here = _SAME_REWARDS.get(name) if isinstance(name, str) else None
+        here = SAME_REWARDS.get(name) if isinstance(name, str) else None
         if here is not None and here not in names:
             names[index] = here
             if rl.get("filter_groups_metric") == name:

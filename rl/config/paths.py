@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from dataclasses import is_dataclass
 from pathlib import Path
 
+from rl.config.imports import split_convention
 from rl.config.keys import set_value, value_at
 from rl.config.kinds import Place
 from rl.config.schema import Config, DatasetConfig
@@ -43,9 +44,11 @@ def locate(path: str, folders: Sequence[Path]) -> str:
 
 
 def locate_function(name: str, folders: Sequence[Path]) -> str:
-    """Find the file of `path/file.py:name`; other forms of names stay as they are."""
-    parts = _FUNCTION.fullmatch(name)
-    return locate(parts[1], folders) + parts[2] if parts else name
+    """Find the file of `path/file.py:name`; other forms of names, and the prefix of a reward, stay as they are."""
+    convention, target = split_convention(name)
+    parts = _FUNCTION.fullmatch(target)
+    prefix = f"{convention}:" if convention else ""
+    return prefix + locate(parts[1], folders) + parts[2] if parts else name
 
 
 def locate_files(config: Config | DatasetConfig, folder: Path) -> None:

@@ -38,7 +38,12 @@ def answer_text(trajectory: Trajectory) -> str:
     """Text of the last turn without special tokens and thoughts; answers are extracted from it."""
     if not trajectory.turns:
         return ""
-    return _SPECIAL.sub("", said(trajectory.turns[-1])).strip()
+    return without_special_tokens(said(trajectory.turns[-1])).strip()
+
+
+def without_special_tokens(text: str) -> str:
+    """Remove the special tokens of the usual tokenizers from a generated text."""
+    return _SPECIAL.sub("", text)
 
 
 def boxed_answers(text: str) -> list[str]:

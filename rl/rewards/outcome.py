@@ -19,7 +19,8 @@ _LONGEST_TEXT = 2000
 class Outcome:
     """Result of one reward for one trajectory."""
 
-    score: float
+    score: float | None
+    """None: the reward does not apply to this trajectory."""
     metrics: dict[str, float] = field(default_factory=dict)
     """Other numbers that the function returned."""
     texts: dict[str, str] = field(default_factory=dict)
@@ -39,12 +40,14 @@ def read_outcome(value: Any, num_turns: int) -> Outcome | str:
         num_turns: Number of turns of the trajectory.
 
     Returns:
-        The outcome, or a description of what is wrong with the value.
+        The outcome, or a description of what is wrong with the value. An `Outcome` is returned as it is.
     """
+    if isinstance(value, Outcome):
+        return value
     given = dict(value) if isinstance(value, Mapping) else {"score": value}
     if "score" not in given:
         return f"returned a dict without 'score', with {', '.join(map(str, given)) or 'nothing'}"
-    turn_scores = _items(given.pop("turn_scores", None))
+    turn_scores = as_list(given.pop("turn_scores", None))
     if turn_scores is None or len(turn_scores) not in (0, num_turns):
         got = turn_scores if turn_scores is not None else value["turn_scores"]
         return f"returned {_shown(got)} as turn_scores, not a list with a number for each of the {num_turns} turns"
@@ -76,7 +79,7 @@ def _as_number(value: Any) -> float | None:
         return float("nan")
 
 
-def _items(value: Any) -> list[Any] | None:
+def as_list(value: Any) -> list[Any] | None:
     """Convert a sequence, array or one-dimensional tensor to a list; None for other values."""
     if value is None:
         return []

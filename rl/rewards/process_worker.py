@@ -17,7 +17,8 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
-from rl.config.imports import import_target
+from rl.config.imports import import_target, split_convention
+from rl.rewards.conventions import adapt
 from rl.rewards.outcome import Outcome, read_outcome
 from rl.types import Trajectory
 
@@ -133,7 +134,7 @@ def main() -> None:
     connection = Connection(descriptor)
     try:
         kwargs = connection.recv()
-        is_value, value = _attempt(lambda: import_target(target))
+        is_value, value = _attempt(lambda: adapt(target, import_target(split_convention(target)[1])))
         connection.send((is_value, None if is_value else value))
         while is_value:
             _answer(connection, value, kwargs)

@@ -5,25 +5,22 @@ from __future__ import annotations
 import asyncio
 import inspect
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from functools import partial
 from typing import Any
 
-from rl.config.imports import import_target
+from rl.config.imports import import_target, split_convention
+from rl.config.moved import SAME_REWARDS
 from rl.config.schema import RLConfig
 from rl.errors import RewardError, raise_if_quit, unknown_name
 from rl.rewards import rules, search
+from rl.rewards.conventions import RewardFunction, adapt, check_arguments, convention_of, is_async
 from rl.rewards.outcome import LARGEST_SCORE, Outcome, read_outcome
 from rl.rewards.pool import RewardPool
 from rl.rewards.process_worker import RewardProcess
 from rl.types import Scores, Trajectory
-
-RewardFunction = Callable[..., Any]
-"""`reward(trajectory, **kwargs)`, plain or async, returning a number or a dict with `score`, numbers and texts.
-
-The dict may contain `turn_scores`, a list with a number per turn, for `rl_config.turn_credit_coef`."""
 
 REWARDS: dict[str, RewardFunction] = {
     "base_acc": rules.base_acc,
@@ -54,7 +51,7 @@ class Reward:
     function: RewardFunction
     kwargs: dict[str, Any]
     target: str
-    """Import path, for a separate process."""
+    """Import path with the prefix of its convention, for a separate process."""
     isolate: bool
     """Run in a separate process, which is killed at the deadline."""
 
@@ -84,7 +81,8 @@ class RewardSet:
     async def score(self, trajectory: Trajectory) -> Scores:
         """Call every reward for a complete trajectory. Token ids are not needed.
 
-        score = sum of weight * reward, or None if a reward raised, exceeded its deadline or returned no number.
+        score = sum of weight * reward over the rewards that apply, or None if a reward raised, exceeded its deadline or
+        returned no number, or if none applies.
         `turn_rewards` is the weighted sum of the rewards' turn scores.
         """
         outcomes = await asyncio.gather(*(self._call(reward, trajectory) for reward in self.rewards))
@@ -92,6 +90,8 @@ class RewardSet:
         for reward, outcome in zip(self.rewards, outcomes, strict=True):
             if isinstance(outcome, str):
                 errors.append(f"{reward.name}: {outcome}")
+                continue
+            if outcome.score is None:
                 continue
             scores.rewards[reward.name] = outcome.score
             scores.rewards.update({f"{reward.name}/{metric}": value for metric, value in outcome.metrics.items()})
@@ -101,6 +101,8 @@ class RewardSet:
                 before = scores.turn_rewards or [0.0] * len(trajectory.turns)
                 added = zip(before, outcome.turn_scores, strict=True)
                 scores.turn_rewards = [given + reward.weight * score for given, score in added]
+        if not errors and not scores.rewards:
+            errors.append("no reward applies to this trajectory")
         if not abs(total) <= LARGEST_SCORE:
             errors.append(f"the weighted sum is {total:g}, not a finite number")
         scores.score = None if errors else total
@@ -144,7 +146,7 @@ def _retrieve_exception(task: asyncio.Task[Any]) -> None:
 async def _call_here(reward: Reward, trajectory: Trajectory, *, in_thread: bool) -> Outcome | str:
     """Call a reward in this process, on the event loop or, a plain function, in a thread."""
     try:
-        if _is_async(reward.function):
+        if is_async(reward.function):
             value = await reward.function(trajectory, **reward.kwargs)
         elif in_thread:
             value = await asyncio.to_thread(reward.function, trajectory, **reward.kwargs)
@@ -176,7 +178,8 @@ def load_rewards(
     """Load the configured rewards.
 
     Args:
-        names: Registered names, `package.module:function` or `path/file.py:function`.
+        names: Registered names, `package.module:function` or `path/file.py:function`; see `rl.rewards.conventions` for
+            prefixes.
         weights: One weight per name.
         kwargs: Keyword arguments by name; those for other known rewards are ignored.
         timeout: Deadline of one call, in seconds.
@@ -228,21 +231,36 @@ def _load(name: str, weight: float, kwargs: dict[str, Any]) -> Reward:
     if isinstance(weight, bool) or not isinstance(weight, int | float) or not math.isfinite(weight):
         raise RewardError(f"rl_config.verifier_weight: must be a number, got {weight!r} for '{name}'. Set 1.0.")
     if ":" in name:
-        function, target, isolate = _import(name), name, True
+        function, target, isolate = adapt(name, _import(name)), name, True
     elif name in REWARDS:
         function, isolate = REWARDS[name], name not in _IN_PROCESS
         target = f"{function.__module__}:{function.__name__}"
     else:
-        advice = " Or give `package.module:function` or `path/file.py:function`."
-        raise RewardError(unknown_name("rl_config.verifier_function", name, REWARDS) + advice)
+        raise RewardError(_unknown(name))
     _check_kwargs(name, function, kwargs)
-    return Reward(name, float(weight), function, kwargs, target, isolate and not _is_async(function))
+    return Reward(name, float(weight), function, kwargs, target, isolate and not is_async(function))
+
+
+def _unknown(name: str) -> str:
+    """What to do about a name that is no reward here."""
+    if name in SAME_REWARDS:
+        return (
+            f"rl_config.verifier_function: '{name}' is '{SAME_REWARDS[name]}' here, which is named already. Remove it, "
+            "and its weight."
+        )
+    if name == "step":
+        return (
+            "rl_config.verifier_function: MindSpeed-RL's 'step', which counts steps such as `Step 1:`, does not exist "
+            "here. Remove it and its weight, or write it as a function: docs/rewards.md."
+        )
+    advice = " Or give `package.module:function` or `path/file.py:function`."
+    return unknown_name("rl_config.verifier_function", name, REWARDS) + advice
 
 
 def _import(name: str) -> RewardFunction:
     where = f"rl_config.verifier_function: '{name}'"
     try:
-        function = import_target(name)
+        function = import_target(split_convention(name)[1])
     except Exception as error:  # the user's file may raise anything
         reason = f"{type(error).__name__}: {error}"
         raise RewardError(f"{where} does not import: {reason}. Check the path, the name and the file.") from error
@@ -252,12 +270,11 @@ def _import(name: str) -> RewardFunction:
     return function
 
 
-def _is_async(function: RewardFunction) -> bool:
-    return inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(type(function).__call__)
-
-
 def _check_kwargs(name: str, function: RewardFunction, kwargs: dict[str, Any]) -> None:
     """Check that the function can be called with a trajectory and these arguments."""
+    if convention_of(name, function):
+        check_arguments(name, function, kwargs)
+        return
     try:
         signature = inspect.signature(function)
     except ValueError:

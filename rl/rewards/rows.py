@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from rl.errors import RewardError
 from rl.rewards import rules, search
 from rl.rewards.answers import normalize_answer
+from rl.rewards.conventions import missing_column
 from rl.rewards.registry import Reward
 from rl.types import Prompt
 
@@ -17,7 +19,7 @@ def row_problems(rewards: Sequence[Reward], prompts: Sequence[Prompt], path: Pat
     """Find rows that a reward cannot read.
 
     Args:
-        rewards: Rewards of the configuration; user-defined ones are not checked.
+        rewards: Rewards of the configuration. Of those that users wrote, only TRL's are checked, for their columns.
         prompts: Rows loaded from `path`.
         path: File name for messages.
 
@@ -25,9 +27,7 @@ def row_problems(rewards: Sequence[Reward], prompts: Sequence[Prompt], path: Pat
         One line per reward with bad rows: the first one, and their number.
     """
     for reward in rewards:
-        check = _CHECKS.get(reward.function)
-        if check is None:
-            continue
+        check = _CHECKS.get(reward.function) or partial(_check_columns, reward)
         found = [(prompt, problem) for prompt in prompts if (problem := _problem(check, prompt)) is not None]
         if found:
             first, problem = found[0]
@@ -51,6 +51,16 @@ def _check_math(prompt: Prompt) -> None:
 def _check_search(prompt: Prompt) -> None:
     truths, _ = search.read_row(prompt)
     _refuse_empty([search.normalize_text(truth) for truth in truths], prompt)
+
+
+def _check_columns(reward: Reward, prompt: Prompt) -> None:
+    column = missing_column(reward.name, reward.function, reward.kwargs, prompt)
+    if column is not None:
+        columns = ", ".join(("ground_truth", "data_source", *prompt.extra))
+        raise RewardError(
+            f"the function needs the column '{column}', got {columns}. Keep it with dataset_additional_keys of "
+            "`rl preprocess`, or give a value in rl_config.verifier_kwargs."
+        )
 
 
 def _refuse_empty(answers: Sequence[str], prompt: Prompt) -> None:

@@ -85,6 +85,24 @@ async def test_rewards_page_reward_scores(tmp_path: Path, monkeypatch: pytest.Mo
     assert scores.rewards[f"{names[0]}/used"] == 1.0
 
 
+async def test_rewards_page_rewards_of_verl_and_trl_score(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    section = (DOCS / "rewards.md").read_text().partition("## Bring a reward from verl or TRL")[2]
+    settings, *codes = re.findall(r"```(?:yaml|python)\n(.*?)```", section, re.S)[:3]
+    for code in codes:
+        (tmp_path / code.splitlines()[0].removeprefix("# ")).write_text(code)
+    monkeypatch.chdir(tmp_path)
+    rl = yaml.safe_load(settings)["rl_config"]
+    rewards = load_rewards(rl["verifier_function"], rl["verifier_weight"], rl["verifier_kwargs"], timeout=30.0)
+    trajectory = make_trajectory(score=None)
+    trajectory.turns[-1].text = "The sum is 4<|im_end|>"
+    try:
+        scores = await rewards.score(trajectory)
+    finally:
+        rewards.close()
+    assert scores.reward_error is None
+    assert scores.score == pytest.approx(1.1 + 0.5)
+
+
 @pytest.mark.parametrize("name", sorted(re.findall(r"^\| `(\w+)` \|", (DOCS / "rewards.md").read_text(), re.M)[:6]))
 def test_rewards_page_names_rewards_that_exist(name: str) -> None:
     assert load_rewards([name], [1.0]).rewards[0].name == name
