@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import field
+from typing import Literal
 
 from pydantic import Field
 from pydantic.dataclasses import dataclass
@@ -15,13 +16,19 @@ class DatasetConfig(Section):
     """One dataset to bring into rows of messages, ground truth and data source (configs/datasets/*.yaml)."""
 
     input: InputPath = ""
-    """A jsonl, json or parquet file, or a folder of them."""
+    """A jsonl, json or parquet file, a folder of them, or a folder that `save_to_disk` of the library `datasets`
+    wrote."""
     output_prefix: OutputPath = ""
     """Path of the file to write, without `.parquet`."""
-    map_keys: dict[str, str] = field(default_factory=lambda: {"prompt": "prompt", "response": "response"})
+    map_keys: dict[str, str] = field(default_factory=dict)
     """Column for each part: `prompt` (text or messages), `query` (appended to it), `response` (the ground truth; dots
-    reach into records, as in `reward_model.ground_truth`), `system` and `data_source`; an empty name or null leaves it
-    out."""
+    reach into records, as in `reward_model.ground_truth`), `system` and `data_source`; an empty name leaves it out.
+    Without `prompt` and `response`, columns with usual names are taken (docs/data.md)."""
+    answer_pattern: str = ""
+    """Regular expression with one group that matches the answer in the column `response`, as `#### (.*)` in GSM8K."""
+    inline_calls: Literal["", "retool"] = ""
+    """Form in which assistant messages write calls and results out as text; they become tool calls and tool messages.
+    `retool`: `<code>` and `<interpreter>`, as in JoeYing/ReTool-SFT."""
     data_source: str = ""
     """Source of rows that have no column for it; by default the stem of the input."""
     dataset_additional_keys: list[str] = field(default_factory=list)

@@ -19,7 +19,7 @@ def load_demonstrations(path: Path, renderer: Renderer, max_length: int) -> list
     A row's `messages` hold the assistant's turns with `tool_calls`, and the `tool` messages that answer them.
 
     Args:
-        path: Parquet or jsonl file of the form that `rl preprocess` writes.
+        path: A file with messages; a ground truth is not needed.
         renderer: The one of the rollouts, so that the model learns the form that it will meet.
         max_length: Longest row in tokens; a longer one is an error, since cutting it would hide its answer.
 
@@ -31,7 +31,7 @@ def load_demonstrations(path: Path, renderer: Renderer, max_length: int) -> list
         DataError: A file or row is malformed or too long, has nothing to learn from, or the chat template refuses it.
     """
     samples = []
-    for prompt in load_prompts(path):
+    for prompt in load_prompts(path, needs_answer=False):
         where = f"{path}: row {prompt.id.rpartition('-')[2]}"
         if prompt.messages[0]["role"] == "assistant":
             raise DataError(f"{where} begins with the assistant. Put what it answers in front.")

@@ -10,6 +10,7 @@ import json
 import logging
 import os
 import random
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,8 +21,13 @@ import pyarrow.parquet as pq
 
 from rl.chat.templates import TEMPLATES
 from rl.config.schema import DatasetConfig
-from rl.data.prompts import COLUMNS, ground_truth_text, read_messages
-from rl.data.rows import ARROW_ERRORS, AS_JSON, SUFFIXES, iter_rows, shorten
+from rl.data.columnar import ARROW_ERRORS, AS_JSON, is_saved_dataset
+from rl.data.columns import answer_value, column_text, complete_map, look_up, prompt_messages
+from rl.data.inline_calls import INLINE_CALLS
+from rl.data.json_text import shorten
+from rl.data.messages import ground_truth_text
+from rl.data.prompts import COLUMNS
+from rl.data.rows import SUFFIXES, is_columnar, iter_rows
 from rl.errors import ConfigError, DataError, unknown_name
 from rl.types import Message
 
@@ -51,8 +57,7 @@ def preprocess(config: DatasetConfig) -> Path:
     """Write `<output_prefix>.parquet`, and `<output_prefix>_eval.parquet` with `eval_size` rows.
 
     The columns are `messages` (JSON text), `ground_truth`, `data_source` and the additional keys. Lists and records in
-    additional columns are stored as JSON text, which `rl.data.rows` decodes. If an answer is a record with a
-    `ground_truth`, as DAPO-Math-17k's `reward_model`, that value is used. Files are replaced atomically.
+    additional columns are stored as JSON text, which `rl.data.rows` decodes. Files are replaced atomically.
 
     Args:
         config: Input, output and column mapping (configs/datasets/*.yaml).
@@ -87,8 +92,13 @@ def _check(config: DatasetConfig) -> None:
     for key in config.map_keys:
         if key not in MAP_KEYS:
             raise ConfigError(unknown_name("map_keys", key, MAP_KEYS))
-    if not config.map_keys.get("prompt"):
-        raise ConfigError("map_keys.prompt: must not be empty. Name the column with the prompt.")
+    if config.map_keys.get("prompt") == "":
+        raise ConfigError("map_keys.prompt: must not be empty. Name the column with the prompt, or remove the key.")
+    if config.answer_pattern and _num_groups(config.answer_pattern) != 1:
+        raise ConfigError(
+            f"answer_pattern: must be a regular expression with one group, got '{config.answer_pattern}'. Put "
+            "parentheses around the answer, as in '#### (.*)'."
+        )
     if config.prompt_type not in TEMPLATES:
         raise ConfigError(unknown_name("prompt_type", config.prompt_type, TEMPLATES))
 
@@ -98,7 +108,7 @@ def _input_files(source: Path) -> Iterator[Path]:
         raise DataError(
             f"input: no file or folder '{source}'. Put the raw data there, or set another path: input=PATH."
         )
-    if not source.is_dir():
+    if not source.is_dir() or is_saved_dataset(source):
         yield source
         return
     files = sorted(path for path in source.iterdir() if path.suffix in SUFFIXES)
@@ -123,7 +133,7 @@ def _convert_all(source: Path, config: DatasetConfig) -> list[_Row]:
         for number, raw in iter_rows(path, refuse):
             where = f"{path}, row {number}"
             try:
-                row = _convert(where, raw, config, source.stem, has_filler=path.suffix == ".parquet")
+                row = _convert(where, raw, config, source.stem, has_filler=is_columnar(path))
                 _check_kinds(where, row, kinds)
             except DataError as error:
                 refuse(error)
@@ -160,34 +170,26 @@ def _check_kinds(where: str, row: dict[str, Any], kinds: dict[str, tuple[str, st
 
 def _convert(where: str, row: dict[str, Any], config: DatasetConfig, stem: str, *, has_filler: bool) -> dict[str, Any]:
     """Convert one row to the form that `rl.data.prompts.load_prompts` reads."""
-    columns = config.map_keys
+    columns = complete_map(where, row, config.map_keys)
     messages = _messages(where, row, columns, has_filler=has_filler)
-    answer = _lookup(where, row, columns["response"]) if columns.get("response") else ""
-    if isinstance(answer, dict):
-        if answer.get("ground_truth") is None:
-            raise DataError(
-                f"{where}: the answer '{columns['response']}' is a record without 'ground_truth', got fields "
-                f"{', '.join(answer)}. Name the right field: map_keys.response={columns['response']}.FIELD."
-            )
-        answer = answer["ground_truth"]
-    source = _lookup(where, row, columns["data_source"]) if columns.get("data_source") else row.get("data_source")
-    extra = {key: _lookup(where, row, key) for key in config.dataset_additional_keys if key not in _OWN_COLUMNS}
+    if config.inline_calls:
+        messages = INLINE_CALLS[config.inline_calls](where, messages)
+    answer = answer_value(where, row, columns["response"])
+    if config.answer_pattern:
+        answer = _match(where, answer, config.answer_pattern)
+    source = look_up(where, row, columns["data_source"]) if columns.get("data_source") else row.get("data_source")
+    extra = {key: look_up(where, row, key) for key in config.dataset_additional_keys if key not in _OWN_COLUMNS}
     return {
         "messages": json.dumps(messages, ensure_ascii=False),
         "ground_truth": ground_truth_text(answer),
-        "data_source": _text(where, "data_source", source) or config.data_source or stem,
+        "data_source": column_text(where, "data_source", source) or config.data_source or stem,
         **extra,
     }
 
 
 def _messages(where: str, row: dict[str, Any], columns: dict[str, str], *, has_filler: bool) -> list[Message]:
-    prompt = _lookup(where, row, columns["prompt"])
-    if not isinstance(prompt, str | list) or not prompt:
-        raise DataError(f"{where}: '{columns['prompt']}' must be text or messages, got {prompt!r}. Correct the row.")
-    if isinstance(prompt, str) and not _looks_like_messages(prompt):
-        prompt = [{"role": "user", "content": prompt}]
-    messages = read_messages(where, prompt, has_filler=has_filler)
-    query, system = (_text(where, name := columns.get(key, ""), row.get(name)) for key in ("query", "system"))
+    messages = prompt_messages(where, row, columns["prompt"], has_filler=has_filler)
+    query, system = (column_text(where, name := columns.get(key, ""), row.get(name)) for key in ("query", "system"))
     if query:
         last = messages[-1]
         if last["role"] != "user":
@@ -201,35 +203,19 @@ def _messages(where: str, row: dict[str, Any], columns: dict[str, str], *, has_f
     return messages
 
 
-def _looks_like_messages(prompt: str) -> bool:
-    """Whether a text is a JSON list of messages, as this module writes it."""
-    if not prompt.lstrip().startswith("["):
-        return False
+def _match(where: str, answer: Any, pattern: str) -> str:
+    """The part of an answer that the group of the pattern matches."""
+    found = re.search(pattern, answer) if isinstance(answer, str) else None
+    if found is None or found[1] is None:
+        raise DataError(f"{where}: the answer does not match answer_pattern '{pattern}', got {shorten(answer)}.")
+    return found[1].strip()
+
+
+def _num_groups(pattern: str) -> int:
     try:
-        value = json.loads(prompt)
-    except (ValueError, RecursionError):
-        return False
-    return isinstance(value, list) and bool(value) and all(isinstance(m, dict) and "role" in m for m in value)
-
-
-def _text(where: str, column: str, value: Any) -> str:
-    """Convert an optional part of a row to text; empty if missing."""
-    if value is None:
-        return ""
-    if not isinstance(value, str | int | float):
-        raise DataError(f"{where}: '{column}' must be text, got {shorten(value)}. Correct the row.")
-    return str(value)
-
-
-def _lookup(where: str, row: dict[str, Any], column: str) -> Any:
-    """Look up a column. Dots select fields of records, unless a column has exactly that name."""
-    value: Any = row
-    for part in [column] if column in row else column.split("."):
-        if not isinstance(value, dict) or value.get(part) is None:
-            known = ", ".join(row)
-            raise DataError(f"{where}: no value for '{column}', got columns {known}. Correct map_keys or the row.")
-        value = value[part]
-    return value
+        return re.compile(pattern).groups
+    except re.error as error:
+        raise ConfigError(f"answer_pattern: '{pattern}' is not a regular expression: {error}. Correct it.") from error
 
 
 def _write(path: Path, rows: Sequence[_Row], prompt_type: str) -> None:

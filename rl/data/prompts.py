@@ -2,23 +2,22 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
-from rl.data.rows import decode_json, iter_rows, shorten
+from rl.data.columns import answer_value, complete_map, prompt_messages
+from rl.data.messages import ground_truth_text
+from rl.data.rows import is_columnar, iter_rows
 from rl.errors import DataError, ModelError
 from rl.types import Message, Prompt
 
 logger = logging.getLogger(__name__)
 
 COLUMNS = ("messages", "ground_truth", "data_source")
-"""Required columns."""
-ROLES = ("system", "user", "assistant", "tool")
-"""Roles of messages."""
+"""What every row is reduced to; its other columns are for rewards and tools."""
 
 
 class _PromptRenderer(Protocol):
@@ -26,17 +25,22 @@ class _PromptRenderer(Protocol):
 
 
 def load_prompts(
-    path: str | Path, additional_keys: Sequence[str] = (), evaluation_set: str | None = None
+    path: str | Path,
+    additional_keys: Sequence[str] = (),
+    evaluation_set: str | None = None,
+    *,
+    needs_answer: bool = True,
 ) -> list[Prompt]:
-    """Read rows written by `rl.data.preprocess`.
+    """Read rows of `rl.data.preprocess`, or of another schema that `rl.data.columns` knows.
 
     `messages` may be a list of records or JSON text. A ground truth that is not text becomes JSON text. Columns other
-    than `COLUMNS` go to `Prompt.extra`.
+    than the prompt's and `COLUMNS` go to `Prompt.extra`. Without `data_source` it is the file's stem.
 
     Args:
-        path: A .parquet, .jsonl or .json file.
+        path: A file or folder that `iter_rows` reads.
         additional_keys: Extra required columns. `labels`, MindSpeed-RL's name for the ground truth, is ignored.
         evaluation_set: Name of the set that the file is; it takes the place of the file's stem in ids.
+        needs_answer: Rows must have a ground truth; otherwise it may be missing, as in demonstrations.
 
     Returns:
         At least one prompt, in the order of the file.
@@ -47,7 +51,10 @@ def load_prompts(
     """
     path = Path(path)
     required = [key for key in additional_keys if key != "labels"]
-    return [_to_prompt(path, number, row, required, evaluation_set) for number, row in iter_rows(path)]
+    return [
+        _to_prompt(path, number, row, required, evaluation_set, needs_answer=needs_answer)
+        for number, row in iter_rows(path)
+    ]
 
 
 def id_in_epoch(row_id: str, epoch: int) -> str:
@@ -62,66 +69,6 @@ def id_in_epoch(row_id: str, epoch: int) -> str:
 def row_of(name: str) -> str:
     """Reverse `id_in_epoch`: `train-7@2` becomes `train-7`. Plain row ids end in a row number, never in `@`."""
     return re.sub(r"@\d+$", "", name)
-
-
-def read_messages(where: str, value: Any, *, has_filler: bool = False) -> list[Message]:
-    """Validate a list of messages.
-
-    Null fields of messages and calls are removed. Nulls in the arguments of a call are values and stay.
-
-    Args:
-        where: File and row, for errors.
-        value: A list of messages, or its JSON text.
-        has_filler: The messages are records of a columnar file, which fills in null for each field that another row
-            has. Then nulls in arguments are removed too.
-
-    Returns:
-        The messages.
-
-    Raises:
-        DataError: The value is not a non-empty list of messages with known roles, text content and well-formed calls.
-    """
-    if isinstance(value, str):
-        value, has_filler = decode_json(where, value, what="`messages` is text but "), False
-    if not isinstance(value, list) or not value:
-        raise DataError(f"{where}: `messages` must be a non-empty list, got {shorten(value)}. Correct the row.")
-    return [_checked_message(where, index, message, has_filler) for index, message in enumerate(value)]
-
-
-def _checked_message(where: str, index: int, message: Any, has_filler: bool) -> Message:
-    if not isinstance(message, dict):
-        raise DataError(f"{where}: message {index} must be an object, got {shorten(message)}. Correct the row.")
-    message = _without_nulls(message)
-    role, content, calls = (message.get(key) for key in ("role", "content", "tool_calls"))
-    if role not in ROLES:
-        raise DataError(
-            f"{where}: message {index} must have one of the roles {', '.join(ROLES)}, got {role!r}. Correct the row."
-        )
-    has_calls = role == "assistant" and bool(calls)
-    if not isinstance(content, str) and not (content is None and has_calls):
-        raise DataError(f"{where}: message {index} must have text content, got {shorten(content)}. Correct it.")
-    if has_calls:
-        if not (isinstance(calls, list) and all(_is_call(where, call) for call in calls)):
-            raise DataError(
-                f"{where}: message {index} must have tool_calls in OpenAI's format, got {shorten(calls)}. Write a list "
-                'of {"type": "function", "function": {"name": TEXT, "arguments": OBJECT}}.'
-            )
-        message["tool_calls"] = [_without_filler(call, has_filler) for call in calls]
-    return message
-
-
-def ground_truth_text(value: Any) -> str:
-    """Convert a ground truth to text: texts are unchanged, everything else becomes JSON.
-
-    Numbers in a list become texts. So the list `[1, 2]` (two accepted answers) differs from the text `[1, 2]` (an
-    interval).
-    """
-    if isinstance(value, str):
-        return value
-    if isinstance(value, list):
-        is_number = [isinstance(item, int | float) and not isinstance(item, bool) for item in value]
-        value = [str(item) if number else item for item, number in zip(value, is_number, strict=True)]
-    return json.dumps(value, ensure_ascii=False, default=str)
 
 
 def drop_long_prompts(
@@ -165,53 +112,26 @@ def _length(prompt: Prompt, renderer: _PromptRenderer) -> int:
 
 
 def _to_prompt(
-    path: Path, number: int, row: dict[str, Any], required: Sequence[str], evaluation_set: str | None
+    path: Path,
+    number: int,
+    row: dict[str, Any],
+    required: Sequence[str],
+    evaluation_set: str | None,
+    *,
+    needs_answer: bool,
 ) -> Prompt:
     where = f"{path}, row {number}"
-    for key in (*COLUMNS, *required):
+    columns = complete_map(where, row, {}, needs_answer=needs_answer)
+    for key in required:
         if row.get(key) is None:
             got = "null" if key in row else f"columns {', '.join(row) or 'none'}"
             raise DataError(f"{where}: column '{key}' must have a value, got {got}. Run `python -m rl preprocess`.")
-    truth = row["ground_truth"]
+    source = row.get("data_source")
     return Prompt(
         id=f"{evaluation_set or path.stem}-{number}",
-        messages=read_messages(where, row["messages"], has_filler=path.suffix == ".parquet"),
-        ground_truth=ground_truth_text(truth),
-        data_source=str(row["data_source"]),
-        extra={key: value for key, value in row.items() if key not in COLUMNS},
+        messages=prompt_messages(where, row, columns["prompt"], has_filler=is_columnar(path)),
+        ground_truth=ground_truth_text(answer_value(where, row, columns["response"])),
+        data_source=path.stem if source is None else str(source),
+        extra={key: value for key, value in row.items() if key not in (columns["prompt"], *COLUMNS)},
         evaluation_set=evaluation_set,
     )
-
-
-def _is_call(where: str, call: Any) -> bool:
-    """Whether a call is well-formed; arguments may be an object or its JSON text."""
-    function = call.get("function", call) if isinstance(call, dict) else None
-    if not isinstance(function, dict) or not isinstance(function.get("name"), str):
-        return False
-    arguments = function.get("arguments")
-    try:
-        arguments = decode_json(where, arguments) if isinstance(arguments, str) else arguments
-        json.dumps(arguments)
-    except (DataError, TypeError):  # JSON has no dates or bytes, which columnar files may contain
-        return False
-    return isinstance(arguments, dict)
-
-
-def _without_filler(call: dict[str, Any], has_filler: bool) -> dict[str, Any]:
-    """Remove null fields of a call, and with `has_filler` also those in its arguments."""
-    call = _without_nulls(call)
-    if isinstance(call.get("function"), dict):
-        return {**call, "function": _without_filler(call["function"], has_filler)}
-    return {key: _without_nulls_inside(value) if has_filler else value for key, value in call.items()}
-
-
-def _without_nulls(record: dict[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in record.items() if value is not None}
-
-
-def _without_nulls_inside(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _without_nulls_inside(item) for key, item in value.items() if item is not None}
-    if isinstance(value, list):
-        return [_without_nulls_inside(item) for item in value]
-    return value

@@ -104,7 +104,11 @@ def test_preprocess_reads_the_files_of_a_folder_in_order(tmp_path: Path):
 @pytest.mark.parametrize(
     ("row", "keys", "reason"),
     [
-        ({"response": "4"}, {}, "no value for 'prompt', got columns response"),
+        (
+            {"response": "4"},
+            {},
+            "no column with the prompt, got response. Usual names are messages, prompt, question, ",
+        ),
         ({"prompt": "q", "response": None}, {}, "no value for 'response'"),
         ({"prompt": "q", "response": {"style": "rule"}}, {}, "a record without 'ground_truth', got fields style"),
         ({"prompt": 4, "response": "4"}, {}, "must be text or messages, got 4"),
@@ -133,7 +137,10 @@ def test_preprocess_names_the_row_and_the_reason(tmp_path: Path, row: dict, keys
         ),
         ({"prompt_type": "qwen_retol"}, ConfigError, "Did you mean 'qwen_retool'"),
         ({"map_keys": {"promt": "q"}}, ConfigError, "Did you mean 'prompt'"),
-        ({"map_keys": {"response": "r"}}, ConfigError, "map_keys.prompt: must not be empty"),
+        ({"map_keys": {"prompt": ""}}, ConfigError, "map_keys.prompt: must not be empty"),
+        ({"answer_pattern": "####"}, ConfigError, "one group, got '####'"),
+        ({"answer_pattern": "(a"}, ConfigError, "is not a regular expression: missing"),
+        ({"answer_pattern": "#### (.*)"}, DataError, "row 1: the answer does not match answer_pattern"),
         ({"eval_size": 1}, DataError, "eval_size: must be less than the 1 rows"),
         ({"dataset_additional_keys": ["mixed"]}, DataError, "must have one type in all rows"),
     ],

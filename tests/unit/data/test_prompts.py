@@ -59,8 +59,9 @@ def test_load_prompts_removes_nulls_filled_in_by_a_columnar_file(tmp_path: Path)
         ("[1]", "must be an object, got [1]"),
         (
             {"messages": ROW["messages"], "data_source": "sums"},
-            "column 'ground_truth' must have a value, got columns messages, data_source",
+            "no column with the answer, got messages, data_source. Usual names are ground_truth, answer, ",
         ),
+        (ROW | {"ground_truth": None}, "no value for 'ground_truth', got null"),
         (ROW | {"level": None}, "column 'level' must have a value, got null"),
         (ROW | {"messages": []}, "must be a non-empty list"),
         (ROW | {"messages": "2+2?"}, "text but not JSON"),

@@ -14,8 +14,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from rl.config.schema import DatasetConfig
+from rl.data.messages import read_messages
 from rl.data.preprocess import preprocess
-from rl.data.prompts import load_prompts, read_messages
+from rl.data.prompts import load_prompts
 from rl.data.rows import iter_rows, recorded_prompt_type
 from rl.errors import DataError
 
