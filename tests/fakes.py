@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import functools
 import selectors
-from collections.abc import Awaitable, Callable, Coroutine, Iterable
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -133,7 +133,7 @@ class FakeToolbox:
     opened: list[str] = field(default_factory=list)
     num_closed: int = 0
 
-    def open_session(self, trajectory_id: str) -> FakeSession:
+    def open_session(self, trajectory_id: str, row: Mapping[str, Any] | None = None) -> FakeSession:
         self.opened.append(trajectory_id)
         return FakeSession(self)
 

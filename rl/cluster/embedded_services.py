@@ -10,6 +10,7 @@ from typing import Any
 
 from rl.config.schema import Config
 from rl.services.embedded import EmbeddedRetriever, EmbeddedSandbox, EmbeddedService
+from rl.tools.base import Tool
 from rl.tools.entries import ToolEntry, read_entries
 from rl.tools.registry import import_tool_class
 
@@ -54,4 +55,6 @@ def _default(entry: ToolEntry, key: str) -> Any:
     if entry.kind != "class_name":
         return None
     tool_class = import_tool_class(entry.where, entry.target)
+    if not issubclass(tool_class, Tool):
+        return None
     return next((field.default for field in fields(tool_class.config_class) if field.name == key), None)

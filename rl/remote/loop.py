@@ -92,7 +92,7 @@ class EndpointLoop:
         """
         start = time.monotonic()
         talk = _Talk(prompt, sample_index, sampling, _prompt_messages(prompt, self._rl.prompt_type), start)
-        session = self._toolbox.open_session(f"{prompt.id}/{sample_index}") if self._toolbox else None
+        session = self._toolbox.open_session(f"{prompt.id}/{sample_index}", prompt.extra) if self._toolbox else None
         plain = WithoutTokenizer()
         tools = ToolEnvironment(session, plain, plain, self._rl, None, lambda turn: None, start)
         try:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -220,4 +221,4 @@ def _read_trl(value: Any, logged: dict[str, Any]) -> Any:
     scores = as_list(value)
     if scores is None or len(scores) != 1:
         raise ValueError(f"returned {value!r:.80}, not a list with a score for the one completion")
-    return Outcome(None) if scores[0] is None else {**logged, "score": scores[0]}
+    return Outcome(math.nan) if scores[0] is None else {**logged, "score": scores[0]}

@@ -19,8 +19,8 @@ _LONGEST_TEXT = 2000
 class Outcome:
     """Result of one reward for one trajectory."""
 
-    score: float | None
-    """None: the reward does not apply to this trajectory."""
+    score: float
+    """NaN, which no function may return: the reward does not apply to this trajectory."""
     metrics: dict[str, float] = field(default_factory=dict)
     """Other numbers that the function returned."""
     texts: dict[str, str] = field(default_factory=dict)

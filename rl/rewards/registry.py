@@ -91,7 +91,7 @@ class RewardSet:
             if isinstance(outcome, str):
                 errors.append(f"{reward.name}: {outcome}")
                 continue
-            if outcome.score is None:
+            if math.isnan(outcome.score):
                 continue
             scores.rewards[reward.name] = outcome.score
             scores.rewards.update({f"{reward.name}/{metric}": value for metric, value in outcome.metrics.items()})

@@ -5,9 +5,9 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
-from typing import Protocol
+from typing import Any, Protocol
 
 from transformers import PreTrainedTokenizerFast
 
@@ -31,7 +31,7 @@ logger = logging.getLogger(__name__)
 class Toolbox(Protocol):
     """Where tool sessions come from (`rl.tools.registry.Toolbox`)."""
 
-    def open_session(self, trajectory_id: str) -> Session:
+    def open_session(self, trajectory_id: str, row: Mapping[str, Any] | None = None) -> Session:
         """Begin the tool use of one trajectory."""
         ...
 
@@ -113,7 +113,7 @@ class AgentLoop:
             The trajectory, not yet scored.
         """
         start = time.monotonic()
-        session = self._toolbox.open_session(f"{prompt.id}/{sample_index}") if self._toolbox else None
+        session = self._toolbox.open_session(f"{prompt.id}/{sample_index}", prompt.extra) if self._toolbox else None
         episode = Episode(
             self._engine,
             self._renderer,

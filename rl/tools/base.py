@@ -91,6 +91,8 @@ class Tool:
     async def create(self, trajectory_id: str) -> Any:
         """Create the state of one trajectory, at its first call of this tool.
 
+        A `create` with a second parameter `row` also gets the other columns of the data row, by name.
+
         Args:
             trajectory_id: `<prompt id>/<sample index>`.
 

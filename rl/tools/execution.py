@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import inspect
 import logging
 import math
 import random
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
@@ -82,6 +83,7 @@ class ToolRunner:
     def __init__(self, tool: Tool, clock: LoopClock) -> None:
         self.tool = tool
         self.check = ArgumentCheck(tool.schema)
+        self.takes_row = "row" in inspect.signature(tool.create).parameters
         config = tool.config
         self._clock = clock
         self._threads = None if tool.is_async else ThreadPool(f"tool-{tool.name}")
@@ -291,9 +293,9 @@ class ToolRunner:
 class ToolSession:
     """The tools of one trajectory. Creates a tool's state at its first call, and releases all states in `close`."""
 
-    def __init__(self, runners: dict[str, ToolRunner], trajectory_id: str) -> None:
+    def __init__(self, runners: dict[str, ToolRunner], trajectory_id: str, row: Mapping[str, Any]) -> None:
         self._runners = runners
-        self._trajectory_id = trajectory_id
+        self._trajectory_id, self._row = trajectory_id, row
         self._states: dict[str, asyncio.Task[Any]] = {}
 
     async def execute(self, call: ToolCall) -> ToolResult:
@@ -321,7 +323,9 @@ class ToolSession:
         """The state from `create`. Calls of one turn share it. After a failure the next call tries again."""
         created = self._states.get(tool.name)
         if created is None or (created.done() and (created.cancelled() or created.exception() is not None)):
-            created = self._states[tool.name] = self._runners[tool.name].start(tool.create(self._trajectory_id))
+            runner = self._runners[tool.name]
+            row = {"row": self._row} if runner.takes_row else {}
+            created = self._states[tool.name] = runner.start(tool.create(self._trajectory_id, **row))
         try:
             return await asyncio.shield(created)
         except ServiceUnavailableError:

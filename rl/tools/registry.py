@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +17,15 @@ from rl.tools.limits import PermitSource, SharedLimiter
 from rl.tools.named import import_named
 from rl.tools.schemas import checked_schema
 from rl.tools.settings import read_settings
+from rl.tools.verl_tool import is_verl_class, load_verl_tool
 
-_MOVED = "mindspeed_rl.tools."
+_MOVED = {
+    "mindspeed_rl.tools.retool.ReTool": "rl.tools.retool.ReTool",
+    "mindspeed_rl.tools.search_tool.SearchTool": "rl.tools.search_tool.SearchTool",
+    "verl.tools.sandbox_fusion_tools.SandboxFusionTool": "rl.tools.retool.ReTool",
+    "verl.tools.search_tool.SearchTool": "rl.tools.search_tool.SearchTool",
+}
+"""Tools of other frameworks, and those here with the same settings and schema."""
 _LEASE_GRACE_S = 10.0
 
 
@@ -46,9 +53,14 @@ class Toolbox:
         """The names of the tools."""
         return list(self.tools)
 
-    def open_session(self, trajectory_id: str) -> ToolSession:
-        """Open the tools for one trajectory. The caller must close the session."""
-        return ToolSession(self._runners, trajectory_id)
+    def open_session(self, trajectory_id: str, row: Mapping[str, Any] | None = None) -> ToolSession:
+        """Open the tools for one trajectory. The caller must close the session.
+
+        Args:
+            trajectory_id: `<prompt id>/<sample index>`.
+            row: The other columns of the data row, for tools whose `create` asks for them.
+        """
+        return ToolSession(self._runners, trajectory_id, row or {})
 
     def run_in_caller(self) -> None:
         """For breakpoints: run tools in the thread that calls them, without deadlines. Before the first call only."""
@@ -113,9 +125,11 @@ def load_toolbox(path: Path, *, overrides: dict[str, dict[str, Any]] | None = No
 
 
 def _class_tools(entry: ToolEntry, overrides: dict[str, dict[str, Any]], warnings: list[str]) -> list[Tool]:
+    tool_class = import_tool_class(entry.where, entry.target)
+    if not issubclass(tool_class, Tool):
+        return [load_verl_tool(entry, tool_class, overrides, warnings)]
     schema, corrections = checked_schema(f"{entry.where}.tool_schema", entry.schema)
     warnings += corrections
-    tool_class = import_tool_class(entry.where, entry.target)
     changes = overrides.pop(schema["function"]["name"], None)
     tool = tool_class(read_settings(f"{entry.where}.config", tool_class.config_class, entry.settings, changes), schema)
     warnings += _idle_settings(entry, tool)
@@ -161,8 +175,8 @@ def _idle_settings(entry: ToolEntry, tool: Tool) -> list[str]:
     return idle
 
 
-def import_tool_class(where: str, class_name: Any) -> type[Tool]:
-    """Import a tool's class.
+def import_tool_class(where: str, class_name: Any) -> type:
+    """Import a tool's class: one derived from `Tool`, or of verl's contract (`rl.tools.verl_tool`).
 
     Args:
         where: The entry, for messages.
@@ -171,14 +185,21 @@ def import_tool_class(where: str, class_name: Any) -> type[Tool]:
     Raises:
         ToolError: The path is malformed, does not import, or the class is not a tool.
     """
-    if str(class_name).startswith(_MOVED):
-        here = "rl.tools." + class_name.removeprefix(_MOVED)
+    if here := _MOVED.get(str(class_name)):
         raise ToolError(f"{where}.class_name: got '{class_name}'. The class is '{here}' here: use that.")
     advice = "Derive it from rl.tools.base.Tool; a function goes under function."
     where = f"{where}.class_name"
-    found: type[Tool] = import_named(where, class_name, "tool", _is_tool_class, advice, may_be_dotted=True)
+    try:
+        found: type = import_named(where, class_name, "tool", _is_tool_class, advice, may_be_dotted=True)
+    except ToolError as error:
+        if isinstance(error.__cause__, ModuleNotFoundError) and str(error.__cause__.name).split(".")[0] == "verl":
+            raise ToolError(
+                f"{where}: '{class_name}' needs the package verl, which is not installed. Install it, or remove the "
+                "base class and verl's types, which are not needed here: docs/tools.md."
+            ) from error
+        raise
     return found
 
 
 def _is_tool_class(value: Any) -> bool:
-    return isinstance(value, type) and issubclass(value, Tool) and value is not Tool
+    return is_verl_class(value) or (isinstance(value, type) and issubclass(value, Tool) and value is not Tool)

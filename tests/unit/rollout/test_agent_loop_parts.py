@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -35,8 +37,13 @@ PARSER = PARSERS["hermes"]
 
 
 class Adder(Tool):
-    def execute(self, state: str, arguments: dict) -> str:
-        return str(arguments["a"] + arguments["b"])
+    """Adds what the row says to its sums."""
+
+    async def create(self, trajectory_id: str, row: Mapping[str, Any] | None = None) -> int:
+        return (row or {})["more"]
+
+    def execute(self, state: int, arguments: dict) -> str:
+        return str(arguments["a"] + arguments["b"] + state)
 
 
 async def test_agent_loop_with_real_tools_lets_the_model_mend_its_call(tmp_path: Path):
@@ -50,10 +57,11 @@ async def test_agent_loop_with_real_tools_lets_the_model_mend_its_call(tmp_path:
     config.rl_config.multi_turn_enable, config.rl_config.max_tool_calls = True, 3
     loop = AgentLoop(FakeEngine(lambda ids: next(turns), stop_token_ids=[2]), renderer, toolbox, PARSER, config)
     question = [{"role": "user", "content": "2 + 3?"}]
-    trajectory = await loop.run(Prompt("p", question, "5", "sums"), 0, Sampling(1.0, 200))
+    trajectory = await loop.run(Prompt("p", question, "5", "sums", {"more": 10}), 0, Sampling(1.0, 200))
 
     statuses = [result.status for turn in trajectory.turns for result in turn.results]
     assert statuses == [ToolStatus.UNKNOWN_TOOL, ToolStatus.INVALID_ARGUMENTS, ToolStatus.OK]
+    assert trajectory.turns[2].results[0].text == "15"
     assert (trajectory.stop_reason, trajectory.response_text) == (StopReason.FINISHED, "\\boxed{5}<|im_end|>")
     # The template's own rendering of the whole conversation is, token for token, what was put together.
     messages = [*question]
