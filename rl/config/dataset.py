@@ -26,7 +26,7 @@ class DatasetConfig(Section):
     Without `prompt` and `response`, columns with usual names are taken (docs/data.md)."""
     answer_pattern: str = ""
     """Regular expression with one group that matches the answer in the column `response`, as `#### (.*)` in GSM8K."""
-    inline_calls: Literal["", "retool"] = ""
+    inline_calls: Literal["retool"] | None = None
     """Form in which assistant messages write calls and results out as text; they become tool calls and tool messages.
     `retool`: `<code>` and `<interpreter>`, as in JoeYing/ReTool-SFT."""
     data_source: str = ""

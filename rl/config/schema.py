@@ -85,7 +85,7 @@ class MegatronTraining(Section):
     tokenizer_name_or_path: InputPath | None = None
     """Tokenizer folder; by default `actor_config.load`."""
     data_path: InputPath = ""
-    """Training prompts: a parquet or jsonl file that `rl preprocess` wrote; for `rl sft` the demonstrations."""
+    """Training prompts: a file of any form in docs/data.md; for `rl sft` the demonstrations."""
     eval_data_path: EvaluationSets = field(default_factory=dict)
     """Evaluation sets: a mapping of names to files of the same form, `{math: a.parquet, search: b.parquet}`. A path
     alone is one set, named after the file."""

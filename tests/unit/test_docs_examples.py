@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import sys
 from pathlib import Path
@@ -9,6 +10,9 @@ from pathlib import Path
 import pytest
 import yaml
 
+from rl.config.load import load_dataset_config
+from rl.data.preprocess import preprocess
+from rl.data.prompts import load_prompts
 from rl.rewards.registry import load_rewards
 from rl.tools.registry import load_toolbox
 from rl.types import ToolCall, ToolStatus
@@ -101,6 +105,48 @@ async def test_rewards_page_rewards_of_verl_and_trl_score(tmp_path: Path, monkey
         rewards.close()
     assert scores.reward_error is None
     assert scores.score == pytest.approx(1.1 + 0.5)
+
+
+def test_data_page_rows_load(tmp_path: Path) -> None:
+    questions, demonstration = re.findall(r"```json\n(.*?)```", (DOCS / "data.md").read_text(), re.S)
+    (tmp_path / "my_questions.jsonl").write_text(questions)
+    (tmp_path / "demonstrations.jsonl").write_text(demonstration)
+    assert [prompt.ground_truth for prompt in load_prompts(tmp_path / "my_questions.jsonl")] == ["72", "42"]
+    (prompt,) = load_prompts(tmp_path / "demonstrations.jsonl", needs_answer=False)
+    assert [message["role"] for message in prompt.messages] == ["user", "assistant", "tool", "assistant"]
+
+
+def test_data_page_dataset_is_preprocessed(tmp_path: Path) -> None:
+    settings = re.search(r"```yaml\n(# configs/datasets/.*?)```", (DOCS / "data.md").read_text(), re.S)
+    assert settings is not None
+    (tmp_path / "my_math.yaml").write_text(settings.group(1))
+    row = {"exercise": "6 * 7?", "worked_solution": "Six sevens.\n#### 42", "instructions": "Be brief.", "level": 3}
+    (tmp_path / "raw.jsonl").write_text(f"{json.dumps(row)}\n" * 201)
+    overrides = [f"input={tmp_path}/raw.jsonl", f"output_prefix={tmp_path}/my_math"]
+    (prompt,) = load_prompts(preprocess(load_dataset_config("my_math", overrides, tmp_path)))
+    assert (prompt.ground_truth, prompt.extra, prompt.messages[0]["content"]) == ("42", {"level": 3}, "Be brief.")
+
+
+@pytest.mark.parametrize("name", sorted(re.findall(r"^\| `([\w`, ]+)` \|", (DOCS / "data.md").read_text(), re.M)))
+def test_data_page_names_datasets_that_exist(name: str) -> None:
+    for one in name.replace("`", "").split(", "):
+        assert load_dataset_config(f"datasets/{one}").input
+
+
+async def test_tools_page_tool_of_verl_answers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    section = (DOCS / "tools.md").read_text().partition("## Tools of verl")[2]
+    settings, code = re.findall(r"```(?:yaml|python)\n(.*?)```", section, re.S)[:2]
+    (tmp_path / "my_verl_tools.py").write_text(code)
+    (tmp_path / "tools.yaml").write_text(settings)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    toolbox = load_toolbox(tmp_path / "tools.yaml")
+    row = {"extra_info": {"tools_kwargs": {"submit": {"create_kwargs": {"ground_truth": "42"}}}}}
+    session = toolbox.open_session("train-1/0", row)
+    result = await session.execute(ToolCall("submit", {"answer": "42"}))
+    await session.close()
+    sys.modules.pop("my_verl_tools", None)
+    assert (result.text, result.reward, result.metrics) == ("right", 1.0, {"length": 2.0})
 
 
 @pytest.mark.parametrize("name", sorted(re.findall(r"^\| `(\w+)` \|", (DOCS / "rewards.md").read_text(), re.M)[:6]))

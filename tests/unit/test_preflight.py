@@ -145,7 +145,7 @@ def test_preflight_evaluation_returns_the_prompts_of_all_sets(config: Config, tm
         ("", r"megatron_training.eval_data_path.search: .*search.jsonl: the file has no rows"),
         (
             "{}\n",
-            r"megatron_training.eval_data_path.search: .*search.jsonl, row 1: column 'messages' must have a value",
+            r"megatron_training.eval_data_path.search: .*search.jsonl, row 1: no column with the prompt, got none",
         ),
     ],
 )

@@ -53,7 +53,8 @@ RETOOL = {
         {
             "role": "assistant",
             "content": "I compute it.\n<code>\n```python\nx = 6 * 7\nprint(x)\n```\n</code>\n<interpreter>\n42\n"
-            "</interpreter>\nAgain.\n<code>print(6 + 7)</code><interpreter>13</interpreter>\nSo <answer>\n\\boxed{42}\n</answer>",
+            "</interpreter>\nAgain.\n<code>print(6 + 7)</code><interpreter>13</interpreter>\n"
+            "So <answer>\n\\boxed{42}\n</answer>",
         },
     ]
 }
