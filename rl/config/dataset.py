@@ -29,6 +29,8 @@ class DatasetConfig(Section):
     inline_calls: Literal["retool"] | None = None
     """Form in which assistant messages write calls and results out as text; they become tool calls and tool messages.
     `retool`: `<code>` and `<interpreter>`, as in JoeYing/ReTool-SFT."""
+    system_prompt: str = ""
+    """System message of rows that have none of their own."""
     data_source: str = ""
     """Source of rows that have no column for it; by default the stem of the input."""
     dataset_additional_keys: list[str] = field(default_factory=list)

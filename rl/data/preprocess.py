@@ -171,7 +171,7 @@ def _check_kinds(where: str, row: dict[str, Any], kinds: dict[str, tuple[str, st
 def _convert(where: str, row: dict[str, Any], config: DatasetConfig, stem: str, *, has_filler: bool) -> dict[str, Any]:
     """Convert one row to the form that `rl.data.prompts.load_prompts` reads."""
     columns = complete_map(where, row, config.map_keys)
-    messages = _messages(where, row, columns, has_filler=has_filler)
+    messages = _messages(where, row, columns, config.system_prompt, has_filler=has_filler)
     if config.inline_calls:
         messages = INLINE_CALLS[config.inline_calls](where, messages)
     answer = answer_value(where, row, columns["response"])
@@ -187,7 +187,9 @@ def _convert(where: str, row: dict[str, Any], config: DatasetConfig, stem: str, 
     }
 
 
-def _messages(where: str, row: dict[str, Any], columns: dict[str, str], *, has_filler: bool) -> list[Message]:
+def _messages(
+    where: str, row: dict[str, Any], columns: dict[str, str], system_prompt: str, *, has_filler: bool
+) -> list[Message]:
     messages = prompt_messages(where, row, columns["prompt"], has_filler=has_filler)
     query, system = (column_text(where, name := columns.get(key, ""), row.get(name)) for key in ("query", "system"))
     if query:
@@ -198,8 +200,8 @@ def _messages(where: str, row: dict[str, Any], columns: dict[str, str], *, has_f
                 f"{last['role']}. Correct the row or map_keys.query."
             )
         messages[-1] = {**last, "content": f"{last['content']}\n{query}"}
-    if system and messages[0]["role"] != "system":
-        messages.insert(0, {"role": "system", "content": system})
+    if (system or system_prompt) and messages[0]["role"] != "system":
+        messages.insert(0, {"role": "system", "content": system or system_prompt})
     return messages
 
 

@@ -22,6 +22,7 @@ from rl.rewards.truths import accepted_answers
 from rl.types import Prompt
 
 ROOT = Path(__file__).resolve().parents[3]
+ASKS_FOR_A_BOX = "Solve the problem step by step. Put the final number into \\boxed{}."
 GSM8K = {"question": "Ann has 3 bags of 24 nuts. How many nuts?", "answer": "She has 3*24 = <<3*24=72>>72.\n#### 72"}
 DAPO = {
     "data_source": "math_dapo",
@@ -109,7 +110,9 @@ def test_dataset_is_read(
     tmp_path: Path, name: str, file: str, row: dict, question: str, truth: str, source: str
 ) -> None:
     (prompt,) = read(tmp_path, name, write(tmp_path / file, row))
-    assert prompt.messages == [{"role": "user", "content": question}]
+    *system, asked = prompt.messages
+    assert asked == {"role": "user", "content": question}
+    assert [m["content"] for m in system] == ([ASKS_FOR_A_BOX] if name.startswith("gsm8k") else [])
     assert (prompt.ground_truth, prompt.data_source) == (truth, source)
     if name.startswith("search"):
         assert accepted_answers(prompt.ground_truth) == ["Ada Low", "A. Low"]

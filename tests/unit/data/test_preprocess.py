@@ -66,6 +66,8 @@ def test_preprocess_joins_system_prompt_and_query(tmp_path: Path):
     first, second = load_prompts(preprocess(config_of(tmp_path, map_keys=keys)))
     assert first.messages == [{"role": "system", "content": "Be exact."}, {"role": "user", "content": "Add.\n1 2"}]
     assert second.messages == [{"role": "user", "content": "Add 2 and 2."}]
+    own, given = load_prompts(preprocess(config_of(tmp_path, map_keys=keys, system_prompt="Count.")))
+    assert [own.messages[0]["content"], given.messages[0]["content"]] == ["Be exact.", "Count."]
     assert (first.ground_truth, first.data_source) == ("3", "raw")
 
 
