@@ -14,14 +14,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 CONSONANTS, VOWELS = "bcdfghklmnprstvwz", "aeio"
-CALL_EVERY = 3
+CALL_EVERY = 2
 """One of this many demonstrations calls the tool. The others answer at once; rewards teach which way pays off."""
 
 
 def make_row(rng: random.Random) -> dict[str, Any]:
     """A question about a word that does not exist, so that nobody knows the answer by heart."""
-    word = "".join(rng.choice(CONSONANTS) + rng.choice(VOWELS) for _ in range(rng.randint(3, 6)))
-    letter = rng.choice(word)
+    word = "".join(rng.choice(CONSONANTS) + rng.choice(VOWELS) for _ in range(rng.randint(6, 9)))
+    letter = rng.choice(VOWELS)
     question = f"How often does the letter {letter} occur in {word}?"
     columns = {"word": word, "letter": letter}
     messages = [{"role": "user", "content": question}]
