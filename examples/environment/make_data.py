@@ -74,8 +74,7 @@ def make_data(output: Path, num_train: int, num_eval: int, num_demonstrations: i
         "eval": rng.sample(held_out, num_eval),
         "train": rng.sample(seen, num_train),
         "demonstrations": [
-            demonstrate(row, halves=i % HALVES_EVERY == 0)
-            for i, row in enumerate(rng.sample(seen, num_demonstrations))
+            demonstrate(row, halves=i % HALVES_EVERY == 0) for i, row in enumerate(rng.sample(seen, num_demonstrations))
         ],
     }
     for name, rows in files.items():
