@@ -197,6 +197,43 @@ def validate(argv: list[str]) -> int:
     return 2 if num_errors else 0
 
 
+def migrate(argv: list[str]) -> int:
+    """Convert a configuration of MindSpeed-RL, verl or TRL, and say what became of every key."""
+    from rl.migrate.command import migrate as convert
+    from rl.migrate.command import write_files
+    from rl.migrate.read import Framework
+
+    parser = _parser("migrate", migrate)
+    kinds = "a run's YAML, TRL's JSON, a shell script of verl; of MindSpeed-RL also a dataset's or a tool YAML"
+    parser.add_argument("file", type=Path, metavar="FILE", help=kinds)
+    parser.add_argument("--tool-config", type=Path, metavar="FILE", help="tool YAML; default: the one that FILE names")
+    parser.add_argument("-o", "--output", type=Path, metavar="FILE", help="default: configs/ and the name of FILE")
+    whose = "whose it is; default: found out from its keys"
+    parser.add_argument("--from", dest="framework", choices=[kind.value for kind in Framework], help=whose)
+    arguments = parser.parse_args(argv)
+    framework = Framework(arguments.framework) if arguments.framework else None
+    done = convert(arguments.file, arguments.output, arguments.tool_config, framework)
+    sys.stdout.write(done.summary)
+    write_files(done)
+    return _verdict(next(iter(done.texts))) if done.is_run else 0
+
+
+def _verdict(path: Path) -> int:
+    """Check a configuration that was written, as `validate` does; print its errors and the verdict."""
+    from rl.config.load import compose_config
+    from rl.config.problems import Severity, without_consequences
+    from rl.preflight import inspect_run
+
+    composed = compose_config(str(path))
+    found = inspect_run(composed.config, composed.given, is_strict=False)
+    problems = [*composed.problems, *without_consequences(found, composed.problems)]
+    errors = [problem.text for problem in problems if problem.severity is Severity.ERROR]
+    sys.stdout.write("".join(f"error {text}\n" for text in errors))
+    verdict = f"{len(errors)} errors." if errors else "The configuration is valid."
+    sys.stdout.write(f"{path}: {verdict}\n")
+    return 2 if errors else 0
+
+
 def sandbox(argv: list[str]) -> int:
     """Run the code sandbox as a standalone server."""
     parser = _parser("sandbox", sandbox)
@@ -303,6 +340,7 @@ COMMANDS: dict[str, Callable[[list[str]], int]] = {
     "play": play,
     "preprocess": preprocess,
     "validate": validate,
+    "migrate": migrate,
     "sandbox": sandbox,
     "retriever": retriever,
     "score": score,

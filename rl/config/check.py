@@ -124,7 +124,7 @@ def _unknown_key(where: str, value: Any, cls: type) -> Problem:
     if entry := MIGRATIONS.get(cls, {}).get(where):
         if entry.accepts(value):
             return warning(f"{where}: has no effect here, got {_show(value)}. {entry.advice}")
-        return error(f"{where}: this setting of MindSpeed-RL is not available, got {_show(value)}. {entry.advice}")
+        return error(f"{where}: this setting is not available here, got {_show(value)}. {entry.advice}")
     near = nearest_key(where, cls)
     hint = f" Did you mean {near}?" if near else " All keys are in docs/configuration.md."
     return error(f"{where}: unknown key, got {_show(value)}.{hint}")

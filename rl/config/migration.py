@@ -9,9 +9,22 @@ Source: the configuration of MindSpeed-RL (2026-04).
 from __future__ import annotations
 
 from dataclasses import dataclass
+from enum import StrEnum
 from typing import Any
 
 from rl.config.schema import Config, DatasetConfig
+
+
+class Missing(StrEnum):
+    """What other frameworks have and Turnwise does not."""
+
+    LORA = "LoRA"
+    EXPERTS = "mixture of experts"
+    CONTEXT = "context parallelism"
+    CRITIC = "a critic"
+    DPO = "DPO"
+    IMAGES = "images"
+    REWARD_MODEL = "a reward model"
 
 
 @dataclass(slots=True, frozen=True)
@@ -24,6 +37,8 @@ class Migration:
     """Values that describe what happens here anyway; None: every value. Any other value is an error."""
     moved_to: str = ""
     """The key with the same meaning here, which takes the value."""
+    missing: Missing | None = None
+    """What a value that is not accepted asks for."""
 
     def accepts(self, value: Any) -> bool:
         """Whether the run may continue with this value of the key."""
@@ -89,11 +104,12 @@ _MEGATRON: dict[str, Migration] = {
     "log_interval": Migration("Every step is logged. Remove it."),
     "eval_iters": Migration("An evaluation runs all questions of megatron_training.eval_data_path. Remove it."),
     **dict.fromkeys(
-        ("lora_r", "lora_alpha", "lora_fusion", "lora_target_modules", "lora_ckpt_filter"), Migration(_LORA, ())
+        ("lora_r", "lora_alpha", "lora_fusion", "lora_target_modules", "lora_ckpt_filter"),
+        Migration(_LORA, (), missing=Missing.LORA),
     ),
     **dict.fromkeys(
         ("dpo_loss_type", "is_pairwise_dataset", "ref_model", "refer_model_iter", "dpo_beta", "dpo_label_smoothing"),
-        Migration(_DPO, ()),
+        Migration(_DPO, (), missing=Missing.DPO),
     ),
     **dict.fromkeys(
         ("attention_dropout", "hidden_dropout"),
@@ -128,10 +144,10 @@ _ACTOR: dict[str, Migration] = {
     "gemm_gradient_accumulation_fusion": Migration(_KERNELS),
     "initial_loss_scale": Migration(_PRECISION),
     "attention_mask_type": Migration(_MASKS),
-    "context_parallel_size": Migration(_CONTEXT, (1,)),
+    "context_parallel_size": Migration(_CONTEXT, (1,), missing=Missing.CONTEXT),
     "context_parallel_algo": Migration(_CONTEXT),
-    "expert_model_parallel_size": Migration(_EXPERTS, (1,)),
-    "moe_tp_extend_ep": Migration(_EXPERTS, (False,)),
+    "expert_model_parallel_size": Migration(_EXPERTS, (1,), missing=Missing.EXPERTS),
+    "moe_tp_extend_ep": Migration(_EXPERTS, (False,), missing=Missing.EXPERTS),
     **dict.fromkeys(
         ("finetune", "no_load_optim", "no_load_rng", "no_save_optim", "no_save_rng"), Migration(_CHECKPOINT)
     ),
@@ -185,7 +201,7 @@ _RL: dict[str, Migration] = {
     **dict.fromkeys(
         ("cliprange_value", "critic_update_dispatch_size", "critic_value_dispatch_size"), Migration(_CRITIC)
     ),
-    "critic_resource": Migration(_CRITIC, (None,)),
+    "critic_resource": Migration(_CRITIC, (None,), missing=Missing.CRITIC),
     **dict.fromkeys(("reference_resource", "reward_resource"), Migration(_PLACEMENT)),
     **dict.fromkeys(("beta", "lam"), Migration("No estimator here reads it. Remove it.")),
     "gamma": Migration("Tokens are not discounted, turns are by turn_reward_discount. Set 1.0 or remove it.", (1, 1.0)),
@@ -209,12 +225,13 @@ _RL: dict[str, Migration] = {
     ),
     **dict.fromkeys(("wandb_save_dir", "swanlab_save_dir"), Migration(_TRACKER_FILES)),
     "async_engine": Migration("Engines are always asynchronous. Remove it."),
-    "share_backbone": Migration("LoRA is not supported. Set false.", (False,)),
+    "share_backbone": Migration("LoRA is not supported. Set false.", (False,), missing=Missing.LORA),
     "tp_split_expert": Migration(_EXPERTS),
     **dict.fromkeys(
-        ("is_multimodal", "reuse_image_embeds", "colocate_actor_and_vit"), Migration(_MULTIMODAL, (False,))
+        ("is_multimodal", "reuse_image_embeds", "colocate_actor_and_vit"),
+        Migration(_MULTIMODAL, (False,), missing=Missing.IMAGES),
     ),
-    "vit_resource": Migration(_MULTIMODAL, (None,)),
+    "vit_resource": Migration(_MULTIMODAL, (None,), missing=Missing.IMAGES),
     **dict.fromkeys(("vit_forward_micro_batch_size", "actor_image_embeds_dispatch_size"), Migration(_MULTIMODAL)),
     **{
         f"{role}_resource.num_npus": Migration(
@@ -228,8 +245,8 @@ _GENERATE: dict[str, Migration] = {
     "data_parallel_size": Migration("The number of engines follows from the devices of rollout_resource. Remove it."),
     "tokenizer_name_or_path": Migration("The engine uses megatron_training.tokenizer_name_or_path. Remove it."),
     "infer_pipeline_parallel_size": Migration("An engine is split by infer_tensor_parallel_size only. Set 1.", (1,)),
-    "infer_expert_parallel_size": Migration(_EXPERTS, (1,)),
-    "enable_expert_parallel": Migration(_EXPERTS, (False,)),
+    "infer_expert_parallel_size": Migration(_EXPERTS, (1,), missing=Missing.EXPERTS),
+    "enable_expert_parallel": Migration(_EXPERTS, (False,), missing=Missing.EXPERTS),
     **dict.fromkeys(("expert_map_path", "eplb_token_collects", "eplb_token_save_path"), Migration(_EXPERTS)),
     **dict.fromkeys(("limit_mm_image_per_prompt", "limit_mm_video_per_prompt"), Migration(_MULTIMODAL)),
     **dict.fromkeys(("torchair_graph", "ascend_scheduler_config_enabled"), Migration(_ASCEND)),
@@ -274,8 +291,10 @@ MIGRATION: dict[str, Migration] = {
     **{f"rl_config.{key}": entry for key, entry in _RL.items()},
     **{f"generate_config.{key}": entry for key, entry in _GENERATE.items()},
     "ref_config": Migration("The reference is the actor's start, actor_config.load. Remove the section."),
-    "reward_config": Migration("Rewards are functions (rl_config.verifier_function). Remove the section.", ()),
-    "critic_config": Migration(_CRITIC, ()),
+    "reward_config": Migration(
+        "Rewards are functions (rl_config.verifier_function). Remove the section.", (), missing=Missing.REWARD_MODEL
+    ),
+    "critic_config": Migration(_CRITIC, (), missing=Missing.CRITIC),
 }
 """By dotted path in `rl.config.schema.Config`."""
 

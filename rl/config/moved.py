@@ -22,7 +22,7 @@ SAME_REWARDS = {
 }
 """Rewards of MindSpeed-RL and the rewards here that judge the same."""
 
-_SAME_PENALTIES = {"kl": "k1", "mse": "k2"}
+SAME_PENALTIES = {"kl": "k1", "mse": "k2"}
 """Its estimators of the divergence and their names here."""
 
 _REFERENCE = re.compile(r"(?<!\\)((?:\\\\)*\$\{(?:oc\.select:)?\s*)(\.*)([\w.]+)(?=\s*[},])")
@@ -151,7 +151,7 @@ def _reward_names(tree: dict[str, Any]) -> list[Problem]:
 def _penalty_name(tree: dict[str, Any]) -> list[Problem]:
     rl = _mapping_at(tree, "rl_config") or {}
     name = rl.get("kl_penalty")
-    if not isinstance(name, str) or name not in _SAME_PENALTIES:
+    if not isinstance(name, str) or name not in SAME_PENALTIES:
         return []
-    rl["kl_penalty"] = _SAME_PENALTIES[name]
+    rl["kl_penalty"] = SAME_PENALTIES[name]
     return [warning(f"rl_config.kl_penalty: got '{name}', taken over. Here it is {rl['kl_penalty']}.")]

@@ -182,7 +182,7 @@ def test_compose_warns_of_a_mindspeed_key_that_does_nothing(folder: Path) -> Non
 def test_compose_rejects_a_mindspeed_setting_that_would_change_results(folder: Path) -> None:
     texts = errors_of(folder, "rl_config.gamma=0.9")
     assert texts == [
-        "rl_config.gamma: this setting of MindSpeed-RL is not available, got 0.9 (number). "
+        "rl_config.gamma: this setting is not available here, got 0.9 (number). "
         "Tokens are not discounted, turns are by turn_reward_discount. Set 1.0 or remove it.",
     ]
 

@@ -1,0 +1,1 @@
+"""`rl migrate`: turns configurations of MindSpeed-RL, verl and TRL into Turnwise's."""
