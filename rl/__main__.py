@@ -208,7 +208,7 @@ def migrate(argv: list[str]) -> int:
     parser.add_argument("file", type=Path, metavar="FILE", help=kinds)
     parser.add_argument("--tool-config", type=Path, metavar="FILE", help="tool YAML; default: the one that FILE names")
     parser.add_argument("-o", "--output", type=Path, metavar="FILE", help="default: configs/ and the name of FILE")
-    whose = "whose it is; default: found out from its keys"
+    whose = "the framework; default: recognized by the keys"
     parser.add_argument("--from", dest="framework", choices=[kind.value for kind in Framework], help=whose)
     arguments = parser.parse_args(argv)
     framework = Framework(arguments.framework) if arguments.framework else None

@@ -8,6 +8,7 @@ Source: the configuration of MindSpeed-RL (2026-04).
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
@@ -27,6 +28,9 @@ class Missing(StrEnum):
     REWARD_MODEL = "a reward model"
 
 
+_INSTRUCTION = re.compile(r" (Remove (it|the section)|Set [\w.]+( or remove it)?)\.$")
+
+
 @dataclass(slots=True, frozen=True)
 class Migration:
     """The answer to one key."""
@@ -39,6 +43,11 @@ class Migration:
     """The key with the same meaning here, which takes the value."""
     missing: Missing | None = None
     """What a value that is not accepted asks for."""
+
+    @property
+    def reason(self) -> str:
+        """The advice without its last sentence, where that says to remove or set the key."""
+        return _INSTRUCTION.sub("", self.advice)
 
     def accepts(self, value: Any) -> bool:
         """Whether the run may continue with this value of the key."""

@@ -23,6 +23,12 @@ _TEXTS = {
 TEXTS = {f"rl_config.{key}": f"megatron_training.{there}" for key, there in _TEXTS.items()}
 """Keys of text by dotted path, with those that take their place."""
 _MODE = "swanlab_mode"
+TAKEN_OVER = {
+    **{f"rl_config.{key}": "megatron_training.trackers" for key in _SWITCHES},
+    **TEXTS,
+    f"rl_config.{_MODE}": "megatron_training.trackers_offline",
+}
+"""All these keys by dotted path, with those that take their place."""
 _OFFLINE, _DISABLED = ("local", "offline"), "disabled"
 _MODES = ("", "cloud", "online", _DISABLED, *_OFFLINE)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import sys
+from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,8 @@ import yaml
 from pydantic import TypeAdapter
 
 from rl.config.keys import default_mapping
-from rl.config.migration import DATASET_MIGRATION, MIGRATION, Migration
+from rl.config.migration import DATASET_MIGRATION, MIGRATION
+from rl.config.moved_trackers import TAKEN_OVER
 from rl.config.schema import Config, DatasetConfig
 
 _HEAD = """# Configuration
@@ -72,12 +74,33 @@ def configuration_page() -> str:
 
 
 def migration_table() -> str:
-    """The answer to each key of MindSpeed-RL, for docs/migrating.md."""
-    lines = ["| key | accepted | what to do |", "|---|---|---|"]
-    for path, entry in MIGRATION.items():
-        lines.append(_migration_row(path, entry))
-    for key, entry in DATASET_MIGRATION.items():
-        lines.append(_migration_row(f"datasets: {key}", entry))
+    """The answers to the keys of MindSpeed-RL, for docs/migrating.md: a line for each thing that happens."""
+    ignored, refused, fine, renamed = _Groups(), _Groups(), _Groups(), list(TAKEN_OVER.items())
+    for prefix, entries in (("", MIGRATION), ("datasets.", DATASET_MIGRATION)):
+        for path, entry in entries.items():
+            if entry.moved_to:
+                renamed.append((prefix + path, prefix + entry.moved_to))
+            elif path in TAKEN_OVER:
+                continue
+            elif entry.accepted is None:
+                ignored[entry.reason].append(prefix + path)
+            else:
+                refused[entry.reason].append(prefix + path)
+                fine[entry.reason] += [_default(value) for value in entry.accepted]
+    lines = ["**Ignored.** The run is the same without them.", "", "| why | keys |", "|---|---|"]
+    lines += [f"| {why} | {_short_names(keys)} |" for why, keys in ignored.items()]
+    lines += ["", "**Renamed.** The value is taken over.", "", "| there | here |", "|---|---|"]
+    lines += [f"| {_short_names(old)} | {_short_names(new)} |" for old, new in _renamed_groups(renamed)]
+    lines += [
+        "",
+        "**Refused**, except for the values in the second column.",
+        "",
+        "| why | accepted | keys |",
+        "|---|---|---|",
+    ]
+    for why, keys in refused.items():
+        accepted = ", ".join(dict.fromkeys(fine[why])) or "none"
+        lines.append(f"| {why} | {accepted} | {_short_names(keys)} |")
     return "\n".join(lines)
 
 
@@ -90,9 +113,38 @@ def write_pages(folder: Path) -> None:
     page.write_text(f"{before}{_BEGIN}\n{migration_table()}\n{_END}{after}", encoding="utf-8")
 
 
-def _migration_row(path: str, entry: Migration) -> str:
-    accepted = "any value" if entry.accepted is None else ", ".join(sorted({_default(v) for v in entry.accepted}))
-    return f"| `{path}` | {accepted or 'none'} | {entry.advice} |"
+class _Groups(defaultdict[str, list[str]]):
+    """Keys by what is said about them."""
+
+    def __init__(self) -> None:
+        super().__init__(list)
+
+
+def _renamed_groups(renamed: list[tuple[str, str]]) -> list[tuple[list[str], list[str]]]:
+    """Keys that became one are one line, and so are those that only changed their section; others have one each."""
+    groups: dict[tuple[str, str] | str, tuple[list[str], list[str]]] = {}
+    for old, new in renamed:
+        is_same_name = old.rpartition(".")[2] == new.rpartition(".")[2]
+        place = (old.rpartition(".")[0], new.rpartition(".")[0]) if is_same_name else new
+        olds, news = groups.setdefault(place, ([], []))
+        olds.append(old)
+        if new not in news:
+            news.append(new)
+    return list(groups.values())
+
+
+def _short_names(paths: list[str]) -> str:
+    """Keys by their section, as in `actor_config`: `lr`, `min_lr`. A key that is alone is written in full."""
+    by_section = _Groups()
+    for path in paths:
+        section, _, key = path.rpartition(".")
+        by_section[section].append(key)
+    parts = []
+    for section, keys in by_section.items():
+        names = ", ".join(f"`{key}`" for key in keys)
+        is_alone = len(keys) == 1 and section not in ("", "datasets")
+        parts.append(f"`{section}.{keys[0]}`" if is_alone else f"`{section}`: {names}" if section else names)
+    return "; ".join(parts)
 
 
 def _section(

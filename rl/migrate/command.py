@@ -67,6 +67,9 @@ def migrate(
     tools_text = _tools(draft, file, where, tool_config, done)
     draft.finish()
     draft.by_hand = source.notes | draft.by_hand
+    for name in draft.by_hand:
+        draft.kept.pop(name, None)
+        draft.renamed.pop(name, None)
     done.texts = {where: yaml_text(draft, file.name)} | done.texts
     done.summary = summary_text(draft) + tools_text
     return done

@@ -100,6 +100,7 @@ class Draft:
             comment = comment or f"the default of {self.framework}"
         self.lines[target] = Line(value, comment)
         for name in found:
+            self.dropped.pop(name, None)
             if name == target:
                 self.kept[name] = comment
             else:
@@ -212,8 +213,10 @@ def answer_foreign_key(draft: Draft, name: str, key: str) -> bool:
         if entry is None:
             continue
         value = draft.given[name]
-        if entry.accepted is None or (end == len(parts) and entry.accepts(value)):
-            draft.drop(name, entry.advice)
+        if entry.accepted is None:
+            draft.drop(name, entry.reason)
+        elif end == len(parts) and entry.accepts(value):
+            draft.drop(name, "Its value is what happens here.")
         elif entry.missing is not None:
             draft.lack(entry.missing, name)
         else:

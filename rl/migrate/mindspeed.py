@@ -12,7 +12,7 @@ from typing import Any
 from rl.config.keys import key_paths
 from rl.config.migration import MIGRATION, NO_ARCHITECTURE, Missing
 from rl.config.moved import take_over
-from rl.config.moved_trackers import TEXTS
+from rl.config.moved_trackers import TAKEN_OVER
 from rl.config.schema import Config
 from rl.config.sources import shipped_folder
 from rl.migrate.draft import Draft, answer_foreign_key, flat
@@ -49,11 +49,6 @@ _NOTES = {
     "rl_config.max_parallel_calls": "a further call of a turn gets an error result; there it is dropped silently",
 }
 
-_TRACKERS = {
-    **TEXTS,
-    **{f"rl_config.use_{name}": "megatron_training.trackers" for name in ("tensorboard", "wandb", "swanlab")},
-    "rl_config.swanlab_mode": "megatron_training.trackers_offline",
-}
 _RESOURCES = ("reference_resource", "reward_resource", "vit_resource", "critic_resource")
 _TOKENIZER = "megatron_training.tokenizer_name_or_path"
 
@@ -103,15 +98,18 @@ def _with_underscores(section: Any) -> Any:
 def _take_keys(draft: Draft, tree: dict[str, Any]) -> None:
     """Take over, rename, drop or refuse every key by the tables that `rl validate` uses."""
     taken, _ = take_over(Config, tree)
-    origin = {entry.moved_to: old for old, entry in MIGRATION.items() if entry.moved_to and old in draft.given}
+    moved = {entry.moved_to: old for old, entry in MIGRATION.items() if entry.moved_to and old in draft.given}
+    origin = {new: old for new, old in moved.items() if new not in draft.given}
     values = flat(taken)
     for path, value in values.items():
         if path in key_paths(Config):
             draft.put(path, value, origin.get(path, path))
     for name in draft.unanswered():
-        target = _TRACKERS.get(name) or getattr(MIGRATION.get(name), "moved_to", "")
+        target = TAKEN_OVER.get(name) or getattr(MIGRATION.get(name), "moved_to", "")
         if name.startswith("model."):
             draft.drop(name, NO_ARCHITECTURE)
+        elif target in draft.given:
+            draft.drop(name, f"{target} says it.")
         elif target and name not in values:
             draft.renamed[name] = [target]
             if target in values:
@@ -135,9 +133,9 @@ def _stage(draft: Draft) -> None:
     elif stage == "ray_ppo" or draft.get("rl_config.adv_estimator") == "gae":
         draft.lack(Missing.CRITIC, "megatron_training.stage", "rl_config.adv_estimator")
         draft.kept.pop("rl_config.adv_estimator", None)
-    elif stage in ("ray_grpo", "ray_dapo"):
+    elif stage in (None, "ray_grpo", "ray_dapo"):
         draft.drop("megatron_training.stage", "GRPO and DAPO differ in the keys of rl_config.")
-    elif stage is not None:
+    else:
         answer_foreign_key(draft, "megatron_training.stage", "megatron_training.stage")
 
 
@@ -232,7 +230,10 @@ def _rewards(draft: Draft) -> None:
 
 
 def _batch(draft: Draft) -> None:
-    """Prompts in both; a mini-batch cannot be larger than the batch."""
+    """Prompts in both; a mini-batch cannot be larger than the batch. A micro-batch has a budget of tokens."""
+    budget = "rl_config.update_max_packing_token_size"
+    if draft.get("rl_config.use_dynamic_bsz") and draft.get(budget):
+        draft.put("rl_config.max_packing_token_size", draft.get(budget), budget, comment="of every pass here")
     whole, mini = draft.value("megatron_training.global_batch_size"), draft.value("rl_config.mini_batch_size")
     if isinstance(whole, int) and isinstance(mini, int) and mini > whole:
         draft.put(

@@ -21,7 +21,7 @@ _ASSIGNMENT = re.compile(
 )
 _ARRAY = re.compile(r"([A-Za-z_]\w*)(\+?)=\((.*)\)\s*", re.DOTALL)
 _COMMENT = re.compile(r"(?:^|(?<=\s))#(?=[^\"']*$)[^\n]*")
-_ARITHMETIC = re.compile(r"\$\(\((.*)\)\)", re.DOTALL)
+_ARITHMETIC = re.compile(r"\$\(\((.*?)\)\)(?!\))", re.DOTALL)
 _SUBSTITUTION = re.compile(r"\$\((?!\().*?\)|`[^`]*`", re.DOTALL)
 _WITH_DEFAULT = re.compile(r"\$\{(\w+):?[-=]((?:[^{}]|\{[^{}]*\})*)\}")
 _VARIABLE = re.compile(r"\$(?:\{(\w+)\}|(\w+))")
@@ -43,7 +43,7 @@ class Script:
     """The overrides of a script."""
 
     overrides: list[str] = field(default_factory=list)
-    """`key=value` whose variables are all known."""
+    """`key=value`; a variable that is not known stays in the value, as `$NAME`."""
     options: dict[str, str] = field(default_factory=dict)
     """Options of the command that begin with `--config`, without the dashes."""
     notes: dict[str, str] = field(default_factory=dict)
@@ -124,8 +124,8 @@ def _words(script: Script, line: str) -> list[str]:
 
 
 def _split(line: str) -> list[str]:
-    """Words without their quotes; `$((...))` is one word."""
-    parts = re.split(r"(\$\(\([^$]*?\)\))", line)
+    """Words without their quotes; `$((...))` and `$(...)` are each one word."""
+    parts = re.split(r"(\$\(\(.*?\)\)(?!\))|\$\([^()]*\))", line)
     kept = [f"$ARITHMETIC{number}$" if number % 2 else part for number, part in enumerate(parts)]
     try:
         words = shlex.split("".join(kept))
@@ -173,8 +173,8 @@ def _take_word(script: Script, word: str) -> None:
     elif (found := OVERRIDE.fullmatch(word)) is not None:
         unknown = [match[0] for match in (*_VARIABLE.finditer(found[2]), *_SUBSTITUTION.finditer(found[2]))]
         if unknown and not re.match(r"\$\{(oc\.|\.|\w+\.)", found[2]):
-            script.notes[found[1]] = f"Left out: {', '.join(unknown)} is not set in the script. Write the value."
-        else:
-            script.overrides.append(word)
+            script.notes[found[1]] = f"{', '.join(unknown)} is not set in the script. Write the value."
+            word = _VARIABLE.sub(lambda match: f"${match[1] or match[2]}", word)
+        script.overrides.append(word)
     elif word in _REST:
         script.notes["$@"] = "Arguments that the script is called with are not in the file: add them by hand."

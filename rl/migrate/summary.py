@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Iterator
 
 from rl.migrate.draft import Draft
 
 _FEW = 5
-_ADVICE = re.compile(r" (Remove (it|the section)|Set [\w.]+( or remove it)?)\.$")
-"""What to do about a key that `rl migrate` has left out already."""
+"""Keys of a section that are still written out one by one."""
 
 
 def summary_text(draft: Draft) -> str:
@@ -62,5 +60,5 @@ def _reasons(draft: Draft) -> list[str]:
     """One line for each reason, with the keys that it holds for."""
     by_reason: dict[str, list[str]] = {}
     for name, reason in draft.dropped.items():
-        by_reason.setdefault(_ADVICE.sub("", reason), []).append(name)
+        by_reason.setdefault(reason, []).append(name)
     return [f"{short_names(names, draft.given)}: {reason}" for reason, names in by_reason.items()]

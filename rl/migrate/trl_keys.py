@@ -126,6 +126,8 @@ DROPPED: dict[str, str] = {
         ("bnb_4bit_quant_type", "use_bnb_nested_quant", "bnb_4bit_quant_storage", "bnb_4bit_compute_dtype"), _QUANTIZED
     ),
     "use_peft": "It is false.",
+    "output_dir": "It is not set.",
+    "ignore_bias_buffers": "Buffers are not synchronized.",
     "auto_find_batch_size": "Samples are packed up to rl_config.max_packing_token_size tokens.",
     "ref_model_init_kwargs": "The reference is the actor's start.",
     "data_seed": "megatron_training.seed orders the prompts.",

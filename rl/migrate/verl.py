@@ -15,7 +15,7 @@ from rl.algorithms.advantages import ADVANTAGES
 from rl.algorithms.importance import REJECTIONS
 from rl.config.migration import Missing
 from rl.config.moved import SAME_PENALTIES
-from rl.migrate.draft import Draft, flat
+from rl.migrate.draft import Draft, Line, flat
 from rl.migrate.lengths import fit_lengths
 from rl.migrate.verl_keys import DROPPED, A, M, R
 from rl.migrate.verl_run import convert_data, convert_rewards, convert_run, convert_tools
@@ -134,6 +134,9 @@ def _parallel(draft: Draft, *, is_megatron: bool) -> None:
             draft.copy(f"{A}megatron.sequence_parallel", "megatron_training.sequence_parallel", True)
         else:
             draft.drop(f"{A}megatron.sequence_parallel", "It needs tensor parallelism above 1.")
+    else:
+        comment = "FSDP shards every parameter; raise this where the model does not fit"
+        draft.lines["actor_config.tensor_model_parallel_size"] = Line(1, comment)
     for part, name in (
         (Missing.CONTEXT, f"{A}ulysses_sequence_parallel_size"),
         (Missing.CONTEXT, f"{A}fsdp_config.ulysses_sequence_parallel_size"),
@@ -226,6 +229,8 @@ def _optimizer(draft: Draft, *, is_megatron: bool) -> None:
         draft.copy(f"{optim}min_lr", "actor_config.min_lr", 0.0)
     elif isinstance(lr, float) and isinstance(ratio, int | float):
         draft.put("actor_config.min_lr", lr * ratio, f"{optim}min_lr_ratio", comment=f"lr x {ratio:g}" if ratio else "")
+    for key in ("min_lr", "min_lr_ratio"):
+        draft.drop(f"{optim}{key}", "The other key for the end of the schedule says it.")
     optimizer = str(draft.get(f"{optim}optimizer", "adam")).lower()
     if "adamw" in optimizer or optimizer == "adam":
         draft.drop(f"{optim}optimizer", "The optimizer is AdamW.")

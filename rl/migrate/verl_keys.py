@@ -116,6 +116,7 @@ DROPPED: dict[str, str] = {
     "critic.": _CRITIC,
     "trainer.critic_warmup": _CRITIC,
     "algorithm.lam": _CRITIC,
+    f"{A}megatron.override_mcore_model_config.": _KERNELS,
     **dict.fromkeys(
         (
             *(
@@ -136,6 +137,8 @@ DROPPED: dict[str, str] = {
             f"{R}engine_kwargs.vllm.disable_mm_preprocessor_cache",
             f"{R}engine_kwargs.vllm.mm_processor_cache_gb",
             f"{R}engine_kwargs.vllm.swap_space",
+            f"{R}engine_kwargs.vllm.compilation_config.",
+            f"{M}torch_dtype",
             f"{R}engine_kwargs.sglang.",
             f"{R}engine_kwargs.trtllm.",
             f"{R}engine_kwargs.vllm.enable_sleep_mode",
@@ -228,6 +231,7 @@ DROPPED: dict[str, str] = {
     "algorithm.kl_penalty": "There is no KL term in the reward.",
     f"{R}val_kwargs.": "An evaluation takes the likeliest token.",
     f"{R}multi_turn.": "multi_turn.enable is false.",
+    f"{R}engine_kwargs.vllm": "It is not set.",
     f"{M}lora_alpha": "LoRA is not enabled.",
     f"{M}target_modules": "LoRA is not enabled.",
     f"{M}exclude_modules": "LoRA is not enabled.",

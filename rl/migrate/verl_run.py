@@ -12,7 +12,7 @@ from rl.config.kinds import TrackerName
 from rl.config.migration import Missing
 from rl.migrate.draft import Draft
 from rl.migrate.mindspeed import tokens_not_characters
-from rl.migrate.verl_keys import A, R
+from rl.migrate.verl_keys import DROPPED, A, R
 
 NEVER = 100_000_000
 """Steps that no run has: `save_interval` and `train_iters` cannot be null."""
@@ -96,9 +96,8 @@ def convert_tools(draft: Draft) -> None:
             f"{R}agent.default_agent_loop", "Write it as rl_config.agent_function or environment (docs/agents.md)."
         )
     draft.ask_if_set(f"{R}agent.agent_loop_config_path", "Write it as an agent function (docs/agents.md).")
-    for name in [name for name in draft.given if name.startswith(f"{R}engine_kwargs.vllm.")]:
-        if not draft.get(name):
-            draft.drop(name, "It is not set.")
+    for name in [name for name in draft.given if name.startswith(f"{R}engine_kwargs.vllm.") and name not in DROPPED]:
+        draft.ask_if_set(name, "The engine has the settings of generate_config and no others.")
 
 
 def _turns(draft: Draft, length: Any) -> None:
@@ -215,7 +214,6 @@ def _dynamic_sampling(draft: Draft) -> None:
     else:
         value, comment = 0, "as many prompts as the dataset has; there no limit"
     sources = (f"{there}max_num_gen_batches", "data.gen_batch_size")
-    draft.dropped.pop("data.gen_batch_size", None)
     draft.put("rl_config.filter_groups_max_batches", value, *sources, comment=comment)
 
 
