@@ -69,16 +69,31 @@ class Draft:
     """Parts that do not exist here, and the keys that ask for them."""
 
     def get(self, name: str, default: Any = None) -> Any:
-        """The value of a key of the source, or the source's default for null and for a key that it lacks."""
+        """The value of a key of the source, or the source's default for null and for a key that it lacks.
+
+        A value of another kind than the default is asked about, and the default taken.
+        """
+        value = self.given.get(name)
+        kind = _kind(default)
+        if value is None or default is None or _kind(value) == kind:
+            return default if value is None else value
+        self.ask(name, f"Must be {kind}; {default!r} was taken.")
+        return default
+
+    def any_kind(self, name: str, default: Any) -> Any:
+        """The value of a key that may be of several kinds, or the source's default."""
         value = self.given.get(name)
         return default if value is None else value
 
-    def number(self, name: str, default: Any = None) -> Any:
-        """The value of a key that counts something; one that is no number is asked about, and the default taken."""
-        value = self.get(name, default)
-        if value is default or (isinstance(value, int | float) and not isinstance(value, bool)):
+    def number(self, name: str, default: Any = None, least: float | None = None) -> Any:
+        """The value of a key that counts something.
+
+        One that is no number, or less than `least`, is asked about, and the default taken.
+        """
+        value = self.get(name) if default is None else self.get(name, default)
+        if value is None or (_kind(value) == "a number" and (least is None or value >= least)):
             return value
-        self.ask(name, f"Must be a number; {default} was taken.")
+        self.ask(name, f"Must be a number{'' if least is None else f' of at least {least:g}'}; {default} was taken.")
         return default
 
     def put(self, target: str, value: Any, *sources: str, comment: str = "") -> None:
@@ -109,8 +124,7 @@ class Draft:
 
     def copy(self, name: str, target: str, default: Any, comment: str = "") -> Any:
         """Write a key with the same meaning and unit here, and return its value."""
-        is_number = isinstance(default, int | float) and not isinstance(default, bool)
-        value = self.number(name, default) if is_number else self.get(name, default)
+        value = self.get(name, default)
         self.put(target, value, name, comment=comment)
         return value
 
@@ -258,6 +272,14 @@ def nested(values: Mapping[str, Any]) -> dict[str, Any]:
             node = node.setdefault(name, {})
         node[key] = value
     return tree
+
+
+def _kind(value: Any) -> str:
+    """The kind of a value, in words."""
+    if isinstance(value, bool):
+        return "true or false"
+    kinds: dict[type, str] = {int: "a number", float: "a number", str: "text", list: "a list", dict: "a section"}
+    return kinds.get(type(value), type(value).__name__)
 
 
 @cache

@@ -160,7 +160,7 @@ def _folders(draft: Draft) -> None:
             "It is rl_config.prompt_type here. Give that YAML to `rl migrate` too, then to `rl preprocess`.",
         )
     columns = draft.value("megatron_training.dataset_additional_keys")
-    if "labels" in (columns or []):
+    if isinstance(columns, list) and "labels" in columns:
         key = "megatron_training.dataset_additional_keys"
         rest = [name for name in columns if name != "labels"]
         if rest:
@@ -225,7 +225,8 @@ def _rewards(draft: Draft) -> None:
         draft.note("rl_config.verifier_function", f"there {was}; scores here are 0 and 1")
     if draft.value("rl_config.filter_groups_enable") is True:
         key = "rl_config.filter_groups_metric"
-        if draft.value(key) != "score" and draft.value(key) not in names:
+        known = names if isinstance(names, list) else []
+        if draft.value(key) != "score" and draft.value(key) not in known:
             draft.put(key, "score", key, comment="the weighted sum of the rewards differs within the group")
 
 

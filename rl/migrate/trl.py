@@ -105,8 +105,8 @@ def _batches(draft: Draft) -> int:
     Completions of an optimizer step = per_device_train_batch_size x gradient_accumulation_steps x devices. Completions
     of one batch of rollouts = per_device_train_batch_size x devices x steps_per_generation, or generation_batch_size.
     """
-    per_device, accumulated = draft.number(_BATCH[0], 8), draft.number(_BATCH[1], 1)
-    devices, group = draft.number("num_processes", 1), draft.number("num_generations", 8)
+    per_device, accumulated = draft.number(_BATCH[0], 8, 1), draft.number(_BATCH[1], 1, 1)
+    devices, group = draft.number("num_processes", 1, 1), draft.number("num_generations", 8, 1)
     if "num_processes" not in draft.given:
         draft.ask(
             "num_processes",
@@ -115,8 +115,8 @@ def _batches(draft: Draft) -> int:
         )
     draft.put("rl_config.actor_resource.num_devices", devices, "num_processes")
     draft.copy("num_generations", "rl_config.n_samples_per_prompt", 8)
-    rollouts = per_device * devices * (draft.number("steps_per_generation") or accumulated)
-    rollouts = draft.number("generation_batch_size") or rollouts
+    rollouts = per_device * devices * (draft.number("steps_per_generation", None, 1) or accumulated)
+    rollouts = draft.number("generation_batch_size", None, 1) or rollouts
     update = per_device * devices * accumulated
     if rollouts % group or update % group:
         draft.ask(
@@ -137,7 +137,8 @@ def _batches(draft: Draft) -> int:
         *_BATCH,
         comment=f"prompts; {per_device} x {accumulated} x {devices} devices = {update} completions",
     )
-    passes = draft.copy("num_iterations", "rl_config.epochs", 1)
+    passes = draft.number("num_iterations", 1, 1)
+    draft.put("rl_config.epochs", passes, "num_iterations")
     return max(1, math.ceil(rollouts / update)) * passes
 
 
@@ -161,7 +162,7 @@ def _run(draft: Draft, updates: int) -> None:
     draft.put("megatron_training.tracker_run_name", draft.get("run_name") or "", "run_name")
     project = "wandb_project" if "wandb_project" in draft.given else "project"
     draft.put("megatron_training.tracker_project", draft.get(project) or "", project)
-    reported = draft.get("report_to", "none")
+    reported = draft.any_kind("report_to", "none")
     names = [str(item) for item in (reported if isinstance(reported, list) else [reported])]
     if names == ["all"]:
         draft.ask("report_to", f"Name the trackers in megatron_training.trackers: {', '.join(TrackerName)}.")
@@ -201,7 +202,7 @@ def _evaluations(draft: Draft, updates: int) -> None:
         if strategy == "steps":
             _every(draft, "eval_steps", "megatron_training.eval_interval", draft.get("logging_steps", 10), updates)
         draft.put("megatron_training.eval_before_train", bool(draft.get("eval_on_start")), "eval_on_start")
-        samples = draft.get("num_generations_eval") or draft.number("num_generations", 8)
+        samples = draft.get("num_generations_eval") or draft.number("num_generations", 8, 1)
         draft.put("generate_config.eval_sampling_config.num_samples", samples, "num_generations_eval")
         temperature = draft.number("temperature", 1.0)
         draft.put("generate_config.eval_sampling_config.temperature", temperature, "temperature")
@@ -260,7 +261,7 @@ def _sampling(draft: Draft) -> None:
 def _rewards(draft: Draft) -> None:
     names = draft.get("reward_funcs") or []
     names = [str(name) for name in (names if isinstance(names, list) else [names])]
-    given = draft.get("reward_weights") or [1.0] * len(names)
+    given = draft.get("reward_weights", []) or [1.0] * len(names)
     weights: dict[str, float] = {}
     unknown: list[str] = []
     for name, weight in zip(names, given, strict=False):

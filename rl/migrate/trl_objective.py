@@ -24,7 +24,7 @@ _CORRECTION = "rl_config.rollout_correction."
 
 def convert_objective(draft: Draft) -> None:
     """Everything that decides what is learned from a batch."""
-    scale = draft.get("scale_rewards", "group")
+    scale = draft.any_kind("scale_rewards", "group")
     if scale in (True, "group", "True", False, "none", "False"):
         draft.put("rl_config.norm_adv_by_std", scale in (True, "group", "True"), "scale_rewards")
     else:

@@ -12,11 +12,11 @@ import re
 from typing import Any
 
 from rl.algorithms.advantages import ADVANTAGES
-from rl.algorithms.importance import REJECTIONS
 from rl.config.migration import Missing
 from rl.config.moved import SAME_PENALTIES
 from rl.migrate.draft import Draft, Line, flat
 from rl.migrate.lengths import fit_lengths
+from rl.migrate.verl_correction import convert_correction
 from rl.migrate.verl_keys import DROPPED, A, M, R
 from rl.migrate.verl_run import convert_data, convert_rewards, convert_run, convert_tools
 
@@ -61,7 +61,7 @@ def convert(tree: dict[str, Any], *, is_megatron: bool) -> Draft:
     _advantages(draft)
     _loss(draft)
     _divergence(draft)
-    _correction(draft)
+    convert_correction(draft)
     _engine(draft)
     convert_tools(draft)
     convert_rewards(draft)
@@ -88,7 +88,7 @@ def _model(draft: Draft) -> None:
         draft.copy(f"{M}tokenizer_path", "megatron_training.tokenizer_name_or_path", None)
     if draft.get(f"{M}trust_remote_code"):
         draft.copy(f"{M}trust_remote_code", "generate_config.trust_remote_code", False)
-    rank = max((draft.get(key) or 0 for key in (f"{M}lora_rank", f"{M}lora.rank")), default=0)
+    rank = max((draft.number(key, 0) for key in (f"{M}lora_rank", f"{M}lora.rank")), default=0)
     adapter = draft.get(f"{M}lora_adapter_path")
     if rank or adapter:
         names = [name for name in draft.given if name.startswith((f"{M}lora", f"{M}target_modules", f"{M}exclude_mod"))]
@@ -117,15 +117,14 @@ def folder_comment(path: Any) -> str:
 
 
 def _parallel(draft: Draft, *, is_megatron: bool) -> None:
-    nodes, per_node = draft.get("trainer.nnodes", 1), draft.get("trainer.n_gpus_per_node", 8)
-    if isinstance(nodes, int) and isinstance(per_node, int):
-        draft.put(
-            "rl_config.actor_resource.num_devices",
-            nodes * per_node,
-            "trainer.nnodes",
-            "trainer.n_gpus_per_node",
-            comment=f"{nodes} nodes x {per_node} devices",
-        )
+    nodes, per_node = draft.number("trainer.nnodes", 1, 1), draft.number("trainer.n_gpus_per_node", 8, 1)
+    draft.put(
+        "rl_config.actor_resource.num_devices",
+        nodes * per_node,
+        "trainer.nnodes",
+        "trainer.n_gpus_per_node",
+        comment=f"{nodes} nodes x {per_node} devices",
+    )
     if is_megatron:
         tp = draft.copy(f"{A}megatron.tensor_model_parallel_size", "actor_config.tensor_model_parallel_size", 1)
         draft.copy(f"{A}megatron.pipeline_model_parallel_size", "actor_config.pipeline_model_parallel_size", 1)
@@ -183,10 +182,16 @@ def _recomputation(draft: Draft, *, is_megatron: bool) -> None:
 
 
 def _batches(draft: Draft) -> None:
-    prompts = draft.copy("data.train_batch_size", "megatron_training.global_batch_size", 1024, "prompts in both")
-    mini = draft.get(f"{A}ppo_mini_batch_size", 256)
-    comment = "prompts in both"
-    if isinstance(prompts, int) and isinstance(mini, int) and mini > prompts:
+    mini, comment = draft.number(f"{A}ppo_mini_batch_size", 256, 1), "prompts in both"
+    prompts = draft.number("data.train_batch_size", 1024, 0)
+    per_step = draft.number("async_training.require_batches", 1, 1)
+    if prompts == 0:  # asynchronous training collects mini-batches
+        names = ("async_training.require_batches", "data.train_batch_size")
+        prompts = mini * per_step
+        draft.put("megatron_training.global_batch_size", prompts, *names, comment=f"{per_step} x {mini} prompts")
+    else:
+        draft.put("megatron_training.global_batch_size", prompts, "data.train_batch_size", comment=comment)
+    if mini > prompts:
         comment, mini = f"the whole batch; was {mini}", prompts
     draft.put("rl_config.mini_batch_size", mini, f"{A}ppo_mini_batch_size", comment=comment)
     draft.copy(f"{A}ppo_epochs", "rl_config.epochs", 1)
@@ -278,22 +283,7 @@ def _advantages(draft: Draft) -> None:
 
 
 def _loss(draft: Draft) -> None:
-    low, high = (draft.get(f"{A}clip_ratio_{side}") for side in ("low", "high"))
-    names = (f"{A}clip_ratio_low", f"{A}clip_ratio_high")
-    low, high = 0.2 if low is None else low, 0.2 if high is None else high
-    draft.put("rl_config.clip_higher_enable", True, *names)
-    if any(name in draft.given for name in names):
-        comment = f"no lower bound, as {low:g} there" if low > 1 else ""
-        draft.put("rl_config.clip_ratio_low", min(low, 1.0), names[0], comment=comment)
-        draft.put("rl_config.clip_ratio_high", high, names[1])
-        draft.drop(f"{A}clip_ratio", "clip_ratio_low and clip_ratio_high take its place.")
-    else:
-        del draft.lines["rl_config.clip_higher_enable"]
-        both = draft.copy(f"{A}clip_ratio", "rl_config.clip_ratio", 0.2)
-        if both != 0.2:
-            draft.note(
-                "rl_config.clip_ratio", "releases of verl whose file has clip_ratio_low ignore it and clip at 0.2"
-            )
+    _clip_range(draft)
     mode = draft.get(f"{A}policy_loss.loss_mode", "vanilla")
     if mode in _LOSSES:
         draft.put("rl_config.policy_loss", _LOSSES[mode], f"{A}policy_loss.loss_mode")
@@ -305,6 +295,27 @@ def _loss(draft: Draft) -> None:
         draft.drop(f"{A}clip_ratio_c", "It counts only with loss_mode vanilla.")
     _aggregation(draft)
     draft.copy(f"{A}entropy_coeff", "rl_config.entropy_coeff", 0)
+
+
+def _clip_range(draft: Draft) -> None:
+    """`clip_ratio_low` and `clip_ratio_high` count where they are not null; `clip_ratio` alone is ignored by releases
+    that have them.
+    """
+    names = (f"{A}clip_ratio_low", f"{A}clip_ratio_high")
+    if any(draft.given.get(name) is not None for name in names):
+        both = draft.number(f"{A}clip_ratio", 0.2)
+        low, high = (draft.number(name, both if name in draft.given else 0.2) for name in names)
+        draft.put("rl_config.clip_higher_enable", True, *names)
+        comment = f"no lower bound, as {low:g} there" if low > 1 else ""
+        draft.put("rl_config.clip_ratio_low", min(low, 1.0), names[0], comment=comment)
+        draft.put("rl_config.clip_ratio_high", high, names[1])
+        draft.drop(f"{A}clip_ratio", "clip_ratio_low and clip_ratio_high take its place.")
+        return
+    both = draft.copy(f"{A}clip_ratio", "rl_config.clip_ratio", 0.2)
+    if both != 0.2 and names[0] not in draft.given:
+        draft.note("rl_config.clip_ratio", "releases of verl whose file has clip_ratio_low ignore it and clip at 0.2")
+    for name in names:
+        draft.drop(name, "It is null: clip_ratio says it.")
 
 
 def _aggregation(draft: Draft) -> None:
@@ -351,38 +362,6 @@ def _kl_term(draft: Draft, weight: str, kind: str, default: str) -> None:
         draft.put("rl_config.kl_penalty", here, kind)
     else:
         draft.ask(kind, f"There is no such estimator: choose from {', '.join(_SAME_DIVERGENCES)}.")
-
-
-def _correction(draft: Draft) -> None:
-    there, here = "algorithm.rollout_correction.", "rl_config.rollout_correction."
-    cap = f"{A}tis_imp_ratio_cap"
-    if (draft.get(cap) or -1) > 0:
-        draft.put(f"{here}rollout_is", "token", cap)
-        draft.copy(cap, f"{here}rollout_is_threshold", 2.0)
-    else:
-        draft.copy(f"{there}rollout_is", f"{here}rollout_is", None)
-        if draft.get(f"{there}rollout_is") is not None:
-            draft.copy(f"{there}rollout_is_threshold", f"{here}rollout_is_threshold", 2.0)
-        draft.drop(cap, "It is not set.")
-    rejection = draft.get(f"{there}rollout_rs")
-    if rejection in REJECTIONS:
-        draft.copy(f"{there}rollout_rs", f"{here}rollout_rs", None)
-        draft.copy(f"{there}rollout_rs_threshold", f"{here}rollout_rs_threshold", None)
-    else:
-        draft.ask_if_set(f"{there}rollout_rs", f"There is no such statistic: choose from {', '.join(REJECTIONS)}.")
-    bypass, kind = draft.get(f"{there}bypass_mode"), draft.get(f"{there}loss_type", "ppo_clip")
-    if bypass:
-        draft.copy(f"{there}bypass_mode", f"{here}bypass_mode", False)
-        if kind == "reinforce":
-            draft.put("rl_config.policy_loss", "reinforce", f"{there}loss_type")
-        elif draft.get(f"{there}rollout_is") is not None:
-            comment = "the clipped ratio is to the engine's policy already; there not applied either"
-            draft.put(f"{here}rollout_is", None, f"{there}rollout_is", comment=comment)
-    draft.ask_if_set(f"{there}rollout_is_batch_normalize", "Weights are not divided by their mean.")
-    draft.ask_if_set(f"{there}rollout_token_veto_threshold", "There is no veto: rollout_rs excludes sequences.")
-    draft.drop(f"{there}bypass_mode", "It has its default.")
-    for key in ("rollout_is_threshold", "rollout_rs_threshold", "loss_type"):
-        draft.drop(f"{there}{key}", "It counts only with the correction that it belongs to.")
 
 
 def _engine(draft: Draft) -> None:

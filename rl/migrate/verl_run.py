@@ -25,12 +25,12 @@ _OVERLONG = ("reward_model.reward_kwargs.overlong_buffer_cfg.", "reward_model.ov
 
 def convert_data(draft: Draft) -> None:
     """Files, lengths, and what else `data` says."""
-    files = _paths(draft.get("data.train_files", "~/data/rlhf/gsm8k/train.parquet"))
+    files = _paths(draft.any_kind("data.train_files", "~/data/rlhf/gsm8k/train.parquet"))
     draft.put("megatron_training.data_path", files[0] if files else "", "data.train_files")
     if len(files) > 1:
         draft.note("megatron_training.data_path", f"the first of {len(files)} files")
         draft.ask("data.train_files", "data_path is one file: join them, for example with pyarrow.")
-    held_out = _paths(draft.get("data.val_files", "~/data/rlhf/gsm8k/test.parquet"))
+    held_out = _paths(draft.any_kind("data.val_files", "~/data/rlhf/gsm8k/test.parquet"))
     draft.put("megatron_training.eval_data_path", _named(held_out), "data.val_files")
     draft.copy("data.max_prompt_length", "rl_config.max_prompt_length", 512)
     if draft.get("data.truncation", "error") == "error":
@@ -48,7 +48,7 @@ def convert_data(draft: Draft) -> None:
     draft.drop("data.prompt_key", "The column is called prompt here too.")
     draft.drop("data.gen_batch_size", "Dynamic sampling refills a batch prompt by prompt.")
     for name in ("data.train_max_samples", "data.val_max_samples"):
-        if (draft.get(name) or -1) > 0:
+        if draft.number(name, -1) > 0:
             draft.ask(name, "All rows of a file are used: write a shorter one.")
         draft.drop(name, "All rows of a file are used.")
     for name, advice in (
@@ -115,8 +115,8 @@ def _turns(draft: Draft, length: Any) -> None:
         draft.ask(f"{_T}tool_config_path", "Name a tool YAML in rl_config.tool_config_path, or an environment.")
     parallel = draft.copy(f"{_T}max_parallel_calls", "rl_config.max_parallel_calls", 1)
     turns_key = f"{_T}max_assistant_turns" if f"{_T}max_assistant_turns" in draft.given else f"{_T}max_turns"
-    turns, answers = draft.get(turns_key), draft.get(f"{_T}max_user_turns")
-    rounds = min((turns - 1 if turns else NO_LIMIT), answers or NO_LIMIT)
+    turns, answers = draft.number(turns_key, 0), draft.number(f"{_T}max_user_turns", 0)
+    rounds = min(max(0, turns - 1) if turns else NO_LIMIT, answers or NO_LIMIT)
     draft.put(
         "rl_config.max_tool_calls",
         NO_LIMIT if rounds == NO_LIMIT else rounds * parallel,
@@ -230,7 +230,7 @@ def convert_run(draft: Draft) -> None:
     draft.copy("trainer.max_actor_ckpt_to_keep", "megatron_training.max_checkpoints", None)
     draft.copy("trainer.project_name", "megatron_training.tracker_project", "")
     draft.copy("trainer.experiment_name", "megatron_training.tracker_run_name", "")
-    convert_trackers(draft, "trainer.logger", draft.get("trainer.logger", ["console", "wandb"]))
+    convert_trackers(draft, "trainer.logger", draft.any_kind("trainer.logger", ["console", "wandb"]))
     draft.ask_if_set("trainer.val_only", "Evaluate with `rl evaluate`.")
     if draft.get("trainer.resume_mode", "auto") == "resume_path":
         draft.ask(
@@ -240,6 +240,8 @@ def convert_run(draft: Draft) -> None:
     draft.drop("trainer.resume_mode", "A run continues with megatron_training.resume.")
     if draft.get("actor_rollout_ref.hybrid_engine", True) is False:
         draft.ask("actor_rollout_ref.hybrid_engine", "Set rl_config.use_integrated_worker: false and rollout_resource.")
+    for name in [name for name in draft.unanswered() if name.startswith(("async_training.", "rollout.total_"))]:
+        draft.ask(name, "Sampling and training take turns: a batch is trained when it is complete.")
     for name in (f"{R}nnodes", f"{R}n_gpus_per_node", "rollout.nnodes", "rollout.n_gpus_per_node"):
         if draft.get(name):
             draft.ask(name, "Set rl_config.use_integrated_worker: false and rl_config.rollout_resource.num_devices.")

@@ -369,3 +369,19 @@ def test_unknown_key_is_named(name: str, content: str, here: Path) -> None:
     shown = summary_of(here / name, content)
     assert "max_prompt_lenght: Unknown key of" in shown
     assert "Got 5." in shown
+
+
+@pytest.mark.parametrize("value", ["x", -1, 0, 0.5, True, [], [1], {"a": 1}], ids=str)
+def test_values_of_a_wrong_kind_are_answered(value: object, here: Path) -> None:
+    """No value makes the conversion fail, and what is written can be read."""
+    names = [*GRPO_CONFIG.split(), *MODEL_AND_SCRIPT.split(), *OLDER_TRL.split()]
+    sources: dict[str, object] = {
+        "trl.json": dict.fromkeys(names, value),
+        "verl.yaml": nested(dict.fromkeys(paths(VERL), value)),
+        "mindspeed.yaml": nested(dict.fromkeys(paths(MINDSPEED), value)),
+        "data.yaml": dict.fromkeys(DATASET.split(), value),
+    }
+    for name, content in sources.items():
+        (here / name).write_text(json.dumps(content), encoding="utf-8")
+        done = migrate(here / name, here / "out.yaml")
+        yaml.safe_load(next(iter(done.texts.values())))

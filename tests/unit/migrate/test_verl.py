@@ -172,6 +172,15 @@ python3 -m verl.trainer.main_ppo --config-path=config --config-name='ppo_megatro
     {M}.path=/m/Qwen3-235B-A22B trainer.nnodes=4 trainer.n_gpus_per_node=8 trainer.total_training_steps=100
 """
 
+ASYNCHRONOUS = f"""
+python3 -m verl.experimental.fully_async_policy.fully_async_main algorithm.adv_estimator=grpo \\
+    data.train_files=a.parquet data.val_files=b.parquet data.train_batch_size=0 data.gen_batch_size=1 \\
+    {M}.path=/m/Qwen2.5-7B {R}.n=16 {A}.ppo_mini_batch_size=32 async_training.require_batches=4 \\
+    async_training.staleness_threshold=0.5 rollout.total_rollout_steps=51200 rollout.nnodes=2 \\
+    algorithm.rollout_correction.rollout_rs=seq_mean_k1 \\
+    algorithm.rollout_correction.rollout_rs_threshold="0.999_1.001"
+"""
+
 LORA = f"""
 python3 -m verl.trainer.main_ppo algorithm.adv_estimator=grpo data.train_batch_size=16 data.train_files=a.parquet \\
     data.val_files=b.parquet {M}.path=/m/Qwen2.5-3B {M}.lora_rank=64 {M}.lora_alpha=32 {M}.target_modules=all-linear \\
@@ -276,6 +285,17 @@ SCRIPTS: dict[str, tuple[str, dict[str, Any], str]] = {
             "generate_config.max_model_len": 10240,
         },
         "mixture of experts",
+    ),
+    "asynchronous": (
+        ASYNCHRONOUS,
+        {
+            "megatron_training.global_batch_size": 128,  # 4 x 32
+            "rl_config.mini_batch_size": 32,
+            "rl_config.rollout_correction.rollout_rs": "seq_mean_k1",
+            "rl_config.rollout_correction.rollout_rs_threshold": 1.001,
+            "rl_config.rollout_correction.rollout_rs_threshold_lower": 0.999,
+        },
+        "",
     ),
     "grpo_lora": (LORA, {"rl_config.n_samples_per_prompt": 5, "rl_config.mini_batch_size": 16}, "LoRA"),
     "reinforce_plus_plus_sequence_parallel": (
@@ -495,3 +515,25 @@ def test_references_within_the_file_are_replaced_and_others_named(nothing_here: 
     assert f"{M}.path: Refers to what the file does not hold" in found.part("needs a hand")
     assert found.has({"generate_config.max_model_len": 1000})  # 700 is too short for 700 + 300
     assert "was 700" in found.text
+
+
+@pytest.mark.parametrize(
+    ("actor", "expected"),
+    [
+        ({}, {"clip_ratio": 0.2, "clip_higher_enable": False}),
+        ({"clip_ratio": 0.1}, {"clip_ratio": 0.1, "clip_higher_enable": False}),
+        ({"clip_ratio": 0.1, "clip_ratio_low": None, "clip_ratio_high": None}, {"clip_ratio": 0.1}),
+        (
+            {"clip_ratio": 0.1, "clip_ratio_low": None, "clip_ratio_high": 0.3},
+            {"clip_higher_enable": True, "clip_ratio_low": 0.1, "clip_ratio_high": 0.3},
+        ),
+        (
+            {"clip_ratio_low": 0.15},
+            {"clip_higher_enable": True, "clip_ratio_low": 0.15, "clip_ratio_high": 0.2},
+        ),
+    ],
+)
+def test_clip_range(actor: dict[str, Any], expected: dict[str, Any], nothing_here: Path) -> None:
+    tree = {"actor_rollout_ref": {"actor": actor, "rollout": {"n": 4}}, "algorithm": {"adv_estimator": "grpo"}}
+    found = convert(nothing_here, "clip.yaml", yaml.safe_dump(tree))
+    assert found.has({f"rl_config.{key}": value for key, value in expected.items()})
