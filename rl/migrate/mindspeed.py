@@ -17,6 +17,7 @@ from rl.config.schema import Config
 from rl.config.sources import shipped_folder
 from rl.migrate.draft import Draft, answer_foreign_key, flat
 from rl.migrate.lengths import fit_lengths
+from rl.rewards.registry import REWARDS
 
 FRAMEWORK = "MindSpeed-RL"
 
@@ -49,6 +50,10 @@ _NOTES = {
     "rl_config.max_parallel_calls": "a further call of a turn gets an error result; there it is dropped silently",
 }
 
+_REWARD_NOTES = {
+    "base_acc": "base_acc compares the answer alone, there also its form",
+    "format": "format is 1 for one box, there for <think> and <answer>",
+}
 _RESOURCES = ("reference_resource", "reward_resource", "vit_resource", "critic_resource")
 _TOKENIZER = "megatron_training.tokenizer_name_or_path"
 
@@ -217,17 +222,28 @@ def tokens_not_characters(limit: int) -> str:
 
 
 def _rewards(draft: Draft) -> None:
-    names = draft.value("rl_config.verifier_function")
-    if "rl_config.verifier_function" not in draft.lines:
-        draft.put("rl_config.verifier_function", ["base_acc"])
-    elif names != draft.get("rl_config.verifier_function"):
-        was = ", ".join(draft.get("rl_config.verifier_function"))
-        draft.note("rl_config.verifier_function", f"there {was}; scores here are 0 and 1")
+    key = "rl_config.verifier_function"
+    given, names, weights = draft.get(key, ["base_acc"]), draft.value(key), draft.value("rl_config.verifier_weight")
+    if not isinstance(names, list):
+        return  # `Draft.finish` takes it out
+    unknown = [name for name in names if ":" not in str(name) and name not in REWARDS]
+    if unknown:
+        pairs = [pair for pair in zip(names, weights, strict=False) if pair[0] not in unknown] or [("base_acc", 1.0)]
+        names, weights = ([*part] for part in zip(*pairs, strict=True))
+        draft.put("rl_config.verifier_weight", weights, "rl_config.verifier_weight")
+        draft.put(key, names, key)
+        draft.ask("rewards", f"There is no reward {', '.join(map(str, unknown))}: write it (docs/rewards.md).")
+    elif key not in draft.lines:
+        draft.put(key, names)
+    notes = [_REWARD_NOTES[name] for name in names if name in _REWARD_NOTES]
+    if names != given:
+        notes.insert(0, f"there {', '.join(map(str, given))}; scores here are 0 and 1")
+    if notes:
+        draft.note(key, "; ".join(notes))
     if draft.value("rl_config.filter_groups_enable") is True:
-        key = "rl_config.filter_groups_metric"
-        known = names if isinstance(names, list) else []
-        if draft.value(key) != "score" and draft.value(key) not in known:
-            draft.put(key, "score", key, comment="the weighted sum of the rewards differs within the group")
+        metric = "rl_config.filter_groups_metric"
+        if draft.value(metric) not in ("score", *names):
+            draft.put(metric, "score", metric, comment="the weighted sum of the rewards differs within the group")
 
 
 def _batch(draft: Draft) -> None:

@@ -12,18 +12,10 @@ import yaml
 
 from rl.config.yaml_files import read_yaml
 from rl.errors import ConfigError, ToolError
-from rl.tools.registry import import_tool_class
+from rl.tools.base import Tool
+from rl.tools.registry import MOVED_CLASSES, import_tool_class
 from rl.tools.settings import check_keys
 
-_SAME_CLASSES = {
-    "mindspeed_rl.tools.retool.ReTool": "rl.tools.retool.ReTool",
-    "mindspeed_rl.tools.search_tool.SearchTool": "rl.tools.search_tool.SearchTool",
-    "verl.tools.sandbox_fusion_tools.SandboxFusionTool": "rl.tools.retool.ReTool",
-    "verl.tools.search_tool.SearchTool": "rl.tools.search_tool.SearchTool",
-}
-"""Tools elsewhere and the tools here that do the same with the same arguments."""
-
-_OWN = "rl.tools."
 _SEARCH_PORT = ":8080/retrieve"
 
 
@@ -61,25 +53,21 @@ def convert_tools(path: Path) -> Tools:
 
 def _convert_class(tools: Tools, where: str, entry: dict[str, Any]) -> None:
     name = entry.get("class_name")
-    if name in _SAME_CLASSES:
-        entry["class_name"] = _SAME_CLASSES[name]
+    if name in MOVED_CLASSES:
+        entry["class_name"] = MOVED_CLASSES[name]
         tools.changes[f"{where}.class_name"] = f"was {name}"
-    elif not str(name).startswith(_OWN):
-        tools.by_hand[f"{where}.class_name"] = (
-            f"write {name} anew: a class with `execute`, or a plain function (docs/tools.md)"
-        )
 
 
 def _convert_settings(tools: Tools, where: str, entry: dict[str, Any]) -> None:
     """Leave out settings that do nothing here, and name those that the tool does not know."""
     settings = entry.get("config")
-    if not isinstance(settings, dict) or not str(entry.get("class_name")).startswith(_OWN):
-        return
     try:
-        tool = import_tool_class(where, entry["class_name"])
+        tool = import_tool_class(where, entry["class_name"]) if "class_name" in entry else None
     except ToolError as failure:
-        tools.by_hand[f"{where}.class_name"] = str(failure)
+        tools.by_hand[f"{where}.class_name"] = str(failure).removeprefix(f"{where}.class_name: ")
         return
+    if tool is None or not issubclass(tool, Tool) or not isinstance(settings, dict):
+        return  # a class of verl's form gets its settings as they are
     if settings.pop("num_workers", None) is not None:
         tools.changes[f"{where}.config.num_workers"] = "left out: calls are asynchronous, rate_limit limits them"
     known = [*inspect.signature(tool.config_class).parameters, "timeout"]

@@ -139,7 +139,7 @@ ASKED: dict[str, str] = {
     "chat_template_kwargs": "The template is chosen by rl_config.prompt_type.",
     "chat_template_path": "The template is chosen by rl_config.prompt_type.",
     "chat_template": "The template is chosen by rl_config.prompt_type.",
-    "system_prompt": "Give the rows a system message: map_keys of a dataset's YAML.",
+    "system_prompt": "Set system_prompt in the dataset's YAML, for `rl preprocess`.",
     "vllm_structured_outputs_regex": "Turns are not forced into a pattern.",
     "vllm_guided_decoding_regex": "Turns are not forced into a pattern.",
     "sync_ref_model": "The reference stays the actor's start.",

@@ -19,7 +19,7 @@ from rl.tools.schemas import checked_schema
 from rl.tools.settings import read_settings
 from rl.tools.verl_tool import is_verl_class, load_verl_tool
 
-_MOVED = {
+MOVED_CLASSES = {
     "mindspeed_rl.tools.retool.ReTool": "rl.tools.retool.ReTool",
     "mindspeed_rl.tools.search_tool.SearchTool": "rl.tools.search_tool.SearchTool",
     "verl.tools.sandbox_fusion_tools.SandboxFusionTool": "rl.tools.retool.ReTool",
@@ -185,7 +185,7 @@ def import_tool_class(where: str, class_name: Any) -> type:
     Raises:
         ToolError: The path is malformed, does not import, or the class is not a tool.
     """
-    if here := _MOVED.get(str(class_name)):
+    if here := MOVED_CLASSES.get(str(class_name)):
         raise ToolError(f"{where}.class_name: got '{class_name}'. The class is '{here}' here: use that.")
     advice = "Derive it from rl.tools.base.Tool; a function goes under function."
     where = f"{where}.class_name"

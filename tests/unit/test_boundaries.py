@@ -31,7 +31,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "services": GROUND | {"config"},
     "observability": GROUND | {"config", "services"},
 }
-MAY_IMPORT["migrate"] = GROUND | {"config", "algorithms", "chat", "tools"}
+MAY_IMPORT["migrate"] = GROUND | {"config", "algorithms", "chat", "tools", "rewards"}
 MAY_IMPORT["rollout"] = GROUND | SOURCES | {"batch", "config", "observability"}
 MAY_IMPORT["weight_sync"] = MAY_IMPORT["rollout"] | {"rollout"}
 MAY_IMPORT["training"] = MAY_IMPORT["rollout"] | {"rollout", "weight_sync"}

@@ -473,3 +473,10 @@ def test_file_builds_on_another_beside_it(nothing_here: Path) -> None:
     content = "defaults: [base, _self_]\nrl_config: {max_prompt_length: 900}\nmegatron_training: {data_path: ./d}\n"
     found = convert(nothing_here, "mine.yaml", content)
     assert found.has({"rl_config.n_samples_per_prompt": 16, "rl_config.max_prompt_length": 900})
+
+
+def test_rewards_that_do_not_exist_are_named_and_others_keep_their_weights(nothing_here: Path) -> None:
+    content = "rl_config: {verifier_function: [step, strict_format, acc], verifier_weight: [0.1, 0.2, 0.7]}"
+    found = convert(nothing_here, "rewards.yaml", content)
+    assert found.has({"rl_config.verifier_function": ["format", "math_acc"], "rl_config.verifier_weight": [0.2, 0.7]})
+    assert "rewards: There is no reward step: write it" in found.part("needs a hand")

@@ -93,7 +93,9 @@ def test_recipe_with_vllm_and_cosine_schedule(nothing_here: Path) -> None:
         "warmup_ratio": 0.1,
     }
     (nothing_here / "my_rewards").mkdir()
-    (nothing_here / "my_rewards/tags.py").write_text("def count_tags(trajectory):\n    return 1.0\n")
+    (nothing_here / "my_rewards/tags.py").write_text(
+        "def count_tags(completions, **kwargs):\n    return [1.0 for _ in completions]\n"
+    )
     found = convert(nothing_here, "recipe.yaml", yaml.safe_dump(recipe))
     assert found.has(
         {
