@@ -146,12 +146,16 @@ def _stage(draft: Draft) -> None:
 
 def _folders(draft: Draft) -> None:
     """The actor loads the Hugging Face folder that the tokenizer came from; data is what `rl preprocess` wrote."""
-    load, tokenizer = (draft.value(f"{key}") for key in ("actor_config.load", _TOKENIZER))
+    load, tokenizer = (draft.value(key) for key in ("actor_config.load", _TOKENIZER))
     if tokenizer and tokenizer != load:
         sources = [name for name in ("actor_config.load", "megatron_training.load") if name in draft.given]
         comment = f"the Hugging Face folder, of which there {load} was converted" if load else "the Hugging Face folder"
         draft.put("actor_config.load", tokenizer, *sources, _TOKENIZER, comment=comment)
         draft.lines.pop(_TOKENIZER, None)
+    if draft.value("actor_config.load") in (".", "./"):
+        draft.put("actor_config.load", "./model", _TOKENIZER, comment="name the Hugging Face folder")
+        draft.lines.pop(_TOKENIZER, None)
+        draft.ask(_TOKENIZER, "Name the Hugging Face folder in actor_config.load.")
     prefix = draft.value("megatron_training.data_path")
     if isinstance(prefix, str) and prefix and not prefix.endswith((".parquet", ".jsonl", ".json")):
         draft.put(

@@ -480,3 +480,11 @@ def test_rewards_that_do_not_exist_are_named_and_others_keep_their_weights(nothi
     found = convert(nothing_here, "rewards.yaml", content)
     assert found.has({"rl_config.verifier_function": ["format", "math_acc"], "rl_config.verifier_weight": [0.2, 0.7]})
     assert "rewards: There is no reward step: write it" in found.part("needs a hand")
+
+
+def test_a_placeholder_for_the_model_needs_a_hand(nothing_here: Path) -> None:
+    content = "megatron_training: {tokenizer_name_or_path: ./, data_path: ./data}\nactor_config: {load: ./}\n"
+    found = convert(nothing_here, "placeholder.yaml", content)
+    assert found.has({"actor_config.load": "./model", "megatron_training.tokenizer_name_or_path": None})
+    assert "Name the Hugging Face folder in actor_config.load" in found.part("needs a hand")
+    assert [error for error in found.errors if "actor_config.load" in error] == []
