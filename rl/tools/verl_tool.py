@@ -20,6 +20,7 @@ import json
 import uuid
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from numbers import Real
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict
@@ -103,7 +104,7 @@ class VerlTool(Tool):
         """Run one call. What `calc_reward` then gives is the metric `calc_reward`."""
         value = await self._run("execute", state, arguments)
         response, reward, metrics = (*value, None, None)[:3] if isinstance(value, tuple) else (value, None, None)
-        numbers = {k: float(v) for k, v in (metrics or {}).items() if isinstance(v, int | float)}
+        numbers = {k: float(v) for k, v in (metrics or {}).items() if isinstance(v, Real)}
         if self._has_reward:
             numbers[_CALC_REWARD] = float(await self._run(_CALC_REWARD, state))
         return ToolOutput(_text_of(response), reward=reward, metrics=numbers)

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from typing import Any
 from uuid import uuid4
 
+import numpy as np
+
 
 @dataclass
 class ToolResponse:
@@ -43,7 +45,11 @@ class Submit:
         reward = await self.calc_reward(instance_id)
         step_reward = 0.0 if reward > instance["reward"] else self.config["penalty"]
         instance["reward"] = reward
-        return ToolResponse(text=f"reward={reward}"), step_reward, {"length": len(instance["answer"]), "status": "ok"}
+        return (
+            ToolResponse(text=f"reward={reward}"),
+            step_reward,
+            {"length": np.int64(len(parameters["answer"])), "s": "x"},
+        )
 
     async def calc_reward(self, instance_id: str, **kwargs: Any) -> float:
         instance = self._instances[instance_id]
