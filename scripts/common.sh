@@ -11,6 +11,34 @@ say() { printf '\n== %s\n' "$*"; }
 # Run a command of the project. Ctrl-C reaches it directly, and it ends its own processes.
 rl() { .venv/bin/python -m rl "$@"; }
 
+# require_environment: scripts for GPUs do not install it, since the choice of CUDA is the user's.
+require_environment() {
+    if [[ ! -x .venv/bin/python ]]; then
+        printf '.venv: no environment found. Create it: bash scripts/setup.sh cuda\n' >&2
+        exit 2
+    fi
+}
+
+# require PATH ...: name all paths that are missing, and end.
+require() {
+    local path missing=0
+    for path in "$@"; do
+        if [[ ! -e "$path" ]]; then
+            printf '%s: not found. The first lines of %s say what has to be there.\n' "$path" "$0" >&2
+            missing=1
+        fi
+    done
+    if (( missing )); then exit 2; fi
+}
+
+# prepare_dataset NAME FILE [overrides]: preprocess configs/datasets/NAME.yaml to FILE, a path that ends in .parquet
+prepare_dataset() {
+    local name="$1" file="$2"
+    shift 2
+    if [[ -f "$file" ]]; then printf '%s is there already\n' "$file"; return; fi
+    rl preprocess --config-name "datasets/$name" output_prefix="${file%.parquet}" "$@"
+}
+
 is_finished() { [[ -f "$1/summary.json" ]]; }
 
 # An unfinished run without a checkpoint cannot be resumed: rename its directory, never delete it.
@@ -59,10 +87,18 @@ cold_start() {
 
 # train NAME CONFIG COLD_START_RUN [overrides]; sets RUN to the directory of the finished run.
 train() {
-    local name="$1" config="$2" start number=1 resume=()
+    local name="$1" config="$2" start
     start="$(newest_checkpoint "$RUNS/$3")" || { printf '%s: no checkpoint. Remove this directory and run the script again.\n' "$RUNS/$3" >&2; exit 1; }
     shift 3
     say "reinforcement learning"
+    run_stage train "$name" "$config" "$start" "$@"
+}
+
+# run_stage COMMAND NAME CONFIG MODEL [overrides]: `rl train` or `rl sft` in the run directory NAME, or NAME-2 and so on
+# where an interrupted run has NAME; sets RUN to the directory of the finished run.
+run_stage() {
+    local command="$1" name="$2" config="$3" model="$4" number=1 resume=()
+    shift 4
     RUN="$RUNS/$name"
     while [[ -d "$RUN" ]]; do
         if is_finished "$RUN"; then printf '%s is finished already\n' "$RUN"; return; fi
@@ -70,6 +106,6 @@ train() {
         number=$((number + 1))
         RUN="$RUNS/$name-$number"
     done
-    rl train --config-name "$config" actor_config.load="$start" \
+    rl "$command" --config-name "$config" actor_config.load="$model" \
         megatron_training.output_dir="$RUNS" megatron_training.run_name="$(basename "$RUN")" "${resume[@]}" "$@"
 }

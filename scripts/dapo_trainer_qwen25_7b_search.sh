@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# DAPO of Qwen2.5-7B with a search tool on 8 GPUs.
+# DAPO of Qwen2.5-7B with a search tool on 8 GPUs, with tool calls in Qwen's own format.
+# scripts/search_r1_qwen25_7b.sh has Search-R1's prompt, format and settings.
 #
 # Requirements:
 # - the CUDA environment: bash scripts/setup.sh cuda
@@ -10,8 +11,5 @@
 # Arguments change the run: bash $0 actor_config.load=/models/my-sft megatron_training.train_iters=200
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 
-[[ -x .venv/bin/python ]] || {
-    printf '.venv: no environment found. Create it: bash scripts/setup.sh cuda\n' >&2
-    exit 2
-}
+require_environment
 rl train --config-name dapo_qwen25_7b_search "$@"

@@ -1,0 +1,20 @@
+#!/usr/bin/env bash
+# Search-R1 with Qwen2.5-7B on 8 GPUs of 80 GB: preprocessing, GRPO, curves. It downloads nothing.
+#
+# What has to be there:
+# - the CUDA environment: bash scripts/setup.sh cuda
+# - the base model Qwen/Qwen2.5-7B: models/Qwen2.5-7B
+# - train.parquet of PeterJinGo/nq_hotpotqa_train: dataset/nq_hotpotqa_train.parquet
+# - test.parquet of the same: dataset/nq_hotpotqa_test.parquet
+# What has to run: a retriever at http://localhost:8000/retrieve. With words instead of embeddings:
+#   .venv/bin/python -m rl retriever --corpus wiki-18.jsonl --backend tantivy
+# examples/search_r1/README.md shows how to start Search-R1's own, with E5. On another machine: put its address into
+# configs/tools/search_tool_config.yaml.
+# Arguments change the run: bash $0 megatron_training.train_iters=200
+# Repeating it resumes an interrupted run. To train again, remove runs/search_r1_qwen25_7b/grpo*.
+source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
+source scripts/search_r1.sh
+
+RUNS=runs/search_r1_qwen25_7b
+MODEL=models/Qwen2.5-7B
+search_r1 7b "$@"
