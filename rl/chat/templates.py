@@ -110,6 +110,15 @@ _JSON_CHATML = _CHATML.replace("[TOOLS]", _JSON_TOOLS).replace("[CALL]", _JSON_C
 _XML_CHATML = _CHATML.replace("[TOOLS]", _XML_TOOLS).replace("[CALL]", _XML_CALL)
 
 
+_PLAIN = """
+{%- for message in messages %}
+    {{- message.content }}
+    {%- if message.role == 'assistant' %}{{- eos_token }}{% endif %}
+{%- endfor %}
+""".strip()
+"""The text alone, for base models and few-shot prompts; an answer ends with the tokenizer's end of text."""
+
+
 @dataclass(slots=True, frozen=True)
 class PromptTemplate:
     """How the messages of a prompt are completed and rendered."""
@@ -131,6 +140,7 @@ TEMPLATES: dict[str, PromptTemplate] = {
     "qwen_retool": PromptTemplate(_JSON_CHATML, _SYSTEM, _BOXED),
     "qwen_search_tool": PromptTemplate(_JSON_CHATML, _SYSTEM, _BOXED),
     "qwen3_coder": PromptTemplate(_XML_CHATML, _SYSTEM),
+    "plain": PromptTemplate(_PLAIN),
 }
 """Names a `prompt_type` may have.
 
