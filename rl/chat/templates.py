@@ -146,7 +146,7 @@ TEMPLATES: dict[str, PromptTemplate] = {
 
 The two tool templates ask for a boxed answer inside the user turn (MindSpeed-RL's, under the same names, put the
 sentence behind the turn's end token). They differ from `qwen` in nothing else: the tools come from the tool YAML.
-`qwen3_coder` writes tools and calls as the parser of that name reads them.
+`qwen3_coder` writes tools and calls as the parser of that name reads them. `plain` has no headers and shows no tools.
 
 Source: the text formats of Qwen2.5's chat template (Qwen/Qwen2.5-7B-Instruct, tokenizer_config.json), which Qwen
 models and the hermes tool-call format expect word for word, and of Qwen3-Coder's.
