@@ -11,7 +11,9 @@ TRAINER_STATE_FILE = "trainer_state.json"
 """Progress of the optimizer."""
 KL_FILE = "kl_coefficient.json"
 """Only if the KL coefficient is adaptive."""
-STATE_FILES = (RUN_STATE_FILE, TRAINER_STATE_FILE, KL_FILE)
+MANIFEST_FILE = "manifest.json"
+"""Size and checksum of every other file."""
+STATE_FILES = (RUN_STATE_FILE, TRAINER_STATE_FILE, KL_FILE, MANIFEST_FILE)
 """Files that a checkpoint has in addition to those of a model folder."""
 
 _STEP_FOLDER = re.compile(r"step_\d+")

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from rl.config.model_folder import STATE_FILES, replacement
 from rl.errors import ModelError
+from rl.training.sync import sync_file
 
 INDEX_NAME = "model.safetensors.index.json"
 SINGLE_NAME = "model.safetensors"
@@ -127,6 +128,7 @@ def write_shards(
         if pending:
             name = f"model-{stage:03d}-{num_files:05d}.safetensors"
             save_file(pending, folder / name, metadata={"format": "pt"})
+            sync_file(folder / name)  # the driver may be on another machine, which cannot write what this one holds
             index.update(dict.fromkeys(pending, name))
             pending.clear()
             num_bytes, num_files = 0, num_files + 1
