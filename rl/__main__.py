@@ -14,7 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rl.errors import TurnwiseError, unknown_name
+from rl.errors import StoppedError, TurnwiseError, unknown_name
 
 if TYPE_CHECKING:
     from rl.config.load import Composed
@@ -25,6 +25,8 @@ logger = logging.getLogger("rl.command")  # `python -m rl` names this module __m
 _ALLOW_HOST = "further host names under which clients call the server, separated by commas"
 _HUMAN_TIMEOUT_S = 86400
 """Time limit of a trajectory whose turns a person writes."""
+_TRY_AGAIN = 75
+"""Exit code of a run that has saved and ended at a signal: EX_TEMPFAIL of sysexits.h."""
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -34,7 +36,8 @@ def main(argv: list[str] | None = None) -> int:
         argv: Arguments after the program's name; by default those of the process.
 
     Returns:
-        The exit code: 0, 2 for an error caused by the user or the environment, 130 after Ctrl-C.
+        The exit code: 0, 2 for an error caused by the user or the environment, 75 for a run that has saved and ended
+        at SIGTERM or SIGUSR1, 130 after Ctrl-C.
     """
     argv = sys.argv[1:] if argv is None else argv
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # background job of a script: handle SIGINT anyway
@@ -46,6 +49,9 @@ def main(argv: list[str] | None = None) -> int:
         if argv[0] not in COMMANDS:
             raise TurnwiseError(unknown_name("rl", argv[0], COMMANDS))
         return COMMANDS[argv[0]](argv[1:])
+    except StoppedError as stopped:
+        sys.stderr.write(f"{stopped}\n")
+        return _TRY_AGAIN
     except TurnwiseError as failure:
         sys.stderr.write(f"{failure}\n")
         return 2
@@ -78,7 +84,9 @@ def train(argv: list[str]) -> int:
     if arguments.replay:
         arguments.overrides.append(f"megatron_training.replay={arguments.replay}")
     _log_to_terminal()
-    config = _checked_config(arguments, "train")
+    config = _to_continue(_checked_config(arguments, "train"))
+    if config is None:
+        return 0
     from rl import rollout_only
     from rl import train as page
 
@@ -91,7 +99,9 @@ def sft(argv: list[str]) -> int:
     """Cold start: supervised training on demonstrations."""
     arguments = _parse_run(_config_parser("sft", sft), argv)
     _log_to_terminal()
-    config = _checked_config(arguments, "sft")
+    config = _to_continue(_checked_config(arguments, "sft"))
+    if config is None:
+        return 0
     from rl import sft as page
 
     page.main(config, _run_name(arguments))
@@ -185,8 +195,10 @@ def validate(argv: list[str]) -> int:
     from rl.config.report import print_arithmetic, print_configuration, print_problems
     from rl.observability.log import console
     from rl.preflight import inspect_run
+    from rl.run.auto_resume import with_checkpoint
 
-    found = inspect_run(composed.config, composed.given, is_strict=arguments.strict)
+    config = with_checkpoint(composed.config) if arguments.strict else composed.config
+    found = inspect_run(config, composed.given, is_strict=arguments.strict)
     problems = [*composed.problems, *without_consequences(found, composed.problems)]
     print_configuration(console(), composed.config)
     print_arithmetic(console(), composed.config, find_model_facts(composed.config)[0])
@@ -413,6 +425,20 @@ def _checked_config(arguments: argparse.Namespace, task: str) -> Config:
             logger.warning("%s", problem.text)
     raise_errors(problems)
     return composed.config
+
+
+def _to_continue(config: Config) -> Config | None:
+    """The configuration with the checkpoint that `resume_mode` finds; None if the run has ended, which is said."""
+    from rl.run.auto_resume import with_checkpoint
+    from rl.run.resume import why_ended
+
+    found = with_checkpoint(config)
+    if found is not config and found.megatron_training.resume:
+        checkpoint = Path(found.megatron_training.resume)
+        if ended := why_ended(found, checkpoint):
+            sys.stdout.write(f"{checkpoint.parent.parent}: finished already. {ended}\n")
+            return None
+    return found
 
 
 def _run_name(arguments: argparse.Namespace) -> str:

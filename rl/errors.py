@@ -58,6 +58,10 @@ class TrainingError(TurnwiseError):
     """Training cannot continue, for example because successive steps have NaN or Inf, or no reward."""
 
 
+class StoppedError(TurnwiseError):
+    """A run has saved and ended because a signal asked for it, and goes on when its command is given again."""
+
+
 class CheckpointError(TurnwiseError):
     """A checkpoint is missing, incomplete, or does not fit this configuration."""
 

@@ -10,7 +10,7 @@ from rl.chat.templates import TEMPLATES
 from rl.config.memory_check import memory_problems
 from rl.config.problems import Problem, Severity, error, raise_errors
 from rl.config.rules import is_built_in
-from rl.config.schema import Config
+from rl.config.schema import Config, ResumeMode
 from rl.config.validate import Task, find_problems
 from rl.data.cursor import prompt_cursor
 from rl.errors import ConfigError, unknown_name
@@ -92,6 +92,13 @@ def preflight_service(config: Config) -> None:
     for key in ("replay", "rollout_only"):
         if getattr(training, key):
             problems.append(error(f"megatron_training.{key}: a service trains on what clients do. Remove it."))
+    if training.resume_mode is ResumeMode.AUTO:
+        problems.append(
+            error(
+                "megatron_training.resume_mode: a service also goes on with the groups of clients that no checkpoint "
+                "has, got auto. Name its run directory in megatron_training.resume, with resume_mode path."
+            )
+        )
     problems += port_problems(config.serve_config)
     if rl.in_process:
         problems.append(error("rl_config.in_process: a service has processes of its own. Remove it."))

@@ -15,7 +15,7 @@ from rl.cluster.served_rollouts import ServedRollouts, TrainingEndedByClientErro
 from rl.config.changes import with_changes
 from rl.config.model_folder import STATE_FILES
 from rl.config.problems import raise_errors
-from rl.config.schema import Config
+from rl.config.schema import Config, ResumeMode
 from rl.config.validate import find_problems
 from rl.errors import ConfigError, TurnwiseError
 from rl.interfaces import Actor
@@ -138,7 +138,7 @@ def _resumed(config: Config) -> tuple[Config, list[Path]]:
         CheckpointError: There is no such run.
     """
     journals: list[Path] = []
-    source = config.megatron_training.resume
+    source = None if config.megatron_training.resume_mode is ResumeMode.NEVER else config.megatron_training.resume
     while source:
         run = RunDirectory(Path(source))
         if (run.path / "run_state.json").is_file() or run.latest_checkpoint() or not run.config_file.is_file():

@@ -37,6 +37,7 @@ def main(config: Config, name: str) -> None:
     with (
         Run.open(config, name) as run,
         launch(config, log_directory=run.directory.logs, loss="sft") as cluster,
+        run.saving_on_termination(),
     ):
         actor = cluster.actor
         assert actor is not None, "launch starts an actor for the cold start"

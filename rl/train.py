@@ -35,6 +35,7 @@ def main(config: Config, name: str) -> None:
             on_group=run.progress.groups,
         ) as cluster,
         run.watching(cluster.rollouts),
+        run.saving_on_termination(),
     ):
         assert cluster.actor is not None and cluster.rollouts is not None, "training asked for both"
         train(config, run, cluster.actor, cluster.rollouts, evaluation)

@@ -16,7 +16,7 @@ import psutil
 
 _PR_SET_CHILD_SUBREAPER = 36
 """Linux, prctl(2)."""
-_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
 _PATIENCE_S = 3.0
 SHARED_MEMORY = Path("/dev/shm")
 _OPENMP_MARK = re.compile(r"__KMP_REGISTERED_LIB_(\d+)_\d+")
@@ -29,9 +29,12 @@ _NOTE_EVERY_S = 2.0
 def terminated_like_interrupted() -> Iterator[None]:
     """SIGTERM, and SIGHUP of a closed terminal, unwind the stack as Ctrl-C does, so that nothing is left running.
 
-    The block restores the previous handlers at its end.
+    SIGUSR1 is ignored, also by every process that is started in the block: a scheduler may send it to all of them, and
+    only the driver of a training does something with it (`rl.run.stop`). The block restores the previous handlers at
+    its end.
     """
     previous = {number: signal.getsignal(number) for number in _SIGNALS}
+    signal.signal(signal.SIGUSR1, signal.SIG_IGN)
     interrupt_on_termination()
     try:
         yield

@@ -49,6 +49,14 @@ class Device(Choice):
     CUDA = "cuda"
 
 
+class ResumeMode(Choice):
+    """Where a run continues from."""
+
+    AUTO = "auto"
+    PATH = "path"
+    NEVER = "never"
+
+
 class TrackerName(Choice):
     """Where metrics can go besides metrics.jsonl."""
 

@@ -296,6 +296,9 @@ MIGRATION: dict[str, Migration] = {
         for key in _BELONG_TO_ACTOR
     },
     **{old: Migration(f"It is called {new} now.", moved_to=new) for old, new in RENAMED.items()},
+    "megatron_training.save_total_limit": Migration(
+        "Here it is megatron_training.max_checkpoints.", moved_to="megatron_training.max_checkpoints"
+    ),
     **{f"actor_config.{key}": entry for key, entry in _ACTOR.items()},
     **{f"rl_config.{key}": entry for key, entry in _RL.items()},
     **{f"generate_config.{key}": entry for key, entry in _GENERATE.items()},

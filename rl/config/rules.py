@@ -10,7 +10,7 @@ from rl.config.early_warning import EarlyWarning
 from rl.config.estimates import GIB, longest_response, memory_estimate
 from rl.config.objective_rules import objective_problems
 from rl.config.problems import Problem, error, warning
-from rl.config.schema import Config, Device, MegatronTraining, ModelConfig, RLConfig
+from rl.config.schema import Config, Device, MegatronTraining, ModelConfig, ResumeMode, RLConfig
 from rl.errors import unknown_name
 
 
@@ -194,6 +194,10 @@ def run_problems(config: Config) -> Iterator[Problem]:
     figures = {f.name for f in fields(EarlyWarning)} - {"patience", "stop"}
     for name in training.early_warning.stop.keys() - figures:
         yield error(unknown_name("megatron_training.early_warning.stop", name, figures))
+    if training.resume_mode is ResumeMode.AUTO and training.run_name is None:
+        yield error(
+            "megatron_training.run_name: resume_mode auto finds the run to continue by its name, got none. Set a name."
+        )
     if training.run_name is not None and ("/" in training.run_name or training.run_name in ("", ".", "..")):
         yield error(
             f"megatron_training.run_name: must be the name of one folder, got '{training.run_name}'. "
@@ -214,6 +218,10 @@ def _half_problems(training: MegatronTraining) -> Iterator[Problem]:
         yield error(
             f"megatron_training.resume: rollout_only has no actor that a checkpoint restores, got '{training.resume}'. "
             "Set actor_config.load to the checkpoint instead."
+        )
+    if training.resume_mode is ResumeMode.AUTO:
+        yield error(
+            "megatron_training.resume_mode: rollout_only has no actor that a checkpoint restores, got auto. Remove it."
         )
     if training.record_tokens_every == 0:
         yield error(

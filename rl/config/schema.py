@@ -33,6 +33,7 @@ from rl.config.kinds import (
     OutputPath,
     PositiveShare,
     Ranks,
+    ResumeMode,
     Seconds,
     Section,
     Seed,
@@ -102,6 +103,9 @@ class MegatronTraining(Section):
     """Steps between checkpoints; the last step always saves."""
     max_checkpoints: Count | None = None
     """Newest checkpoints of this run to keep; by default all."""
+    best_metric: str | None = None
+    """Metric whose best checkpoint stays beyond `max_checkpoints`: its name if the largest value is best, as in
+    `val-core/all/acc/mean@1`, or with a `-` before it if the smallest is. Only steps with a checkpoint count."""
     record_tokens_every: StepsOrZero = 10
     """Steps between recordings of every token with its log-probs (`tokens/` of the run directory), for `rl explain`,
     `rl view --tokens` and `replay`; the first step is recorded too, 0 records none. A recorded step takes one more
@@ -126,6 +130,9 @@ class MegatronTraining(Section):
     """Name of the run directory; by default the config's name and the time. An existing one is never overwritten."""
     resume: InputPath | None = None
     """Run directory to continue from (its newest checkpoint), or one checkpoint folder."""
+    resume_mode: ResumeMode = ResumeMode.PATH
+    """`path` continues from `resume`, if that is set. `auto` continues the run of this `run_name` from its newest
+    checkpoint that is not damaged; without one it does as `path`. `never` starts anew."""
     profile_step: Steps | None = None
     """Step, from 1, of which `profile/` of the run gets a trace and a table of operators for each rank, and with
     py-spy a flame graph of each process."""

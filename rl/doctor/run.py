@@ -27,6 +27,7 @@ from rl.doctor.generation import MARK, Generated, engine_variables
 from rl.doctor.machine import check_disk
 from rl.inference.output_tail import first_error
 from rl.preflight import run_checks
+from rl.run.auto_resume import with_checkpoint
 from rl.run.parts import RunParts
 from rl.tools.registry import load_toolbox
 
@@ -57,7 +58,7 @@ def configuration_checks(composed: Composed[Config], *, with_engine: bool) -> li
         composed: The configuration and the problems of single keys.
         with_engine: Generate two tokens.
     """
-    config = composed.config
+    config = with_checkpoint(composed.config)
     checks = [
         Check(name, partial(_as_findings, check, name, composed.problems), _DATA_DEADLINE_S)
         for name, check in run_checks(RunParts(config), composed.given, is_strict=True).items()

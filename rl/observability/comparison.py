@@ -18,7 +18,8 @@ from rl.observability.run_directory import RunDirectory
 
 _SAME_SETTING = (
     "megatron_training.seed", "megatron_training.run_name", "megatron_training.output_dir", "megatron_training.resume",
-    "megatron_training.save_interval", "megatron_training.max_checkpoints", "megatron_training.record_tokens_every",
+    "megatron_training.resume_mode", "megatron_training.save_interval", "megatron_training.max_checkpoints",
+    "megatron_training.best_metric", "megatron_training.record_tokens_every",
     "megatron_training.eval_interval", "megatron_training.eval_before_train", "megatron_training.eval_after_train",
     "megatron_training.tracker*", "megatron_training.prometheus_*", "megatron_training.early_warning*",
     "megatron_training.profile_step", "rl_config.in_process", "rl_config.ray_address",

@@ -23,6 +23,7 @@ from __future__ import annotations
 
 import json
 import platform
+import re
 import subprocess
 import sys
 import time
@@ -33,7 +34,7 @@ from typing import Any
 
 from rl.config.load import compose_config, save_resolved
 from rl.config.model_folder import complete_checkpoints
-from rl.config.schema import Config
+from rl.config.schema import Config, ResumeMode
 from rl.errors import ConfigError, DataError
 
 _PACKAGES = (
@@ -54,7 +55,8 @@ class RunDirectory:
 
         Args:
             config: Reads `output_dir` and `run_name`.
-            name: Name of the configuration; without `run_name` the directory is `<name>-<time>`.
+            name: Name of the configuration; without `run_name` the directory is `<name>-<time>`. With `resume_mode:
+                auto` the second directory of a `run_name` is `<run_name>-2`.
 
         Raises:
             ConfigError: The directory for `run_name` exists, or the directory cannot be created.
@@ -65,9 +67,11 @@ class RunDirectory:
         try:
             base.mkdir(parents=True, exist_ok=True)
             path = base / wanted
-            number = 1
+            is_auto = training.resume_mode is ResumeMode.AUTO
+            earlier = cls.of_name(base, wanted) if is_auto else []
+            number = _number_of(earlier[-1].path.name, wanted) if earlier else 1
             while not _make(path):
-                if training.run_name:
+                if training.run_name and not is_auto:
                     raise ConfigError(
                         f"megatron_training.run_name: {path} exists already, and no run overwrites another. "
                         "Choose another name, remove the folder, or resume it with megatron_training.resume."
@@ -96,6 +100,24 @@ class RunDirectory:
         if not (path / "config.yaml").is_file():
             raise DataError(f"{path}: not a run directory (config.yaml is missing). Name the folder printed by a run.")
         return cls(path)
+
+    @classmethod
+    def of_name(cls, base: Path, run_name: str) -> list[RunDirectory]:
+        """The directories that runs with one `run_name` and `resume_mode: auto` have made, oldest first.
+
+        These are `<run_name>`, and each `<run_name>-<number>` whose configuration has this `run_name`; a run that has
+        that as its own name is another.
+
+        Args:
+            base: `output_dir`.
+            run_name: As configured.
+        """
+        numbered = {number: path for path in base.glob("*") if (number := _number_of(path.name, run_name))}
+        return [
+            cls(path)
+            for number, path in sorted(numbered.items())
+            if path.is_dir() and (number == 1 or _configured_name(path) == run_name)
+        ]
 
     @property
     def config_file(self) -> Path:
@@ -318,6 +340,19 @@ def _read_rows(path: Path) -> list[dict[str, Any]]:
             raise DataError(f"{path}, row {number}: must be an object, got {row!r:.80}. Remove the line.")
         rows.append(row)
     return rows
+
+
+def _number_of(name: str, run_name: str) -> int:
+    """Number of a directory of a run name: 1 for the name itself, 0 for a directory of another run."""
+    found = re.fullmatch(rf"{re.escape(run_name)}(?:-([2-9]|[1-9]\d+))?", name)
+    return 0 if found is None else int(found[1] or 1)
+
+
+def _configured_name(path: Path) -> str | None:
+    try:
+        return RunDirectory(path).read_config().megatron_training.run_name
+    except ConfigError:  # a directory that is cut off
+        return None
 
 
 def _make(path: Path) -> bool:

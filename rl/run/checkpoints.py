@@ -5,13 +5,20 @@ from __future__ import annotations
 import json
 import logging
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from rl.config.model_folder import RUN_STATE_FILE
+from rl.config.model_folder import MANIFEST_FILE, RUN_STATE_FILE, replacement
 from rl.errors import CheckpointError
 from rl.interfaces import Checkpointed, DataPlace
 from rl.observability.run_directory import RunDirectory
+from rl.run.best import Best, state_of
+from rl.run.manifest import has_manifest, manifest_damages, seal
+from rl.training.hf_files import damaged_files
+from rl.training.sync import sync_folder
+from rl.training.trainer_state import folders_of, read_trainer_state
 
 logger = logging.getLogger(__name__)
 
@@ -20,9 +27,15 @@ _FULL_DISK_MB = 100
 
 
 def save_checkpoint(
-    directory: RunDirectory, step: int, actor: Checkpointed, rows: DataPlace, *, max_checkpoints: int | None
+    directory: RunDirectory,
+    step: int,
+    actor: Checkpointed,
+    rows: DataPlace,
+    *,
+    max_checkpoints: int | None,
+    best: Best | None = None,
 ) -> Path:
-    """Write a checkpoint, rename it once it is complete, and remove the oldest beyond `max_checkpoints`.
+    """Write a checkpoint, rename it once all of it is on the disk, and remove the oldest beyond `max_checkpoints`.
 
     Args:
         directory: The run's.
@@ -30,6 +43,7 @@ def save_checkpoint(
         actor: Writes weights and optimizer.
         rows: Provides the place in the data.
         max_checkpoints: Number to keep; None keeps all.
+        best: The best checkpoint, this one included; it is kept too.
 
     Returns:
         The checkpoint's folder.
@@ -40,31 +54,22 @@ def save_checkpoint(
     final = directory.checkpoint(step)
     partial = final.with_name(f"{final.name}.partial")
     partial.mkdir()
-    try:
+    with _removed_on_failure(directory, step, partial):
         actor.save_checkpoint(partial)
-    except Exception as error:
-        is_full = _is_nearly_full(final.parent)
-        for left in final.parent.glob(f"{partial.name}*"):
-            shutil.rmtree(left)
-        if is_full:
-            raise disk_full(directory) from error
-        if isinstance(error, OSError):
-            raise CheckpointError(
-                f"the checkpoint after step {step} could not be written to {final.parent.parent} ({error}). See to "
-                "the disk."
-            ) from error
-        raise
     try:
-        state = {"step": step, "data": rows.state_dict()}
+        state = {"step": step, "data": rows.state_dict(), "best": state_of(best), "manifest": MANIFEST_FILE}
         (partial / RUN_STATE_FILE).write_text(json.dumps(state, indent=2) + "\n", encoding="utf-8")
     except Exception as error:
         raise CheckpointError(
             f"{partial}: the place in the data could not be written ({error}). What was trained is whole: start "
             "anew from it with actor_config.load."
         ) from error
-    partial.rename(final)
+    with _removed_on_failure(directory, step, partial):
+        seal(partial)
+        partial.rename(final)
+        sync_folder(final.parent)
     logger.info("checkpoint %s", final)
-    _remove_old(directory, max_checkpoints)
+    _remove_old(directory, max_checkpoints, best)
     return final
 
 
@@ -100,11 +105,38 @@ def read_state(checkpoint: Path) -> dict[str, Any]:
     try:
         state: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         int(state["step"]), state["data"]
+        if state.get("best") is not None:
+            Best(**state["best"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise CheckpointError(
             f"{path}: the checkpoint's state cannot be read ({error}). Resume from an earlier checkpoint."
         ) from error
     return state
+
+
+def checkpoint_damages(checkpoint: Path) -> list[str]:
+    """Check every file of a checkpoint, those included that are not needed to resume.
+
+    Files are compared with the manifest. A checkpoint of a version without manifests is checked for files that are cut
+    off or filled with zeros.
+
+    Returns:
+        For each damaged or missing file, what is wrong with it and what to do; empty if the checkpoint is whole.
+    """
+    if has_manifest(checkpoint):
+        damages = list(manifest_damages(checkpoint))
+    else:
+        damages = list(damaged_files(*folders_of(checkpoint)))
+    if damages:
+        return damages
+    try:
+        read_trainer_state(checkpoint)
+        state = read_state(checkpoint)
+    except CheckpointError as failure:
+        return [str(failure)]
+    if "manifest" in state and not has_manifest(checkpoint):
+        return [f"{checkpoint / MANIFEST_FILE}: missing. {replacement(checkpoint)}"]
+    return []
 
 
 def disk_full(directory: RunDirectory) -> CheckpointError:
@@ -118,8 +150,28 @@ def disk_full(directory: RunDirectory) -> CheckpointError:
     )
 
 
-def _remove_old(directory: RunDirectory, max_checkpoints: int | None) -> None:
+@contextmanager
+def _removed_on_failure(directory: RunDirectory, step: int, partial: Path) -> Iterator[None]:
+    """Remove an incomplete checkpoint if the block fails, and say so of the disk if that is why."""
+    try:
+        yield
+    except Exception as error:
+        is_full = _is_nearly_full(partial.parent)
+        for left in partial.parent.glob(f"{partial.name}*"):
+            shutil.rmtree(left)
+        if is_full:
+            raise disk_full(directory) from error
+        if isinstance(error, OSError):
+            raise CheckpointError(
+                f"the checkpoint after step {step} could not be written to {directory.path} ({error}). See to the disk."
+            ) from error
+        raise
+
+
+def _remove_old(directory: RunDirectory, max_checkpoints: int | None, best: Best | None) -> None:
     for old in directory.complete_checkpoints()[:-max_checkpoints] if max_checkpoints else ():
+        if best is not None and Path(best.checkpoint) == old:
+            continue
         shutil.rmtree(old)
         logger.info("removed %s: max_checkpoints is %d", old, max_checkpoints)
 

@@ -19,7 +19,7 @@ from rl.chat.templates import TEMPLATES
 from rl.config.device import runs_on_cuda
 from rl.config.model_facts import find_model_facts
 from rl.config.problems import Problem, error, note, warning
-from rl.config.schema import Config, Device
+from rl.config.schema import Config, Device, ResumeMode
 from rl.config.validate import Task
 from rl.data.rows import recorded_prompt_type
 from rl.errors import ConfigError, DataError, ModelError, RewardError, ToolError, unknown_name
@@ -205,7 +205,7 @@ def place_problems(config: Config) -> Iterator[Problem]:
         yield error(
             f"megatron_training.output_dir: no folder can be made in {there}, got '{base}'. Choose a writable one."
         )
-    elif training.run_name and (base / training.run_name).exists():
+    elif training.resume_mode is not ResumeMode.AUTO and training.run_name and (base / training.run_name).exists():
         yield error(
             f"megatron_training.run_name: {base / training.run_name} exists already, and no run overwrites another. "
             "Choose another name, remove the folder, or continue it with megatron_training.resume."

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal
@@ -18,10 +18,10 @@ from rl.data.cursor import PromptCursor
 from rl.errors import CheckpointError, DataError, ModelError
 from rl.observability.run_directory import RunDirectory
 from rl.rollout.buffer import GroupBuffer
-from rl.run.checkpoints import find_checkpoint, read_state
+from rl.run.checkpoints import checkpoint_damages, find_checkpoint, read_state
 from rl.training.families import family_of
-from rl.training.hf_files import damaged_files, open_tensors
-from rl.training.trainer_state import folders_of, read_trainer_state
+from rl.training.hf_files import open_tensors
+from rl.training.trainer_state import folders_of
 from rl.types import Prompt
 
 _SHAPES = (
@@ -49,12 +49,11 @@ def resume_problems(config: Config, command: Literal["train", "sft", "replay", "
     except CheckpointError as failure:
         yield error(str(failure))
         return
-    damages = list(damaged_files(*folders_of(checkpoint)))
+    damages = checkpoint_damages(checkpoint)
     yield from (error(f"megatron_training.resume: {damage}") for damage in damages)
     if damages:
         return
     try:
-        read_trainer_state(checkpoint)
         state = read_state(checkpoint)
         RunDirectory(checkpoint.parent.parent).read_metrics()
     except (CheckpointError, DataError) as failure:
@@ -62,6 +61,20 @@ def resume_problems(config: Config, command: Literal["train", "sft", "replay", "
         return
     yield from _place_problems(config, command, checkpoint, state)
     yield from _model_problems(config, checkpoint)
+
+
+def why_ended(config: Config, checkpoint: Path) -> str:
+    """Say that a checkpoint is the end of its run under this configuration.
+
+    Returns:
+        A sentence that names the checkpoint; empty if steps are left, or if it has no place in the data.
+    """
+    state = read_state(checkpoint)
+    if ended := _train_iters_ended(config, checkpoint, state):
+        return ended
+    with suppress(*_MALFORMED):  # of a replay, for example; `resume_problems` says what is malformed
+        return _total_epochs_ended(config, checkpoint, state)
+    return ""
 
 
 def check_place(config: Config, rows: PromptCursor, prompts: Sequence[Prompt] = ()) -> None:
@@ -122,12 +135,9 @@ def check_weights(folder: Path, facts: ModelConfig, tensors: Path | None = None)
 
 def _place_problems(config: Config, command: str, checkpoint: Path, state: dict[str, Any]) -> Iterator[Problem]:
     """Check the command, and whether any step is left."""
-    training, data = config.megatron_training, state["data"]
-    if state["step"] >= training.train_iters:
-        yield error(
-            f"megatron_training.resume: nothing is left to do: {checkpoint} is of step {state['step']}, and the run "
-            f"ends after train_iters, {training.train_iters}. Raise that to go on."
-        )
+    data = state["data"]
+    if ended := _train_iters_ended(config, checkpoint, state):
+        yield error(f"megatron_training.resume: nothing is left to do: {ended} Raise that to go on.")
     if command == "replay":
         return
     if "replayed" in data:
@@ -138,7 +148,7 @@ def _place_problems(config: Config, command: str, checkpoint: Path, state: dict[
         return
     try:
         wrote = "serve" if "served" in data else "train" if "cursor" in data else "sft"
-        is_used_up = wrote != "serve" and _is_used_up(data, training.total_epochs)
+        ended = "" if wrote == "serve" else _total_epochs_ended(config, checkpoint, state)
     except _MALFORMED as failure:
         yield error(f"megatron_training.resume: {_unreadable(checkpoint, failure)}")
         return
@@ -148,17 +158,24 @@ def _place_problems(config: Config, command: str, checkpoint: Path, state: dict[
             f"that command; to start from its weights, set actor_config.load to it instead."
         )
         return
-    if is_used_up:
-        yield error(
-            f"megatron_training.resume: nothing is left to do: {checkpoint} has used up total_epochs, "
-            f"{training.total_epochs}. Raise that to go on."
-        )
+    if ended:
+        yield error(f"megatron_training.resume: nothing is left to do: {ended} Raise that to go on.")
 
 
-def _is_used_up(data: Any, total_epochs: int | None) -> bool:
+def _train_iters_ended(config: Config, checkpoint: Path, state: dict[str, Any]) -> str:
+    train_iters = config.megatron_training.train_iters
+    if state["step"] < train_iters:
+        return ""
+    return f"{checkpoint} is of step {state['step']}, and the run ends after train_iters, {train_iters}."
+
+
+def _total_epochs_ended(config: Config, checkpoint: Path, state: dict[str, Any]) -> str:
+    data, total_epochs = state["data"], config.megatron_training.total_epochs
     cursor, surplus = data.get("cursor", data), data.get("buffer", {}).get("surplus")
     taken = cursor["epoch"] * cursor["num_prompts"] + cursor["position"]
-    return total_epochs is not None and taken >= total_epochs * cursor["num_prompts"] and not surplus
+    if total_epochs is None or taken < total_epochs * cursor["num_prompts"] or surplus:
+        return ""
+    return f"{checkpoint} has used up total_epochs, {total_epochs}."
 
 
 def _unreadable(checkpoint: Path, failure: Exception) -> str:

@@ -13,8 +13,8 @@ from rl.batches import GroupHeader, Recording, RunPlace
 from rl.config.estimates import longest_response
 from rl.config.load import save_resolved
 from rl.config.model_folder import RUN_STATE_FILE
-from rl.config.schema import Config
-from rl.errors import CheckpointError, TrainingError
+from rl.config.schema import Config, ResumeMode
+from rl.errors import CheckpointError, StoppedError, TrainingError
 from rl.interfaces import Actor, Checkpointed, DataPlace, Rollouts
 from rl.observability.clock import wall_time
 from rl.observability.evaluation_metrics import Figures, describe, evaluation_metrics, set_rows, summarize
@@ -27,10 +27,12 @@ from rl.observability.shortfall import Shortfalls, unscored_by_kind
 from rl.observability.step_metrics import StepMetrics
 from rl.observability.timeline import DRIVER, STEP, write_spans
 from rl.observability.trackers import MetricsWriter, check_trackers
+from rl.run.best import BestCheckpoint, state_of
 from rl.run.checkpoints import disk_full, find_checkpoint, read_state, save_checkpoint
 from rl.run.early_warnings import EarlyWarnings
 from rl.run.guard import SkipGuard
 from rl.run.profile import profiled
+from rl.run.stop import StopRequest
 from rl.types import Span
 
 logger = logging.getLogger(__name__)
@@ -52,7 +54,10 @@ class Run:
         self._shortfalls = Shortfalls()
         self._warnings = EarlyWarnings(directory, config.megatron_training.early_warning)
         self._start = time.monotonic()
-        self._completed = 0
+        self._completed = self._start_step = 0
+        self._best = BestCheckpoint(config.megatron_training.best_metric)
+        self._stop = StopRequest()
+        self._is_stopped = False
         self._rows: DataPlace | None = None
         self._actor: Actor | None = None
         self._tokens = self._earlier_s = 0.0
@@ -75,6 +80,7 @@ class Run:
         Raises:
             ConfigError: The directory cannot be created, a configured tracker is not installed or does not start, or
                 the port for Prometheus is in use.
+            StoppedError: A signal asked for the end; see `saving_on_termination`.
         """
         check_trackers(config)
         with ExitStack() as stack:
@@ -94,19 +100,28 @@ class Run:
             try:
                 yield run
             except KeyboardInterrupt:
-                run.progress.note(f"interrupted. {_how_to_resume(directory)}")
+                run.progress.note(f"interrupted. {_how_to_resume(directory, config)}")
                 raise
             except Exception as failure:  # even after a bug the last checkpoint is usable
                 if directory.latest_checkpoint():
-                    run.progress.note(_how_to_resume(directory))
+                    run.progress.note(_how_to_resume(directory, config))
                 if isinstance(failure, OSError) and failure.errno in _FULL:
                     raise disk_full(directory) from failure
                 raise
+            if run._is_stopped:
+                raise StoppedError(f"{run._stop.signal}: the run has ended. {_how_to_resume(directory, config)}")
             run._finish()
 
     def watching(self, rollouts: Rollouts | None) -> AbstractContextManager[None]:
         """Serve queue lengths and engines' metrics of these rollouts during a block, where `prometheus_port` is set."""
         return self._live.watching(rollouts)
+
+    def saving_on_termination(self) -> AbstractContextManager[None]:
+        """At SIGTERM or SIGUSR1 during a block, save after the current step and let `steps` end; then the run raises.
+
+        A second SIGTERM interrupts the block.
+        """
+        return self._stop.listening()
 
     def resume(self, actor: Actor, rows: DataPlace) -> int:
         """Restore the checkpoint that `megatron_training.resume` names, if any.
@@ -135,6 +150,7 @@ class Run:
                     "that wrote it (train or sft)."
                 ) from error
             start_step = int(state["step"])
+            self._best.recall(state.get("best"))
             self.directory.adopt_history(RunDirectory(checkpoint.parent.parent), start_step)
             history = self.directory.read_metrics()
             self._writer.write_history(history)
@@ -154,7 +170,8 @@ class Run:
             rows: From now on the run asks it when the data ends.
             start_step: Completed steps.
         """
-        self._completed, self._rows = start_step, rows
+        self._completed = self._start_step = start_step
+        self._rows = rows
         self.progress.num_steps = self.num_steps(start_step)
         self.progress.begin(start_step)
 
@@ -172,9 +189,13 @@ class Run:
         return train_iters if expected is None else min(train_iters, expected)
 
     def steps(self, start_step: int) -> Iterator[int]:
-        """Numbers of the remaining steps, to the end of the run."""
+        """Numbers of the remaining steps, to the end of the run or to a signal that asks for an earlier one."""
         step = self._next_step(start_step)
         while step is not None and step < self.num_steps(step):
+            if self._stop.signal is not None:
+                self._save_what_is_new()
+                self._is_stopped = True
+                return
             yield step
             step = self._next_step(step + 1)
         self._summarize()  # the run is complete, even if the shutdown fails
@@ -210,6 +231,7 @@ class Run:
         """
         metrics = StepMetrics(max_response_length=longest_response(self.config), on_phase=self._on_phase)
         start = time.monotonic()
+        self._best.observe(step + 1, metrics)
         with self._profiled(step + 1):
             yield metrics
             metrics["timing_s/step"] = time.monotonic() - start
@@ -260,6 +282,7 @@ class Run:
         self._writer.write(step, metrics)
         self._live.record(step, metrics)
         self._warnings.record_evaluation(step, metrics)
+        self._best.observe(step, metrics)
         rollouts.write_trajectories(self.directory.evaluation_file(step), groups)
         self._writer.write_trajectories(step, groups, rollouts, kind="eval")
         rows = set_rows(figures)
@@ -288,6 +311,8 @@ class Run:
     def save(self, step: int, actor: Checkpointed, rows: DataPlace) -> Path:
         """Write a checkpoint, rename it once it is complete, and remove the oldest beyond `max_checkpoints`.
 
+        The best by `best_metric` stays.
+
         Args:
             step: Completed steps.
             actor: Writes weights and optimizer.
@@ -299,9 +324,18 @@ class Run:
         Raises:
             CheckpointError: It could not be written. An incomplete actor part is removed; earlier checkpoints stay.
         """
-        return save_checkpoint(
-            self.directory, step, actor, rows, max_checkpoints=self.config.megatron_training.max_checkpoints
-        )
+        best = self._best.after(step, self.directory.checkpoint(step))
+        number = self.config.megatron_training.max_checkpoints
+        written = save_checkpoint(self.directory, step, actor, rows, max_checkpoints=number, best=best)
+        self._best.best = best
+        return written
+
+    def _save_what_is_new(self) -> None:
+        """Save the steps of this process, unless the last of them has a checkpoint."""
+        if self._completed > self._start_step and not self.directory.checkpoint(self._completed).is_dir():
+            assert self._actor is not None and self._rows is not None, "`resume` has set both"
+            self.progress.phase("checkpoint")
+            self.save(self._completed, self._actor, self._rows)
 
     def _next_step(self, completed: int) -> int | None:
         return completed if self._rows is None else self._rows.next_step(completed)
@@ -329,6 +363,8 @@ class Run:
     def _finish(self) -> None:
         self._summarize()
         self.progress.note(f"finished in {duration(time.monotonic() - self._start)}: {self.directory.path}")
+        if self._best.best is not None:
+            self.progress.note(self._best.best.as_text())
         for line in [*self._shortfalls.summary(), *self._warnings.summary()]:
             self.progress.note(line)
 
@@ -341,6 +377,7 @@ class Run:
                 "tokens": self._tokens,
                 "wall_s": round(self._earlier_s + wall_s, 3),
                 "checkpoint": str(checkpoint) if checkpoint else None,
+                "best": state_of(self._best.best),
                 "shortfalls": self._shortfalls.summary(),
                 "warnings": self._warnings.summary(),
             }
@@ -361,8 +398,13 @@ def freeing_the_name(directory: RunDirectory) -> Iterator[None]:
             logger.error("no step was completed; the logs are in %s", aside.path)
 
 
-def _how_to_resume(directory: RunDirectory) -> str:
+def _how_to_resume(directory: RunDirectory, config: Config) -> str:
     checkpoint = directory.latest_checkpoint()
+    if config.megatron_training.resume_mode is ResumeMode.AUTO:
+        place = (
+            f"after step {_step_of(checkpoint)}, saved in {directory.path}" if checkpoint else "as far as it was saved"
+        )
+        return f"To go on {place}, give the same command again."
     if directory.is_empty:
         return "No step was completed: start the run again."
     if checkpoint is None and directory.has_groups:
@@ -370,9 +412,15 @@ def _how_to_resume(directory: RunDirectory) -> str:
             "There is no checkpoint yet, but the groups of clients are kept: to train on them first, give the same "
             f"command with megatron_training.resume={directory.path}, and another run_name if one is set."
         )
+    if checkpoint is None and config.megatron_training.resume:
+        return "Nothing was saved since the resume: give the same command again, with another run_name if one is set."
     if checkpoint is None:
         return "There is no checkpoint yet: start the run again, under another run_name if one is set."
     return (
-        f"To resume after step {int(checkpoint.name.removeprefix('step_'))}, give the same command with "
+        f"To resume after step {_step_of(checkpoint)}, give the same command with "
         f"megatron_training.resume={directory.path}, and another run_name if one is set."
     )
+
+
+def _step_of(checkpoint: Path) -> int:
+    return int(checkpoint.name.removeprefix("step_"))

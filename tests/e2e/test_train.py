@@ -27,9 +27,10 @@ from rl.observability.timeline import step_spans
 from rl.observability.token_records import read_tokens
 from rl.observability.trace import trace_events
 from rl.observability.trajectories import read_records
+from rl.run.checkpoints import checkpoint_damages
 from rl.services.embedded import EmbeddedSandbox
 from rl.types import Span
-from tests.e2e.commands import ROOT, TIMEOUT_S, finish, start, steps_of
+from tests.e2e.commands import ROOT, TIMEOUT_S, ended, finish, start, steps_of
 from tests.traces import check_trace
 
 MARK = "\ufffd"
@@ -241,15 +242,19 @@ def two_ray_nodes() -> Iterator[str]:
         cluster.shutdown()
 
 
-def test_interrupt_ends_every_process_within_seconds(workspace: Path) -> None:
+def test_sigterm_saves_and_an_interrupt_of_the_resumed_run_ends_every_process_within_seconds(workspace: Path) -> None:
     before = descendants()
-    process = start(
-        "train", workspace, "interrupted", "megatron_training.train_iters=1000", "megatron_training.prometheus_port=0"
-    )
+    endless = ("megatron_training.train_iters=1000", "megatron_training.resume_mode=auto")
+    process = start("train", workspace, "first", *endless, "megatron_training.save_interval=1000")
+    with ended(process):
+        saved = terminate_after_a_step(process, workspace)
+    assert descendants() == before
+    process = start("train", workspace, "first", *endless, "megatron_training.prometheus_port=0")
     deadline = time.monotonic() + TIMEOUT_S
-    checkpoint = workspace / "runs" / "interrupted" / "checkpoints" / "step_000002"
-    found = scrape(process, workspace, "interrupted", lambda found: found.get("turnwise_step", {}).get("", 0) >= 1)
-    (first, *_) = steps_of(workspace, "interrupted")
+    checkpoint = workspace / "runs" / "first-2" / "checkpoints" / f"step_{saved + 2:06d}"
+    found = scrape(process, workspace, "first-2", lambda found: found.get("turnwise_step", {}).get("", 0) > saved)
+    first = steps_of(workspace, "first-2")[saved]
+    assert first["step"] == saved + 1
     assert set(found["turnwise_critic_score_mean"]) == {""}
     assert "turnwise_actor_grad_norm" in found
     assert found["turnwise_groups_wanted"][""] == 4
@@ -264,5 +269,26 @@ def test_interrupt_ends_every_process_within_seconds(workspace: Path) -> None:
     output, _ = process.communicate(timeout=60)
     assert time.monotonic() - start_s < 20
     assert process.returncode == 130
-    assert f"megatron_training.resume={workspace / 'runs' / 'interrupted'}" in output.replace("\n", "")
+    assert f"resumed after step {saved} from {workspace}/runs/first/checkpoints/step_{saved:06d}" in output
+    assert f"saved in {workspace}/runs/first-2, give the same command again." in output
     assert descendants() == before
+
+
+def terminate_after_a_step(process: subprocess.Popen[str], workspace: Path) -> int:
+    """Send SIGUSR1 to all workers of a run and SIGTERM to its driver; returns the step that it has saved."""
+    deadline = time.monotonic() + TIMEOUT_S
+    while not steps_of(workspace, "first"):
+        assert process.poll() is None, process.communicate()[0]
+        assert time.monotonic() < deadline
+        time.sleep(0.2)
+    for member in psutil.Process(process.pid).children(recursive=True):
+        member.send_signal(signal.SIGUSR1)
+    process.send_signal(signal.SIGTERM)
+    output, _ = process.communicate(timeout=120)
+    assert process.returncode == 75, output
+    saved = len(steps_of(workspace, "first"))
+    checkpoint = workspace / "runs" / "first" / "checkpoints" / f"step_{saved:06d}"
+    assert [*checkpoint.parent.iterdir()] == [checkpoint]
+    assert checkpoint_damages(checkpoint) == []
+    assert f"SIGTERM: the run has ended. To go on after step {saved}, saved in" in output
+    return saved

@@ -15,7 +15,7 @@ from safetensors.torch import save
 
 from rl.config.correction import RolloutCorrection
 from rl.config.kinds import TrackerName
-from rl.config.schema import Config, DatasetConfig, Device
+from rl.config.schema import Config, DatasetConfig, Device, ResumeMode
 from rl.data.preprocess import preprocess
 from rl.errors import ConfigError, DataError
 from rl.preflight import inspect_run, preflight, preflight_evaluation, preflight_sft
@@ -222,6 +222,12 @@ def test_preflight_looks_where_a_run_writes_before_anything_starts(
         ConfigError, match=r"megatron_training.run_name: .*/taken exists already, and no run overwrites"
     ):
         check(config)
+    config.megatron_training.resume_mode = ResumeMode.AUTO  # goes on in a directory of another number
+    check(config)
+    config.megatron_training.run_name = None
+    with pytest.raises(ConfigError, match=r"megatron_training.run_name: resume_mode auto finds .* got none\. Set a"):
+        check(config)
+    config.megatron_training.resume_mode = ResumeMode.PATH
     config.megatron_training.output_dir = str(tmp_path / "file" / "runs")
     with pytest.raises(ConfigError, match=r"megatron_training.output_dir: no folder can be made in .*/file, got"):
         check(config)

@@ -17,7 +17,10 @@ from rl.config.schema import Config, Device
 from rl.data.cursor import prompt_cursor
 from rl.errors import CheckpointError, ConfigError
 from rl.preflight import preflight, preflight_sft
+from rl.run.checkpoints import checkpoint_damages
+from rl.run.manifest import seal
 from rl.training.actor import Actor
+from rl.training.hf_files import read_source_files
 from rl.types import Prompt
 from tests.tiny import make_tiny_model
 from tests.update_case import update_config
@@ -198,6 +201,52 @@ def test_preflight_names_each_damaged_file_and_the_checkpoint_to_take(
     assert f"megatron_training.resume: {run}/checkpoints/step_000004/{name}: " in str(raised.value)
     assert f"take the one before it, {run}/checkpoints/step_000002." in str(raised.value)
     assert "Fetch" not in str(raised.value)
+
+
+@pytest.fixture
+def sealed(run: Path) -> Path:
+    """The newer checkpoint of the run, as this version writes it."""
+    checkpoint = run / "checkpoints/step_000004"
+    state = json.loads((checkpoint / "run_state.json").read_text())
+    (checkpoint / "run_state.json").write_text(json.dumps(state | {"manifest": "manifest.json"}))
+    seal(checkpoint)
+    return checkpoint
+
+
+def flip(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 16
+    path.write_bytes(content)
+
+
+def test_every_file_of_a_real_checkpoint_is_found_when_cut_flipped_or_missing(sealed: Path) -> None:
+    paths = sorted(path for path in sealed.rglob("*") if path.is_file())
+    assert {"manifest.json", "model.safetensors", "tokenizer.json", "run_state.json"} <= {path.name for path in paths}
+    assert len(paths) >= 14
+    assert checkpoint_damages(sealed) == []
+    for path in paths:
+        content = path.read_bytes()
+        for spoil in (cut, blank, flip, Path.unlink):
+            spoil(path)
+            (damage,) = checkpoint_damages(sealed)
+            assert damage.startswith(f"{path}: ")
+            path.write_bytes(content)
+
+
+def test_preflight_names_a_flipped_bit_that_no_header_shows(config: Config, sealed: Path) -> None:
+    assert len(preflight(config)[0]) == 3
+    flip(sealed / "optimizer/exp_avg_sq/model-000-00000.safetensors")
+    with pytest.raises(ConfigError) as raised:
+        preflight(config)
+    name = "optimizer/exp_avg_sq/model-000-00000.safetensors"
+    assert f"megatron_training.resume: {sealed}/{name}: damaged (its SHA-256" in str(raised.value)
+    assert f"take the one before it, {sealed.with_name('step_000002')}." in str(raised.value)
+
+
+def test_checkpoint_taken_as_a_model_does_not_pass_its_manifest_on(sealed: Path) -> None:
+    names = read_source_files(sealed).keys()
+    assert "config.json" in names
+    assert not {"manifest.json", "run_state.json", "trainer_state.json"} & names
 
 
 def test_preflight_names_a_tensor_that_is_missing_or_of_another_size(config: Config, run: Path) -> None:

@@ -40,7 +40,7 @@ print(block.name, flush=True)
 time.sleep(60)
 """
 
-SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
@@ -57,6 +57,14 @@ def test_termination_is_an_interrupt_until_the_clean_up_begins(number: signal.Si
         time.sleep(0.05)
     assert [signal.getsignal(each) for each in SIGNALS] == before
     signal.signal(signal.SIGHUP, hangup)
+
+
+def test_sigusr1_is_ignored_also_by_processes_that_start_meanwhile() -> None:
+    script = "import os, signal; os.kill(os.getpid(), signal.SIGUSR1); print('still here')"
+    with terminated_like_interrupted():
+        os.kill(os.getpid(), signal.SIGUSR1)
+        child = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=20)
+    assert child.stdout == "still here\n"
 
 
 def test_hangup_stays_ignored_under_nohup() -> None:

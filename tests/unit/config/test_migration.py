@@ -262,6 +262,7 @@ def test_every_key_of_mindspeed_has_an_answer_and_no_guess(folder: Path) -> None
     [
         ("rl_config.actor_resource.num_npus=8", "rl_config.actor_resource.num_devices", 8),
         ("megatron_training.lr=1e-5", "actor_config.lr", 1e-5),
+        ("megatron_training.save_total_limit=3", "megatron_training.max_checkpoints", 3),
         ("rl_config.verifier_function=[acc_for_dapo]", "rl_config.verifier_function", ["math_acc"]),
         ("rl_config.kl_penalty=kl", "rl_config.kl_penalty", "k1"),
     ],

@@ -18,77 +18,20 @@ from rl.batches import UpdateReport
 from rl.config.kinds import TrackerName
 from rl.config.schema import Config
 from rl.errors import CheckpointError, ConfigError, DataError, RolloutError, TrainingError
-from rl.observability.clock import wall_time
 from rl.observability.run_directory import RunDirectory
 from rl.observability.timeline import step_spans
 from rl.observability.tracker_clients import CLIENTS, Client
 from rl.observability.trackers import Tracker
 from rl.run.checkpoints import find_checkpoint
 from rl.run.run import Run
-from rl.types import Span
 from tests.samples import AtHand
 from tests.unit.observability.examples import make_group
-
-
-class Counter:
-    """Stands for an actor and a data cursor: one number that a checkpoint keeps."""
-
-    def __init__(self) -> None:
-        self.value = 0
-
-    def save_checkpoint(self, directory: Path) -> None:
-        (directory / "value").write_text(str(self.value))
-
-    def load_checkpoint(self, directory: Path) -> None:
-        self.value = int((directory / "value").read_text())
-
-    def expected_steps(self, completed: int) -> int | None:
-        return None
-
-    def next_step(self, completed: int) -> int | None:
-        return completed
-
-    def state_dict(self) -> dict[str, Any]:
-        return {"value": self.value}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.value = state["value"]
-
-    def take_spans(self) -> list[Span]:
-        now = wall_time()
-        return [
-            Span("actor 0", "before the step", now - 100.0, now - 50.0),
-            Span("actor 0", "update_on", now - 0.5, now),
-        ]
+from tests.unit.run.counter import Counter, counted_config, run_steps
 
 
 @pytest.fixture
 def config(tmp_path: Path) -> Config:
-    made = Config()
-    made.megatron_training.output_dir = str(tmp_path)
-    made.megatron_training.run_name = "first"
-    made.megatron_training.train_iters = 4
-    made.megatron_training.save_interval = 2
-    made.megatron_training.trackers = []
-    return made
-
-
-def run_steps(config: Config, *, until: int | None = None) -> Run:
-    actor, rows = Counter(), Counter()
-    with Run.open(config, "tiny") as run:
-        for step in run.steps(run.resume(actor, rows)):
-            if step == until:
-                raise KeyboardInterrupt
-            with run.step(step) as metrics:
-                actor.value += 10
-                rows.value += 1
-                with metrics.time("gen"):
-                    groups = [make_group()]
-                metrics.record(groups, AtHand())
-                metrics["seen"] = float(actor.value + rows.value)
-                if run.is_save_due(step):
-                    run.save(step + 1, actor, rows)
-    return run
+    return counted_config(tmp_path)
 
 
 def test_run_leaves_everything_in_its_directory(config: Config, tmp_path: Path) -> None:
