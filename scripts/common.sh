@@ -94,18 +94,13 @@ train() {
     run_stage train "$name" "$config" "$start" "$@"
 }
 
-# run_stage COMMAND NAME CONFIG MODEL [overrides]: `rl train` or `rl sft` in the run directory NAME, or NAME-2 and so on
-# where an interrupted run has NAME; sets RUN to the directory of the finished run.
+# run_stage COMMAND NAME CONFIG MODEL [overrides]: `rl train` or `rl sft` in the run directory NAME; what was interrupted goes on
+# in NAME-2 and so on, and a finished run stays as it is. Sets RUN to the directory of the finished run.
 run_stage() {
-    local command="$1" name="$2" config="$3" model="$4" number=1 resume=()
+    local command="$1" name="$2" config="$3" model="$4" number=2
     shift 4
-    RUN="$RUNS/$name"
-    while [[ -d "$RUN" ]]; do
-        if is_finished "$RUN"; then printf '%s is finished already\n' "$RUN"; return; fi
-        if newest_checkpoint "$RUN" >/dev/null; then resume=("megatron_training.resume=$RUN"); fi
-        number=$((number + 1))
-        RUN="$RUNS/$name-$number"
-    done
     rl "$command" --config-name "$config" actor_config.load="$model" \
-        megatron_training.output_dir="$RUNS" megatron_training.run_name="$(basename "$RUN")" "${resume[@]}" "$@"
+        megatron_training.output_dir="$RUNS" megatron_training.run_name="$name" megatron_training.resume_mode=auto "$@"
+    RUN="$RUNS/$name"
+    while [[ -d "$RUNS/$name-$number" ]]; do RUN="$RUNS/$name-$number"; number=$((number + 1)); done
 }
