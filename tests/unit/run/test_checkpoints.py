@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import shutil
 import subprocess
 from collections.abc import Callable, Iterator
@@ -63,6 +64,33 @@ def test_manifest_lists_every_other_file_with_size_and_checksum(checkpoint: Path
     sums = "".join(f"{entry['sha256']}  {name}\n" for name, entry in manifest["files"].items())
     subprocess.run(["sha256sum", "--check", "--quiet"], cwd=checkpoint, input=sums, text=True, check=True)
     assert checkpoint_damages(checkpoint) == []
+
+
+def test_files_and_folders_are_on_the_disk_before_the_checkpoint_has_its_name(
+    config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    done: list[str] = []
+    sync, rename = os.fsync, Path.rename
+
+    def note_sync(descriptor: int) -> None:
+        sync(descriptor)
+        done.append(os.readlink(f"/proc/self/fd/{descriptor}").removeprefix(f"{tmp_path}/first/checkpoints"))
+
+    def note_rename(path: Path, target: Path) -> Path:
+        done.append(f"{path.name} is {target.name}")
+        return rename(path, target)
+
+    with Run.open(config, "tiny") as run:
+        monkeypatch.setattr(os, "fsync", note_sync)
+        monkeypatch.setattr(Path, "rename", note_rename)
+        run.save(1, Counter(), Counter())
+        monkeypatch.undo()
+    partial = "/step_000001.partial"
+    assert set(done[: len(FILES) - 1]) == {f"{partial}/{name}" for name in FILES[1:]}
+    assert done[len(FILES) - 1 :] == [
+        f"{partial}/manifest.json", f"{partial}/optimizer/exp_avg", f"{partial}/optimizer", partial,
+        "step_000001.partial is step_000001", "",
+    ]  # fmt: skip
 
 
 @pytest.mark.parametrize("spoil", [cut, flip, Path.unlink])
