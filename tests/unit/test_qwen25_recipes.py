@@ -179,9 +179,14 @@ for argument in "$@"; do
 done
 case "$3" in
     sft | train)
-        mkdir -p "$runs/$run/checkpoints/step_000125"
+        directory="$runs/$run" number=2
+        while [[ -d "$directory" ]]; do
+            if [[ -f "$directory/summary.json" ]]; then exit 0; fi
+            directory="$runs/$run-$number" number=$((number + 1))
+        done
+        mkdir -p "$directory/checkpoints/step_000125"
         if [[ -f interrupt ]]; then rm interrupt; exit 130; fi
-        touch "$runs/$run/summary.json" ;;
+        touch "$directory/summary.json" ;;
 esac
 """
 
@@ -217,30 +222,36 @@ def scripts(tmp_path: Path) -> Scripts:
 def test_retool_script_runs_both_stages_once(scripts: Scripts, size: str) -> None:
     model, runs = f"models/Qwen2.5-{size.upper()}-Instruct", f"runs/retool_qwen25_{size}"
     (scripts.folder / model).mkdir(parents=True)
-    where = f"megatron_training.output_dir={runs} megatron_training.run_name"
+    where, auto = (
+        f"megatron_training.output_dir={runs} megatron_training.run_name",
+        "megatron_training.resume_mode=auto",
+    )
     status, commands, _ = scripts.run(f"retool_qwen25_{size}.sh", "megatron_training.train_iters=9")
     assert status == 0
+    stages = [
+        f"sft --config-name sft_qwen25_{size}_retool actor_config.load={model} {where}=cold_start {auto}",
+        f"train --config-name dapo_qwen25_{size}_retool actor_config.load={runs}/cold_start/checkpoints/step_000125 "
+        f"{where}=dapo {auto} megatron_training.train_iters=9",
+        f"report {runs}/dapo --cold-start {runs}/cold_start",
+    ]
     assert commands == [
         *(
             f"preprocess --config-name datasets/{name} output_prefix=dataset/{name}"
             for name in ("math_17k_retool", "retool_sft", "aime_2024", "aime_2025")
         ),
-        f"sft --config-name sft_qwen25_{size}_retool actor_config.load={model} {where}=cold_start",
-        f"train --config-name dapo_qwen25_{size}_retool actor_config.load={runs}/cold_start/checkpoints/step_000125 "
-        f"{where}=dapo megatron_training.train_iters=9",
-        f"report {runs}/dapo --cold-start {runs}/cold_start",
+        *stages,
     ]
-    assert scripts.run(f"retool_qwen25_{size}.sh")[1] == [f"report {runs}/dapo --cold-start {runs}/cold_start"]
+    assert scripts.run(f"retool_qwen25_{size}.sh", "megatron_training.train_iters=9")[1] == stages
 
 
-def test_retool_script_resumes_an_interrupted_cold_start(scripts: Scripts) -> None:
+def test_retool_script_goes_on_from_an_interrupted_cold_start(scripts: Scripts) -> None:
     (scripts.folder / "models/Qwen2.5-7B-Instruct").mkdir(parents=True)
     (scripts.folder / "interrupt").touch()
     assert scripts.run("retool_qwen25_7b.sh")[0] == 130
     status, commands, _ = scripts.run("retool_qwen25_7b.sh")
     runs = "runs/retool_qwen25_7b"
     assert status == 0
-    assert commands[0].endswith(f"run_name=cold_start-2 megatron_training.resume={runs}/cold_start")
+    assert commands[0].endswith("run_name=cold_start megatron_training.resume_mode=auto")
     assert f"actor_config.load={runs}/cold_start-2/checkpoints/step_000125" in commands[1]
 
 
@@ -255,7 +266,7 @@ def test_search_r1_script_trains_the_base_model(scripts: Scripts, size: str) -> 
         "preprocess --config-name datasets/search_r1 output_prefix=dataset/search_r1",
         f"preprocess --config-name datasets/search_r1 {test_file}",
         f"train --config-name grpo_qwen25_{size}_search_r1 actor_config.load={model} "
-        f"megatron_training.output_dir={runs} megatron_training.run_name=grpo",
+        f"megatron_training.output_dir={runs} megatron_training.run_name=grpo megatron_training.resume_mode=auto",
         f"report {runs}/grpo",
     ]
 
