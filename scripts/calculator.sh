@@ -1,15 +1,13 @@
 #!/usr/bin/env bash
-# GRPO of SmolLM2-135M with the calculator of TRL's TextEnvironment, from scratch: environment, model, data, then for each
-# of five seeds a cold start and GRPO, and the picture of their curves. Arguments change the GRPO runs.
+# GRPO of SmolLM2-135M with the calculator of TRL's TextEnvironment, from scratch: environment, model, data, GRPO with
+# five seeds, and the picture of their curves. Arguments change the GRPO runs.
 # Repeating it skips finished runs and resumes an interrupted one. To train again, remove runs/calculator.
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 
 RUNS=runs/calculator
 prepare examples.calculator.make_data
-evaluate base grpo_smollm2_135m_calculator "$MODEL"
 for seed in 1 2 3 4 5; do
-    cold_start "cold_start_$seed" sft_smollm2_135m_calculator megatron_training.seed="$seed"
-    train "seed_$seed" grpo_smollm2_135m_calculator "cold_start_$seed" megatron_training.seed="$seed" "$@"
+    train "seed_$seed" grpo_smollm2_135m_calculator "$MODEL" megatron_training.seed="$seed" "$@"
 done
 say "report"
 rl compare "$RUNS"/seed_? -o "$RUNS/curves.png"

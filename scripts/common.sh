@@ -85,10 +85,11 @@ cold_start() {
         megatron_training.output_dir="$RUNS" megatron_training.run_name="$(basename "$run")" "$@"
 }
 
-# train NAME CONFIG COLD_START_RUN [overrides]; sets RUN to the directory of the finished run.
+# train NAME CONFIG START [overrides]: START is a cold start's run, or a model's folder. Sets RUN to the directory of the finished run.
 train() {
-    local name="$1" config="$2" start
-    start="$(newest_checkpoint "$RUNS/$3")" || { printf '%s: no checkpoint. Remove this directory and run the script again.\n' "$RUNS/$3" >&2; exit 1; }
+    local name="$1" config="$2" start="$3"
+    [[ -f "$start/config.json" ]] || start="$(newest_checkpoint "$RUNS/$3")" ||
+        { printf '%s: no checkpoint. Remove this directory and run the script again.\n' "$RUNS/$3" >&2; exit 1; }
     shift 3
     say "reinforcement learning"
     run_stage train "$name" "$config" "$start" "$@"

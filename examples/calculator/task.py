@@ -6,8 +6,9 @@
 
     Result=12<submit>
 
-The model writes the request up to `<call>`. The tool's answer and `<response>` are inserted behind it, in the same
-turn, and are not trained on. The model goes on with the result.
+The prompt ends with the question mark. The model writes the empty line and the request up to `<call>`. The tool's
+answer and `<response>` are inserted behind it, in the same turn, and are not trained on. The model goes on with the
+result.
 """
 
 from __future__ import annotations
@@ -40,9 +41,7 @@ What is 12.1-20?
 
 <request><SimpleCalculatorTool>12.1-20<call>-7.9<response>
 
-Result=-7.9<submit>
-
-"""
+Result=-7.9<submit>"""
 """The four worked examples of TRL's page "Learning Tools"."""
 _RESULT = re.compile(r"Result=\s*(-?\d+(?:\.\d+)?)\s*<submit>")
 

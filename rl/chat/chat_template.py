@@ -77,6 +77,7 @@ class ChatTemplate:
         self.is_inline = self.format is not None and self.format.result_format is not None
         self._tokenizer = tokenizer
         self._template = TEMPLATES[prompt_type]
+        self._beginning_of_text = _beginning_of_text(tokenizer)
         if self._template.chat_template is None and not tokenizer.chat_template:
             raise ModelError(
                 f"{tokenizer.name_or_path}: the tokenizer has no chat template, got prompt_type 'empty'. "
@@ -215,6 +216,7 @@ class ChatTemplate:
                 messages,
                 tools=tools,
                 chat_template=self._template.chat_template,
+                beginning_of_text=self._beginning_of_text,
                 add_generation_prompt=add_generation_prompt,
                 tokenize=False,
             )
@@ -296,6 +298,12 @@ class ChatTemplate:
         before = self.render([PROBE_USER, PROBE_TURN], False).partition(PROBE)[0]
         space = before.removeprefix(self.render([PROBE_USER], True))
         return space if space.isspace() else ""
+
+
+def _beginning_of_text(tokenizer: PreTrainedTokenizerFast) -> str:
+    """The token that the tokenizer puts before each text, like Llama 3's `<|begin_of_text|>`; empty without any."""
+    first = tokenizer.encode("a")[0]
+    return tokenizer.decode([first]) if first == tokenizer.bos_token_id else ""
 
 
 def _of_roles(roles: Sequence[str], texts: Iterable[str]) -> list[Message]:

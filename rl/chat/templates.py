@@ -111,12 +111,14 @@ _XML_CHATML = _CHATML.replace("[TOOLS]", _XML_TOOLS).replace("[CALL]", _XML_CALL
 
 
 _PLAIN = """
+{{- beginning_of_text }}
 {%- for message in messages %}
     {{- message.content }}
     {%- if message.role == 'assistant' %}{{- eos_token }}{% endif %}
 {%- endfor %}
 """.strip()
-"""The text alone, for base models and few-shot prompts; an answer ends with the tokenizer's end of text."""
+"""The text alone, for base models and few-shot prompts. It stands behind what the tokenizer begins texts with, if
+anything, and an answer ends with the tokenizer's end of text."""
 
 
 @dataclass(slots=True, frozen=True)

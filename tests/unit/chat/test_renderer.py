@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tokenizers import Tokenizer
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
 from rl.chat.demonstrations import render_demonstration
@@ -68,7 +68,14 @@ def renderer(tokenizer: PreTrainedTokenizerFast) -> Renderer:
 
 
 @pytest.mark.parametrize(
-    ("name", "prompt_type"), [("qwen3_coder", "qwen3_coder"), ("search_r1", "qwen"), ("text_environment", "empty")]
+    ("name", "prompt_type"),
+    [
+        ("qwen3_coder", "qwen3_coder"),
+        ("search_r1", "qwen"),
+        ("text_environment", "empty"),
+        ("text_environment", "plain"),
+        ("search_r1", "plain"),
+    ],
 )
 def test_renderer_passes_its_self_test_with_every_parser(
     tokenizer: PreTrainedTokenizerFast, name: str, prompt_type: str
@@ -329,3 +336,16 @@ def test_load_tokenizer_names_the_folder(tmp_path: Path):
     (tmp_path / "tokenizer.json").write_text("{")
     with pytest.raises(ModelError, match="cannot load the tokenizer"):
         load_tokenizer(tmp_path)
+
+
+@pytest.mark.parametrize(("begins_texts", "first"), [(True, [1]), (False, [])])
+def test_a_plain_prompt_begins_as_the_tokenizer_begins_texts(begins_texts: bool, first: list[int]):
+    words = Tokenizer(models.WordLevel({"<unk>": 0, "<s>": 1, "</s>": 2, "What": 3, "now": 4}, unk_token="<unk>"))
+    words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    words.add_special_tokens(["<s>", "</s>"])
+    if begins_texts:
+        words.post_processor = processors.TemplateProcessing("<s> $A", None, [("<s>", 1)])
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=words, bos_token="<s>", eos_token="</s>")
+    renderer = Renderer(tokenizer, "plain", [])
+    assert renderer.render_prompt([{"role": "user", "content": "What now"}]) == [*first, 3, 4]
+    assert renderer.render_continuation([{"role": "user", "content": "now"}], closed=False) == [2, 4]
