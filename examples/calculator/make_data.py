@@ -26,10 +26,10 @@ def _two_numbers(rng: random.Random) -> str:
     return f"{left}{rng.choice('+-*/')}{right}"
 
 
-def _three_numbers(rng: random.Random) -> str:
-    """Three numbers with at most one place: `63.6+7-47.2`."""
-    numbers = [round(rng.uniform(1, 100), rng.randint(0, 1)) for _ in range(3)]
-    return f"{numbers[0]:g}" + "".join(f"{rng.choice('+-*')}{number:g}" for number in numbers[1:])
+def _chain(rng: random.Random) -> str:
+    """Four or five numbers with one place: `63.6+63.7-47.2*91.8`."""
+    numbers = [round(rng.uniform(1, 100), 1) for _ in range(rng.randint(4, 5))]
+    return str(numbers[0]) + "".join(f"{rng.choice('+-*')}{number}" for number in numbers[1:])
 
 
 def _parentheses(rng: random.Random) -> str:
@@ -39,7 +39,7 @@ def _parentheses(rng: random.Random) -> str:
 
 KINDS: dict[str, Callable[[random.Random], str]] = {
     "two_numbers": _two_numbers,
-    "three_numbers": _three_numbers,
+    "chain": _chain,
     "parentheses": _parentheses,
 }
 """Expressions by `data_source`; a third of the rows are of each kind."""

@@ -126,7 +126,7 @@ def test_the_reward_wants_one_submitted_number(text: str, score: float) -> None:
     ("kind", "pattern"),
     [
         ("two_numbers", r"\d+ [-+*] \d+|\d+\.\d{1,3}[-+*/]\d+\.\d{1,3}"),
-        ("three_numbers", r"\d+(\.\d)?([-+*]\d+(\.\d)?){2}"),
+        ("chain", r"\d+\.\d([-+*]\d+\.\d){3,4}"),
         ("parentheses", r"\d+\*\(\d+[-+]\d+\)"),
     ],
 )
@@ -144,4 +144,4 @@ def test_no_question_is_in_both_files(tmp_path: Path) -> None:
     rows = [pq.read_table(tmp_path / f"{name}.parquet").to_pylist() for name in ("train", "eval")]
     assert [len(of_file) for of_file in rows] == [30, 12]
     assert len({row["messages"][0]["content"] for of_file in rows for row in of_file}) == 42
-    assert [row["data_source"] for row in rows[1]].count("three_numbers") == 12 / len(KINDS)
+    assert [row["data_source"] for row in rows[1]].count("chain") == 12 / len(KINDS)
