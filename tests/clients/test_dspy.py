@@ -26,7 +26,7 @@ CLIENTS = [
     ("dspy-3.0.4", "dspy==3.0.4", "dspy", "default", 0.4),
     ("dspy-2.6.27", "dspy==2.6.27", "dspy", "default", 0.4),
 ]
-NUM_STEPS = 4
+NUM_STEPS, NUM_UPDATES = 6, 4  # a step whose groups all earn the same has no update
 
 
 @pytest.fixture(scope="module")
@@ -81,7 +81,7 @@ def test_an_optimizer_of_dspy_trains_on_what_was_sampled(
     steps = last_run(workspace)
     assert len(steps) == NUM_STEPS
     updates = [metrics for metrics in steps if not metrics["training/empty_batch"]]
-    assert updates
+    assert len(updates) >= NUM_UPDATES
     for metrics in updates:
         assert metrics["actor/grad_norm"] > 0
         # the log-probs are those of the trained tokens; a client may sample a step ahead, from the weights before
