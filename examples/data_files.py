@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import inspect
 import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -12,21 +14,23 @@ import pyarrow.parquet as pq
 
 
 def make_once(output: Path, arguments: Mapping[str, Any], make: Callable[[], None]) -> None:
-    """Make the files of a folder, unless they were already made with the same arguments.
+    """Make the files of a folder, unless the same code already made them with the same arguments.
 
     Args:
         output: Folder; it is created. `manifest.json` in it records the arguments once all files are whole.
         arguments: What the files depend on, as JSON values.
-        make: Writes the files.
+        make: Writes the files. A change of the file that defines it makes them anew.
     """
     manifest = output / "manifest.json"
-    if manifest.is_file() and json.loads(manifest.read_text()) == dict(arguments):
+    code = hashlib.sha256(Path(inspect.getfile(make)).read_bytes()).hexdigest()
+    made = {**arguments, "code": code}
+    if manifest.is_file() and json.loads(manifest.read_text()) == made:
         print(f"make_data: {output} exists already")
         return
     output.mkdir(parents=True, exist_ok=True)
     manifest.unlink(missing_ok=True)
     make()
-    manifest.write_text(json.dumps(dict(arguments)) + "\n")
+    manifest.write_text(json.dumps(made) + "\n")
 
 
 def write_rows(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:

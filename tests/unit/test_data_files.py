@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import random
 import re
@@ -27,6 +28,19 @@ def test_files_are_made_once_for_the_same_arguments_and_again_after_a_failure(tm
         make_once(tmp_path / "data", {"seed": 3}, fail)
     make_once(tmp_path / "data", {"seed": 2}, lambda: made.append(2))  # the files of seed 2 may be half overwritten
     assert made == [1, 2, 2]
+
+
+def test_files_are_made_again_after_a_change_of_the_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(tmp_path)
+    code = tmp_path / "maker_of_rows.py"
+    code.write_text("def make(): pass\n")
+    make = importlib.import_module("maker_of_rows").make
+    made = tmp_path / "data" / "manifest.json"
+    make_once(made.parent, {"seed": 1}, make)
+    before = made.read_text()
+    code.write_text("def make(): pass  # other rows\n")
+    make_once(made.parent, {"seed": 1}, make)
+    assert made.read_text() != before
 
 
 def test_word_problems_have_the_form_of_gsm8k() -> None:

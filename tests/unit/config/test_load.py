@@ -137,7 +137,10 @@ def test_load_reports_every_problem_at_once(folder: Path) -> None:
             "rl_config.verifier_weight=[1.0",
             "override: cannot be read, got 'rl_config.verifier_weight=[1.0'. Close every",
         ),
-        ("model=huge", "Available options in 'model': large qwen25_0_5b qwen25_32b qwen25_7b qwen3_4b small smollm2_135m."),
+        (
+            "model=huge",
+            "Available options in 'model': large qwen25_0_5b qwen25_32b qwen25_7b qwen3_4b small smollm2_135m.",
+        ),
         ("rl_config.epochs=${rl_config.nothing}", "Interpolation key 'rl_config.nothing' not found"),
     ],
 )
