@@ -102,7 +102,7 @@ class InstantLoop:
         return Trajectory(prompt, sample_index, [sequence], turns, StopReason.FINISHED)
 
 
-class InstantRollout(RolloutWorker.__ray_metadata__.modified_class):  # type: ignore[attr-defined, misc]
+class InstantRollout(RolloutWorker.__ray_metadata__.modified_class):  # type: ignore[name-defined]
     """A rollout worker without an engine."""
 
     async def start(self) -> None:
@@ -113,7 +113,7 @@ class InstantRollout(RolloutWorker.__ray_metadata__.modified_class):  # type: ig
         self.loop = InstantLoop(self.engine, self.config.rl_config.max_total_response_length)
 
 
-class InstantRank(ActorWorker.__ray_metadata__.modified_class):  # type: ignore[attr-defined, misc]
+class InstantRank(ActorWorker.__ray_metadata__.modified_class):  # type: ignore[name-defined]
     """A rank of the actor without a model."""
 
     def start(self) -> None:
@@ -192,7 +192,7 @@ class Stages:
             with stages.time(_STAGES.get(name, name)), page_time(metrics, name):
                 yield
 
-        StepMetrics.time = both  # type: ignore[method-assign]
+        StepMetrics.time = both  # type: ignore[assignment, method-assign]
 
 
 class Traffic:
@@ -308,7 +308,7 @@ def _start(config: Config, sizes: Sizes, directory: Path) -> tuple[ActorGroup, R
     get_all(starts, what="the workers' start", timeout_s=_TIMEOUT_S)
     prompts = [_prompt(number, sizes.length) for number in range(sizes.num_prompts)]
     nodes = [node] * sizes.engines
-    rollouts = RolloutGroup(RayWorkers(workers, config, nodes=nodes, writer=reward), prompts, config)
+    rollouts = RolloutGroup(RayWorkers(workers, config, nodes=nodes, rewards=[reward]), prompts, config)
     rollouts.evaluate(prompts[: sizes.engines], Sampling(temperature=1.0, max_tokens=1))
     return ActorGroup(RayRanks(ranks), None, config, directory, nodes=[node] * sizes.ranks), rollouts
 

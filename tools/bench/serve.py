@@ -57,12 +57,11 @@ def measure(config: Config, num_rollouts: int) -> list[Figure]:
     """
     with (
         tempfile.TemporaryDirectory(prefix="turnwise-bench-") as name,
-        launch_service(config, log_directory=Path(name) / "logs") as service,
+        launch_service(config, log_directory=Path(name) / "logs", begins=True) as service,
     ):
         folder = Path(name)
         layout = place(config, cores=machines()[0].cores, on_cuda=False, with_reference=False)
         front = service.front
-        front.begin_native()
         front.use(config, folder, 0, set())
         front.begin_sampling(0, [])
         with vllm_server(config, port=_free_port(), cores=layout.rollouts[0].cores, folder=folder) as other:

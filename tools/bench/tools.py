@@ -188,7 +188,7 @@ def _loop(
     assert dialog.toolbox is not None, "the configuration has tools"
     schema = dialog.toolbox.tools["code_interpreter"].schema
     tool = tool_class(ToolConfig(num_workers=num_workers, default_timeout=600.0), schema, draw)
-    return AgentLoop(engine, dialog.renderer, Toolbox([tool]), dialog.parser, config), tool  # type: ignore[arg-type]
+    return AgentLoop(engine, dialog.renderer, Toolbox([tool]), dialog.parser, config), tool
 
 
 async def _run(loop: AgentLoop, number: int) -> Trajectory:
