@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import hashlib
 import inspect
 import json
@@ -13,8 +14,26 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 
-def make_once(output: Path, arguments: Mapping[str, Any], make: Callable[[], None]) -> None:
-    """Make the files of a folder, unless the same code already made them with the same arguments.
+def make_from_command_line(make: Callable[..., None], about: str, output: Path, **numbers: tuple[int, str]) -> None:
+    """Parse the command line of a recipe's `make_data`, and make its files once.
+
+    Args:
+        make: `make(output, num_train=..., ..., seed=...)`, with a `num_*` for each of `numbers`.
+        about: The module's docstring; `--help` shows its first line.
+        output: Default of `--output`.
+        numbers: For each option, its default and what it counts.
+    """
+    parser = argparse.ArgumentParser(description=about.splitlines()[0])
+    parser.add_argument("--output", type=Path, default=output, help="folder to write to; default: %(default)s")
+    for name, (default, counts) in numbers.items():
+        parser.add_argument(f"--{name}", type=int, default=default, help=f"{counts}; default: %(default)s")
+    parser.add_argument("--seed", type=int, default=1, help="default: %(default)s")
+    given = parser.parse_args()
+    make_once(given.output, {f"num_{name}": getattr(given, name) for name in numbers} | {"seed": given.seed}, make)
+
+
+def make_once(output: Path, arguments: Mapping[str, Any], make: Callable[..., None]) -> None:
+    """Call `make(output, **arguments)`, unless the same code already made these files with the same arguments.
 
     Args:
         output: Folder; it is created. `manifest.json` in it records the arguments once all files are whole.
@@ -29,7 +48,7 @@ def make_once(output: Path, arguments: Mapping[str, Any], make: Callable[[], Non
         return
     output.mkdir(parents=True, exist_ok=True)
     manifest.unlink(missing_ok=True)
-    make()
+    make(output, **arguments)
     manifest.write_text(json.dumps(made) + "\n")
 
 

@@ -12,12 +12,11 @@ Usage: python -m examples.boxed.make_data [--output data/boxed] ...
 
 from __future__ import annotations
 
-import argparse
 import random
 from pathlib import Path
 from typing import Any
 
-from examples.data_files import make_once, write_rows
+from examples.data_files import make_from_command_line, write_rows
 
 SYSTEM_PROMPT = (
     "You are a helpful assistant that solves problems step-by-step. "
@@ -96,19 +95,8 @@ def make_data(output: Path, num_train: int, num_eval: int, num_demonstrations: i
     write_rows(output / "demonstrations.parquet", [demonstrate(row, steps=i % STEPS_EVERY == 0) for i, row in shown])
 
 
-def main() -> None:
-    """Parse the command line and make the data."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--output", type=Path, default=Path("data/boxed"))
-    parser.add_argument("--train", type=int, default=100, help="training rows, as in the lesson")
-    parser.add_argument("--eval", type=int, default=200, help="evaluation rows")
-    parser.add_argument("--demonstrations", type=int, default=192, help="conversations for the cold start")
-    parser.add_argument("--seed", type=int, default=1)
-    given = parser.parse_args()
-    wanted = (given.train, given.eval, given.demonstrations, given.seed)
-    arguments = dict(zip(("train", "eval", "demonstrations", "seed"), wanted, strict=True))
-    make_once(given.output, arguments, lambda: make_data(given.output, *wanted))
-
-
 if __name__ == "__main__":
-    main()
+    make_from_command_line(
+        make_data, __doc__, Path("data/boxed"), train=(100, "training rows, as in the lesson"),
+        eval=(200, "evaluation rows"), demonstrations=(192, "conversations for the cold start"),
+    )  # fmt: skip

@@ -8,14 +8,13 @@ Usage: python -m examples.calculator.make_data [--output data/calculator] ...
 
 from __future__ import annotations
 
-import argparse
 import random
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from examples.calculator.task import PROMPT, SimpleCalculatorTool
-from examples.data_files import make_once, write_rows
+from examples.data_files import make_from_command_line, write_rows
 
 
 def _two_numbers(rng: random.Random) -> str:
@@ -70,18 +69,7 @@ def make_data(output: Path, num_train: int, num_eval: int, seed: int) -> None:
     write_rows(output / "eval.parquet", drawn[num_train:])
 
 
-def main() -> None:
-    """Parse the command line and make the data."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--output", type=Path, default=Path("data/calculator"))
-    parser.add_argument("--train", type=int, default=600, help="training prompts")
-    parser.add_argument("--eval", type=int, default=150, help="evaluation prompts")
-    parser.add_argument("--seed", type=int, default=1)
-    given = parser.parse_args()
-    wanted = (given.train, given.eval, given.seed)
-    arguments = dict(zip(("train", "eval", "seed"), wanted, strict=True))
-    make_once(given.output, arguments, lambda: make_data(given.output, *wanted))
-
-
 if __name__ == "__main__":
-    main()
+    make_from_command_line(
+        make_data, __doc__, Path("data/calculator"), train=(600, "training prompts"), eval=(150, "evaluation prompts")
+    )

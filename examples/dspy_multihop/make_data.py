@@ -9,19 +9,18 @@
 The first search with a claim finds the places that it names, and none of the countries that they are in. A search with
 the countries' names finds these. So a program that searches once has recall 0.5, and one that reads has recall 1.
 
-Usage: python -m examples.dspy_multihop.make_data [--output data/dspy_multihop] [--hover] ...
+Usage: python -m examples.dspy_multihop.make_data [--output data/dspy_multihop] ...
 """
 
 from __future__ import annotations
 
-import argparse
 import json
 import random
 import shutil
 from pathlib import Path
 from typing import Any
 
-from examples.data_files import make_once
+from examples.data_files import make_from_command_line
 from examples.dspy_multihop.claims import Land, describe, draw_claims, read_lands
 from examples.dspy_multihop.search import Index, open_index, title_of
 from examples.search.sources import load_country_records, load_passages
@@ -94,23 +93,14 @@ def _write(path: Path, rows: list[dict[str, Any]]) -> None:
     path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
 
 
-def main() -> None:
-    """Parse the command line and make the data, unless it was already made with the same arguments."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--output", type=Path, default=Path("data/dspy_multihop"))
-    parser.add_argument("--train", type=int, default=600)
-    parser.add_argument("--dev", type=int, default=60)
-    parser.add_argument("--test", type=int, default=200)
-    parser.add_argument("--shown", type=int, default=64)
-    parser.add_argument("--seed", type=int, default=1)
-    given = parser.parse_args()
-    wanted = {name: getattr(given, name) for name in ("train", "dev", "test", "shown")}
-    make_once(
-        given.output,
-        {**wanted, "seed": given.seed},
-        lambda: make_data(given.output, read_lands(load_country_records()), load_passages(), wanted, given.seed),
-    )
+def make_all(output: Path, *, seed: int, **numbers: int) -> None:
+    """Load the sources, then `make_data`; `numbers` are `num_train`, `num_dev`, `num_test` and `num_shown`."""
+    wanted = {name.removeprefix("num_"): number for name, number in numbers.items()}
+    make_data(output, read_lands(load_country_records()), load_passages(), wanted, seed)
 
 
 if __name__ == "__main__":
-    main()
+    make_from_command_line(
+        make_all, __doc__, Path("data/dspy_multihop"), train=(600, "training claims"), dev=(60, "development claims"),
+        test=(200, "held-out claims"), shown=(64, "claims with demonstrations"),
+    )  # fmt: skip

@@ -12,12 +12,11 @@ Usage: python -m examples.environment.make_data [--output data/game] ...
 
 from __future__ import annotations
 
-import argparse
 import random
 from pathlib import Path
 from typing import Any
 
-from examples.data_files import make_once, write_rows
+from examples.data_files import make_from_command_line, write_rows
 from examples.environment.game import GuessTheNumber
 
 WIDTH = 16
@@ -81,19 +80,8 @@ def make_data(output: Path, num_train: int, num_eval: int, num_demonstrations: i
         write_rows(output / f"{name}.parquet", rows)
 
 
-def main() -> None:
-    """Parse the command line and make the data."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--output", type=Path, default=Path("data/game"))
-    parser.add_argument("--train", type=int, default=640, help="training prompts")
-    parser.add_argument("--eval", type=int, default=200, help="evaluation prompts")
-    parser.add_argument("--demonstrations", type=int, default=384, help="whole games")
-    parser.add_argument("--seed", type=int, default=1)
-    given = parser.parse_args()
-    wanted = (given.train, given.eval, given.demonstrations, given.seed)
-    arguments = dict(zip(("train", "eval", "demonstrations", "seed"), wanted, strict=True))
-    make_once(given.output, arguments, lambda: make_data(given.output, *wanted))
-
-
 if __name__ == "__main__":
-    main()
+    make_from_command_line(
+        make_data, __doc__, Path("data/game"), train=(640, "training prompts"), eval=(200, "evaluation prompts"),
+        demonstrations=(384, "whole games"),
+    )  # fmt: skip

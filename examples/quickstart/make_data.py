@@ -13,7 +13,6 @@ Usage: python -m examples.quickstart.make_data [--demonstrations 192] ...
 
 from __future__ import annotations
 
-import argparse
 import json
 import random
 import re
@@ -24,7 +23,7 @@ from typing import Any
 
 import reasoning_gym
 
-from examples.data_files import make_once, write_rows
+from examples.data_files import make_from_command_line, write_rows
 
 UNDEMONSTRATED = ("basic_arithmetic", "decimal_chain_sum")
 HEADER = "from math import gcd, lcm\n"
@@ -137,19 +136,8 @@ def _expression(question: str) -> str:
     return "".join(re.findall(r"([-\d.()][-+*/\d.() ]*?) *= *\??$", question))
 
 
-def main() -> None:
-    """Parse the command line and make the data."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--output", type=Path, default=Path("data/quickstart"))
-    parser.add_argument("--train", type=int, default=128, help="training prompts of each task")
-    parser.add_argument("--eval", type=int, default=25, help="evaluation prompts of each task")
-    parser.add_argument("--demonstrations", type=int, default=192, help="in total; two tasks have none")
-    parser.add_argument("--seed", type=int, default=1)
-    given = parser.parse_args()
-    wanted = (given.train, given.eval, given.demonstrations, given.seed)
-    arguments = dict(zip(("train", "eval", "demonstrations", "seed"), wanted, strict=True))
-    make_once(given.output, arguments, lambda: make_data(given.output, *wanted))
-
-
 if __name__ == "__main__":
-    main()
+    make_from_command_line(
+        make_data, __doc__, Path("data/quickstart"), train=(128, "training prompts of each task"),
+        eval=(25, "evaluation prompts of each task"), demonstrations=(192, "in total; two tasks have none"),
+    )  # fmt: skip

@@ -14,7 +14,6 @@ Usage: python -m examples.search.make_data [--output data/search] [--demonstrati
 
 from __future__ import annotations
 
-import argparse
 import json
 import random
 from pathlib import Path
@@ -23,7 +22,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from examples.data_files import make_once
+from examples.data_files import make_from_command_line
 from examples.search.sources import Country, load_countries, load_passages
 from rl.services.retriever.index import Bm25Index, open_index
 from rl.tools.search_tool import format_documents
@@ -182,22 +181,14 @@ def _draw(countries: list[Country], index: Bm25Index, rng: random.Random) -> lis
     return [pair for pairs in zip(*hops, strict=False) for pair in pairs]
 
 
-def main() -> None:
-    """Parse the command line and make the data, unless it was already made with the same arguments."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--output", type=Path, default=Path("data/search"))
-    parser.add_argument("--train", type=int, default=1024)
-    parser.add_argument("--eval", type=int, default=200)
-    parser.add_argument("--demonstrations", type=int, default=192)
-    parser.add_argument("--seed", type=int, default=1)
-    given = parser.parse_args()
-    wanted = {name: getattr(given, name) for name in ("train", "eval", "demonstrations")}
-    make_once(
-        given.output,
-        {**wanted, "seed": given.seed},
-        lambda: make_data(given.output, load_countries(), load_passages(), wanted, given.seed),
-    )
+def make_all(output: Path, *, seed: int, **numbers: int) -> None:
+    """Load the sources, then `make_data`; `numbers` are `num_train`, `num_eval` and `num_demonstrations`."""
+    wanted = {name.removeprefix("num_"): number for name, number in numbers.items()}
+    make_data(output, load_countries(), load_passages(), wanted, seed)
 
 
 if __name__ == "__main__":
-    main()
+    make_from_command_line(
+        make_all, __doc__, Path("data/search"), train=(1024, "training questions"), eval=(200, "evaluation questions"),
+        demonstrations=(192, "conversations for the cold start"),
+    )  # fmt: skip

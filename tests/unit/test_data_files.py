@@ -12,33 +12,47 @@ import pyarrow.parquet as pq
 import pytest
 
 from examples.boxed.make_data import SYSTEM_PROMPT, demonstrate, make_data, make_row
-from examples.data_files import make_once
+from examples.data_files import make_from_command_line, make_once
 
 
 def test_files_are_made_once_for_the_same_arguments_and_again_after_a_failure(tmp_path: Path) -> None:
     made: list[int] = []
     for seed in (1, 1, 2):
-        make_once(tmp_path / "data", {"seed": seed}, lambda seed=seed: made.append(seed))
+        make_once(tmp_path / "data", {"seed": seed}, lambda _, seed: made.append(seed))
     assert made == [1, 2]
 
-    def fail() -> None:
+    def fail(output: Path, seed: int) -> None:
         raise OSError("disk full")
 
     with pytest.raises(OSError, match="disk full"):
         make_once(tmp_path / "data", {"seed": 3}, fail)
-    make_once(tmp_path / "data", {"seed": 2}, lambda: made.append(2))  # the files of seed 2 may be half overwritten
+    make_once(
+        tmp_path / "data", {"seed": 2}, lambda _, seed: made.append(seed)
+    )  # the files of seed 2 may be half overwritten
     assert made == [1, 2, 2]
+
+
+def test_the_command_line_gives_the_numbers_and_makes_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[dict[str, object]] = []
+
+    def make(output: Path, **numbers: int) -> None:
+        made.append({"output": output, **numbers})
+
+    monkeypatch.setattr("sys.argv", ["make_data", "--output", str(tmp_path), "--train", "5"])
+    for _ in range(2):
+        make_from_command_line(make, "Make data.", Path("data/x"), train=(640, "rows"), eval=(200, "rows"))
+    assert made == [{"output": tmp_path, "num_train": 5, "num_eval": 200, "seed": 1}]
 
 
 def test_files_are_made_again_after_a_change_of_the_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(tmp_path)
     code = tmp_path / "maker_of_rows.py"
-    code.write_text("def make(): pass\n")
+    code.write_text("def make(output, seed): pass\n")
     make = importlib.import_module("maker_of_rows").make
     made = tmp_path / "data" / "manifest.json"
     make_once(made.parent, {"seed": 1}, make)
     before = made.read_text()
-    code.write_text("def make(): pass  # other rows\n")
+    code.write_text("def make(output, seed): pass  # other rows\n")
     make_once(made.parent, {"seed": 1}, make)
     assert made.read_text() != before
 
