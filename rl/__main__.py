@@ -18,6 +18,7 @@ from rl.errors import StoppedError, TurnwiseError, unknown_name
 
 if TYPE_CHECKING:
     from rl.config.load import Composed
+    from rl.config.problems import Problem
     from rl.config.schema import Config
 
 logger = logging.getLogger("rl.command")  # `python -m rl` names this module __main__, and such lines are not shown
@@ -62,17 +63,9 @@ def main(argv: list[str] | None = None) -> int:
 
 def init(argv: list[str]) -> int:
     """Write a small project of your own: configuration, reward, tool, data, test."""
-    from rl.project import MODEL, create_project
+    from rl.project import main as write
 
-    parser = _parser("init", init)
-    parser.add_argument("folder", type=Path, metavar="FOLDER", help="a new or empty folder")
-    parser.add_argument(
-        "--model", type=Path, default=MODEL, metavar="FOLDER", help="Hugging Face folder; default: %(default)s"
-    )
-    arguments = parser.parse_args(argv)
-    create_project(arguments.folder, arguments.model)
-    sys.stdout.write(f"{arguments.folder}: read its README.md, or begin with: bash {arguments.folder / 'run.sh'}\n")
-    return 0
+    return write(argv)
 
 
 def train(argv: list[str]) -> int:
@@ -191,59 +184,32 @@ def validate(argv: list[str]) -> int:
     arguments = parser.parse_intermixed_args(argv)
     composed = _compose(arguments)
     from rl.config.model_facts import find_model_facts
-    from rl.config.problems import Severity, without_consequences
     from rl.config.report import print_arithmetic, print_configuration, print_problems
     from rl.observability.log import console
-    from rl.preflight import inspect_run
     from rl.run.auto_resume import with_checkpoint
 
     config = with_checkpoint(composed.config) if arguments.strict else composed.config
-    found = inspect_run(config, composed.given, is_strict=arguments.strict)
-    problems = [*composed.problems, *without_consequences(found, composed.problems)]
+    problems = _problems_of(composed, config, is_strict=arguments.strict)
     print_configuration(console(), composed.config)
     print_arithmetic(console(), composed.config, find_model_facts(composed.config)[0])
     print_problems(console(), problems)
-    num_errors = sum(problem.severity is Severity.ERROR for problem in problems)
-    verdict = f"{num_errors} errors." if num_errors else "The configuration is valid."
-    sys.stdout.write(f"{arguments.config_name}: {verdict}\n")
-    return 2 if num_errors else 0
+    return _verdict(arguments.config_name, problems)
 
 
 def migrate(argv: list[str]) -> int:
     """Convert a configuration of MindSpeed-RL, verl or TRL, and say what became of every key."""
-    from rl.migrate.command import migrate as convert
-    from rl.migrate.command import write_files
-    from rl.migrate.read import Framework
-
-    parser = _parser("migrate", migrate)
-    kinds = "a run's YAML, TRL's JSON, a shell script of verl; of MindSpeed-RL also a dataset's or a tool YAML"
-    parser.add_argument("file", type=Path, metavar="FILE", help=kinds)
-    parser.add_argument("--tool-config", type=Path, metavar="FILE", help="tool YAML; default: the one that FILE names")
-    parser.add_argument("-o", "--output", type=Path, metavar="FILE", help="default: configs/ and the name of FILE")
-    whose = "the framework; default: recognized by the keys"
-    parser.add_argument("--from", dest="framework", choices=[kind.value for kind in Framework], help=whose)
-    arguments = parser.parse_args(argv)
-    framework = Framework(arguments.framework) if arguments.framework else None
-    done = convert(arguments.file, arguments.output, arguments.tool_config, framework)
-    sys.stdout.write(done.summary)
-    write_files(done)
-    return _verdict(next(iter(done.texts))) if done.is_run else 0
-
-
-def _verdict(path: Path) -> int:
-    """Check a configuration that was written, as `validate` does; print its errors and the verdict."""
     from rl.config.load import compose_config
-    from rl.config.problems import Severity, without_consequences
-    from rl.preflight import inspect_run
+    from rl.config.problems import Severity
+    from rl.migrate.command import main as convert
 
+    path = convert(argv)
+    if path is None:
+        return 0
     composed = compose_config(str(path))
-    found = inspect_run(composed.config, composed.given, is_strict=False)
-    problems = [*composed.problems, *without_consequences(found, composed.problems)]
+    problems = _problems_of(composed, composed.config, is_strict=False)
     errors = [problem.text for problem in problems if problem.severity is Severity.ERROR]
     sys.stdout.write("".join(f"error {text}\n" for text in errors))
-    verdict = f"{len(errors)} errors." if errors else "The configuration is valid."
-    sys.stdout.write(f"{path}: {verdict}\n")
-    return 2 if errors else 0
+    return _verdict(str(path), problems)
 
 
 def sandbox(argv: list[str]) -> int:
@@ -425,6 +391,25 @@ def _checked_config(arguments: argparse.Namespace, task: str) -> Config:
             logger.warning("%s", problem.text)
     raise_errors(problems)
     return composed.config
+
+
+def _problems_of(composed: Composed, config: Config, *, is_strict: bool) -> list[Problem]:
+    """All problems of a configuration: of its keys, and of the run that it describes."""
+    from rl.config.problems import without_consequences
+    from rl.preflight import inspect_run
+
+    found = inspect_run(config, composed.given, is_strict=is_strict)
+    return [*composed.problems, *without_consequences(found, composed.problems)]
+
+
+def _verdict(name: str, problems: list[Problem]) -> int:
+    """Print whether a configuration is valid; return the exit code."""
+    from rl.config.problems import Severity
+
+    num_errors = sum(problem.severity is Severity.ERROR for problem in problems)
+    verdict = f"{num_errors} errors." if num_errors else "The configuration is valid."
+    sys.stdout.write(f"{name}: {verdict}\n")
+    return 2 if num_errors else 0
 
 
 def _to_continue(config: Config) -> Config | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -34,6 +35,28 @@ class Migrated:
     summary: str = ""
     is_run: bool = True
     """Whether the first file is the configuration of a run, and not of a dataset or of tools."""
+
+
+def main(argv: list[str]) -> Path | None:
+    """Parse the arguments, print the summary and write the files.
+
+    Returns:
+        The configuration of a run that was written; None for a dataset or tools.
+    """
+    description = "Convert a configuration of MindSpeed-RL, verl or TRL, and say what became of every key."
+    parser = argparse.ArgumentParser(prog="rl migrate", description=description)
+    kinds = "a run's YAML, TRL's JSON, a shell script of verl; of MindSpeed-RL also a dataset's or a tool YAML"
+    parser.add_argument("file", type=Path, metavar="FILE", help=kinds)
+    parser.add_argument("--tool-config", type=Path, metavar="FILE", help="tool YAML; default: the one that FILE names")
+    parser.add_argument("-o", "--output", type=Path, metavar="FILE", help="default: configs/ and the name of FILE")
+    whose = "the framework; default: recognized by the keys"
+    parser.add_argument("--from", dest="framework", choices=[kind.value for kind in Framework], help=whose)
+    arguments = parser.parse_args(argv)
+    framework = Framework(arguments.framework) if arguments.framework else None
+    done = migrate(arguments.file, arguments.output, arguments.tool_config, framework)
+    sys.stdout.write(done.summary)
+    _write_files(done)
+    return next(iter(done.texts)) if done.is_run else None
 
 
 def migrate(
@@ -75,7 +98,7 @@ def migrate(
     return done
 
 
-def write_files(done: Migrated) -> None:
+def _write_files(done: Migrated) -> None:
     """Write the files.
 
     Raises:
@@ -95,7 +118,8 @@ def write_files(done: Migrated) -> None:
 
 def _is_tool_config(path: Path) -> bool:
     """Whether a YAML lists tools."""
-    return "tools" in read_yaml(path) and "rl_config" not in read_yaml(path)
+    tree = read_yaml(path)
+    return "tools" in tree and "rl_config" not in tree
 
 
 def _tools(draft: Draft, file: Path, output: Path, tool_config: Path | None, done: Migrated) -> str:

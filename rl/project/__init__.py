@@ -6,6 +6,7 @@ the model folder and the Python interpreter.
 
 from __future__ import annotations
 
+import argparse
 import shutil
 import sys
 from pathlib import Path
@@ -16,6 +17,19 @@ TEMPLATE = Path(__file__).parent / "template"
 MODEL = Path("models/SmolLM2-135M-Instruct")
 """The model of the quickstart; `tools/fetch_model.py` fetches it."""
 _FILLED_IN = ("configs/train.yaml", "run.sh", "README.md")
+
+
+def main(argv: list[str]) -> int:
+    """Parse the arguments of `rl init` and write the project; returns the exit code."""
+    description = "Write a small project of your own: configuration, reward, tool, data, test."
+    parser = argparse.ArgumentParser(prog="rl init", description=description)
+    parser.add_argument("folder", type=Path, metavar="FOLDER", help="a new or empty folder")
+    model = "Hugging Face folder; default: %(default)s"
+    parser.add_argument("--model", type=Path, default=MODEL, metavar="FOLDER", help=model)
+    given = parser.parse_args(argv)
+    create_project(given.folder, given.model)
+    sys.stdout.write(f"{given.folder}: read its README.md, or begin with: bash {given.folder / 'run.sh'}\n")
+    return 0
 
 
 def create_project(folder: Path, model: Path) -> None:
