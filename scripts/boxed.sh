@@ -7,7 +7,7 @@ source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 RUNS=runs/boxed
 prepare examples.boxed.make_data
 for name in train eval; do
-    prepare_dataset boxed "data/boxed/$name.parquet" input="data/boxed/$name.jsonl"
+    rl preprocess --config-name datasets/boxed input="data/boxed/$name.jsonl" output_prefix="data/boxed/$name"
 done
 evaluate base grpo_smollm2_135m_boxed "$MODEL"
 cold_start cold_start sft_smollm2_135m_boxed
