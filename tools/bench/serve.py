@@ -5,10 +5,11 @@ from __future__ import annotations
 import asyncio
 import itertools
 import socket
+import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Coroutine, Iterable
+from collections.abc import Callable, Coroutine, Iterable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,7 +26,7 @@ from rl.config.schema import Config
 from tools.bench.figures import Figure, median_ratio, write_json
 from tools.bench.vllm_server import MODEL, vllm_server
 
-_NUM_CLIENTS, _ROUNDS, _NUM_REQUESTS, _MAX_TOKENS = 64, 3, 3, 64
+_NUM_CLIENTS, _ROUNDS, _NUM_REQUESTS, _MAX_TOKENS = 64, 5, 3, 64
 _SPEED_GOAL, _MEMORY_GOAL_GB = 0.9, 2.0
 _NUM_ROLLOUTS, _GROUP_SIZE, _SHORT = 10_000, 8, 2
 _TIMEOUT_S = 600.0
@@ -64,47 +65,75 @@ def measure(config: Config, num_rollouts: int) -> list[Figure]:
         front = service.front
         front.use(config, folder, 0, set())
         front.begin_sampling(0, [])
-        with vllm_server(config, port=_free_port(), cores=layout.rollouts[0].cores, folder=folder) as other:
-            speed = _compare(service, other)
+        cores, niceness = layout.rollouts[0].cores, _service_process().nice()  # Ray's workers are niced
+        server = vllm_server(config, port=_free_port(), cores=cores, folder=folder, niceness=niceness)
+        with server as (address, process):
+            speed = _compare(service, address, process)
         return [*speed, *_memory(service, num_rollouts)]
 
 
-def _compare(service: ServiceHandle, other: str) -> list[Figure]:
+def _compare(service: ServiceHandle, other: str, server: psutil.Process) -> list[Figure]:
     targets = [_Target(f"{other}/v1", MODEL)] * _NUM_CLIENTS
-    measured: dict[str, list[float]] = {"service": [], "vLLM": []}
+    speeds: dict[str, list[float]] = {"service": [], "vLLM": []}
+    cpu: dict[str, list[float]] = {"service": [], "vLLM": []}
 
     def of_service(number: int) -> float:
-        measured["service"].append(asyncio.run(_speed_of_service(service.address, number)))
-        return measured["service"][-1]
+        return of("service", lambda: _speed_of_service(service.address, number))
 
     def of_vllm(number: int) -> float:
-        measured["vLLM"].append(asyncio.run(_speed(targets, number)))
-        return measured["vLLM"][-1]
+        return of("vLLM", lambda: _speed(targets, number))
+
+    def of(name: str, ask: Callable[[], Coroutine[Any, Any, tuple[int, float]]]) -> float:
+        before = _cpu_seconds(server)
+        tokens, seconds = asyncio.run(ask())
+        after = _cpu_seconds(server)
+        cpu[name].append((after[name] - before[name]) / tokens * 1e3)
+        speeds[name].append(tokens / seconds)
+        return speeds[name][-1]
 
     of_service(-1), of_vllm(-1)  # warms up: the first round of a batch's size is slower
     ratio, ours, theirs = median_ratio(of_service, of_vllm, _ROUNDS)
-    rounds = ", ".join(f"{a:.0f}/{b:.0f}" for a, b in zip(*measured.values(), strict=True))
+    rounds = ", ".join(f"{a:.0f}/{b:.0f}" for a, b in zip(*speeds.values(), strict=True))
     detail = (
         f"{ours:.0f} against {theirs:.0f} tokens/s (rounds, with the first that warms up: {rounds}); {_NUM_CLIENTS} "
         f"clients, {_NUM_CLIENTS * _NUM_REQUESTS} requests of at most {_MAX_TOKENS} tokens a round"
     )
+    costs = {name: statistics.median(values[1:]) for name, values in cpu.items()}
     return [
         Figure("service / vLLM's server", ratio, "", _SPEED_GOAL, detail=detail),
+        Figure(
+            "CPU time a token, vLLM's server / service",
+            costs["vLLM"] / costs["service"],
+            "",
+            _SPEED_GOAL,
+            detail=f"{costs['vLLM']:.2f} ms against {costs['service']:.2f} ms, engines included",
+        ),
         Figure("service", ours, "tokens/s"),
     ]
 
 
-async def _speed_of_service(address: str, number: int) -> float:
+def _cpu_seconds(server: psutil.Process) -> dict[str, float]:
+    """CPU time of the processes of vLLM's server, and of all others that this one has started."""
+    of_server = {server.pid, *(one.pid for one in server.children(recursive=True))}
+    times = {"service": 0.0, "vLLM": 0.0}
+    for process in psutil.Process().children(recursive=True):
+        with suppress(psutil.NoSuchProcess):
+            spent = process.cpu_times()
+            times["vLLM" if process.pid in of_server else "service"] += spent.user + spent.system
+    return times
+
+
+async def _speed_of_service(address: str, number: int) -> tuple[int, float]:
     async with _session() as session:
         rollouts = await _open(session, address, _NUM_CLIENTS)
-        speed = await _speed([_Target(one["base_url"], one["model"]) for one in rollouts], number)
+        measured = await _speed([_Target(one["base_url"], one["model"]) for one in rollouts], number)
         for one in rollouts:
             await _post(session, f"{address}/rollouts/{one['id']}/abort", {})
-    return speed
+    return measured
 
 
-async def _speed(targets: list[_Target], number: int) -> float:
-    """Sampled tokens per second of clients that ask at once, each one request after the other."""
+async def _speed(targets: list[_Target], number: int) -> tuple[int, float]:
+    """Sampled tokens and seconds of clients that ask at once, each one request after the other."""
     async with _session() as session:
 
         async def lead(client: int, target: _Target) -> int:
@@ -116,7 +145,7 @@ async def _speed(targets: list[_Target], number: int) -> float:
         start = time.perf_counter()
         tokens = await asyncio.gather(*(lead(i, target) for i, target in enumerate(targets)))
         seconds = time.perf_counter() - start
-    return sum(tokens) / seconds
+    return sum(tokens), seconds
 
 
 def _memory(service: ServiceHandle, num_rollouts: int) -> list[Figure]:

@@ -15,6 +15,7 @@ from urllib.error import URLError
 from urllib.request import urlopen
 
 import aiohttp
+import psutil
 
 from rl.config.schema import Config
 from rl.errors import TurnwiseError
@@ -27,8 +28,10 @@ MODEL = "served"
 
 
 @contextmanager
-def vllm_server(config: Config, *, port: int, cores: tuple[int, ...], folder: Path) -> Iterator[str]:
-    """Run `vllm.entrypoints.openai.api_server` during the block; gives its address.
+def vllm_server(
+    config: Config, *, port: int, cores: tuple[int, ...], folder: Path, niceness: int
+) -> Iterator[tuple[str, psutil.Process]]:
+    """Run `vllm.entrypoints.openai.api_server` during the block; gives its address and its process.
 
     The engine is that of `rl.inference.engine`: dtype, limits, cache, cores, and kernels are the same.
 
@@ -37,12 +40,14 @@ def vllm_server(config: Config, *, port: int, cores: tuple[int, ...], folder: Pa
         port: A free port.
         cores: Cores for the engine.
         folder: For its sockets and its log.
+        niceness: Of its processes.
 
     Raises:
         TurnwiseError: It did not start, or ended.
     """
     generate, address, log = config.generate_config, f"http://127.0.0.1:{port}", folder / "vllm.log"
-    command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--host", "127.0.0.1", "--port", str(port)]
+    command = ["nice", "-n", str(niceness)]
+    command += [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--host", "127.0.0.1", "--port", str(port)]
     command += ["--model", config.actor_config.load, "--served-model-name", MODEL, "--dtype", generate.dtype]
     command += ["--max-model-len", str(generate.max_model_len), "--max-num-seqs", str(generate.max_num_seqs)]
     command += ["--max-num-batched-tokens", str(max(generate.max_num_batched_tokens, generate.max_model_len))]
@@ -57,7 +62,7 @@ def vllm_server(config: Config, *, port: int, cores: tuple[int, ...], folder: Pa
         process = subprocess.Popen(command, env=environment, stdout=stream, stderr=stream, start_new_session=True)
     try:
         _wait_until_healthy(process, address, log)
-        yield address
+        yield address, psutil.Process(process.pid)
     except aiohttp.ClientConnectionError as error:
         raise TurnwiseError(f"bench serve: vLLM's server ended. It ended with:\n{_end_of(log)}") from error
     finally:
