@@ -52,9 +52,9 @@ from rl.config.serve import ServeConfig
 
 @dataclass(config=CHECKED)
 class ModelConfig(Section):
-    """Architecture facts, from configs/model/*.yaml: for `validate` where the model folder is not at hand.
+    """Architecture facts from configs/model/*.yaml, for `validate` without the model folder.
 
-    A folder's own config.json is what training uses; where both are there they must agree.
+    Training reads the folder's own config.json; if both exist, they must agree.
     """
 
     model_type: str = ""
@@ -95,8 +95,8 @@ class MegatronTraining(Section):
     train_iters: StepsOrZero = 100
     """Steps of the run."""
     total_epochs: Count | None = None
-    """How often to use each prompt, also those in groups that dynamic sampling drops; with it, the run ends at the
-    earlier of this and `train_iters`."""
+    """How often to use each prompt, including prompts whose groups dynamic sampling drops. The run ends after this or
+    after `train_iters`, whichever comes first."""
     seq_length: int | None = Field(default=None, ge=2, le=10_000_000)
     """Longest demonstration of `rl sft`, tokens; by default `generate_config.max_model_len`. Not read by `rl train`."""
     save_interval: Steps = 100
@@ -104,8 +104,8 @@ class MegatronTraining(Section):
     max_checkpoints: Count | None = None
     """Newest checkpoints of this run to keep; by default all."""
     best_metric: str | None = None
-    """Metric whose best checkpoint stays beyond `max_checkpoints`: its name if the largest value is best, as in
-    `val-core/all/acc/mean@1`, or with a `-` before it if the smallest is. Only steps with a checkpoint count."""
+    """Metric whose best checkpoint is kept in addition to `max_checkpoints`, such as `val-core/all/acc/mean@1`. The
+    largest value is best; put `-` before the name if the smallest is. Only steps with a checkpoint count."""
     record_tokens_every: StepsOrZero = 10
     """Steps between recordings of every token with its log-probs (`tokens/` of the run directory), for `rl explain`,
     `rl view --tokens` and `replay`; the first step is recorded too, 0 records none. A recorded step takes one more
@@ -134,10 +134,10 @@ class MegatronTraining(Section):
     """`path` continues from `resume`, if that is set. `auto` continues the run of this `run_name` from its newest
     checkpoint that is not damaged; without one it does as `path`. `never` starts anew."""
     profile_step: Steps | None = None
-    """Step, from 1, of which `profile/` of the run gets a trace and a table of operators for each rank, and with
+    """Step to profile, from 1. `profile/` of the run gets a trace and a table of operators for each rank, and with
     py-spy a flame graph of each process."""
     rollout_only: bool = False
-    """Sample, score and record every step without an actor: the weights stay those of `actor_config.load`."""
+    """Sample, score and record every step without training: the weights stay those of `actor_config.load`."""
     replay: InputPath | None = None
     """Train on what a run recorded instead of sampling: its directory, or the tokens file of one step. No engine,
     tool, reward or evaluation runs."""
@@ -176,7 +176,7 @@ class ActorConfig(Section):
     pipeline_model_parallel_size: Ranks = 1
     """Ranks that share the layers; must divide their number."""
     num_layers_per_virtual_pipeline_stage: Ranks | None = None
-    """Layers of a chunk, where a pipeline rank has several (the interleaved schedule, which idles less); must divide
+    """Layers of a chunk, if a pipeline rank has several (the interleaved schedule, which idles less). Must divide
     the rank's layers. By default a rank has one chunk."""
     recompute_granularity: Literal["none", "full"] = "none"
     """`full` recomputes each layer's activations in the backward pass, `none` keeps them."""
@@ -226,7 +226,7 @@ class RLConfig(Section):
     max_prompt_length: Tokens = 2048
     """Tokens of a prompt; longer prompts are dropped and counted."""
     max_packing_token_size: int = Field(default=4096, ge=2, le=10_000_000)
-    """Tokens of one micro-batch; samples are packed without padding up to it. A longer sample stands alone."""
+    """Tokens of one micro-batch; samples are packed without padding up to it. A longer sample gets its own."""
     share_prompt_prefix: bool | None = None
     """Store the prompt of a group, and the turns that several sequences of a trajectory begin with, once in a
     micro-batch instead of once for each sequence. By default only on CPU: the packed attention kernel of CUDA has no
@@ -279,8 +279,8 @@ class RLConfig(Section):
     rollout_correction: RolloutCorrection = field(default_factory=RolloutCorrection)
     """What to do about the gap between the engine's log-probs and the actor's."""
     max_skipped_steps: Steps = 3
-    """Consecutive steps with an optimizer step skipped for NaN or Inf, or in which every reward failed, after which the
-    run stops."""
+    """The run fails after this many steps in a row in which NaN or Inf skipped an optimizer step, or every reward
+    failed."""
     # Dynamic sampling and length shaping (DAPO)
     filter_groups_enable: bool = False
     """Refill the batch until `global_batch_size` groups have scores that differ."""
@@ -319,8 +319,8 @@ class RLConfig(Section):
     tool_config_path: InputPath | None = None
     """Tool YAML."""
     environment: CodeName = "tools"
-    """What answers a turn without a tool call: `tools` takes it for the answer; or `package.module:Class` or
-    `path/file.py:Class`."""
+    """What follows a turn without a tool call. With `tools` the turn is the answer. `package.module:Class` or
+    `path/file.py:Class` names your own environment."""
     environment_kwargs: dict[str, Any] = field(default_factory=dict)
     """Keyword arguments of the environment's class."""
     rollout_function: CodeName = "agent_loop"
@@ -334,9 +334,9 @@ class RLConfig(Section):
     agent_function_kwargs: dict[str, Any] = field(default_factory=dict)
     """Keyword arguments of the agent function."""
     num_agent_processes: Ranks = 1
-    """Processes of each rollout worker that run agent functions. More help where agents compute much themselves."""
+    """Processes of each rollout worker that run agent functions. Raise it if agents compute much themselves."""
     max_tool_calls: int = Field(default=1, ge=0, le=1_000_000)
-    """Executed tool calls in a trajectory; then one final turn to answer."""
+    """Executed tool calls in a trajectory; after them the model has one final turn to answer."""
     max_parallel_calls: Count = 1
     """Calls of one turn to execute, all at once; further calls get an error result and are not counted."""
     max_total_response_length: Tokens = 2048
@@ -365,7 +365,7 @@ class RLConfig(Section):
     """Devices of the rollout; with `use_integrated_worker` the actor's."""
     in_process: bool = False
     """Run actor, reference, engine, tools and rewards in the driver's process, without Ray: for breakpoints. One rank
-    of the actor and one engine. Nothing of the user's code has a deadline, and there is no progress bar."""
+    of the actor and one engine. User code has no deadline, and there is no progress bar."""
     ray_address: str | None = None
     """Address of a running Ray cluster; by default the run starts one on this machine."""
 

@@ -51,7 +51,7 @@ async def test_tools_page_tool_loads_and_answers(tmp_path: Path, monkeypatch: py
 
 
 async def test_tools_page_function_loads_and_answers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    code, settings = python_and_yaml("tools.md", "## Functions")
+    code, settings = python_and_yaml("tools.md", "# Tools")
     (tmp_path / "my_functions.py").write_text(code)
     (tmp_path / "my_functions.yaml").write_text(settings)
     monkeypatch.chdir(tmp_path)
@@ -65,8 +65,9 @@ async def test_tools_page_function_loads_and_answers(tmp_path: Path, monkeypatch
     assert toolbox.schemas[0]["function"]["parameters"]["properties"]["unit"]["enum"] == ["km", "mi"]
 
 
-def test_tools_page_first_yaml_is_a_toolbox(tmp_path: Path) -> None:
-    settings = re.search(r"```yaml\n(.*?)```", (DOCS / "tools.md").read_text(), re.S)
+def test_tools_page_class_yaml_is_a_toolbox(tmp_path: Path) -> None:
+    section = (DOCS / "tools.md").read_text().partition("## The YAML")[2]
+    settings = re.search(r"```yaml\n(.*?)```", section, re.S)
     assert settings is not None
     (tmp_path / "tools.yaml").write_text(settings.group(1))
     assert load_toolbox(tmp_path / "tools.yaml").names == ["code_interpreter"]
