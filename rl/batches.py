@@ -108,6 +108,10 @@ class TrajectoryHeader:
     reward: float | None = None
     advantage: float | None = None
     exclusion: Exclusion | None = None
+    tokens_by_version: dict[int, int] = field(default_factory=dict)
+    """Tokens to train on, by the `policy_version` that sampled them."""
+    ended_at: float = 0.0
+    """When it was scored, seconds since 1970."""
     answer: str = ""
     """The normalized answer, for the majority vote of an evaluation; empty in training."""
 

@@ -19,6 +19,7 @@ import ray
 import ray._private.worker as ray_worker
 
 from rl.cluster.actors import ActorGroup
+from rl.cluster.ahead_rollouts import AheadRollouts
 from rl.cluster.cluster import Cluster
 from rl.cluster.embedded_services import embedded_services
 from rl.cluster.endings import (
@@ -112,7 +113,8 @@ def launch(
         colocated = runs_on_cuda(config) and config.rl_config.use_integrated_worker and loss and prompts is not None
         if prompts is not None:
             workers, starts = start_rollouts(site, model_folder, overrides, stack)
-            rollouts = RolloutGroup(workers, prompts, config, on_group=on_group)
+            kind = AheadRollouts if config.rl_config.runs_ahead else RolloutGroup
+            rollouts = kind(workers, prompts, config, on_group=on_group)
             if colocated:  # the engines free their memory before the actor loads; apart, both start in parallel
                 wait_for(starts)
                 rollouts.leave_devices()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import itertools
 import logging
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -64,26 +65,33 @@ class RayWorkers:
         self.workers = dict(enumerate(workers))
         self.config, self.nodes, self.rewards = config, dict(enumerate(nodes)), list(rewards)
         self.router = Router(list(self.workers))
-        self._running: dict[ray.ObjectRef, _Job] = {}
+        self._running: dict[int, dict[ray.ObjectRef, _Job]] = {}
+        """What each call of `run` waits for."""
+        self._run_numbers = itertools.count()
         self._writing: ray.ObjectRef | None = None
 
     def run(self, batch: PromptBatch) -> Iterator[tuple[int, GroupHeader]]:
         """See `Workers`. If a worker dies, its prompts go to the others."""
-        self._running.clear()
-        while batch.waiting or self._running:
-            self._dispatch(batch)
-            done, _ = ray.wait(list(self._running), num_returns=1, timeout=1.0)
-            for ref in done:
-                job = self._running.pop(ref)
-                try:
-                    group = self._group(ref, job)
-                except WorkerDiedError as error:
-                    self._remove(job.replica, error)
-                    batch.waiting.appendleft((job.order, job.prompt))
-                    continue
-                self.router.release(job.prompt.id)
-                yield job.order, group
-            self._end_hung()
+        number, running = next(self._run_numbers), dict[ray.ObjectRef, _Job]()
+        self._running[number] = running
+        try:
+            while (batch.waiting and not batch.is_held) or running:
+                self._dispatch(batch, running)
+                done, _ = ray.wait(list(running), num_returns=1, timeout=1.0) if running else ([], [])
+                for ref in done:
+                    job = running.pop(ref)
+                    try:
+                        group = self._group(ref, job)
+                    except WorkerDiedError as error:
+                        self._remove(job.replica, error)
+                        batch.waiting.appendleft((job.order, job.prompt))
+                        continue
+                    self.router.release(job.prompt.id)
+                    yield job.order, group
+                self._drop(batch, running)
+                self._end_hung(running)
+        finally:
+            del self._running[number]
 
     def call(self, method: str, arguments: Mapping[int, tuple[Any, ...]] = _NONE, *, what: str) -> list[Any]:
         """See `Workers`; each worker may get its own arguments. Dead workers are skipped."""
@@ -107,7 +115,7 @@ class RayWorkers:
     @property
     def num_running(self) -> int:
         """See `Workers`."""
-        return len(self._running)
+        return sum(map(len, list(self._running.values())))
 
     def engine_metrics(self, timeout_s: float) -> dict[int, list[Metric]]:
         """See `Workers`. A worker that is dying is found out by `run`, not here."""
@@ -159,16 +167,26 @@ class RayWorkers:
         """See `Workers`."""
         return ray.put(value)
 
-    def _dispatch(self, batch: PromptBatch) -> None:
+    def _dispatch(self, batch: PromptBatch, running: dict[ray.ObjectRef, _Job]) -> None:
         """Send prompts to workers with room. Deadlines run from here, so prompts must not wait in a worker's queue."""
         room = groups_at_once(self.config, batch.num_samples)
-        while batch.waiting and min(self.router.num_sessions(r) for r in self.router.replicas) < room:
+        while batch.waiting and not batch.is_held and len(running) < room * len(self.workers):
             order, prompt = batch.waiting.popleft()
+            if order in batch.dropped:
+                continue
             replica = self.router.route(prompt.id)
             ref, rows, record = self.workers[replica].run_group.remote(
                 prompt, batch.num_samples, batch.sampling, batch.keeps_rows
             )
-            self._running[ref] = _Job(order, prompt, replica, rows, record)
+            running[ref] = _Job(order, prompt, replica, rows, record)
+
+    def _drop(self, batch: PromptBatch, running: dict[ray.ObjectRef, _Job]) -> None:
+        """Cancel what is not wanted any more: its requests are aborted, its tools closed."""
+        for ref, job in list(running.items()):
+            if job.order in batch.dropped:
+                del running[ref]
+                self.router.release(job.prompt.id)
+                ray.cancel(ref)
 
     def _group(self, ref: ray.ObjectRef, job: _Job) -> GroupHeader:
         trajectories, prompt_ids = result(ref, what=f"rollout worker {job.replica}")
@@ -187,11 +205,11 @@ class RayWorkers:
         if not self.workers:
             raise RolloutError(f"no rollout worker is left. {error}") from error
 
-    def _end_hung(self) -> None:
+    def _end_hung(self, running: dict[ray.ObjectRef, _Job]) -> None:
         """Kill workers that are long past a trajectory's deadline; their prompts go to other workers."""
         rl, now = self.config.rl_config, time.monotonic()
         deadline = rl.trajectory_timeout + rl.verifier_timeout + _GRACE_S
-        for job in list(self._running.values()):
+        for job in list(running.values()):
             if now - job.started > deadline and job.replica in self.workers:
                 worker = self.workers[job.replica]
                 error = RolloutError(

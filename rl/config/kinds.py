@@ -99,6 +99,13 @@ class KlControl(Choice):
     ADAPTIVE = "adaptive"
 
 
+class StalenessStrategy(Choice):
+    """What to do with a group that becomes too old before it is complete."""
+
+    WAIT = "wait"
+    DROP = "drop"
+
+
 class LossAggregation(Choice):
     """How the losses of tokens become one; the names are verl's, the formulas in `rl.algorithms.aggregation`."""
 

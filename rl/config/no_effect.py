@@ -135,6 +135,11 @@ def _batch_conditions(rl: RLConfig) -> tuple[Condition, ...]:
             "filter_groups_enable is false. Set that.",
         ),
         Condition(
+            ("rl_config.staleness_strategy", "rl_config.partial_rollout"),
+            rl.runs_ahead,
+            "max_staleness is 0, so each step waits for all rollouts. Set that above 0.",
+        ),
+        Condition(
             (
                 "rl_config.overlong_buffer",
                 "rl_config.overlong_buffer_penalty_factor",

@@ -40,6 +40,12 @@ def in_process_problems(config: Config) -> Iterator[Problem]:
         yield error(
             f"rl_config.ray_address: in_process starts no worker in a cluster, got '{rl.ray_address}'. Remove one."
         )
+    for name in ("max_staleness", "over_sample_rate"):
+        if getattr(rl, name) > 0:
+            yield error(
+                f"rl_config.{name}: must be 0 with in_process, where rollouts and update take turns, got "
+                f"{getattr(rl, name):g}. Set 0."
+            )
     if not rl.use_integrated_worker:
         yield error("rl_config.use_integrated_worker: must be true with in_process, got false. Set true.")
     if rl.num_reward_workers > 1:

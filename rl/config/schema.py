@@ -39,6 +39,7 @@ from rl.config.kinds import (
     Seed,
     Share,
     SignedWeight,
+    StalenessStrategy,
     Steps,
     StepsOrZero,
     Tokens,
@@ -281,6 +282,18 @@ class RLConfig(Section):
     max_skipped_steps: Steps = 3
     """The run fails after this many steps in a row in which NaN or Inf skipped an optimizer step, or every reward
     failed."""
+    # Rollouts that run ahead
+    max_staleness: StepsOrZero = 0
+    """Steps that a group may lag behind the weights that train on it. The groups of as many further steps are sampled
+    meanwhile. 0: the update waits for all rollouts, and the rollouts for the update."""
+    staleness_strategy: StalenessStrategy = StalenessStrategy.WAIT
+    """What to do with a group that reaches `max_staleness` before it is complete: `wait` for it, or `drop` it once
+    others fill the batch. Dropping loses long trajectories."""
+    partial_rollout: bool = True
+    """A trajectory that a publish interrupts goes on under the new weights; false: the publish waits for its end."""
+    over_sample_rate: Share = 0.0
+    """Groups to sample beyond what a step needs, as a share of `global_batch_size`. The step takes those that are
+    complete; the others go on, and lag behind by one step more."""
     # Dynamic sampling and length shaping (DAPO)
     filter_groups_enable: bool = False
     """Refill the batch until `global_batch_size` groups have scores that differ."""
@@ -374,6 +387,11 @@ class RLConfig(Section):
         own = (self.environment, self.rollout_function, self.agent_function)
         if not self.verifier_function and own != ("tools", "agent_loop", None):
             self.verifier_function, self.verifier_weight = ["environment"], [1.0]
+
+    @property
+    def runs_ahead(self) -> bool:
+        """Whether rollouts go on while the actor learns."""
+        return self.max_staleness > 0 or self.over_sample_rate > 0
 
 
 @dataclass(config=CHECKED)

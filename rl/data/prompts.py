@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
 
 from rl.data.columns import answer_value, complete_map, prompt_messages
 from rl.data.messages import ground_truth_text
 from rl.data.rows import is_columnar, iter_rows
-from rl.errors import DataError, ModelError
+from rl.errors import CheckpointError, DataError, ModelError
 from rl.types import Message, Prompt
 
 logger = logging.getLogger(__name__)
@@ -69,6 +70,24 @@ def id_in_epoch(row_id: str, epoch: int) -> str:
 def row_of(name: str) -> str:
     """Reverse `id_in_epoch`: `train-7@2` becomes `train-7`. Plain row ids end in a row number, never in `@`."""
     return re.sub(r"@\d+$", "", name)
+
+
+def prompt_with_id(name: str, rows: Mapping[str, Prompt]) -> Prompt:
+    """The prompt that a checkpoint names.
+
+    Args:
+        name: From `id_in_epoch`.
+        rows: The data's prompts by id.
+
+    Raises:
+        CheckpointError: The data has no such row.
+    """
+    if row_of(name) not in rows:
+        raise CheckpointError(
+            f"megatron_training.data_path: must hold the rows of the run to resume, got none for '{name}'. Resume with "
+            "its data file."
+        )
+    return replace(rows[row_of(name)], id=name)
 
 
 def drop_long_prompts(

@@ -50,7 +50,9 @@ class VllmEngine:
     vLLM runs its scheduler and workers in child processes. `shutdown` ends them.
     """
 
-    def __init__(self, llm: AsyncLLM, *, name: str, stop_token_ids: Sequence[int], on_cuda: bool) -> None:
+    def __init__(
+        self, llm: AsyncLLM, *, name: str, stop_token_ids: Sequence[int], on_cuda: bool, holds_requests: bool = False
+    ) -> None:
         self.name = name
         self.policy_version = 0
         self.busy = BusyClock()
@@ -61,6 +63,8 @@ class VllmEngine:
         self._llm = llm
         self._stop_token_ids = list(stop_token_ids)
         self._on_cuda = on_cuda
+        self._holds_requests = holds_requests
+        """Requests in flight when it goes to sleep are carried over to the next publish."""
         self._request_numbers = itertools.count()
         self._updating = asyncio.Lock()
         self._accepting = asyncio.Event()
@@ -95,7 +99,13 @@ class VllmEngine:
         on_cuda = runs_on_cuda(config)
         llm = await asyncio.to_thread(_start, config, model_folder, name=name, seed=seed, on_cuda=on_cuda)
         await llm.get_supported_tasks()  # caches them, so that `generate` submits without waiting
-        return cls(llm, name=name, stop_token_ids=stop_token_ids, on_cuda=on_cuda)
+        return cls(
+            llm,
+            name=name,
+            stop_token_ids=stop_token_ids,
+            on_cuda=on_cuda,
+            holds_requests=config.rl_config.runs_ahead,
+        )
 
     async def generate(self, token_ids: list[int], sampling: Sampling, *, session_id: str) -> Generation:
         """Continue `token_ids`; see `rl.interfaces.Engine`."""
@@ -154,6 +164,9 @@ class VllmEngine:
         if not self._on_cuda:
             return
         async with self._updating:
+            if self._holds_requests:
+                self._accepting.clear()  # they go on after the next publish
+                await self._await_alive(self._llm.pause_generation(mode="abort"), "going to sleep")
             self._unusable = "it is asleep and has no weights until the next publish"
             # Level 1 would copy the weights to the host, but the next publish replaces them anyway.
             await self._await_alive(self._llm.sleep(level=2), "going to sleep")

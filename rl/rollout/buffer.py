@@ -11,14 +11,13 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
 from typing import Any
 
 from rl.algorithms.filters import is_informative
 from rl.batches import GroupHeader
-from rl.data.prompts import row_of
-from rl.errors import CheckpointError
+from rl.data.prompts import prompt_with_id
 from rl.rollout.group_text import header_from_text, prompt_id_of, to_text
 from rl.types import Prompt
 
@@ -140,14 +139,6 @@ class GroupBuffer:
         """
         rows = {prompt.id: prompt for prompt in prompts}
         self.useful_share = state["useful_share"]
-        self.surplus = deque(header_from_text(text, _prompt_of(text, rows), keep) for text in state["surplus"])
-
-
-def _prompt_of(text: str, prompts: Mapping[str, Prompt]) -> Prompt:
-    name = prompt_id_of(text)
-    if row_of(name) not in prompts:
-        raise CheckpointError(
-            f"megatron_training.data_path: must hold the rows of the run to resume, got none for '{name}'. Resume with "
-            "its data file."
+        self.surplus = deque(
+            header_from_text(text, prompt_with_id(prompt_id_of(text), rows), keep) for text in state["surplus"]
         )
-    return replace(prompts[row_of(name)], id=name)

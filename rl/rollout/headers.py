@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import zlib
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -93,7 +94,18 @@ def _header(trajectory: Trajectory, rows: Sequence[Sample], headers: list[RowHea
         num_untrained=sum(turn.num_tokens for turn in trajectory.turns if not turn.is_trained),
         num_as_sampled=_num_as_sampled(trajectory.turns, rows),
         starts=trajectory.starts,
+        tokens_by_version=_tokens_by_version(rows),
+        ended_at=trajectory.started_at + trajectory.wall_s + trajectory.reward_s,
     )
+
+
+def _tokens_by_version(rows: Sequence[Sample]) -> dict[int, int]:
+    found: Counter[int] = Counter()
+    for row in rows:
+        if row.versions is not None:
+            versions, counts = np.unique(row.versions[row.loss_mask > 0], return_counts=True)
+            found.update(dict(zip(versions.tolist(), counts.tolist(), strict=True)))
+    return dict(found)
 
 
 def _num_as_sampled(turns: Sequence[Turn], rows: Sequence[Sample]) -> int:

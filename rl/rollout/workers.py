@@ -29,6 +29,10 @@ class PromptBatch:
     num_added: int = 0
     waiting: deque[tuple[int, Prompt]] = field(default_factory=deque)
     """Prompts not yet started, with their numbers."""
+    is_held: bool = False
+    """No prompt starts for now."""
+    dropped: set[int] = field(default_factory=set)
+    """Numbers of prompts whose groups are not wanted any more; they are cancelled and not yielded."""
 
     def add(self, prompts: Sequence[Prompt]) -> None:
         """Append prompts; `Workers.run` starts them."""
@@ -57,7 +61,9 @@ class Workers(Protocol):
     """The rollout workers (`rl.cluster.rollout_workers.RayWorkers`, `rl.cluster.local.LocalWorkers`)."""
 
     def run(self, batch: PromptBatch) -> Iterator[tuple[int, GroupHeader]]:
-        """Yield groups with their prompts' numbers as they end, until none is left; the batch may grow meanwhile.
+        """Yield groups with their prompts' numbers as they end, until none is left; the batch may change meanwhile.
+
+        Several batches may run at once. A worker goes on with what it has got while the driver does not ask.
 
         Raises:
             RolloutError: No worker is left.
