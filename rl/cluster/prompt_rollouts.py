@@ -92,7 +92,7 @@ class PromptRollouts(EngineRollouts):
         """Say that a checkpoint of the other kind of rollouts has groups that are not continued."""
         if num_groups:
             logger.warning(
-                "rl_config.max_staleness, over_sample_rate: one is 0 now and was not, or the reverse, so %d groups that "
+                "rl_config.max_staleness, over_sample_rate: one is 0 now and was not, or the reverse: %d groups that "
                 "the checkpoint has beyond its step are not trained on.", num_groups,
             )  # fmt: skip
 

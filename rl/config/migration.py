@@ -220,7 +220,9 @@ _RL: dict[str, Migration] = {
     "filter_groups_train_batch_size": Migration(
         "A batch is refilled to megatron_training.global_batch_size. Remove it."
     ),
-    "partial_rollout_max_split": Migration("A trajectory ends in the step that began it. Set 1.", (1,)),
+    "partial_rollout_max_split": Migration(
+        "rl_config.max_staleness lets trajectories go on over publishes. Set 1.", (1,)
+    ),
     "integrated_mode_config": Migration("The reference always loads actor_config.load, when resuming too. Remove it."),
     **dict.fromkeys(("use_tensorboard", "use_wandb", "use_swanlab"), Migration(_TRACKER, (True, False))),
     **dict.fromkeys(

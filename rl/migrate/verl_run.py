@@ -241,7 +241,7 @@ def convert_run(draft: Draft) -> None:
     if draft.get("actor_rollout_ref.hybrid_engine", True) is False:
         draft.ask("actor_rollout_ref.hybrid_engine", "Set rl_config.use_integrated_worker: false and rollout_resource.")
     for name in [name for name in draft.unanswered() if name.startswith(("async_training.", "rollout.total_"))]:
-        draft.ask(name, "Sampling and training take turns: a batch is trained when it is complete.")
+        draft.ask(name, "Rollouts run ahead by whole steps: set rl_config.max_staleness (docs/asynchronous.md).")
     for name in (f"{R}nnodes", f"{R}n_gpus_per_node", "rollout.nnodes", "rollout.n_gpus_per_node"):
         if draft.get(name):
             draft.ask(name, "Set rl_config.use_integrated_worker: false and rl_config.rollout_resource.num_devices.")
