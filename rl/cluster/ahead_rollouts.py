@@ -71,19 +71,21 @@ class AheadRollouts(PromptRollouts):
         self._begin_turn()
         assert self._published is not None, "the loop begins with a publish"
         version, start = self._published.version, time.monotonic()
+        num_steps = self.config.megatron_training.train_iters - step
         self._batch = self._training
         if self._left_at is None:
             self.workers.call("restart_clocks", what="restarting the clocks")
         self._start_again(version)
-        self._start(num_prompts, version)
+        self._start(num_prompts, num_steps, version)
         limit = self._prompt_limit(num_prompts)
         while (choice := self.ahead.choose(num_prompts, limit, version)) is None:
-            self._wait_for_group()
+            has_found = self._wait_for_group()
+            assert has_found, "a group that is not complete is under way"
             self._count_groups(self.ahead.num_filled(num_prompts), num_prompts)
             complete = list(self.ahead.complete())
             if len(complete) >= num_prompts:  # a dead service makes every group uninformative
                 self._check(complete)
-            self._start(num_prompts, version)
+            self._start(num_prompts, num_steps, version)
         groups, num_filled = self._close(choice, version, is_recorded=is_recorded)
         self._check(groups)
         self._report_missing(num_prompts, num_filled, len(groups), metrics)
@@ -123,8 +125,8 @@ class AheadRollouts(PromptRollouts):
             self._training.num_added = self.ahead.num_started
             self._is_resumed = False
 
-    def _start(self, num_prompts: int, version: int) -> None:
-        prompts = self._next_prompts(self.ahead.num_to_start(num_prompts))
+    def _start(self, num_prompts: int, num_steps: int, version: int) -> None:
+        prompts = self._next_prompts(self.ahead.num_to_start(num_prompts, num_steps))
         self.ahead.start(prompts, version)
         self._training.add(prompts)
 

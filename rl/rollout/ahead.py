@@ -77,14 +77,15 @@ class RunAhead:
         self.open: dict[int, OpenGroup] = {}
         self.num_started = 0
 
-    def num_to_start(self, num_wanted: int) -> int:
+    def num_to_start(self, num_wanted: int, num_steps: int) -> int:
         """Prompts to start now, so that enough open groups may turn out informative.
 
         Args:
             num_wanted: B.
+            num_steps: Steps that are left, this one included; no group starts for later ones.
         """
         num_hoped_for = sum(one.group is None or one.is_informative for one in self.open.values())
-        return max(0, math.ceil(self._ahead * num_wanted) - num_hoped_for)
+        return max(0, math.ceil(min(self._ahead, num_steps) * num_wanted) - num_hoped_for)
 
     def start(self, prompts: Sequence[Prompt], version: int) -> None:
         """Prompts start under the weights of `version`."""

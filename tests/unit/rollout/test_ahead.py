@@ -29,9 +29,9 @@ def prompts(start: int, num: int) -> list[Prompt]:
     return [Prompt(f"p-{i}", [], "", "test") for i in range(start, start + num)]
 
 
-def started(ahead: RunAhead, version: int) -> list[int]:
+def started(ahead: RunAhead, version: int, num_steps: int = 1000) -> list[int]:
     """Start what may start, and give the numbers."""
-    num, first = ahead.num_to_start(NUM_WANTED), ahead.num_started
+    num, first = ahead.num_to_start(NUM_WANTED, num_steps), ahead.num_started
     ahead.start(prompts(first, num), version)
     return list(range(first, first + num))
 
@@ -45,6 +45,11 @@ def test_the_first_step_starts_the_groups_of_all_steps_that_may_run_ahead() -> N
     ahead = RunAhead(None, max_staleness=2)
     assert started(ahead, 0) == list(range(12))
     assert started(ahead, 0) == []
+
+
+def test_no_group_starts_that_no_step_is_left_for() -> None:
+    ahead = RunAhead(None, max_staleness=2, over_sample_rate=0.5)
+    assert started(ahead, 0, num_steps=2) == list(range(8))
 
 
 def test_a_step_waits_for_its_own_prompts_though_later_ones_are_complete() -> None:
