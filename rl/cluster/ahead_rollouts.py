@@ -94,12 +94,14 @@ class AheadRollouts(PromptRollouts):
 
     def update_weights(self, update: WeightUpdate) -> None:
         """Load published weights into every engine; see `rl.interfaces.Rollouts`."""
-        self._end_whole()
+        if not self.config.rl_config.partial_rollout:
+            self.end_whole()
         super().update_weights(update)
 
     def leave_devices(self) -> None:
         """Put the engines to sleep; what is under way waits until they wake."""
-        self._end_whole()
+        if not self.config.rl_config.partial_rollout:
+            self.end_whole()
         super().leave_devices()
 
     def expected_steps(self, completed: int) -> int | None:
@@ -117,6 +119,13 @@ class AheadRollouts(PromptRollouts):
             self.ahead.load_state_dict(state["ahead"], self.prompts, self.workers.keep)
             self._is_resumed = True
         self._report_left(len(state.get("buffer", {}).get("surplus", ())))
+
+    def end_whole(self) -> None:
+        """Wait until all that is under way has ended, and start nothing meanwhile."""
+        self._training.is_held = True
+        while self._wait_for_group():
+            pass
+        self._training.is_held = False
 
     def _start_again(self, version: int) -> None:
         """Once after a resume: start what was under way at the checkpoint."""
@@ -140,15 +149,6 @@ class AheadRollouts(PromptRollouts):
             return False
         self.ahead.add(*found, keeps_all_rows=self._keeps_rows)
         return True
-
-    def _end_whole(self) -> None:
-        """Without `partial_rollout`, wait until all that is under way has ended, and start nothing meanwhile."""
-        if self.config.rl_config.partial_rollout:
-            return
-        self._training.is_held = True
-        while self._wait_for_group():
-            pass
-        self._training.is_held = False
 
     def _close(self, choice: Choice, version: int, *, is_recorded: bool) -> tuple[list[GroupHeader], int]:
         """Take the groups of a choice, and drop those that are late; returns the number of informative ones too."""

@@ -36,9 +36,10 @@ BENCHMARKS = (
     "sandbox",
     "page",
     "serve",
+    "ahead",
 )
 _CONFIG = "dapo_smollm2_135m_retool"
-_CONFIG_OF = {"serve": "serve_smollm2_135m"}
+_CONFIG_OF = {"serve": "serve_smollm2_135m", "ahead": "grpo_smollm2_135m_game"}
 """Configurations of benchmarks that cannot use `_CONFIG`."""
 _IN_A_ROLLOUT_WORKER = ("generation", "tools")
 """These measure code of a rollout worker and get its environment. The others do not: it would bind all of an actor's
