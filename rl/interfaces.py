@@ -156,7 +156,8 @@ class Actor(Checkpointed, Protocol):
 
 
 class Rollouts(DataPlace, Protocol):
-    """Source of scored groups (`rl.cluster.rollouts.RolloutGroup`, `rl.rollout.replay.Replay`)."""
+    """Source of scored groups (`rl.cluster.rollouts.RolloutGroup`, `rl.cluster.ahead_rollouts.AheadRollouts`,
+    `rl.rollout.replay.Replay`)."""
 
     @property
     def has_engines(self) -> bool:

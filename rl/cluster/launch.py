@@ -113,7 +113,7 @@ def launch(
         colocated = runs_on_cuda(config) and config.rl_config.use_integrated_worker and loss and prompts is not None
         if prompts is not None:
             workers, starts = start_rollouts(site, model_folder, overrides, stack)
-            kind = AheadRollouts if config.rl_config.runs_ahead else RolloutGroup
+            kind = AheadRollouts if config.rl_config.runs_ahead and loss is not None else RolloutGroup
             rollouts = kind(workers, prompts, config, on_group=on_group)
             if colocated:  # the engines free their memory before the actor loads; apart, both start in parallel
                 wait_for(starts)

@@ -59,6 +59,16 @@ def _conditions(config: Config) -> tuple[Condition, ...]:
             not config.megatron_training.rollout_only,
             "rollout_only has no actor to profile and evaluates nothing. Remove it.",
         ),
+        Condition(
+            ("rl_config.max_staleness", "rl_config.over_sample_rate"),
+            not config.megatron_training.rollout_only and config.megatron_training.replay is None,
+            "rollout_only and replay have no update for rollouts to run ahead of. Remove it.",
+        ),
+        Condition(
+            ("rl_config.max_staleness", "rl_config.over_sample_rate"),
+            rl.rollout_function != "service",
+            "clients lead the rollouts of `rl serve`. Set serve_config.max_staleness.",
+        ),
     )
 
 

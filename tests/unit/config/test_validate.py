@@ -230,6 +230,21 @@ def test_find_problems_accepts_the_defaults(folder: Path) -> None:
             "Set that.",
         ),
         (
+            ["rl_config.max_staleness=1", "rl_config.in_process=true"],
+            "error rl_config.max_staleness: must be 0 with in_process, where rollouts and update take turns, got 1. "
+            "Set 0.",
+        ),
+        (
+            ["rl_config.staleness_strategy=drop"],
+            "warning rl_config.staleness_strategy: has no effect, got drop, because max_staleness is 0, so each step "
+            "waits for all rollouts. Set that above 0.",
+        ),
+        (
+            ["rl_config.over_sample_rate=0.5", "megatron_training.rollout_only=true"],
+            "warning rl_config.over_sample_rate: has no effect, got 0.5, because rollout_only and replay have no update "
+            "for rollouts to run ahead of. Remove it.",
+        ),
+        (
             ["rl_config.max_tool_calls=3"],
             "warning rl_config.max_tool_calls: has no effect, got 3, because multi_turn_enable is false. Set that.",
         ),
