@@ -101,12 +101,14 @@ def batch_arithmetic(config: Config) -> BatchArithmetic:
 def object_store_bytes(config: Config) -> int:
     """Size of Ray's object store: the trajectories of two steps, the one that is trained on and the one before.
 
-    With dynamic sampling a step may hold as many groups again, which the next one starts with. Never below 512 MiB.
+    With dynamic sampling a step may hold as many groups again, which the next one starts with; rollouts that run ahead
+    hold those of the steps that they are ahead. Never below 512 MiB.
     What does not fit (a large evaluation, the texts of many groups that were tried) Ray writes to disk meanwhile.
     """
     tokens = batch_arithmetic(config).num_trajectories * longest_sample(config)
-    steps = 3 if config.rl_config.filter_groups_enable else 2
-    return max(_LEAST_STORE_BYTES, steps * tokens * (_ROW_BYTES + _RECORD_BYTES))
+    rl = config.rl_config
+    steps = 2 + rl.filter_groups_enable + rl.max_staleness + rl.over_sample_rate
+    return max(_LEAST_STORE_BYTES, math.ceil(steps * tokens) * (_ROW_BYTES + _RECORD_BYTES))
 
 
 def memory_estimate(config: Config, facts: ModelConfig) -> MemoryEstimate:
