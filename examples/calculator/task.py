@@ -1,4 +1,4 @@
-"""The calculator task of TRL's TextEnvironment: its prompt, its tool and its reward.
+"""The calculator task of TRL's TextEnvironment: its prompt and its tool.
 
     What is 4*3?
 
@@ -13,10 +13,7 @@ result.
 
 from __future__ import annotations
 
-import re
-
 from rl.tools.calculator import evaluate
-from rl.types import Trajectory
 
 PROMPT = """\
 What is 13.1-3?
@@ -43,7 +40,6 @@ What is 12.1-20?
 
 Result=-7.9<submit>"""
 """The four worked examples of TRL's page "Learning Tools"."""
-_RESULT = re.compile(r"Result=\s*(-?\d+(?:\.\d+)?)\s*<submit>")
 
 
 def SimpleCalculatorTool(expression: str) -> str:
@@ -53,9 +49,3 @@ def SimpleCalculatorTool(expression: str) -> str:
         expression: For example 13.1-3.
     """
     return str(round(float(evaluate(expression)), 2)).removesuffix(".0")
-
-
-def right_result(trajectory: Trajectory) -> float:
-    """Score 1 if the last turn submits the right number, to two places."""
-    found = _RESULT.findall(trajectory.turns[-1].text) if trajectory.turns else []
-    return float(len(found) == 1 and abs(float(found[0]) - float(trajectory.prompt.ground_truth)) < 0.005)

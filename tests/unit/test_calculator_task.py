@@ -13,7 +13,8 @@ from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from examples.calculator.make_data import KINDS, make_data, make_row
-from examples.calculator.task import PROMPT, SimpleCalculatorTool, right_result
+from examples.calculator.task import PROMPT, SimpleCalculatorTool
+from examples.text_environment import right_result
 from rl.chat.demonstrations import render_demonstration
 from rl.chat.parsers import PARSERS
 from rl.chat.renderer import Renderer
@@ -110,6 +111,7 @@ def test_the_tool_refuses_what_is_no_arithmetic() -> None:
     [
         ("\n\nResult=12<submit>", 1.0),
         ("\n\nResult=12.0<submit>", 1.0),
+        ("\n\nResult = 12 <submit>", 1.0),
         ("\n\nResult=12.01<submit>", 0.0),
         ("\n\nResult=-12<submit>", 0.0),
         ("\n\nResult=12", 0.0),

@@ -1,0 +1,19 @@
+#!/usr/bin/env bash
+# GRPO of SmolLM2-135M on word problems that it solves with a program, in the plain text of TRL's TextEnvironment, from
+# scratch: environment, model, data, evaluation of the base model, cold start, GRPO with two seeds, and the picture of their
+# curves. Arguments change the GRPO runs: bash $0 megatron_training.train_iters=24
+# Repeating it skips finished stages and resumes an interrupted run. To train again, remove runs/python_interpreter/seed_*.
+source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
+
+RUNS=runs/python_interpreter
+prepare examples.python_interpreter.make_data
+evaluate base grpo_smollm2_135m_python_interpreter "$MODEL"
+cold_start cold_start sft_smollm2_135m_python_interpreter
+runs=()
+for seed in 1 2; do
+    train "seed_$seed" grpo_smollm2_135m_python_interpreter cold_start megatron_training.seed="$seed" "$@"
+    runs+=("$RUN")
+done
+say "report"
+for run in "${runs[@]}"; do rl report "$run" --base "$RUNS/base" --cold-start "$RUNS/cold_start"; done
+rl compare "${runs[@]}" -o "$RUNS/curves.png"
