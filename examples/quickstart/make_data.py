@@ -4,11 +4,11 @@
     <output>/eval.parquet             evaluation prompts; their questions occur in no other file
     <output>/demonstrations.parquet   conversations with a call and its real output, and direct answers
 
-Demonstrations of one task always call the code interpreter. Of five tasks a third of the demonstrations call it; the
+Demonstrations of two tasks always call the code interpreter. Of four tasks a third of the demonstrations call it; the
 rest answer directly and correctly, which so small a model cannot do with other numbers: it has to learn from rewards
 that a call pays off. Two tasks are never demonstrated.
 
-Usage: python -m examples.quickstart.make_data [--demonstrations 192] ...
+Usage: python -m examples.quickstart.make_data [--demonstrations 288] ...
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from examples.data_files import make_from_command_line, write_rows
 UNDEMONSTRATED = ("basic_arithmetic", "decimal_chain_sum")
 HEADER = "from math import gcd, lcm\n"
 PROGRAMS: dict[str, str] = {
-    "chain_sum": "print({expression})",
+    "chain_sum": "print(round({expression}, 6))",
     "products": "print({0} * {1})",
     "gcd": "print(gcd({0}, {1}))",
     "lcm": "print(lcm({0}, {1}))",
@@ -38,7 +38,7 @@ PROGRAMS: dict[str, str] = {
 """Program of each demonstrated task, after `HEADER`: {0}, {1} are the question's numbers, {expression} its arithmetic
 expression, {word} its last word."""
 FINAL_ANSWER = "\\boxed{%s}"
-ALWAYS_CALLED = ("chain_sum",)
+ALWAYS_CALLED = ("chain_sum", "spell_backward")
 CALL_EVERY = 3
 """One of this many demonstrations of each other task calls the tool."""
 
@@ -139,5 +139,5 @@ def _expression(question: str) -> str:
 if __name__ == "__main__":
     make_from_command_line(
         make_data, __doc__, Path("data/quickstart"), train=(128, "training prompts of each task"),
-        eval=(25, "evaluation prompts of each task"), demonstrations=(192, "in total; two tasks have none"),
+        eval=(25, "evaluation prompts of each task"), demonstrations=(288, "in total; two tasks have none"),
     )  # fmt: skip

@@ -54,7 +54,7 @@ def test_two_tasks_are_never_demonstrated(folder: Path, demonstrations: list[Pro
 
 def test_demonstrated_calls_have_what_the_program_printed(demonstrations: list[Prompt]) -> None:
     with_call = [p.messages for p in demonstrations if len(p.messages) == 4]
-    assert len(with_call) == 2 + 5 * 1  # both of chain_sum, the first of two of each other task
+    assert len(with_call) == 2 * 2 + 4 * 1  # both of two tasks, the first of two of each other
     for question, call, result, answer in with_call:
         assert call["tool_calls"][0]["function"]["name"] == "code_interpreter"
         assert "print(" in call["tool_calls"][0]["function"]["arguments"]["code"]
@@ -65,7 +65,7 @@ def test_demonstrated_calls_have_what_the_program_printed(demonstrations: list[P
 
 def test_other_demonstrations_answer_at_once(demonstrations: list[Prompt]) -> None:
     at_once = [p for p in demonstrations if len(p.messages) == 2]
-    assert len(at_once) == 5
+    assert len(at_once) == 4
     for prompt in at_once:
         assert prompt.data_source not in ALWAYS_CALLED
         assert prompt.messages[1]["content"] == f"\\boxed{{{prompt.ground_truth}}}"
