@@ -157,7 +157,8 @@ class Actor(Checkpointed, Protocol):
 
 class Rollouts(DataPlace, Protocol):
     """Source of scored groups (`rl.cluster.rollouts.RolloutGroup`, `rl.cluster.ahead_rollouts.AheadRollouts`,
-    `rl.rollout.replay.Replay`)."""
+    `rl.rollout.replay.Replay`).
+    """
 
     @property
     def has_engines(self) -> bool:

@@ -241,8 +241,8 @@ def test_find_problems_accepts_the_defaults(folder: Path) -> None:
         ),
         (
             ["rl_config.over_sample_rate=0.5", "megatron_training.rollout_only=true"],
-            "warning rl_config.over_sample_rate: has no effect, got 0.5, because rollout_only and replay have no update "
-            "for rollouts to run ahead of. Remove it.",
+            "warning rl_config.over_sample_rate: has no effect, got 0.5, because rollout_only and replay have no "
+            "update for rollouts to run ahead of. Remove it.",
         ),
         (
             ["rl_config.max_tool_calls=3"],
