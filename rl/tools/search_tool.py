@@ -27,6 +27,8 @@ class SearchToolConfig(ToolConfig):
     """Corpus of an embedded retriever, relative to the working folder or else to the tool YAML."""
     topk: Annotated[int, Field(ge=1)] = 3
     """Documents for each query."""
+    first_paragraph: bool = False
+    """Show only the first paragraph of each document, without its number and its title."""
 
 
 class SearchTool(Tool):
@@ -51,7 +53,8 @@ class SearchTool(Tool):
             arguments: `query_list`, the queries.
 
         Returns:
-            The documents of each query as in `format_documents`, with a line of dashes between two queries.
+            The documents of each query as in `format_documents`, or their `first_paragraphs`, with a line of dashes
+            between two queries.
 
         Raises:
             ServiceUnavailableError: No connection, a 5xx answer, or an answer that is not Search-R1's.
@@ -67,7 +70,8 @@ class SearchTool(Tool):
             lists = [[item["document"]["contents"] for item in items] for items in answer["result"]]
         except (KeyError, TypeError) as error:
             raise ServiceUnavailableError(f"{url}: the answer is not Search-R1's, {error!r}") from error
-        text = _BETWEEN_QUERIES.join(map(format_documents, lists))
+        to_text = first_paragraphs if self.config.first_paragraph else format_documents
+        text = _BETWEEN_QUERIES.join(map(to_text, lists))
         return ToolOutput(text, metrics={"num_documents": float(sum(map(len, lists)))})
 
     async def check(self) -> None:
@@ -122,3 +126,18 @@ def format_documents(contents: list[str]) -> str:
         title = title.strip().strip('"')
         blocks.append(f"Doc {number} (Title: {title})\n{text.strip()}".strip())
     return "\n\n".join(blocks) or _NOTHING
+
+
+def first_paragraphs(contents: list[str]) -> str:
+    """Format the documents of one query as TRL's Wiki tool does.
+
+    Args:
+        contents: The contents of each document, best first: title, a line break, and text.
+
+    Returns:
+        The first line of each text, or the title of a document without text, with an empty line in between.
+
+    Source: TRL, "Learning Tools", the wiki tool: only the first paragraph of the search result is used.
+    """
+    lines = [[line.strip() for line in content.splitlines() if line.strip()] for content in contents]
+    return "\n\n".join(of_one[min(1, len(of_one) - 1)] for of_one in lines if of_one) or _NOTHING
