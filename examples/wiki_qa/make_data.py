@@ -2,8 +2,8 @@
 
     <output>/corpus.jsonl            17,472 films, and about a hundred Wikipedia articles
     <output>/train.parquet           training questions
-    <output>/eval.parquet            evaluation questions about films that occur in no other file
-    <output>/wikipedia.parquet       questions about the Wikipedia articles, for evaluation
+    <output>/eval.parquet            evaluation questions about films that occur in no other file, then those of
+                                     wikipedia.json about the Wikipedia articles
 
 Usage: python -m examples.wiki_qa.make_data [--output data/wiki_qa] ...
 """
@@ -24,6 +24,8 @@ from rl.services.retriever.index import Bm25Index, open_index
 
 ASKED = {"directed": "director", "wrote": "writer"}
 """Verbs of the questions, and the fact of a film that is the answer."""
+WIKIPEDIA = Path(__file__).with_name("wikipedia.json")
+"""Questions about the Wikipedia articles, and their answers."""
 
 
 def keep_paragraphs(article: dict[str, str]) -> dict[str, str]:
@@ -40,9 +42,7 @@ def ask(film: Film, index: Bm25Index) -> Iterator[dict[str, Any]]:
         only title and year find it.
     """
     article = describe(film)
-    finds = [
-        query for query in (film.title, f"{film.title} {film.year}") if _best(index, query) == article["id"]
-    ]
+    finds = [query for query in (film.title, f"{film.title} {film.year}") if _best(index, query) == article["id"]]
     for verb, fact in ASKED.items():
         answer = getattr(film, fact)
         is_single = answer and "," not in answer and answer not in film.title
@@ -71,7 +71,7 @@ def make_data(
         films: Films to describe; those that are known are asked about.
         articles: Further documents of the corpus.
         num_train: Training questions, of both data sources in turn.
-        num_eval: Evaluation questions.
+        num_eval: Evaluation questions about films.
         seed: Seed of all random choices.
     """
     write_rows(output / "corpus.jsonl", [*map(describe, films), *map(keep_paragraphs, articles)])
@@ -84,7 +84,8 @@ def make_data(
             row = rng.choice(rows)
             kinds[row["data_source"]].append(row)
     drawn = [row for pair in zip(*kinds.values(), strict=False) for row in pair]
-    write_rows(output / "eval.parquet", drawn[:num_eval])
+    others = [make_row(*pair, "wikipedia") for pair in json.loads(WIKIPEDIA.read_text("utf-8")).items()]
+    write_rows(output / "eval.parquet", drawn[:num_eval] + others)
     write_rows(output / "train.parquet", drawn[num_eval:][:num_train])
 
 
@@ -95,5 +96,9 @@ def make_all(output: Path, num_train: int, num_eval: int, seed: int) -> None:
 
 if __name__ == "__main__":
     make_from_command_line(
-        make_all, __doc__, Path("data/wiki_qa"), train=(600, "training questions"), eval=(160, "evaluation questions")
+        make_all,
+        __doc__,
+        Path("data/wiki_qa"),
+        train=(600, "training questions"),
+        eval=(160, "evaluation questions about films"),
     )
