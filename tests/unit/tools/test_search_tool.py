@@ -13,7 +13,7 @@ from rl.errors import ToolError
 from rl.services.retriever.index import open_index
 from rl.services.retriever.server import RetrieverServer
 from rl.tools.registry import Toolbox, load_toolbox
-from rl.tools.search_tool import format_documents
+from rl.tools.search_tool import first_paragraphs, format_documents
 from rl.types import ToolCall, ToolResult, ToolStatus
 
 SHIPPED = Path(__file__).resolve().parents[3] / "configs/tools/search_tool_config.yaml"
@@ -148,3 +148,9 @@ async def test_search_takes_the_settings_of_mindspeed_rl(url: str, tmp_path: Pat
 def test_format_documents_shows_a_document_without_text_by_its_title() -> None:
     assert format_documents(["Rome", "Paris\n\nA city.\n"]) == "Doc 1 (Title: Rome)\n\nDoc 2 (Title: Paris)\nA city."
     assert format_documents([]) == "No documents were found."
+
+
+def test_first_paragraphs_leaves_out_the_title_and_the_rest() -> None:
+    documents = ["Rome\nThe capital of Italy.\nIt has hills.", "Paris", "Milan\n\nA city.\n"]
+    assert first_paragraphs(documents) == "The capital of Italy.\n\nParis\n\nA city."
+    assert first_paragraphs([]) == "No documents were found."
