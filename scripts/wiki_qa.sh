@@ -1,14 +1,16 @@
 #!/usr/bin/env bash
-# GRPO of SmolLM2-135M with the Wiki tool of TRL's TextEnvironment, from scratch: environment, model, data, GRPO with two
-# seeds, and the picture of their curves. Arguments change the GRPO runs.
-# Repeating it skips finished runs and resumes an interrupted one. To train again, remove runs/wiki_qa.
+# GRPO of SmolLM2-135M with the Wiki tool of TRL's TextEnvironment, from scratch: environment, model, data, evaluation of
+# the base model, cold start, GRPO with two seeds, and the picture of their curves. Arguments change the GRPO runs.
+# Repeating it skips finished stages and resumes an interrupted run. To train again, remove runs/wiki_qa/seed_*.
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 
 RUNS=runs/wiki_qa
 prepare examples.wiki_qa.make_data
+evaluate base grpo_smollm2_135m_wiki_qa "$MODEL"
+cold_start cold_start sft_smollm2_135m_wiki_qa
 runs=()
 for seed in 1 2; do
-    train "seed_$seed" grpo_smollm2_135m_wiki_qa "$MODEL" megatron_training.seed="$seed" "$@"
+    train "seed_$seed" grpo_smollm2_135m_wiki_qa cold_start megatron_training.seed="$seed" "$@"
     runs+=("$RUN")
 done
 say "report"

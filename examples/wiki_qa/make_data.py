@@ -4,6 +4,7 @@
     <output>/train.parquet           training questions
     <output>/eval.parquet            evaluation questions about films that occur in no other file, then those of
                                      wikipedia.json about the Wikipedia articles
+    <output>/demonstrations.parquet  conversations whose query is the film's title
 
 Usage: python -m examples.wiki_qa.make_data [--output data/wiki_qa] ...
 """
@@ -56,49 +57,68 @@ def make_row(question: str, answer: str, source: str) -> dict[str, Any]:
     return {"messages": [{"role": "user", "content": PROMPT + question}], "ground_truth": answer, "data_source": source}
 
 
+def demonstrate(row: dict[str, Any], film: Film, guess: str) -> dict[str, Any]:
+    """Answer a question whose article the film's title finds.
+
+    Args:
+        row: A row of `ask`, of the data source `title`.
+        film: Its film.
+        guess: Written before the request. It is wrong, as so small a model's guesses are.
+    """
+    call = {"type": "function", "function": {"name": "Wiki", "arguments": {"query_list": [film.title]}}}
+    turns = [
+        {"role": "assistant", "content": f"\nA: {guess}\nA2: ", "tool_calls": [call]},
+        {"role": "tool", "content": describe(film)["text"].splitlines()[0]},
+        {"role": "assistant", "content": f"\nResult={row['ground_truth']}<submit>"},
+    ]
+    return {**row, "messages": row["messages"] + turns}
+
+
 def _best(index: Bm25Index, query: str) -> str | None:
     hits = index.search(query, 1)
     return json.loads(index.document(hits[0].row))["id"] if hits else None
 
 
 def make_data(
-    output: Path, films: list[Film], articles: list[dict[str, str]], num_train: int, num_eval: int, seed: int
+    output: Path, films: list[Film], articles: list[dict[str, str]], wanted: dict[str, int], seed: int
 ) -> None:
     """Write the corpus and the questions.
 
     Args:
         output: Folder to write to.
-        films: Films to describe; those that are known are asked about.
+        films: Films to describe; those that are known are asked about, each once.
         articles: Further documents of the corpus.
-        num_train: Training questions, of both data sources in turn.
-        num_eval: Evaluation questions about films.
+        wanted: Number of rows of `train`, `eval` and `demonstrations`. Those of `train` and `eval` are of both data
+            sources in turn.
         seed: Seed of all random choices.
     """
     write_rows(output / "corpus.jsonl", [*map(describe, films), *map(keep_paragraphs, articles)])
     index, rng = open_index(output / "corpus.jsonl"), random.Random(seed)
     known = [film for film in films if film.is_known]
-    kinds: dict[str, list[dict[str, Any]]] = {"title": [], "title_and_year": []}
+    kinds: dict[str, list[tuple[dict[str, Any], Film]]] = {"title": [], "title_and_year": []}
     for film in rng.sample(known, len(known)):
-        rows = list(ask(film, index))
-        if rows:
+        if rows := list(ask(film, index)):
             row = rng.choice(rows)
-            kinds[row["data_source"]].append(row)
-    drawn = [row for pair in zip(*kinds.values(), strict=False) for row in pair]
+            kinds[row["data_source"]].append((row, film))
+    num_shown = wanted["demonstrations"]
+    shown, kinds["title"] = kinds["title"][:num_shown], kinds["title"][num_shown:]
+    guesses = [film.director for _, film in shown[1:] + shown[:1]]
+    demonstrations = [demonstrate(*pair, guess) for pair, guess in zip(shown, guesses, strict=True)]
+    drawn = [row for pairs in zip(*kinds.values(), strict=False) for row, _ in pairs]
     others = [make_row(*pair, "wikipedia") for pair in json.loads(WIKIPEDIA.read_text("utf-8")).items()]
-    write_rows(output / "eval.parquet", drawn[:num_eval] + others)
-    write_rows(output / "train.parquet", drawn[num_eval:][:num_train])
+    write_rows(output / "demonstrations.parquet", demonstrations)
+    write_rows(output / "eval.parquet", drawn[: wanted["eval"]] + others)
+    write_rows(output / "train.parquet", drawn[wanted["eval"] :][: wanted["train"]])
 
 
-def make_all(output: Path, num_train: int, num_eval: int, seed: int) -> None:
-    """Load the sources, then `make_data`."""
-    make_data(output, load_films(), load_articles(), num_train, num_eval, seed)
+def make_all(output: Path, *, seed: int, **numbers: int) -> None:
+    """Load the sources, then `make_data`; `numbers` are `num_train`, `num_eval` and `num_demonstrations`."""
+    wanted = {name.removeprefix("num_"): number for name, number in numbers.items()}
+    make_data(output, load_films(), load_articles(), wanted, seed)
 
 
 if __name__ == "__main__":
     make_from_command_line(
-        make_all,
-        __doc__,
-        Path("data/wiki_qa"),
-        train=(600, "training questions"),
-        eval=(160, "evaluation questions about films"),
-    )
+        make_all, __doc__, Path("data/wiki_qa"), train=(600, "training questions"),
+        eval=(160, "evaluation questions about films"), demonstrations=(96, "conversations for the cold start"),
+    )  # fmt: skip

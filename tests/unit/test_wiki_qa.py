@@ -32,7 +32,7 @@ def film(number: int, title: str, year: int, cast: str = "", is_known: bool = Tr
 
 
 def write(path: Path, films: list[Film]) -> None:
-    make_data(path, films, [ARTICLE], num_train=2, num_eval=2, seed=1)
+    make_data(path, films, [ARTICLE], {"train": 2, "eval": 2, "demonstrations": 2}, seed=1)
 
 
 def test_read_films_keeps_those_with_title_and_year(tmp_path: Path) -> None:
