@@ -4,7 +4,7 @@
     <output>/train.parquet           training questions
     <output>/eval.parquet            evaluation questions about films that occur in no other file, then those of
                                      wikipedia.json about the Wikipedia articles
-    <output>/demonstrations.parquet  conversations whose query is the film's title
+    <output>/demonstrations.parquet  conversations whose query is the film's title, or sometimes its title and year
 
 Usage: python -m examples.wiki_qa.make_data [--output data/wiki_qa] ...
 """
@@ -25,6 +25,8 @@ from rl.services.retriever.index import Bm25Index, open_index
 
 ASKED = {"directed": "director", "wrote": "writer"}
 """Verbs of the questions, and the fact of a film that is the answer."""
+YEAR_EVERY = 4
+"""One of this many demonstrations has the film's year in its query, so that the model sometimes samples it."""
 WIKIPEDIA = Path(__file__).with_name("wikipedia.json")
 """Questions about the Wikipedia articles, and their answers."""
 
@@ -57,15 +59,16 @@ def make_row(question: str, answer: str, source: str) -> dict[str, Any]:
     return {"messages": [{"role": "user", "content": PROMPT + question}], "ground_truth": answer, "data_source": source}
 
 
-def demonstrate(row: dict[str, Any], film: Film, guess: str) -> dict[str, Any]:
+def demonstrate(row: dict[str, Any], film: Film, query: str, guess: str) -> dict[str, Any]:
     """Answer a question whose article the film's title finds.
 
     Args:
         row: A row of `ask`, of the data source `title`.
         film: Its film.
+        query: Of the request.
         guess: Written before the request. It is wrong, as so small a model's guesses are.
     """
-    call = {"type": "function", "function": {"name": "Wiki", "arguments": {"query_list": [film.title]}}}
+    call = {"type": "function", "function": {"name": "Wiki", "arguments": {"query_list": [query]}}}
     turns = [
         {"role": "assistant", "content": f"\nA: {guess}\nA2: ", "tool_calls": [call]},
         {"role": "tool", "content": describe(film)["text"].splitlines()[0]},
@@ -102,8 +105,10 @@ def make_data(
             kinds[row["data_source"]].append((row, film))
     num_shown = wanted["demonstrations"]
     shown, kinds["title"] = kinds["title"][:num_shown], kinds["title"][num_shown:]
-    guesses = [film.director for _, film in shown[1:] + shown[:1]]
-    demonstrations = [demonstrate(*pair, guess) for pair, guess in zip(shown, guesses, strict=True)]
+    demonstrations = [
+        demonstrate(row, film, film.title if number % YEAR_EVERY else f"{film.title} {film.year}", other.director)
+        for number, ((row, film), (_, other)) in enumerate(zip(shown, shown[1:] + shown[:1], strict=True))
+    ]
     drawn = [row for pairs in zip(*kinds.values(), strict=False) for row, _ in pairs]
     others = [make_row(*pair, "wikipedia") for pair in json.loads(WIKIPEDIA.read_text("utf-8")).items()]
     write_rows(output / "demonstrations.parquet", demonstrations)
