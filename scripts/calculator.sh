@@ -6,10 +6,4 @@ source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 
 RUNS=runs/calculator
 prepare examples.calculator.make_data
-runs=()
-for seed in 1 2 3 4 5; do
-    train "seed_$seed" grpo_smollm2_135m_calculator "$MODEL" megatron_training.seed="$seed" "$@"
-    runs+=("$RUN")
-done
-say "report"
-rl compare "${runs[@]}" -o "$RUNS/curves.png"
+train_seeds grpo_smollm2_135m_calculator "$MODEL" "1 2 3 4 5" "$@"

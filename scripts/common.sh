@@ -95,6 +95,18 @@ train() {
     run_stage train "$name" "$config" "$start" "$@"
 }
 
+# train_seeds CONFIG START SEEDS [overrides]: a run for each of the SEEDS, a text such as "1 2", and the picture of their curves
+train_seeds() {
+    local config="$1" start="$2" seeds="$3" seed runs=()
+    shift 3
+    for seed in $seeds; do
+        train "seed_$seed" "$config" "$start" megatron_training.seed="$seed" "$@"
+        runs+=("$RUN")
+    done
+    say "report"
+    rl compare "${runs[@]}" -o "$RUNS/curves.png"
+}
+
 # run_stage COMMAND NAME CONFIG MODEL [overrides]: `rl train` or `rl sft` in the run directory NAME; what was interrupted goes on
 # in NAME-2 and so on, and a finished run stays as it is. Sets RUN to the directory of the finished run.
 run_stage() {

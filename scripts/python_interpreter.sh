@@ -9,11 +9,4 @@ RUNS=runs/python_interpreter
 prepare examples.python_interpreter.make_data
 evaluate base grpo_smollm2_135m_python_interpreter "$MODEL"
 cold_start cold_start sft_smollm2_135m_python_interpreter
-runs=()
-for seed in 1 2; do
-    train "seed_$seed" grpo_smollm2_135m_python_interpreter cold_start megatron_training.seed="$seed" "$@"
-    runs+=("$RUN")
-done
-say "report"
-for run in "${runs[@]}"; do rl report "$run" --base "$RUNS/base" --cold-start "$RUNS/cold_start"; done
-rl compare "${runs[@]}" -o "$RUNS/curves.png"
+train_seeds grpo_smollm2_135m_python_interpreter cold_start "1 2" "$@"

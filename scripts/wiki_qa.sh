@@ -8,10 +8,4 @@ RUNS=runs/wiki_qa
 prepare examples.wiki_qa.make_data
 evaluate base grpo_smollm2_135m_wiki_qa "$MODEL"
 cold_start cold_start sft_smollm2_135m_wiki_qa
-runs=()
-for seed in 1 2; do
-    train "seed_$seed" grpo_smollm2_135m_wiki_qa cold_start megatron_training.seed="$seed" "$@"
-    runs+=("$RUN")
-done
-say "report"
-rl compare "${runs[@]}" -o "$RUNS/curves.png"
+train_seeds grpo_smollm2_135m_wiki_qa cold_start "1 2" "$@"

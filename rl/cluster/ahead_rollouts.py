@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterator, MutableMapping, Sequence
+from collections.abc import Iterator, MutableMapping, Sequence
 from typing import Any
 
 from rl.batches import GroupHeader
-from rl.cluster.prompt_rollouts import PromptRollouts
+from rl.cluster.prompt_rollouts import OnGroup, PromptRollouts, tell_nobody
 from rl.config.kinds import StalenessStrategy
 from rl.config.schema import Config
 from rl.observability.clock import wall_time
@@ -26,19 +26,11 @@ class AheadRollouts(PromptRollouts):
     A worker goes on with its groups while the driver is busy elsewhere. A publish interrupts generation; the turns go
     on under the new weights, as another span. Which groups a step trains on is in `rl.rollout.ahead`.
 
-    Args:
-        workers: Their engines must be started.
-        prompts: The training prompts, without those that are too long.
-        on_group: Called with (groups done, groups wanted) after each group, for the progress bar.
+    Arguments are those of `PromptRollouts`.
     """
 
     def __init__(
-        self,
-        workers: Workers,
-        prompts: list[Prompt],
-        config: Config,
-        *,
-        on_group: Callable[[int, int], None] = lambda done, wanted: None,
+        self, workers: Workers, prompts: list[Prompt], config: Config, *, on_group: OnGroup = tell_nobody
     ) -> None:
         super().__init__(workers, prompts, config, on_group=on_group)
         rl = config.rl_config

@@ -18,6 +18,13 @@ from rl.types import Prompt, Sampling, StopReason, ToolStatus
 
 logger = logging.getLogger(__name__)
 
+OnGroup = Callable[[int, int], None]
+"""Called with (groups done, groups wanted) after each group."""
+
+
+def tell_nobody(done: int, wanted: int) -> None:
+    """An `OnGroup` where there is no progress bar."""
+
 
 class PromptRollouts(EngineRollouts):
     """What rollouts of a dataset share of `rl.interfaces.Rollouts`.
@@ -25,16 +32,11 @@ class PromptRollouts(EngineRollouts):
     Args:
         workers: Their engines must be started.
         prompts: The training prompts, without those that are too long.
-        on_group: Called with (groups done, groups wanted) after each group, for the progress bar.
+        on_group: For the progress bar.
     """
 
     def __init__(
-        self,
-        workers: Workers,
-        prompts: list[Prompt],
-        config: Config,
-        *,
-        on_group: Callable[[int, int], None] = lambda done, wanted: None,
+        self, workers: Workers, prompts: list[Prompt], config: Config, *, on_group: OnGroup = tell_nobody
     ) -> None:
         super().__init__(workers, config)
         self.prompts, self.on_group = prompts, on_group

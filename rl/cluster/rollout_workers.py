@@ -209,8 +209,13 @@ class RayWorkers:
         """Kill workers that are long past a trajectory's deadline; their prompts go to other workers."""
         rl, now = self.config.rl_config, time.monotonic()
         deadline = rl.trajectory_timeout + rl.verifier_timeout + _GRACE_S
-        for job in list(running.values()):
-            if now - job.started > deadline and job.replica in self.workers:
+        overdue = [ref for ref, job in running.items() if now - job.started > deadline]
+        if not overdue:
+            return
+        # What ended while the driver was elsewhere, in a long update for example, only waits to be collected.
+        _, unfinished = ray.wait(overdue, num_returns=len(overdue), timeout=0)
+        for job in [running[ref] for ref in unfinished]:
+            if job.replica in self.workers:
                 worker = self.workers[job.replica]
                 error = RolloutError(
                     f"rollout worker {job.replica}: prompt {job.prompt.id} has not ended {now - job.started:.0f} s "

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, MutableMapping
+from collections.abc import MutableMapping
 from typing import Any
 
 from rl.batches import GroupHeader
-from rl.cluster.prompt_rollouts import PromptRollouts
+from rl.cluster.prompt_rollouts import OnGroup, PromptRollouts, tell_nobody
 from rl.config.schema import Config
 from rl.rollout.buffer import GroupBuffer
 from rl.rollout.workers import PromptBatch, Workers, training_sampling
@@ -17,19 +17,11 @@ from rl.types import Prompt
 class RolloutGroup(PromptRollouts):
     """Rollouts that end before the update begins (`rl.interfaces.Rollouts`).
 
-    Args:
-        workers: Their engines must be started.
-        prompts: The training prompts, without those that are too long.
-        on_group: Called with (groups done, groups wanted) after each group, for the progress bar.
+    Arguments are those of `PromptRollouts`.
     """
 
     def __init__(
-        self,
-        workers: Workers,
-        prompts: list[Prompt],
-        config: Config,
-        *,
-        on_group: Callable[[int, int], None] = lambda done, wanted: None,
+        self, workers: Workers, prompts: list[Prompt], config: Config, *, on_group: OnGroup = tell_nobody
     ) -> None:
         super().__init__(workers, prompts, config, on_group=on_group)
         self.buffer = GroupBuffer(self.metric, drop_overlong=config.rl_config.overlong_filter_enable)
@@ -64,7 +56,8 @@ class RolloutGroup(PromptRollouts):
         self._report_missing(num_prompts, filling.num_filled, filling.num_started, metrics)
         metrics["rollout/carried_groups"] = float(len(filling.carried))
         metrics["rollout/surplus_groups"] = float(len(self.buffer.surplus))
-        self._report_busy(time.monotonic() - start, metrics)
+        if filling.finished:
+            self._report_busy(time.monotonic() - start, metrics)
         return groups
 
     def expected_steps(self, completed: int) -> int | None:

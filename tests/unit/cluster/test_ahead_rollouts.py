@@ -8,12 +8,13 @@ from typing import Any
 import pytest
 import ray
 
+from rl.cluster import rollout_workers
 from rl.cluster.ahead_rollouts import AheadRollouts
 from rl.cluster.rollout_workers import RayWorkers
 from rl.cluster.rollouts import RolloutGroup
 from rl.config.kinds import StalenessStrategy
 from rl.config.schema import Config
-from rl.observability.staleness import staleness_metrics
+from rl.observability.staleness import WaitHint, staleness_metrics
 from rl.rollout.headers import header_of_group
 from rl.types import Group, Prompt, Sampling, StopReason, TokenSequence, Trajectory, WeightUpdate
 from tests.unit.cluster.conftest import Ref
@@ -181,3 +182,30 @@ def sampled(prompt: Prompt, index: int, versions: tuple[int, ...]) -> Trajectory
     for version in versions:
         sequence.append_sampled([3], [-0.5], version)
     return Trajectory(prompt, index, [sequence], [], StopReason.FINISHED)
+
+
+def test_groups_that_ended_during_a_long_update_are_collected_and_their_worker_lives(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    clock = [0.0]
+    monkeypatch.setattr(rollout_workers.time, "monotonic", lambda: clock[0])
+    worker, order = SlowWorker(), expected(8)
+    rollouts = make_rollouts(worker, make_config(max_staleness=1))
+    worker.answer = lambda prompt: _ended(worker, prompt, [*order[:2], *order[4:]])
+    assert take(rollouts, 2, 0) == order[:2]
+    worker.end(*order[2:4])
+    clock[0] = 1e9
+    assert take(rollouts, 2, 1) == order[2:4]
+    assert "kill" not in worker.called
+
+
+def test_each_side_that_waits_for_long_is_named_once(caplog: pytest.LogCaptureFixture) -> None:
+    hint = WaitHint()
+    for idle in [0.9] * 7 + [0.1]:
+        hint.observe({"rollout/engine_idle_share": idle, "rollout/trainer_wait_share": 0.2})
+    assert caplog.messages == [
+        "in the last 8 steps engines had nothing to sample for 80 % of the time. Raise rl_config.max_staleness or "
+        "global_batch_size, so that more groups are open; or give the actor more devices."
+    ]
+    hint.observe({"rollout/engine_idle_share": 0.9, "rollout/trainer_wait_share": 0.3})
+    assert len(caplog.messages) == 1
